@@ -1,0 +1,221 @@
+//! The command line: parsed once, into something meaningful.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use lexopt::prelude::{Long, Short, Value, ValueExt};
+
+use crate::shell::settings::{Layers, Own};
+use crate::shell::{demo, fatal, logging, run};
+
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Serve an EspoCRM.
+    Run(Options),
+    /// Show the settings in force.
+    Config(Options),
+    /// Serve the demo page.
+    Demo(Own),
+    /// Explain.
+    Help,
+    /// Tell the version.
+    Version,
+}
+
+/// What the flags say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// Settings that win over those of the file.
+    pub flags: Own,
+}
+
+const HELP: &str = "\
+The real-time daemon of EspoCRM, a drop-in for its websocket.php.
+
+Usage:
+  espocrm-websocket run --espocrm DIR [options]     serve the EspoCRM in DIR
+  espocrm-websocket DIR [options]                   the same
+  espocrm-websocket config --espocrm DIR [options]  show the settings in force
+  espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
+
+Options:
+  --espocrm DIR          EspoCRM's root directory
+  --config FILE          our settings (default: /etc/espocrm-websocket/config.toml, if it exists)
+  --php PATH             PHP's command line (default: EspoCRM's phpExecutablePath, or php)
+  --listen ADDRESS       where browsers connect: 127.0.0.1, 0.0.0.0:8080, [::]:8080
+                         (default: 0.0.0.0, and the port of EspoCRM's configuration)
+  --zeromq DSN           where EspoCRM connects (default: from EspoCRM's configuration)
+  --max-connections N    connections at a time (default: 10000)
+  --max-checks N         PHP processes at a time that check access (default: 2 per core)
+  --check-timeout TIME   after which a check is killed (default: 20s)
+  --ping-interval TIME   between two pings of a connection (default: 25s)
+  --debug                log each event
+  -h, --help             this text
+  -V, --version          the version
+
+Signals: SIGHUP reads all settings again, SIGTERM and SIGINT stop. The log is on standard error.
+";
+
+impl Command {
+    /// Understands the arguments after the program's name.
+    ///
+    /// # Errors
+    /// What is not understood.
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
+        let mut parser = lexopt::Parser::from_args(arguments);
+        let mut name = None;
+        let mut options = Options::default();
+        let flags = &mut options.flags;
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("help") | Short('h') => return Ok(Self::Help),
+                Long("version") | Short('V') => return Ok(Self::Version),
+                Long("config") => options.config = Some(parser.value()?.into()),
+                Long("espocrm") => flags.espocrm = Some(parser.value()?.into()),
+                Long("php") => flags.php = Some(parser.value()?.into()),
+                Long("listen") => flags.listen = Some(parse(parser.value()?)?),
+                Long("zeromq") => flags.zeromq = Some(parser.value()?.string()?),
+                Long("max-connections") => flags.max_connections = Some(count(parser.value()?)?),
+                Long("max-checks") => flags.max_checks = Some(count(parser.value()?)?),
+                Long("check-timeout") => flags.check_timeout = Some(parse(parser.value()?)?),
+                Long("ping-interval") => flags.ping_interval = Some(parse(parser.value()?)?),
+                Long("debug") => flags.debug = Some(true),
+                Value(value) if name.is_none() => name = Some(value),
+                other => return Err(other.unexpected()),
+            }
+        }
+        match name.as_deref().and_then(|name| name.to_str()) {
+            Some("run") => Ok(Self::Run(options)),
+            Some("config") => Ok(Self::Config(options)),
+            Some("demo") => Ok(Self::Demo(options.flags)),
+            Some("help") => Ok(Self::Help),
+            _ => match name {
+                // A directory, as `php websocket.php` was replaced word for word.
+                Some(name) if name.to_string_lossy().contains('/') || name == "." => {
+                    options.flags.espocrm = Some(name.into());
+                    Ok(Self::Run(options))
+                }
+                Some(name) => Err(format!(
+                    "{} is no command (run, config, demo), and a directory is written with a slash",
+                    name.to_string_lossy()
+                )
+                .into()),
+                None => Err("a command is missing: run, config or demo".into()),
+            },
+        }
+    }
+
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// Why it could not be done.
+    pub fn execute(self) -> fatal::Result<()> {
+        match self {
+            Self::Run(options) => {
+                logging::start();
+                run::serve(options.layers()?)
+            }
+            Self::Config(options) => run::show(options.layers()?),
+            Self::Demo(flags) => {
+                logging::start();
+                demo::serve(&flags)
+            }
+            Self::Help => {
+                print!("{HELP}");
+                Ok(())
+            }
+            Self::Version => {
+                println!("espocrm-websocket {}", env!("CARGO_PKG_VERSION"));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Options {
+    fn layers(self) -> fatal::Result<Layers> {
+        Layers::new(self.flags, self.config)
+    }
+}
+
+fn parse<T>(value: OsString) -> Result<T, lexopt::Error>
+where
+    T: FromStr<Err: std::fmt::Display>,
+{
+    let text = value.string()?;
+    text.parse().map_err(|error: T::Err| format!("{text:?}: {error}").into())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as lexopt hands it out")]
+fn count(value: OsString) -> Result<usize, lexopt::Error> {
+    match value.parse()? {
+        0 => Err("a limit must be at least 1".into()),
+        number => Ok(number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(line: &str) -> Result<Command, String> {
+        let arguments = line.split_whitespace().map(OsString::from);
+        Command::parse(arguments).map_err(|error| error.to_string())
+    }
+
+    fn at(dir: &str) -> Options {
+        Options { flags: Own { espocrm: Some(dir.into()), ..Own::default() }, config: None }
+    }
+
+    #[test]
+    fn a_directory_alone_is_run() {
+        assert_eq!(command("/var/www/html"), Ok(Command::Run(at("/var/www/html"))));
+        assert_eq!(command("run --espocrm=/var/www/html"), Ok(Command::Run(at("/var/www/html"))));
+        assert_eq!(command("--espocrm ./x run"), Ok(Command::Run(at("./x"))));
+        assert_eq!(command("."), Ok(Command::Run(at("."))));
+    }
+
+    #[test]
+    fn every_flag_is_a_setting() {
+        let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
+                    --max-connections 7 --max-checks 8 --check-timeout 9s --ping-interval 10s \
+                    --debug";
+        let Ok(Command::Config(options)) = command(line) else { panic!() };
+        assert_eq!(options.config, Some("c.toml".into()));
+        let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
+                    max_connections = 7\nmax_checks = 8\ncheck_timeout = 9\nping_interval = 10\n\
+                    debug = true";
+        assert_eq!(Own::from_toml(file), Ok(options.flags));
+    }
+
+    #[test]
+    fn mistakes_are_explained() {
+        for (line, mistake) in [
+            ("", "a command is missing"),
+            ("serve", "serve is no command"),
+            ("run extra", "extra"),
+            ("run --port 1", "port"),
+            ("run --max-checks 0", "at least 1"),
+            ("run --max-checks x", "x"),
+            ("run --listen localhost", "no address"),
+            ("run --ping-interval soon", "a length of time"),
+            ("run --php", "missing argument"),
+        ] {
+            let error = command(line).unwrap_err();
+            assert!(error.contains(mistake), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_tells_every_flag() {
+        assert_eq!(command("run --help"), Ok(Command::Help));
+        assert_eq!(command("-V"), Ok(Command::Version));
+        for flag in ["espocrm", "config", "php", "listen", "zeromq", "debug", "ping-interval"] {
+            assert!(HELP.contains(&format!("--{flag}")));
+        }
+    }
+}

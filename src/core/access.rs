@@ -1,0 +1,528 @@
+//! The queue of access checks: which command is to be run next, and who waits for its verdict.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::id::ConnId;
+use super::limits::MAX_WAITING_CHECKS;
+use super::time::Time;
+use super::verdict::{Affirmation, Verdict};
+
+/// A question to EspoCRM: the arguments of `php command.php`, and what it says if the answer is
+/// yes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Check {
+    /// The command's name and its arguments. May hold a token: never to be logged.
+    pub arguments: Box<[Box<str>]>,
+    /// What the command prints if it allows.
+    pub affirmation: Affirmation,
+}
+
+/// Who waits for a verdict: this connection, for this of its questions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket {
+    /// The connection.
+    pub conn: ConnId,
+    /// Its authentication, or its n-th subscription.
+    pub serial: u32,
+}
+
+impl Ticket {
+    /// The serial number of a connection's authentication.
+    pub const AUTHENTICATION: u32 = 0;
+}
+
+/// Names one run of checks; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(u64);
+
+/// The verdict for one ticket.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Who asked.
+    pub ticket: Ticket,
+    /// What came of it. [`Verdict::Unchecked`] means that there will be no further attempt.
+    pub verdict: Verdict,
+}
+
+/// [`MAX_WAITING_CHECKS`] are waiting already.
+#[derive(Debug, PartialEq, Eq)]
+pub struct QueueFull;
+
+/// Decides when which check runs. Identical checks that wait are run once; authentications come
+/// before subscriptions; a subscription's check that failed is tried again a few times.
+#[derive(Debug)]
+pub struct Access {
+    /// How many checks may run at a time.
+    limit: usize,
+    running: usize,
+    paused: bool,
+    jobs: HashMap<JobId, Job>,
+    by_check: HashMap<Rc<Check>, JobId>,
+    by_ticket: HashMap<Ticket, JobId>,
+    authentications: Queue,
+    subscriptions: Queue,
+    /// Jobs that failed and wait for another attempt.
+    retries: BTreeSet<(Time, JobId)>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Job {
+    check: Rc<Check>,
+    tickets: Vec<Ticket>,
+    state: State,
+    failures: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Queued,
+    Running,
+    Retry(Time),
+}
+
+/// After how long a failed check of a subscription is tried again. Together they outlast the
+/// restart of a database.
+const RETRIES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+];
+
+impl Check {
+    /// Whether `token` is valid and `user`'s.
+    #[must_use]
+    pub fn authentication(token: &str, user: &str) -> Self {
+        Self {
+            arguments: ["AuthTokenCheck", token, user].map(Box::from).into(),
+            affirmation: Affirmation::UserId(user.into()),
+        }
+    }
+
+    /// Whether a topic may be seen, by the command of its category.
+    #[must_use]
+    pub fn topic(arguments: Box<[Box<str>]>) -> Self {
+        Self { arguments, affirmation: Affirmation::True }
+    }
+
+    /// Whether it asks for a token, not for a topic.
+    #[must_use]
+    pub fn is_authentication(&self) -> bool {
+        matches!(self.affirmation, Affirmation::UserId(_))
+    }
+
+    /// A line that the command has printed, without the token that it was given.
+    #[must_use]
+    pub fn redact(&self, line: &str) -> String {
+        let Some(token) = self.arguments.get(1).filter(|_| self.is_authentication()) else {
+            return line.to_owned();
+        };
+        // In a trace PHP shows no more than the first 15 characters of an argument.
+        let beginning = token.get(..15).unwrap_or(token);
+        line.replace(&**token, "(token)").replace(beginning, "(token)")
+    }
+}
+
+impl Access {
+    /// Runs at most `limit` checks at a time.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            running: 0,
+            paused: false,
+            jobs: HashMap::new(),
+            by_check: HashMap::new(),
+            by_ticket: HashMap::new(),
+            authentications: Queue::default(),
+            subscriptions: Queue::default(),
+            retries: BTreeSet::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Asks for a check. Its answer comes out of [`finish`](Self::finish), unless
+    /// [`cancel`](Self::cancel) comes first. An identical check that is waiting or running is
+    /// joined. Call [`start`](Self::start) afterwards.
+    ///
+    /// # Errors
+    /// [`QueueFull`]; nothing was asked.
+    pub fn request(&mut self, ticket: Ticket, check: Check) -> Result<(), QueueFull> {
+        if self.is_full() {
+            return Err(QueueFull);
+        }
+        let id = match self.by_check.get(&check) {
+            Some(id) => *id,
+            None => self.enqueue(check),
+        };
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.tickets.push(ticket);
+            self.by_ticket.insert(ticket, id);
+        }
+        Ok(())
+    }
+
+    /// The asker is gone or has lost interest. A check that nobody waits for is not run; one that
+    /// runs already ends unheard.
+    pub fn cancel(&mut self, ticket: Ticket) {
+        let Some(id) = self.by_ticket.remove(&ticket) else { return };
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.tickets.retain(|other| *other != ticket);
+        if !job.tickets.is_empty() || job.state == State::Running {
+            return;
+        }
+        match job.state {
+            State::Retry(at) => drop(self.retries.remove(&(at, id))),
+            State::Queued | State::Running => {}
+        }
+        let authentication = job.check.is_authentication();
+        let queued = job.state == State::Queued;
+        self.forget(id);
+        if queued {
+            let jobs = &self.jobs;
+            let queue =
+                if authentication { &mut self.authentications } else { &mut self.subscriptions };
+            queue.one_is_stale(|id| jobs.contains_key(&id));
+        }
+    }
+
+    /// The check that is to be run now; call until `None`. Each one that is returned must come back
+    /// through [`finish`](Self::finish).
+    pub fn start(&mut self) -> Option<(JobId, Rc<Check>)> {
+        if !self.can_start() {
+            return None;
+        }
+        loop {
+            let id = self.authentications.pop().or_else(|| self.subscriptions.pop())?;
+            // What was cancelled is still in the queue.
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.state = State::Running;
+                self.running += 1;
+                return Some((id, Rc::clone(&job.check)));
+            }
+        }
+    }
+
+    /// Takes the verdict of a check that ran. Appends the answers for all who wait for it, unless
+    /// it failed and is to be tried again.
+    pub fn finish(&mut self, now: Time, id: JobId, verdict: &Verdict, answers: &mut Vec<Answer>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.state != State::Running {
+            return;
+        }
+        self.running = self.running.saturating_sub(1);
+        let failed = matches!(verdict, Verdict::Unchecked(_));
+        let is_wanted = !job.check.is_authentication() && !job.tickets.is_empty();
+        if failed
+            && is_wanted
+            && let Some(delay) = RETRIES.get(job.failures)
+        {
+            job.failures += 1;
+            let at = now.after(*delay);
+            job.state = State::Retry(at);
+            self.retries.insert((at, id));
+            return;
+        }
+        for ticket in self.forget(id) {
+            self.by_ticket.remove(&ticket);
+            answers.push(Answer { ticket, verdict: verdict.clone() });
+        }
+    }
+
+    /// Queues what is due for another attempt. Call [`start`](Self::start) afterwards.
+    pub fn expire(&mut self, now: Time) {
+        while let Some(&(at, id)) = self.retries.first() {
+            if at > now {
+                return;
+            }
+            self.retries.pop_first();
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.state = State::Queued;
+                self.subscriptions.push(id);
+            }
+        }
+    }
+
+    /// The check that runs as `id`.
+    #[must_use]
+    pub fn check(&self, id: JobId) -> Option<Rc<Check>> {
+        self.jobs.get(&id).map(|job| Rc::clone(&job.check))
+    }
+
+    /// Whether [`start`](Self::start) may find something.
+    #[must_use]
+    pub fn can_start(&self) -> bool {
+        let queued = !self.authentications.ids.is_empty() || !self.subscriptions.ids.is_empty();
+        queued && !self.paused && self.running < self.limit
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.retries.first().map(|(at, _)| *at)
+    }
+
+    /// Changes how many checks may run at a time.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// Whether checks may be started. They are held back while EspoCRM's settings are being read
+    /// again, since its version tells how a verdict is to be understood.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Whether [`request`](Self::request) would fail.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.by_ticket.len() >= MAX_WAITING_CHECKS
+    }
+
+    /// How many checks are running.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running
+    }
+
+    /// How many tickets wait for a verdict.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.by_ticket.len()
+    }
+
+    /// Whether nobody waits for anything and nothing runs.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.by_ticket.is_empty() && self.retries.is_empty()
+    }
+
+    fn enqueue(&mut self, check: Check) -> JobId {
+        let id = JobId(self.next_id);
+        self.next_id += 1;
+        let check = Rc::new(check);
+        let queue = if check.is_authentication() {
+            &mut self.authentications
+        } else {
+            &mut self.subscriptions
+        };
+        queue.push(id);
+        self.by_check.insert(Rc::clone(&check), id);
+        let job = Job { check, tickets: Vec::new(), state: State::Queued, failures: 0 };
+        self.jobs.insert(id, job);
+        id
+    }
+
+    /// Removes a job and returns who waited for it.
+    fn forget(&mut self, id: JobId) -> Vec<Ticket> {
+        let Some(job) = self.jobs.remove(&id) else { return Vec::new() };
+        self.by_check.remove(&job.check);
+        if self.jobs.is_empty() {
+            // After a storm its memory is given back.
+            self.jobs = HashMap::new();
+            self.by_check = HashMap::new();
+        }
+        job.tickets
+    }
+}
+
+/// Jobs in the order of their arrival, among them some that were cancelled.
+#[derive(Debug, Default)]
+struct Queue {
+    ids: VecDeque<JobId>,
+    stale: usize,
+}
+
+impl Queue {
+    fn push(&mut self, id: JobId) {
+        self.ids.push_back(id);
+    }
+
+    fn pop(&mut self) -> Option<JobId> {
+        let id = self.ids.pop_front();
+        if self.ids.is_empty() {
+            *self = Self::default();
+        }
+        id
+    }
+
+    /// Whoever subscribes and unsubscribes without end must not make the queue grow: once half of
+    /// it is stale it is swept.
+    fn one_is_stale(&mut self, is_live: impl Fn(JobId) -> bool) {
+        self.stale += 1;
+        if self.stale * 2 > self.ids.len() {
+            self.ids.retain(|id| is_live(*id));
+            self.stale = 0;
+        }
+    }
+}
+
+/// Never shows the arguments, among which may be a token.
+impl std::fmt::Debug for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.arguments.first().map_or("", |name| name);
+        f.debug_struct("Check").field("command", &name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::verdict::Failure;
+    use super::*;
+
+    const NOW: Time = Time::from_millis(0);
+
+    fn ticket(conn: u32, serial: u32) -> Ticket {
+        Ticket { conn: ConnId::new(conn, conn), serial }
+    }
+
+    fn check(name: &str) -> Check {
+        Check::topic(Box::new([name.into()]))
+    }
+
+    fn started(access: &mut Access) -> Option<(JobId, String)> {
+        let (id, check) = access.start()?;
+        Some((id, check.arguments.join(" ")))
+    }
+
+    fn finish(access: &mut Access, now: Time, id: JobId, verdict: &Verdict) -> Vec<Ticket> {
+        let mut answers = Vec::new();
+        access.finish(now, id, verdict, &mut answers);
+        assert!(answers.iter().all(|answer| answer.verdict == *verdict));
+        answers.iter().map(|answer| answer.ticket).collect()
+    }
+
+    fn failed() -> Verdict {
+        Verdict::Unchecked(Failure::TimedOut)
+    }
+
+    #[test]
+    fn identical_checks_share_one_run() {
+        let mut access = Access::new(4);
+        for conn in 1..=3 {
+            access.request(ticket(conn, 1), check("a")).unwrap();
+        }
+        let (a, name) = started(&mut access).unwrap();
+        assert_eq!((name.as_str(), access.start()), ("a", None));
+        access.request(ticket(4, 1), check("a")).unwrap();
+        access.request(ticket(4, 2), check("b")).unwrap();
+        assert_eq!(started(&mut access).unwrap().1, "b");
+        let all = (1..=4).map(|conn| ticket(conn, 1)).collect::<Vec<_>>();
+        assert_eq!(finish(&mut access, NOW, a, &Verdict::Granted), all);
+        access.request(ticket(5, 1), check("a")).unwrap();
+        assert_eq!(started(&mut access).unwrap().1, "a");
+    }
+
+    #[test]
+    fn authentications_come_first_and_the_limit_holds() {
+        let mut access = Access::new(2);
+        for serial in 1..=3 {
+            access.request(ticket(1, serial), check(&serial.to_string())).unwrap();
+        }
+        access.request(ticket(2, 0), Check::authentication("t", "u")).unwrap();
+        let (first, name) = started(&mut access).unwrap();
+        assert_eq!(name, "AuthTokenCheck t u");
+        assert_eq!(started(&mut access).unwrap().1, "1");
+        assert_eq!(started(&mut access), None);
+        finish(&mut access, NOW, first, &Verdict::Denied);
+        assert_eq!(started(&mut access).unwrap().1, "2");
+        assert_eq!(access.running(), 2);
+    }
+
+    #[test]
+    fn a_cancelled_check_is_not_run_unless_somebody_else_waits() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 1), check("a")).unwrap();
+        access.request(ticket(2, 1), check("b")).unwrap();
+        access.request(ticket(3, 1), check("b")).unwrap();
+        access.cancel(ticket(1, 1));
+        access.cancel(ticket(2, 1));
+        access.cancel(ticket(9, 9));
+        let (b, name) = started(&mut access).unwrap();
+        assert_eq!(name, "b");
+        access.cancel(ticket(3, 1));
+        assert_eq!(access.running(), 1);
+        assert_eq!(finish(&mut access, NOW, b, &Verdict::Granted), []);
+        assert!(access.is_idle());
+        assert_eq!(access.running(), 0);
+    }
+
+    #[test]
+    fn a_failed_subscription_is_tried_again_a_few_times() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 1), check("a")).unwrap();
+        let mut now = NOW;
+        for delay in RETRIES {
+            let (id, _) = access.start().unwrap();
+            assert_eq!(finish(&mut access, now, id, &failed()), []);
+            assert_eq!((access.start(), access.running()), (None, 0));
+            now = now.after(delay);
+            assert_eq!(access.next_deadline(), Some(now));
+            access.expire(now);
+        }
+        let (id, _) = access.start().unwrap();
+        assert_eq!(finish(&mut access, now, id, &failed()), [ticket(1, 1)]);
+        assert!(access.is_idle());
+    }
+
+    #[test]
+    fn a_failed_authentication_is_answered_at_once() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 0), Check::authentication("t", "u")).unwrap();
+        let (id, _) = access.start().unwrap();
+        assert_eq!(finish(&mut access, NOW, id, &failed()), [ticket(1, 0)]);
+    }
+
+    #[test]
+    fn a_check_that_waits_for_another_attempt_can_be_joined_and_cancelled() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 1), check("a")).unwrap();
+        let (id, _) = access.start().unwrap();
+        finish(&mut access, NOW, id, &failed());
+        access.request(ticket(2, 1), check("a")).unwrap();
+        assert_eq!(access.start(), None);
+        access.cancel(ticket(1, 1));
+        access.cancel(ticket(2, 1));
+        assert!(access.is_idle());
+        assert_eq!(access.next_deadline(), None);
+    }
+
+    #[test]
+    fn paused_nothing_starts() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 1), check("a")).unwrap();
+        access.set_paused(true);
+        assert_eq!(access.start(), None);
+        access.set_paused(false);
+        assert!(access.start().is_some());
+    }
+
+    #[test]
+    fn the_queue_is_bounded_whatever_is_cancelled() {
+        let mut access = Access::new(0);
+        for number in 0..MAX_WAITING_CHECKS as u32 {
+            access.request(ticket(number, 1), check(&number.to_string())).unwrap();
+        }
+        assert!(access.is_full());
+        assert_eq!(access.request(ticket(0, 2), check("x")), Err(QueueFull));
+        for round in 0..100_000 {
+            let number = round % MAX_WAITING_CHECKS as u32;
+            access.cancel(ticket(number, 1));
+            access.request(ticket(number, 1), check(&number.to_string())).unwrap();
+        }
+        assert!(access.subscriptions.ids.len() <= 2 * MAX_WAITING_CHECKS + 2);
+    }
+
+    #[test]
+    fn a_token_is_never_shown() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 0), Check::authentication("s3cret", "u")).unwrap();
+        assert!(!format!("{access:?}").contains("s3cret"));
+        let check = Check::authentication("0123456789abcdef0123", "u");
+        let line = "Uncaught x('0123456789abcde...') in y?t=0123456789abcdef0123&u";
+        assert_eq!(check.redact(line), "Uncaught x('(token)...') in y?t=(token)&u");
+    }
+}

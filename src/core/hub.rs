@@ -1,0 +1,195 @@
+//! Who is connected, who is subscribed to what, and who may see it.
+
+mod directory;
+mod prefixes;
+mod session;
+
+use smallvec::SmallVec;
+
+use super::access::{Check, Ticket};
+use super::category::{Categories, NoTopic};
+use super::frame::{CloseReason, SharedFrame};
+use super::id::ConnId;
+use super::submission::{Rejection, Submission};
+use super::upgrade::Credentials;
+use super::verdict::Verdict;
+use directory::Directory;
+use session::Session;
+
+/// Decides what a browser's message, a verdict, a message of EspoCRM mean for whom.
+///
+/// It does nothing itself: what is to be done comes out of [`poll`](Self::poll), to be called until
+/// `None` after each of the other calls. A connection that it wants closed or dropped is forgotten
+/// by then.
+#[derive(Debug, Default)]
+pub struct Hub {
+    /// By the connection's slot.
+    sessions: Vec<Option<Session>>,
+    /// What the sessions share.
+    directory: Directory,
+}
+
+/// What the hub wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send the welcome, with a session id that nobody can guess.
+    Welcome(ConnId),
+    /// Send this frame.
+    Send(ConnId, SharedFrame),
+    /// End the connection cleanly: the tab gives up real-time until it is reloaded.
+    Close(ConnId, CloseReason),
+    /// End the connection without a Close frame: the tab comes back after three seconds.
+    Drop(ConnId),
+    /// Have this checked; the verdict is for [`Hub::verdict`].
+    Check(Ticket, Check),
+    /// The verdict is no longer wanted.
+    Cancel(Ticket),
+    /// This connection has as many subscriptions as it may have; another one was not taken.
+    TooManySubscriptions(ConnId),
+    /// A line for the debug log, in the words of EspoCRM's own daemon.
+    Log(String),
+}
+
+impl Hub {
+    /// Starts with these categories.
+    #[must_use]
+    pub fn new(categories: Categories) -> Self {
+        Self { sessions: Vec::new(), directory: Directory::new(categories) }
+    }
+
+    /// What is to be done next.
+    pub fn poll(&mut self) -> Option<Action> {
+        self.directory.poll()
+    }
+
+    /// Whether [`poll`](Self::poll) would return something.
+    #[must_use]
+    pub fn has_actions(&self) -> bool {
+        self.directory.has_actions()
+    }
+
+    /// Turns [`Action::Log`] on or off.
+    pub fn set_log(&mut self, log: bool) {
+        self.directory.log = log;
+    }
+
+    /// A browser has upgraded. Nothing is delivered to it before its token has been checked.
+    pub fn open(&mut self, conn: ConnId, credentials: &Credentials) {
+        if self.sessions.len() <= conn.slot() {
+            self.sessions.resize_with(conn.slot() + 1, || None);
+        }
+        if let Some(place) = self.sessions.get_mut(conn.slot()) {
+            *place = Some(self.directory.open(conn, credentials));
+        }
+    }
+
+    /// The connection is gone. Everything that it had is forgotten.
+    pub fn close(&mut self, conn: ConnId) {
+        let place = self.sessions.get_mut(conn.slot());
+        if let Some(session) = place.and_then(|place| place.take_if(|it| it.conn == conn)) {
+            self.directory.close(session);
+        }
+    }
+
+    /// A message from a browser.
+    pub fn receive(&mut self, conn: ConnId, text: &str) {
+        let Some(session) = session_mut(&mut self.sessions, conn) else { return };
+        if let Err(reason) = self.directory.receive(session, text) {
+            self.refuse(conn, reason);
+        }
+    }
+
+    /// The answer to an [`Action::Check`]. It counts only for the very connection and subscription
+    /// that asked, and only while they still wait for it.
+    pub fn verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
+        let conn = ticket.conn;
+        let Some(session) = session_mut(&mut self.sessions, conn) else { return };
+        if ticket.serial != Ticket::AUTHENTICATION {
+            return self.directory.decide(session, ticket.serial, *verdict == Verdict::Granted);
+        }
+        if session.authenticated {
+            return;
+        }
+        match verdict {
+            Verdict::Granted => self.directory.welcome(session),
+            Verdict::Denied => self.refuse(conn, CloseReason::Refused),
+            Verdict::Unchecked(_) => {
+                self.close(conn);
+                self.directory.act(Action::Drop(conn));
+            }
+        }
+    }
+
+    /// Who is to receive a message of EspoCRM: only connections whose own check for that very
+    /// topic has succeeded.
+    ///
+    /// # Errors
+    /// [`Rejection::UnknownTopic`]
+    pub fn receivers(
+        &self,
+        submission: &Submission<'_>,
+    ) -> Result<impl Iterator<Item = ConnId>, Rejection> {
+        let directory = &self.directory;
+        let rule = directory.categories.rule(&submission.topic);
+        if let Err(NoTopic::Unknown | NoTopic::TooLong) = rule {
+            return Err(Rejection::UnknownTopic);
+        }
+        let topic = directory.topics.find(&submission.topic);
+        let candidates = topic.and_then(|topic| match &submission.user {
+            None => directory.topics.value(topic),
+            Some(user) => directory.users.value(directory.users.find(user)?),
+        });
+        let all = submission.user.is_none();
+        let may_see = move |conn: &ConnId| {
+            let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
+            session.zip(topic).is_some_and(|(session, topic)| session.may_see(topic))
+        };
+        let conns = candidates.map(SmallVec::as_slice).unwrap_or_default().iter().copied();
+        // A topic's list holds only connections that may see it; a user's holds all of them.
+        Ok(conns.filter(move |conn| all || may_see(conn)))
+    }
+
+    /// EspoCRM's settings are about to be read again. Until [`reload`](Self::reload), topics that
+    /// are not known wait instead of being refused.
+    pub fn begin_reload(&mut self) {
+        self.directory.reloading = true;
+    }
+
+    /// The settings have been read; `None` if that failed and the old ones stay. What was granted
+    /// by a rule that has changed is checked anew, and not delivered until then.
+    pub fn reload(&mut self, categories: Option<Categories>) {
+        let old = self.directory.begin_with(categories);
+        for session in self.sessions.iter_mut().flatten() {
+            self.directory.review(session, &old);
+        }
+    }
+
+    /// The user of a connection, once it is authenticated.
+    #[must_use]
+    pub fn user(&self, conn: ConnId) -> Option<&str> {
+        let session = self.sessions.get(conn.slot())?.as_ref()?;
+        let known = session.conn == conn && session.authenticated;
+        known.then(|| self.directory.users.name(session.user))
+    }
+
+    /// The categories in force.
+    #[must_use]
+    pub fn categories(&self) -> &Categories {
+        &self.directory.categories
+    }
+
+    /// Whether nobody is connected and nothing is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sessions.iter().all(Option::is_none) && self.directory.is_empty()
+    }
+
+    fn refuse(&mut self, conn: ConnId, reason: CloseReason) {
+        self.close(conn);
+        self.directory.act(Action::Close(conn, reason));
+    }
+}
+
+fn session_mut(sessions: &mut [Option<Session>], conn: ConnId) -> Option<&mut Session> {
+    sessions.get_mut(conn.slot())?.as_mut().filter(|session| session.conn == conn)
+}

@@ -1,0 +1,277 @@
+//! What the sessions share: users, topics, the rules of EspoCRM, and the actions to be done.
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+
+use super::Action;
+use super::session::{Session, State, Subscription};
+use crate::core::access::{Check, Ticket};
+use crate::core::category::{Categories, NoTopic, Rule};
+use crate::core::frame::{CloseReason, SharedFrame};
+use crate::core::id::ConnId;
+use crate::core::interner::{Interner, Key};
+use crate::core::limits::MAX_SUBSCRIPTIONS;
+use crate::core::upgrade::Credentials;
+use crate::core::wamp::{self, ClientMessage};
+
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    pub categories: Categories,
+    /// The authenticated connections of each user.
+    pub users: Interner<Conns>,
+    /// The connections that may see each topic.
+    pub topics: Interner<Conns>,
+    /// EspoCRM's settings are being read again: an unknown topic may be known in a moment.
+    pub reloading: bool,
+    pub log: bool,
+    actions: VecDeque<Action>,
+}
+
+/// Most users have a tab or two, most records a viewer or two: these need no allocation.
+pub(super) type Conns = SmallVec<[ConnId; 2]>;
+
+impl Directory {
+    pub fn new(categories: Categories) -> Self {
+        Self { categories, ..Self::default() }
+    }
+
+    pub fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    pub fn poll(&mut self) -> Option<Action> {
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            // After a storm its memory is given back.
+            self.actions.shrink_to(64);
+        }
+        action
+    }
+
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.topics.is_empty() && self.actions.is_empty()
+    }
+
+    pub fn open(&mut self, conn: ConnId, credentials: &Credentials) -> Session {
+        let user = self.users.intern(&credentials.user);
+        let session = Session::new(conn, user);
+        let check = Check::authentication(&credentials.token, &credentials.user);
+        self.log(|_| format!("{conn}: open"));
+        self.act(Action::Check(session.ticket(Ticket::AUTHENTICATION), check));
+        session
+    }
+
+    pub fn welcome(&mut self, session: &mut Session) {
+        session.authenticated = true;
+        if let Some(conns) = self.users.value_mut(session.user) {
+            conns.push(session.conn);
+        }
+        self.log(|it| format!("{}: user {} subscribed", session.conn, it.users.name(session.user)));
+        self.act(Action::Welcome(session.conn));
+        self.resolve_all(session);
+    }
+
+    pub fn close(&mut self, mut session: Session) {
+        if session.authenticated {
+            if let Some(conns) = self.users.value_mut(session.user) {
+                remove(conns, session.conn);
+            }
+        } else {
+            self.act(Action::Cancel(session.ticket(Ticket::AUTHENTICATION)));
+        }
+        for subscription in std::mem::take(&mut session.subscriptions) {
+            self.withdraw(&session, &subscription);
+            self.topics.release(subscription.topic);
+        }
+        self.users.release(session.user);
+        self.log(|_| format!("{}: close", session.conn));
+    }
+
+    /// # Errors
+    /// The reason for which the connection is to be closed.
+    pub fn receive(&mut self, session: &mut Session, text: &str) -> Result<(), CloseReason> {
+        match wamp::parse(text).map_err(|wamp::Malformed| CloseReason::Malformed)? {
+            ClientMessage::Subscribe(topic) => {
+                let topic = session.prefixes.expand(&topic).into_owned();
+                self.subscribe(session, &topic);
+            }
+            ClientMessage::Unsubscribe(topic) => {
+                let topic = self.topics.find(&session.prefixes.expand(&topic));
+                if let Some(index) = topic.and_then(|topic| session.find(topic)) {
+                    self.drop_subscription(session, index, "remove topic");
+                }
+            }
+            ClientMessage::Prefix { prefix, uri } => session.prefixes.define(&prefix, &uri),
+            ClientMessage::Publish(topic) if topic.is_empty() => {}
+            ClientMessage::Publish(_) => return Err(CloseReason::Forbidden),
+            ClientMessage::Call { call_id, procedure } => {
+                let error = wamp::call_error(&call_id, &session.prefixes.expand(&procedure));
+                self.act(Action::Send(session.conn, SharedFrame::text(&error)));
+                return Err(CloseReason::Forbidden);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the verdict of the check with this serial number.
+    pub fn decide(&mut self, session: &mut Session, serial: u32, granted: bool) {
+        let waiting = State::Checking(serial);
+        let mut subscriptions = session.subscriptions.iter();
+        let Some(index) = subscriptions.position(|it| it.state == waiting) else { return };
+        if granted {
+            self.grant(session, index);
+        } else if let Some(subscription) = session.subscriptions.get_mut(index) {
+            // The check has ended: there is nothing to be cancelled.
+            subscription.state = State::Held;
+            self.drop_subscription(session, index, DENIED);
+        }
+    }
+
+    /// Takes the new categories, if there are any, and returns the old ones.
+    pub fn begin_with(&mut self, categories: Option<Categories>) -> Categories {
+        self.reloading = false;
+        match categories {
+            Some(categories) => std::mem::replace(&mut self.categories, categories),
+            None => self.categories.clone(),
+        }
+    }
+
+    /// Looks at a session's subscriptions again after the categories have changed from `old`.
+    pub fn review(&mut self, session: &mut Session, old: &Categories) {
+        for index in 0..session.subscriptions.len() {
+            let Some(subscription) = session.subscriptions.get(index) else { break };
+            let name = self.topics.name(subscription.topic);
+            if old.rule(name) != self.categories.rule(name) {
+                self.withdraw(session, subscription);
+                if let Some(subscription) = session.subscriptions.get_mut(index) {
+                    subscription.state = State::Held;
+                }
+            }
+        }
+        if session.authenticated {
+            self.resolve_all(session);
+        }
+    }
+
+    fn subscribe(&mut self, session: &mut Session, topic: &str) {
+        let known = self.topics.find(topic);
+        if known.is_some_and(|topic| session.find(topic).is_some()) {
+            return;
+        }
+        match self.categories.rule(topic) {
+            Ok(_) => {}
+            // Worth being remembered: the settings that may make it a topic are being read.
+            Err(NoTopic::Unknown | NoTopic::BadParameter | NoTopic::Broken) if self.reloading => {}
+            Err(_) => return self.log(|it| it.topic_line(session, DENIED, topic)),
+        }
+        if session.subscriptions.len() >= MAX_SUBSCRIPTIONS {
+            return self.act(Action::TooManySubscriptions(session.conn));
+        }
+        let topic = self.topics.intern(topic);
+        session.subscriptions.push(Subscription { topic, state: State::Held });
+        if session.authenticated {
+            self.resolve(session, session.subscriptions.len() - 1);
+        }
+    }
+
+    /// Resolves every subscription that is held.
+    fn resolve_all(&mut self, session: &mut Session) {
+        let mut index = 0;
+        while let Some(subscription) = session.subscriptions.get(index) {
+            let stays = subscription.state != State::Held || self.resolve(session, index);
+            index += usize::from(stays);
+        }
+    }
+
+    /// Finds out what has to be asked for a subscription that is held, and asks. False if it is
+    /// gone.
+    fn resolve(&mut self, session: &mut Session, index: usize) -> bool {
+        let Some(subscription) = session.subscriptions.get(index) else { return false };
+        let arguments = match self.categories.rule(self.topics.name(subscription.topic)) {
+            Ok(Rule::Open) => {
+                self.grant(session, index);
+                return true;
+            }
+            Ok(Rule::Check(template, parameters)) => {
+                template.arguments(self.users.name(session.user), &parameters)
+            }
+            Err(_) if self.reloading => return true,
+            Err(_) => {
+                self.drop_subscription(session, index, DENIED);
+                return false;
+            }
+        };
+        let ticket = session.next_ticket();
+        if let Some(subscription) = session.subscriptions.get_mut(index) {
+            subscription.state = State::Checking(ticket.serial);
+        }
+        self.act(Action::Check(ticket, Check::topic(arguments)));
+        true
+    }
+
+    fn grant(&mut self, session: &mut Session, index: usize) {
+        let Some(subscription) = session.subscriptions.get_mut(index) else { return };
+        subscription.state = State::Granted;
+        let topic = subscription.topic;
+        if let Some(conns) = self.topics.value_mut(topic) {
+            conns.push(session.conn);
+        }
+        self.log_topic(session, "add topic", topic);
+    }
+
+    fn drop_subscription(&mut self, session: &mut Session, index: usize, why: &str) {
+        if index >= session.subscriptions.len() {
+            return;
+        }
+        let subscription = session.subscriptions.remove(index);
+        self.withdraw(session, &subscription);
+        self.log_topic(session, why, subscription.topic);
+        self.topics.release(subscription.topic);
+    }
+
+    /// Ends a subscription's check or delivery.
+    fn withdraw(&mut self, session: &Session, subscription: &Subscription) {
+        match subscription.state {
+            State::Held => {}
+            State::Checking(serial) => self.act(Action::Cancel(session.ticket(serial))),
+            State::Granted => {
+                if let Some(conns) = self.topics.value_mut(subscription.topic) {
+                    remove(conns, session.conn);
+                }
+            }
+        }
+    }
+
+    fn log(&mut self, line: impl FnOnce(&Self) -> String) {
+        if self.log {
+            let line = line(self);
+            self.act(Action::Log(line));
+        }
+    }
+
+    fn log_topic(&mut self, session: &Session, what: &str, topic: Key) {
+        self.log(|it| it.topic_line(session, what, it.topics.name(topic)));
+    }
+
+    fn topic_line(&self, session: &Session, what: &str, topic: &str) -> String {
+        let user = self.users.name(session.user);
+        format!("{}: {what} {} for user {user}", session.conn, topic.escape_debug())
+    }
+}
+
+const DENIED: &str = "check access failed for topic";
+
+fn remove(conns: &mut Conns, conn: ConnId) {
+    if let Some(index) = conns.iter().position(|other| *other == conn) {
+        conns.swap_remove(index);
+    }
+    // After a rush its memory is given back.
+    if conns.spilled() && conns.len() < conns.capacity() / 4 {
+        conns.shrink_to_fit();
+    }
+}

@@ -1,0 +1,63 @@
+//! What a peer may make the daemon keep, with the memory that follows from it.
+//!
+//! The worst case is stated beside each constant, per connection unless it says otherwise.
+
+use std::time::Duration;
+
+/// Bytes of an HTTP upgrade's head. EspoCRM's cookies need 1 to 2 KiB; single sign-on portals add
+/// their own. Held only until the upgrade is answered: 16 KiB.
+pub const MAX_HEAD: usize = 16 * 1024;
+
+/// Header lines of an HTTP upgrade; parsed on the stack (100 × 32 B), nothing is kept.
+pub const MAX_HEADERS: usize = 100;
+
+/// Bytes of one WebSocket message from a browser, in one frame or in fragments; real ones stay
+/// under 1 KiB. Kept while incomplete: 64 KiB of raw frame and 64 KiB of earlier fragments.
+pub const MAX_CLIENT_MESSAGE: usize = 64 * 1024;
+
+/// Bytes of a topic, after the expansion of a prefix. EspoCRM's longest is about 60.
+pub const MAX_TOPIC: usize = 512;
+
+/// Bytes of a token, a user's id or one parameter of a topic. Real ones have 17 to 36.
+pub const MAX_PARAMETER: usize = 128;
+
+/// Subscriptions of one connection; a tab of EspoCRM holds 2 to 6. Each costs 12 B, and up to
+/// 700 B more if nobody else has that topic: 87 KiB.
+pub const MAX_SUBSCRIPTIONS: usize = 128;
+
+/// WAMP prefixes of one connection; EspoCRM's client defines none. At most
+/// 16 × (128 B + 512 B + 64 B): 11 KiB.
+pub const MAX_PREFIXES: usize = 16;
+
+/// Bytes of a prefix's short name; the long one is bounded by [`MAX_TOPIC`].
+pub const MAX_PREFIX: usize = 128;
+
+/// Bytes that wait to be written to one connection, on top of what the kernel takes. Events are
+/// shared by all connections that wait for them; 1 MiB is what a reader costs that is alone in
+/// being slow.
+pub const MAX_OUTBOX: usize = 1024 * 1024;
+
+/// Bytes of one message of EspoCRM. Real ones have 60 B to a few KiB (reminders). The queue of
+/// libzmq holds at most 1,000 messages of each PHP process that is connected.
+pub const MAX_SUBMISSION: usize = 1024 * 1024;
+
+/// Nesting of a message of EspoCRM: what PHP's own `json_encode` allows.
+pub const MAX_DEPTH: usize = 512;
+
+/// Tickets waiting for an access check, in all. Each costs about 150 B, and at most 600 B more
+/// if nobody else waits for that check: 12 MiB. Past it new tabs are told to come back (503).
+pub const MAX_WAITING_CHECKS: usize = 16 * 1024;
+
+/// Bytes that a PHP child may print; 36 are expected of a check, some hundred KiB of the settings
+/// of an EspoCRM with many extensions. Anything more ends the child.
+pub const MAX_CHILD_OUTPUT: usize = 1024 * 1024;
+
+/// From accepting a connection to the end of its upgrade, TLS included.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a browser may take to answer our Close frame, or to read an HTTP error, before TCP is
+/// ended anyway.
+pub const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Pings that may go unanswered before a connection counts as lost.
+pub const MAX_UNANSWERED_PINGS: u8 = 2;

@@ -1,0 +1,22 @@
+//! The pure core: what to do, decided without sockets, processes, files, threads or a clock.
+//!
+//! Inputs and `now` go in, actions come out. Nothing in here may use [`crate::shell`]; a test
+//! keeps the wall.
+
+pub mod access;
+pub mod category;
+pub mod command;
+pub mod frame;
+pub mod hub;
+pub mod id;
+pub mod interner;
+pub mod limits;
+pub mod outbox;
+pub mod reader;
+pub mod submission;
+pub mod time;
+pub mod timers;
+pub mod upgrade;
+pub mod verdict;
+pub mod version;
+pub mod wamp;

@@ -1,0 +1,217 @@
+//! The ZeroMQ socket into which EspoCRM's PHP pushes its messages.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use zmq::{Context, Message, Socket, SocketType};
+
+use super::fatal::{Fatal, Result};
+use crate::core::limits::MAX_SUBMISSION;
+use crate::core::submission::Rejection;
+
+/// A PULL socket. PHP makes a connection for each message.
+pub struct Bus {
+    // The socket must be closed before its context.
+    socket: Socket,
+    context: Context,
+    descriptor: RawFd,
+    endpoint: String,
+}
+
+/// What [`Bus::receive`] has found.
+pub enum Received {
+    /// A message of one part.
+    Message(Message),
+    /// A message that cannot be one of EspoCRM's.
+    Rejected(Rejection),
+    /// Nothing more for now: the descriptor tells when there is.
+    Nothing,
+}
+
+/// Messages of each PHP process that libzmq keeps until they are taken.
+const QUEUE: i32 = 1_000;
+
+/// Connections that may wait to be accepted: one per request that PHP is serving.
+const BACKLOG: i32 = 1_024;
+
+/// For a connection to become a ZeroMQ one, in milliseconds.
+const HANDSHAKE: i32 = 10_000;
+
+impl Bus {
+    /// Binds `endpoint`, such as `tcp://127.0.0.1:5555`, `tcp://*:7777` or `ipc:///run/x.sock`.
+    ///
+    /// # Errors
+    /// If it cannot be bound: why, and what to do.
+    pub fn bind(endpoint: &str) -> Result<Self> {
+        let trouble = |error: zmq::Error| Fatal::new(format!("ZeroMQ cannot be used: {error}."));
+        let context = Context::new();
+        let socket = context.socket(SocketType::PULL).map_err(trouble)?;
+        let set_up = || {
+            socket.set_linger(0)?;
+            socket.set_rcvhwm(QUEUE)?;
+            socket.set_backlog(BACKLOG)?;
+            socket.set_handshake_ivl(HANDSHAKE)?;
+            socket.set_maxmsgsize(i64::try_from(MAX_SUBMISSION).unwrap_or(i64::MAX))?;
+            socket.get_fd()
+        };
+        let descriptor = set_up().map_err(trouble)?;
+        let mut bus = Self { socket, context, descriptor, endpoint: String::new() };
+        bus.endpoint = bus.bind_socket(endpoint)?;
+        Ok(bus)
+    }
+
+    /// Moves to another endpoint; if that fails the old one stays.
+    ///
+    /// # Errors
+    /// If the new one cannot be bound.
+    pub fn rebind(&mut self, endpoint: &str) -> Result<()> {
+        let new = self.bind_socket(endpoint)?;
+        // It was bound, so it can be unbound.
+        let _ = self.socket.unbind(&self.endpoint);
+        self.endpoint = new;
+        Ok(())
+    }
+
+    /// Where it is bound: with the number of the port if any free one was asked for.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The context, for another socket of this process.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Has `token` reported when there may be messages. libzmq's descriptor reports changes, not
+    /// states, and some that are none: after each report, and after any other call,
+    /// [`receive`](Self::receive) must be called until there is [`Received::Nothing`].
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut SourceFd(&self.descriptor), token, Interest::READABLE)
+    }
+
+    /// Takes the next message, without waiting.
+    #[must_use]
+    pub fn receive(&self) -> Received {
+        match self.receive_part() {
+            Ok(message) if !message.get_more() => Received::Message(message),
+            Ok(_) => {
+                // The parts of a message arrive together or not at all.
+                while self.receive_part().is_ok_and(|part| part.get_more()) {}
+                Received::Rejected(Rejection::Multipart)
+            }
+            Err(_) => Received::Nothing,
+        }
+    }
+
+    fn receive_part(&self) -> std::result::Result<Message, zmq::Error> {
+        loop {
+            match self.socket.recv_msg(zmq::DONTWAIT) {
+                Err(zmq::Error::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Binds and returns the endpoint as libzmq names it.
+    fn bind_socket(&self, endpoint: &str) -> Result<String> {
+        let failed = |why: &str| {
+            Fatal::new(format!(
+                "EspoCRM's messages cannot be received at {}: {why}. It is set by EspoCRM's \
+                 parameter webSocketZeroMQSubscriberDsn, or by --zeromq.",
+                endpoint.escape_debug()
+            ))
+        };
+        let known = endpoint.starts_with("tcp://") || endpoint.starts_with("ipc://");
+        if !known || endpoint.contains('\0') {
+            return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
+        }
+        // libzmq binds to addresses and interfaces only.
+        let address = endpoint.replacen("tcp://localhost:", "tcp://127.0.0.1:", 1);
+        self.socket.bind(&address).map_err(|error| match error {
+            zmq::Error::EADDRINUSE => failed(
+                "it is in use. Another daemon runs there: stop EspoCRM's own (systemctl stop \
+                 espocrm-websocket, or find it by ss -ltnp)",
+            ),
+            zmq::Error::EACCES => failed("this user may not"),
+            zmq::Error::ENODEV | zmq::Error::EADDRNOTAVAIL => {
+                failed("this machine has no such address")
+            }
+            error => failed(error.message()),
+        })?;
+        match self.socket.get_last_endpoint() {
+            Ok(Ok(bound)) => Ok(bound.trim_end_matches('\0').to_owned()),
+            _ => Ok(address),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(bus: &Bus) -> std::result::Result<String, Rejection> {
+        loop {
+            match bus.receive() {
+                Received::Message(message) => return Ok(message.as_str().unwrap().to_owned()),
+                Received::Rejected(rejection) => return Err(rejection),
+                Received::Nothing => std::thread::sleep(std::time::Duration::from_millis(5)),
+            }
+        }
+    }
+
+    fn sender(endpoint: &str) -> Socket {
+        let socket = Context::new().socket(SocketType::PUSH).unwrap();
+        socket.connect(endpoint).unwrap();
+        socket
+    }
+
+    #[test]
+    fn messages_arrive_and_multipart_ones_are_rejected_whole() {
+        let bus = Bus::bind("tcp://127.0.0.1:*").unwrap();
+        let sender = sender(bus.endpoint());
+        sender.send("one", 0).unwrap();
+        sender.send_multipart(["a", "b", "c"], 0).unwrap();
+        sender.send("two", 0).unwrap();
+        let received: Vec<_> = (0..3).map(|_| receive(&bus)).collect();
+        let expected = [Ok("one".to_owned()), Err(Rejection::Multipart), Ok("two".to_owned())];
+        assert_eq!(received, expected);
+    }
+
+    #[test]
+    fn it_moves_to_another_endpoint() {
+        let mut bus = Bus::bind("tcp://127.0.0.1:*").unwrap();
+        let old = bus.endpoint().to_owned();
+        bus.rebind("tcp://localhost:*").unwrap();
+        assert_ne!(bus.endpoint(), old);
+        sender(bus.endpoint()).send("here", 0).unwrap();
+        assert_eq!(receive(&bus), Ok("here".to_owned()));
+        // The old endpoint is free again, a little later: libzmq closes it in its own thread.
+        while Bus::bind(&old).is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_bound_is_explained() {
+        let bus = Bus::bind("tcp://127.0.0.1:*").unwrap();
+        for (endpoint, why) in [
+            (bus.endpoint(), "in use"),
+            ("", "an endpoint is expected"),
+            ("127.0.0.1:5555", "an endpoint is expected"),
+            ("tcp://127.0.0.1:5555\0", "an endpoint is expected"),
+            ("tcp://127.0.0.1", "Invalid argument"),
+            ("tcp://192.0.2.1:5555", "no such address"),
+        ] {
+            let error = Bus::bind(endpoint).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(error.contains("webSocketZeroMQSubscriberDsn"), "{error}");
+        }
+    }
+}

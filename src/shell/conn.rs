@@ -1,0 +1,189 @@
+//! One connection of a browser.
+
+use std::io;
+
+use mio::{Registry, Token};
+
+use super::stream::{Stream, Written};
+use crate::core::id::ConnId;
+use crate::core::limits::MAX_HEAD;
+use crate::core::outbox::Outbox;
+use crate::core::reader::Reader;
+use crate::core::time::Time;
+
+/// A connection's socket, how far it has come, and what it still has to send. While it is idle
+/// that is all: what is being read, and what waits to be written, is kept only while there is any.
+pub struct Conn {
+    /// Its name.
+    pub id: ConnId,
+    /// How far it has come.
+    pub phase: Phase,
+    /// What waits to be written.
+    pub outbox: Outbox,
+    /// When it has to be looked at: a deadline, or the next ping.
+    pub due: Time,
+    /// Pings since the peer was last heard.
+    pub unanswered_pings: u8,
+    /// It is in the server's list of those to be flushed.
+    pub dirty: bool,
+    /// It is in the server's list of those to be read on.
+    pub unread: bool,
+    /// The kernel took no more; it will say when it does.
+    blocked: bool,
+    stream: Stream,
+}
+
+/// The life of a connection, in this order.
+pub enum Phase {
+    /// The HTTP request is being read (after the TLS handshake, if there is one).
+    Upgrading(Upgrading),
+    /// It is a WebSocket.
+    Open(Reader),
+    /// Our Close frame is on its way; the peer's is awaited.
+    Closing(Reader),
+    /// What waits to be written is the last.
+    Finishing,
+    /// Everything is written; the peer's end is awaited, so that it gets to read it all.
+    Draining,
+    /// To be freed at the end of this turn.
+    Ended,
+}
+
+/// A request that has not arrived completely.
+#[derive(Default)]
+pub struct Upgrading {
+    /// It will be answered 503: there are too many connections.
+    pub over_limit: bool,
+    bytes: Vec<u8>,
+    /// How many bytes there were when it was parsed last.
+    parsed: usize,
+}
+
+impl Conn {
+    /// A connection just accepted.
+    #[must_use]
+    pub fn new(id: ConnId, stream: Stream, over_limit: bool, deadline: Time) -> Self {
+        Self {
+            id,
+            phase: Phase::Upgrading(Upgrading { over_limit, ..Upgrading::default() }),
+            outbox: Outbox::default(),
+            due: deadline,
+            unanswered_pings: 0,
+            dirty: false,
+            unread: false,
+            blocked: false,
+            stream,
+        }
+    }
+
+    /// Has `token` reported when there is something to be read, or room to write.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.stream.register(registry, token)
+    }
+
+    /// Reads what is there; 0 is the end.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is nothing for now; all others are final.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.read(buffer)
+    }
+
+    /// Writes what waits, unless the kernel has said that it takes no more.
+    ///
+    /// # Errors
+    /// All are final.
+    pub fn write(&mut self) -> io::Result<Written> {
+        if self.blocked {
+            return Ok(Written::Blocked);
+        }
+        let written = self.stream.write(&mut self.outbox)?;
+        self.blocked = written == Written::Blocked;
+        Ok(written)
+    }
+
+    /// The kernel takes more. Whether there is anything to be written.
+    pub fn unblock(&mut self) -> bool {
+        self.blocked = false;
+        self.has_output()
+    }
+
+    /// Whether [`write`](Self::write) has something to do.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.outbox.is_empty() || self.stream.wants_write()
+    }
+
+    /// Everything is written. If that was the last, the peer is told so.
+    pub fn written(&mut self) {
+        if matches!(self.phase, Phase::Finishing) {
+            self.stream.finish();
+            self.phase = Phase::Draining;
+        }
+    }
+
+    /// Whether it is over, but for freeing it.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended)
+    }
+}
+
+impl Upgrading {
+    /// Takes the next bytes. Whether it is worth parsing: at the first bytes, at the blank line,
+    /// and whenever the length has doubled, so that a peer that sends byte by byte costs no more
+    /// than one that sends all at once.
+    pub fn feed(&mut self, bytes: &[u8]) -> bool {
+        // The blank line may have begun before.
+        let from = self.bytes.len().saturating_sub(2);
+        self.bytes.extend_from_slice(bytes);
+        let new = self.bytes.get(from..).unwrap_or_default();
+        let blank = new.windows(2).any(|pair| pair == b"\n\n")
+            || new.windows(3).any(|triple| triple == b"\n\r\n");
+        let worth = blank || self.bytes.len() >= (2 * self.parsed).min(MAX_HEAD);
+        if worth {
+            self.parsed = self.bytes.len();
+        }
+        worth
+    }
+
+    /// What has arrived.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parses(request: &[u8], step: usize) -> (usize, bool) {
+        let mut upgrading = Upgrading::default();
+        let mut worth = Vec::new();
+        for piece in request.chunks(step) {
+            worth.push(upgrading.feed(piece));
+        }
+        assert_eq!(upgrading.bytes(), request);
+        (worth.iter().filter(|worth| **worth).count(), *worth.last().unwrap())
+    }
+
+    #[test]
+    fn a_request_is_parsed_when_it_is_complete_and_rarely_before() {
+        for end in ["\r\n\r\n", "\n\n", "\r\n\n", "\n\r\n"] {
+            let request = format!("GET / HTTP/1.1\r\nCookie: {}{end}", "x".repeat(10_000));
+            for step in [1, 2, 3, 1_000, 20_000] {
+                let (count, last) = parses(request.as_bytes(), step);
+                assert!(last && count <= 17, "{step}: {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert!(size_of::<Conn>() <= 144, "{}", size_of::<Conn>());
+    }
+}

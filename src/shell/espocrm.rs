@@ -1,0 +1,9 @@
+//! An EspoCRM installation, seen from outside: its settings, its commands, its files.
+
+mod facts;
+mod installation;
+mod watch;
+
+pub use facts::Facts;
+pub use installation::{Installation, PROBE_TIMEOUT};
+pub use watch::Watch;

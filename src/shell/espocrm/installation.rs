@@ -1,0 +1,181 @@
+//! Where an EspoCRM is, and how its PHP is run.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::Facts;
+use crate::core::access::Check;
+use crate::core::verdict::{Exit, Failure};
+use crate::shell::children::{Children, Finished};
+use crate::shell::fatal::{Fatal, Result};
+use crate::shell::sys;
+
+/// An EspoCRM's root directory and the PHP that runs its commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installation {
+    root: PathBuf,
+    php: PathBuf,
+}
+
+/// How long EspoCRM may take to tell its settings. It needs 50 to 160 ms.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+
+const PROBE: &str = include_str!("../probe.php");
+
+/// What the service manager tells us, and nobody else.
+const OURS_ALONE: [&str; 8] = [
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "MAINPID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "JOURNAL_STREAM",
+];
+
+impl Installation {
+    /// The EspoCRM in `root`, run by `php`: a path, or a name to be found in `PATH`.
+    ///
+    /// # Errors
+    /// If there is no EspoCRM, or if it cannot be read.
+    pub fn new(root: &Path, php: &Path) -> Result<Self> {
+        let root = root.canonicalize().map_err(|error| {
+            let root = root.display();
+            Fatal::new(format!("{root}: {error}. Name EspoCRM's directory by --espocrm DIR."))
+        })?;
+        for file in ["bootstrap.php", "command.php"] {
+            std::fs::File::open(root.join(file))
+                .map_err(|error| no_espocrm(&root, file, &error))?;
+        }
+        Ok(Self { root, php: php.to_owned() })
+    }
+
+    /// The same EspoCRM, run by another PHP.
+    #[must_use]
+    pub fn with_php(&self, php: &Path) -> Self {
+        Self { root: self.root.clone(), php: php.to_owned() }
+    }
+
+    /// EspoCRM's root directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The PHP that is run.
+    #[must_use]
+    pub fn php(&self) -> &Path {
+        &self.php
+    }
+
+    /// The command that answers an access check.
+    #[must_use]
+    pub fn check(&self, check: &Check) -> Command {
+        let mut command = self.command();
+        command.arg("command.php").args(check.arguments.iter().map(|word| &**word));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// The command that tells EspoCRM's settings, for [`read_probe`](Self::read_probe).
+    ///
+    /// # Errors
+    /// If the script cannot be handed over.
+    pub fn probe(&self) -> io::Result<Command> {
+        let mut command = self.command();
+        command.stdin(sys::memory_file(PROBE.as_bytes())?);
+        Ok(command)
+    }
+
+    /// Understands what the probe has printed.
+    ///
+    /// # Errors
+    /// If EspoCRM could not tell its settings: why, as far as PHP says.
+    pub fn read_probe(&self, finished: &Finished) -> Result<Facts> {
+        let root = self.root.display();
+        if finished.exit == Ok(Exit::Status(0))
+            && let Some(facts) = Facts::from_output(&finished.stdout)
+        {
+            return Ok(facts);
+        }
+        let complaint = finished.complaint();
+        let what = match &finished.exit {
+            Err(Failure::TimedOut) => {
+                format!("did not tell its settings within {} s", PROBE_TIMEOUT.as_secs())
+            }
+            Err(failure) => format!("could not be asked for its settings: {failure}"),
+            Ok(Exit::Signal(signal)) => format!("could not be asked: PHP died of signal {signal}"),
+            Ok(Exit::Status(status)) => {
+                format!("could not tell its settings: PHP ended with status {status}")
+            }
+        };
+        let said = if complaint.is_empty() {
+            ", without a word".to_owned()
+        } else {
+            format!(" and said: {complaint}")
+        };
+        Err(Fatal::new(format!(
+            "EspoCRM in {root} {what}{said}. Look into {root}/data/logs, and try: cd {root} && {} \
+             command.php",
+            self.php.display()
+        )))
+    }
+
+    /// Asks EspoCRM for its settings and waits for the answer.
+    ///
+    /// # Errors
+    /// If PHP cannot be started or EspoCRM does not answer.
+    pub fn ask(&self) -> Result<Facts> {
+        let finished = self.probe().and_then(|command| Children::run(command, PROBE_TIMEOUT));
+        let finished = finished.map_err(|error| self.no_php(&error))?;
+        self.read_probe(&finished)
+    }
+
+    /// PHP could not be started.
+    #[must_use]
+    pub fn no_php(&self, error: &io::Error) -> Fatal {
+        Fatal::new(format!(
+            "PHP could not be started as {} in {}: {error}. Install PHP's command line \
+             (php-cli), or name it by --php PATH.",
+            self.php.display(),
+            self.root.display()
+        ))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.php);
+        command.current_dir(&self.root);
+        for name in OURS_ALONE {
+            command.env_remove(name);
+        }
+        // EspoCRM's files belong to the web server's user; caches that root writes would lock it
+        // out.
+        if sys::is_root()
+            && let Ok(data) = self.root.join("data").metadata()
+            && data.uid() != 0
+        {
+            command.uid(data.uid()).gid(data.gid());
+        }
+        command
+    }
+}
+
+fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Fatal {
+    let root = root.display();
+    Fatal::new(match error.kind() {
+        io::ErrorKind::NotFound => format!(
+            "{root} holds no {file}: it is not EspoCRM's root. Name that directory by --espocrm \
+             DIR; usual ones are /var/www/html and /var/www/espocrm."
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "{root}/{file} may not be read by this user. Run espocrm-websocket as the owner of \
+             {root}/data, usually www-data, apache or nginx."
+        ),
+        _ => format!("{root}/{file} cannot be read: {error}."),
+    })
+}

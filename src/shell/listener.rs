@@ -1,0 +1,95 @@
+//! The socket at which browsers, or the proxy in front of us, connect.
+
+use std::io;
+use std::net::SocketAddr;
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::fatal::{Fatal, Result};
+use super::settings::{Settings, Source};
+
+/// A listening TCP socket.
+pub struct Listener {
+    tcp: TcpListener,
+    address: SocketAddr,
+}
+
+/// With the usual 128, a thousand tabs that come back at once wait 1.5 s for a second attempt of
+/// their kernel. The kernel caps it (`net.core.somaxconn`).
+const BACKLOG: i32 = 4_096;
+
+/// What the kernel keeps for a reader that does not read; it doubles the number. Without a cap it
+/// goes up to 4 MB.
+const SEND_BUFFER: usize = 64 * 1024;
+
+impl Listener {
+    /// Listens where the settings say.
+    ///
+    /// # Errors
+    /// If that is not possible: why, by which setting, and what to do.
+    pub fn bind(settings: &Settings) -> Result<Self> {
+        let address = settings.listen();
+        Self::listen(address).map_err(|error| {
+            let why = match error.kind() {
+                io::ErrorKind::AddrInUse => format!(
+                    "it is in use. Another daemon runs there: stop EspoCRM's own (php \
+                     websocket.php), or find it by: ss -ltnp 'sport = :{}'",
+                    address.port()
+                ),
+                io::ErrorKind::PermissionDenied => "this user may not. A port below 1024 needs \
+                     AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit"
+                    .to_owned(),
+                io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+                _ => error.to_string(),
+            };
+            let parameter = match settings.port.source {
+                Source::Espocrm(parameter) => format!("EspoCRM's parameter {parameter}"),
+                Source::Default => "EspoCRM's parameter webSocketPort, which is not set".to_owned(),
+                Source::File => "our configuration file".to_owned(),
+                Source::Flag => "--listen".to_owned(),
+            };
+            Fatal::new(format!(
+                "Browsers cannot be served at {address}: {why}. The port is set by {parameter}."
+            ))
+        })
+    }
+
+    /// Where it listens: with the number of the port if any free one was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Has `token` reported when connections wait. After a report
+    /// [`accept`](Self::accept) must be called until it would block.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.tcp, token, Interest::READABLE)
+    }
+
+    /// Takes the next connection, without waiting.
+    ///
+    /// # Errors
+    /// Those of `accept(2)`.
+    pub fn accept(&self) -> io::Result<TcpStream> {
+        self.tcp.accept().map(|(stream, _)| stream)
+    }
+
+    fn listen(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        // The connections that it accepts inherit these.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let tcp = TcpListener::from_std(socket.into());
+        let address = tcp.local_addr()?;
+        Ok(Self { tcp, address })
+    }
+}

@@ -1,0 +1,17 @@
+//! The shell: sockets, ZeroMQ, processes, files, the clock. It does what [`crate::core`] decides.
+
+pub mod bus;
+pub mod children;
+pub mod clock;
+pub mod conn;
+pub mod demo;
+pub mod espocrm;
+pub mod fatal;
+pub mod listener;
+pub mod logging;
+pub mod run;
+pub mod server;
+pub mod settings;
+pub mod stream;
+pub mod sys;
+pub mod tls;

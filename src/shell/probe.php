@@ -1,0 +1,49 @@
+<?php
+// Run by espocrm-websocket in EspoCRM's root: prints the settings of this EspoCRM as EspoCRM itself
+// sees them, in one line of JSON. Written for PHP 5.6 and later.
+
+ob_start();
+
+include 'bootstrap.php';
+
+$application = new \Espo\Core\Application();
+$container = $application->getContainer();
+$config = $container->get('config');
+
+$parameters = array();
+foreach (array(
+    'version',
+    'siteUrl',
+    'phpExecutablePath',
+    'useWebSocket',
+    'webSocketDebugMode',
+    'webSocketMessager',
+    'webSocketPort',
+    'webSocketSslCertificateFile',
+    'webSocketSslCertificateLocalPrivateKey',
+    'webSocketSslCertificatePassphrase',
+    'webSocketUrl',
+    'webSocketUseSecureServer',
+    'webSocketZeroMQSubmissionDsn',
+    'webSocketZeroMQSubscriberDsn',
+) as $name) {
+    $parameters[$name] = $config->get($name);
+}
+
+$facts = array(
+    'php' => PHP_VERSION,
+    'parameters' => $parameters,
+    'categories' => $container->get('metadata')->get(array('app', 'webSocket', 'categories')),
+);
+
+// Whatever EspoCRM or PHP has printed so far is not ours.
+while (ob_get_level() > 0) {
+    ob_end_clean();
+}
+
+$options = JSON_PARTIAL_OUTPUT_ON_ERROR;
+if (defined('JSON_INVALID_UTF8_SUBSTITUTE')) {
+    $options |= JSON_INVALID_UTF8_SUBSTITUTE;
+}
+
+echo "\nespocrm-websocket-probe:" . json_encode($facts, $options) . "\n";

@@ -1,0 +1,343 @@
+//! The event loop: one thread, one poll, every socket.
+
+mod accept;
+mod checks;
+mod messages;
+mod reload;
+mod traffic;
+mod upgrading;
+mod websocket;
+
+pub use reload::Espocrm;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use log::info;
+use mio::event::Event;
+use mio::{Events, Interest, Poll, Token};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+use slab::Slab;
+
+use super::bus::Bus;
+use super::children::Children;
+use super::clock::Clock;
+use super::conn::Conn;
+use super::demo::Demo;
+use super::fatal::{Fatal, Result};
+use super::listener::Listener;
+use super::logging::{self, Burst};
+use super::settings::Settings;
+use super::sys;
+use crate::core::access::{Access, Answer};
+use crate::core::frame::SharedFrame;
+use crate::core::hub::{Action, Hub};
+use crate::core::id::ConnId;
+use crate::core::reader::Incoming;
+use crate::core::time::Time;
+use crate::core::timers::Timers;
+use accept::Accepting;
+
+/// The daemon. It owns all I/O; what is to be done it asks the core.
+///
+/// One turn of the loop: carry out what the core wants done, flush what is to be written, free what
+/// has ended, wait, read the clock, dispatch what has happened, go on with what was left, expire
+/// timers.
+pub struct Server {
+    poll: Poll,
+    signals: Signals,
+    clock: Clock,
+    /// The moment of this turn.
+    now: Time,
+    settings: Settings,
+    accepting: Accepting,
+    bus: Bus,
+    /// The bus may hold more messages.
+    bus_pending: bool,
+    conns: Slab<Conn>,
+    hub: Hub,
+    access: Access,
+    backend: Backend,
+    children: Children,
+    answers: Vec<Answer>,
+    timers: Timers,
+    /// Connections with something to be written.
+    dirty: VecDeque<ConnId>,
+    /// Connections with more to be read than one turn reads.
+    unread: VecDeque<ConnId>,
+    /// Slots to be freed.
+    ended: Vec<usize>,
+    /// What is read goes here first.
+    scratch: Box<[u8]>,
+    incoming: Vec<Incoming>,
+    ping: SharedFrame,
+    counters: Counters,
+    bursts: Bursts,
+    stopping: bool,
+}
+
+/// Who answers access checks and tells the settings.
+#[expect(clippy::large_enum_variant, reason = "there is one")]
+pub enum Backend {
+    /// An EspoCRM, through PHP.
+    Espocrm(Espocrm),
+    /// Nobody: the demo answers by itself.
+    Demo(Demo),
+}
+
+/// What has happened since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    connections: u64,
+    messages: u64,
+    rejected: u64,
+    deliveries: u64,
+}
+
+/// What peers can cause at will: the administrator should hear of it and not drown in it.
+#[derive(Debug, Default)]
+struct Bursts {
+    rejected: Burst,
+    refused: Burst,
+    over_limit: Burst,
+    no_descriptor: Burst,
+    slow: Burst,
+    too_many_subscriptions: Burst,
+    unchecked: Burst,
+    queue_full: Burst,
+    tls: Burst,
+}
+
+const LISTENER: Token = Token(0);
+const BUS: Token = Token(1);
+const SIGNALS: Token = Token(2);
+/// Two tokens for each child: more than there can be processes.
+const FIRST_CHILD: usize = 16;
+const FIRST_CONN: usize = 1 << 24;
+
+/// Events taken from the kernel at a time; 12 B each.
+const EVENTS: usize = 1_024;
+
+/// Bytes read at a time.
+const SCRATCH: usize = 16 * 1024;
+
+impl Server {
+    /// Binds both ports: browsers and EspoCRM can connect from now on.
+    ///
+    /// # Errors
+    /// If that is not possible: why, and what to do.
+    pub fn new(mut settings: Settings, mut backend: Backend) -> Result<Self> {
+        let trouble = |error: io::Error| Fatal::new(format!("The event loop cannot run: {error}."));
+        let poll = Poll::new().map_err(trouble)?;
+        let registry = poll.registry();
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD]).map_err(trouble)?;
+        registry.register(&mut signals, SIGNALS, Interest::READABLE).map_err(trouble)?;
+        let acceptor = backend.acceptor(&settings)?;
+        let mut listener = Listener::bind(&settings)?;
+        listener.register(registry, LISTENER).map_err(trouble)?;
+        let bus = Bus::bind(&settings.zeromq.value)?;
+        bus.register(registry, BUS).map_err(trouble)?;
+        if let Backend::Demo(demo) = &mut backend {
+            demo.connect(&bus)?;
+        }
+        sys::mark_close_on_exec();
+        accept::afford(&mut settings);
+        let clock = Clock::start();
+        let mut server = Self {
+            poll,
+            signals,
+            clock,
+            now: clock.now(),
+            accepting: Accepting::new(listener, acceptor),
+            bus,
+            bus_pending: true,
+            conns: Slab::new(),
+            hub: Hub::new(settings.categories.clone()),
+            access: Access::new(settings.max_checks.value),
+            backend,
+            children: Children::new(FIRST_CHILD),
+            answers: Vec::new(),
+            timers: Timers::default(),
+            dirty: VecDeque::new(),
+            unread: VecDeque::new(),
+            ended: Vec::new(),
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            incoming: Vec::new(),
+            ping: SharedFrame::ping(),
+            counters: Counters::default(),
+            bursts: Bursts::default(),
+            stopping: false,
+            settings,
+        };
+        server.apply_debug();
+        Ok(server)
+    }
+
+    /// Where browsers connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.accepting.address()
+    }
+
+    /// Where EspoCRM connects.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        self.bus.endpoint()
+    }
+
+    /// Serves until a signal ends it.
+    ///
+    /// # Errors
+    /// Only if the kernel refuses to report events.
+    pub fn run(&mut self) -> Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        while !self.stopping {
+            self.carry_out();
+            self.flush();
+            self.free();
+            match self.poll.poll(&mut events, self.timeout()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other.map_err(|error| {
+                    Fatal::new(format!("The kernel reports no events: {error}."))
+                })?,
+            }
+            self.now = self.clock.now();
+            for event in &events {
+                self.dispatch(event);
+            }
+            self.go_on();
+            self.expire();
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// Does what the hub wants done, until it wants nothing more. Nothing is published in between:
+    /// a welcome is always written before the first event.
+    fn carry_out(&mut self) {
+        loop {
+            while let Some(action) = self.hub.poll() {
+                self.act(action);
+            }
+            self.start_checks();
+            if self.answers.is_empty() && !self.hub.has_actions() {
+                return;
+            }
+            for answer in std::mem::take(&mut self.answers) {
+                self.hub.verdict(answer.ticket, &answer.verdict);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Welcome(conn) => self.welcome(conn),
+            Action::Send(conn, frame) => self.send(conn, frame),
+            Action::Close(conn, reason) => self.close(conn, reason),
+            Action::Drop(conn) => self.end(conn),
+            Action::Check(ticket, check) => self.request_check(ticket, check),
+            Action::Cancel(ticket) => self.access.cancel(ticket),
+            Action::TooManySubscriptions(conn) => self.too_many_subscriptions(conn),
+            Action::Log(line) => log::debug!("{line}"),
+        }
+    }
+
+    /// Until when nothing happens by itself; for ever, if nobody is connected and nothing runs.
+    fn timeout(&self) -> Option<Duration> {
+        let busy = self.bus_pending
+            || self.accepting.is_pending()
+            || !self.dirty.is_empty()
+            || !self.unread.is_empty();
+        if busy {
+            return Some(Duration::ZERO);
+        }
+        let look = if self.conns.is_empty() { None } else { self.backend.next_look() };
+        let deadlines = [
+            self.timers.next_due(),
+            self.access.next_deadline(),
+            self.children.next_deadline(),
+            self.accepting.paused_until(),
+            look,
+        ];
+        let next = deadlines.into_iter().flatten().min()?;
+        Some(next.since(self.clock.now()))
+    }
+
+    fn dispatch(&mut self, event: &Event) {
+        match event.token() {
+            LISTENER => self.accepting.set_pending(),
+            BUS => self.bus_pending = true,
+            SIGNALS => self.take_signals(),
+            Token(token) => match token.checked_sub(FIRST_CONN) {
+                None => self.children.readable(Token(token)),
+                Some(slot) => {
+                    let Some(conn) = self.conns.get_mut(slot) else { return };
+                    let id = conn.id;
+                    if event.is_writable() && conn.unblock() {
+                        self.mark_dirty(id);
+                    }
+                    if event.is_readable() || event.is_read_closed() || event.is_error() {
+                        self.read(id);
+                    }
+                }
+            },
+        }
+    }
+
+    /// Goes on with what an earlier event announced, each with its budget.
+    fn go_on(&mut self) {
+        for _ in 0..self.unread.len() {
+            if let Some(id) = self.unread.pop_front() {
+                self.read_on(id);
+            }
+        }
+        self.accept();
+        // While the last messages are still to be written, the next ones wait: what cannot be
+        // delivered as fast as it is sent queues in libzmq, not in the connections' outboxes.
+        if self.bus_pending && self.dirty.is_empty() {
+            self.carry_out();
+            self.receive_messages();
+        }
+    }
+
+    fn expire(&mut self) {
+        self.children.expire(self.now);
+        self.access.expire(self.now);
+        self.expire_conns();
+        self.look_if_due();
+    }
+
+    fn take_signals(&mut self) {
+        for signal in self.signals.pending().collect::<Vec<_>>() {
+            match signal {
+                SIGCHLD => self.reap_children(),
+                SIGHUP => {
+                    info!("SIGHUP: EspoCRM's settings are read again.");
+                    self.begin_reload();
+                }
+                _ => self.stopping = true,
+            }
+        }
+    }
+
+    /// Ends every connection without a Close frame: browsers come back after three seconds.
+    fn stop(&mut self) {
+        self.children.kill_all();
+        self.flush();
+        let Counters { connections, messages, rejected, deliveries } = self.counters;
+        info!(
+            "Stopped, with {} of {connections} connections open. {messages} messages were received \
+             and {deliveries} times delivered; {rejected} were rejected.",
+            self.conns.len()
+        );
+        self.conns.clear();
+    }
+
+    fn apply_debug(&mut self) {
+        logging::set_debug(self.settings.debug.value);
+        self.hub.set_log(self.settings.debug.value);
+    }
+}

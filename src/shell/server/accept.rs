@@ -1,0 +1,182 @@
+//! Taking connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use log::warn;
+use mio::Token;
+use mio::net::TcpStream;
+
+use super::{FIRST_CONN, Server};
+use crate::core::id::ConnId;
+use crate::core::limits::HANDSHAKE_DEADLINE;
+use crate::core::time::Time;
+use crate::shell::conn::Conn;
+use crate::shell::listener::Listener;
+use crate::shell::settings::Settings;
+use crate::shell::stream::Stream;
+use crate::shell::sys;
+use crate::shell::tls::Acceptor;
+
+/// Where connections come from.
+pub(super) struct Accepting {
+    listener: Listener,
+    acceptor: Option<Acceptor>,
+    /// More connections may wait.
+    pending: bool,
+    /// No descriptors or no memory: not before this moment.
+    paused_until: Option<Time>,
+    /// How many connections there have been.
+    serial: u32,
+}
+
+/// Connections accepted in one turn.
+const ACCEPTS: usize = 256;
+
+/// Connections beyond the limit that get an answer (503); others are ended at once. Each costs what
+/// a connection costs that is being upgraded.
+const OVER_LIMIT: usize = 64;
+
+/// Descriptors that are not connections': libzmq's, PHP's pipes, EspoCRM's processes, the log.
+const RESERVED_DESCRIPTORS: u64 = 256;
+
+impl Accepting {
+    pub fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {
+        Self { listener, acceptor, pending: true, paused_until: None, serial: 0 }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    pub fn replace_listener(&mut self, listener: Listener) {
+        self.listener = listener;
+        self.pending = true;
+    }
+
+    pub fn replace_acceptor(&mut self, acceptor: Option<Acceptor>) {
+        self.acceptor = acceptor;
+    }
+
+    pub fn set_pending(&mut self) {
+        self.pending = true;
+    }
+
+    pub fn is_pending(&self) -> bool {
+        self.pending && self.paused_until.is_none()
+    }
+
+    /// A descriptor may be free again.
+    pub fn resume(&mut self) {
+        self.paused_until = None;
+    }
+
+    pub fn paused_until(&self) -> Option<Time> {
+        self.paused_until
+    }
+
+    fn stream(&self, tcp: TcpStream) -> io::Result<Stream> {
+        let tls = self.acceptor.as_ref().map(Acceptor::accept).transpose()?;
+        Ok(Stream::new(tcp, tls))
+    }
+}
+
+/// Lowers the limit of connections to what the limit of open files leaves room for.
+pub(super) fn afford(settings: &mut Settings) {
+    let wanted = settings.max_connections.value;
+    let affordable = affordable(wanted, sys::raise_open_files());
+    if affordable < wanted {
+        warn!(
+            "The limit of open files leaves room for {affordable} connections, not for {wanted}. \
+             Raise LimitNOFILE in the unit, or lower max_connections."
+        );
+        settings.max_connections.value = affordable;
+    }
+}
+
+fn affordable(max_connections: usize, open_files: u64) -> usize {
+    let room = open_files.saturating_sub(RESERVED_DESCRIPTORS).max(16);
+    max_connections.min(usize::try_from(room).unwrap_or(usize::MAX))
+}
+
+impl Server {
+    /// Takes waiting connections, up to this turn's budget.
+    pub(super) fn accept(&mut self) {
+        if self.accepting.paused_until.is_some_and(|until| self.now < until) {
+            return;
+        }
+        self.accepting.paused_until = None;
+        for _ in 0..ACCEPTS {
+            if !self.accepting.pending {
+                return;
+            }
+            match self.accepting.listener.accept() {
+                Ok(tcp) => self.open(tcp),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => self.accepting.pending = false,
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    _ => return self.pause(&error),
+                },
+            }
+        }
+    }
+
+    fn open(&mut self, tcp: TcpStream) {
+        let limit = self.settings.max_connections.value;
+        let over_limit = self.conns.len() >= limit;
+        if over_limit {
+            if let Some(count) = self.bursts.over_limit.count(self.now) {
+                warn!(
+                    "The limit of {limit} connections is reached; {count} were turned away and will \
+                     try again. Raise max_connections, or find out who opens so many."
+                );
+            }
+            if self.conns.len() >= limit + OVER_LIMIT {
+                return;
+            }
+        }
+        let stream = match self.accepting.stream(tcp) {
+            Ok(stream) => stream,
+            Err(error) => return self.pause(&error),
+        };
+        let entry = self.conns.vacant_entry();
+        let slot = entry.key();
+        self.accepting.serial = self.accepting.serial.wrapping_add(1);
+        let Ok(narrow) = u32::try_from(slot) else { return };
+        let id = ConnId::new(narrow, self.accepting.serial);
+        let deadline = self.now.after(HANDSHAKE_DEADLINE);
+        let conn = entry.insert(Conn::new(id, stream, over_limit, deadline));
+        if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
+            self.conns.remove(slot);
+            return self.pause(&error);
+        }
+        self.timers.add(id, deadline);
+        self.counters.connections += 1;
+    }
+
+    /// Out of descriptors or memory: whoever is connected is served on, and in a second we try
+    /// again.
+    fn pause(&mut self, error: &io::Error) {
+        if self.bursts.no_descriptor.count(self.now).is_some() {
+            warn!(
+                "Connections cannot be accepted for the moment: {error}. Raise LimitNOFILE in the \
+                 unit, or lower max_connections."
+            );
+        }
+        self.accepting.paused_until = Some(self.now.after(Duration::from_secs(1)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_rest() {
+        assert_eq!(affordable(10_000, 524_288), 10_000);
+        assert_eq!(affordable(10_000, 1_024), 768);
+        assert_eq!(affordable(10_000, 64), 16);
+        assert_eq!(affordable(10_000, u64::MAX), 10_000);
+    }
+}

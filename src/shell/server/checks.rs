@@ -1,0 +1,98 @@
+//! Having access checked.
+
+use log::warn;
+
+use super::{Backend, Server};
+use crate::core::access::{Check, JobId, QueueFull, Ticket};
+use crate::core::verdict::{self, Failure, Verdict};
+use crate::core::version::Convention;
+use crate::shell::children::{Finished, Task};
+
+impl Server {
+    pub(super) fn request_check(&mut self, ticket: Ticket, check: Check) {
+        if let Err(QueueFull) = self.access.request(ticket, check) {
+            if let Some(count) = self.bursts.queue_full.count(self.now) {
+                warn!(
+                    "Too many access checks wait for PHP: {count} tabs were sent away and will come \
+                     back. Find out why EspoCRM answers so slowly."
+                );
+            }
+            // Without a Close frame, so that it comes back and asks again.
+            self.end(ticket.conn);
+        }
+    }
+
+    /// Starts as many checks as may run. What fails to start is answered at once.
+    pub(super) fn start_checks(&mut self) {
+        if !self.access.can_start() {
+            return;
+        }
+        // A verdict is read by the rules of the EspoCRM that is on disk now.
+        self.look();
+        while let Some((id, check)) = self.access.start() {
+            let espocrm = match &self.backend {
+                Backend::Espocrm(espocrm) => espocrm,
+                Backend::Demo(demo) => {
+                    let verdict = demo.check(&check);
+                    self.finish_check(id, &check, &verdict);
+                    continue;
+                }
+            };
+            let task = Task::Check(id, self.settings.version.convention());
+            let command = espocrm.installation.check(&check);
+            let timeout = self.settings.check_timeout.value;
+            let registry = self.poll.registry();
+            if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
+                let failure = Failure::NotStarted(error.to_string());
+                self.finish_check(id, &check, &Verdict::Unchecked(failure));
+            }
+        }
+    }
+
+    /// Takes what PHP has answered.
+    pub(super) fn reap_children(&mut self) {
+        let mut finished = Vec::new();
+        self.children.reap(&mut finished);
+        for finished in finished {
+            match finished.task {
+                Task::Probe => self.finish_reload(&finished),
+                Task::Check(id, convention) => {
+                    if let Some(check) = self.access.check(id) {
+                        let verdict = read(convention, &check, &finished);
+                        self.finish_check(id, &check, &verdict);
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
+        let answered = self.answers.len();
+        self.access.finish(self.now, id, verdict, &mut self.answers);
+        let Verdict::Unchecked(failure) = verdict else { return };
+        let Some(count) = self.bursts.unchecked.count(self.now) else { return };
+        let what = if check.is_authentication() { "A login" } else { "A subscription" };
+        let then = if check.is_authentication() {
+            "Its tab will come back and try again"
+        } else if self.answers.len() > answered {
+            "It was tried several times and is given up: the tab will not see that topic before it \
+             asks again"
+        } else {
+            "It will be tried again"
+        };
+        warn!(
+            "{what} could not be checked: {failure}. {then}. ({count} such failures since this was \
+             last said.) See EspoCRM's data/logs."
+        );
+    }
+}
+
+fn read(convention: Convention, check: &Check, finished: &Finished) -> Verdict {
+    match &finished.exit {
+        Err(failure) => Verdict::Unchecked(failure.clone()),
+        Ok(exit) => {
+            let complaint = || check.redact(&finished.complaint());
+            verdict::read(convention, &check.affirmation, *exit, &finished.stdout, complaint)
+        }
+    }
+}

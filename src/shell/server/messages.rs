@@ -1,0 +1,82 @@
+//! What EspoCRM sends.
+
+use log::{debug, warn};
+
+use super::Server;
+use crate::core::frame::SharedFrame;
+use crate::core::submission::{self, Rejection};
+use crate::core::wamp;
+use crate::shell::bus::Received;
+
+/// Messages taken in one turn: under a flood a connection then gets that many in one write.
+const MESSAGES: usize = 256;
+
+/// Deliveries after which the turn goes on; 16 B each wait in the outboxes.
+const DELIVERIES: u64 = 64 * 1024;
+
+impl Server {
+    /// Takes messages of EspoCRM, up to this turn's budget.
+    pub(super) fn receive_messages(&mut self) {
+        let enough = self.counters.deliveries + DELIVERIES;
+        for _ in 0..MESSAGES {
+            let published = match self.bus.receive() {
+                Received::Message(message) => self.publish(&message),
+                Received::Rejected(rejection) => Err(rejection),
+                Received::Nothing => {
+                    self.bus_pending = false;
+                    return;
+                }
+            };
+            self.counters.messages += 1;
+            if let Err(rejection) = published {
+                self.reject(rejection);
+            }
+            if self.counters.deliveries >= enough {
+                return;
+            }
+        }
+    }
+
+    fn publish(&mut self, bytes: &[u8]) -> Result<(), Rejection> {
+        let submission = submission::parse(bytes)?;
+        let mut receivers = self.hub.receivers(&submission)?.peekable();
+        if receivers.peek().is_none() {
+            return Ok(());
+        }
+        // Encoded once, whoever receives it.
+        let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
+        let mut slow = Vec::new();
+        for id in receivers {
+            let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
+            let Some(conn) = conn else { continue };
+            if conn.outbox.push(frame.clone()).is_err() {
+                slow.push(id);
+                continue;
+            }
+            if !conn.dirty {
+                conn.dirty = true;
+                self.dirty.push_back(id);
+            }
+            self.counters.deliveries += 1;
+            debug!("send {} for connection {id}", submission.topic.escape_debug());
+        }
+        if let Some(user) = &submission.user {
+            debug!("message {} for user {}", submission.topic.escape_debug(), user.escape_debug());
+        }
+        for id in slow {
+            self.too_slow(id);
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, rejection: Rejection) {
+        self.counters.rejected += 1;
+        if let Some(count) = self.bursts.rejected.count(self.now) {
+            warn!(
+                "A message that came by ZeroMQ was dropped: {rejection}. ({count} since this was \
+                 last said.) If EspoCRM did not send it, find out who can reach {}.",
+                self.bus.endpoint()
+            );
+        }
+    }
+}

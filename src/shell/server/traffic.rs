@@ -1,0 +1,188 @@
+//! Moving bytes between sockets and connections, and the end of connections.
+
+use std::io;
+
+use log::warn;
+
+use super::Server;
+use crate::core::id::ConnId;
+use crate::core::limits::{MAX_OUTBOX, MAX_UNANSWERED_PINGS};
+use crate::shell::conn::{Conn, Phase};
+use crate::shell::stream::Written;
+
+/// Times that one connection is read in a turn, [`SCRATCH`](super::SCRATCH) bytes each.
+const READS: usize = 4;
+
+/// Connections flushed in one turn: after a broadcast to thousands, others are heard in between.
+const FLUSHES: usize = 4_096;
+
+impl Server {
+    /// The connection of this name, unless it has ended.
+    pub(super) fn conn(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended())
+    }
+
+    /// Has a connection flushed, if it has something to be written.
+    pub(super) fn mark_dirty(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn(id)
+            && !conn.dirty
+            && conn.has_output()
+        {
+            conn.dirty = true;
+            self.dirty.push_back(id);
+        }
+    }
+
+    /// Writes what waits, for up to this turn's budget of connections.
+    pub(super) fn flush(&mut self) {
+        for _ in 0..FLUSHES {
+            let Some(id) = self.dirty.pop_front() else {
+                // After a broadcast to thousands its memory is given back.
+                return self.dirty.shrink_to(64);
+            };
+            let Some(conn) = self.conn(id) else { continue };
+            conn.dirty = false;
+            match conn.write() {
+                Ok(Written::Blocked) => {}
+                Ok(Written::All) => conn.written(),
+                Err(_) => self.end(id),
+            }
+        }
+    }
+
+    /// Frees the slots of connections that have ended. Not earlier: until a turn is over, events
+    /// may name them.
+    pub(super) fn free(&mut self) {
+        for slot in self.ended.drain(..) {
+            self.conns.try_remove(slot);
+        }
+        if self.conns.is_empty() {
+            self.conns.shrink_to_fit();
+        }
+    }
+
+    /// Reads a connection, up to this turn's budget.
+    pub(super) fn read(&mut self, id: ConnId) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let more = (0..READS).all(|_| self.read_once(id, &mut scratch));
+        self.scratch = scratch;
+        // An answer, or the TLS handshake's part.
+        self.mark_dirty(id);
+        if more
+            && let Some(conn) = self.conn(id)
+            && !conn.unread
+        {
+            conn.unread = true;
+            self.unread.push_back(id);
+        }
+    }
+
+    /// Reads on what an earlier turn has not finished.
+    pub(super) fn read_on(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn(id) {
+            conn.unread = false;
+            self.read(id);
+        }
+    }
+
+    /// Whether there may be more.
+    fn read_once(&mut self, id: ConnId, scratch: &mut [u8]) -> bool {
+        let Some(conn) = self.conn(id) else { return false };
+        match conn.read(scratch) {
+            Ok(0) => self.end(id),
+            Ok(length) => {
+                self.receive(id, scratch.get(..length).unwrap_or_default());
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.no_tls(&error);
+                }
+                self.end(id);
+            }
+        }
+        false
+    }
+
+    fn receive(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = self.conn(id) else { return };
+        conn.unanswered_pings = 0;
+        match &mut conn.phase {
+            Phase::Upgrading(_) => self.receive_request(id, bytes),
+            Phase::Open(_) | Phase::Closing(_) => self.receive_frames(id, bytes),
+            Phase::Finishing | Phase::Draining | Phase::Ended => {}
+        }
+    }
+
+    /// Looks at the connections whose time has come.
+    pub(super) fn expire_conns(&mut self) {
+        let mut due = Vec::new();
+        self.timers.take_due(self.now, &mut due);
+        for id in due {
+            let now = self.now;
+            let interval = self.settings.ping_interval.value;
+            let Some(conn) = self.conn(id) else { continue };
+            let again = if conn.due > now {
+                conn.due
+            } else if matches!(conn.phase, Phase::Open(_))
+                && conn.unanswered_pings < MAX_UNANSWERED_PINGS
+            {
+                conn.unanswered_pings += 1;
+                conn.due = now.after(interval);
+                let again = conn.due;
+                let ping = self.ping.clone();
+                self.send(id, ping);
+                again
+            } else {
+                // A deadline has passed or the peer is lost. Without a Close frame: a browser that
+                // was only asleep comes back.
+                self.end(id);
+                continue;
+            };
+            self.timers.add(id, again);
+        }
+    }
+
+    /// Sets a deadline after which a connection is ended.
+    pub(super) fn limit(&mut self, id: ConnId, after: std::time::Duration) {
+        let due = self.now.after(after);
+        if let Some(conn) = self.conn(id) {
+            conn.due = due;
+            self.timers.add(id, due);
+        }
+    }
+
+    /// Ends TCP, without a Close frame.
+    pub(super) fn end(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn(id) {
+            conn.phase = Phase::Ended;
+            conn.outbox.clear();
+            self.ended.push(id.slot());
+            self.hub.close(id);
+            // Closing a descriptor may be what accepting waits for.
+            self.accepting.resume();
+        }
+    }
+
+    /// A reader that cannot keep up is ended; it comes back and asks for what it has missed.
+    pub(super) fn too_slow(&mut self, id: ConnId) {
+        if let Some(count) = self.bursts.slow.count(self.now) {
+            warn!(
+                "A browser did not read for so long that {MAX_OUTBOX} bytes waited for it; it was \
+                 disconnected and will come back. ({count} since this was last said.)"
+            );
+        }
+        self.end(id);
+    }
+
+    fn no_tls(&mut self, error: &io::Error) {
+        if let Some(count) = self.bursts.tls.count(self.now) {
+            warn!(
+                "A TLS handshake failed: {error}. ({count} since this was last said.) If browsers \
+                 cannot connect: the port speaks TLS, so the address must begin with wss://, and \
+                 the certificate must be valid for the site's name."
+            );
+        }
+    }
+}

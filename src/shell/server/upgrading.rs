@@ -1,0 +1,86 @@
+//! From an HTTP request to a WebSocket.
+
+use log::warn;
+
+use super::{Backend, Server};
+use crate::core::frame::{CloseReason, SharedFrame};
+use crate::core::id::ConnId;
+use crate::core::limits::CLOSE_DEADLINE;
+use crate::core::reader::Reader;
+use crate::core::timers;
+use crate::core::upgrade::{self, Refusal, Upgrade};
+use crate::shell::conn::Phase;
+
+impl Server {
+    pub(super) fn receive_request(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = self.conn(id) else { return };
+        let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
+        if !upgrading.feed(bytes) {
+            return;
+        }
+        let request = std::mem::take(upgrading);
+        let mut headers = upgrade::no_headers();
+        let head = match upgrade::parse(request.bytes(), &mut headers) {
+            Ok(Some(head)) => head,
+            Ok(None) => {
+                // Not complete yet.
+                conn.phase = Phase::Upgrading(request);
+                return;
+            }
+            Err(refusal) => return self.refuse(id, refusal),
+        };
+        match head.upgrade() {
+            Ok(_) if request.over_limit || self.access.is_full() => {
+                self.refuse(id, Refusal::Unavailable);
+            }
+            Ok(upgrade) => {
+                self.begin_websocket(id, upgrade);
+                let rest = request.bytes().get(head.length..).unwrap_or_default();
+                self.receive_frames(id, rest);
+            }
+            Err(refusal) => match &self.backend {
+                Backend::Demo(demo) => {
+                    let response = demo.respond(&head).unwrap_or_else(|| refusal.response());
+                    self.respond(id, response);
+                }
+                Backend::Espocrm(_) => self.refuse(id, refusal),
+            },
+        }
+    }
+
+    fn begin_websocket(&mut self, id: ConnId, upgrade: Upgrade) {
+        let due = self.now.after(timers::spread(self.settings.ping_interval.value, id));
+        let Some(conn) = self.conn(id) else { return };
+        conn.phase = Phase::Open(Reader::default());
+        // Its timer is that of the handshake's deadline, and will be added anew when it fires.
+        conn.due = due;
+        self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
+        match upgrade.credentials {
+            Some(credentials) => self.hub.open(id, &credentials),
+            // After the upgrade: an HTTP error would make the browser try again for ever.
+            None => self.close(id, CloseReason::Refused),
+        }
+    }
+
+    fn refuse(&mut self, id: ConnId, refusal: Refusal) {
+        if refusal != Refusal::Unavailable
+            && let Some(count) = self.bursts.refused.count(self.now)
+        {
+            warn!(
+                "A request that opens no WebSocket was refused: {refusal}. ({count} since this was \
+                 last said.) If browsers cannot connect, the proxy in front does not pass the \
+                 upgrade on."
+            );
+        }
+        self.respond(id, refusal.response());
+    }
+
+    /// Sends the last that this connection gets.
+    fn respond(&mut self, id: ConnId, response: String) {
+        self.send(id, SharedFrame::encoded(response.into_bytes()));
+        if let Some(conn) = self.conn(id) {
+            conn.phase = Phase::Finishing;
+            self.limit(id, CLOSE_DEADLINE);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A connection that has become a WebSocket.
+
+use std::fmt::Write;
+
+use log::warn;
+
+use super::Server;
+use crate::core::frame::{CloseReason, SharedFrame};
+use crate::core::id::ConnId;
+use crate::core::limits::{CLOSE_DEADLINE, MAX_SUBSCRIPTIONS};
+use crate::core::outbox::Full;
+use crate::core::reader::Incoming;
+use crate::core::wamp;
+use crate::shell::conn::Phase;
+
+impl Server {
+    pub(super) fn receive_frames(&mut self, id: ConnId, bytes: &[u8]) {
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let closing = match self.conn(id).map(|conn| &mut conn.phase) {
+            Some(Phase::Open(reader)) => {
+                reader.feed(bytes, &mut incoming);
+                false
+            }
+            Some(Phase::Closing(reader)) => {
+                reader.feed(bytes, &mut incoming);
+                true
+            }
+            _ => false,
+        };
+        for incoming in incoming.drain(..) {
+            match incoming {
+                Incoming::Closed | Incoming::Violation(_) if closing => self.finish(id),
+                _ if closing => {}
+                Incoming::Message(text) => {
+                    self.hub.receive(id, &text);
+                    self.carry_out();
+                }
+                Incoming::Pong => {}
+                Incoming::Answer(frame) => self.send(id, frame),
+                Incoming::Closed => self.finish(id),
+                Incoming::Violation(reason) => self.close(id, reason),
+            }
+        }
+        self.incoming = incoming;
+    }
+
+    pub(super) fn welcome(&mut self, id: ConnId) {
+        match session_id() {
+            Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
+            Err(error) => {
+                warn!("The kernel has no random numbers: {error}. A tab was sent away.");
+                self.end(id);
+            }
+        }
+    }
+
+    /// Has a frame written at the end of this turn. After a Close frame there are none.
+    pub(super) fn send(&mut self, id: ConnId, frame: SharedFrame) {
+        let Some(conn) = self.conn(id) else { return };
+        if !matches!(conn.phase, Phase::Upgrading(_) | Phase::Open(_)) {
+            return;
+        }
+        match conn.outbox.push(frame) {
+            Ok(()) => self.mark_dirty(id),
+            Err(Full) => self.too_slow(id),
+        }
+    }
+
+    /// Ends a connection cleanly: a Close frame, and a while for the browser to answer it. Its tab
+    /// does not come back before it is reloaded.
+    pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        self.hub.close(id);
+        self.send(id, SharedFrame::close(reason));
+        let Some(conn) = self.conn(id) else { return };
+        if let Phase::Open(reader) = &mut conn.phase {
+            conn.phase = Phase::Closing(std::mem::take(reader));
+            self.limit(id, CLOSE_DEADLINE);
+        }
+    }
+
+    /// Both sides have closed: what waits is written, then TCP is ended.
+    fn finish(&mut self, id: ConnId) {
+        self.hub.close(id);
+        let Some(conn) = self.conn(id) else { return };
+        conn.phase = Phase::Finishing;
+        if !conn.has_output() {
+            conn.written();
+        }
+        self.limit(id, CLOSE_DEADLINE);
+    }
+
+    pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
+        if let Some(count) = self.bursts.too_many_subscriptions.count(self.now) {
+            let user = self.hub.user(id).unwrap_or("(not yet logged in)");
+            warn!(
+                "A tab of user {user} wants more than {MAX_SUBSCRIPTIONS} subscriptions: no more \
+                 are taken. ({count} since this was last said.)"
+            );
+        }
+    }
+}
+
+/// 128 random bits in hexadecimal.
+fn session_id() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
+}

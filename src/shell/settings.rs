@@ -1,0 +1,348 @@
+//! What the daemon runs with: EspoCRM's configuration, our own file and flags, and defaults.
+
+mod own;
+mod span;
+
+pub use own::{Listen, Own};
+pub use span::Span;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use log::warn;
+
+use super::espocrm::Facts;
+use super::fatal::{Fatal, Result};
+use crate::core::category::{Access, Categories};
+use crate::core::version::Version;
+
+/// The settings in force, each with where it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The PHP that runs access checks.
+    pub php: Sourced<PathBuf>,
+    /// Where browsers, or the proxy in front, connect.
+    pub address: Sourced<IpAddr>,
+    /// 0 stands for any free port.
+    pub port: Sourced<u16>,
+    /// Where EspoCRM's PHP connects: a ZeroMQ endpoint.
+    pub zeromq: Sourced<String>,
+    /// Our own TLS, if EspoCRM wants it.
+    pub tls: Sourced<Option<TlsFiles>>,
+    /// Whether each event is logged, as EspoCRM's own daemon does.
+    pub debug: Sourced<bool>,
+    /// Connections at a time.
+    pub max_connections: Sourced<usize>,
+    /// PHP processes at a time that check access.
+    pub max_checks: Sourced<usize>,
+    /// After which a check is killed.
+    pub check_timeout: Sourced<Duration>,
+    /// Between two pings of a connection.
+    pub ping_interval: Sourced<Duration>,
+    /// Whether EspoCRM sends anything and its pages connect.
+    pub enabled: bool,
+    /// EspoCRM's version.
+    pub version: Version,
+    /// EspoCRM's topics.
+    pub categories: Categories,
+}
+
+/// A value and its origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The value in force.
+    pub value: T,
+    /// Who set it.
+    pub source: Source,
+}
+
+/// Who set a value; the later ones win.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody.
+    Default,
+    /// This parameter of EspoCRM's configuration.
+    Espocrm(&'static str),
+    /// Our own configuration file.
+    File,
+    /// The command line.
+    Flag,
+}
+
+/// Certificate and key of our own TLS.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM, the server's certificate first; may hold the key, too.
+    pub certificate: PathBuf,
+    /// PEM, if the key is in a file of its own.
+    pub key: Option<PathBuf>,
+    /// Decrypts the key. A secret.
+    pub passphrase: Option<String>,
+}
+
+/// Our own settings: the command line's, then the file's.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    flags: Own,
+    file: Own,
+    /// The file's name, if the command line names one.
+    path: Option<PathBuf>,
+}
+
+/// A tab holds one connection; 10,000 need about 10 MB here and 40 MB in the kernel.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// Ten times what a check takes on a busy server. EspoCRM waits for its database meanwhile.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Well below the 60 s after which nginx and most others end a silent connection.
+const PING_INTERVAL: Duration = Duration::from_secs(25);
+
+impl Settings {
+    /// Combines what EspoCRM says with our own settings.
+    ///
+    /// # Errors
+    /// If a value of EspoCRM's makes no sense: which parameter, and what it may be.
+    pub fn resolve(layers: &Layers, facts: &Facts) -> Result<Self> {
+        let secure = facts.is_true("webSocketUseSecureServer");
+        let tls = if secure { Some(tls_files(facts)?) } else { None };
+        Ok(Self {
+            php: layers.pick(
+                |own| own.php.clone(),
+                || from(facts.text("phpExecutablePath").map(PathBuf::from), "phpExecutablePath"),
+                PathBuf::from("php"),
+            ),
+            address: layers.pick(
+                |own| own.listen.map(|listen| listen.address),
+                || None,
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            ),
+            port: {
+                let port = facts.text("webSocketPort").map(|text| port(&text)).transpose()?;
+                let default = if secure { 8443 } else { 8080 };
+                let espocrm = || from(port, "webSocketPort");
+                layers.pick(|own| own.listen.and_then(|listen| listen.port), espocrm, default)
+            },
+            zeromq: {
+                const NAME: &str = "webSocketZeroMQSubscriberDsn";
+                let default = "tcp://127.0.0.1:5555".to_owned();
+                layers.pick(|own| own.zeromq.clone(), || from(facts.text(NAME), NAME), default)
+            },
+            tls: Sourced { value: tls, source: Source::Espocrm("webSocketUseSecureServer") },
+            debug: {
+                const NAME: &str = "webSocketDebugMode";
+                let debug = facts.is_true(NAME).then_some(true);
+                layers.pick(|own| own.debug, || from(debug, NAME), false)
+            },
+            max_connections: layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS),
+            max_checks: {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                layers.pick(|own| own.max_checks, || None, 2 * cores)
+            },
+            check_timeout: {
+                layers.pick(|own| own.check_timeout.map(Duration::from), || None, CHECK_TIMEOUT)
+            },
+            ping_interval: {
+                layers.pick(|own| own.ping_interval.map(Duration::from), || None, PING_INTERVAL)
+            },
+            enabled: facts.is_true("useWebSocket"),
+            version: facts.version.clone(),
+            categories: facts.categories.clone(),
+        })
+    }
+
+    /// What an administrator should hear of, though it keeps nothing from running.
+    pub fn log_doubts(&self) {
+        if !self.version.is_known() {
+            warn!(
+                "EspoCRM's version is {}: it is not known how its access checks tell their verdict. \
+                 Only what is beyond doubt will be granted.",
+                self.version
+            );
+        }
+        if !self.enabled {
+            warn!(
+                "EspoCRM's useWebSocket is off: it sends nothing, and its pages do not connect. \
+                 Turn it on in Administration, Settings."
+            );
+        }
+        for (name, category) in self.categories.iter() {
+            if let Access::Nobody(error) = &category.access {
+                warn!("EspoCRM's topic category {name:?} is not served: {error}.");
+            }
+        }
+        let open = ["tcp://*:", "tcp://0.0.0.0:", "tcp://[::]:"];
+        if open.iter().any(|start| self.zeromq.value.starts_with(start)) {
+            warn!(
+                "EspoCRM's messages are received at {}: whoever can reach that port can send \
+                 messages to EspoCRM's users. Keep it behind a firewall, or bind 127.0.0.1 by \
+                 webSocketZeroMQSubscriberDsn.",
+                self.zeromq.value
+            );
+        }
+    }
+
+    /// Where browsers connect.
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        SocketAddr::new(self.address.value, self.port.value)
+    }
+}
+
+impl Layers {
+    /// The command line alone.
+    #[must_use]
+    pub fn of_flags(flags: Own) -> Self {
+        Self { flags, ..Self::default() }
+    }
+
+    /// Reads the configuration file: the one at `path`, or else that of the package, if it exists.
+    ///
+    /// # Errors
+    /// If it cannot be read or understood: where, and what is wrong.
+    pub fn new(flags: Own, path: Option<PathBuf>) -> Result<Self> {
+        let mut layers = Self { flags, file: Own::default(), path };
+        layers.read_file()?;
+        Ok(layers)
+    }
+
+    /// Reads the configuration file again.
+    ///
+    /// # Errors
+    /// If it cannot be read or understood; what it said before stays.
+    pub fn read_file(&mut self) -> Result<()> {
+        self.file = Own::from_file(self.path.as_deref())?;
+        Ok(())
+    }
+
+    /// EspoCRM's root directory.
+    ///
+    /// # Errors
+    /// If nobody names it.
+    pub fn root(&self) -> Result<&Path> {
+        let root = self.flags.espocrm.as_deref().or(self.file.espocrm.as_deref());
+        root.ok_or_else(|| {
+            Fatal::new(format!(
+                "Which EspoCRM? Name its directory by --espocrm DIR, or by a line such as \
+                 espocrm = \"/var/www/html\" in {}.",
+                own::DEFAULT_FILE
+            ))
+        })
+    }
+
+    /// The PHP that is to be run, if it is named.
+    #[must_use]
+    pub fn php(&self) -> Option<&Path> {
+        self.flags.php.as_deref().or(self.file.php.as_deref())
+    }
+
+    fn pick<T>(
+        &self,
+        own: impl Fn(&Own) -> Option<T>,
+        espocrm: impl FnOnce() -> Option<Sourced<T>>,
+        default: T,
+    ) -> Sourced<T> {
+        let flag = own(&self.flags).map(|value| Sourced { value, source: Source::Flag });
+        let file = || own(&self.file).map(|value| Sourced { value, source: Source::File });
+        let found = flag.or_else(file).or_else(espocrm);
+        found.unwrap_or(Sourced { value: default, source: Source::Default })
+    }
+}
+
+fn from<T>(value: Option<T>, name: &'static str) -> Option<Sourced<T>> {
+    value.map(|value| Sourced { value, source: Source::Espocrm(name) })
+}
+
+fn port(text: &str) -> Result<u16> {
+    text.parse().map_err(|_| {
+        Fatal::new(format!(
+            "EspoCRM's webSocketPort is {text:?}, which is no port number. Correct it in \
+             data/config-internal.php or data/config.php."
+        ))
+    })
+}
+
+fn tls_files(facts: &Facts) -> Result<TlsFiles> {
+    let Some(certificate) = facts.text("webSocketSslCertificateFile") else {
+        return Err(Fatal::new(
+            "EspoCRM's webSocketUseSecureServer is on, but webSocketSslCertificateFile names no \
+             file. Set it to a certificate in PEM format in data/config-internal.php, or turn \
+             webSocketUseSecureServer off and let the web server's proxy do TLS.",
+        ));
+    };
+    Ok(TlsFiles {
+        certificate: certificate.into(),
+        key: facts.text("webSocketSslCertificateLocalPrivateKey").map(PathBuf::from),
+        passphrase: facts.text("webSocketSslCertificatePassphrase"),
+    })
+}
+
+/// Never shows the passphrase.
+impl fmt::Debug for TlsFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { certificate, key, passphrase: _ } = self;
+        f.debug_struct("TlsFiles")
+            .field("certificate", certificate)
+            .field("key", key)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Espocrm(parameter) => write!(f, "EspoCRM: {parameter}"),
+            Self::File => f.write_str("configuration file"),
+            Self::Flag => f.write_str("command line"),
+        }
+    }
+}
+
+/// The table that `espocrm-websocket config` prints.
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |name: &str, value: &dyn fmt::Display, source: &dyn fmt::Display| {
+            writeln!(f, "{name:<16}{:<36}{source}", value.to_string())
+        };
+        let Self { php, address, port, zeromq, tls, debug, .. } = self;
+        row("espocrm", &self.version, &"EspoCRM: version")?;
+        row("enabled", &self.enabled, &"EspoCRM: useWebSocket")?;
+        row("php", &php.value.display(), &php.source)?;
+        row("address", &address.value, &address.source)?;
+        row("port", &port.value, &port.source)?;
+        row("zeromq", &zeromq.value, &zeromq.source)?;
+        match &tls.value {
+            None => row("tls", &"no", &tls.source)?,
+            Some(files) => {
+                row("tls", &files.certificate.display(), &"EspoCRM: webSocketSslCertificateFile")?;
+                if let Some(key) = &files.key {
+                    let source = "EspoCRM: webSocketSslCertificateLocalPrivateKey";
+                    row("", &key.display(), &source)?;
+                }
+                if files.passphrase.is_some() {
+                    row("", &"passphrase set", &"EspoCRM: webSocketSslCertificatePassphrase")?;
+                }
+            }
+        }
+        row("debug", &debug.value, &debug.source)?;
+        row("max_connections", &self.max_connections.value, &self.max_connections.source)?;
+        row("max_checks", &self.max_checks.value, &self.max_checks.source)?;
+        let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
+        row("check_timeout", &Span::from(timeout.value), &timeout.source)?;
+        row("ping_interval", &Span::from(interval.value), &interval.source)?;
+        writeln!(f, "\ncategories")?;
+        for (name, category) in self.categories.iter() {
+            let segments = category.parameters.iter().map(|parameter| format!(".<{parameter}>"));
+            let topic = name.to_owned() + &segments.collect::<String>();
+            match &category.access {
+                Access::Everybody => writeln!(f, "  {topic:<34}open to every user")?,
+                Access::Checked(_, command) => writeln!(f, "  {topic:<34}{command}")?,
+                Access::Nobody(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! A length of time as an administrator writes it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+
+/// A length of time, not zero: `20s`, `500ms`, `2m`, `1h`; a bare number counts seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(Duration);
+
+/// The text is not a length of time.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoSpan;
+
+impl FromStr for Span {
+    type Err = NoSpan;
+
+    fn from_str(text: &str) -> Result<Self, NoSpan> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at_checked(digits).ok_or(NoSpan)?;
+        let number: u64 = number.parse().map_err(|_| NoSpan)?;
+        let millis = match unit.trim() {
+            "ms" => 1,
+            "" | "s" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(NoSpan),
+        };
+        let millis = number.checked_mul(millis).filter(|millis| *millis > 0).ok_or(NoSpan)?;
+        Ok(Self(Duration::from_millis(millis)))
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl From<Span> for Duration {
+    fn from(span: Span) -> Self {
+        span.0
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_millis() {
+            millis if millis % 1_000 != 0 => write!(f, "{millis}ms"),
+            millis => write!(f, "{}s", millis / 1_000),
+        }
+    }
+}
+
+impl fmt::Display for NoSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a length of time is expected, such as \"20s\", \"500ms\" or \"2m\"")
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Value {
+            Seconds(u32),
+            Text(String),
+        }
+        match Value::deserialize(deserializer).map_err(|_| de::Error::custom(NoSpan))? {
+            Value::Seconds(seconds) => seconds.to_string().parse(),
+            Value::Text(text) => text.parse(),
+        }
+        .map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_understood() {
+        for (text, millis) in
+            [("25", 25_000), ("25s", 25_000), ("25 s", 25_000), ("500ms", 500), ("2m", 120_000)]
+        {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(millis))), "{text}");
+        }
+        for text in [
+            "",
+            "s",
+            "0",
+            "0ms",
+            "-1s",
+            "1.5s",
+            "1d",
+            "é",
+            "99999999999999999999",
+            "9999999999999999h",
+        ] {
+            assert_eq!(text.parse::<Span>(), Err(NoSpan), "{text}");
+        }
+    }
+
+    #[test]
+    fn they_are_shown_as_they_may_be_written() {
+        for text in ["25s", "500ms", "120s"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
+    }
+}

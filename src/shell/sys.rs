@@ -1,0 +1,117 @@
+//! What the standard library does not offer: the only place with `unsafe`.
+#![expect(unsafe_code, reason = "system calls; each block says why it is sound")]
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Raises the limit of open files to what the administrator allows, and returns it.
+#[must_use]
+pub fn raise_open_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls only read or write the struct that they are given.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return 1024;
+        }
+        let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 {
+            limit = raised;
+        }
+    }
+    limit.rlim_cur
+}
+
+/// Whether the process may do anything.
+#[must_use]
+pub fn is_root() -> bool {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Kills a child and whatever it has started; it must lead its process group.
+pub fn kill_group(leader: u32) {
+    let Ok(leader) = i32::try_from(leader) else { return };
+    if leader > 1 {
+        // SAFETY: sends a signal; the group is one that we created and have not reaped.
+        unsafe { libc::kill(-leader, libc::SIGKILL) };
+    }
+}
+
+/// A file that exists in memory only, to be read from its beginning.
+///
+/// # Errors
+/// Those of `memfd_create(2)` and of writing to it.
+pub fn memory_file(content: &[u8]) -> io::Result<File> {
+    // SAFETY: the name is a C string; the descriptor that comes back is new and nobody else's.
+    let file = unsafe {
+        let descriptor = libc::memfd_create(c"espocrm-websocket".as_ptr(), libc::MFD_CLOEXEC);
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(descriptor)
+    };
+    let mut file = File::from(file);
+    file.write_all(content)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(file)
+}
+
+/// Keeps every descriptor except the standard streams from a child. libzmq does not mark all of
+/// its own as close-on-exec, and those that it accepts in its thread only a moment later.
+pub fn keep_descriptors(command: &mut Command) {
+    // SAFETY: between fork and exec only calls that are async-signal-safe are allowed; this is one
+    // system call. A kernel without it (before 5.9) answers ENOSYS: see `mark_close_on_exec`.
+    unsafe {
+        command.pre_exec(|| {
+            let flags = libc::CLOSE_RANGE_CLOEXEC;
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags);
+            Ok(())
+        });
+    }
+}
+
+/// Marks every open descriptor except the standard streams as close-on-exec.
+pub fn mark_close_on_exec() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let open = names.filter_map(|name| name.to_str()?.parse::<RawFd>().ok());
+    for descriptor in open.filter(|descriptor| *descriptor > 2).collect::<Vec<_>>() {
+        // SAFETY: sets a flag; a descriptor that is closed by now gives an error, to be ignored.
+        unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_memory_file_is_read_from_its_beginning() {
+        let mut text = String::new();
+        memory_file(b"<?php").unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "<?php");
+    }
+
+    #[test]
+    fn a_child_gets_the_standard_streams_only() {
+        use std::os::fd::AsRawFd;
+        let leak = File::open("/dev/null").unwrap();
+        // SAFETY: clears the flag of a descriptor that this test owns.
+        unsafe { libc::fcntl(leak.as_raw_fd(), libc::F_SETFD, 0) };
+        let mut command = Command::new("ls");
+        command.arg("/proc/self/fd");
+        keep_descriptors(&mut command);
+        let output = command.output().unwrap();
+        // The fourth is the directory that ls itself reads.
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_at_least_what_it_was() {
+        assert!(raise_open_files() >= 256);
+    }
+}

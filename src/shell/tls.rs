@@ -1,0 +1,147 @@
+//! Our own TLS: certificate and key as EspoCRM's configuration names them.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use data_encoding::BASE64_MIME_PERMISSIVE;
+use pkcs8::EncryptedPrivateKeyInfo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::NoServerSessionStorage;
+use rustls::{ServerConfig, ServerConnection};
+
+use super::fatal::{Fatal, Result};
+use super::settings::TlsFiles;
+
+/// What a TLS connection is begun with: TLS 1.2 and 1.3, one certificate.
+#[derive(Clone)]
+pub struct Acceptor(Arc<ServerConfig>);
+
+const CERTIFICATE: &str = "webSocketSslCertificateFile";
+const KEY: &str = "webSocketSslCertificateLocalPrivateKey";
+const PASSPHRASE: &str = "webSocketSslCertificatePassphrase";
+
+impl Acceptor {
+    /// Reads certificate and key; relative names count from EspoCRM's `root`.
+    ///
+    /// # Errors
+    /// If they cannot be read, understood or decrypted, or do not belong together: which file, by
+    /// which parameter, and what to do.
+    pub fn load(root: &Path, files: &TlsFiles) -> Result<Self> {
+        let path = root.join(&files.certificate);
+        let pem = read(&path, CERTIFICATE)?;
+        let chain =
+            CertificateDer::pem_slice_iter(&pem).collect::<std::result::Result<Vec<_>, _>>();
+        let chain = chain.map_err(|error| trouble(&path, CERTIFICATE, &format!("{error:?}")))?;
+        if chain.is_empty() {
+            return Err(trouble(&path, CERTIFICATE, "it holds no certificate in PEM format"));
+        }
+        let key = match &files.key {
+            None => private_key(&path, CERTIFICATE, &pem, files.passphrase.as_deref())?,
+            Some(key) => {
+                let path = root.join(key);
+                private_key(&path, KEY, &read(&path, KEY)?, files.passphrase.as_deref())?
+            }
+        };
+        let config = config(chain, key).map_err(|error| {
+            let why = match error {
+                rustls::Error::InconsistentKeys(_) => "it does not belong to the key".to_owned(),
+                error => error.to_string(),
+            };
+            trouble(&path, CERTIFICATE, &why)
+        })?;
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// Begins a connection.
+    ///
+    /// # Errors
+    /// None that a peer could cause.
+    pub fn accept(&self) -> io::Result<ServerConnection> {
+        let mut connection =
+            ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
+        // What waits to be sent waits in our outbox, where it is shared and counted.
+        connection.set_buffer_limit(Some(16 * 1024));
+        Ok(connection)
+    }
+}
+
+fn config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> std::result::Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth();
+    let mut config = builder.with_single_cert(chain, key)?;
+    // A tab that comes back resumes its session from its own ticket: cheap, and nothing is kept.
+    config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+fn read(path: &Path, parameter: &str) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => trouble(path, parameter, "this user may not read it"),
+        _ => trouble(path, parameter, &error.to_string()),
+    })
+}
+
+/// The first private key in a PEM file: PKCS#8, plain or encrypted, PKCS#1 or SEC1.
+fn private_key(
+    path: &Path,
+    parameter: &str,
+    pem: &[u8],
+    passphrase: Option<&str>,
+) -> Result<PrivateKeyDer<'static>> {
+    let trouble = |why: &str| trouble(path, parameter, why);
+    let text = String::from_utf8_lossy(pem);
+    if text.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(trouble(
+            "its key is encrypted in a format of the past. Convert it: openssl pkcs8 -topk8 -in \
+             OLD -out NEW (it asks for the passphrase, and for the one to use from now on)",
+        ));
+    }
+    if let Some(encrypted) = section(&text, "ENCRYPTED PRIVATE KEY") {
+        let der = BASE64_MIME_PERMISSIVE.decode(encrypted.as_bytes());
+        let der = der.map_err(|_| trouble("its encrypted key is damaged"))?;
+        let info = EncryptedPrivateKeyInfo::try_from(&*der)
+            .map_err(|error| trouble(&format!("its encrypted key is not understood: {error}")))?;
+        let Some(passphrase) = passphrase else {
+            return Err(trouble(&format!("its key is encrypted, but {PASSPHRASE} is not set")));
+        };
+        let key = info.decrypt(passphrase).map_err(|error| match error {
+            pkcs8::Error::EncryptedPrivateKey(pkcs8::pkcs5::Error::DecryptFailed) => {
+                trouble(&format!("its key cannot be decrypted: {PASSPHRASE} is wrong"))
+            }
+            error => trouble(&format!(
+                "its key is encrypted in a way that is not known ({error}). Convert it: openssl \
+                 pkcs8 -topk8 -v2 aes256 -in OLD -out NEW"
+            )),
+        })?;
+        return Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into());
+    }
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound if parameter == CERTIFICATE => {
+            trouble(&format!("it holds no private key, and {KEY} names no other file"))
+        }
+        rustls::pki_types::pem::Error::NoItemsFound => trouble("it holds no private key"),
+        error => trouble(&format!("its key is damaged: {error:?}")),
+    })
+}
+
+/// The text between `-----BEGIN name-----` and its end.
+fn section<'a>(pem: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = pem.split_once(&format!("-----BEGIN {name}-----"))?;
+    Some(rest.split_once(&format!("-----END {name}-----"))?.0)
+}
+
+fn trouble(path: &Path, parameter: &str, why: &str) -> Fatal {
+    Fatal::new(format!(
+        "TLS cannot be used with {}: {why}. It is set by EspoCRM's parameter {parameter}.",
+        path.display()
+    ))
+}
