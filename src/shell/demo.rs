@@ -37,7 +37,8 @@ pub fn serve(flags: &Own) -> Result<()> {
         settings.port.value = 0;
     }
     let mut server = Server::new(settings, Backend::Demo(Demo::default()))?;
-    info!("EspoCRM's messages would be received at {}.", server.endpoint());
+    info!("Browsers are served at http://{}.", server.address());
+    info!("EspoCRM's messages are received at {}.", server.endpoint());
     println!("Open http://{} in a browser. Ctrl-C ends the demo.", server.address());
     server.run()
 }

@@ -314,10 +314,7 @@ impl Server {
         for signal in self.signals.pending().collect::<Vec<_>>() {
             match signal {
                 SIGCHLD => self.reap_children(),
-                SIGHUP => {
-                    info!("SIGHUP: EspoCRM's settings are read again.");
-                    self.begin_reload();
-                }
+                SIGHUP => self.reload(),
                 _ => self.stopping = true,
             }
         }

@@ -23,13 +23,16 @@ struct Fingerprint {
     modified: (i64, i64),
 }
 
+/// EspoCRM compiles its metadata when it is asked for it and finds none.
+const METADATA: usize = 0;
+
 const FILES: [&str; 7] = [
+    "data/cache/application/metadata.php",
     "data/config.php",
     "data/config-internal.php",
     "data/config-override.php",
     "data/config-internal-override.php",
     "data/state.php",
-    "data/cache/application/metadata.php",
     "command.php",
 ];
 
@@ -50,6 +53,15 @@ impl Watch {
         changed
     }
 
+    /// EspoCRM has been asked for its settings since the last call of
+    /// [`has_changed`](Self::has_changed): that it has compiled its metadata meanwhile is no change.
+    pub fn has_been_read(&mut self) {
+        let compiled = self.look().into_iter().next().flatten();
+        if let Some(seen @ None) = self.seen.get_mut(METADATA) {
+            *seen = compiled;
+        }
+    }
+
     fn look(&self) -> Vec<Option<Fingerprint>> {
         self.paths.iter().map(|path| path.metadata().ok().map(|it| fingerprint(&it))).collect()
     }
@@ -60,5 +72,37 @@ fn fingerprint(file: &Metadata) -> Fingerprint {
         inode: (file.dev(), file.ino()),
         size: file.size(),
         modified: (file.mtime(), file.mtime_nsec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn changes_are_noticed_once() {
+        let root = std::env::temp_dir().join(format!("espocrm-watch-{}", std::process::id()));
+        let cache = root.join("data/cache/application");
+        fs::create_dir_all(&cache).unwrap();
+        let mut watch = Watch::new(&root);
+        assert!(!watch.has_changed());
+
+        fs::write(root.join("data/config.php"), "1").unwrap();
+        assert!(watch.has_changed() && !watch.has_changed());
+        fs::write(root.join("data/config.new"), "2").unwrap();
+        assert!(!watch.has_changed());
+        fs::rename(root.join("data/config.new"), root.join("data/config.php")).unwrap();
+        assert!(watch.has_changed() && !watch.has_changed());
+
+        // Compiled by EspoCRM because we asked: no change. Compiled anew later: one.
+        fs::write(cache.join("metadata.php"), "1").unwrap();
+        watch.has_been_read();
+        assert!(!watch.has_changed());
+        fs::remove_file(cache.join("metadata.php")).unwrap();
+        assert!(watch.has_changed());
+        fs::write(cache.join("metadata.php"), "22").unwrap();
+        assert!(watch.has_changed());
+        fs::remove_dir_all(root).unwrap();
     }
 }

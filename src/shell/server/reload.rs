@@ -20,6 +20,8 @@ pub struct Espocrm {
     layers: Layers,
     watch: Watch,
     reading: Reading,
+    /// By a signal: the answer is to be logged, whatever it is.
+    asked_for: bool,
     /// When its files are looked at next, if anybody is connected.
     next_look: Time,
     /// Before that they are not looked at.
@@ -51,13 +53,15 @@ impl Espocrm {
         let root = layers.root()?;
         let php = layers.php().unwrap_or(Path::new("php"));
         let installation = Installation::new(root, php)?;
-        let watch = Watch::new(installation.root());
+        let mut watch = Watch::new(installation.root());
         let facts = installation.ask()?;
+        watch.has_been_read();
         let mut espocrm = Self {
             installation,
             layers,
             watch,
             reading: Reading::No,
+            asked_for: false,
             next_look: Time::default().after(LOOK_INTERVAL),
             rest_until: Time::default(),
         };
@@ -137,6 +141,15 @@ impl Server {
         }
     }
 
+    /// Reads the settings again because the administrator says so.
+    pub(super) fn reload(&mut self) {
+        info!("EspoCRM's settings are read again.");
+        if let Backend::Espocrm(espocrm) = &mut self.backend {
+            espocrm.asked_for = true;
+        }
+        self.begin_reload();
+    }
+
     /// Has EspoCRM tell its settings. Until then no check is started: the version tells how a
     /// verdict is to be understood.
     pub(super) fn begin_reload(&mut self) {
@@ -166,6 +179,7 @@ impl Server {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
         let again = std::mem::replace(&mut espocrm.reading, Reading::No) == Reading::Again;
         espocrm.rest_until = self.now.after(REST);
+        espocrm.watch.has_been_read();
         match espocrm.read(finished) {
             Ok(settings) => self.apply(settings),
             Err(error) => {
@@ -176,6 +190,14 @@ impl Server {
         self.access.set_paused(false);
         if again {
             self.begin_reload();
+        }
+    }
+
+    /// Whether the administrator waits for an answer.
+    fn was_asked_for(&mut self) -> bool {
+        match &mut self.backend {
+            Backend::Espocrm(espocrm) => std::mem::take(&mut espocrm.asked_for),
+            Backend::Demo(_) => false,
         }
     }
 
@@ -211,11 +233,12 @@ impl Server {
         }
         accept::afford(&mut new);
         self.access.set_limit(new.max_checks.value);
-        if new == self.settings {
-            info!("EspoCRM's settings were read again: nothing has changed.");
-        } else {
+        let asked_for = self.was_asked_for();
+        if new != self.settings {
             let count = new.categories.iter().count();
-            info!("EspoCRM's settings were read again: {}, {count} categories.", new.version);
+            info!("EspoCRM's settings have changed: EspoCRM {}, {count} categories.", new.version);
+        } else if asked_for {
+            info!("EspoCRM's settings have not changed.");
         }
         self.hub.reload(Some(new.categories.clone()));
         self.settings = new;

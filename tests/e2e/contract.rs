@@ -1,0 +1,1 @@
+//! Line by line what EspoCRM's client relies on, over raw sockets.

@@ -1,0 +1,17 @@
+//! The real binary with real parts around it: PHP with its ZeroMQ extension, raw sockets, proxies,
+//! a browser. EspoCRM itself is the stand-in in `tests/standin`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "a test that cannot go on shall say so"
+)]
+
+mod support;
+
+mod contract;
+mod messages;

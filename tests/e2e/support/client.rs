@@ -1,0 +1,218 @@
+//! A WebSocket client of bytes: it does what a test says, right or wrong.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use serde_json::{Value, json};
+
+use super::DEADLINE;
+
+/// An upgrade as Chromium sends it, but for its target.
+pub const GOOD_HEAD: &str = "Host: localhost\r\n\
+    Connection: Upgrade\r\n\
+    Upgrade: websocket\r\n\
+    Origin: http://localhost\r\n\
+    Sec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\
+    Sec-WebSocket-Protocol: wamp\r\n\r\n";
+
+/// A whole upgrade request.
+pub fn request(target: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\n{GOOD_HEAD}")
+}
+
+/// A frame from the server.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub opcode: u8,
+    pub payload: Vec<u8>,
+}
+
+/// A connection over any stream.
+pub struct Client<S = TcpStream> {
+    pub stream: S,
+    /// Read, but not yet used.
+    buffer: VecDeque<u8>,
+    /// The head of the response to the upgrade.
+    pub response: String,
+}
+
+impl Client {
+    /// A TCP connection, on which nothing has been sent.
+    pub fn tcp(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self::over(stream)
+    }
+
+    /// Upgraded, with these credentials.
+    pub fn open(address: SocketAddr, user: &str, token: &str) -> Self {
+        let mut client = Self::tcp(address);
+        client.upgrade(&format!("/?authToken={token}&userId={user}"));
+        client
+    }
+
+    /// Sends nothing more.
+    pub fn half_close(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub fn over(stream: S) -> Self {
+        Self { stream, buffer: VecDeque::new(), response: String::new() }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+        self.stream.flush().unwrap();
+    }
+
+    /// Upgrades, which must succeed.
+    pub fn upgrade(&mut self, target: &str) {
+        self.send(request(target).as_bytes());
+        self.response = self.read_head();
+        assert!(self.response.starts_with("HTTP/1.1 101 "), "{}", self.response);
+    }
+
+    /// Reads up to and including a blank line.
+    pub fn read_head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.byte().expect("the connection ended within a head"));
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    /// Reads until the server ends the connection.
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        std::iter::from_fn(|| self.byte()).collect()
+    }
+
+    /// Sends one frame, masked: `first` is its first byte.
+    pub fn send_frame(&mut self, first: u8, payload: &[u8]) {
+        self.send(&Self::frame(first, payload));
+    }
+
+    /// A masked frame.
+    pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mask = [0x37, 0xfa, 0x21, 0x3d];
+        let mut frame = vec![first];
+        match payload.len() {
+            length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
+            length @ 126..=0xffff => {
+                frame.push(0xfe);
+                frame.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+            }
+            length => {
+                frame.push(0xff);
+                frame.extend_from_slice(&(length as u64).to_be_bytes());
+            }
+        }
+        frame.extend_from_slice(&mask);
+        frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        frame
+    }
+
+    pub fn send_text(&mut self, text: &str) {
+        self.send_frame(0x81, text.as_bytes());
+    }
+
+    pub fn send_json(&mut self, message: &Value) {
+        self.send_text(&message.to_string());
+    }
+
+    pub fn subscribe(&mut self, topic: &str) {
+        self.send_json(&json!([5, topic]));
+    }
+
+    pub fn unsubscribe(&mut self, topic: &str) {
+        self.send_json(&json!([6, topic]));
+    }
+
+    /// The next frame; `None` if TCP has ended. Pings are answered, as a browser does.
+    pub fn next(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next_raw()?;
+            if frame.opcode != 9 {
+                return Some(frame);
+            }
+            self.send_frame(0x8a, &frame.payload);
+        }
+    }
+
+    /// The next frame, pings included.
+    pub fn next_raw(&mut self) -> Option<Frame> {
+        let first = self.byte()?;
+        assert_eq!(first & 0xf0, 0x80, "a server of ours sends whole frames");
+        let second = self.byte()?;
+        assert_eq!(second & 0x80, 0, "a server does not mask");
+        let bytes = match second {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let mut length = u64::from(second);
+        if bytes > 0 {
+            length = (0..bytes).fold(0, |length, _| length << 8 | u64::from(self.byte().unwrap()));
+        }
+        let payload = (0..length).map(|_| self.byte().expect("within a frame")).collect();
+        Some(Frame { opcode: first & 0x0f, payload })
+    }
+
+    /// The next message, which must be text, as JSON.
+    pub fn next_message(&mut self) -> Value {
+        let frame = self.next().expect("a message, not the end of TCP");
+        assert_eq!(frame.opcode, 1, "{frame:?}");
+        serde_json::from_slice(&frame.payload).unwrap()
+    }
+
+    /// Expects the welcome and returns the session id.
+    pub fn expect_welcome(&mut self) -> String {
+        let welcome = self.next_message();
+        let welcome = welcome.as_array().unwrap();
+        assert_eq!((welcome.len(), &welcome[0], &welcome[2]), (3, &json!(0), &json!(1)));
+        welcome[1].as_str().unwrap().to_owned()
+    }
+
+    /// Expects this message of EspoCRM.
+    pub fn expect_event(&mut self, message: &Value) {
+        assert_eq!(self.next_message(), json!([8, message["topicId"], message]));
+    }
+
+    /// Expects that nothing has been sent: a ping is answered before anything else.
+    pub fn expect_silence(&mut self) {
+        self.send_frame(0x89, b"silence?");
+        let pong = Frame { opcode: 10, payload: b"silence?".to_vec() };
+        assert_eq!(self.next(), Some(pong));
+    }
+
+    /// Expects a clean close with this code, answers it, and expects TCP to end.
+    pub fn expect_close(&mut self, code: u16) {
+        let frame = self.next().expect("a Close frame, not the end of TCP");
+        assert_eq!(frame.opcode, 8, "{frame:?}");
+        assert_eq!(frame.payload[..2], code.to_be_bytes(), "{frame:?}");
+        self.send_frame(0x88, &frame.payload[..2]);
+        assert_eq!(self.next(), None);
+    }
+
+    /// Expects TCP to end without a Close frame.
+    pub fn expect_drop(&mut self) {
+        assert_eq!(self.next(), None);
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        if self.buffer.is_empty() {
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(length) => self.buffer.extend(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.buffer.pop_front()
+    }
+}

@@ -1,0 +1,53 @@
+//! What the tests are written in.
+
+mod client;
+mod daemon;
+mod php;
+mod standin;
+
+pub use client::{Client, Frame, GOOD_HEAD, request};
+pub use daemon::Daemon;
+pub use php::Php;
+pub use standin::Standin;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Far more than anything takes, on any machine: reached only if it never comes.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "it did not happen: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A directory that lives as long as the test, and longer if the test fails.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new(name: &str) -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("espocrm-websocket-{name}-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! PHP sending as EspoCRM does.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+pub struct Php;
+
+impl Php {
+    /// Sends messages by php-cli with php-zmq, one connection for each.
+    pub fn send(zeromq: &str, messages: &[Value]) {
+        let lines: Vec<String> = messages.iter().map(ToString::to_string).collect();
+        Self::send_raw(zeromq, &lines.join("\n"));
+    }
+
+    /// Sends lines of any content.
+    pub fn send_raw(zeromq: &str, lines: &str) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/send.php");
+        let mut php = Command::new("php");
+        let mut php = php.args([script, zeromq]).stdin(Stdio::piped()).spawn().unwrap();
+        php.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        assert!(php.wait().unwrap().success());
+    }
+}

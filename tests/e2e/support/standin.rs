@@ -1,0 +1,112 @@
+//! A copy of the stand-in EspoCRM.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Map, Value, json};
+
+use super::TempDir;
+
+/// An EspoCRM of its own for one test, with ports that are free.
+pub struct Standin {
+    dir: TempDir,
+    config: Map<String, Value>,
+}
+
+impl Standin {
+    pub fn new() -> Self {
+        let dir = TempDir::new("standin");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standin/.");
+        let copied = Command::new("cp").arg("-r").arg(source).arg(dir.path()).status().unwrap();
+        assert!(copied.success());
+        let config = json!({
+            "useWebSocket": true,
+            "webSocketPort": 0,
+            "webSocketZeroMQSubscriberDsn": "tcp://127.0.0.1:*",
+            "siteUrl": "http://localhost",
+        });
+        let Value::Object(config) = config else { unreachable!() };
+        let standin = Self { dir, config };
+        std::fs::create_dir_all(standin.path().join("data/standin")).unwrap();
+        standin.write("config.php", &standin.config);
+        standin
+    }
+
+    /// The same with a version that it claims.
+    pub fn version(version: &str) -> Self {
+        let mut standin = Self::new();
+        standin.config("version", version);
+        standin
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Sets a parameter of its configuration, as EspoCRM does: by another file in the place of
+    /// the old one.
+    pub fn config(&mut self, name: &str, value: impl Into<Value>) {
+        self.config.insert(name.to_owned(), value.into());
+        self.write("config.php", &self.config);
+    }
+
+    /// Writes a file of `data/` that returns these values.
+    pub fn write(&self, file: &str, values: &Map<String, Value>) {
+        let json = Value::Object(values.clone()).to_string();
+        let quoted = json.replace('\\', "\\\\").replace('\'', "\\'");
+        self.write_raw(file, &format!("<?php\nreturn json_decode('{quoted}', true);\n"));
+    }
+
+    /// Writes a file of `data/`.
+    pub fn write_raw(&self, file: &str, text: &str) {
+        let path = self.path().join("data").join(file);
+        let temporary = path.with_extension("new");
+        std::fs::write(&temporary, text).unwrap();
+        std::fs::rename(temporary, path).unwrap();
+    }
+
+    /// Adds categories as an extension does, and clears the cache.
+    pub fn custom_categories(&self, categories: &Value) {
+        let dir = self.path().join("custom/Espo/Custom/Resources/metadata/app");
+        std::fs::create_dir_all(&dir).unwrap();
+        let json = json!({ "categories": categories }).to_string();
+        std::fs::write(dir.join("webSocket.json"), json).unwrap();
+        self.clear_cache();
+    }
+
+    pub fn clear_cache(&self) {
+        let _ = std::fs::remove_dir_all(self.path().join("data/cache"));
+    }
+
+    /// Steers it; see its README.
+    pub fn set(&self, name: &str, value: &str) {
+        self.write_raw(&format!("standin/{name}"), value);
+    }
+
+    /// Takes back what [`set`](Self::set) has set.
+    pub fn unset(&self, name: &str) {
+        let _ = std::fs::remove_file(self.path().join("data/standin").join(name));
+    }
+
+    /// The arguments of each run of `command.php` so far.
+    pub fn runs(&self) -> Vec<String> {
+        let runs = std::fs::read_to_string(self.path().join("data/standin/runs"));
+        let runs = runs.unwrap_or_default();
+        let arguments = |line: &str| {
+            let words: Vec<String> = serde_json::from_str(line).unwrap();
+            words.join(" ")
+        };
+        runs.lines().map(arguments).collect()
+    }
+
+    /// How often it was run with these arguments.
+    pub fn count(&self, arguments: &str) -> usize {
+        self.runs().iter().filter(|run| **run == arguments).count()
+    }
+
+    /// How often it was asked for its settings.
+    pub fn probes(&self) -> usize {
+        let probes = std::fs::read_to_string(self.path().join("data/standin/probes"));
+        probes.unwrap_or_default().lines().count()
+    }
+}

@@ -1,0 +1,63 @@
+<?php
+// The beginning of everything that runs in the stand-in.
+
+chdir(__DIR__);
+
+spl_autoload_register(function ($class) {
+    $file = __DIR__ . '/application/' . str_replace('\\', '/', $class) . '.php';
+    if (is_file($file)) {
+        require $file;
+    }
+});
+
+/** A setting of the stand-in: a file in data/standin, or else the environment. */
+function standin($name, $default = '')
+{
+    $file = __DIR__ . '/data/standin/' . $name;
+    if (is_file($file)) {
+        return trim(file_get_contents($file));
+    }
+    $value = getenv('STANDIN_' . strtoupper(str_replace('-', '_', $name)));
+
+    return $value === false ? $default : $value;
+}
+
+/** Notes a run, so that tests can count. */
+function standinNote($file, array $line)
+{
+    $dir = __DIR__ . '/data/standin';
+    if (!is_dir($dir)) {
+        @mkdir($dir);
+    }
+    file_put_contents($dir . '/' . $file, json_encode($line) . "\n", FILE_APPEND | LOCK_EX);
+}
+
+/** Fails in the way that a test asks for. */
+function standinFail($failure)
+{
+    switch ($failure) {
+        case '':
+            return;
+        case 'exit255':
+            exit(255);
+        case 'error':
+            echo "Error: SQLSTATE[HY000] [2002] Connection refused";
+            exit(1);
+        case 'hang':
+            while (true) {
+                sleep(60);
+            }
+        case 'killed':
+            posix_kill(getmypid(), 9);
+            sleep(60);
+        case 'noise':
+            echo "Notice: something else";
+            exit(0);
+        case 'flood':
+            while (true) {
+                echo str_repeat('x', 65536);
+            }
+        case 'crash':
+            throw new RuntimeException('on purpose');
+    }
+}
