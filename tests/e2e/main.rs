@@ -13,5 +13,10 @@
 
 mod support;
 
+mod browser;
+mod checks;
 mod contract;
+mod life;
 mod messages;
+mod proxies;
+mod tls;

@@ -1,0 +1,1 @@
+//! A real Chromium with the demo's page.

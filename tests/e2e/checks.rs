@@ -1,0 +1,1 @@
+//! Access checks by PHP: which commands run, how many, and what their outcome means.

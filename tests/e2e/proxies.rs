@@ -1,0 +1,1 @@
+//! Behind the proxies that administrators use, configured as documented.
