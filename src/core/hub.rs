@@ -125,10 +125,10 @@ impl Hub {
     ///
     /// # Errors
     /// [`Rejection::UnknownTopic`]
-    pub fn receivers(
-        &self,
+    pub fn receivers<'a>(
+        &'a self,
         submission: &Submission<'_>,
-    ) -> Result<impl Iterator<Item = ConnId>, Rejection> {
+    ) -> Result<impl Iterator<Item = ConnId> + use<'a>, Rejection> {
         let directory = &self.directory;
         let rule = directory.categories.rule(&submission.topic);
         if let Err(NoTopic::Unknown | NoTopic::TooLong) = rule {

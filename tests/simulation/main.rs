@@ -1,0 +1,48 @@
+//! Years of the pure core in seconds: hub, access queue and timers under random load, with verdicts
+//! in any order and late, closes at any moment and reloads, beside a naive model of what must come
+//! of it. After each step the two are compared.
+//!
+//! A failing seed is printed. `SIMULATION_SEED=… cargo test --test simulation` replays it and tells
+//! each step.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "a test that cannot go on shall say so"
+)]
+
+mod model;
+mod random;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use world::World;
+
+const SEEDS: u64 = 200;
+const STEPS: usize = 1_500;
+
+#[test]
+fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
+    if let Ok(seed) = std::env::var("SIMULATION_SEED") {
+        World::new(seed.parse().expect("a number"), true).run(STEPS);
+        return;
+    }
+    let mut seen = world::Seen::default();
+    for seed in 0..SEEDS {
+        match catch_unwind(AssertUnwindSafe(|| World::new(seed, false).run(STEPS))) {
+            Ok(these) => seen.add(&these),
+            Err(panic) => {
+                eprintln!("Replay by: SIMULATION_SEED={seed} cargo test --test simulation");
+                resume_unwind(panic);
+            }
+        }
+    }
+    println!("{seen:?}");
+    // What never happens is not tested.
+    seen.expect_everything();
+}

@@ -1,0 +1,99 @@
+//! What must come of it, as simply as it can be said.
+
+use std::collections::BTreeMap;
+
+use espocrm_websocket::core::access::Ticket;
+use espocrm_websocket::core::id::ConnId;
+
+/// Every connection that is open.
+#[derive(Default)]
+pub struct Model {
+    pub conns: BTreeMap<ConnId, Conn>,
+}
+
+pub struct Conn {
+    pub user: String,
+    pub token: String,
+    pub authenticated: bool,
+    pub subscriptions: BTreeMap<String, Status>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Waits for the login or for the settings.
+    Held,
+    /// Its check has this ticket.
+    Waiting(Ticket),
+    Granted,
+}
+
+/// The categories that the simulated EspoCRM may have, by a number that a reload changes.
+///
+/// `open` never needs a check; `maybe` needs one in odd editions; `late` exists in editions of
+/// which the number can be divided by three; the command of `record` changes with every edition
+/// that can be divided by four.
+pub fn rule(edition: u32, topic: &str) -> Rule {
+    let (category, record) = topic.split_once('.').unwrap_or((topic, ""));
+    let is_record = !record.is_empty() && !record.contains(['.', ' ']);
+    match category {
+        "open" => Rule::Open,
+        "maybe" if edition % 2 == 1 => Rule::Check(format!("Maybe {{user}} {edition}")),
+        "maybe" => Rule::Open,
+        "late" if edition % 3 == 0 => Rule::Check("Late {user}".to_owned()),
+        "record" if is_record => Rule::Check(format!("Record{} {{user}} {record}", edition / 4)),
+        "record" => Rule::Bad,
+        _ => Rule::Unknown,
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    Open,
+    /// A command, with `{user}` to be replaced.
+    Check(String),
+    /// A topic of a category, but not well-formed.
+    Bad,
+    Unknown,
+}
+
+/// The same categories as EspoCRM's metadata says them.
+pub fn categories(edition: u32) -> serde_json::Value {
+    let mut categories = serde_json::json!({
+        "open": [],
+        "maybe": {},
+        "record": {
+            "paramList": ["id"],
+            "accessCheckCommand": format!("Record{} :userId :id", edition / 4),
+        },
+    });
+    if edition % 2 == 1 {
+        categories["maybe"] =
+            serde_json::json!({"accessCheckCommand": format!("Maybe :userId {edition}")});
+    }
+    if edition % 3 == 0 {
+        categories["late"] = serde_json::json!({"accessCheckCommand": "Late :userId"});
+    }
+    categories
+}
+
+impl Model {
+    /// Who must receive a message, in order.
+    pub fn receivers(&self, topic: &str, user: Option<&str>) -> Vec<ConnId> {
+        let may_see = |conn: &Conn| {
+            conn.authenticated
+                && conn.subscriptions.get(topic) == Some(&Status::Granted)
+                && user.is_none_or(|user| user == conn.user)
+        };
+        self.conns.iter().filter(|(_, conn)| may_see(conn)).map(|(id, _)| *id).collect()
+    }
+
+    /// How many tickets wait for a verdict.
+    pub fn waiting(&self) -> usize {
+        let waits = |conn: &Conn| {
+            let statuses = conn.subscriptions.values();
+            let topics = statuses.filter(|status| matches!(status, Status::Waiting(_))).count();
+            topics + usize::from(!conn.authenticated)
+        };
+        self.conns.values().map(waits).sum()
+    }
+}
