@@ -4,34 +4,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::id::ConnId;
+use super::check::{Check, Ticket};
 use super::limits::MAX_WAITING_CHECKS;
 use super::time::Time;
-use super::verdict::{Affirmation, Verdict};
-
-/// A question to EspoCRM: the arguments of `php command.php`, and what it says if the answer is
-/// yes.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Check {
-    /// The command's name and its arguments. May hold a token: never to be logged.
-    pub arguments: Box<[Box<str>]>,
-    /// What the command prints if it allows.
-    pub affirmation: Affirmation,
-}
-
-/// Who waits for a verdict: this connection, for this of its questions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ticket {
-    /// The connection.
-    pub conn: ConnId,
-    /// Its authentication, or its n-th subscription.
-    pub serial: u32,
-}
-
-impl Ticket {
-    /// The serial number of a connection's authentication.
-    pub const AUTHENTICATION: u32 = 0;
-}
+use super::verdict::Verdict;
 
 /// Names one run of checks; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,40 +67,6 @@ const RETRIES: [Duration; 4] = [
     Duration::from_secs(15),
     Duration::from_secs(60),
 ];
-
-impl Check {
-    /// Whether `token` is valid and `user`'s.
-    #[must_use]
-    pub fn authentication(token: &str, user: &str) -> Self {
-        Self {
-            arguments: ["AuthTokenCheck", token, user].map(Box::from).into(),
-            affirmation: Affirmation::UserId(user.into()),
-        }
-    }
-
-    /// Whether a topic may be seen, by the command of its category.
-    #[must_use]
-    pub fn topic(arguments: Box<[Box<str>]>) -> Self {
-        Self { arguments, affirmation: Affirmation::True }
-    }
-
-    /// Whether it asks for a token, not for a topic.
-    #[must_use]
-    pub fn is_authentication(&self) -> bool {
-        matches!(self.affirmation, Affirmation::UserId(_))
-    }
-
-    /// A line that the command has printed, without the token that it was given.
-    #[must_use]
-    pub fn redact(&self, line: &str) -> String {
-        let Some(token) = self.arguments.get(1).filter(|_| self.is_authentication()) else {
-            return line.to_owned();
-        };
-        // In a trace PHP shows no more than the first 15 characters of an argument.
-        let beginning = token.get(..15).unwrap_or(token);
-        line.replace(&**token, "(token)").replace(beginning, "(token)")
-    }
-}
 
 impl Access {
     /// Runs at most `limit` checks at a time.
@@ -360,16 +302,9 @@ impl Queue {
     }
 }
 
-/// Never shows the arguments, among which may be a token.
-impl std::fmt::Debug for Check {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = self.arguments.first().map_or("", |name| name);
-        f.debug_struct("Check").field("command", &name).finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::id::ConnId;
     use super::super::verdict::Failure;
     use super::*;
 
@@ -521,8 +456,5 @@ mod tests {
         let mut access = Access::new(1);
         access.request(ticket(1, 0), Check::authentication("s3cret", "u")).unwrap();
         assert!(!format!("{access:?}").contains("s3cret"));
-        let check = Check::authentication("0123456789abcdef0123", "u");
-        let line = "Uncaught x('0123456789abcde...') in y?t=0123456789abcdef0123&u";
-        assert_eq!(check.redact(line), "Uncaught x('(token)...') in y?t=(token)&u");
     }
 }

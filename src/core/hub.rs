@@ -3,11 +3,13 @@
 mod directory;
 mod prefixes;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use smallvec::SmallVec;
 
-use super::access::{Check, Ticket};
 use super::category::{Categories, NoTopic};
+use super::check::{Check, Ticket};
 use super::frame::{CloseReason, SharedFrame};
 use super::id::ConnId;
 use super::submission::{Rejection, Submission};

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod category;
+pub mod check;
 pub mod command;
 pub mod frame;
 pub mod hub;

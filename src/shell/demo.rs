@@ -11,7 +11,7 @@ use super::espocrm::Facts;
 use super::fatal::{Fatal, Result};
 use super::server::{Backend, Server};
 use super::settings::{Layers, Listen, Own, Settings};
-use crate::core::access::Check;
+use crate::core::check::Check;
 use crate::core::upgrade::{self, Head};
 use crate::core::verdict::Verdict;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use espocrm_websocket::core::access::Ticket;
+use espocrm_websocket::core::check::Ticket;
 use espocrm_websocket::core::id::ConnId;
 
 /// Every connection that is open.
@@ -36,10 +36,9 @@ pub fn rule(edition: u32, topic: &str) -> Rule {
     let (category, record) = topic.split_once('.').unwrap_or((topic, ""));
     let is_record = !record.is_empty() && !record.contains(['.', ' ']);
     match category {
-        "open" => Rule::Open,
         "maybe" if edition % 2 == 1 => Rule::Check(format!("Maybe {{user}} {edition}")),
-        "maybe" => Rule::Open,
-        "late" if edition % 3 == 0 => Rule::Check("Late {user}".to_owned()),
+        "open" | "maybe" => Rule::Open,
+        "late" if edition.is_multiple_of(3) => Rule::Check("Late {user}".to_owned()),
         "record" if is_record => Rule::Check(format!("Record{} {{user}} {record}", edition / 4)),
         "record" => Rule::Bad,
         _ => Rule::Unknown,
@@ -70,7 +69,7 @@ pub fn categories(edition: u32) -> serde_json::Value {
         categories["maybe"] =
             serde_json::json!({"accessCheckCommand": format!("Maybe :userId {edition}")});
     }
-    if edition % 3 == 0 {
+    if edition.is_multiple_of(3) {
         categories["late"] = serde_json::json!({"accessCheckCommand": "Late :userId"});
     }
     categories

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use espocrm_websocket::core::access::{Access, Check, JobId, Ticket};
+use espocrm_websocket::core::access::{Access, JobId};
 use espocrm_websocket::core::category::Categories;
+use espocrm_websocket::core::check::{Check, Ticket};
 use espocrm_websocket::core::hub::{Action, Hub};
 use espocrm_websocket::core::id::ConnId;
 use espocrm_websocket::core::submission::Submission;
@@ -172,9 +173,8 @@ impl World {
         } else if !conn.subscriptions.contains_key(topic) {
             let status = match rule {
                 Rule::Open if !held => Some(Status::Granted),
-                Rule::Open => Some(Status::Held),
-                // Becomes `Waiting` when the hub asks.
-                Rule::Check(_) => Some(Status::Held),
+                // A check becomes `Waiting` when the hub asks for it.
+                Rule::Open | Rule::Check(_) => Some(Status::Held),
                 Rule::Bad | Rule::Unknown => self.reloading.then_some(Status::Held),
             };
             conn.subscriptions.extend(status.map(|status| (topic.to_owned(), status)));

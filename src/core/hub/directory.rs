@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::Action;
 use super::session::{Session, State, Subscription};
-use crate::core::access::{Check, Ticket};
 use crate::core::category::{Categories, NoTopic, Rule};
+use crate::core::check::{Check, Ticket};
 use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
 use crate::core::interner::{Interner, Key};

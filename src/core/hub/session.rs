@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::prefixes::Prefixes;
-use crate::core::access::Ticket;
+use crate::core::check::Ticket;
 use crate::core::id::ConnId;
 use crate::core::interner::Key;
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::Facts;
-use crate::core::access::Check;
+use crate::core::check::Check;
 use crate::core::verdict::{Exit, Failure};
 use crate::shell::children::{Children, Finished};
 use crate::shell::fatal::{Fatal, Result};

@@ -3,7 +3,8 @@
 use log::warn;
 
 use super::{Backend, Server};
-use crate::core::access::{Check, JobId, QueueFull, Ticket};
+use crate::core::access::{JobId, QueueFull};
+use crate::core::check::{Check, Ticket};
 use crate::core::verdict::{self, Failure, Verdict};
 use crate::core::version::Convention;
 use crate::shell::children::{Finished, Task};
