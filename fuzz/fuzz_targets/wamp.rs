@@ -1,0 +1,23 @@
+//! WAMP messages, and the topics in them.
+#![no_main]
+
+use espocrm_websocket::core::category::{Categories, Rule};
+use espocrm_websocket::core::wamp::{self, ClientMessage};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let Ok(message) = wamp::parse(text) else { return };
+    let (ClientMessage::Subscribe(topic) | ClientMessage::Unsubscribe(topic)) = message else {
+        return;
+    };
+    let json = r#"{"open": {}, "a.b": {"paramList": ["x", "y"],
+        "accessCheckCommand": "Check --u=:userId --x=:x --y=:y"}}"#;
+    let categories = Categories::from_json(&serde_json::from_str(json).unwrap());
+    if let Ok(Rule::Check(template, parameters)) = categories.rule(&topic) {
+        // Whatever a topic holds, it adds no argument and changes no other.
+        let arguments = template.arguments("u", &parameters);
+        assert_eq!(arguments.len(), 4);
+        assert_eq!(&*arguments[1], "--u=u");
+        assert!(arguments[2].starts_with("--x=") && arguments[3].starts_with("--y="));
+    }
+});
