@@ -6,7 +6,7 @@ use mio::{Registry, Token};
 
 use super::stream::{Stream, Written};
 use crate::core::id::ConnId;
-use crate::core::limits::MAX_HEAD;
+use crate::core::limits::{MAX_HEAD, MAX_UNANSWERED_PINGS};
 use crate::core::outbox::Outbox;
 use crate::core::reader::Reader;
 use crate::core::time::Time;
@@ -22,8 +22,10 @@ pub struct Conn {
     pub outbox: Outbox,
     /// When it has to be looked at: a deadline, or the next ping.
     pub due: Time,
+    /// When its timer fires, if it has one.
+    armed: Option<Time>,
     /// Pings since the peer was last heard.
-    pub unanswered_pings: u8,
+    unanswered_pings: u8,
     /// It is in the server's list of those to be flushed.
     pub dirty: bool,
     /// It is in the server's list of those to be read on.
@@ -68,6 +70,7 @@ impl Conn {
             phase: Phase::Upgrading(Upgrading { over_limit, ..Upgrading::default() }),
             outbox: Outbox::default(),
             due: deadline,
+            armed: None,
             unanswered_pings: 0,
             dirty: false,
             unread: false,
@@ -76,12 +79,44 @@ impl Conn {
         }
     }
 
+    /// When a timer is to be added for it: not if the one that it has fires early enough.
+    pub fn arm(&mut self) -> Option<Time> {
+        if self.armed.is_some_and(|armed| armed <= self.due) {
+            return None;
+        }
+        self.armed = Some(self.due);
+        self.armed
+    }
+
+    /// Whether a timer that has fired is the one that it has. Any other is of an earlier deadline,
+    /// for which a later one was overtaken.
+    pub fn disarm(&mut self, now: Time) -> bool {
+        self.armed.take_if(|armed| *armed <= now).is_some()
+    }
+
     /// Has `token` reported when there is something to be read, or room to write.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.stream.register(registry, token)
+    }
+
+    /// Whether it is to be pinged, and looked at again at `next`; false if it is none, or has not
+    /// answered often enough.
+    pub fn ping(&mut self, next: Time) -> bool {
+        let lives = self.unanswered_pings < MAX_UNANSWERED_PINGS;
+        if !lives || !matches!(self.phase, Phase::Open(_)) {
+            return false;
+        }
+        self.unanswered_pings += 1;
+        self.due = next;
+        true
+    }
+
+    /// The peer is alive.
+    pub fn heard(&mut self) {
+        self.unanswered_pings = 0;
     }
 
     /// Reads what is there; 0 is the end.

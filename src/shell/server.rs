@@ -326,8 +326,8 @@ impl Server {
         self.flush();
         let Counters { connections, messages, rejected, deliveries } = self.counters;
         info!(
-            "Stopped, with {} of {connections} connections open. {messages} messages were received \
-             and {deliveries} times delivered; {rejected} were rejected.",
+            "Stopped, with {} connections open. There were {connections} since the start, and \
+             {messages} messages, delivered {deliveries} times; {rejected} were dropped.",
             self.conns.len()
         );
         self.conns.clear();

@@ -151,7 +151,7 @@ impl Server {
             self.conns.remove(slot);
             return self.pause(&error);
         }
-        self.timers.add(id, deadline);
+        self.arm(id);
         self.counters.connections += 1;
     }
 

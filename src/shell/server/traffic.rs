@@ -1,12 +1,13 @@
 //! Moving bytes between sockets and connections, and the end of connections.
 
 use std::io;
+use std::time::Duration;
 
-use log::warn;
+use log::{info, warn};
 
 use super::Server;
 use crate::core::id::ConnId;
-use crate::core::limits::{MAX_OUTBOX, MAX_UNANSWERED_PINGS};
+use crate::core::limits::MAX_OUTBOX;
 use crate::shell::conn::{Conn, Phase};
 use crate::shell::stream::Written;
 
@@ -107,7 +108,7 @@ impl Server {
 
     fn receive(&mut self, id: ConnId, bytes: &[u8]) {
         let Some(conn) = self.conn(id) else { return };
-        conn.unanswered_pings = 0;
+        conn.heard();
         match &mut conn.phase {
             Phase::Upgrading(_) => self.receive_request(id, bytes),
             Phase::Open(_) | Phase::Closing(_) => self.receive_frames(id, bytes),
@@ -117,38 +118,40 @@ impl Server {
 
     /// Looks at the connections whose time has come.
     pub(super) fn expire_conns(&mut self) {
-        let mut due = Vec::new();
-        self.timers.take_due(self.now, &mut due);
-        for id in due {
+        let mut fired = Vec::new();
+        self.timers.take_due(self.now, &mut fired);
+        for id in fired {
             let now = self.now;
-            let interval = self.settings.ping_interval.value;
+            let next_ping = now.after(self.settings.ping_interval.value);
             let Some(conn) = self.conn(id) else { continue };
-            let again = if conn.due > now {
-                conn.due
-            } else if matches!(conn.phase, Phase::Open(_))
-                && conn.unanswered_pings < MAX_UNANSWERED_PINGS
-            {
-                conn.unanswered_pings += 1;
-                conn.due = now.after(interval);
-                let again = conn.due;
-                let ping = self.ping.clone();
-                self.send(id, ping);
-                again
-            } else {
-                // A deadline has passed or the peer is lost. Without a Close frame: a browser that
-                // was only asleep comes back.
-                self.end(id);
+            if !conn.disarm(now) {
                 continue;
-            };
-            self.timers.add(id, again);
+            }
+            if conn.due <= now {
+                if !conn.ping(next_ping) {
+                    // A deadline has passed, or the peer is lost. Without a Close frame: a browser
+                    // that was only asleep comes back.
+                    self.end(id);
+                    continue;
+                }
+                self.send(id, self.ping.clone());
+            }
+            self.arm(id);
         }
     }
 
     /// Sets a deadline after which a connection is ended.
-    pub(super) fn limit(&mut self, id: ConnId, after: std::time::Duration) {
+    pub(super) fn limit(&mut self, id: ConnId, after: Duration) {
         let due = self.now.after(after);
         if let Some(conn) = self.conn(id) {
             conn.due = due;
+            self.arm(id);
+        }
+    }
+
+    /// Has a connection looked at when it is due.
+    pub(super) fn arm(&mut self, id: ConnId) {
+        if let Some(due) = self.conn(id).and_then(Conn::arm) {
             self.timers.add(id, due);
         }
     }
@@ -178,7 +181,7 @@ impl Server {
 
     fn no_tls(&mut self, error: &io::Error) {
         if let Some(count) = self.bursts.tls.count(self.now) {
-            warn!(
+            info!(
                 "A TLS handshake failed: {error}. ({count} since this was last said.) If browsers \
                  cannot connect: the port speaks TLS, so the address must begin with wss://, and \
                  the certificate must be valid for the site's name."

@@ -1,6 +1,6 @@
 //! From an HTTP request to a WebSocket.
 
-use log::warn;
+use log::info;
 
 use super::{Backend, Server};
 use crate::core::frame::{CloseReason, SharedFrame};
@@ -52,8 +52,8 @@ impl Server {
         let due = self.now.after(timers::spread(self.settings.ping_interval.value, id));
         let Some(conn) = self.conn(id) else { return };
         conn.phase = Phase::Open(Reader::default());
-        // Its timer is that of the handshake's deadline, and will be added anew when it fires.
         conn.due = due;
+        self.arm(id);
         self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
         match upgrade.credentials {
             Some(credentials) => self.hub.open(id, &credentials),
@@ -66,7 +66,7 @@ impl Server {
         if refusal != Refusal::Unavailable
             && let Some(count) = self.bursts.refused.count(self.now)
         {
-            warn!(
+            info!(
                 "A request that opens no WebSocket was refused: {refusal}. ({count} since this was \
                  last said.) If browsers cannot connect, the proxy in front does not pass the \
                  upgrade on."
