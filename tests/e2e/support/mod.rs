@@ -1,5 +1,6 @@
 //! What the tests are written in.
 
+mod chromium;
 mod client;
 mod daemon;
 mod group;
@@ -8,6 +9,7 @@ mod port;
 mod proxy;
 mod standin;
 
+pub use chromium::{Chromium, Page};
 pub use client::{Client, Frame, GOOD_HEAD, request};
 pub use daemon::Daemon;
 pub use group::Group;
