@@ -1,12 +1,12 @@
-//! A headless Chromium, told what to do by the DevTools protocol.
+//! A headless Chromium, told what to do through its debugging port.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Client, DEADLINE, Group, TempDir, eventually};
+use super::{Client, DEADLINE, Group, TempDir, eventually, program};
 
 /// Ends with the test, and takes what it has stored with it.
 pub struct Chromium {
@@ -46,8 +46,10 @@ impl Chromium {
     pub fn start() -> Self {
         let profile = TempDir::new("chromium");
         let path = profile.path();
-        let mut command = Command::new("/usr/bin/chromium");
+        let mut command = program("/usr/bin/chromium");
         command.args(FLAGS).arg(format!("--user-data-dir={}", path.display()));
+        // Instead of its start page.
+        command.arg("about:blank");
         command.env("HOME", path).env("TMPDIR", path);
         command.stdout(Stdio::null()).stderr(std::fs::File::create(path.join("stderr")).unwrap());
         let mut process = Group::start(command);
@@ -158,8 +160,10 @@ impl DevTools {
 
     /// Waits for an event, and takes it from those that are kept.
     fn event(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
         let mut known = 0;
         loop {
+            assert!(start.elapsed() < DEADLINE, "it was not told: {:#?}", self.events);
             if let Some(index) = self.events[known..].iter().position(&is_it) {
                 return self.events.remove(known + index);
             }

@@ -1,22 +1,27 @@
 //! A program that starts others, such as a proxy or a browser.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// A process with all that it starts; they end with the test.
 pub struct Group(Child);
 
+/// A command for [`Group::start`]; what it runs ends even if the test is killed.
+pub fn program(path: &str) -> Command {
+    assert!(
+        Path::new(path).exists(),
+        "{path} is missing: the tests need Debian's packages nginx, apache2, caddy and chromium"
+    );
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig=TERM", path]);
+    command
+}
+
 impl Group {
     pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).process_group(0);
-        match command.spawn() {
-            Ok(child) => Self(child),
-            Err(error) => panic!(
-                "{} cannot be run: {error}. The tests need Debian's packages nginx, apache2, \
-                 caddy and chromium.",
-                command.get_program().display()
-            ),
-        }
+        Self(command.spawn().unwrap())
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -12,7 +12,7 @@ mod standin;
 pub use chromium::{Chromium, Page};
 pub use client::{Client, Frame, GOOD_HEAD, request};
 pub use daemon::Daemon;
-pub use group::Group;
+pub use group::{Group, program};
 pub use php::Php;
 pub use port::Port;
 pub use proxy::{Kind, Proxy};

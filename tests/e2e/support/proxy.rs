@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{Client, DEADLINE, Group, Port, TempDir, eventually};
+use super::{Client, DEADLINE, Group, Port, TempDir, eventually, program};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -202,7 +202,7 @@ impl Kind {
                         .concat()
                 );
                 std::fs::write(&main, text).unwrap();
-                let mut command = Command::new("/usr/sbin/nginx");
+                let mut command = program("/usr/sbin/nginx");
                 command.arg("-p").arg(dir).arg("-c").arg(main);
                 command.arg("-e").arg(dir.join("error.log"));
                 command
@@ -224,12 +224,12 @@ impl Kind {
                     modules.collect::<String>()
                 );
                 std::fs::write(&main, text).unwrap();
-                let mut command = Command::new("/usr/sbin/apache2");
+                let mut command = program("/usr/sbin/apache2");
                 command.arg("-DFOREGROUND").arg("-f").arg(main);
                 command
             }
             Self::Caddy => {
-                let mut command = Command::new("/usr/bin/caddy");
+                let mut command = program("/usr/bin/caddy");
                 command.args(["run", "--adapter", "caddyfile", "--config"]).arg(dir.join("site"));
                 for home in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
                     command.env(home, dir);
