@@ -1,1 +1,304 @@
-//! Behind the proxies that administrators use, configured as documented.
+//! Behind the proxies that administrators use, configured as documented in `docs/proxies`.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::{Daemon, Kind, Php, Port, Proxy, Standin, eventually, request};
+
+/// Each is a test with each proxy.
+macro_rules! with_each_proxy {
+    ($($(#[$ignore:meta])? $test:ident)*) => {
+        mod nginx {
+            $(#[test] $(#[$ignore])? fn $test() { super::$test(super::Kind::Nginx); })*
+        }
+        mod apache {
+            $(#[test] $(#[$ignore])? fn $test() { super::$test(super::Kind::Apache); })*
+        }
+        mod caddy {
+            $(#[test] $(#[$ignore])? fn $test() { super::$test(super::Kind::Caddy); })*
+        }
+    };
+}
+
+with_each_proxy! {
+    a_tab_gets_what_php_sends
+    a_refused_token_is_a_clean_close
+    a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards
+    #[ignore = "no ping is sent in a connection's first ten seconds, whatever --ping-interval says"]
+    pings_keep_an_idle_tab_connected
+    without_pings_an_idle_tab_is_cut_off
+    large_cookies_pass
+    a_head_that_is_too_large_is_told_so
+    no_token_gets_into_its_logs
+    its_usual_logs_would_have_the_token
+}
+
+fn a_tab_gets_what_php_sends(kind: Kind) {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let proxy = Proxy::start(kind, daemon.address);
+    let mut tab = proxy.connect("alice");
+    daemon.subscribe(&mut tab, "alice", "newNotification");
+    daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
+    let messages = [
+        json!({"topicId": "recordUpdate.Account.1"}),
+        json!({"userId": "alice", "topicId": "newNotification", "text": "Київ ".repeat(5_000)}),
+    ];
+    Php::send(&daemon.zeromq, &messages);
+    for message in &messages {
+        tab.expect_event(message);
+    }
+}
+
+fn a_refused_token_is_a_clean_close(kind: Kind) {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    let proxy = Proxy::start(kind, daemon.address);
+    for _ in 0..5 {
+        proxy.open("alice", "tok-bob").expect_close(1008);
+    }
+    let mut tab = proxy.connect("alice");
+    tab.send_json(&json!([2, "1", "anything"]));
+    assert_eq!(tab.next_message()[0], 4);
+    tab.expect_close(1008);
+}
+
+fn a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards(kind: Kind) {
+    let standin = Standin::new();
+    let port = Port::reserve();
+    let start = || Daemon::start_with(&standin, &["--listen", &port.address().to_string()]);
+    let mut daemon = start();
+    let proxy = Proxy::start(kind, daemon.address);
+    for signal in ["TERM", "KILL"] {
+        let mut tab = proxy.connect("alice");
+        daemon.stop(signal);
+        tab.expect_drop();
+        // The browser tries again all the while.
+        for _ in 0..3 {
+            let mut early = proxy.tls();
+            early.send(request("/wss?authToken=tok-alice&userId=alice").as_bytes());
+            let status = early.read_head();
+            let unavailable = ["HTTP/1.1 502 ", "HTTP/1.1 503 "];
+            assert!(unavailable.iter().any(|it| status.starts_with(it)), "{status}");
+        }
+        daemon = start();
+        let mut tab = proxy.connect("alice");
+        daemon.subscribe(&mut tab, "alice", "newNotification");
+        let message = json!({"userId": "alice", "topicId": "newNotification"});
+        Php::send(&daemon.zeromq, std::slice::from_ref(&message));
+        tab.expect_event(&message);
+    }
+}
+
+/// Shortens the time after which an idle connection is cut off to four seconds.
+fn impatient(kind: Kind) -> &'static [(&'static str, &'static str)] {
+    match kind {
+        Kind::Nginx => &[("proxy_read_timeout 60s", "proxy_read_timeout 4s")],
+        Kind::Apache => &[("timeout=60", "timeout=4"), ("ServerName", "Timeout 4\nServerName")],
+        // By default it has none.
+        Kind::Caddy => &[(
+            "reverse_proxy /wss* 127.0.0.1:8080",
+            "reverse_proxy /wss* 127.0.0.1:8080 {\ntransport http {\nread_timeout 4s\n}\n}",
+        )],
+    }
+}
+
+fn pings_keep_an_idle_tab_connected(kind: Kind) {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
+    let proxy = Proxy::start_with(kind, daemon.address, impatient(kind));
+    let mut tab = proxy.connect("alice");
+    daemon.subscribe(&mut tab, "alice", "newNotification");
+    // The six of them take more than five seconds.
+    for _ in 0..6 {
+        let frame = tab.next_raw().expect("a ping, not the end of TCP");
+        assert_eq!(frame.opcode, 9);
+        tab.send_frame(0x8a, &frame.payload);
+    }
+    let message = json!({"userId": "alice", "topicId": "newNotification"});
+    Php::send(&daemon.zeromq, std::slice::from_ref(&message));
+    tab.expect_event(&message);
+}
+
+fn without_pings_an_idle_tab_is_cut_off(kind: Kind) {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "1h"]);
+    let proxy = Proxy::start_with(kind, daemon.address, impatient(kind));
+    let mut tab = proxy.connect("alice");
+    tab.expect_drop();
+    daemon.wait_for(": close");
+}
+
+/// Two headers of that size; what a proxy accepts by default is 8 KiB each.
+fn request_with_cookies(size: usize) -> String {
+    let cookie = "x".repeat(size);
+    let headers = format!("Cookie: a={cookie}\r\nX-Single-Sign-On: {cookie}\r\nHost:");
+    request("/wss?authToken=tok-alice&userId=alice").replace("Host:", &headers)
+}
+
+fn large_cookies_pass(kind: Kind) {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    let proxy = Proxy::start(kind, daemon.address);
+    let mut tab = proxy.tls();
+    tab.send(request_with_cookies(7_000).as_bytes());
+    let response = tab.read_head();
+    assert!(response.starts_with("HTTP/1.1 101 "), "{response}");
+    tab.expect_welcome();
+}
+
+fn a_head_that_is_too_large_is_told_so(kind: Kind) {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    let proxy = Proxy::start(kind, daemon.address);
+    let mut tab = proxy.tls();
+    tab.send(request_with_cookies(8_100).as_bytes());
+    let response = tab.read_head();
+    assert!(response.starts_with("HTTP/1.1 431 "), "{response}");
+}
+
+fn no_token_gets_into_its_logs(kind: Kind) {
+    let logs = logs_of_good_and_bad_times(kind, &[]);
+    assert!(!logs.contains("tok-"), "{logs}");
+    assert!(!logs.contains("authToken"), "{logs}");
+}
+
+/// Without any one of the measures that are documented.
+fn its_usual_logs_would_have_the_token(kind: Kind) {
+    let measures: &[(&str, &str)] = match kind {
+        Kind::Nginx => {
+            &[("access.log without_token", "access.log combined"), ("error_log /dev/null;", "")]
+        }
+        Kind::Apache => &[("combined \"expr=%{REQUEST_URI} !~ m#^/wss#\"", "combined")],
+        Kind::Caddy => &[
+            // The default log is another one.
+            ("\tlog {\n\t\tformat", "\tlog unused {\n\t\tinclude unused\n\t\tformat"),
+            (
+                "access.log\n\t\tformat filter {\n\t\t\twrap json\n\t\t\tfields {\n\
+                 \t\t\t\trequest>uri query {\n\t\t\t\t\tdelete authToken",
+                "access.log\n\t\tformat filter {\n\t\t\twrap json\n\t\t\tfields {\n\
+                 \t\t\t\trequest>uri query {\n\t\t\t\t\tdelete other",
+            ),
+        ],
+    };
+    for measure in measures {
+        let logs = logs_of_good_and_bad_times(kind, &[*measure]);
+        assert!(logs.contains("authToken=tok-alice"), "{measure:?}: {logs}");
+    }
+}
+
+/// What a proxy logs about a tab that is welcomed, one whose token is refused, one whose cookies
+/// are (by nginx and Apache themselves), one that loses the daemon and one that does not find it.
+fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    let proxy = Proxy::start_with(kind, daemon.address, changes);
+    drop(proxy.connect("alice"));
+    proxy.open("alice", "tok-bob").expect_close(1008);
+    let mut greedy = proxy.tls();
+    greedy.send(request_with_cookies(9_000).as_bytes());
+    assert!(greedy.read_head().starts_with("HTTP/1.1 4"));
+    drop(greedy);
+    let mut lost = proxy.connect("alice");
+    daemon.stop("TERM");
+    lost.expect_drop();
+    drop(lost);
+    let mut late = proxy.tls();
+    late.send(request("/wss?authToken=tok-alice&userId=alice").as_bytes());
+    late.read_head();
+    drop(late);
+    // Caddy logs the last one twice.
+    let lines = if kind == Kind::Caddy { 6 } else { 5 };
+    let mut logs = String::new();
+    eventually("it has logged all of them", || {
+        logs = proxy.logs();
+        logs.matches("/wss").count() >= lines
+    });
+    logs
+}
+
+#[test]
+fn a_reload_of_nginx_keeps_tabs_connected() {
+    a_reload_keeps_tabs_connected(Kind::Nginx);
+}
+
+#[test]
+fn a_reload_of_apache_keeps_tabs_connected() {
+    a_reload_keeps_tabs_connected(Kind::Apache);
+}
+
+fn a_reload_keeps_tabs_connected(kind: Kind) {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let proxy = Proxy::start(kind, daemon.address);
+    let mut old = proxy.connect("alice");
+    daemon.subscribe(&mut old, "alice", "appParamsUpdate");
+    proxy.reload();
+    let mut new = proxy.connect("bob");
+    daemon.subscribe(&mut new, "bob", "appParamsUpdate");
+    let message = json!({"topicId": "appParamsUpdate"});
+    Php::send(&daemon.zeromq, std::slice::from_ref(&message));
+    old.expect_event(&message);
+    new.expect_event(&message);
+}
+
+#[test]
+fn when_nginx_or_apache_is_stopped_tabs_end_uncleanly() {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    for kind in [Kind::Nginx, Kind::Apache] {
+        let proxy = Proxy::start(kind, daemon.address);
+        let mut tab = proxy.connect("alice");
+        proxy.stop();
+        tab.expect_drop();
+    }
+}
+
+/// Apache then does not look at the WebSocket's time-outs, but that is all.
+#[test]
+fn apache_needs_no_mod_proxy_http() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let modules = [("ssl proxy_http proxy_wstunnel", "ssl proxy_wstunnel")];
+    let proxy = Proxy::start_with(Kind::Apache, daemon.address, &modules);
+    proxy.open("alice", "tok-bob").expect_close(1008);
+    let mut tab = proxy.connect("alice");
+    daemon.subscribe(&mut tab, "alice", "newNotification");
+    let message = json!({"userId": "alice", "topicId": "newNotification"});
+    Php::send(&daemon.zeromq, std::slice::from_ref(&message));
+    tab.expect_event(&message);
+    daemon.stop("TERM");
+    tab.expect_drop();
+}
+
+/// Nobody wants that, but administrators should know it.
+#[test]
+fn when_caddy_is_reloaded_or_stopped_it_closes_tabs_cleanly_as_documented() {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    let proxy = Proxy::start(Kind::Caddy, daemon.address);
+    for end in [Proxy::reload, Proxy::stop] {
+        let mut tab = proxy.connect("alice");
+        end(&proxy);
+        assert_eq!(tab.next().map(|frame| frame.opcode), Some(8));
+    }
+}
+
+/// Debian has no Traefik. What is documented can at least be read, by a part of Perl, and names the
+/// same daemon and path.
+#[test]
+fn what_is_documented_for_traefik_is_sound_yaml() {
+    let script = "print JSON::PP->new->encode(CPAN::Meta::YAML->read($ARGV[0])->[0])";
+    let mut perl = Command::new("perl");
+    perl.args(["-MCPAN::Meta::YAML", "-MJSON::PP", "-e", script]);
+    perl.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/proxies/traefik.yml"));
+    let output = perl.output().expect("the tests need the package perl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let http = &serde_json::from_slice::<Value>(&output.stdout).unwrap()["http"];
+    let router = &http["routers"]["espocrm-websocket"];
+    assert_eq!(router["rule"], "Host(`crm.example.com`) && PathPrefix(`/wss`)");
+    assert_eq!(router["observability"]["accessLogs"], "false");
+    let service = &http["services"][router["service"].as_str().unwrap()];
+    assert_eq!(service["loadBalancer"]["servers"], json!([{"url": "http://127.0.0.1:8080"}]));
+}

@@ -209,7 +209,12 @@ impl<S: Read + Write> Client<S> {
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
                 Ok(length) => self.buffer.extend(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                // The latter is what TLS calls the end of TCP.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+                    ) => {}
                 Err(error) => panic!("{error}"),
             }
         }

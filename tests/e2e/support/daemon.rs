@@ -1,6 +1,6 @@
 //! The daemon under test, as a process.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -41,9 +41,20 @@ impl Daemon {
 
     /// The demo, which needs no EspoCRM.
     pub fn demo() -> Self {
+        Self::demo_at("127.0.0.1:0")
+    }
+
+    /// The demo at an address.
+    pub fn demo_at(address: &str) -> Self {
         let mut command = command();
-        command.args(["demo", "--debug", "--listen", "127.0.0.1:0"]);
+        command.args(["demo", "--debug", "--listen", address]);
         Self::spawn(command)
+    }
+
+    /// Ends it by a signal, and waits for its end.
+    pub fn stop(mut self, signal: &str) {
+        self.signal(signal);
+        self.wait();
     }
 
     /// Starts a command and waits until it serves.
@@ -77,7 +88,7 @@ impl Daemon {
     }
 
     /// Subscribes and waits until it is granted.
-    pub fn subscribe(&mut self, client: &mut Client, user: &str, topic: &str) {
+    pub fn subscribe<S: Read + Write>(&mut self, client: &mut Client<S>, user: &str, topic: &str) {
         let line = format!("add topic {topic} for user {user}");
         let count = |log: &[String]| log.iter().filter(|it| it.ends_with(&line)).count();
         let before = count(&self.log());

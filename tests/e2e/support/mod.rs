@@ -1,13 +1,21 @@
 //! What the tests are written in.
 
+mod chromium;
 mod client;
 mod daemon;
+mod group;
 mod php;
+mod port;
+mod proxy;
 mod standin;
 
+pub use chromium::{Chromium, Page};
 pub use client::{Client, Frame, GOOD_HEAD, request};
 pub use daemon::Daemon;
+pub use group::{Group, program};
 pub use php::Php;
+pub use port::Port;
+pub use proxy::{Kind, Proxy};
 pub use standin::Standin;
 
 use std::path::{Path, PathBuf};

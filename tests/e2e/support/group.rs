@@ -1,0 +1,44 @@
+//! A program that starts others, such as a proxy or a browser.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// A process with all that it starts; they end with the test.
+pub struct Group(Child);
+
+/// A command for [`Group::start`]; what it runs ends even if the test is killed.
+pub fn program(path: &str) -> Command {
+    assert!(
+        Path::new(path).exists(),
+        "{path} is missing: the tests need Debian's packages nginx, apache2, caddy and chromium"
+    );
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig=TERM", path]);
+    command
+}
+
+impl Group {
+    pub fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).process_group(0);
+        Self(command.spawn().unwrap())
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
+    /// Sends the first process a signal.
+    pub fn signal(&self, name: &str) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.0.id());
+        let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).status();
+        let _ = self.0.wait();
+    }
+}
