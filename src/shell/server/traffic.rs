@@ -41,13 +41,20 @@ impl Server {
                 // After a broadcast to thousands its memory is given back.
                 return self.dirty.shrink_to(64);
             };
-            let Some(conn) = self.conn(id) else { continue };
-            conn.dirty = false;
-            match conn.write() {
-                Ok(Written::Blocked) => {}
-                Ok(Written::All) => conn.written(),
-                Err(_) => self.end(id),
+            if let Some(conn) = self.conn(id) {
+                conn.dirty = false;
+                self.flush_one(id);
             }
+        }
+    }
+
+    /// Writes what waits for one connection.
+    pub(super) fn flush_one(&mut self, id: ConnId) {
+        let Some(conn) = self.conn(id) else { return };
+        match conn.write() {
+            Ok(Written::Blocked) => {}
+            Ok(Written::All) => conn.written(),
+            Err(_) => self.end(id),
         }
     }
 

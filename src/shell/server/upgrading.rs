@@ -55,6 +55,8 @@ impl Server {
         conn.due = due;
         self.arm(id);
         self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
+        // At once: whatever the check needs to be started, the browser is not kept waiting for it.
+        self.flush_one(id);
         match upgrade.credentials {
             Some(credentials) => self.hub.open(id, &credentials),
             // After the upgrade: an HTTP error would make the browser try again for ever.
