@@ -134,6 +134,28 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_is_shipped_names_every_setting() {
+        const SHIPPED: &str = include_str!("../../../packaging/config.toml");
+        let shipped = Own::from_toml(SHIPPED).unwrap();
+        assert_eq!(shipped, Own { espocrm: Some("/var/www/html".into()), ..Own::default() });
+        let all = Own::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        let Own {
+            espocrm: Some(_),
+            php: Some(_),
+            listen: Some(_),
+            zeromq: Some(_),
+            debug: Some(_),
+            max_connections: Some(_),
+            max_checks: Some(_),
+            check_timeout: Some(_),
+            ping_interval: Some(_),
+        } = all
+        else {
+            panic!("{all:?}");
+        };
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         for (text, mistake) in [
             ("\nlisten = 'localhost'", "\"localhost\" is no address"),
