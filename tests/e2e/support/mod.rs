@@ -3,11 +3,13 @@
 mod client;
 mod daemon;
 mod php;
+mod pusher;
 mod standin;
 
 pub use client::{Client, Frame, GOOD_HEAD, request};
-pub use daemon::Daemon;
+pub use daemon::{Daemon, command};
 pub use php::Php;
+pub use pusher::Pusher;
 pub use standin::Standin;
 
 use std::path::{Path, PathBuf};
