@@ -37,9 +37,9 @@ fn a_stop_ends_every_connection_without_a_close_frame() {
 #[test]
 fn a_login_that_could_not_be_checked_ends_without_a_close_frame() {
     let standin = Standin::new();
-    let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1s"]);
+    let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("alice");
-    for failure in ["exit255", "error", "killed", "crash", "flood", "hang"] {
+    for failure in ["exit255", "error", "killed", "crash", "flood"] {
         standin.set("failure", failure);
         let mut client = Client::open(daemon.address, "bob", "tok-bob");
         client.subscribe("newNotification");
@@ -49,6 +49,17 @@ fn a_login_that_could_not_be_checked_ends_without_a_close_frame() {
     daemon.wait_for("A login could not be checked");
     standin.unset("failure");
     daemon.connect("bob");
+}
+
+#[test]
+fn a_login_whose_check_never_ends_ends_without_a_close_frame() {
+    let standin = Standin::new();
+    standin.set("failure", "hang");
+    let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1s"]);
+    let mut client = Client::open(daemon.address, "alice", "tok-alice");
+    client.subscribe("newNotification");
+    client.expect_drop();
+    daemon.wait_for("PHP did not finish in time");
 }
 
 #[test]

@@ -176,7 +176,7 @@ fn the_upgrade_does_not_wait_for_the_access_check() {
 fn an_upgrade_that_is_not_complete_in_time_is_cut_off_and_no_other_connection_is() {
     let standin = Standin::new();
     standin.hold("bob");
-    let daemon = Daemon::start(&standin);
+    let daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);
     let start = Instant::now();
     let mut welcomed = daemon.connect("alice");
     let mut held = Client::open(daemon.address, "bob", "tok-bob");
