@@ -1,6 +1,7 @@
 //! The upgrade from HTTP: what is accepted, and what the answer is.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind::{Interrupted, WouldBlock};
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -209,7 +210,7 @@ fn drip(client: &Client, start: Instant) -> Duration {
         match stream.write(&[*byte]).and_then(|_| stream.read(&mut [0])) {
             Ok(0) => break,
             Ok(_) => panic!("it was answered"),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
             Err(_) => break,
         }
     }

@@ -216,11 +216,14 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn byte(&mut self) -> Option<u8> {
-        if self.buffer.is_empty() {
+        while self.buffer.is_empty() {
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
                 Ok(length) => self.buffer.extend(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return None,
+                // A machine that is paused interrupts reads that have a deadline.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}"),
             }
         }

@@ -28,11 +28,24 @@ impl Pusher {
     }
 
     pub fn send_bytes(&self, bytes: &[u8]) {
-        self.0.send(bytes, 0).unwrap();
+        self.send_part(bytes, 0);
     }
 
     /// One message of several parts.
     pub fn send_parts(&self, parts: &[&[u8]]) {
-        self.0.send_multipart(parts, 0).unwrap();
+        let (last, first) = parts.split_last().unwrap();
+        for part in first {
+            self.send_part(part, zmq::SNDMORE);
+        }
+        self.send_part(last, 0);
+    }
+
+    fn send_part(&self, part: &[u8], flags: i32) {
+        loop {
+            match self.0.send(part, flags) {
+                Err(zmq::Error::EINTR) => {}
+                sent => return sent.unwrap(),
+            }
+        }
     }
 }
