@@ -1,1 +1,11 @@
 //! Line by line what EspoCRM's client relies on, over raw sockets.
+
+mod authentication;
+mod debug_log;
+mod endings;
+mod frames;
+mod keep_alive;
+mod refusals;
+mod topics;
+mod upgrade;
+mod wamp;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -44,6 +45,7 @@ impl Client {
     pub fn tcp(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self::over(stream)
     }
@@ -135,7 +137,9 @@ impl<S: Read + Write> Client<S> {
 
     /// The next frame; `None` if TCP has ended. Pings are answered, as a browser does.
     pub fn next(&mut self) -> Option<Frame> {
+        let start = Instant::now();
         loop {
+            assert!(start.elapsed() < DEADLINE, "nothing but pings");
             let frame = self.next_raw()?;
             if frame.opcode != 9 {
                 return Some(frame);
@@ -183,6 +187,13 @@ impl<S: Read + Write> Client<S> {
         assert_eq!(self.next_message(), json!([8, message["topicId"], message]));
     }
 
+    /// Expects these messages of EspoCRM, in this order.
+    pub fn expect_events<'a>(&mut self, messages: impl IntoIterator<Item = &'a Value>) {
+        for message in messages {
+            self.expect_event(message);
+        }
+    }
+
     /// Expects that nothing has been sent: a ping is answered before anything else.
     pub fn expect_silence(&mut self) {
         self.send_frame(0x89, b"silence?");
@@ -205,16 +216,22 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn byte(&mut self) -> Option<u8> {
-        if self.buffer.is_empty() {
+        while self.buffer.is_empty() {
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
                 Ok(length) => self.buffer.extend(&buffer[..length]),
                 // The latter is what TLS calls the end of TCP.
                 Err(error)
                     if matches!(
                         error.kind(),
                         io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
-                    ) => {}
+                    ) =>
+                {
+                    return None;
+                }
+                // A machine that is paused interrupts reads that have a deadline.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}"),
             }
         }

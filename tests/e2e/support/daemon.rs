@@ -157,6 +157,10 @@ impl Drop for Daemon {
         let _ = self.process.wait();
         if std::thread::panicking() {
             eprintln!("The daemon's log:\n{}", self.log().join("\n"));
+            return;
         }
+        // Whatever a test was about: no token of the stand-in's users was logged.
+        let told = self.log().into_iter().find(|line| line.contains("tok-"));
+        assert_eq!(told, None, "a token was logged");
     }
 }

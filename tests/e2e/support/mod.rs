@@ -7,15 +7,17 @@ mod group;
 mod php;
 mod port;
 mod proxy;
+mod pusher;
 mod standin;
 
 pub use chromium::{Chromium, Page};
 pub use client::{Client, Frame, GOOD_HEAD, request};
-pub use daemon::Daemon;
+pub use daemon::{Daemon, command};
 pub use group::{Group, program};
 pub use php::Php;
 pub use port::Port;
 pub use proxy::{Kind, Proxy};
+pub use pusher::Pusher;
 pub use standin::Standin;
 
 use std::path::{Path, PathBuf};

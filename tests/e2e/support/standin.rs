@@ -7,6 +7,21 @@ use serde_json::{Map, Value, json};
 
 use super::TempDir;
 
+/// Included by each command after it has noted its run: where [`Standin::hold`] holds it.
+const GATE: &str = "<?php
+$hold = __DIR__ . '/standin/hold';
+$end = time() + 60;
+while (defined('STANDIN_COMMAND') && is_file($hold) && time() < $end) {
+    $text = (string) @file_get_contents($hold);
+    if ($text !== '' && strpos(implode(' ', $_SERVER['argv']), $text) === false) {
+        break;
+    }
+    usleep(2000);
+    clearstatcache();
+}
+return array();
+";
+
 /// An EspoCRM of its own for one test, with ports that are free.
 pub struct Standin {
     dir: TempDir,
@@ -29,6 +44,7 @@ impl Standin {
         let standin = Self { dir, config };
         std::fs::create_dir_all(standin.path().join("data/standin")).unwrap();
         standin.write("config.php", &standin.config);
+        standin.write_raw("config-override.php", GATE);
         standin
     }
 
@@ -88,15 +104,26 @@ impl Standin {
         let _ = std::fs::remove_file(self.path().join("data/standin").join(name));
     }
 
-    /// The arguments of each run of `command.php` so far.
-    pub fn runs(&self) -> Vec<String> {
+    /// Lets the checks whose arguments hold `text` begin, but not end before
+    /// [`release`](Self::release).
+    pub fn hold(&self, text: &str) {
+        self.set("hold", text);
+    }
+
+    /// Lets them go on.
+    pub fn release(&self) {
+        self.unset("hold");
+    }
+
+    /// The argument vector of each run of `command.php` so far.
+    pub fn vectors(&self) -> Vec<Vec<String>> {
         let runs = std::fs::read_to_string(self.path().join("data/standin/runs"));
-        let runs = runs.unwrap_or_default();
-        let arguments = |line: &str| {
-            let words: Vec<String> = serde_json::from_str(line).unwrap();
-            words.join(" ")
-        };
-        runs.lines().map(arguments).collect()
+        runs.unwrap_or_default().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The same, each as one text.
+    pub fn runs(&self) -> Vec<String> {
+        self.vectors().iter().map(|words| words.join(" ")).collect()
     }
 
     /// How often it was run with these arguments.

@@ -1,0 +1,166 @@
+//! What administrators read when they turn debugging on, and what nobody may ever read there.
+
+use serde_json::json;
+
+use crate::support::{Client, Daemon, Pusher, Standin, command};
+
+/// As long as a real one, and nothing else in the log looks like a part of it.
+const TOKEN: &str = "zqxj7kvw9yzqjxk4vwqz8xjkqvzw3xqj";
+
+/// The debug lines, without their time.
+fn lines(daemon: &Daemon) -> Vec<String> {
+    let log = daemon.log();
+    let lines = log.iter().filter_map(|line| line.split_once(" [DEBUG] "));
+    lines.map(|(_, text)| text.to_owned()).collect()
+}
+
+#[test]
+fn the_debug_log_has_the_lines_that_administrators_know() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut client = daemon.connect("alice");
+    daemon.subscribe(&mut client, "alice", "newNotification");
+    daemon.subscribe(&mut client, "alice", "recordUpdate.Account.1");
+    client.subscribe("recordUpdate.Account.deny1");
+    daemon.wait_for("check access failed");
+    let pusher = Pusher::connect(&daemon.zeromq);
+    pusher.send(&json!({"topicId": "newNotification", "userId": "alice"}));
+    pusher.send(&json!({"topicId": "recordUpdate.Account.1"}));
+    client.next_message();
+    client.next_message();
+    client.unsubscribe("newNotification");
+    daemon.wait_for("remove topic");
+    drop(client);
+    daemon.wait_for("1: close");
+    assert_eq!(
+        lines(&daemon),
+        [
+            "1: open",
+            "1: user alice subscribed",
+            "1: add topic newNotification for user alice",
+            "1: add topic recordUpdate.Account.1 for user alice",
+            "1: check access failed for topic recordUpdate.Account.deny1 for user alice",
+            "send newNotification for connection 1",
+            "message newNotification for user alice",
+            "send recordUpdate.Account.1 for connection 1",
+            "1: remove topic newNotification for user alice",
+            "1: close",
+        ]
+    );
+}
+
+#[test]
+fn without_debug_mode_there_are_no_such_lines() {
+    for debug in [false, true] {
+        let mut standin = Standin::new();
+        standin.config("webSocketDebugMode", debug);
+        let mut run = command();
+        run.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
+        run.arg(standin.path());
+        let mut daemon = Daemon::spawn(run);
+        let mut client = daemon.connect("alice");
+        client.subscribe("newNotification");
+        client.expect_silence();
+        let message = json!({"topicId": "newNotification", "userId": "alice"});
+        Pusher::connect(&daemon.zeromq).send(&message);
+        client.expect_event(&message);
+        daemon.signal("TERM");
+        daemon.wait();
+        daemon.wait_for("Stopped");
+        assert_eq!(lines(&daemon).len(), if debug { 5 } else { 0 });
+    }
+}
+
+#[test]
+fn what_a_peer_chose_cannot_forge_a_line_of_the_log() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut client = daemon.connect("alice");
+    client.subscribe("x\n2: user admin subscribed\u{1b}[2J");
+    daemon.wait_for("x\\n2: user admin subscribed\\u{1b}[2J for user alice");
+    daemon.subscribe(&mut client, "alice", "newNotification");
+    let topic = "newNotification.\n\r";
+    client.subscribe(topic);
+    client.expect_silence();
+    let message = json!({"topicId": topic, "userId": "alice"});
+    let pusher = Pusher::connect(&daemon.zeromq);
+    pusher.send(&json!({"topicId": "newNotification", "userId": "nobody\nat all"}));
+    pusher.send(&message);
+    client.expect_event(&message);
+    daemon.wait_for("message newNotification.\\n\\r for user alice");
+    let log = daemon.log();
+    assert!(log.iter().all(|line| line.starts_with("20") && !line.contains('\u{1b}')), "{log:?}");
+}
+
+#[test]
+fn a_token_is_never_logged() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    Client::open(daemon.address, "alice", TOKEN).expect_close(1008);
+    Client::open(daemon.address, "a%20b", TOKEN).expect_close(1008);
+    Client::open(daemon.address, "alice", &format!("{TOKEN}%20")).expect_close(1008);
+    let mut refused = Client::tcp(daemon.address);
+    refused.send(format!("POST /?authToken={TOKEN}&userId=alice HTTP/1.1\r\n\r\n").as_bytes());
+    refused.read_to_end();
+    daemon.wait_for("was refused");
+    expect_no_token(daemon);
+}
+
+/// What PHP says when it fails, with its arguments in it.
+#[test]
+fn a_token_that_php_prints_is_not_logged() {
+    let shapes = [
+        // As an extension's own message.
+        "echo 'Error: bad token ', $token; exit(1);",
+        "fwrite(STDERR, \"PHP Fatal error:  check('$token', '$user')\"); exit(255);",
+        // As a trace shows it, which cuts at 15 characters if it is not told otherwise.
+        "fwrite(STDERR, '#0 command.php(1): check(\\'' . substr($token, 0, 15) . '...\\')'); exit(255);",
+        "fwrite(STDERR, implode(' ', $argv)); exit(3);",
+        "fwrite(STDERR, \"$token$token\\n\"); exit(255);",
+        "throw new RuntimeException(\"no $token\");",
+        "trigger_error(\"no $token\", E_USER_ERROR);",
+    ];
+    for shape in shapes {
+        expect_no_token_if_php_says(shape);
+    }
+}
+
+#[test]
+#[ignore = "the line is cut before the token in it is found, so that its beginning stays"]
+fn a_token_at_the_end_of_what_is_logged_of_a_long_line_is_not_logged_in_part() {
+    // As in the SQL of a database's error.
+    for before in [270, 280, 290] {
+        let shape = format!("echo 'Error: ', str_repeat('.', {before}), $token; exit(1);");
+        expect_no_token_if_php_says(&shape);
+    }
+}
+
+#[test]
+#[ignore = "of a part of a token only its first 15 characters are taken out"]
+fn a_token_of_which_php_prints_more_than_usual_is_not_logged_in_part() {
+    // zend.exception_string_param_max_len may be set to any length.
+    let shape = "fwrite(STDERR, 'check(\\'' . substr($token, 0, 25) . '...\\')'); exit(255);";
+    expect_no_token_if_php_says(shape);
+}
+
+fn expect_no_token_if_php_says(shape: &str) {
+    let standin = Standin::new();
+    let script = format!("<?php\n[, , $token, $user] = $argv;\n{shape}\n");
+    std::fs::write(standin.path().join("command.php"), script).unwrap();
+    let mut daemon = Daemon::start(&standin);
+    Client::open(daemon.address, "alice", TOKEN).expect_drop();
+    daemon.wait_for("A login could not be checked: PHP ended with status");
+    expect_no_token(daemon);
+}
+
+/// Not even a part from which the rest could be guessed.
+fn expect_no_token(mut daemon: Daemon) {
+    daemon.signal("TERM");
+    daemon.wait();
+    daemon.wait_for("Stopped");
+    let parts: Vec<&[u8]> = TOKEN.as_bytes().windows(5).collect();
+    for line in daemon.log() {
+        let mut windows = line.as_bytes().windows(5);
+        assert!(!windows.any(|window| parts.contains(&window)), "{line}");
+    }
+}
