@@ -209,8 +209,12 @@ impl<S: Read + Write> Client<S> {
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
                 Ok(length) => self.buffer.extend(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-                Err(error) => panic!("{error}"),
+                Err(error) => match error.kind() {
+                    // The latter is what TLS calls the end of TCP.
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {}
+                    io::ErrorKind::Interrupted => return self.byte(),
+                    _ => panic!("{error}"),
+                },
             }
         }
         self.buffer.pop_front()

@@ -1,12 +1,13 @@
 //! The daemon under test, as a process.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use super::{Client, Standin, eventually};
+use super::{Client, DEADLINE, Process, Standin, eventually};
 
 pub struct Daemon {
     process: Child,
@@ -18,8 +19,21 @@ pub struct Daemon {
     pub zeromq: String,
 }
 
+/// The program, without arguments.
 pub fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_espocrm-websocket"))
+}
+
+/// Runs a command that ends by itself. One that does not is killed, and has no exit code.
+pub fn run(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let start = Instant::now();
+    while process.try_wait().unwrap().is_none() && start.elapsed() < DEADLINE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = process.kill();
+    process.wait_with_output().unwrap()
 }
 
 impl Daemon {
@@ -77,7 +91,7 @@ impl Daemon {
     }
 
     /// Subscribes and waits until it is granted.
-    pub fn subscribe(&mut self, client: &mut Client, user: &str, topic: &str) {
+    pub fn subscribe<S: Read + Write>(&mut self, client: &mut Client<S>, user: &str, topic: &str) {
         let line = format!("add topic {topic} for user {user}");
         let count = |log: &[String]| log.iter().filter(|it| it.ends_with(&line)).count();
         let before = count(&self.log());
@@ -89,6 +103,11 @@ impl Daemon {
         self.process.id()
     }
 
+    /// Its child processes, those that it has not reaped included.
+    pub fn children(&self) -> Vec<Process> {
+        Process::children_of(self.pid())
+    }
+
     /// The log so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
@@ -96,20 +115,33 @@ impl Daemon {
 
     /// Waits for a line of the log that contains `text`, and returns it.
     pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait_for_after(0, text)
+    }
+
+    /// The same, but for the first lines of the log.
+    pub fn wait_for_after(&mut self, lines: usize, text: &str) -> String {
         let mut found = None;
+        let find = |log: Vec<String>| log.into_iter().skip(lines).find(|it| it.contains(text));
         eventually(&format!("the log says {text:?}"), || {
-            found = self.log().into_iter().find(|line| line.contains(text));
+            found = find(self.log());
             if found.is_none() && self.process.try_wait().unwrap().is_some() {
                 // What it said last may still be on its way.
                 if let Some(reader) = self.reader.take() {
                     reader.join().unwrap();
                 }
-                found = self.log().into_iter().find(|line| line.contains(text));
+                found = find(self.log());
                 assert!(found.is_some(), "it ended without saying {text:?}: {:#?}", self.log());
             }
             found.is_some()
         });
         found.unwrap()
+    }
+
+    /// Has it read its settings again, and waits until it says `text` about that.
+    pub fn reload(&mut self, text: &str) -> String {
+        let lines = self.log().len();
+        self.signal("HUP");
+        self.wait_for_after(lines, text)
     }
 
     pub fn signal(&self, name: &str) {
@@ -142,8 +174,16 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let children = self.children();
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Killed like this it cannot end what it has started; each of those leads a group.
+        for child in children {
+            let _ = Command::new("kill")
+                .args(["-s", "KILL", "--"])
+                .arg(format!("-{}", child.pid))
+                .output();
+        }
         if std::thread::panicking() {
             eprintln!("The daemon's log:\n{}", self.log().join("\n"));
         }

@@ -3,11 +3,13 @@
 mod client;
 mod daemon;
 mod php;
+mod process;
 mod standin;
 
 pub use client::{Client, Frame, GOOD_HEAD, request};
-pub use daemon::Daemon;
+pub use daemon::{Daemon, command, run};
 pub use php::Php;
+pub use process::Process;
 pub use standin::Standin;
 
 use std::path::{Path, PathBuf};
