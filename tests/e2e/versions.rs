@@ -43,7 +43,7 @@ fn verdicts(standin: &Standin, daemon: &mut Daemon) {
     // EspoCRM says `Error: …`, which is no verdict.
     bob.subscribe("recordUpdate.Unknown.1");
     let doubt = daemon.wait_for("A subscription could not be checked");
-    assert!(doubt.contains("Error: Scope 'Unknown' does not exist."), "{doubt}");
+    assert!(doubt.contains("Error: Scope"), "{doubt}");
     standin.set("failure", "error");
     Client::open(daemon.address, "alice", "tok-alice").expect_drop();
     standin.unset("failure");

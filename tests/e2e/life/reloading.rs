@@ -1,7 +1,6 @@
 //! Settings that change while the daemon runs: nobody is dropped for that.
 
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -115,10 +114,10 @@ fn a_category_that_breaks_is_said() {
 
 #[test]
 fn an_espocrm_that_is_broken_keeps_its_settings() {
+    type Step<'a> = &'a dyn Fn(&mut Standin);
     let away = |standin: &Standin, from: &str, to: &str| {
         std::fs::rename(standin.path().join(from), standin.path().join(to)).unwrap();
     };
-    type Step<'a> = &'a dyn Fn(&mut Standin);
     let cases: [(Step, Step, &str); 7] = [
         (
             &|it| it.write_raw("config.php", "<?php return ["),

@@ -2,17 +2,15 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
 
 use super::{alice, expect_alive};
-use crate::support::{Client, Daemon, Php, Standin, TempDir, command, run};
-
-/// The user `nobody`.
-const NOBODY: u32 = 65_534;
+use crate::support::{
+    Client, Daemon, Php, Standin, TempDir, command, command_as_nobody, is_root, run,
+};
 
 #[test]
 fn a_directory_alone_is_served() {
@@ -105,7 +103,7 @@ fn what_root_starts_runs_as_the_owner_of_espocrms_data() {
             assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "65534", "{name}");
         }
     }
-    assert_eq!(standin.path().join("data/cache").metadata().unwrap().uid(), NOBODY);
+    assert_eq!(standin.path().join("data/cache").metadata().unwrap().uid(), 65_534);
 }
 
 #[test]
@@ -166,8 +164,8 @@ fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
 
 #[test]
 fn files_that_may_not_be_read_are_explained() {
-    let deny = |path: &Path| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0)).unwrap();
+    let allow = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     for (file, words) in [
         ("bootstrap.php", ["bootstrap.php may not be read by this user", "Run", "as the owner of"]),
@@ -177,10 +175,9 @@ fn files_that_may_not_be_read_are_explained() {
     ] {
         let standin = Standin::new();
         std::fs::write(standin.path().join("own.toml"), "").unwrap();
-        let note = standin.path().join("data/standin");
-        std::fs::set_permissions(note, std::fs::Permissions::from_mode(0o777)).unwrap();
-        deny(&standin.path().join(file));
-        let mut command = as_nobody(&standin);
+        allow(&standin.path().join("data/standin"), 0o777);
+        allow(&standin.path().join(file), 0o000);
+        let mut command = command_as_nobody(&standin);
         command.args(["run", "--config", "own.toml", "--listen", "127.0.0.1", "--espocrm", "."]);
         expect_refusal(command, &words);
     }
@@ -294,10 +291,11 @@ fn mistakes_on_the_command_line_are_named() {
 fn at(standin: &Standin, flags: &[&str]) -> Command {
     let mut command = command();
     command.arg("run").arg("--espocrm").arg(standin.path());
-    for (flag, value) in [("--config", "/dev/null"), ("--listen", "127.0.0.1")] {
-        if !flags.contains(&flag) && !(flag == "--listen" && flags.contains(&"--config")) {
-            command.args([flag, value]);
-        }
+    if !flags.contains(&"--config") {
+        command.args(["--config", "/dev/null"]);
+    }
+    if !flags.contains(&"--listen") && !flags.contains(&"--config") {
+        command.args(["--listen", "127.0.0.1"]);
     }
     command.args(flags);
     command
@@ -315,23 +313,4 @@ fn expect_words(said: &[u8], words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "{word:?} is missing in: {said}");
     }
-}
-
-/// The program in a stand-in's directory, as a user to whom permissions mean something.
-fn as_nobody(standin: &Standin) -> Command {
-    let copy = standin.path().join("espocrm-websocket");
-    let mut install = Command::new("install");
-    let original = command();
-    install.args(["-m", "755"]).arg(original.get_program()).arg(&copy);
-    assert!(install.status().unwrap().success());
-    let mut command = Command::new(copy);
-    command.current_dir(standin.path());
-    if is_root() {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    command
-}
-
-fn is_root() -> bool {
-    std::fs::metadata("/proc/self").unwrap().uid() == 0
 }

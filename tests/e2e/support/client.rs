@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -135,11 +136,13 @@ impl<S: Read + Write> Client<S> {
 
     /// The next frame; `None` if TCP has ended. Pings are answered, as a browser does.
     pub fn next(&mut self) -> Option<Frame> {
+        let start = Instant::now();
         loop {
             let frame = self.next_raw()?;
             if frame.opcode != 9 {
                 return Some(frame);
             }
+            assert!(start.elapsed() < DEADLINE, "nothing but pings");
             self.send_frame(0x8a, &frame.payload);
         }
     }

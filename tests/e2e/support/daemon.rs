@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -22,6 +24,24 @@ pub struct Daemon {
 /// The program, without arguments.
 pub fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_espocrm-websocket"))
+}
+
+/// The program in a stand-in's directory, run by a user to whom permissions mean something.
+pub fn command_as_nobody(standin: &Standin) -> Command {
+    let copy = standin.path().join("espocrm-websocket");
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(command().get_program()).arg(&copy);
+    assert!(install.status().unwrap().success());
+    let mut command = Command::new(copy);
+    command.current_dir(standin.path());
+    if is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    command
+}
+
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 /// Runs a command that ends by itself. One that does not is killed, and has no exit code.
@@ -79,7 +99,7 @@ impl Daemon {
         let zeromq = daemon.wait_for("EspoCRM's messages are received at ");
         let (_, address) = browsers.trim_end_matches('.').rsplit_once("://").unwrap();
         daemon.address = address.parse().unwrap();
-        daemon.zeromq = zeromq.trim_end_matches('.').rsplit_once(' ').unwrap().1.to_owned();
+        zeromq.trim_end_matches('.').rsplit_once(' ').unwrap().1.clone_into(&mut daemon.zeromq);
         daemon
     }
 

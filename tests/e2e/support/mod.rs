@@ -7,7 +7,7 @@ mod process;
 mod standin;
 
 pub use client::{Client, Frame, GOOD_HEAD, request};
-pub use daemon::{Daemon, command, run};
+pub use daemon::{Daemon, command, command_as_nobody, is_root, run};
 pub use php::Php;
 pub use process::Process;
 pub use standin::Standin;
