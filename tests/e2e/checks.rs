@@ -1,10 +1,11 @@
 //! Access checks by PHP: which commands run, how many, and what their outcome means.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Client, Daemon, Php, Process, Standin, eventually, request};
+use crate::support::{Client, DEADLINE, Daemon, Php, Process, Standin, eventually, request};
 
 /// A PHP of [`Standin::php`] that lets no check begin while `data/standin/gate` exists.
 const GATE: &str = "case $1 in command.php) \
@@ -460,6 +461,11 @@ fn php_that_is_asked_for_the_settings_at_the_start_ends_with_the_daemon() {
     assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
     process.wait().unwrap();
     let php = children[0].pid;
+    // Not `eventually`: if it does not end, it is to be ended here.
+    let start = Instant::now();
+    while Process::is_running(php) && start.elapsed() < DEADLINE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let survived = Process::is_running(php);
     let _ = std::process::Command::new("kill").args(["-s", "KILL", &php.to_string()]).status();
     assert!(!survived);
