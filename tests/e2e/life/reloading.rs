@@ -217,6 +217,7 @@ fn logins_wait_while_the_settings_are_read() {
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
     // It may be a topic in a moment.
     bob.subscribe("news");
+    alice.subscribe("news");
     bob.expect_silence();
     expect_alive(&daemon, &mut alice, 1);
     // Asked again meanwhile, it reads them another time.
@@ -225,6 +226,7 @@ fn logins_wait_while_the_settings_are_read() {
     standin.unset("probe-gate");
     bob.expect_welcome();
     daemon.wait_for("add topic news for user bob");
+    daemon.wait_for("add topic news for user alice");
     eventually("they are read twice", || standin.probes() == 3 && daemon.children().is_empty());
     expect_alive(&daemon, &mut alice, 2);
 }
