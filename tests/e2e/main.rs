@@ -20,3 +20,4 @@ mod life;
 mod messages;
 mod proxies;
 mod tls;
+mod versions;

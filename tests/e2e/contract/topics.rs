@@ -6,7 +6,7 @@ use crate::support::{Client, Daemon, Pusher, Standin};
 
 /// The checks of topics so far, as argument vectors.
 fn checks(standin: &Standin) -> Vec<Vec<String>> {
-    let mut checks = standin.vectors();
+    let mut checks = standin.arguments();
     checks.retain(|words| words[0] != "AuthTokenCheck");
     checks
 }
@@ -38,7 +38,7 @@ fn the_topics_of_espocrm_are_checked_by_its_commands() {
     let user = "--userId=6b030f5b450565077";
     let id = "--id=6b030f5b6b56fd2fd";
     assert_eq!(
-        standin.vectors(),
+        standin.arguments(),
         [
             &["AuthTokenCheck", "tok-6b030f5b450565077", "6b030f5b450565077"][..],
             &["AclCheck", user, "--scope=Account", id, "--action=stream"],

@@ -144,6 +144,7 @@ impl<S: Read + Write> Client<S> {
             if frame.opcode != 9 {
                 return Some(frame);
             }
+            assert!(start.elapsed() < DEADLINE, "nothing but pings");
             self.send_frame(0x8a, &frame.payload);
         }
     }
@@ -221,18 +222,13 @@ impl<S: Read + Write> Client<S> {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return None,
                 Ok(length) => self.buffer.extend(&buffer[..length]),
-                // The latter is what TLS calls the end of TCP.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
-                    ) =>
-                {
-                    return None;
-                }
-                // A machine that is paused interrupts reads that have a deadline.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => panic!("{error}"),
+                Err(error) => match error.kind() {
+                    // The latter is what TLS calls the end of TCP.
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => return None,
+                    // A machine that is paused interrupts reads that have a deadline.
+                    io::ErrorKind::Interrupted => {}
+                    _ => panic!("{error}"),
+                },
             }
         }
         self.buffer.pop_front()

@@ -2,11 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use super::{Client, Standin, eventually};
+use super::{Client, DEADLINE, Process, Standin, eventually};
 
 pub struct Daemon {
     process: Child,
@@ -18,8 +21,39 @@ pub struct Daemon {
     pub zeromq: String,
 }
 
+/// The program, without arguments.
 pub fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_espocrm-websocket"))
+}
+
+/// The program in a stand-in's directory, run by a user to whom permissions mean something.
+pub fn command_as_nobody(standin: &Standin) -> Command {
+    let copy = standin.path().join("espocrm-websocket");
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(command().get_program()).arg(&copy);
+    assert!(install.status().unwrap().success());
+    let mut command = Command::new(copy);
+    command.current_dir(standin.path());
+    if is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    command
+}
+
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+/// Runs a command that ends by itself. One that does not is killed, and has no exit code.
+pub fn run(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let start = Instant::now();
+    while process.try_wait().unwrap().is_none() && start.elapsed() < DEADLINE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = process.kill();
+    process.wait_with_output().unwrap()
 }
 
 impl Daemon {
@@ -76,7 +110,7 @@ impl Daemon {
         let zeromq = daemon.wait_for("EspoCRM's messages are received at ");
         let (_, address) = browsers.trim_end_matches('.').rsplit_once("://").unwrap();
         daemon.address = address.parse().unwrap();
-        daemon.zeromq = zeromq.trim_end_matches('.').rsplit_once(' ').unwrap().1.to_owned();
+        zeromq.trim_end_matches('.').rsplit_once(' ').unwrap().1.clone_into(&mut daemon.zeromq);
         daemon
     }
 
@@ -100,6 +134,11 @@ impl Daemon {
         self.process.id()
     }
 
+    /// Its child processes, those that it has not reaped included.
+    pub fn children(&self) -> Vec<Process> {
+        Process::children_of(self.pid())
+    }
+
     /// The log so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
@@ -107,20 +146,33 @@ impl Daemon {
 
     /// Waits for a line of the log that contains `text`, and returns it.
     pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait_for_after(0, text)
+    }
+
+    /// The same, but for the first lines of the log.
+    pub fn wait_for_after(&mut self, lines: usize, text: &str) -> String {
         let mut found = None;
+        let find = |log: Vec<String>| log.into_iter().skip(lines).find(|it| it.contains(text));
         eventually(&format!("the log says {text:?}"), || {
-            found = self.log().into_iter().find(|line| line.contains(text));
+            found = find(self.log());
             if found.is_none() && self.process.try_wait().unwrap().is_some() {
                 // What it said last may still be on its way.
                 if let Some(reader) = self.reader.take() {
                     reader.join().unwrap();
                 }
-                found = self.log().into_iter().find(|line| line.contains(text));
+                found = find(self.log());
                 assert!(found.is_some(), "it ended without saying {text:?}: {:#?}", self.log());
             }
             found.is_some()
         });
         found.unwrap()
+    }
+
+    /// Has it read its settings again, and waits until it says `text` about that.
+    pub fn reload(&mut self, text: &str) -> String {
+        let lines = self.log().len();
+        self.signal("HUP");
+        self.wait_for_after(lines, text)
     }
 
     pub fn signal(&self, name: &str) {
@@ -153,8 +205,16 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let children = self.children();
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Killed like this it cannot end what it has started; each of those leads a group.
+        for child in children {
+            let _ = Command::new("kill")
+                .args(["-s", "KILL", "--"])
+                .arg(format!("-{}", child.pid))
+                .output();
+        }
         if std::thread::panicking() {
             eprintln!("The daemon's log:\n{}", self.log().join("\n"));
             return;

@@ -66,6 +66,11 @@ impl Standin {
         self.write("config.php", &self.config);
     }
 
+    /// States the version where EspoCRM does since 9.3, which wins over its other files.
+    pub fn state(&self, version: &str) {
+        self.write_raw("state.php", &format!("<?php return ['version' => '{version}'];"));
+    }
+
     /// Writes a file of `data/` that returns these values.
     pub fn write(&self, file: &str, values: &Map<String, Value>) {
         let json = Value::Object(values.clone()).to_string();
@@ -115,15 +120,27 @@ impl Standin {
         self.unset("hold");
     }
 
+    /// Makes a PHP that does `shell` first, in EspoCRM's root, where `$1` is the script to be run
+    /// (none, if it comes on standard input). Returns its path.
+    pub fn php(&self, name: &str, shell: &str) -> String {
+        let (draft, path) = (self.path().join("draft"), self.path().join(name));
+        std::fs::write(&draft, format!("#!/bin/sh\n{shell}\nexec php \"$@\"\n")).unwrap();
+        // Had this process written it, a child of another test could still hold it open for
+        // writing, and then it cannot be run.
+        let mut install = Command::new("install");
+        assert!(install.args(["-m", "755"]).args([&draft, &path]).status().unwrap().success());
+        path.to_str().unwrap().to_owned()
+    }
+
     /// The argument vector of each run of `command.php` so far.
-    pub fn vectors(&self) -> Vec<Vec<String>> {
+    pub fn arguments(&self) -> Vec<Vec<String>> {
         let runs = std::fs::read_to_string(self.path().join("data/standin/runs"));
         runs.unwrap_or_default().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The same, each as one text.
+    /// The same, in one text each.
     pub fn runs(&self) -> Vec<String> {
-        self.vectors().iter().map(|words| words.join(" ")).collect()
+        self.arguments().iter().map(|words| words.join(" ")).collect()
     }
 
     /// How often it was run with these arguments.

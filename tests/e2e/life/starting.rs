@@ -1,0 +1,316 @@
+//! The beginning, and what keeps it from happening.
+
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::{alice, expect_alive};
+use crate::support::{
+    Client, Daemon, Php, Standin, TempDir, command, command_as_nobody, is_root, run,
+};
+
+#[test]
+fn a_directory_alone_is_served() {
+    let standin = Standin::new();
+    let mut by_path = command();
+    by_path.arg(standin.path());
+    let mut by_dot = command();
+    by_dot.arg(".").current_dir(standin.path());
+    for mut command in [by_path, by_dot] {
+        command.args(["--config", "/dev/null", "--listen", "127.0.0.1"]);
+        let daemon = Daemon::spawn(command);
+        expect_alive(&daemon, &mut alice(&daemon), 1);
+    }
+}
+
+#[test]
+fn two_daemons_serve_two_espocrms() {
+    let standins = [Standin::new(), Standin::new()];
+    standins[1].set("bad-tokens", "tok-alice");
+    let mut daemons = standins.each_ref().map(Daemon::start);
+    let mut alice = daemons[0].connect("alice");
+    Client::open(daemons[1].address, "alice", "tok-alice").expect_close(1008);
+    let mut bob = daemons[1].connect("bob");
+    daemons[0].subscribe(&mut alice, "alice", "recordUpdate.Account.1");
+    daemons[1].subscribe(&mut bob, "bob", "recordUpdate.Account.1");
+    let event = |number| json!({"topicId": "recordUpdate.Account.1", "number": number});
+    for (number, daemon) in daemons.iter().enumerate() {
+        Php::send(&daemon.zeromq, &[event(number)]);
+    }
+    alice.expect_event(&event(0));
+    bob.expect_event(&event(1));
+    alice.expect_silence();
+    bob.expect_silence();
+}
+
+#[test]
+fn what_is_in_doubt_is_served_and_said() {
+    let mut standin = Standin::new();
+    standin.config("useWebSocket", false);
+    standin.custom_categories(&json!({"broken": {"accessCheckCommand": "A | B"}}));
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for("EspoCRM's useWebSocket is off");
+    daemon.wait_for("\"broken\" is not served: its accessCheckCommand cannot be run: it holds '|'");
+    let mut alice = alice(&daemon);
+    alice.subscribe("broken");
+    daemon.wait_for("check access failed for topic broken");
+    expect_alive(&daemon, &mut alice, 1);
+}
+
+#[test]
+fn a_php_that_does_not_exist_is_replaced_by_the_usual_one() {
+    let mut standin = Standin::new();
+    standin.config("phpExecutablePath", "/nonexistent/php");
+    let mut daemon = Daemon::start(&standin);
+    let warning = daemon.wait_for("/nonexistent/php does not exist");
+    assert!(warning.contains("EspoCRM: phpExecutablePath; php is used instead"), "{warning}");
+    expect_alive(&daemon, &mut alice(&daemon), 1);
+}
+
+#[test]
+fn checks_are_run_by_the_php_that_espocrm_names() {
+    let mut standin = Standin::new();
+    let php = standin.php("named", "[ $# = 0 ] || echo > data/standin/named");
+    standin.config("phpExecutablePath", php);
+    let daemon = Daemon::start(&standin);
+    daemon.connect("alice");
+    assert!(standin.path().join("data/standin/named").exists());
+}
+
+#[test]
+fn what_root_starts_runs_as_the_owner_of_espocrms_data() {
+    if !is_root() {
+        return;
+    }
+    let standin = Standin::new();
+    let look = "id -u > data/standin/uid.$#; id -G > data/standin/groups.$#";
+    let php = standin.php("php", look);
+    let chown = |owner: &str| {
+        let data = standin.path().join("data");
+        assert!(Command::new("chown").args(["-R", owner]).arg(data).status().unwrap().success());
+    };
+    chown("65534:65534");
+    let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
+    daemon.wait_for("This runs as root");
+    daemon.connect("alice");
+    // The probe has no arguments, a login has four.
+    for arguments in [0, 4] {
+        for name in ["uid", "groups"] {
+            let file = standin.path().join(format!("data/standin/{name}.{arguments}"));
+            assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "65534", "{name}");
+        }
+    }
+    assert_eq!(standin.path().join("data/cache").metadata().unwrap().uid(), 65_534);
+}
+
+#[test]
+fn a_directory_that_is_no_espocrm_is_explained() {
+    let empty = TempDir::new("empty");
+    let half = Standin::new();
+    std::fs::remove_file(half.path().join("command.php")).unwrap();
+    for (dir, words) in [
+        (Path::new("/nonexistent"), ["/nonexistent", "No such file", "--espocrm DIR"]),
+        (empty.path(), ["holds no bootstrap.php", "not EspoCRM's root", "/var/www/html"]),
+        (half.path(), ["holds no command.php", "not EspoCRM's root", "--espocrm DIR"]),
+    ] {
+        let mut command = command();
+        command.args(["run", "--config", "/dev/null", "--espocrm"]).arg(dir);
+        expect_refusal(command, &words);
+    }
+    let mut command = command();
+    command.args(["run", "--config", "/dev/null"]);
+    expect_refusal(command, &["Which EspoCRM?", "--espocrm DIR", "espocrm = \"/var/www/html\""]);
+}
+
+#[test]
+fn a_php_that_cannot_be_started_is_explained() {
+    let standin = Standin::new();
+    let not_executable = standin.path().join("bootstrap.php");
+    for php in ["/nonexistent/php", "no-such-php", not_executable.to_str().unwrap()] {
+        let words = [&format!("could not be started as {php}"), "php-cli", "--php PATH"];
+        expect_refusal(at(&standin, &["--php", php]), &words);
+    }
+    let file = standin.path().join("own.toml");
+    std::fs::write(&file, "php = '/nonexistent/php'").unwrap();
+    let file = file.to_str().unwrap();
+    expect_refusal(
+        at(&standin, &["--config", file]),
+        &["started as /nonexistent/php", "--php PATH"],
+    );
+}
+
+#[test]
+fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
+    for (failure, words) in [
+        ("exit255", "PHP ended with status 255, without a word"),
+        ("error", "PHP ended with status 1 and said: Error: SQLSTATE"),
+        ("killed", "PHP died of signal 9"),
+        ("noise", "PHP ended with status 0 and said: Notice: something else"),
+        ("crash", "PHP ended with status 255 and said: PHP Fatal error"),
+    ] {
+        let standin = Standin::new();
+        standin.set("probe-failure", failure);
+        let root = standin.path().display();
+        let try_this = format!("{root}/data/logs, and try: cd {root} && php command.php");
+        expect_refusal(at(&standin, &[]), &[words, &try_this]);
+    }
+    let standin = Standin::new();
+    standin.write_raw("config.php", "<?php return [");
+    expect_refusal(at(&standin, &[]), &["PHP Parse error", "data/config.php"]);
+}
+
+#[test]
+fn files_that_may_not_be_read_are_explained() {
+    let allow = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (file, words) in [
+        ("bootstrap.php", ["bootstrap.php may not be read by this user", "Run", "as the owner of"]),
+        ("command.php", ["command.php may not be read by this user", "Run", "as the owner of"]),
+        ("data/config.php", ["could not tell its settings", "config.php", "Permission denied"]),
+        ("own.toml", ["own.toml", "Permission denied", ""]),
+    ] {
+        let standin = Standin::new();
+        std::fs::write(standin.path().join("own.toml"), "").unwrap();
+        allow(&standin.path().join("data/standin"), 0o777);
+        allow(&standin.path().join(file), 0o000);
+        let mut command = command_as_nobody(&standin);
+        command.args(["run", "--config", "own.toml", "--listen", "127.0.0.1", "--espocrm", "."]);
+        expect_refusal(command, &words);
+    }
+}
+
+#[test]
+fn a_port_for_browsers_that_is_taken_is_named_with_its_parameter() {
+    let mut standin = Standin::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let served = format!("Browsers cannot be served at {address}: it is in use");
+    let find = format!("ss -ltnp 'sport = :{}'", address.port());
+    let file = standin.path().join("own.toml");
+    std::fs::write(&file, format!("listen = '{address}'")).unwrap();
+    for (flags, parameter) in [
+        (&["--listen", &address.to_string()][..], "The port is set by --listen"),
+        (&["--config", file.to_str().unwrap()], "The port is set by our configuration file"),
+    ] {
+        expect_refusal(at(&standin, flags), &[&served, &find, parameter]);
+    }
+    standin.config("webSocketPort", address.port());
+    let words = [&*served, &find, "php websocket.php", "EspoCRM's parameter webSocketPort"];
+    expect_refusal(at(&standin, &[]), &words);
+}
+
+#[test]
+fn a_port_for_zeromq_that_is_taken_is_named_with_its_parameter() {
+    let mut standin = Standin::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dsn = format!("tcp://{}", taken.local_addr().unwrap());
+    let words = [
+        &format!("EspoCRM's messages cannot be received at {dsn}: it is in use"),
+        "EspoCRM's parameter webSocketZeroMQSubscriberDsn",
+        "--zeromq",
+    ];
+    expect_refusal(at(&standin, &["--zeromq", &dsn]), &words);
+    standin.config("webSocketZeroMQSubscriberDsn", dsn);
+    expect_refusal(at(&standin, &[]), &words);
+}
+
+#[test]
+fn values_of_espocrm_that_make_no_sense_are_named() {
+    for (name, value, words) in [
+        ("webSocketPort", json!("eighty"), ["webSocketPort", "\"eighty\"", "no port number"]),
+        ("webSocketPort", json!(80_800), ["webSocketPort", "\"80800\"", "no port number"]),
+        ("webSocketPort", json!("-1"), ["webSocketPort", "\"-1\"", "data/config-internal.php"]),
+        (
+            "webSocketZeroMQSubscriberDsn",
+            json!("127.0.0.1:5555"),
+            ["webSocketZeroMQSubscriberDsn", "127.0.0.1:5555", "such as tcp://127.0.0.1:5555"],
+        ),
+        (
+            "webSocketZeroMQSubscriberDsn",
+            json!("tcp://127.0.0.1"),
+            ["webSocketZeroMQSubscriberDsn", "tcp://127.0.0.1", "Invalid argument"],
+        ),
+        (
+            "webSocketUseSecureServer",
+            json!(true),
+            ["webSocketUseSecureServer", "webSocketSslCertificateFile", "names no file"],
+        ),
+    ] {
+        let mut standin = Standin::new();
+        standin.config(name, value);
+        expect_refusal(at(&standin, &[]), &words);
+    }
+    let standin = Standin::new();
+    let words = ["192.0.2.1", "this machine has no such address"];
+    expect_refusal(at(&standin, &["--listen", "192.0.2.1"]), &words);
+}
+
+#[test]
+fn mistakes_in_our_own_file_are_named_with_their_line() {
+    let standin = Standin::new();
+    let file = standin.path().join("own.toml");
+    let path = file.to_str().unwrap();
+    for (text, words) in [
+        ("\nport = 8080", ["line 2", "unknown field `port`", "listen"]),
+        ("\nmax_checks = 0", ["line 2", "max_checks = 0", "at least 1"]),
+        ("\nlisten = 'localhost'", ["line 2", "no address to listen at", "127.0.0.1"]),
+        ("debug = yes", ["line 1", "debug = yes", ""]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let mut words = words.to_vec();
+        words.push(path);
+        expect_refusal(at(&standin, &["--config", path]), &words);
+    }
+    let words = ["/nonexistent/own.toml", "No such file", "Check the file's name"];
+    expect_refusal(at(&standin, &["--config", "/nonexistent/own.toml"]), &words);
+}
+
+#[test]
+fn mistakes_on_the_command_line_are_named() {
+    let standin = Standin::new();
+    for (flags, words) in [
+        (["--port", "8080"], ["'--port'", "--help"]),
+        (["--max-checks", "0"], ["at least 1", "--help"]),
+        (["--listen", "localhost"], ["no address to listen at", "127.0.0.1"]),
+        (["--ping-interval", "soon"], ["a length of time", "\"20s\""]),
+    ] {
+        let output = run(at(&standin, &flags));
+        assert_eq!(output.status.code(), Some(2));
+        expect_words(&output.stderr, &words);
+    }
+    let mut command = command();
+    command.arg("html");
+    expect_refusal(command, &["html is no command", "a directory is written with a slash"]);
+}
+
+/// The command that would serve a stand-in.
+fn at(standin: &Standin, flags: &[&str]) -> Command {
+    let mut command = command();
+    command.arg("run").arg("--espocrm").arg(standin.path());
+    if !flags.contains(&"--config") {
+        command.args(["--config", "/dev/null"]);
+    }
+    if !flags.contains(&"--listen") && !flags.contains(&"--config") {
+        command.args(["--listen", "127.0.0.1"]);
+    }
+    command.args(flags);
+    command
+}
+
+/// Runs what must not start, and says so in these words.
+fn expect_refusal(command: Command, words: &[&str]) {
+    let output = run(command);
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
+    expect_words(&output.stderr, words);
+}
+
+fn expect_words(said: &[u8], words: &[&str]) {
+    let said = String::from_utf8_lossy(said);
+    for word in words {
+        assert!(said.contains(word), "{word:?} is missing in: {said}");
+    }
+}

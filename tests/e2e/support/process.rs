@@ -1,0 +1,33 @@
+//! What `/proc` tells about processes.
+
+/// A process at this moment.
+pub struct Process {
+    pub pid: u32,
+    pub parent: u32,
+    /// `Z` once it has ended and nobody has reaped it.
+    pub state: char,
+}
+
+impl Process {
+    /// The process with this number, if there is one.
+    pub fn find(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name stands in parentheses and may hold anything.
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let mut fields = rest.split(' ');
+        let state = fields.next()?.chars().next()?;
+        Some(Self { pid, parent: fields.next()?.parse().ok()?, state })
+    }
+
+    /// The children of a process, those that nobody has reaped included.
+    pub fn children_of(parent: u32) -> Vec<Self> {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        numbers.filter_map(Self::find).filter(|it| it.parent == parent).collect()
+    }
+
+    /// Whether the process with this number still runs.
+    pub fn is_running(pid: u32) -> bool {
+        Self::find(pid).is_some_and(|it| it.state != 'Z')
+    }
+}

@@ -1,0 +1,135 @@
+//! Certificates are renewed while the daemon runs.
+
+use serde_json::json;
+
+use super::authority::{Authority, EC, Issued, RSA};
+use super::{BOTH, Tab, alice, connect, expect_alive, notification, secure};
+use crate::support::{Client, Daemon, Php, Standin};
+
+/// Whether this is the certificate that the daemon has shown.
+fn has_seen(tab: &Tab, issued: &Issued) -> bool {
+    tab.stream.conn.peer_certificates().unwrap()[0] == issued.der()
+}
+
+#[test]
+fn a_renewed_certificate_is_for_new_connections_and_old_ones_live_on() {
+    let authority = Authority::new();
+    let client = authority.client(BOTH);
+    let installed = authority.issue("server", EC);
+    let mut standin = Standin::new();
+    secure(&mut standin, &installed);
+    let mut daemon = Daemon::start(&standin);
+    let mut before = alice(&daemon, &client);
+    assert!(has_seen(&before, &installed));
+
+    authority.issue("renewed", RSA).replace(&installed);
+    daemon.reload("have not changed");
+    let mut after = alice(&daemon, &client);
+    assert!(has_seen(&after, &installed) && !has_seen(&before, &installed));
+
+    // One that is broken changes nothing.
+    let good = installed.der();
+    std::fs::write(&installed.certificate, "renewal failed").unwrap();
+    daemon.reload("server.pem: it holds no certificate in PEM format");
+    daemon.wait_for("The settings that are in force stay.");
+    let mut third = alice(&daemon, &client);
+    assert_eq!(third.stream.conn.peer_certificates().unwrap()[0], good);
+    // So does one whose key is still the old one, as in the middle of a renewal.
+    let half = authority.issue("half", EC);
+    std::fs::copy(&half.certificate, &installed.certificate).unwrap();
+    daemon.reload("it does not belong to the key");
+    let fourth = alice(&daemon, &client);
+    assert_eq!(fourth.stream.conn.peer_certificates().unwrap()[0], good);
+    drop(fourth);
+    half.replace(&installed);
+    daemon.reload("have not changed");
+    assert!(has_seen(&alice(&daemon, &client), &installed));
+
+    let event = json!({"topicId": "newNotification", "userId": "alice"});
+    Php::send(&daemon.zeromq, std::slice::from_ref(&event));
+    for tab in [&mut before, &mut after, &mut third] {
+        tab.expect_event(&event);
+    }
+}
+
+#[test]
+fn tls_is_turned_on_and_off_for_new_connections() {
+    let authority = Authority::new();
+    let client = authority.client(BOTH);
+    let issued = authority.issue("server", EC);
+    let mut standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut plain = daemon.connect("bob");
+    // Not with a certificate that cannot be had.
+    standin.config("webSocketUseSecureServer", true);
+    standin.config("webSocketSslCertificateFile", "missing.pem");
+    daemon.reload("missing.pem: No such file");
+    daemon.connect("bob").expect_silence();
+
+    secure(&mut standin, &issued);
+    daemon.reload("settings have changed");
+    let mut secured = alice(&daemon, &client);
+    standin.config("webSocketUseSecureServer", "0");
+    daemon.reload("settings have changed");
+    daemon.connect("bob").expect_silence();
+    plain.expect_silence();
+    expect_alive(&daemon, &mut secured, 1);
+}
+
+#[test]
+fn a_session_is_resumed() {
+    let authority = Authority::new();
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    let mut daemon = Daemon::start(&standin);
+    for version in BOTH {
+        let client = authority.client(&[version]);
+        let kind = |tab: &Tab| tab.stream.conn.handshake_kind();
+        let first = alice(&daemon, &client);
+        assert_eq!(kind(&first), Some(rustls::HandshakeKind::Full));
+        drop(first);
+        let mut second = alice(&daemon, &client);
+        assert_eq!(kind(&second), Some(rustls::HandshakeKind::Resumed));
+        expect_alive(&daemon, &mut second, 1);
+        // A ticket that is not known any more costs a full handshake and no more.
+        daemon.reload("have not changed");
+        let mut third = alice(&daemon, &client);
+        expect_alive(&daemon, &mut third, 2);
+        second.expect_event(&notification(2));
+    }
+}
+
+#[test]
+fn clean_and_unclean_ends_are_told_apart_as_without_tls() {
+    let authority = Authority::new();
+    let client = authority.client(BOTH);
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    let mut daemon = Daemon::start(&standin);
+    let mut refused = connect(daemon.address, &client);
+    refused.upgrade("/?authToken=guessed&userId=alice");
+    refused.expect_close(1008);
+    standin.set("failure", "error");
+    let mut unchecked = connect(daemon.address, &client);
+    unchecked.upgrade("/?authToken=tok-alice&userId=alice");
+    unchecked.expect_drop();
+    standin.unset("failure");
+    let mut open = alice(&daemon, &client);
+    daemon.signal("TERM");
+    open.expect_drop();
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn the_log_says_that_the_port_speaks_tls() {
+    let authority = Authority::new();
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for(&format!("Browsers are served at wss://{}", daemon.address));
+    let mut plain = Client::tcp(daemon.address);
+    plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    plain.read_to_end();
+    let line = daemon.wait_for("A TLS handshake failed");
+    assert!(line.contains("wss://"), "{line}");
+}

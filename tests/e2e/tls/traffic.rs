@@ -1,0 +1,178 @@
+//! What goes through a TLS connection, and who tries to get in without one.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+
+use super::authority::{Authority, EC};
+use super::{BOTH, alice, expect_alive, notification, secure};
+use crate::support::{Client, DEADLINE, Daemon, Standin, eventually, request};
+
+/// One ZeroMQ connection, in which messages keep their order.
+fn publisher(daemon: &Daemon) -> zmq::Socket {
+    let socket = zmq::Context::new().socket(zmq::PUSH).unwrap();
+    // A test that fails must not wait until somebody takes what is left.
+    socket.set_linger(0).unwrap();
+    socket.connect(&daemon.zeromq).unwrap();
+    socket
+}
+
+fn large(number: u32) -> Value {
+    let mut message = notification(number);
+    message["text"] = json!("x".repeat(900_000));
+    message
+}
+
+fn serve(authority: &Authority) -> (Standin, Daemon) {
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    let daemon = Daemon::start(&standin);
+    (standin, daemon)
+}
+
+#[test]
+fn large_messages_and_many_arrive_in_order() {
+    let authority = Authority::new();
+    let (_standin, daemon) = serve(&authority);
+    for version in BOTH {
+        let mut alice = alice(&daemon, &authority.client(&[version]));
+        let publisher = publisher(&daemon);
+        let send = |message: &Value| publisher.send(&*message.to_string(), 0).unwrap();
+        send(&large(0));
+        alice.expect_event(&large(0));
+        // All together stay below what waits for a slow reader.
+        for number in 1..5_000 {
+            send(&notification(number));
+        }
+        for number in 1..5_000 {
+            alice.expect_event(&notification(number));
+        }
+        send(&large(5_000));
+        alice.expect_event(&large(5_000));
+    }
+}
+
+#[test]
+fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
+    let authority = Authority::new();
+    let client = authority.client(BOTH);
+    let (_standin, mut daemon) = serve(&authority);
+    let mut good = alice(&daemon, &client);
+    good.unsubscribe("newNotification");
+    daemon.subscribe(&mut good, "alice", "appParamsUpdate");
+
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    socket.connect(&daemon.address.into()).unwrap();
+    let tcp = TcpStream::from(socket);
+    tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let tls = ClientConnection::new(client, name).unwrap();
+    let mut slow = Client::over(StreamOwned::new(tls, tcp));
+    slow.upgrade("/?authToken=tok-alice&userId=alice");
+    slow.expect_welcome();
+    daemon.subscribe(&mut slow, "alice", "newNotification");
+
+    let publisher = publisher(&daemon);
+    for number in 0..4 {
+        publisher.send(&*large(number).to_string(), 0).unwrap();
+    }
+    daemon.wait_for("A browser did not read for so long");
+    let other = json!({"topicId": "appParamsUpdate"});
+    publisher.send(&*other.to_string(), 0).unwrap();
+    good.expect_event(&other);
+
+    // What had been written arrives: the beginning of a text, and then nothing.
+    let bytes = slow.read_to_end();
+    assert_eq!(bytes[0], 0x81);
+    assert!(bytes.len() < large(0).to_string().len());
+}
+
+#[test]
+fn a_handshake_and_an_upgrade_may_come_byte_by_byte() {
+    let authority = Authority::new();
+    let (_standin, daemon) = serve(&authority);
+    for version in BOTH {
+        let tcp = TcpStream::connect(daemon.address).unwrap();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        tcp.set_nodelay(true).unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let tls = ClientConnection::new(authority.client(&[version]), name).unwrap();
+        let mut tab = Client::over(StreamOwned::new(tls, Trickle(tcp)));
+        tab.upgrade("/?authToken=tok-alice&userId=alice");
+        tab.expect_welcome();
+    }
+}
+
+/// Sends each byte by itself.
+struct Trickle(TcpStream);
+
+impl Read for Trickle {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Trickle {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(&bytes[..bytes.len().min(1)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[test]
+fn who_comes_without_tls_costs_nothing() {
+    let authority = Authority::new();
+    let client = authority.client(BOTH);
+    let (_standin, mut daemon) = serve(&authority);
+    let mut tab = alice(&daemon, &client);
+    let descriptors = daemon.descriptors();
+
+    let mut silent: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
+    expect_alive(&daemon, &mut tab, 1);
+    alice(&daemon, &client);
+    // All are sent away, those that wait at the end of the time for a handshake.
+    for intruder in &mut silent {
+        let answer = intruder.read_to_end();
+        assert!(answer.len() < 5_000 && !answer.starts_with(b"HTTP"), "{answer:?}");
+    }
+    eventually("descriptors are free again", || daemon.descriptors() == descriptors);
+    daemon.wait_for("A TLS handshake failed");
+
+    // Nor do those that go away by themselves, however many come.
+    let memory = daemon.status("VmRSS");
+    for number in 2..5 {
+        let round: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
+        expect_alive(&daemon, &mut tab, number);
+        drop(round);
+        eventually("descriptors are free again", || daemon.descriptors() == descriptors);
+    }
+    let grown = daemon.status("VmRSS").saturating_sub(memory);
+    assert!(grown < 1_024, "{grown} kB");
+}
+
+/// Everything that can come to the port and is no browser.
+fn intruders(daemon: &Daemon, client: &Arc<ClientConfig>) -> Vec<Client> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut tls = ClientConnection::new(Arc::clone(client), name).unwrap();
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).unwrap();
+    let half = &hello[..hello.len() / 2];
+    let http = request("/?authToken=tok-alice&userId=alice");
+    let garbage: Vec<u8> = (1..=u8::MAX).cycle().take(2_000).collect();
+    let all = [&b""[..], &hello, half, &hello[..3], http.as_bytes(), &garbage];
+    all.map(|bytes| {
+        let mut client = Client::tcp(daemon.address);
+        client.send(bytes);
+        client
+    })
+    .into()
+}
