@@ -6,6 +6,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::unchecked_time_subtraction,
     reason = "a test that cannot go on shall say so"
 )]
 

@@ -9,6 +9,7 @@ use zmq::{Context, Socket, SocketType};
 
 use crate::crowd::{Crowd, Visit};
 use crate::process::Process;
+use crate::table::{median, micros, row};
 
 /// The record that everybody looks at.
 const RECORD: &str = "6b030f5b6b56fd2fd";
@@ -18,6 +19,19 @@ pub struct Contestant {
     pub process: Process,
     pub crowd: Crowd,
     channel: Channel,
+}
+
+/// Which of the two.
+#[derive(Clone, Copy)]
+pub enum Side {
+    Ours,
+    Floor,
+}
+
+/// Measurements of both, in turns.
+#[derive(Default)]
+pub struct Duel {
+    times: [Vec<Duration>; 2],
 }
 
 /// How it is told to deliver.
@@ -36,7 +50,7 @@ pub enum Audience {
 
 impl Contestant {
     /// The daemon. It is given no reason to ping, so that all that is written are events.
-    pub fn daemon(binary: &str) -> Self {
+    pub fn daemon(binary: &Path) -> Self {
         let process = Process::demo(binary, &["--ping-interval", "1h"]);
         let socket = socket();
         socket.connect(&process.zeromq).unwrap();
@@ -136,6 +150,34 @@ impl Contestant {
     fn share(&self, before: Duration, times: usize, to: Audience) -> Duration {
         let deliveries = self.deliveries(times, to);
         (self.process.cpu() - before) / u32::try_from(deliveries).unwrap()
+    }
+}
+
+impl Duel {
+    /// Both in turns, so that what else the machine does meets both.
+    pub fn fight(rounds: usize, mut turn: impl FnMut(Side) -> Duration) -> Self {
+        let mut duel = Self::default();
+        for _ in 0..rounds {
+            for side in [Side::Ours, Side::Floor] {
+                duel.push(side, turn(side));
+            }
+        }
+        duel
+    }
+
+    pub fn push(&mut self, side: Side, time: Duration) {
+        self.times[side as usize].push(time);
+    }
+
+    /// Shows the medians of the times, and that of the ratios of each round.
+    pub fn show(&self, name: &str, to_beat: &str) {
+        let [ours, floor] = &self.times;
+        let ratios = ours.iter().zip(floor).map(|(ours, floor)| ours.div_duration_f64(*floor));
+        let mut ratios: Vec<f64> = ratios.collect();
+        ratios.sort_unstable_by(f64::total_cmp);
+        let ratio = format!("{:.2}", ratios[ratios.len() / 2]);
+        let [ours, floor] = [ours, floor].map(|times| micros(median(times.iter().copied())));
+        row(name, [&ours, &floor, &ratio, to_beat]);
     }
 }
 

@@ -68,7 +68,7 @@ impl Crowd {
     /// Brings the crowd to `count` tabs and waits until they have subscribed.
     pub fn grow(&mut self, server: SocketAddr, count: usize, visit: impl Fn(usize) -> Visit) {
         for number in self.tabs.len()..count {
-            self.open(server, visit(number));
+            self.open(server, &visit(number));
             if self.arriving == ARRIVING {
                 self.pump_until("half of them came in", |it| it.arriving <= ARRIVING / 2);
             }
@@ -106,7 +106,7 @@ impl Crowd {
         assert_eq!(self.received, received, "something else than pings was received");
     }
 
-    fn open(&mut self, server: SocketAddr, visit: Visit) {
+    fn open(&mut self, server: SocketAddr, visit: &Visit) {
         let mut stream = std::net::TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.write_all(request(&visit.user).as_bytes()).unwrap();

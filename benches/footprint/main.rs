@@ -1,271 +1,228 @@
 //! What the daemon costs: memory, processor time, latency. `cargo bench --bench footprint`
 //!
-//! It measures the release binary as it is shipped, from outside. Checks are answered in the
-//! process (`demo`): what PHP costs is EspoCRM's. Beside each delivery stands a floor measured in
-//! the same minute, a bare epoll loop in C that writes ready-made frames (`floor.c`): the ratio
-//! says what the daemon adds, on any machine. Both take turns; medians are shown.
+//! It measures the release binary from outside, as it is shipped. Checks are answered in the
+//! process (`demo`): what PHP needs for them is EspoCRM's. Beside the daemon stands a floor that is
+//! measured in turns with it, a bare epoll loop in C that writes ready-made frames (`floor.c`). The
+//! ratio of the two says what the daemon adds to the kernel's work, on any machine.
+//!
+//! `FOOTPRINT_BINARY=path` measures another build.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
-    missing_docs,
+    clippy::unchecked_time_subtraction,
     reason = "a benchmark that cannot go on shall say so, and its numbers are small"
 )]
 
 mod contest;
 mod crowd;
 mod process;
+mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use contest::{Audience, Contestant, user};
+use contest::{Audience, Contestant, Duel, Side, user};
 use crowd::{Crowd, Visit};
 use espocrm_websocket::shell::sys;
 use process::Process;
-
-const BINARY: &str = env!("CARGO_BIN_EXE_espocrm-websocket");
+use table::{count, median, mega, micros, millis, percentile, row, title};
 
 /// How often the daemon and the floor take turns.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 15;
+
+/// The same where each turn begins with thousands of connections.
+const BIG_ROUNDS: usize = 5;
+
+struct Bench {
+    binary: PathBuf,
+    floor: PathBuf,
+    /// For what it needs on disk.
+    dir: PathBuf,
+    /// Connections of a full house: 10,000, if the limit of open files allows.
+    many: usize,
+}
 
 fn main() {
     // `cargo test --all-targets` runs this too, without this argument.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        return;
+    if std::env::args().any(|argument| argument == "--bench") {
+        let bench = Bench::prepare();
+        bench.at_rest();
+        bench.idle();
+        bench.memory();
+        bench.processor_time();
+        let _ = fs::remove_dir_all(&bench.dir);
     }
-    let files = usize::try_from(sys::raise_open_files()).unwrap();
-    let many = files.saturating_sub(512).min(10_000);
-    let dir = std::env::temp_dir().join(format!("footprint-{}", std::process::id()));
-    fs::create_dir_all(&dir).unwrap();
-    let floor = build_floor(&dir);
-    // A page of the binary that is not on disk yet would count as private.
-    let _ = Command::new("sync").status();
-
-    println!("\nespocrm-websocket {}, checks answered in the process", env!("CARGO_PKG_VERSION"));
-    title("At rest", ["", "", "", "to beat"]);
-    at_rest(&dir);
-    title("With 1,000 idle connections, pinged every 25 s", ["", "", "", "to beat"]);
-    idle();
-    title("Private memory per connection", ["at 1,000", &format!("at {many}"), "", "to beat"]);
-    memory(many);
-    title("Processor time", ["ours", "floor", "ratio", "to beat"]);
-    processor_time(&floor, many);
-    let _ = fs::remove_dir_all(dir);
 }
 
-fn at_rest(dir: &Path) {
-    let flags = ["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"];
-    row("binary", [mb(fs::metadata(BINARY).unwrap().len()), nothing(), nothing(), nothing()]);
-    let mut run = Command::new(BINARY);
-    run.arg("run").arg("--espocrm").arg(standin(dir)).args(["--config", "/dev/null"]).args(flags);
-    let has_php = Command::new("php").arg("-v").stdout(Stdio::null()).status().is_ok();
-    let process = if has_php {
-        Process::daemon(&mut run)
-    } else {
-        println!("  (no php here: the demo instead)");
-        Process::demo(BINARY, &[])
-    };
-    std::thread::sleep(Duration::from_millis(500));
-    let memory = process.memory();
-    let sleeps = process.sleeps();
-    let cpu = process.cpu();
-    std::thread::sleep(Duration::from_secs(5));
-    let woken = process.sleeps() - sleeps;
-    let demo = median((0..ROUNDS).map(|_| Process::demo(BINARY, &[]).startup).collect());
-    single("start until browsers can connect", ms(demo), "");
-    single("  the same with PHP telling the settings", ms(process.startup), "");
-    single("RSS", mb(memory.rss), "PHP 37 MB");
-    single("PSS", mb(memory.pss), "PHP 26 MB");
-    single("private memory", mb(memory.private), "");
-    single("threads", process.threads().to_string(), "PHP 3");
-    single("wake-ups in 5 s", woken.to_string(), "0");
-    single("processor time in 5 s", us(process.cpu() - cpu), "0");
-}
+impl Bench {
+    fn prepare() -> Self {
+        let files = usize::try_from(sys::raise_open_files()).unwrap();
+        let dir = std::env::temp_dir().join(format!("footprint-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let binary = std::env::var_os("FOOTPRINT_BINARY");
+        let bench = Self {
+            binary: binary.unwrap_or(env!("CARGO_BIN_EXE_espocrm-websocket").into()).into(),
+            floor: build_floor(&dir),
+            dir,
+            many: files.saturating_sub(512).min(10_000),
+        };
+        // A page of a new binary that is not on disk yet would count as a private one.
+        let _ = Command::new("sync").status();
+        println!("\n{}\nChecks are answered in the process.", bench.binary.display());
+        bench
+    }
 
-fn idle() {
-    let process = Process::demo(BINARY, &[]);
-    let mut crowd = Crowd::new();
-    crowd.grow(process.address, 1_000, |n| Visit::record(user(n), &format!("6b030f5b{n:09x}")));
-    let (cpu, sleeps) = (process.cpu(), process.sleeps());
-    let time = Duration::from_secs(26);
-    crowd.idle(time);
-    let per_minute = 60.0 / time.as_secs_f64();
-    let woken = (process.sleeps() - sleeps) as f64 / time.as_secs_f64();
-    let cpu = (process.cpu() - cpu).mul_f64(per_minute);
-    single("wake-ups per second", format!("{woken:.1}"), "");
-    single("processor time per minute", ms(cpu), "PHP 36 ms");
-}
+    fn at_rest(&self) {
+        title("At rest", ["", "", "", "to beat"]);
+        row("binary", [&mega(fs::metadata(&self.binary).unwrap().len()), "", "", ""]);
+        let starts = (0..ROUNDS).map(|_| Process::demo(&self.binary, &[]).startup);
+        row("start until browsers can connect", [&millis(median(starts)), "", "", ""]);
+        let process = match self.serve_standin() {
+            Some(process) => {
+                row("  with PHP telling the settings", [&millis(process.startup), "", "", ""]);
+                process
+            }
+            None => Process::demo(&self.binary, &[]),
+        };
+        process.settle();
+        let memory = process.memory();
+        row("RSS", [&mega(memory.rss), "", "", "PHP 37 MB"]);
+        row("PSS", [&mega(memory.pss), "", "", "PHP 26 MB"]);
+        row("private", [&mega(memory.private), "", "", ""]);
+        row("  of it not the binary's file", [&mega(memory.dirty), "", "", ""]);
+        row("threads", [&process.threads().to_string(), "", "", "PHP 3"]);
+        let (cpu, sleeps) = (process.cpu(), process.sleeps());
+        std::thread::sleep(Duration::from_secs(5));
+        row("wake-ups in 5 s", [&(process.sleeps() - sleeps).to_string(), "", "", ""]);
+        row("processor time in 5 s", [&micros(process.cpu() - cpu), "", "", ""]);
+    }
 
-fn memory(many: usize) {
-    let record = |n: usize| Visit::record(user(n), &format!("6b030f5b{n:09x}"));
-    let same = |n: usize| Visit::record(user(n), "6b030f5b6b56fd2fd");
-    let bare = |n: usize| Visit { user: user(n), topics: Vec::new() };
-    let variants: [(&str, &str, &dyn Fn(usize) -> Visit); 3] = [
-        ("4 subscriptions, each tab at its own record", "PHP 24 KB", &record),
-        ("4 subscriptions, all at the same record", "", &same),
-        ("no subscription", "uWebSockets 458 B", &bare),
-    ];
-    for (name, to_beat, visit) in variants {
-        let process = Process::demo(BINARY, &[]);
+    fn idle(&self) {
+        let time = Duration::from_secs(26);
+        let process = Process::demo(&self.binary, &[]);
+        let mut crowd = Crowd::new();
+        crowd.grow(process.address, 1_000, own_record);
+        let (cpu, sleeps) = (process.cpu(), process.sleeps());
+        crowd.idle(time);
+        let woken = (process.sleeps() - sleeps) as f64 / time.as_secs_f64();
+        let cpu = (process.cpu() - cpu).mul_f64(60.0 / time.as_secs_f64());
+        title("1,000 idle connections, pinged every 25 s", ["", "", "", "to beat"]);
+        row("wake-ups per second", [&format!("{woken:.1}"), "", "", ""]);
+        row("processor time per minute", [&millis(cpu), "", "", "PHP 36 ms, every 60 s"]);
+    }
+
+    fn memory(&self) {
+        let many = format!("at {}", count(self.many));
+        title("Private memory of a connection", ["at 1,000", &many, "", "to beat"]);
+        let same = |n| Visit::record(user(n), "6b030f5b6b56fd2fd");
+        let none = |n| Visit { user: user(n), topics: Vec::new() };
+        self.memory_of("4 subscriptions, each its own record", "PHP 24 KB", own_record);
+        self.memory_of("4 subscriptions, all at one record", "PHP 24 KB", same);
+        self.memory_of("no subscription", "uWebSockets 458 B", none);
+    }
+
+    fn memory_of(&self, name: &str, to_beat: &str, visit: impl Fn(usize) -> Visit) {
+        let process = Process::demo(&self.binary, &[]);
         let mut crowd = Crowd::new();
         // The first ones make the process touch what it then has for all.
-        crowd.grow(process.address, 10, visit);
+        crowd.grow(process.address, 10, &visit);
+        process.settle();
         let before = process.memory().private;
-        let mut per_tab = |count: usize| {
-            crowd.grow(process.address, count, visit);
+        let [some, many] = [1_000, self.many].map(|tabs| {
+            crowd.grow(process.address, tabs, &visit);
             process.settle();
             let grown = process.memory().private.saturating_sub(before);
-            format!("{} B", grown / (count as u64 - 10))
-        };
-        row(name, [per_tab(1_000), per_tab(many), nothing(), to_beat.to_owned()]);
+            format!("{} B", grown / (tabs - 10) as u64)
+        });
+        row(name, [&some, &many, "", to_beat]);
+        drop(crowd);
+        process.settle();
+        let kept = process.memory().private.saturating_sub(before);
+        row("  kept when all have left", ["", &mega(kept), "", ""]);
     }
-}
 
-fn processor_time(floor: &Path, many: usize) {
-    let mut connect = Duel::default();
-    let mut broadcast = Duel::default();
-    for _ in 0..3 {
-        for side in [&mut connect.ours, &mut connect.floor].into_iter().zip([
-            (Contestant::daemon(BINARY), &mut broadcast.ours),
-            (Contestant::floor(floor), &mut broadcast.floor),
-        ]) {
-            let (connects, (mut contestant, broadcasts)) = side;
-            connects.push(contestant.fill(many));
-            broadcasts.push(contestant.one_by_one(10, Audience::Everybody, &mut Vec::new()));
+    fn processor_time(&self) {
+        title("Processor time", ["ours", "floor", "ratio", "to beat"]);
+        let mut connections = Duel::default();
+        let full = Duel::fight(BIG_ROUNDS, |side| {
+            let mut contestant = self.contestant(side);
+            connections.push(side, contestant.fill(self.many));
+            contestant.one_by_one(10, Audience::Everybody, &mut Vec::new())
+        });
+        connections.show("connection: upgrade, login, 4 subscriptions", "");
+        full.show(&format!("delivery, a message to {}", count(self.many)), "");
+
+        let mut both = [Side::Ours, Side::Floor].map(|side| self.contestant(side));
+        for contestant in &mut both {
+            contestant.fill(100);
+        }
+        let saturated = Duel::fight(ROUNDS, |side| {
+            let contestant = &mut both[side as usize];
+            contestant.flood(2_000, Audience::Everybody)
+        });
+        for contestant in &mut both {
+            contestant.fill(1_000);
+        }
+        let mut to_all = [Vec::new(), Vec::new()];
+        let broadcast = Duel::fight(ROUNDS, |side| {
+            let (contestant, times) = (&mut both[side as usize], &mut to_all[side as usize]);
+            contestant.one_by_one(15, Audience::Everybody, times)
+        });
+        let mut to_one = [Vec::new(), Vec::new()];
+        let single = Duel::fight(ROUNDS, |side| {
+            let (contestant, times) = (&mut both[side as usize], &mut to_one[side as usize]);
+            contestant.one_by_one(100, Audience::One, times)
+        });
+        let php = median((0..ROUNDS).map(|_| both[0].like_php(20)));
+        broadcast.show("delivery, a message to 1,000", "uWebSockets 1.2, PHP 16.5 µs");
+        saturated.show("delivery, a flood of messages to 100", "uWebSockets 0.31, PHP 1.2 µs");
+        single.show("message to 1 of 1,000", "");
+        row("  each by a new connection, as PHP sends", [&micros(php), "", "", ""]);
+
+        title("From sending to receipt", ["ours", "floor", "", ""]);
+        for (name, mut times) in [("message to 1 of 1,000", to_one), ("message to 1,000", to_all)] {
+            for rank in [50, 99] {
+                let [ours, floor] = times.each_mut().map(|times| micros(percentile(times, rank)));
+                row(&format!("{name}, p{rank}"), [&ours, &floor, "", ""]);
+            }
         }
     }
-    connect.show("connection: upgrade, login, 4 subscriptions", "");
-    broadcast.show(&format!("delivery, a message to {many}"), "");
 
-    let mut ours = Contestant::daemon(BINARY);
-    let mut bare = Contestant::floor(floor);
-    for contestant in [&mut ours, &mut bare] {
-        contestant.fill(100);
-    }
-    let flood =
-        Duel::fight(|side| side.pick(&mut ours, &mut bare).flood(5_000, Audience::Everybody));
-    for contestant in [&mut ours, &mut bare] {
-        contestant.fill(1_000);
-    }
-    let mut times = [Vec::new(), Vec::new()];
-    let mut alone = [Vec::new(), Vec::new()];
-    let broadcast = Duel::fight(|side| {
-        let contestant = side.pick(&mut ours, &mut bare);
-        contestant.one_by_one(30, Audience::Everybody, &mut times[side as usize])
-    });
-    let single = Duel::fight(|side| {
-        let contestant = side.pick(&mut ours, &mut bare);
-        contestant.one_by_one(300, Audience::One, &mut alone[side as usize])
-    });
-    let php = median((0..3).map(|_| ours.like_php(100)).collect());
-    broadcast.show("delivery, a message to 1,000", "uWebSockets 1.2, PHP 16.5 µs");
-    flood.show("delivery, a flood of messages to 100", "uWebSockets 0.31, PHP 1.2 µs");
-    single.show("message to 1 of 1,000", "");
-    row("  the same by a new connection, as PHP sends", [us(php), nothing(), nothing(), nothing()]);
-
-    title("Time from sending to receipt", ["ours", "floor", "", ""]);
-    for (name, mut times) in [("message to 1 of 1,000", alone), ("message to 1,000", times)] {
-        for (percentile, of) in [("p50", 50), ("p99", 99)] {
-            let [ours, floor] = times.each_mut().map(|times| {
-                times.sort_unstable();
-                us(times[times.len() * of / 100])
-            });
-            row(&format!("{name}, {percentile}"), [ours, floor, nothing(), nothing()]);
+    fn contestant(&self, side: Side) -> Contestant {
+        match side {
+            Side::Ours => Contestant::daemon(&self.binary),
+            Side::Floor => Contestant::floor(&self.floor),
         }
     }
-}
 
-/// Measurements of the daemon and of the floor, in turn.
-#[derive(Default)]
-struct Duel {
-    ours: Vec<Duration>,
-    floor: Vec<Duration>,
-}
-
-#[derive(Clone, Copy)]
-enum Side {
-    Ours,
-    Floor,
-}
-
-impl Side {
-    fn pick<T>(self, ours: T, floor: T) -> T {
-        match self {
-            Self::Ours => ours,
-            Self::Floor => floor,
-        }
+    /// The daemon for the tests' EspoCRM, if there is a PHP.
+    fn serve_standin(&self) -> Option<Process> {
+        Command::new("php").arg("-v").stdout(Stdio::null()).status().ok()?;
+        let root = self.dir.join("standin");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standin");
+        assert!(Command::new("cp").arg("-r").arg(source).arg(&root).status().unwrap().success());
+        fs::write(root.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
+        let mut command = Command::new(&self.binary);
+        command.arg("run").arg("--espocrm").arg(root).args(["--config", "/dev/null"]);
+        command.args(["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"]);
+        Some(Process::daemon(&mut command))
     }
 }
 
-impl Duel {
-    fn fight(mut round: impl FnMut(Side) -> Duration) -> Self {
-        let mut duel = Self::default();
-        for _ in 0..ROUNDS {
-            duel.ours.push(round(Side::Ours));
-            duel.floor.push(round(Side::Floor));
-        }
-        duel
-    }
-
-    fn show(self, name: &str, to_beat: &str) {
-        let (ours, floor) = (median(self.ours), median(self.floor));
-        let ratio = ours.as_secs_f64() / floor.as_secs_f64();
-        row(name, [us(ours), us(floor), format!("{ratio:.2}"), to_beat.to_owned()]);
-    }
+fn own_record(n: usize) -> Visit {
+    Visit::record(user(n), &format!("6b030f5b{n:09x}"))
 }
 
 fn build_floor(dir: &Path) -> PathBuf {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/footprint/floor.c");
     let binary = dir.join("floor");
-    let built = Command::new("cc").args(["-O2", source, "-o"]).arg(&binary).status().unwrap();
-    assert!(built.success());
+    assert!(
+        Command::new("cc").args(["-O2", source, "-o"]).arg(&binary).status().unwrap().success()
+    );
     binary
-}
-
-/// A copy of the tests' EspoCRM.
-fn standin(dir: &Path) -> PathBuf {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standin");
-    let root = dir.join("standin");
-    assert!(Command::new("cp").arg("-r").arg(source).arg(&root).status().unwrap().success());
-    fs::write(root.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
-    root
-}
-
-fn median(mut values: Vec<Duration>) -> Duration {
-    values.sort_unstable();
-    values[values.len() / 2]
-}
-
-fn title(name: &str, columns: [&str; 4]) {
-    println!();
-    row(name, columns.map(str::to_owned));
-}
-
-fn single(name: &str, value: String, to_beat: &str) {
-    row(name, [value, nothing(), nothing(), to_beat.to_owned()]);
-}
-
-fn row(name: &str, [a, b, ratio, to_beat]: [String; 4]) {
-    println!("{name:<46}{a:>11}{b:>11}{ratio:>8}   {to_beat}");
-}
-
-fn nothing() -> String {
-    String::new()
-}
-
-fn mb(bytes: u64) -> String {
-    format!("{:.2} MB", bytes as f64 / 1e6)
-}
-
-fn ms(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1e3)
-}
-
-fn us(time: Duration) -> String {
-    format!("{:.2} µs", time.as_secs_f64() * 1e6)
 }

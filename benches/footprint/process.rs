@@ -28,6 +28,8 @@ pub struct Memory {
     pub pss: u64,
     /// What nobody else has.
     pub private: u64,
+    /// What is not in a file either.
+    pub dirty: u64,
 }
 
 impl Process {
@@ -103,6 +105,7 @@ impl Process {
             rss: bytes("Rss"),
             pss: bytes("Pss"),
             private: bytes("Private_Clean") + bytes("Private_Dirty"),
+            dirty: bytes("Private_Dirty"),
         }
     }
 
