@@ -35,7 +35,7 @@ static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
     let mut build = Command::new(cargo);
     build.args(["build", "--release", "--locked", "--bin", "espocrm-websocket", "--target-dir"]);
     assert!(build.arg(target).status().unwrap().success());
-    // A page of it that is not on disk yet would count as a private one.
+    // A page of it that is not on disk yet would count as memory that it has made.
     assert!(Command::new("sync").status().unwrap().success());
     target.join("release/espocrm-websocket")
 });
@@ -83,11 +83,12 @@ fn a_connection_with_four_subscriptions_takes_at_most_2_kib() {
     // The first ones make it touch what it then has for all.
     crowd.grow(daemon.address, 10, visit);
     daemon.settle();
-    let before = daemon.memory().private;
+    let before = daemon.memory().dirty;
     crowd.grow(daemon.address, count, visit);
     daemon.settle();
-    let each = daemon.memory().private.saturating_sub(before) / (count as u64 - 10);
-    println!("{count} connections: {each} B of private memory each");
-    assert!(each <= 2 * 1024, "{each} B");
+    let each = daemon.memory().dirty.saturating_sub(before) / (count as u64 - 10);
+    println!("{count} connections: {each} B each");
+    // Less than this no connection can take: then it is the measurement that is broken.
+    assert!((64..=2 * 1024).contains(&each), "{each} B");
     assert_eq!(daemon.threads(), 3);
 }

@@ -71,7 +71,7 @@ impl Bench {
             dir,
             many: files.saturating_sub(512).min(10_000),
         };
-        // A page of a new binary that is not on disk yet would count as a private one.
+        // A page of a new binary that is not on disk yet would count as memory that it has made.
         let _ = Command::new("sync").status();
         println!("\n{}\nChecks are answered in the process.", bench.binary.display());
         bench
@@ -132,17 +132,18 @@ impl Bench {
         // The first ones make the process touch what it then has for all.
         crowd.grow(process.address, 10, &visit);
         process.settle();
-        let before = process.memory().private;
+        let before = process.memory().dirty;
         let [some, many] = [1_000, self.many].map(|tabs| {
             crowd.grow(process.address, tabs, &visit);
             process.settle();
-            let grown = process.memory().private.saturating_sub(before);
+            let grown = process.memory().dirty.saturating_sub(before);
             format!("{} B", grown / (tabs - 10) as u64)
         });
         row(name, [&some, &many, "", to_beat]);
         drop(crowd);
+        std::thread::sleep(Duration::from_secs(1));
         process.settle();
-        let kept = process.memory().private.saturating_sub(before);
+        let kept = process.memory().dirty.saturating_sub(before);
         row("  kept when all have left", ["", &mega(kept), "", ""]);
     }
 

@@ -26,9 +26,9 @@ pub struct Memory {
     pub rss: u64,
     /// The same, with what it shares with others divided among them.
     pub pss: u64,
-    /// What nobody else has.
+    /// What nobody else has: with the binary's file, as long as nobody else runs it.
     pub private: u64,
-    /// What is not in a file either.
+    /// What it has made itself.
     pub dirty: u64,
 }
 
