@@ -1,0 +1,145 @@
+//! A server under measurement, as the kernel sees it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running process, killed when it is dropped.
+pub struct Process {
+    child: Child,
+    /// Where browsers connect.
+    pub address: SocketAddr,
+    /// Where EspoCRM connects, if it can.
+    pub zeromq: String,
+    /// From its start until a browser could connect.
+    pub startup: Duration,
+}
+
+/// Bytes, from `/proc/PID/smaps_rollup`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// In the memory now.
+    pub rss: u64,
+    /// The same, with what it shares with others divided among them.
+    pub pss: u64,
+    /// What nobody else has: with the binary's file, as long as nobody else runs it.
+    pub private: u64,
+    /// What it has made itself.
+    pub dirty: u64,
+}
+
+impl Process {
+    /// Starts a daemon and waits until it serves. It must say so on standard error.
+    pub fn daemon(command: &mut Command) -> Self {
+        let start = Instant::now();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut find = |text: &str| {
+            let line = log.find(|line| line.contains(text));
+            let line = line.unwrap_or_else(|| panic!("the daemon did not say {text:?}"));
+            line.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned()
+        };
+        let browsers = find("Browsers are served at ");
+        let address: SocketAddr = browsers.rsplit('/').next().unwrap().parse().unwrap();
+        drop(TcpStream::connect(address).unwrap());
+        let startup = start.elapsed();
+        let zeromq = find("EspoCRM's messages are received at ");
+        // Whatever it says later must not block it.
+        std::thread::spawn(move || log.for_each(|line| eprintln!("{line}")));
+        Self { child, address, zeromq, startup }
+    }
+
+    /// The demo: the real daemon, but for the checks, which it answers itself.
+    pub fn demo(binary: impl AsRef<OsStr>, flags: &[&str]) -> Self {
+        Self::daemon(Command::new(binary).args(["demo", "--listen", "127.0.0.1:0"]).args(flags))
+    }
+
+    /// Starts a program that prints its port, and is told what to do on standard input.
+    pub fn with_stdin(command: &mut Command) -> Self {
+        let start = Instant::now();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port.trim().parse().unwrap()));
+        Self { child, address, zeromq: String::new(), startup: start.elapsed() }
+    }
+
+    /// Its standard input.
+    pub fn stdin(&mut self) -> &mut impl std::io::Write {
+        self.child.stdin.as_mut().unwrap()
+    }
+
+    /// The processor time of all its threads so far, once all of them sleep.
+    pub fn cpu(&self) -> Duration {
+        self.settle();
+        let nanoseconds = self.tasks().into_iter().map(|task| {
+            let schedstat = fs::read_to_string(task.join("schedstat")).unwrap();
+            schedstat.split(' ').next().unwrap().parse::<u64>().unwrap()
+        });
+        Duration::from_nanos(nanoseconds.sum())
+    }
+
+    /// How often its threads have gone to sleep of their own accord, and so been woken.
+    pub fn sleeps(&self) -> u64 {
+        let tasks = self.tasks();
+        let sleeps =
+            tasks.iter().map(|task| number(task.join("status"), "voluntary_ctxt_switches"));
+        sleeps.sum()
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        self.tasks().len()
+    }
+
+    /// Its memory now.
+    pub fn memory(&self) -> Memory {
+        let rollup = PathBuf::from(format!("/proc/{}/smaps_rollup", self.child.id()));
+        let bytes = |name| 1024 * number(rollup.clone(), name);
+        Memory {
+            rss: bytes("Rss"),
+            pss: bytes("Pss"),
+            private: bytes("Private_Clean") + bytes("Private_Dirty"),
+            dirty: bytes("Private_Dirty"),
+        }
+    }
+
+    /// Waits until every thread sleeps: what the last message has set off is done by then.
+    pub fn settle(&self) {
+        let is_asleep = || {
+            self.tasks().iter().all(|task| {
+                let stat = fs::read_to_string(task.join("stat")).unwrap();
+                stat.rsplit(") ").next().unwrap().starts_with('S')
+            })
+        };
+        let mut quiet = 0;
+        while quiet < 3 {
+            std::thread::sleep(Duration::from_millis(1));
+            quiet = if is_asleep() { quiet + 1 } else { 0 };
+        }
+    }
+
+    fn tasks(&self) -> Vec<PathBuf> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.map(|task| task.unwrap().path()).collect()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The number after `name:` in a file of `/proc`.
+fn number(path: PathBuf, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}

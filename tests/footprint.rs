@@ -1,0 +1,94 @@
+//! Budgets of the release binary that hold on any machine: what an administrator is promised.
+//! `cargo test --test footprint -- --nocapture` shows what was measured; `cargo bench --bench
+//! footprint` measures more.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unchecked_time_subtraction,
+    reason = "a test that cannot go on shall say so"
+)]
+
+#[expect(dead_code, reason = "the benchmark uses all of it")]
+#[path = "../benches/footprint/crowd.rs"]
+mod crowd;
+#[expect(dead_code, reason = "the benchmark uses all of it")]
+#[path = "../benches/footprint/process.rs"]
+mod process;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use crowd::{Crowd, Visit};
+use espocrm_websocket::shell::sys;
+use process::Process;
+
+/// The binary as it is shipped: the budgets are not those of a debug build.
+static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let tested = PathBuf::from(env!("CARGO_BIN_EXE_espocrm-websocket"));
+    let target = tested.ancestors().nth(2).unwrap();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--locked", "--bin", "espocrm-websocket", "--target-dir"]);
+    assert!(build.arg(target).status().unwrap().success());
+    // A page of it that is not on disk yet would count as memory that it has made.
+    assert!(Command::new("sync").status().unwrap().success());
+    target.join("release/espocrm-websocket")
+});
+
+/// The demo answers checks itself: PHP's processes come on top, while they run.
+fn demo() -> Process {
+    Process::demo(&*BINARY, &[])
+}
+
+#[test]
+fn the_binary_is_at_most_3_mb() {
+    let size = fs::metadata(&*BINARY).unwrap().len();
+    println!("binary: {size} B");
+    assert!(size <= 3_000_000, "{size} B");
+}
+
+#[test]
+fn at_rest_it_takes_at_most_5_mb_and_3_threads() {
+    let daemon = demo();
+    daemon.settle();
+    let (memory, threads) = (daemon.memory(), daemon.threads());
+    println!("at rest: {memory:?}, {threads} threads");
+    assert!(memory.rss <= 5_000_000, "{memory:?}");
+    assert!(threads <= 3, "{threads} threads");
+}
+
+#[test]
+fn with_nobody_connected_it_sleeps() {
+    let daemon = demo();
+    daemon.settle();
+    let (sleeps, cpu) = (daemon.sleeps(), daemon.cpu());
+    std::thread::sleep(Duration::from_secs(4));
+    let (woken, cpu) = (daemon.sleeps() - sleeps, daemon.cpu() - cpu);
+    println!("in 4 s: woken {woken} times, {cpu:?} of processor time");
+    assert_eq!(woken, 0);
+}
+
+#[test]
+fn a_connection_with_four_subscriptions_takes_at_most_2_kib() {
+    let files = usize::try_from(sys::raise_open_files()).unwrap();
+    let count = files.saturating_sub(512).min(2_000);
+    let daemon = demo();
+    let mut crowd = Crowd::new();
+    let visit = |n: usize| Visit::record(format!("user{n}"), &format!("6b030f5b{n:09x}"));
+    // The first ones make it touch what it then has for all.
+    crowd.grow(daemon.address, 10, visit);
+    daemon.settle();
+    let before = daemon.memory().dirty;
+    crowd.grow(daemon.address, count, visit);
+    daemon.settle();
+    let each = daemon.memory().dirty.saturating_sub(before) / (count as u64 - 10);
+    println!("{count} connections: {each} B each");
+    // Less than this no connection can take: then it is the measurement that is broken.
+    assert!((64..=2 * 1024).contains(&each), "{each} B");
+    assert_eq!(daemon.threads(), 3);
+}
