@@ -1,6 +1,7 @@
 <?php
 // php send.php DSN: sends each line of standard input as EspoCRM sends a message, with a new
-// context and connection for each, and waits at most a second for it to be taken.
+// context and connection for each, and waits at most a second for it to be taken. They may arrive in
+// any order.
 
 foreach (file('php://stdin', FILE_IGNORE_NEW_LINES) as $line) {
     $context = new ZMQContext(1, false);

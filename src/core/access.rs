@@ -88,7 +88,8 @@ impl Access {
 
     /// Asks for a check. Its answer comes out of [`finish`](Self::finish), unless
     /// [`cancel`](Self::cancel) comes first. An identical check that is waiting or running is
-    /// joined. Call [`start`](Self::start) afterwards.
+    /// joined; one that waits for another attempt waits no longer. Call [`start`](Self::start)
+    /// afterwards.
     ///
     /// # Errors
     /// [`QueueFull`]; nothing was asked.
@@ -103,17 +104,27 @@ impl Access {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.tickets.push(ticket);
             self.by_ticket.insert(ticket, id);
+            if let State::Retry(at) = job.state {
+                job.state = State::Queued;
+                job.failures = 0;
+                self.retries.remove(&(at, id));
+                self.subscriptions.push(id);
+            }
         }
         Ok(())
     }
 
-    /// The asker is gone or has lost interest. A check that nobody waits for is not run; one that
-    /// runs already ends unheard.
+    /// The asker is gone or has lost interest. A check that nobody waits for is not run. One that
+    /// runs already is joined by nobody any more: whoever asks again wants to know anew.
     pub fn cancel(&mut self, ticket: Ticket) {
         let Some(id) = self.by_ticket.remove(&ticket) else { return };
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.tickets.retain(|other| *other != ticket);
-        if !job.tickets.is_empty() || job.state == State::Running {
+        if job.state == State::Running {
+            forget_check(&mut self.by_check, &job.check, id);
+            return;
+        }
+        if !job.tickets.is_empty() {
             return;
         }
         match job.state {
@@ -261,13 +272,20 @@ impl Access {
     /// Removes a job and returns who waited for it.
     fn forget(&mut self, id: JobId) -> Vec<Ticket> {
         let Some(job) = self.jobs.remove(&id) else { return Vec::new() };
-        self.by_check.remove(&job.check);
+        forget_check(&mut self.by_check, &job.check, id);
         if self.jobs.is_empty() {
             // After a storm its memory is given back.
             self.jobs = HashMap::new();
             self.by_check = HashMap::new();
         }
         job.tickets
+    }
+}
+
+/// Lets nobody join a job any more.
+fn forget_check(by_check: &mut HashMap<Rc<Check>, JobId>, check: &Check, id: JobId) {
+    if by_check.get(check) == Some(&id) {
+        by_check.remove(check);
     }
 }
 
@@ -412,17 +430,48 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_waits_for_another_attempt_can_be_joined_and_cancelled() {
+    fn a_check_that_waits_for_another_attempt_is_cancelled() {
         let mut access = Access::new(1);
         access.request(ticket(1, 1), check("a")).unwrap();
         let (id, _) = access.start().unwrap();
         finish(&mut access, NOW, id, &failed());
-        access.request(ticket(2, 1), check("a")).unwrap();
-        assert_eq!(access.start(), None);
         access.cancel(ticket(1, 1));
-        access.cancel(ticket(2, 1));
         assert!(access.is_idle());
         assert_eq!(access.next_deadline(), None);
+    }
+
+    #[test]
+    fn who_joins_a_check_that_waits_for_another_attempt_has_it_run_at_once() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 1), check("a")).unwrap();
+        for number in 2..20 {
+            let (id, _) = access.start().unwrap();
+            assert_eq!(finish(&mut access, NOW, id, &failed()), []);
+            assert_eq!(access.start(), None);
+            access.request(ticket(number, 1), check("a")).unwrap();
+            assert_eq!(access.next_deadline(), None);
+        }
+        let (id, _) = access.start().unwrap();
+        assert_eq!(finish(&mut access, NOW, id, &Verdict::Granted).len(), 19);
+        assert!(access.is_idle());
+    }
+
+    #[test]
+    fn who_asks_again_gets_no_answer_of_before() {
+        let mut access = Access::new(3);
+        access.request(ticket(1, 1), check("a")).unwrap();
+        access.request(ticket(2, 1), check("a")).unwrap();
+        let (first, _) = access.start().unwrap();
+        access.cancel(ticket(1, 1));
+        access.request(ticket(1, 2), check("a")).unwrap();
+        let (second, _) = access.start().unwrap();
+        assert_eq!(finish(&mut access, NOW, first, &Verdict::Granted), [ticket(2, 1)]);
+        // Which does not keep others from joining the second one.
+        access.request(ticket(3, 1), check("a")).unwrap();
+        assert_eq!(access.start(), None);
+        let both = [ticket(1, 2), ticket(3, 1)];
+        assert_eq!(finish(&mut access, NOW, second, &Verdict::Denied), both);
+        assert!(access.is_idle());
     }
 
     #[test]

@@ -37,9 +37,16 @@ pub const MAX_PREFIX: usize = 128;
 /// being slow.
 pub const MAX_OUTBOX: usize = 1024 * 1024;
 
-/// Bytes of one message of EspoCRM. Real ones have 60 B to a few KiB (reminders). The queue of
-/// libzmq holds at most 1,000 messages of each PHP process that is connected.
+/// Bytes of one message of EspoCRM. Real ones have 60 B to a few KiB (reminders).
 pub const MAX_SUBMISSION: usize = 1024 * 1024;
+
+/// Bytes of one message that libzmq takes in. What is longer than [`MAX_SUBMISSION`] is logged and
+/// dropped; beyond this libzmq ends the sender's connection without a word.
+pub const MAX_RECEIVED: usize = 4 * MAX_SUBMISSION;
+
+/// Messages that libzmq keeps until they are taken, of each PHP process that is connected: real
+/// ones have sent one or two. One that sends the longest as fast as it can makes it hold 256 MiB.
+pub const MAX_RECEIVE_QUEUE: i32 = 64;
 
 /// Nesting of a message of EspoCRM: what PHP's own `json_encode` allows.
 pub const MAX_DEPTH: usize = 512;

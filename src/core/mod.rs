@@ -1,7 +1,7 @@
 //! The pure core: what to do, decided without sockets, processes, files, threads or a clock.
 //!
-//! Inputs and `now` go in, actions come out. Nothing in here may use [`crate::shell`]; a test
-//! keeps the wall.
+//! Inputs and `now` go in, actions come out. Nothing in here may use the shell; a test keeps
+//! the wall.
 
 pub mod access;
 pub mod category;

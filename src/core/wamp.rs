@@ -45,6 +45,13 @@ pub fn parse(text: &str) -> Result<ClientMessage<'_>, Malformed> {
     serde_json::from_str(text).map_err(|_| Malformed)
 }
 
+/// Whether a text may be a subscription, found out without reading it all.
+#[must_use]
+pub fn may_subscribe(text: &str) -> bool {
+    let before = |c: char| c == '[' || c.is_ascii_whitespace();
+    text.trim_start_matches(before).starts_with('5')
+}
+
 /// `[0, "<session id>", 1]`, by which a client learns that it may rely on the connection. A second
 /// one makes EspoCRM's client throw. It has three elements: no server identification.
 #[must_use]

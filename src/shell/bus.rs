@@ -2,13 +2,14 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use zmq::{Context, Message, Socket, SocketType};
 
 use super::fatal::{Fatal, Result};
-use crate::core::limits::MAX_SUBMISSION;
+use crate::core::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED};
 use crate::core::submission::Rejection;
 
 /// A PULL socket. PHP makes a connection for each message.
@@ -30,9 +31,6 @@ pub enum Received {
     Nothing,
 }
 
-/// Messages of each PHP process that libzmq keeps until they are taken.
-const QUEUE: i32 = 1_000;
-
 /// Connections that may wait to be accepted: one per request that PHP is serving.
 const BACKLOG: i32 = 1_024;
 
@@ -50,10 +48,10 @@ impl Bus {
         let socket = context.socket(SocketType::PULL).map_err(trouble)?;
         let set_up = || {
             socket.set_linger(0)?;
-            socket.set_rcvhwm(QUEUE)?;
+            socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
             socket.set_backlog(BACKLOG)?;
             socket.set_handshake_ivl(HANDSHAKE)?;
-            socket.set_maxmsgsize(i64::try_from(MAX_SUBMISSION).unwrap_or(i64::MAX))?;
+            socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
             socket.get_fd()
         };
         let descriptor = set_up().map_err(trouble)?;
@@ -67,11 +65,35 @@ impl Bus {
     /// # Errors
     /// If the new one cannot be bound.
     pub fn rebind(&mut self, endpoint: &str) -> Result<()> {
-        let new = self.bind_socket(endpoint)?;
+        if address(endpoint) == self.endpoint {
+            return Ok(());
+        }
+        let new = match self.bind_socket(endpoint) {
+            // As `tcp://*:7777` after `tcp://127.0.0.1:7777`: the old one is in its way.
+            Err(_) if port(endpoint) == port(&self.endpoint) => self.replace(endpoint)?,
+            new => new?,
+        };
         // It was bound, so it can be unbound.
         let _ = self.socket.unbind(&self.endpoint);
         self.endpoint = new;
         Ok(())
+    }
+
+    /// Gives the old endpoint up before the new one is bound. What PHP sends in between waits: it
+    /// connects again for a second.
+    fn replace(&self, endpoint: &str) -> Result<String> {
+        let _ = self.socket.unbind(&self.endpoint);
+        // libzmq closes it in its own thread.
+        let patiently = |endpoint: &str| {
+            for _ in 0..50 {
+                if let Ok(bound) = self.bind_socket(endpoint) {
+                    return Ok(bound);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            self.bind_socket(endpoint)
+        };
+        patiently(endpoint).inspect_err(|_| drop(patiently(&self.endpoint)))
     }
 
     /// Where it is bound: with the number of the port if any free one was asked for.
@@ -132,8 +154,7 @@ impl Bus {
         if !known || endpoint.contains('\0') {
             return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
         }
-        // libzmq binds to addresses and interfaces only.
-        let address = endpoint.replacen("tcp://localhost:", "tcp://127.0.0.1:", 1);
+        let address = address(endpoint);
         self.socket.bind(&address).map_err(|error| match error {
             zmq::Error::EADDRINUSE => failed(
                 "it is in use. Another daemon runs there: stop EspoCRM's own (systemctl stop \
@@ -152,6 +173,15 @@ impl Bus {
     }
 }
 
+/// libzmq binds to addresses and interfaces only.
+fn address(endpoint: &str) -> String {
+    endpoint.replacen("tcp://localhost:", "tcp://127.0.0.1:", 1)
+}
+
+fn port(endpoint: &str) -> Option<&str> {
+    endpoint.strip_prefix("tcp://")?.rsplit_once(':').map(|(_, port)| port)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +191,7 @@ mod tests {
             match bus.receive() {
                 Received::Message(message) => return Ok(message.as_str().unwrap().to_owned()),
                 Received::Rejected(rejection) => return Err(rejection),
-                Received::Nothing => std::thread::sleep(std::time::Duration::from_millis(5)),
+                Received::Nothing => std::thread::sleep(Duration::from_millis(5)),
             }
         }
     }
@@ -192,9 +222,19 @@ mod tests {
         assert_ne!(bus.endpoint(), old);
         sender(bus.endpoint()).send("here", 0).unwrap();
         assert_eq!(receive(&bus), Ok("here".to_owned()));
-        // The old endpoint is free again, a little later: libzmq closes it in its own thread.
+        // One that overlaps with it.
+        let (_, port) = bus.endpoint().rsplit_once(':').unwrap();
+        let everywhere = format!("tcp://0.0.0.0:{port}");
+        let same = format!("tcp://localhost:{port}");
+        bus.rebind(&same).unwrap();
+        assert_ne!(bus.endpoint(), everywhere);
+        bus.rebind(&everywhere).unwrap();
+        assert_eq!(bus.endpoint(), everywhere);
+        sender(&same).send("everywhere", 0).unwrap();
+        assert_eq!(receive(&bus), Ok("everywhere".to_owned()));
+        // The first endpoint is free again, a little later: libzmq closes it in its own thread.
         while Bus::bind(&old).is_err() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -84,7 +84,7 @@ impl Children {
         timeout: Duration,
     ) -> io::Result<()> {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        sys::keep_descriptors(&mut command);
+        sys::tie(&mut command);
         let mut process = command.spawn()?;
         let entry = self.running.vacant_entry();
         let token = self.first_token + 2 * entry.key();

@@ -205,6 +205,7 @@ impl Server {
                 })?,
             }
             self.now = self.clock.now();
+            self.backend.begin_turn();
             for event in &events {
                 self.dispatch(event);
             }
@@ -297,9 +298,12 @@ impl Server {
         self.accept();
         // While the last messages are still to be written, the next ones wait: what cannot be
         // delivered as fast as it is sent queues in libzmq, not in the connections' outboxes.
-        if self.bus_pending && self.dirty.is_empty() {
+        if self.bus_pending {
             self.carry_out();
-            self.receive_messages();
+            self.flush();
+            if self.dirty.is_empty() {
+                self.receive_messages();
+            }
         }
     }
 

@@ -275,7 +275,7 @@ fn tls_files(facts: &Facts) -> Result<TlsFiles> {
     Ok(TlsFiles {
         certificate: certificate.into(),
         key: facts.text("webSocketSslCertificateLocalPrivateKey").map(PathBuf::from),
-        passphrase: facts.text("webSocketSslCertificatePassphrase"),
+        passphrase: facts.secret("webSocketSslCertificatePassphrase"),
     })
 }
 
@@ -305,7 +305,7 @@ impl fmt::Display for Source {
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |name: &str, value: &dyn fmt::Display, source: &dyn fmt::Display| {
-            writeln!(f, "{name:<16}{:<36}{source}", value.to_string())
+            writeln!(f, "{name:<16}{:<35} {source}", value.to_string())
         };
         let Self { php, address, port, zeromq, tls, debug, .. } = self;
         row("espocrm", &self.version, &"EspoCRM: version")?;

@@ -59,13 +59,21 @@ pub fn memory_file(content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Keeps every descriptor except the standard streams from a child. libzmq does not mark all of
-/// its own as close-on-exec, and those that it accepts in its thread only a moment later.
-pub fn keep_descriptors(command: &mut Command) {
-    // SAFETY: between fork and exec only calls that are async-signal-safe are allowed; this is one
-    // system call. A kernel without it (before 5.9) answers ENOSYS: see `mark_close_on_exec`.
+/// Makes a child end with us, and keeps every descriptor except the standard streams from it.
+/// libzmq does not mark all of its own as close-on-exec, and those that it accepts in its thread
+/// only a moment later.
+pub fn tie(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only calls that are async-signal-safe are allowed; these are
+    // plain system calls. A kernel without close_range (before 5.9) answers ENOSYS: see
+    // `mark_close_on_exec`.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid().cast_unsigned() != parent {
+                // We have ended in between.
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let flags = libc::CLOSE_RANGE_CLOEXEC;
             libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags);
             Ok(())
@@ -104,7 +112,7 @@ mod tests {
         unsafe { libc::fcntl(leak.as_raw_fd(), libc::F_SETFD, 0) };
         let mut command = Command::new("ls");
         command.arg("/proc/self/fd");
-        keep_descriptors(&mut command);
+        tie(&mut command);
         let output = command.output().unwrap();
         // The fourth is the directory that ls itself reads.
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);

@@ -108,19 +108,20 @@ fn private_key(
     if let Some(encrypted) = section(&text, "ENCRYPTED PRIVATE KEY") {
         let der = BASE64_MIME_PERMISSIVE.decode(encrypted.as_bytes());
         let der = der.map_err(|_| trouble("its encrypted key is damaged"))?;
-        let info = EncryptedPrivateKeyInfo::try_from(&*der)
-            .map_err(|error| trouble(&format!("its encrypted key is not understood: {error}")))?;
+        let info =
+            EncryptedPrivateKeyInfo::try_from(&*der).map_err(|error| trouble(&unusual(&error)))?;
         let Some(passphrase) = passphrase else {
             return Err(trouble(&format!("its key is encrypted, but {PASSPHRASE} is not set")));
         };
         let key = info.decrypt(passphrase).map_err(|error| match error {
-            pkcs8::Error::EncryptedPrivateKey(pkcs8::pkcs5::Error::DecryptFailed) => {
+            // What a wrong passphrase makes of it has no padding, or is no key.
+            pkcs8::Error::EncryptedPrivateKey(
+                pkcs8::pkcs5::Error::DecryptFailed | pkcs8::pkcs5::Error::EncryptFailed,
+            )
+            | pkcs8::Error::Asn1(_) => {
                 trouble(&format!("its key cannot be decrypted: {PASSPHRASE} is wrong"))
             }
-            error => trouble(&format!(
-                "its key is encrypted in a way that is not known ({error}). Convert it: openssl \
-                 pkcs8 -topk8 -v2 aes256 -in OLD -out NEW"
-            )),
+            error => trouble(&unusual(&error)),
         })?;
         return Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into());
     }
@@ -131,6 +132,13 @@ fn private_key(
         rustls::pki_types::pem::Error::NoItemsFound => trouble("it holds no private key"),
         error => trouble(&format!("its key is damaged: {error:?}")),
     })
+}
+
+fn unusual(error: &impl std::fmt::Display) -> String {
+    format!(
+        "its key is encrypted in a way that is not known ({error}). Convert it: openssl pkcs8 \
+         -topk8 -v2 aes256 -in OLD -out NEW"
+    )
 }
 
 /// The text between `-----BEGIN name-----` and its end.

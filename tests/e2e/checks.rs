@@ -272,7 +272,6 @@ fn a_subscription_that_cannot_be_checked_is_tried_again() {
 }
 
 #[test]
-#[ignore = "if PHP cannot even be started, the connection ends before the response is written"]
 fn the_upgrade_is_answered_before_anything_is_checked() {
     let standin = Standin::new();
     let php = standin.php("php", "");
@@ -342,7 +341,6 @@ fn a_subscription_that_fails_again_waits_longer_and_is_granted_in_the_end() {
 }
 
 #[test]
-#[ignore = "a new tab's check joins the one that waits for its next attempt, up to a minute"]
 fn a_tab_that_comes_after_the_recovery_does_not_wait_for_the_next_attempt() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-checks", "1"]);
@@ -445,7 +443,6 @@ fn checks_end_with_the_daemon() {
 }
 
 #[test]
-#[ignore = "until the event loop runs a signal kills the daemon only, and PHP lives on by itself"]
 fn php_that_is_asked_for_the_settings_at_the_start_ends_with_the_daemon() {
     let standin = Standin::new();
     standin.set("probe-failure", "hang");

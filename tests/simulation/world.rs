@@ -172,7 +172,7 @@ impl World {
             conn.subscriptions.remove(topic);
         } else if !conn.subscriptions.contains_key(topic) {
             let status = match rule {
-                Rule::Open if !held => Some(Status::Granted),
+                Rule::Open if !held && !self.reloading => Some(Status::Granted),
                 // A check becomes `Waiting` when the hub asks for it.
                 Rule::Open | Rule::Check(_) => Some(Status::Held),
                 Rule::Bad | Rule::Unknown => self.reloading.then_some(Status::Held),
@@ -283,11 +283,11 @@ impl World {
                 return true;
             }
             match model::rule(edition, topic) {
-                Rule::Open => {
+                Rule::Open if !reloading => {
                     *status = Status::Granted;
                     true
                 }
-                Rule::Check(_) => true,
+                Rule::Open | Rule::Check(_) => true,
                 Rule::Bad | Rule::Unknown => reloading,
             }
         });

@@ -193,6 +193,8 @@ impl Directory {
     fn resolve(&mut self, session: &mut Session, index: usize) -> bool {
         let Some(subscription) = session.subscriptions.get(index) else { return false };
         let arguments = match self.categories.rule(self.topics.name(subscription.topic)) {
+            // It may be open no longer, or known in a moment.
+            Ok(Rule::Open) | Err(_) if self.reloading => return true,
             Ok(Rule::Open) => {
                 self.grant(session, index);
                 return true;
@@ -200,7 +202,6 @@ impl Directory {
             Ok(Rule::Check(template, parameters)) => {
                 template.arguments(self.users.name(session.user), &parameters)
             }
-            Err(_) if self.reloading => return true,
             Err(_) => {
                 self.drop_subscription(session, index, DENIED);
                 return false;

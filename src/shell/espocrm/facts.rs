@@ -51,6 +51,15 @@ impl Facts {
         self.parameters.get(name).and_then(text)
     }
 
+    /// A parameter of which every character counts.
+    #[must_use]
+    pub fn secret(&self, name: &str) -> Option<String> {
+        match self.parameters.get(name)? {
+            Value::String(text) if !text.is_empty() => Some(text.clone()),
+            other => text(other),
+        }
+    }
+
     /// A parameter as PHP sees its truth.
     #[must_use]
     pub fn is_true(&self, name: &str) -> bool {

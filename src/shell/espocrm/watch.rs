@@ -53,6 +53,12 @@ impl Watch {
         changed
     }
 
+    /// Whether something has changed that [`has_changed`](Self::has_changed) has not told yet.
+    #[must_use]
+    pub fn differs(&self) -> bool {
+        self.look() != self.seen
+    }
+
     /// EspoCRM has been asked for its settings since the last call of
     /// [`has_changed`](Self::has_changed): that it has compiled its metadata meanwhile is no change.
     pub fn has_been_read(&mut self) {
@@ -89,7 +95,8 @@ mod tests {
         assert!(!watch.has_changed());
 
         fs::write(root.join("data/config.php"), "1").unwrap();
-        assert!(watch.has_changed() && !watch.has_changed());
+        assert!(watch.differs() && watch.differs());
+        assert!(watch.has_changed() && !watch.has_changed() && !watch.differs());
         fs::write(root.join("data/config.new"), "2").unwrap();
         assert!(!watch.has_changed());
         fs::rename(root.join("data/config.new"), root.join("data/config.php")).unwrap();

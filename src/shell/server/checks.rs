@@ -59,11 +59,26 @@ impl Server {
                 Task::Probe => self.finish_reload(&finished),
                 Task::Check(id, convention) => {
                     if let Some(check) = self.access.check(id) {
+                        let convention = self.convention(convention);
                         let verdict = read(convention, &check, &finished);
                         self.finish_check(id, &check, &verdict);
                     }
                 }
             }
+        }
+    }
+
+    /// How the outcome of a check is to be read that was started under this convention. If EspoCRM
+    /// may have become another version meanwhile, only what counts in each of them is granted.
+    fn convention(&self, at_start: Convention) -> Convention {
+        let in_doubt = match &self.backend {
+            Backend::Espocrm(espocrm) => espocrm.is_in_doubt(),
+            Backend::Demo(_) => false,
+        };
+        if in_doubt || at_start != self.settings.version.convention() {
+            Convention::Both
+        } else {
+            at_start
         }
     }
 

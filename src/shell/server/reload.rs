@@ -1,6 +1,8 @@
 //! EspoCRM's settings: read at the start, and again when they have changed.
 
+use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use log::{debug, error, info, warn};
@@ -20,8 +22,14 @@ pub struct Espocrm {
     layers: Layers,
     watch: Watch,
     reading: Reading,
+    /// They could not be read since they have changed; when that is tried again.
+    outdated: Option<Time>,
+    /// Why they could not be read, as it was logged.
+    trouble: String,
     /// By a signal: the answer is to be logged, whatever it is.
     asked_for: bool,
+    /// The files were looked at in this turn.
+    looked: bool,
     /// When its files are looked at next, if anybody is connected.
     next_look: Time,
     /// Before that they are not looked at.
@@ -61,7 +69,10 @@ impl Espocrm {
             layers,
             watch,
             reading: Reading::No,
+            outdated: None,
+            trouble: String::new(),
             asked_for: false,
+            looked: false,
             next_look: Time::default().after(LOOK_INTERVAL),
             rest_until: Time::default(),
         };
@@ -73,6 +84,34 @@ impl Espocrm {
     #[must_use]
     pub fn root(&self) -> &Path {
         self.installation.root()
+    }
+
+    /// Whether by now it may be another version than the one whose settings are in force.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.reading != Reading::No || self.outdated.is_some() || self.watch.differs()
+    }
+
+    /// Starts the probe by `spawn`.
+    fn ask(&self, mut spawn: impl FnMut(Command) -> io::Result<()>) -> Result<()> {
+        let started = self.installation.probe().and_then(&mut spawn);
+        started.or_else(|_| {
+            // That PHP may have been replaced by another one, which EspoCRM will name.
+            let php = self.layers.php().unwrap_or(Path::new("php"));
+            let other = self.installation.with_php(php);
+            let started = other.probe().and_then(&mut spawn);
+            started.map_err(|error| other.no_php(&error))
+        })
+    }
+
+    /// The settings in force stay, though EspoCRM's may be others.
+    fn could_not_be_read(&mut self, now: Time, error: &Fatal) {
+        self.outdated = Some(now.after(LOOK_INTERVAL));
+        let error = error.to_string();
+        // A broken EspoCRM is tried again and again: that is said once.
+        if std::mem::take(&mut self.asked_for) || self.trouble != error {
+            error!("{error} {STAY}");
+        }
+        self.trouble = error;
     }
 
     /// What the probe has told, together with our own file as it is now.
@@ -117,18 +156,28 @@ impl Backend {
             _ => None,
         }
     }
+
+    /// A new turn of the event loop: what was seen of the files before may be out of date.
+    pub(super) fn begin_turn(&mut self) {
+        if let Self::Espocrm(espocrm) = self {
+            espocrm.looked = false;
+        }
+    }
 }
 
 impl Server {
-    /// Reads the settings again if EspoCRM's files have changed.
+    /// Reads the settings again if EspoCRM's files have changed, of which each turn takes one look.
     pub(super) fn look(&mut self) {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
-        if espocrm.reading != Reading::No || self.now < espocrm.rest_until {
+        let busy = espocrm.reading != Reading::No || self.now < espocrm.rest_until;
+        if busy || std::mem::replace(&mut espocrm.looked, true) {
             return;
         }
         espocrm.next_look = self.now.after(LOOK_INTERVAL);
         if espocrm.watch.has_changed() {
             debug!("EspoCRM's configuration or metadata has changed: it is read again.");
+            self.begin_reload();
+        } else if espocrm.outdated.is_some_and(|again| again <= self.now) {
             self.begin_reload();
         }
     }
@@ -160,17 +209,16 @@ impl Server {
         }
         // What changes from now on is read another time.
         espocrm.watch.has_changed();
-        let registry = self.poll.registry();
-        let started = espocrm.installation.probe().and_then(|command| {
-            self.children.spawn(registry, self.now, Task::Probe, command, PROBE_TIMEOUT)
-        });
-        match started {
+        let (now, registry) = (self.now, self.poll.registry());
+        let spawn =
+            |command| self.children.spawn(registry, now, Task::Probe, command, PROBE_TIMEOUT);
+        match espocrm.ask(spawn) {
             Ok(()) => {
                 espocrm.reading = Reading::Yes;
                 self.access.set_paused(true);
                 self.hub.begin_reload();
             }
-            Err(error) => keep_old(&espocrm.installation.no_php(&error)),
+            Err(error) => espocrm.could_not_be_read(now, &error),
         }
     }
 
@@ -181,9 +229,13 @@ impl Server {
         espocrm.rest_until = self.now.after(REST);
         espocrm.watch.has_been_read();
         match espocrm.read(finished) {
-            Ok(settings) => self.apply(settings),
+            Ok(settings) => {
+                espocrm.outdated = None;
+                espocrm.trouble.clear();
+                self.apply(settings);
+            }
             Err(error) => {
-                keep_old(&error);
+                espocrm.could_not_be_read(self.now, &error);
                 self.hub.reload(None);
             }
         }
@@ -203,8 +255,8 @@ impl Server {
 
     /// Puts new settings in force; nobody is disconnected. What cannot be had stays as it was.
     fn apply(&mut self, mut new: Settings) {
-        new.categories = new.categories.or_old(&self.settings.categories);
         new.log_doubts();
+        new.categories = new.categories.or_old(&self.settings.categories);
         // Always: a certificate is renewed under the same name.
         match self.backend.acceptor(&new) {
             Ok(acceptor) => self.accepting.replace_acceptor(acceptor),
@@ -256,5 +308,7 @@ impl Server {
 }
 
 fn keep_old(error: &Fatal) {
-    error!("{error} The settings that are in force stay.");
+    error!("{error} {STAY}");
 }
+
+const STAY: &str = "The settings that are in force stay.";

@@ -97,7 +97,11 @@ impl Server {
     fn read_once(&mut self, id: ConnId, scratch: &mut [u8]) -> bool {
         let Some(conn) = self.conn(id) else { return false };
         match conn.read(scratch) {
-            Ok(0) => self.end(id),
+            Ok(0) => {
+                // Who says nothing more may still listen.
+                self.flush_one(id);
+                self.end(id);
+            }
             Ok(length) => {
                 self.receive(id, scratch.get(..length).unwrap_or_default());
                 return true;

@@ -32,6 +32,10 @@ impl Server {
                 Incoming::Closed | Incoming::Violation(_) if closing => self.finish(id),
                 _ if closing => {}
                 Incoming::Message(text) => {
+                    if wamp::may_subscribe(&text) {
+                        // By the categories that are on disk now.
+                        self.look();
+                    }
                     self.hub.receive(id, &text);
                     self.carry_out();
                 }

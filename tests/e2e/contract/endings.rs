@@ -70,7 +70,6 @@ fn a_login_for_which_there_is_no_php_ends_without_a_close_frame() {
 }
 
 #[test]
-#[ignore = "PHP fails to start within the turn in which the upgrade is answered: nothing is sent"]
 fn a_login_for_which_there_is_no_php_is_upgraded_before_it_ends() {
     let answer = answer_without_php();
     assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\n"), "{answer:?}");

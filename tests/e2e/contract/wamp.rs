@@ -272,7 +272,6 @@ fn who_unsubscribes_and_subscribes_is_checked_anew() {
 }
 
 #[test]
-#[ignore = "an identical check that is running is joined, though it began before this was asked"]
 fn who_unsubscribes_and_subscribes_during_the_check_is_checked_anew() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);

@@ -12,7 +12,7 @@ use super::{Client, DEADLINE, Group, TempDir, eventually, program};
 pub struct Chromium {
     _process: Group,
     _profile: TempDir,
-    /// Where its DevTools listen.
+    /// Where its developer tools listen.
     address: SocketAddr,
     browser: DevTools,
 }
@@ -69,13 +69,13 @@ impl Chromium {
 
     /// Opens a page and waits until it is loaded. What it requests is recorded.
     pub fn open(&mut self, url: &str) -> Page {
-        let target = self.browser.call("Target.createTarget", json!({"url": "about:blank"}));
+        let target = self.browser.call("Target.createTarget", &json!({"url": "about:blank"}));
         let target = format!("/devtools/page/{}", target["targetId"].as_str().unwrap());
         let mut page = Page(DevTools::open(self.address, &target));
         for domain in ["Network", "Page", "Runtime"] {
-            page.0.call(&format!("{domain}.enable"), json!({}));
+            page.0.call(&format!("{domain}.enable"), &json!({}));
         }
-        page.0.call("Page.navigate", json!({"url": url}));
+        page.0.call("Page.navigate", &json!({"url": url}));
         page.0.event(|event| event["method"] == "Page.loadEventFired");
         page
     }
@@ -85,7 +85,7 @@ impl Page {
     /// The value of a JavaScript expression; of a promise, what it is resolved to.
     pub fn evaluate(&mut self, script: &str) -> Value {
         let parameters = json!({"expression": script, "awaitPromise": true, "returnByValue": true});
-        let mut result = self.0.call("Runtime.evaluate", parameters);
+        let mut result = self.0.call("Runtime.evaluate", &parameters);
         assert_eq!(result["exceptionDetails"], Value::Null, "{script}");
         result["result"]["value"].take()
     }
@@ -112,7 +112,7 @@ impl Page {
         response["params"]["response"]["status"].clone()
     }
 
-    /// The addresses that it has requested so far, WebSockets included.
+    /// The addresses that it has requested so far, those of `WebSocket`s included.
     pub fn requests(&self) -> Vec<&str> {
         let of = |event: &Value| match event["method"].as_str() {
             Some("Network.requestWillBeSent") => Some("/params/request/url"),
@@ -146,7 +146,7 @@ impl DevTools {
     }
 
     /// Has a command carried out.
-    fn call(&mut self, method: &str, parameters: Value) -> Value {
+    fn call(&mut self, method: &str, parameters: &Value) -> Value {
         self.last += 1;
         let command = json!({"id": self.last, "method": method, "params": parameters});
         self.client.send_json(&command);
