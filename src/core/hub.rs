@@ -91,6 +91,13 @@ impl Hub {
         if let Some(session) = place.and_then(|place| place.take_if(|it| it.conn == conn)) {
             self.directory.close(session);
         }
+        // After a rush its memory is given back.
+        while let Some(None) = self.sessions.last() {
+            self.sessions.pop();
+        }
+        if self.sessions.len() < self.sessions.capacity() / 4 {
+            self.sessions.shrink_to_fit();
+        }
     }
 
     /// A message from a browser.

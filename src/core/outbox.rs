@@ -9,11 +9,20 @@ use super::limits::MAX_OUTBOX;
 /// Frames in the order in which they are to be written. Empty it holds no memory of its own.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    frames: VecDeque<SharedFrame>,
+    frames: Frames,
     /// Bytes of the first frame that are written already.
     written: u32,
     /// Bytes of all frames that are still to be written.
     bytes: u32,
+}
+
+/// Nearly always there is none or one, and for these nothing is allocated.
+#[derive(Debug, Default)]
+enum Frames {
+    #[default]
+    None,
+    One(SharedFrame),
+    Many(VecDeque<SharedFrame>),
 }
 
 /// The frame would have exceeded [`MAX_OUTBOX`]; it was not taken. The peer reads too slowly.
@@ -34,15 +43,38 @@ impl Outbox {
             return Err(Full);
         }
         self.bytes += u32::try_from(length).map_err(|_| Full)?;
-        self.frames.push_back(frame);
+        self.frames = match std::mem::take(&mut self.frames) {
+            Frames::None => Frames::One(frame),
+            Frames::One(first) => Frames::Many(VecDeque::from([first, frame])),
+            Frames::Many(mut frames) => {
+                frames.push_back(frame);
+                Frames::Many(frames)
+            }
+        };
         Ok(())
+    }
+
+    /// All that is to be written, if it is one frame.
+    #[must_use]
+    pub fn only(&self) -> Option<&[u8]> {
+        match &self.frames {
+            Frames::One(frame) => frame.bytes().get(self.written as usize..),
+            Frames::None | Frames::Many(_) => None,
+        }
     }
 
     /// Fills `slices` with what is to be written next and returns how many it used.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let (one, many) = match &self.frames {
+            Frames::None => (None, None),
+            Frames::One(frame) => (Some(frame), None),
+            Frames::Many(frames) => (None, Some(frames)),
+        };
         let mut skip = self.written as usize;
         let mut used = 0;
-        for (slice, frame) in slices.iter_mut().zip(&self.frames) {
+        for (slice, frame) in
+            slices.iter_mut().zip(one.into_iter().chain(many.into_iter().flatten()))
+        {
             *slice = IoSlice::new(frame.bytes().get(skip..).unwrap_or_default());
             skip = 0;
             used += 1;
@@ -54,15 +86,11 @@ impl Outbox {
     pub fn advance(&mut self, count: usize) {
         self.bytes = self.bytes.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
         let mut count = self.written as usize + count;
-        while let Some(front) = self.frames.front() {
-            let length = front.bytes().len();
-            if count < length {
-                break;
-            }
+        while let Some(length) = self.front().map(<[u8]>::len).filter(|length| *length <= count) {
             count -= length;
-            self.frames.pop_front();
+            self.pop_front();
         }
-        if self.frames.is_empty() {
+        if self.is_empty() {
             *self = Self::default();
         } else {
             self.written = u32::try_from(count).unwrap_or(u32::MAX);
@@ -83,7 +111,23 @@ impl Outbox {
     /// Whether everything has been written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.front().is_none()
+    }
+
+    fn front(&self) -> Option<&[u8]> {
+        let frame = match &self.frames {
+            Frames::None => None,
+            Frames::One(frame) => Some(frame),
+            Frames::Many(frames) => frames.front(),
+        };
+        frame.map(SharedFrame::bytes)
+    }
+
+    fn pop_front(&mut self) {
+        match &mut self.frames {
+            Frames::Many(frames) => drop(frames.pop_front()),
+            other => *other = Frames::None,
+        }
     }
 }
 
@@ -102,6 +146,7 @@ mod tests {
             let used = outbox.slices(&mut slices);
             let next: Vec<u8> =
                 slices[..used].iter().flat_map(|slice| slice.iter().copied()).collect();
+            assert!(outbox.only().is_none_or(|only| only == next));
             let count = step.min(next.len());
             all.extend_from_slice(&next[..count]);
             let before = outbox.bytes();
@@ -142,6 +187,6 @@ mod tests {
         }
         outbox.advance(200);
         assert!(outbox.is_empty());
-        assert_eq!(outbox.frames.capacity(), 0);
+        assert!(matches!(outbox.frames, Frames::None));
     }
 }

@@ -38,7 +38,7 @@ pub struct Conn {
 /// The life of a connection, in this order.
 pub enum Phase {
     /// The HTTP request is being read (after the TLS handshake, if there is one).
-    Upgrading(Upgrading),
+    Upgrading(Box<Upgrading>),
     /// It is a WebSocket.
     Open(Reader),
     /// Our Close frame is on its way; the peer's is awaited.
@@ -67,7 +67,7 @@ impl Conn {
     pub fn new(id: ConnId, stream: Stream, over_limit: bool, deadline: Time) -> Self {
         Self {
             id,
-            phase: Phase::Upgrading(Upgrading { over_limit, ..Upgrading::default() }),
+            phase: Phase::Upgrading(Upgrading { over_limit, ..Upgrading::default() }.into()),
             outbox: Outbox::default(),
             due: deadline,
             armed: None,
@@ -125,6 +125,13 @@ impl Conn {
     /// `WouldBlock` if there is nothing for now; all others are final.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.read(buffer)
+    }
+
+    /// Whether there may be more after a read of this length into a buffer of that one. What comes
+    /// later is reported anew; of the end of TCP the kernel has reported already, if it `ended`.
+    #[must_use]
+    pub fn may_have_more(&self, length: usize, buffer: usize, ended: bool) -> bool {
+        length == buffer || ended || !self.stream.tells_all()
     }
 
     /// Writes what waits, unless the kernel has said that it takes no more.

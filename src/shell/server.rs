@@ -280,8 +280,9 @@ impl Server {
                     if event.is_writable() && conn.unblock() {
                         self.mark_dirty(id);
                     }
-                    if event.is_readable() || event.is_read_closed() || event.is_error() {
-                        self.read(id);
+                    let ended = event.is_read_closed() || event.is_error();
+                    if event.is_readable() || ended {
+                        self.read(id, ended);
                     }
                 }
             },

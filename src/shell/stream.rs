@@ -72,12 +72,9 @@ impl Stream {
     /// All are final.
     pub fn write(&mut self, outbox: &mut Outbox) -> io::Result<Written> {
         while !outbox.is_empty() {
-            let mut slices = [IoSlice::new(&[]); BATCH];
-            let used = outbox.slices(&mut slices);
-            let slices = slices.get(..used).unwrap_or_default();
-            let written = match self {
-                Self::Plain(tcp) => retry(|| tcp.write_vectored(slices)),
-                Self::Tls(stream) => stream.write(slices),
+            let written = match (&mut *self, outbox.only()) {
+                (Self::Plain(tcp), Some(bytes)) => retry(|| tcp.write(bytes)),
+                _ => self.write_many(outbox),
             };
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -92,6 +89,23 @@ impl Stream {
             Self::Plain(_) => Ok(Written::All),
             Self::Tls(stream) => stream.flush(),
         }
+    }
+
+    fn write_many(&mut self, outbox: &Outbox) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); BATCH];
+        let used = outbox.slices(&mut slices);
+        let slices = slices.get(..used).unwrap_or_default();
+        match self {
+            Self::Plain(tcp) => retry(|| tcp.write_vectored(slices)),
+            Self::Tls(stream) => stream.write(slices),
+        }
+    }
+
+    /// Whether a read that has filled its buffer in part only has left nothing behind. TLS hands
+    /// out its records one by one.
+    #[must_use]
+    pub fn tells_all(&self) -> bool {
+        matches!(self, Self::Plain(_))
     }
 
     /// Whether TLS has something to send of its own: a handshake, an alert.

@@ -10,12 +10,16 @@ use crate::core::id::ConnId;
 use crate::core::limits::MAX_OUTBOX;
 use crate::shell::conn::{Conn, Phase};
 use crate::shell::stream::Written;
+use crate::shell::sys;
 
 /// Times that one connection is read in a turn, [`SCRATCH`](super::SCRATCH) bytes each.
 const READS: usize = 4;
 
 /// Connections flushed in one turn: after a broadcast to thousands, others are heard in between.
 const FLUSHES: usize = 4_096;
+
+/// Connections whose memory is not worth being given back when the last of them has gone.
+const FEW: usize = 64;
 
 impl Server {
     /// The connection of this name, unless it has ended.
@@ -64,15 +68,16 @@ impl Server {
         for slot in self.ended.drain(..) {
             self.conns.try_remove(slot);
         }
-        if self.conns.is_empty() {
+        if self.conns.is_empty() && self.conns.capacity() > FEW {
             self.conns.shrink_to_fit();
+            sys::trim_heap();
         }
     }
 
-    /// Reads a connection, up to this turn's budget.
-    pub(super) fn read(&mut self, id: ConnId) {
+    /// Reads a connection, up to this turn's budget. `ended`: the peer will send nothing more.
+    pub(super) fn read(&mut self, id: ConnId, ended: bool) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let more = (0..READS).all(|_| self.read_once(id, &mut scratch));
+        let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
         self.scratch = scratch;
         // An answer, or the TLS handshake's part.
         self.mark_dirty(id);
@@ -89,12 +94,13 @@ impl Server {
     pub(super) fn read_on(&mut self, id: ConnId) {
         if let Some(conn) = self.conn(id) {
             conn.unread = false;
-            self.read(id);
+            // It may have ended when that was reported.
+            self.read(id, true);
         }
     }
 
     /// Whether there may be more.
-    fn read_once(&mut self, id: ConnId, scratch: &mut [u8]) -> bool {
+    fn read_once(&mut self, id: ConnId, ended: bool, scratch: &mut [u8]) -> bool {
         let Some(conn) = self.conn(id) else { return false };
         match conn.read(scratch) {
             Ok(0) => {
@@ -103,8 +109,9 @@ impl Server {
                 self.end(id);
             }
             Ok(length) => {
+                let more = conn.may_have_more(length, scratch.len(), ended);
                 self.receive(id, scratch.get(..length).unwrap_or_default());
-                return true;
+                return more;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
