@@ -48,7 +48,7 @@ pub struct Listen {
 pub const DEFAULT_FILE: &str = "/etc/espocrm-websocket/config.toml";
 
 impl Own {
-    /// Reads the configuration file: `named`, or else [`DEFAULT_FILE`] if it exists.
+    /// Reads the configuration file: `named`, or else the usual one if it exists.
     ///
     /// # Errors
     /// If the file cannot be read or understood: where, and what is wrong.
