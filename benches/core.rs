@@ -16,7 +16,7 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use espocrm_websocket::core::access::Access;
 use espocrm_websocket::core::category::Categories;
-use espocrm_websocket::core::check::{Check, Ticket};
+use espocrm_websocket::core::check::{Check, Ticket, Urgency};
 use espocrm_websocket::core::frame::SharedFrame;
 use espocrm_websocket::core::hub::{Action, Hub};
 use espocrm_websocket::core::id::ConnId;
@@ -151,7 +151,7 @@ fn access(criterion: &mut Criterion) {
     const CHECKS: u32 = 1_000;
     let mut group = criterion.benchmark_group("access");
     group.throughput(Throughput::Elements(CHECKS.into()));
-    let check = |n: u32| Check::topic(["AclCheck".into(), format!("--id={n}").into()].into());
+    let check = |n: u32| Check::topic("u", ["AclCheck".into(), format!("--id={n}").into()].into());
     let tickets = (0..CHECKS).map(|number| Ticket { conn: conn(number), serial: 1 });
     for (name, distinct) in [("1,000 different", CHECKS), ("1,000, of 10 kinds", 10)] {
         let checks: Vec<_> =
@@ -163,7 +163,7 @@ fn access(criterion: &mut Criterion) {
                 |(mut access, checks)| {
                     let mut answers = Vec::new();
                     for (ticket, check) in checks {
-                        access.request(ticket, check).unwrap();
+                        access.request(ticket, check, Urgency::Subscription).unwrap();
                     }
                     while let Some((id, _)) = access.start() {
                         access.finish(Time::default(), id, &Verdict::Granted, &mut answers);
@@ -189,7 +189,7 @@ fn hub(conns: u32) -> Hub {
         hub.open(conn(number), &Credentials { user, token: "t".into() });
         hub.receive(conn(number), &format!("[5,\"{TOPIC}\"]"));
         while let Some(action) = hub.poll() {
-            if let Action::Check(ticket, _) = action {
+            if let Action::Check(ticket, _, _) = action {
                 hub.verdict(ticket, &Verdict::Granted);
             }
         }

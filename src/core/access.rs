@@ -1,13 +1,16 @@
 //! The queue of access checks: which command is to be run next, and who waits for its verdict.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod queue;
+
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::check::{Check, Ticket};
+use super::check::{Check, Ticket, Urgency};
 use super::limits::MAX_WAITING_CHECKS;
 use super::time::Time;
 use super::verdict::Verdict;
+use queue::Queue;
 
 /// Names one run of checks; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,8 +29,9 @@ pub struct Answer {
 #[derive(Debug, PartialEq, Eq)]
 pub struct QueueFull;
 
-/// Decides when which check runs. Identical checks that wait are run once; authentications come
-/// before subscriptions; a subscription's check that failed is tried again a few times.
+/// Decides when which check runs. Identical checks that wait are run once; logins come before
+/// subscriptions, and those before reviews; users take turns; a subscription's check that failed is
+/// tried again a few times.
 #[derive(Debug)]
 pub struct Access {
     /// How many checks may run at a time.
@@ -37,8 +41,7 @@ pub struct Access {
     jobs: HashMap<JobId, Job>,
     by_check: HashMap<Rc<Check>, JobId>,
     by_ticket: HashMap<Ticket, JobId>,
-    authentications: Queue,
-    subscriptions: Queue,
+    queue: Queue,
     /// Jobs that failed and wait for another attempt.
     retries: BTreeSet<(Time, JobId)>,
     next_id: u64,
@@ -47,6 +50,7 @@ pub struct Access {
 #[derive(Debug)]
 struct Job {
     check: Rc<Check>,
+    urgency: Urgency,
     tickets: Vec<Ticket>,
     state: State,
     failures: usize,
@@ -79,8 +83,7 @@ impl Access {
             jobs: HashMap::new(),
             by_check: HashMap::new(),
             by_ticket: HashMap::new(),
-            authentications: Queue::default(),
-            subscriptions: Queue::default(),
+            queue: Queue::default(),
             retries: BTreeSet::new(),
             next_id: 0,
         }
@@ -93,23 +96,36 @@ impl Access {
     ///
     /// # Errors
     /// [`QueueFull`]; nothing was asked.
-    pub fn request(&mut self, ticket: Ticket, check: Check) -> Result<(), QueueFull> {
+    pub fn request(
+        &mut self,
+        ticket: Ticket,
+        check: Check,
+        urgency: Urgency,
+    ) -> Result<(), QueueFull> {
         if self.is_full() {
             return Err(QueueFull);
         }
         let id = match self.by_check.get(&check) {
             Some(id) => *id,
-            None => self.enqueue(check),
+            None => self.add(check, urgency),
         };
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.tickets.push(ticket);
-            self.by_ticket.insert(ticket, id);
-            if let State::Retry(at) = job.state {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        job.tickets.push(ticket);
+        self.by_ticket.insert(ticket, id);
+        match job.state {
+            State::Queued if urgency < job.urgency => {
+                self.queue.remove(job.urgency, &job.check.user, id);
+                job.urgency = urgency;
+                self.queue.push(urgency, &job.check.user, id);
+            }
+            State::Retry(at) => {
                 job.state = State::Queued;
                 job.failures = 0;
+                job.urgency = urgency.min(job.urgency);
                 self.retries.remove(&(at, id));
-                self.subscriptions.push(id);
+                self.queue.push(job.urgency, &job.check.user, id);
             }
+            State::Queued | State::Running => {}
         }
         Ok(())
     }
@@ -129,17 +145,10 @@ impl Access {
         }
         match job.state {
             State::Retry(at) => drop(self.retries.remove(&(at, id))),
-            State::Queued | State::Running => {}
+            State::Queued => self.queue.remove(job.urgency, &job.check.user, id),
+            State::Running => {}
         }
-        let authentication = job.check.is_authentication();
-        let queued = job.state == State::Queued;
         self.forget(id);
-        if queued {
-            let jobs = &self.jobs;
-            let queue =
-                if authentication { &mut self.authentications } else { &mut self.subscriptions };
-            queue.one_is_stale(|id| jobs.contains_key(&id));
-        }
     }
 
     /// The check that is to be run now; call until `None`. Each one that is returned must come back
@@ -148,15 +157,11 @@ impl Access {
         if !self.can_start() {
             return None;
         }
-        loop {
-            let id = self.authentications.pop().or_else(|| self.subscriptions.pop())?;
-            // What was cancelled is still in the queue.
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.state = State::Running;
-                self.running += 1;
-                return Some((id, Rc::clone(&job.check)));
-            }
-        }
+        let id = self.queue.pop()?;
+        let job = self.jobs.get_mut(&id)?;
+        job.state = State::Running;
+        self.running += 1;
+        Some((id, Rc::clone(&job.check)))
     }
 
     /// Takes the verdict of a check that ran. Appends the answers for all who wait for it, unless
@@ -168,7 +173,7 @@ impl Access {
         }
         self.running = self.running.saturating_sub(1);
         let failed = matches!(verdict, Verdict::Unchecked(_));
-        let is_wanted = !job.check.is_authentication() && !job.tickets.is_empty();
+        let is_wanted = job.urgency == Urgency::Subscription && !job.tickets.is_empty();
         if failed
             && is_wanted
             && let Some(delay) = RETRIES.get(job.failures)
@@ -194,7 +199,7 @@ impl Access {
             self.retries.pop_first();
             if let Some(job) = self.jobs.get_mut(&id) {
                 job.state = State::Queued;
-                self.subscriptions.push(id);
+                self.queue.push(job.urgency, &job.check.user, id);
             }
         }
     }
@@ -208,8 +213,7 @@ impl Access {
     /// Whether [`start`](Self::start) may find something.
     #[must_use]
     pub fn can_start(&self) -> bool {
-        let queued = !self.authentications.ids.is_empty() || !self.subscriptions.ids.is_empty();
-        queued && !self.paused && self.running < self.limit
+        !self.queue.is_empty() && !self.paused && self.running < self.limit
     }
 
     /// When [`expire`](Self::expire) has something to do.
@@ -253,18 +257,13 @@ impl Access {
         self.jobs.is_empty() && self.by_ticket.is_empty() && self.retries.is_empty()
     }
 
-    fn enqueue(&mut self, check: Check) -> JobId {
+    fn add(&mut self, check: Check, urgency: Urgency) -> JobId {
         let id = JobId(self.next_id);
         self.next_id += 1;
         let check = Rc::new(check);
-        let queue = if check.is_authentication() {
-            &mut self.authentications
-        } else {
-            &mut self.subscriptions
-        };
-        queue.push(id);
+        self.queue.push(urgency, &check.user, id);
         self.by_check.insert(Rc::clone(&check), id);
-        let job = Job { check, tickets: Vec::new(), state: State::Queued, failures: 0 };
+        let job = Job { check, urgency, tickets: Vec::new(), state: State::Queued, failures: 0 };
         self.jobs.insert(id, job);
         id
     }
@@ -289,41 +288,11 @@ fn forget_check(by_check: &mut HashMap<Rc<Check>, JobId>, check: &Check, id: Job
     }
 }
 
-/// Jobs in the order of their arrival, among them some that were cancelled.
-#[derive(Debug, Default)]
-struct Queue {
-    ids: VecDeque<JobId>,
-    stale: usize,
-}
-
-impl Queue {
-    fn push(&mut self, id: JobId) {
-        self.ids.push_back(id);
-    }
-
-    fn pop(&mut self) -> Option<JobId> {
-        let id = self.ids.pop_front();
-        if self.ids.is_empty() {
-            *self = Self::default();
-        }
-        id
-    }
-
-    /// Whoever subscribes and unsubscribes without end must not make the queue grow: once half of
-    /// it is stale it is swept.
-    fn one_is_stale(&mut self, is_live: impl Fn(JobId) -> bool) {
-        self.stale += 1;
-        if self.stale * 2 > self.ids.len() {
-            self.ids.retain(|id| is_live(*id));
-            self.stale = 0;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::id::ConnId;
     use super::super::verdict::Failure;
+    use super::Urgency::{Authentication, Review, Subscription};
     use super::*;
 
     const NOW: Time = Time::from_millis(0);
@@ -333,7 +302,7 @@ mod tests {
     }
 
     fn check(name: &str) -> Check {
-        Check::topic(Box::new([name.into()]))
+        Check::topic("u", Box::new([name.into()]))
     }
 
     fn started(access: &mut Access) -> Option<(JobId, String)> {
@@ -356,16 +325,16 @@ mod tests {
     fn identical_checks_share_one_run() {
         let mut access = Access::new(4);
         for conn in 1..=3 {
-            access.request(ticket(conn, 1), check("a")).unwrap();
+            access.request(ticket(conn, 1), check("a"), Subscription).unwrap();
         }
         let (a, name) = started(&mut access).unwrap();
         assert_eq!((name.as_str(), access.start()), ("a", None));
-        access.request(ticket(4, 1), check("a")).unwrap();
-        access.request(ticket(4, 2), check("b")).unwrap();
+        access.request(ticket(4, 1), check("a"), Subscription).unwrap();
+        access.request(ticket(4, 2), check("b"), Subscription).unwrap();
         assert_eq!(started(&mut access).unwrap().1, "b");
         let all = (1..=4).map(|conn| ticket(conn, 1)).collect::<Vec<_>>();
         assert_eq!(finish(&mut access, NOW, a, &Verdict::Granted), all);
-        access.request(ticket(5, 1), check("a")).unwrap();
+        access.request(ticket(5, 1), check("a"), Subscription).unwrap();
         assert_eq!(started(&mut access).unwrap().1, "a");
     }
 
@@ -373,9 +342,9 @@ mod tests {
     fn authentications_come_first_and_the_limit_holds() {
         let mut access = Access::new(2);
         for serial in 1..=3 {
-            access.request(ticket(1, serial), check(&serial.to_string())).unwrap();
+            access.request(ticket(1, serial), check(&serial.to_string()), Subscription).unwrap();
         }
-        access.request(ticket(2, 0), Check::authentication("t", "u")).unwrap();
+        access.request(ticket(2, 0), Check::authentication("t", "u"), Authentication).unwrap();
         let (first, name) = started(&mut access).unwrap();
         assert_eq!(name, "AuthTokenCheck t u");
         assert_eq!(started(&mut access).unwrap().1, "1");
@@ -388,9 +357,9 @@ mod tests {
     #[test]
     fn a_cancelled_check_is_not_run_unless_somebody_else_waits() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a")).unwrap();
-        access.request(ticket(2, 1), check("b")).unwrap();
-        access.request(ticket(3, 1), check("b")).unwrap();
+        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(ticket(2, 1), check("b"), Subscription).unwrap();
+        access.request(ticket(3, 1), check("b"), Subscription).unwrap();
         access.cancel(ticket(1, 1));
         access.cancel(ticket(2, 1));
         access.cancel(ticket(9, 9));
@@ -404,9 +373,38 @@ mod tests {
     }
 
     #[test]
+    fn one_users_many_subscriptions_do_not_hold_up_anothers() {
+        let mut access = Access::new(usize::MAX);
+        for serial in 1..500 {
+            let many = Check::topic("greedy", Box::new([serial.to_string().into()]));
+            access.request(ticket(1, serial), many, Subscription).unwrap();
+        }
+        access
+            .request(ticket(2, 1), Check::topic("b", Box::new(["b".into()])), Subscription)
+            .unwrap();
+        access.request(ticket(3, 0), Check::authentication("t", "c"), Authentication).unwrap();
+        let order: Vec<_> = (0..4).map(|_| started(&mut access).unwrap().1).collect();
+        assert_eq!(order, ["AuthTokenCheck t c", "1", "b", "2"]);
+    }
+
+    #[test]
+    fn a_review_is_hurried_when_a_tab_waits_for_its_answer_and_is_not_tried_again() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 1), check("other"), Review).unwrap();
+        access.request(ticket(1, 2), check("a"), Review).unwrap();
+        access.request(ticket(2, 1), check("a"), Subscription).unwrap();
+        let (a, name) = started(&mut access).unwrap();
+        assert_eq!(name, "a");
+        assert_eq!(finish(&mut access, NOW, a, &Verdict::Granted), [ticket(1, 2), ticket(2, 1)]);
+        let (other, _) = started(&mut access).unwrap();
+        assert_eq!(finish(&mut access, NOW, other, &failed()), [ticket(1, 1)]);
+        assert!(access.is_idle());
+    }
+
+    #[test]
     fn a_failed_subscription_is_tried_again_a_few_times() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a")).unwrap();
+        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
         let mut now = NOW;
         for delay in RETRIES {
             let (id, _) = access.start().unwrap();
@@ -424,7 +422,7 @@ mod tests {
     #[test]
     fn a_failed_authentication_is_answered_at_once() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 0), Check::authentication("t", "u")).unwrap();
+        access.request(ticket(1, 0), Check::authentication("t", "u"), Authentication).unwrap();
         let (id, _) = access.start().unwrap();
         assert_eq!(finish(&mut access, NOW, id, &failed()), [ticket(1, 0)]);
     }
@@ -432,7 +430,7 @@ mod tests {
     #[test]
     fn a_check_that_waits_for_another_attempt_is_cancelled() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a")).unwrap();
+        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
         let (id, _) = access.start().unwrap();
         finish(&mut access, NOW, id, &failed());
         access.cancel(ticket(1, 1));
@@ -443,12 +441,12 @@ mod tests {
     #[test]
     fn who_joins_a_check_that_waits_for_another_attempt_has_it_run_at_once() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a")).unwrap();
+        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
         for number in 2..20 {
             let (id, _) = access.start().unwrap();
             assert_eq!(finish(&mut access, NOW, id, &failed()), []);
             assert_eq!(access.start(), None);
-            access.request(ticket(number, 1), check("a")).unwrap();
+            access.request(ticket(number, 1), check("a"), Subscription).unwrap();
             assert_eq!(access.next_deadline(), None);
         }
         let (id, _) = access.start().unwrap();
@@ -459,15 +457,15 @@ mod tests {
     #[test]
     fn who_asks_again_gets_no_answer_of_before() {
         let mut access = Access::new(3);
-        access.request(ticket(1, 1), check("a")).unwrap();
-        access.request(ticket(2, 1), check("a")).unwrap();
+        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(ticket(2, 1), check("a"), Subscription).unwrap();
         let (first, _) = access.start().unwrap();
         access.cancel(ticket(1, 1));
-        access.request(ticket(1, 2), check("a")).unwrap();
+        access.request(ticket(1, 2), check("a"), Subscription).unwrap();
         let (second, _) = access.start().unwrap();
         assert_eq!(finish(&mut access, NOW, first, &Verdict::Granted), [ticket(2, 1)]);
         // Which does not keep others from joining the second one.
-        access.request(ticket(3, 1), check("a")).unwrap();
+        access.request(ticket(3, 1), check("a"), Subscription).unwrap();
         assert_eq!(access.start(), None);
         let both = [ticket(1, 2), ticket(3, 1)];
         assert_eq!(finish(&mut access, NOW, second, &Verdict::Denied), both);
@@ -477,7 +475,7 @@ mod tests {
     #[test]
     fn paused_nothing_starts() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a")).unwrap();
+        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
         access.set_paused(true);
         assert_eq!(access.start(), None);
         access.set_paused(false);
@@ -488,22 +486,22 @@ mod tests {
     fn the_queue_is_bounded_whatever_is_cancelled() {
         let mut access = Access::new(0);
         for number in 0..MAX_WAITING_CHECKS as u32 {
-            access.request(ticket(number, 1), check(&number.to_string())).unwrap();
+            access.request(ticket(number, 1), check(&number.to_string()), Subscription).unwrap();
         }
         assert!(access.is_full());
-        assert_eq!(access.request(ticket(0, 2), check("x")), Err(QueueFull));
+        assert_eq!(access.request(ticket(0, 2), check("x"), Subscription), Err(QueueFull));
         for round in 0..100_000 {
             let number = round % MAX_WAITING_CHECKS as u32;
             access.cancel(ticket(number, 1));
-            access.request(ticket(number, 1), check(&number.to_string())).unwrap();
+            access.request(ticket(number, 1), check(&number.to_string()), Subscription).unwrap();
         }
-        assert!(access.subscriptions.ids.len() <= 2 * MAX_WAITING_CHECKS + 2);
+        assert_eq!(access.waiting(), MAX_WAITING_CHECKS);
     }
 
     #[test]
     fn a_token_is_never_shown() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 0), Check::authentication("s3cret", "u")).unwrap();
+        access.request(ticket(1, 0), Check::authentication("s3cret", "u"), Authentication).unwrap();
         assert!(!format!("{access:?}").contains("s3cret"));
     }
 }

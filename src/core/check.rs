@@ -1,5 +1,7 @@
 //! An access check: a question to EspoCRM, and who asks it.
 
+use std::rc::Rc;
+
 use super::id::ConnId;
 use super::verdict::Affirmation;
 
@@ -7,10 +9,23 @@ use super::verdict::Affirmation;
 /// yes.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Check {
+    /// For whom it is made.
+    pub user: Rc<str>,
     /// The command's name and its arguments. May hold a token: never to be logged.
     pub arguments: Box<[Box<str>]>,
     /// What the command prints if it allows.
     pub affirmation: Affirmation,
+}
+
+/// What a check is for; the first is the most urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// A tab waits for its welcome.
+    Authentication,
+    /// A tab waits for a topic.
+    Subscription,
+    /// Nobody waits: whether what was granted still is.
+    Review,
 }
 
 /// Who waits for a verdict: this connection, for this of its questions.
@@ -32,15 +47,16 @@ impl Check {
     #[must_use]
     pub fn authentication(token: &str, user: &str) -> Self {
         Self {
+            user: user.into(),
             arguments: ["AuthTokenCheck", token, user].map(Box::from).into(),
             affirmation: Affirmation::UserId(user.into()),
         }
     }
 
-    /// Whether a topic may be seen, by the command of its category.
+    /// Whether `user` may see a topic, by the command of its category.
     #[must_use]
-    pub fn topic(arguments: Box<[Box<str>]>) -> Self {
-        Self { arguments, affirmation: Affirmation::True }
+    pub fn topic(user: &str, arguments: Box<[Box<str>]>) -> Self {
+        Self { user: user.into(), arguments, affirmation: Affirmation::True }
     }
 
     /// Whether it asks for a token, not for a topic.

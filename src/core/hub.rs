@@ -9,7 +9,7 @@ mod tests;
 use smallvec::SmallVec;
 
 use super::category::{Categories, NoTopic};
-use super::check::{Check, Ticket};
+use super::check::{Check, Ticket, Urgency};
 use super::frame::{CloseReason, SharedFrame};
 use super::id::ConnId;
 use super::submission::{Rejection, Submission};
@@ -43,7 +43,7 @@ pub enum Action {
     /// End the connection without a Close frame: the tab comes back after three seconds.
     Drop(ConnId),
     /// Have this checked; the verdict is for [`Hub::verdict`].
-    Check(Ticket, Check),
+    Check(Ticket, Urgency, Check),
     /// The verdict is no longer wanted.
     Cancel(Ticket),
     /// This connection has as many subscriptions as it may have; another one was not taken.

@@ -165,7 +165,7 @@ mod tests {
 
     fn verdict(arguments: &[&str]) -> Verdict {
         let arguments = arguments.iter().map(|&word| word.into()).collect();
-        Demo::default().check(&Check::topic(arguments))
+        Demo::default().check(&Check::topic("alice", arguments))
     }
 
     #[test]

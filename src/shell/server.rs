@@ -239,7 +239,7 @@ impl Server {
             Action::Send(conn, frame) => self.send(conn, frame),
             Action::Close(conn, reason) => self.close(conn, reason),
             Action::Drop(conn) => self.end(conn),
-            Action::Check(ticket, check) => self.request_check(ticket, check),
+            Action::Check(ticket, urgency, check) => self.request_check(ticket, urgency, check),
             Action::Cancel(ticket) => self.access.cancel(ticket),
             Action::TooManySubscriptions(conn) => self.too_many_subscriptions(conn),
             Action::Log(line) => log::debug!("{line}"),

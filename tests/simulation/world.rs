@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use espocrm_websocket::core::access::{Access, JobId};
 use espocrm_websocket::core::category::Categories;
-use espocrm_websocket::core::check::{Check, Ticket};
+use espocrm_websocket::core::check::{Check, Ticket, Urgency};
 use espocrm_websocket::core::hub::{Action, Hub};
 use espocrm_websocket::core::id::ConnId;
 use espocrm_websocket::core::submission::Submission;
@@ -401,7 +401,7 @@ impl World {
     fn carry_out(&mut self) {
         while let Some(action) = self.hub.poll() {
             match action {
-                Action::Check(ticket, check) => self.issue(ticket, check),
+                Action::Check(ticket, urgency, check) => self.issue(ticket, urgency, check),
                 Action::Cancel(ticket) => self.access.cancel(ticket),
                 Action::Welcome(id) => assert!(self.model.conns[&id].authenticated),
                 Action::Close(id, _) | Action::Drop(id) => {
@@ -418,7 +418,7 @@ impl World {
         }
     }
 
-    fn issue(&mut self, ticket: Ticket, check: Check) {
+    fn issue(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
         assert!(self.known.insert(ticket), "a ticket is never used twice");
         self.issued.push(ticket);
         // It may have gone in the same turn: then a cancellation follows.
@@ -435,7 +435,7 @@ impl World {
             });
             *wanted.expect("a check of this user's for this topic").1 = Status::Waiting(ticket);
         }
-        self.access.request(ticket, check).unwrap();
+        self.access.request(ticket, check, urgency).unwrap();
         self.seen("asked");
     }
 

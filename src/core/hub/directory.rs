@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::Action;
 use super::session::{Session, State, Subscription};
 use crate::core::category::{Categories, NoTopic, Rule};
-use crate::core::check::{Check, Ticket};
+use crate::core::check::{Check, Ticket, Urgency};
 use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
 use crate::core::interner::{Interner, Key};
@@ -62,7 +62,8 @@ impl Directory {
         let session = Session::new(conn, user);
         let check = Check::authentication(&credentials.token, &credentials.user);
         self.log(|_| format!("{conn}: open"));
-        self.act(Action::Check(session.ticket(Ticket::AUTHENTICATION), check));
+        let ticket = session.ticket(Ticket::AUTHENTICATION);
+        self.act(Action::Check(ticket, Urgency::Authentication, check));
         session
     }
 
@@ -192,7 +193,8 @@ impl Directory {
     /// gone.
     fn resolve(&mut self, session: &mut Session, index: usize) -> bool {
         let Some(subscription) = session.subscriptions.get(index) else { return false };
-        let arguments = match self.categories.rule(self.topics.name(subscription.topic)) {
+        let user = self.users.name(session.user);
+        let check = match self.categories.rule(self.topics.name(subscription.topic)) {
             // It may be open no longer, or known in a moment.
             Ok(Rule::Open) | Err(_) if self.reloading => return true,
             Ok(Rule::Open) => {
@@ -200,7 +202,7 @@ impl Directory {
                 return true;
             }
             Ok(Rule::Check(template, parameters)) => {
-                template.arguments(self.users.name(session.user), &parameters)
+                Check::topic(user, template.arguments(user, &parameters))
             }
             Err(_) => {
                 self.drop_subscription(session, index, DENIED);
@@ -211,7 +213,7 @@ impl Directory {
         if let Some(subscription) = session.subscriptions.get_mut(index) {
             subscription.state = State::Checking(ticket.serial);
         }
-        self.act(Action::Check(ticket, Check::topic(arguments)));
+        self.act(Action::Check(ticket, Urgency::Subscription, check));
         true
     }
 

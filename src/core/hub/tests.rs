@@ -61,7 +61,7 @@ impl World {
     /// The only check that is asked for, and nothing else.
     fn check(&mut self) -> (Ticket, String) {
         let actions = self.actions();
-        let [Action::Check(ticket, check)] = &actions[..] else { panic!("{actions:?}") };
+        let [Action::Check(ticket, _, check)] = &actions[..] else { panic!("{actions:?}") };
         (*ticket, check.arguments.join(" "))
     }
 
@@ -126,7 +126,9 @@ fn what_is_subscribed_before_the_login_waits_for_it() {
     assert_eq!(world.receivers("newNotification", None), []);
     world.answer(login(A), &Verdict::Granted);
     let actions = world.actions();
-    let [Action::Welcome(A), Action::Check(_, check)] = &actions[..] else { panic!("{actions:?}") };
+    let [Action::Welcome(A), Action::Check(_, _, check)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
     assert_eq!(check.arguments.join(" "), READ_1);
     assert_eq!(world.receivers("newNotification", None), [A]);
 }
@@ -332,7 +334,7 @@ fn after_a_reload_what_was_granted_by_another_rule_is_checked_anew() {
     // While it is being checked its rule changes once more.
     world.hub.reload(Some(changed(READ)));
     let actions = world.actions();
-    let [Action::Cancel(cancelled), Action::Check(again, _)] = &actions[..] else {
+    let [Action::Cancel(cancelled), Action::Check(again, _, _)] = &actions[..] else {
         panic!("{actions:?}");
     };
     assert_eq!(*cancelled, ticket);

@@ -4,14 +4,14 @@ use log::warn;
 
 use super::{Backend, Server};
 use crate::core::access::{JobId, QueueFull};
-use crate::core::check::{Check, Ticket};
+use crate::core::check::{Check, Ticket, Urgency};
 use crate::core::verdict::{self, Failure, Verdict};
 use crate::core::version::Convention;
 use crate::shell::children::{Finished, Task};
 
 impl Server {
-    pub(super) fn request_check(&mut self, ticket: Ticket, check: Check) {
-        if let Err(QueueFull) = self.access.request(ticket, check) {
+    pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
+        if let Err(QueueFull) = self.access.request(ticket, check, urgency) {
             if let Some(count) = self.bursts.queue_full.count(self.now) {
                 warn!(
                     "Too many access checks wait for PHP: {count} tabs were sent away and will come \
