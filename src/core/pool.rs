@@ -1,0 +1,274 @@
+//! The PHP workers: on what a check runs, and when a worker is started, stopped or given up.
+
+use std::time::Duration;
+
+use super::time::Time;
+
+/// Names one worker; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkerId(u32);
+
+/// On what a check is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// A process of its own.
+    Plain,
+    /// This worker, which waits for something to do.
+    Idle(WorkerId),
+    /// This worker, which is to be started.
+    New(WorkerId),
+}
+
+/// What a worker is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Wait for another check.
+    Wait,
+    /// End: it is forgotten by now.
+    Stop,
+}
+
+/// Decides about the workers; starts and stops none itself.
+///
+/// Each runs one check at a time. An idle daemon has none: they are started when there is something
+/// to be checked, a second one only if many checks wait, and stopped a minute after the last one.
+#[derive(Debug)]
+pub struct Pool {
+    /// Workers at a time; 0 if there shall be none.
+    limit: usize,
+    workers: Vec<Worker>,
+    next_id: u32,
+    /// Workers that were no good, since one has answered.
+    failures: u32,
+    /// After [`MAX_FAILURES`] every check is run plainly until then.
+    given_up_until: Option<Time>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    id: WorkerId,
+    /// Since when it has nothing to do, if it has nothing.
+    idle: Option<Time>,
+    answers: u32,
+    /// It was started before something has changed: its next answer is its last.
+    outdated: bool,
+}
+
+/// An idle worker takes 23 MB: it is kept for as long as people who work need a check now and then.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Answers of one worker. Starting another costs as much as thirty; whatever EspoCRM's extensions
+/// leave behind in the process is gone by then.
+const MAX_ANSWERS: u32 = 1_000;
+
+/// Checks that wait for each worker before another one is started: that costs as much as thirty.
+const BACKLOG: usize = 16;
+
+/// Workers in a row that were no good before they are given up.
+const MAX_FAILURES: u32 = 2;
+
+/// For how long they are given up. What was wrong may be mended.
+const REST: Duration = Duration::from_secs(600);
+
+impl Pool {
+    /// Has at most `limit` workers at a time.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { limit, workers: Vec::new(), next_id: 0, failures: 0, given_up_until: None }
+    }
+
+    /// On what the next check is to run; `None` if it has to wait for a worker. `waiting` is how
+    /// many checks wait with it.
+    pub fn take(&mut self, now: Time, waiting: usize) -> Option<Lane> {
+        if self.limit == 0 || self.given_up_until.is_some_and(|until| now < until) {
+            return Some(Lane::Plain);
+        }
+        // The one that was busy last: others can be stopped the sooner.
+        let idle = self.workers.iter_mut().filter(|worker| worker.idle.is_some());
+        if let Some(worker) = idle.max_by_key(|worker| worker.idle) {
+            worker.idle = None;
+            return Some(Lane::Idle(worker.id));
+        }
+        let count = self.workers.len();
+        if count >= self.limit || waiting < count * BACKLOG {
+            return None;
+        }
+        let id = WorkerId(self.next_id);
+        self.next_id = self.next_id.wrapping_add(1);
+        self.workers.push(Worker { id, idle: None, answers: 0, outdated: false });
+        Some(Lane::New(id))
+    }
+
+    /// A worker has answered a check.
+    pub fn answered(&mut self, now: Time, id: WorkerId) -> Next {
+        let Some(index) = self.find(id) else { return Next::Stop };
+        self.failures = 0;
+        self.given_up_until = None;
+        if let Some(worker) = self.workers.get_mut(index) {
+            worker.answers += 1;
+            worker.idle = Some(now);
+            if worker.answers < MAX_ANSWERS && !worker.outdated {
+                return Next::Wait;
+            }
+        }
+        self.workers.swap_remove(index);
+        Next::Stop
+    }
+
+    /// A worker could not be started, has ended, or has answered nonsense; it is forgotten. Whether
+    /// with it the workers are given up for now.
+    pub fn failed(&mut self, now: Time, id: WorkerId) -> bool {
+        let Some(index) = self.find(id) else { return false };
+        let worker = self.workers.swap_remove(index);
+        if worker.idle.is_some() {
+            // Nothing was lost.
+            return false;
+        }
+        self.failures += 1;
+        if self.failures < MAX_FAILURES {
+            return false;
+        }
+        self.failures = 0;
+        self.given_up_until.replace(now.after(REST)).is_none()
+    }
+
+    /// A worker was stopped because a check took too long, which tells nothing about the worker.
+    pub fn stopped(&mut self, id: WorkerId) {
+        if let Some(index) = self.find(id) {
+            self.workers.swap_remove(index);
+        }
+    }
+
+    /// Something has changed that a worker may not see. Returns those that are to be stopped now;
+    /// the others are as soon as they have answered.
+    pub fn renew(&mut self, limit: usize) -> Vec<WorkerId> {
+        self.limit = limit;
+        self.failures = 0;
+        self.given_up_until = None;
+        for worker in &mut self.workers {
+            worker.outdated = true;
+        }
+        self.take_idle(|_| true)
+    }
+
+    /// Returns the workers that have had nothing to do for so long that they are to be stopped.
+    pub fn expire(&mut self, now: Time) -> Vec<WorkerId> {
+        self.take_idle(|since| since.after(IDLE) <= now)
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.workers.iter().filter_map(|worker| worker.idle).min().map(|since| since.after(IDLE))
+    }
+
+    fn find(&self, id: WorkerId) -> Option<usize> {
+        self.workers.iter().position(|worker| worker.id == id)
+    }
+
+    fn take_idle(&mut self, which: impl Fn(Time) -> bool) -> Vec<WorkerId> {
+        let leaves = |worker: &Worker| worker.idle.is_some_and(&which);
+        let leaving = self.workers.iter().filter(|worker| leaves(worker)).map(|it| it.id).collect();
+        self.workers.retain(|worker| !leaves(worker));
+        leaving
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_millis(0);
+
+    fn new(lane: Option<Lane>) -> WorkerId {
+        let Some(Lane::New(id)) = lane else { panic!("{lane:?}") };
+        id
+    }
+
+    #[test]
+    fn a_worker_is_started_when_it_is_needed_and_a_second_one_when_many_wait() {
+        let mut pool = Pool::new(2);
+        let a = new(pool.take(NOW, 0));
+        assert_eq!(pool.take(NOW, BACKLOG - 1), None);
+        let b = new(pool.take(NOW, BACKLOG));
+        assert_eq!(pool.take(NOW, 10_000), None);
+        assert_eq!(pool.answered(NOW, a), Next::Wait);
+        assert_eq!(pool.answered(NOW.after(IDLE), b), Next::Wait);
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(b)));
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+        assert_eq!(pool.take(NOW, 0), None);
+    }
+
+    #[test]
+    fn an_idle_worker_is_stopped_after_a_while() {
+        let mut pool = Pool::new(1);
+        let a = new(pool.take(NOW, 0));
+        assert_eq!((pool.next_deadline(), pool.expire(NOW.after(IDLE))), (None, vec![]));
+        pool.answered(NOW, a);
+        let end = NOW.after(IDLE);
+        assert_eq!(pool.next_deadline(), Some(end));
+        assert_eq!(pool.expire(end), [a]);
+        assert_eq!((pool.next_deadline(), pool.expire(end)), (None, vec![]));
+        assert_ne!(new(pool.take(end, 0)), a);
+    }
+
+    #[test]
+    fn a_worker_is_replaced_after_many_answers() {
+        let mut pool = Pool::new(1);
+        let a = new(pool.take(NOW, 0));
+        for _ in 1..MAX_ANSWERS {
+            assert_eq!(pool.answered(NOW, a), Next::Wait);
+            assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+        }
+        assert_eq!(pool.answered(NOW, a), Next::Stop);
+        assert_ne!(new(pool.take(NOW, 0)), a);
+    }
+
+    #[test]
+    fn after_a_change_workers_answer_once_at_most() {
+        let mut pool = Pool::new(2);
+        let busy = new(pool.take(NOW, 0));
+        let idle = new(pool.take(NOW, BACKLOG));
+        pool.answered(NOW, idle);
+        assert_eq!(pool.renew(1), [idle]);
+        assert_eq!(pool.take(NOW, 10_000), None);
+        assert_eq!(pool.answered(NOW, busy), Next::Stop);
+        assert_eq!(pool.answered(NOW, busy), Next::Stop);
+        new(pool.take(NOW, 0));
+        pool.renew(0);
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+    }
+
+    #[test]
+    fn workers_that_are_no_good_twice_are_given_up_for_a_while() {
+        let mut pool = Pool::new(1);
+        let mut fails = |pool: &mut Pool, now| {
+            let id = new(pool.take(now, 0));
+            pool.failed(now, id)
+        };
+        assert!(!fails(&mut pool, NOW));
+        // One that answers makes up for it, and an idle one that ends is none.
+        let good = new(pool.take(NOW, 0));
+        pool.answered(NOW, good);
+        assert!(!pool.failed(NOW, good));
+        assert!(!fails(&mut pool, NOW));
+        assert!(fails(&mut pool, NOW));
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+        // Later they are tried again, which is not worth a word.
+        let later = NOW.after(REST);
+        assert!(!fails(&mut pool, later));
+        assert!(!fails(&mut pool, later));
+        assert_eq!(pool.take(later, 0), Some(Lane::Plain));
+        pool.renew(1);
+        new(pool.take(later, 0));
+    }
+
+    #[test]
+    fn a_check_that_took_too_long_says_nothing_about_the_worker() {
+        let mut pool = Pool::new(1);
+        for _ in 0..10 {
+            let id = new(pool.take(NOW, 0));
+            pool.stopped(id);
+        }
+    }
+}
