@@ -239,6 +239,12 @@ impl Access {
         self.by_ticket.len() >= MAX_WAITING_CHECKS
     }
 
+    /// How many checks wait to be started.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.jobs.len().saturating_sub(self.running + self.retries.len())
+    }
+
     /// How many checks are running.
     #[must_use]
     pub fn running(&self) -> usize {

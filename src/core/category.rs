@@ -117,6 +117,14 @@ impl Categories {
         self.by_name.iter().map(|(name, category)| (name.as_str(), category))
     }
 
+    /// The names of the console commands that check access to topics.
+    pub fn commands(&self) -> impl Iterator<Item = &str> {
+        self.by_name.values().filter_map(|category| match &category.access {
+            Access::Checked(template, _) => Some(template.name()),
+            Access::Everybody | Access::Nobody(_) => None,
+        })
+    }
+
     /// Finds what has to be asked for a topic. A topic is a category's name, then its parameters,
     /// separated by dots; whatever follows them just makes another topic. Names may hold dots: the
     /// longest one counts.

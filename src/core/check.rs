@@ -43,12 +43,15 @@ impl Ticket {
 }
 
 impl Check {
+    /// EspoCRM's console command that tells whether a token is valid.
+    pub const AUTHENTICATION: &str = "AuthTokenCheck";
+
     /// Whether `token` is valid and `user`'s.
     #[must_use]
     pub fn authentication(token: &str, user: &str) -> Self {
         Self {
             user: user.into(),
-            arguments: ["AuthTokenCheck", token, user].map(Box::from).into(),
+            arguments: [Self::AUTHENTICATION, token, user].map(Box::from).into(),
             affirmation: Affirmation::UserId(user.into()),
         }
     }

@@ -57,6 +57,15 @@ impl Template {
         }
     }
 
+    /// The name of EspoCRM's console command.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self.words.first().map(Vec::as_slice) {
+            Some([Piece::Literal(name)]) => name,
+            _ => "",
+        }
+    }
+
     /// The argument vector for this user and these parameters, of which there must be as many as
     /// the category names.
     #[must_use]

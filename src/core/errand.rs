@@ -6,7 +6,16 @@ use super::limits::MAX_CHILD_OUTPUT;
 
 /// What a worker has answered.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Reply {
+pub enum Reply {
+    /// What came of the command.
+    Done(Done),
+    /// It could not run this command to its end.
+    Unable,
+}
+
+/// What came of a command.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Done {
     /// The exit status that the command would have had.
     pub status: i32,
     /// What it would have printed.
@@ -55,6 +64,9 @@ pub fn read(bytes: &[u8], nonce: &str, ended: bool) -> Result<Option<Reply>, Non
         let value = found.next().and_then(|header| std::str::from_utf8(header.value).ok());
         value.filter(|_| found.next().is_none())
     };
+    if head.code.is_some_and(|code| code >= 400) {
+        return Ok(Some(Reply::Unable));
+    }
     if head.code != Some(200) || only("X-Nonce") != Some(nonce) {
         return Err(Nonsense);
     }
@@ -63,7 +75,7 @@ pub fn read(bytes: &[u8], nonce: &str, ended: bool) -> Result<Option<Reply>, Non
     let body = bytes.get(length..).unwrap_or_default();
     if body.len() == announced {
         let status = i32::try_from(status).map_err(|_| Nonsense)?;
-        return Ok(Some(Reply { status, output: body.to_vec() }));
+        return Ok(Some(Reply::Done(Done { status, output: body.to_vec() })));
     }
     if ended || body.len() > announced { Err(Nonsense) } else { Ok(None) }
 }
@@ -82,7 +94,7 @@ mod tests {
         X-Exit-Status: 1\r\nContent-Length: 4\r\n\r\ntrue";
 
     fn reply(status: i32, output: &str) -> Reply {
-        Reply { status, output: output.into() }
+        Reply::Done(Done { status, output: output.into() })
     }
 
     #[test]
@@ -109,7 +121,7 @@ mod tests {
     #[test]
     fn anything_else_is_nonsense() {
         for (from, to) in [
-            ("200 OK", "500 Internal Server Error"),
+            ("200 OK", "302 Found"),
             ("x-nonce: n", "x-nonce: m"),
             ("x-nonce: n\r\n", ""),
             ("x-nonce: n", "x-nonce: n\r\nX-Nonce: n"),
@@ -128,6 +140,7 @@ mod tests {
             assert_eq!(read(bad.as_bytes(), "n", true), Err(Nonsense), "{to}");
             assert!(read(bad.as_bytes(), "n", false) != Ok(Some(reply(1, "true"))), "{to}");
         }
+        assert_eq!(read(b"HTTP/1.1 500 Oops\r\n\r\nx", "n", false), Ok(Some(Reply::Unable)));
         assert_eq!(read(&[b'x'; MAX_HEAD], "n", false), Err(Nonsense));
     }
 }

@@ -26,6 +26,8 @@ pub enum Next {
     Wait,
     /// End: it is forgotten by now.
     Stop,
+    /// The same, and with it the workers are given up for now.
+    GiveUp,
 }
 
 /// Decides about the workers; starts and stops none itself.
@@ -115,21 +117,39 @@ impl Pool {
         Next::Stop
     }
 
-    /// A worker could not be started, has ended, or has answered nonsense; it is forgotten. Whether
-    /// with it the workers are given up for now.
-    pub fn failed(&mut self, now: Time, id: WorkerId) -> bool {
-        let Some(index) = self.find(id) else { return false };
+    /// A worker could not be started, has ended, or has answered nonsense.
+    pub fn failed(&mut self, now: Time, id: WorkerId) -> Next {
+        let Some(index) = self.find(id) else { return Next::Stop };
         let worker = self.workers.swap_remove(index);
         if worker.idle.is_some() {
             // Nothing was lost.
-            return false;
+            return Next::Stop;
         }
         self.failures += 1;
         if self.failures < MAX_FAILURES {
-            return false;
+            return Next::Stop;
         }
         self.failures = 0;
-        self.given_up_until.replace(now.after(REST)).is_none()
+        // Tried again later, which is not worth a word.
+        let again = self.given_up_until.replace(now.after(REST)).is_some();
+        if again { Next::Stop } else { Next::GiveUp }
+    }
+
+    /// A worker could not run a check to its end, though PHP goes on. That is the check's fault,
+    /// unless the worker has never answered any.
+    pub fn unable(&mut self, now: Time, id: WorkerId) -> Next {
+        let Some(index) = self.find(id) else { return Next::Stop };
+        match self.workers.get_mut(index) {
+            Some(worker) if worker.answers > 0 && !worker.outdated => {
+                worker.idle = Some(now);
+                Next::Wait
+            }
+            Some(worker) if worker.answers > 0 => {
+                self.workers.swap_remove(index);
+                Next::Stop
+            }
+            _ => self.failed(now, id),
+        }
     }
 
     /// A worker was stopped because a check took too long, which tells nothing about the worker.
@@ -242,25 +262,43 @@ mod tests {
     #[test]
     fn workers_that_are_no_good_twice_are_given_up_for_a_while() {
         let mut pool = Pool::new(1);
-        let mut fails = |pool: &mut Pool, now| {
+        let fails = |pool: &mut Pool, now| {
             let id = new(pool.take(now, 0));
             pool.failed(now, id)
         };
-        assert!(!fails(&mut pool, NOW));
+        assert_eq!(fails(&mut pool, NOW), Next::Stop);
         // One that answers makes up for it, and an idle one that ends is none.
         let good = new(pool.take(NOW, 0));
         pool.answered(NOW, good);
-        assert!(!pool.failed(NOW, good));
-        assert!(!fails(&mut pool, NOW));
-        assert!(fails(&mut pool, NOW));
+        assert_eq!(pool.failed(NOW, good), Next::Stop);
+        assert_eq!(fails(&mut pool, NOW), Next::Stop);
+        assert_eq!(fails(&mut pool, NOW), Next::GiveUp);
         assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
-        // Later they are tried again, which is not worth a word.
         let later = NOW.after(REST);
-        assert!(!fails(&mut pool, later));
-        assert!(!fails(&mut pool, later));
+        assert_eq!(fails(&mut pool, later), Next::Stop);
+        assert_eq!(fails(&mut pool, later), Next::Stop);
         assert_eq!(pool.take(later, 0), Some(Lane::Plain));
         pool.renew(1);
         new(pool.take(later, 0));
+    }
+
+    #[test]
+    fn a_check_that_a_worker_is_unable_to_run_spoils_only_one_that_never_answered() {
+        let mut pool = Pool::new(1);
+        let a = new(pool.take(NOW, 0));
+        assert_eq!(pool.answered(NOW, a), Next::Wait);
+        for _ in 0..10 {
+            assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+            assert_eq!(pool.unable(NOW, a), Next::Wait);
+        }
+        pool.take(NOW, 0);
+        pool.renew(1);
+        assert_eq!(pool.unable(NOW, a), Next::Stop);
+        let b = new(pool.take(NOW, 0));
+        assert_eq!(pool.unable(NOW, b), Next::Stop);
+        let c = new(pool.take(NOW, 0));
+        assert_eq!(pool.unable(NOW, c), Next::GiveUp);
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
     }
 
     #[test]

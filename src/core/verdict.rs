@@ -95,6 +95,18 @@ pub fn read(
     }
 }
 
+/// The first line of what PHP has printed, fit for the log.
+#[must_use]
+pub fn first_line(output: &[u8]) -> String {
+    let line = output.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
+    let line = line.unwrap_or_default().trim_ascii();
+    let line = line.get(..line.len().min(MAX_LINE)).unwrap_or_default();
+    String::from_utf8_lossy(line).escape_debug().to_string()
+}
+
+/// Bytes of PHP's output in one line of the log.
+const MAX_LINE: usize = 300;
+
 /// Whether `text` can be a token, a user's id: letters, digits and hyphens, and never something
 /// that a command would take for an option.
 #[must_use]

@@ -26,6 +26,12 @@ impl Version {
         }
     }
 
+    /// Whether it is known to be this version (major and minor) or a later one.
+    #[must_use]
+    pub fn is_at_least(&self, number: (u32, u32)) -> bool {
+        self.number.is_some_and(|own| own >= number)
+    }
+
     /// Whether major and minor version could be read.
     #[must_use]
     pub fn is_known(&self) -> bool {

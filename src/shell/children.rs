@@ -14,7 +14,7 @@ use super::sys;
 use crate::core::access::JobId;
 use crate::core::limits::MAX_CHILD_OUTPUT;
 use crate::core::time::Time;
-use crate::core::verdict::{Exit, Failure};
+use crate::core::verdict::{Exit, Failure, first_line};
 use crate::core::version::Convention;
 
 /// The running children.
@@ -187,11 +187,8 @@ impl Finished {
     /// The first line that PHP has printed, for the log: on its error output if there is any.
     #[must_use]
     pub fn complaint(&self) -> String {
-        let outputs = [&self.stderr, &self.stdout];
-        let mut lines = outputs.iter().flat_map(|output| output.split(|byte| *byte == b'\n'));
-        let line = lines.find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
-        let line = String::from_utf8_lossy(line.get(..line.len().min(300)).unwrap_or_default());
-        line.trim().escape_debug().to_string()
+        let line = first_line(&self.stderr);
+        if line.is_empty() { first_line(&self.stdout) } else { line }
     }
 }
 

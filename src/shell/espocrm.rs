@@ -2,8 +2,10 @@
 
 mod facts;
 mod installation;
+mod router;
 mod watch;
 
 pub use facts::Facts;
 pub use installation::{Installation, PROBE_TIMEOUT};
+pub use router::Router;
 pub use watch::Watch;

@@ -32,6 +32,7 @@ foreach (array(
 
 $facts = array(
     'php' => PHP_VERSION,
+    'opcache' => extension_loaded('Zend OPcache'),
     'parameters' => $parameters,
     'categories' => $container->get('metadata')->get(array('app', 'webSocket', 'categories')),
 );

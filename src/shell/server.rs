@@ -7,6 +7,7 @@ mod reload;
 mod traffic;
 mod upgrading;
 mod websocket;
+mod work;
 
 pub use reload::Espocrm;
 
@@ -32,10 +33,12 @@ use super::listener::Listener;
 use super::logging::{self, Burst};
 use super::settings::Settings;
 use super::sys;
+use super::workers::Workers;
 use crate::core::access::{Access, Answer};
 use crate::core::frame::SharedFrame;
 use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
+use crate::core::pool::Pool;
 use crate::core::reader::Incoming;
 use crate::core::time::Time;
 use crate::core::timers::Timers;
@@ -62,6 +65,8 @@ pub struct Server {
     access: Access,
     backend: Backend,
     children: Children,
+    pool: Pool,
+    workers: Workers,
     answers: Vec<Answer>,
     timers: Timers,
     /// Connections with something to be written.
@@ -116,6 +121,8 @@ const BUS: Token = Token(1);
 const SIGNALS: Token = Token(2);
 /// Two tokens for each child: more than there can be processes.
 const FIRST_CHILD: usize = 16;
+/// Two tokens for each worker.
+const FIRST_WORKER: usize = 1 << 20;
 const FIRST_CONN: usize = 1 << 24;
 
 /// Events taken from the kernel at a time; 12 B each.
@@ -159,6 +166,8 @@ impl Server {
             access: Access::new(settings.max_checks.value),
             backend,
             children: Children::new(FIRST_CHILD),
+            pool: Pool::new(settings.workers()),
+            workers: Workers::new(FIRST_WORKER),
             answers: Vec::new(),
             timers: Timers::default(),
             dirty: VecDeque::new(),
@@ -260,6 +269,8 @@ impl Server {
             self.timers.next_due(),
             self.access.next_deadline(),
             self.children.next_deadline(),
+            self.workers.next_deadline(),
+            self.pool.next_deadline(),
             self.accepting.paused_until(),
             look,
         ];
@@ -273,6 +284,7 @@ impl Server {
             BUS => self.bus_pending = true,
             SIGNALS => self.take_signals(),
             Token(token) => match token.checked_sub(FIRST_CONN) {
+                None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
                 None => self.children.readable(Token(token)),
                 Some(slot) => {
                     let Some(conn) = self.conns.get_mut(slot) else { return };
@@ -310,6 +322,7 @@ impl Server {
 
     fn expire(&mut self) {
         self.children.expire(self.now);
+        self.expire_workers();
         self.access.expire(self.now);
         self.expire_conns();
         self.look_if_due();
@@ -318,7 +331,10 @@ impl Server {
     fn take_signals(&mut self) {
         for signal in self.signals.pending().collect::<Vec<_>>() {
             match signal {
-                SIGCHLD => self.reap_children(),
+                SIGCHLD => {
+                    self.reap_children();
+                    self.reap_workers();
+                }
                 SIGHUP => self.reload(),
                 _ => self.stopping = true,
             }
@@ -328,6 +344,7 @@ impl Server {
     /// Ends every connection without a Close frame: browsers come back after three seconds.
     fn stop(&mut self) {
         self.children.kill_all();
+        self.workers.kill_all();
         self.flush();
         let Counters { connections, messages, rejected, deliveries } = self.counters;
         info!(

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use log::warn;
+use log::{info, warn};
 
 use super::espocrm::Facts;
 use super::fatal::{Fatal, Result};
@@ -41,12 +41,23 @@ pub struct Settings {
     pub check_timeout: Sourced<Duration>,
     /// Between two pings of a connection.
     pub ping_interval: Sourced<Duration>,
+    /// How checks are run.
+    pub means: Sourced<Means>,
     /// Whether EspoCRM sends anything and its pages connect.
     pub enabled: bool,
     /// EspoCRM's version.
     pub version: Version,
     /// EspoCRM's topics.
     pub categories: Categories,
+}
+
+/// How checks are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// By up to so many PHP workers, each of which answers many.
+    Workers(usize),
+    /// Each by a PHP process of its own, for this reason.
+    Plain(&'static str),
 }
 
 /// A value and its origin.
@@ -147,6 +158,7 @@ impl Settings {
             ping_interval: {
                 layers.pick(|own| own.ping_interval.map(Duration::from), || None, PING_INTERVAL)
             },
+            means: means(layers, facts),
             enabled: facts.is_true("useWebSocket"),
             version: facts.version.clone(),
             categories: facts.categories.clone(),
@@ -173,6 +185,9 @@ impl Settings {
                 warn!("EspoCRM's topic category {name:?} is not served: {error}.");
             }
         }
+        if let Means::Plain(reason) = self.means.value {
+            info!("Each access check is run in a PHP process of its own: {reason}.");
+        }
         let open = ["tcp://*:", "tcp://0.0.0.0:", "tcp://[::]:"];
         if open.iter().any(|start| self.zeromq.value.starts_with(start)) {
             warn!(
@@ -181,6 +196,15 @@ impl Settings {
                  webSocketZeroMQSubscriberDsn.",
                 self.zeromq.value
             );
+        }
+    }
+
+    /// PHP workers at a time.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        match self.means.value {
+            Means::Workers(limit) => limit.min(self.max_checks.value),
+            Means::Plain(_) => 0,
         }
     }
 
@@ -255,6 +279,20 @@ fn from<T>(value: Option<T>, name: &'static str) -> Option<Sourced<T>> {
     value.map(|value| Sourced { value, source: Source::Espocrm(name) })
 }
 
+fn means(layers: &Layers, facts: &Facts) -> Sourced<Means> {
+    let wanted = layers.pick(|own| own.worker, || None, true);
+    let value = if !wanted.value {
+        Means::Plain("so it is set")
+    } else if !facts.version.is_at_least((7, 0)) {
+        Means::Plain("PHP workers need EspoCRM 7.0 or later")
+    } else if !facts.opcache {
+        Means::Plain("PHP's command line has no opcache, without which a worker gains little")
+    } else {
+        Means::Workers(std::thread::available_parallelism().map_or(1, usize::from))
+    };
+    Sourced { value, source: wanted.source }
+}
+
 fn port(text: &str) -> Result<u16> {
     text.parse().map_err(|_| {
         Fatal::new(format!(
@@ -287,6 +325,16 @@ impl fmt::Debug for TlsFiles {
             .field("certificate", certificate)
             .field("key", key)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Means {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workers(1) => f.write_str("a warm PHP worker"),
+            Self::Workers(limit) => write!(f, "up to {limit} warm PHP workers"),
+            Self::Plain(reason) => write!(f, "a PHP process for each ({reason})"),
+        }
     }
 }
 
@@ -333,6 +381,7 @@ impl fmt::Display for Settings {
         let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
         row("check_timeout", &Span::from(timeout.value), &timeout.source)?;
         row("ping_interval", &Span::from(interval.value), &interval.source)?;
+        row("checks by", &self.means.value, &self.means.source)?;
         writeln!(f, "\ncategories")?;
         for (name, category) in self.categories.iter() {
             let segments = category.parameters.iter().map(|parameter| format!(".<{parameter}>"));

@@ -12,6 +12,8 @@ pub struct Facts {
     pub version: Version,
     /// The version of the PHP that was asked.
     pub php: String,
+    /// Whether that PHP keeps compiled code (opcache).
+    pub opcache: bool,
     /// Metadata `app.webSocket.categories`.
     pub categories: Categories,
     parameters: Map<String, Value>,
@@ -30,7 +32,8 @@ impl Facts {
         let mut take = |name| facts.get_mut(name).map(Value::take).unwrap_or_default();
         let Value::Object(parameters) = take("parameters") else { return None };
         let php = text(&take("php")).unwrap_or_default();
-        Some(Self { php, ..Self::new(parameters, &take("categories")) })
+        let opcache = take("opcache") == Value::Bool(true);
+        Some(Self { php, opcache, ..Self::new(parameters, &take("categories")) })
     }
 
     /// What an EspoCRM with these parameters and categories would say.
@@ -40,6 +43,7 @@ impl Facts {
         Self {
             version: Version::new(&version),
             php: String::new(),
+            opcache: false,
             categories: Categories::from_json(categories),
             parameters,
         }

@@ -1,5 +1,6 @@
 //! Where an EspoCRM is, and how its PHP is run.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::Facts;
+use super::{Facts, Router};
 use crate::core::check::Check;
 use crate::core::verdict::{Exit, Failure};
 use crate::shell::children::{Children, Finished};
@@ -25,6 +26,14 @@ pub struct Installation {
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const PROBE: &str = include_str!("../probe.php");
+
+/// Whatever `php.ini` says: code is compiled once, and each change of it is seen by the next check.
+const WORKER_OPTIONS: [&str; 4] = [
+    "opcache.enable=1",
+    "opcache.validate_timestamps=1",
+    "opcache.revalidate_freq=0",
+    "opcache.file_update_protection=2",
+];
 
 /// What the service manager tells us, and nobody else.
 const OURS_ALONE: [&str; 8] = [
@@ -79,6 +88,24 @@ impl Installation {
         let mut command = self.command();
         command.arg("command.php").args(check.arguments.iter().map(|word| &**word));
         command.stdin(Stdio::null());
+        command
+    }
+
+    /// The command that runs a worker, which answers only these console commands. Where it listens
+    /// it says on its error output.
+    #[must_use]
+    pub fn worker(&self, router: &Router, commands: &str) -> Command {
+        let mut command = self.command();
+        // Not a line for each request.
+        command.arg("-q");
+        for option in WORKER_OPTIONS {
+            command.args(["-d", option]);
+        }
+        let mut blacklist = OsString::from("opcache.blacklist_filename=");
+        blacklist.push(router.blacklist());
+        command.arg("-d").arg(blacklist);
+        command.args(["-S", "127.0.0.1:0"]).arg(router.script());
+        command.env("ESPOCRM_WEBSOCKET_COMMANDS", commands);
         command
     }
 

@@ -30,23 +30,30 @@ impl Server {
         }
         // A verdict is read by the rules of the EspoCRM that is on disk now.
         self.look();
-        while let Some((id, check)) = self.access.start() {
-            let espocrm = match &self.backend {
-                Backend::Espocrm(espocrm) => espocrm,
+        while self.access.can_start() {
+            let waiting = self.access.queued().saturating_sub(1);
+            let Some(lane) = self.lane(waiting) else { return };
+            let Some((id, check)) = self.access.start() else { return };
+            match &self.backend {
+                Backend::Espocrm(_) => self.start_check(id, &check, lane),
                 Backend::Demo(demo) => {
                     let verdict = demo.check(&check);
                     self.finish_check(id, &check, &verdict);
-                    continue;
                 }
-            };
-            let task = Task::Check(id, self.settings.version.convention());
-            let command = espocrm.installation.check(&check);
-            let timeout = self.settings.check_timeout.value;
-            let registry = self.poll.registry();
-            if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
-                let failure = Failure::NotStarted(error.to_string());
-                self.finish_check(id, &check, &Verdict::Unchecked(failure));
             }
+        }
+    }
+
+    /// Runs a check in a PHP process of its own.
+    pub(super) fn start_plainly(&mut self, id: JobId, check: &Check, convention: Convention) {
+        let Backend::Espocrm(espocrm) = &self.backend else { return };
+        let task = Task::Check(id, convention);
+        let command = espocrm.installation.check(check);
+        let timeout = self.settings.check_timeout.value;
+        let registry = self.poll.registry();
+        if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
+            let failure = Failure::NotStarted(error.to_string());
+            self.finish_check(id, check, &Verdict::Unchecked(failure));
         }
     }
 
@@ -70,7 +77,7 @@ impl Server {
 
     /// How the outcome of a check is to be read that was started under this convention. If EspoCRM
     /// may have become another version meanwhile, only what counts in each of them is granted.
-    fn convention(&self, at_start: Convention) -> Convention {
+    pub(super) fn convention(&self, at_start: Convention) -> Convention {
         let in_doubt = match &self.backend {
             Backend::Espocrm(espocrm) => espocrm.is_in_doubt(),
             Backend::Demo(_) => false,
@@ -82,7 +89,7 @@ impl Server {
         }
     }
 
-    fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
+    pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
         let answered = self.answers.len();
         self.access.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else { return };

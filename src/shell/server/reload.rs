@@ -10,7 +10,7 @@ use log::{debug, error, info, warn};
 use super::{Backend, LISTENER, Server, accept};
 use crate::core::time::Time;
 use crate::shell::children::{Finished, Task};
-use crate::shell::espocrm::{Facts, Installation, PROBE_TIMEOUT, Watch};
+use crate::shell::espocrm::{Facts, Installation, PROBE_TIMEOUT, Router, Watch};
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::listener::Listener;
 use crate::shell::settings::{Layers, Settings, Source};
@@ -19,6 +19,7 @@ use crate::shell::tls::Acceptor;
 /// An EspoCRM that is served.
 pub struct Espocrm {
     pub(super) installation: Installation,
+    pub(super) router: Option<Router>,
     layers: Layers,
     watch: Watch,
     reading: Reading,
@@ -66,6 +67,7 @@ impl Espocrm {
         watch.has_been_read();
         let mut espocrm = Self {
             installation,
+            router: None,
             layers,
             watch,
             reading: Reading::No,
@@ -287,6 +289,9 @@ impl Server {
         self.access.set_limit(new.max_checks.value);
         let asked_for = self.was_asked_for();
         if new != self.settings {
+            for worker in self.pool.renew(new.workers()) {
+                self.workers.stop(worker);
+            }
             let count = new.categories.iter().count();
             info!("EspoCRM's settings have changed: EspoCRM {}, {count} categories.", new.version);
         } else if asked_for {

@@ -1,7 +1,5 @@
 //! A connection that has become a WebSocket.
 
-use std::fmt::Write;
-
 use log::warn;
 
 use super::Server;
@@ -12,6 +10,7 @@ use crate::core::outbox::Full;
 use crate::core::reader::Incoming;
 use crate::core::wamp;
 use crate::shell::conn::Phase;
+use crate::shell::random;
 
 impl Server {
     pub(super) fn receive_frames(&mut self, id: ConnId, bytes: &[u8]) {
@@ -49,7 +48,7 @@ impl Server {
     }
 
     pub(super) fn welcome(&mut self, id: ConnId) {
-        match session_id() {
+        match random::hex() {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
                 warn!("The kernel has no random numbers: {error}. A tab was sent away.");
@@ -102,14 +101,4 @@ impl Server {
             );
         }
     }
-}
-
-/// 128 random bits in hexadecimal.
-fn session_id() -> Result<String, getrandom::Error> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
 }

@@ -33,6 +33,8 @@ pub struct Own {
     pub check_timeout: Option<Span>,
     /// Between two pings of a connection.
     pub ping_interval: Option<Span>,
+    /// Whether PHP workers check access.
+    pub worker: Option<bool>,
 }
 
 /// An address, with or without a port.
@@ -116,7 +118,7 @@ mod tests {
         let own = Own::from_toml(
             "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
              zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nmax_connections = 500\n\
-             max_checks = 1\ncheck_timeout = '10s'\nping_interval = 20\n",
+             max_checks = 1\ncheck_timeout = '10s'\nping_interval = 20\nworker = false\n",
         );
         let expected = Own {
             espocrm: Some("/srv/crm".into()),
@@ -128,6 +130,7 @@ mod tests {
             max_checks: Some(1),
             check_timeout: Some(Duration::from_secs(10).into()),
             ping_interval: Some(Duration::from_secs(20).into()),
+            worker: Some(false),
         };
         assert_eq!(own, Ok(expected));
         assert_eq!(Own::from_toml(""), Ok(Own::default()));
@@ -149,6 +152,7 @@ mod tests {
             max_checks: Some(_),
             check_timeout: Some(_),
             ping_interval: Some(_),
+            worker: Some(_),
         } = all
         else {
             panic!("{all:?}");

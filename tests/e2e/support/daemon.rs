@@ -62,8 +62,13 @@ impl Daemon {
         Self::start_with(standin, &[])
     }
 
-    /// The same with more flags.
+    /// The same with more flags. Each check is run by a PHP process of its own.
     pub fn start_with(standin: &Standin, flags: &[&str]) -> Self {
+        Self::with_workers(standin, &[&["--no-worker"], flags].concat())
+    }
+
+    /// The same, with PHP workers.
+    pub fn with_workers(standin: &Standin, flags: &[&str]) -> Self {
         let mut command = command();
         command.arg("run").arg("--espocrm").arg(standin.path());
         command.args(["--config", "/dev/null", "--debug"]).args(flags);

@@ -1,0 +1,61 @@
+//! What PHP's web server needs to run EspoCRM's commands: two small files, for as long as the daemon
+//! runs.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::shell::random;
+
+/// A directory of our own with the router and the list of files that opcache must not keep. Nothing
+/// in it is secret; PHP may run as another user and has to read it.
+#[derive(Debug)]
+pub struct Router {
+    dir: PathBuf,
+}
+
+const SCRIPT: &str = include_str!("../worker.php");
+
+const BLACKLIST: &str = include_str!("../worker.blacklist");
+
+impl Router {
+    /// Writes the files for the EspoCRM in `root`.
+    ///
+    /// # Errors
+    /// If that is not possible.
+    pub fn write(root: &Path) -> io::Result<Self> {
+        // A unit's RuntimeDirectory is the better place: it is emptied even after a SIGKILL.
+        let parent = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+        let parent = parent.filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
+        let dir = parent.join(format!("espocrm-websocket-{}", random::hex()?));
+        // Fails if somebody else has it.
+        DirBuilder::new().mode(0o755).create(&dir)?;
+        let router = Self { dir };
+        fs::set_permissions(&router.dir, Permissions::from_mode(0o755))?;
+        let blacklist = BLACKLIST.replace("@ROOT@", &root.to_string_lossy());
+        for (path, text) in [(router.script(), SCRIPT), (router.blacklist(), &*blacklist)] {
+            fs::write(&path, text)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+        }
+        Ok(router)
+    }
+
+    /// The script that answers every request.
+    #[must_use]
+    pub fn script(&self) -> PathBuf {
+        self.dir.join("router.php")
+    }
+
+    /// For `opcache.blacklist_filename`.
+    #[must_use]
+    pub fn blacklist(&self) -> PathBuf {
+        self.dir.join("opcache.blacklist")
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}

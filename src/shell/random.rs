@@ -1,0 +1,13 @@
+//! What nobody can guess.
+
+use std::io;
+
+/// 128 random bits in hexadecimal.
+///
+/// # Errors
+/// If the kernel has no random numbers.
+pub fn hex() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(data_encoding::HEXLOWER.encode(&bytes))
+}

@@ -1,0 +1,147 @@
+//! Having checks answered by PHP workers.
+
+use std::io;
+use std::rc::Rc;
+
+use log::{info, warn};
+use mio::Token;
+
+use super::{Backend, Server};
+use crate::core::access::JobId;
+use crate::core::check::Check;
+use crate::core::errand::{Done, Reply};
+use crate::core::pool::{Lane, Next, WorkerId};
+use crate::core::verdict::{self, Exit, Failure, Verdict};
+use crate::shell::espocrm::Router;
+use crate::shell::workers::{Errand, Outcome, Trouble};
+
+impl Server {
+    /// On what the next check is to run; `None` if it has to wait for a worker.
+    pub(super) fn lane(&mut self, waiting: usize) -> Option<Lane> {
+        match self.backend {
+            Backend::Espocrm(_) => self.pool.take(self.now, waiting),
+            Backend::Demo(_) => Some(Lane::Plain),
+        }
+    }
+
+    /// Runs a check; by a process of its own if the worker cannot.
+    pub(super) fn start_check(&mut self, id: JobId, check: &Rc<Check>, lane: Lane) {
+        let convention = self.settings.version.convention();
+        let (worker, started) = match lane {
+            Lane::Plain => return self.start_plainly(id, check, convention),
+            Lane::Idle(worker) => (worker, Ok(())),
+            Lane::New(worker) => (worker, self.start_worker(worker)),
+        };
+        let deadline = self.now.after(self.settings.check_timeout.value);
+        let errand = Errand { job: id, convention };
+        let registry = self.poll.registry();
+        let running = started
+            .and_then(|()| self.workers.run(registry, worker, errand, &check.arguments, deadline));
+        if let Err(error) = running {
+            self.workers.stop(worker);
+            self.worker_failed(worker, &error.to_string());
+            self.start_plainly(id, check, convention);
+        }
+    }
+
+    /// Goes on with what a worker says.
+    pub(super) fn worker_ready(&mut self, token: Token) {
+        let mut outcomes = Vec::new();
+        self.workers.ready(self.poll.registry(), token, &mut outcomes);
+        self.take_outcomes(outcomes);
+    }
+
+    /// Takes the workers that have ended.
+    pub(super) fn reap_workers(&mut self) {
+        let (mut outcomes, mut ended) = (Vec::new(), Vec::new());
+        self.workers.reap(&mut outcomes, &mut ended);
+        for worker in ended {
+            self.worker_failed(worker, "it ended");
+        }
+        self.take_outcomes(outcomes);
+    }
+
+    /// Stops workers that take too long, and those that have nothing to do any more.
+    pub(super) fn expire_workers(&mut self) {
+        let mut outcomes = Vec::new();
+        self.workers.expire(self.now, &mut outcomes);
+        self.take_outcomes(outcomes);
+        for worker in self.pool.expire(self.now) {
+            self.workers.stop(worker);
+        }
+    }
+
+    fn start_worker(&mut self, id: WorkerId) -> io::Result<()> {
+        let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
+        let router = match espocrm.router.take() {
+            Some(router) => router,
+            None => Router::write(espocrm.installation.root())?,
+        };
+        let mut commands: Vec<&str> = self.settings.categories.commands().collect();
+        commands.push(Check::AUTHENTICATION);
+        commands.sort_unstable();
+        commands.dedup();
+        let command = espocrm.installation.worker(&router, &commands.join(" "));
+        espocrm.router = Some(router);
+        self.workers.start(self.poll.registry(), self.now, id, command)
+    }
+
+    fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
+        for Outcome { worker, errand, result } in outcomes {
+            let check = self.access.check(errand.job);
+            let next = match &result {
+                Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
+                Ok(Reply::Unable) => self.pool.unable(self.now, worker),
+                Err(Trouble::TimedOut) => {
+                    self.pool.stopped(worker);
+                    Next::Stop
+                }
+                Err(Trouble::NoGood(why)) => {
+                    let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
+                    self.worker_failed(worker, &why);
+                    Next::Stop
+                }
+            };
+            match next {
+                Next::Wait => {}
+                Next::Stop => self.workers.stop(worker),
+                Next::GiveUp => {
+                    self.workers.stop(worker);
+                    give_up("it cannot run EspoCRM's commands");
+                }
+            }
+            let Some(check) = check else { continue };
+            match result {
+                Ok(Reply::Done(Done { status, output })) => {
+                    let convention = self.convention(errand.convention);
+                    let line = || check.redact(&verdict::first_line(&output));
+                    let exit = Exit::Status(status);
+                    let verdict =
+                        verdict::read(convention, &check.affirmation, exit, &output, line);
+                    self.finish_check(errand.job, &check, &verdict);
+                }
+                Err(Trouble::TimedOut) => {
+                    let verdict = Verdict::Unchecked(Failure::TimedOut);
+                    self.finish_check(errand.job, &check, &verdict);
+                }
+                Ok(Reply::Unable) | Err(Trouble::NoGood(_)) => {
+                    self.start_plainly(errand.job, &check, errand.convention);
+                }
+            }
+        }
+    }
+
+    fn worker_failed(&mut self, worker: WorkerId, why: &str) {
+        match self.pool.failed(self.now, worker) {
+            Next::GiveUp => give_up(why),
+            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {why}."),
+        }
+    }
+}
+
+fn give_up(why: &str) {
+    warn!(
+        "PHP workers cannot be used: {why}. For the next minutes each access check is run in a \
+         PHP process of its own, which costs more. --no-worker keeps it so."
+    );
+}

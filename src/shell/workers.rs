@@ -1,0 +1,348 @@
+//! PHP processes that answer many checks: PHP's own web server on a loopback port, with a router that
+//! runs EspoCRM's console commands. Asked without ever waiting for them.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::process::{self, Command, Stdio};
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::unix::pipe::Receiver;
+use mio::{Interest, Registry, Token};
+use slab::Slab;
+
+use super::{random, sys};
+use crate::core::access::JobId;
+use crate::core::errand::{self, Nonsense, Reply};
+use crate::core::limits::MAX_CHILD_OUTPUT;
+use crate::core::pool::WorkerId;
+use crate::core::time::Time;
+use crate::core::verdict::first_line;
+use crate::core::version::Convention;
+
+/// The running workers. Each does one errand at a time; whoever gets `SIGCHLD` calls
+/// [`reap`](Self::reap).
+pub struct Workers {
+    running: Slab<Worker>,
+    /// Killed, and not yet reaped.
+    dying: Vec<process::Child>,
+    /// A worker has two tokens from here on: its error output and its connection.
+    first_token: usize,
+}
+
+/// One check that a worker is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errand {
+    /// The check.
+    pub job: JobId,
+    /// How its outcome is to be read.
+    pub convention: Convention,
+}
+
+/// How an errand has ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The worker; unless it has answered, it has been stopped.
+    pub worker: WorkerId,
+    /// What it was asked for.
+    pub errand: Errand,
+    /// What came of it.
+    pub result: Result<Reply, Trouble>,
+}
+
+/// Why a worker has not answered.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The check took longer than it may.
+    TimedOut,
+    /// It has not started, has ended or answered nonsense. Why, for the log.
+    NoGood(String),
+}
+
+struct Worker {
+    id: WorkerId,
+    process: process::Child,
+    stderr: Receiver,
+    /// What it has said before it told its port.
+    said: Vec<u8>,
+    /// Until when it must have told it.
+    start_by: Time,
+    address: Option<SocketAddr>,
+    secret: String,
+    call: Option<Call>,
+}
+
+/// An errand under way.
+struct Call {
+    errand: Errand,
+    deadline: Time,
+    nonce: String,
+    /// What is still to be written.
+    request: Vec<u8>,
+    tcp: Option<TcpStream>,
+    answer: Vec<u8>,
+}
+
+/// PHP says at once where it listens.
+const START_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Bytes in which it does.
+const MAX_SAID: usize = 16 * 1024;
+
+/// Bytes of an answer: the command's output, and as much again for the head.
+const MAX_ANSWER: usize = 2 * MAX_CHILD_OUTPUT;
+
+impl Workers {
+    /// Registers what it reads with the tokens from `first_token` on.
+    #[must_use]
+    pub fn new(first_token: usize) -> Self {
+        Self { running: Slab::new(), dying: Vec::new(), first_token }
+    }
+
+    /// Starts a worker by a command that runs PHP's web server.
+    ///
+    /// # Errors
+    /// Those of starting a process.
+    pub fn start(
+        &mut self,
+        registry: &Registry,
+        now: Time,
+        id: WorkerId,
+        mut command: Command,
+    ) -> io::Result<()> {
+        let secret = random::hex()?;
+        command.env("ESPOCRM_WEBSOCKET_SECRET", &secret).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        sys::tie(&mut command);
+        let mut process = command.spawn()?;
+        let entry = self.running.vacant_entry();
+        let token = Token(self.first_token + 2 * entry.key());
+        let stderr = process.stderr.take().ok_or_else(|| io::ErrorKind::BrokenPipe.into());
+        let registered = stderr.and_then(|stderr| {
+            let mut stderr = Receiver::from(stderr);
+            stderr.set_nonblocking(true)?;
+            registry.register(&mut stderr, token, Interest::READABLE)?;
+            Ok(stderr)
+        });
+        match registered {
+            Ok(stderr) => {
+                let start_by = now.after(START_DEADLINE);
+                let (said, address, call) = (Vec::new(), None, None);
+                entry.insert(Worker { id, process, stderr, said, start_by, address, secret, call });
+                Ok(())
+            }
+            Err(error) => {
+                kill(process, &mut self.dying);
+                Err(error)
+            }
+        }
+    }
+
+    /// Has a worker that is idle, or just started, run the command of a check.
+    ///
+    /// # Errors
+    /// Those of connecting to it.
+    pub fn run(
+        &mut self,
+        registry: &Registry,
+        id: WorkerId,
+        errand: Errand,
+        words: &[Box<str>],
+        deadline: Time,
+    ) -> io::Result<()> {
+        let nonce = random::hex()?;
+        let first_token = self.first_token;
+        let Some((key, worker)) = self.running.iter_mut().find(|(_, worker)| worker.id == id)
+        else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let request = errand::request(&worker.secret, &nonce, words);
+        let (tcp, answer) = (None, Vec::new());
+        worker.call = Some(Call { errand, deadline, nonce, request, tcp, answer });
+        worker.connect(registry, Token(first_token + 2 * key + 1))
+    }
+
+    /// Goes on with what `token` announces.
+    pub fn ready(&mut self, registry: &Registry, token: Token, outcomes: &mut Vec<Outcome>) {
+        let number = token.0.saturating_sub(self.first_token);
+        let Some(worker) = self.running.get_mut(number / 2) else { return };
+        let result = if number.is_multiple_of(2) {
+            let told = worker.listen();
+            if !told {
+                return;
+            }
+            match worker.connect(registry, Token(token.0 + 1)) {
+                Ok(()) => return,
+                Err(error) => Err(Trouble::NoGood(error.to_string())),
+            }
+        } else {
+            match worker.converse() {
+                Ok(None) => return,
+                Ok(Some(reply)) => Ok(reply),
+                Err(why) => Err(Trouble::NoGood(why)),
+            }
+        };
+        self.finish(number / 2, result, outcomes);
+    }
+
+    /// Takes the workers that have ended by themselves; those in `ended` had nothing to do.
+    pub fn reap(&mut self, outcomes: &mut Vec<Outcome>, ended: &mut Vec<WorkerId>) {
+        self.dying.retain_mut(|process| matches!(process.try_wait(), Ok(None)));
+        let gone = |(key, worker): (usize, &mut Worker)| match worker.process.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some((key, status.to_string())),
+            Err(error) => Some((key, error.to_string())),
+        };
+        for (key, how) in self.running.iter_mut().filter_map(gone).collect::<Vec<_>>() {
+            if let Some(worker) = self.running.get_mut(key) {
+                worker.listen();
+                let why = format!("it ended ({how}){}", worker.complaint());
+                let Worker { id, call, .. } = self.running.remove(key);
+                if let Some(Call { errand, .. }) = call {
+                    let result = Err(Trouble::NoGood(why));
+                    outcomes.push(Outcome { worker: id, errand, result });
+                } else {
+                    ended.push(id);
+                }
+            }
+        }
+    }
+
+    /// Ends what takes too long.
+    pub fn expire(&mut self, now: Time, outcomes: &mut Vec<Outcome>) {
+        let overdue = |(key, worker): (usize, &Worker)| {
+            if worker.address.is_none() && worker.start_by <= now {
+                let why = format!("it did not say where it listens{}", worker.complaint());
+                return Some((key, Trouble::NoGood(why)));
+            }
+            let call = worker.call.as_ref()?;
+            (call.deadline <= now).then_some((key, Trouble::TimedOut))
+        };
+        for (key, why) in self.running.iter().filter_map(overdue).collect::<Vec<_>>() {
+            self.finish(key, Err(why), outcomes);
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        let starts = self.running.iter().filter(|(_, worker)| worker.address.is_none());
+        let calls = self.running.iter().filter_map(|(_, worker)| worker.call.as_ref());
+        starts.map(|(_, worker)| worker.start_by).chain(calls.map(|call| call.deadline)).min()
+    }
+
+    /// Stops a worker that has nothing to do.
+    pub fn stop(&mut self, id: WorkerId) {
+        let found = self.running.iter().find(|(_, worker)| worker.id == id);
+        if let Some((key, _)) = found {
+            kill(self.running.remove(key).process, &mut self.dying);
+        }
+    }
+
+    /// Kills everything and waits for its end.
+    pub fn kill_all(&mut self) {
+        for worker in self.running.drain() {
+            kill(worker.process, &mut self.dying);
+        }
+        for mut process in self.dying.drain(..) {
+            let _ = process.wait();
+        }
+    }
+
+    /// A worker that has not answered is of no further use.
+    fn finish(&mut self, key: usize, result: Result<Reply, Trouble>, outcomes: &mut Vec<Outcome>) {
+        let Some(worker) = self.running.get_mut(key) else { return };
+        let id = worker.id;
+        let call = worker.call.take();
+        if result.is_err() {
+            kill(self.running.remove(key).process, &mut self.dying);
+        }
+        if let Some(call) = call {
+            outcomes.push(Outcome { worker: id, errand: call.errand, result });
+        }
+    }
+}
+
+impl Worker {
+    /// Reads its error output. Whether it has just told where it listens.
+    fn listen(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = self.stderr.read(&mut buffer) {
+            if self.said.len() < MAX_SAID {
+                self.said.extend_from_slice(buffer.get(..length).unwrap_or_default());
+            }
+        }
+        if self.address.is_some() {
+            // Whatever else it says stands in EspoCRM's log, too.
+            self.said = Vec::new();
+            return false;
+        }
+        self.address = address(&self.said);
+        self.address.is_some()
+    }
+
+    /// Begins the call that waits for it, once it is known where the worker listens.
+    fn connect(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let (Some(address), Some(call)) = (self.address, &mut self.call) else { return Ok(()) };
+        let mut tcp = TcpStream::connect(address)?;
+        registry.register(&mut tcp, token, Interest::READABLE | Interest::WRITABLE)?;
+        call.tcp = Some(tcp);
+        Ok(())
+    }
+
+    /// Sends the request and receives the answer, as far as possible.
+    fn converse(&mut self) -> Result<Option<Reply>, String> {
+        let Some(call) = &mut self.call else { return Ok(None) };
+        let Some(tcp) = &mut call.tcp else { return Ok(None) };
+        while !call.request.is_empty() {
+            match tcp.write(&call.request) {
+                Ok(length) => drop(call.request.drain(..length.min(call.request.len()))),
+                Err(error) if waits(&error) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        let mut buffer = [0; 4096];
+        let mut ended = false;
+        while !ended && call.answer.len() < MAX_ANSWER {
+            match tcp.read(&mut buffer) {
+                Ok(0) => ended = true,
+                Ok(length) => call.answer.extend_from_slice(buffer.get(..length).unwrap_or(&[])),
+                Err(error) if waits(&error) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        let complete = ended || call.answer.len() >= MAX_ANSWER;
+        errand::read(&call.answer, &call.nonce, complete)
+            .map_err(|Nonsense| format!("it answered {}", first_line(&call.answer)))
+    }
+
+    /// What it said instead of where it listens.
+    fn complaint(&self) -> String {
+        if self.said.trim_ascii().is_empty() {
+            String::new()
+        } else {
+            format!(", and said {}", first_line(&self.said))
+        }
+    }
+}
+
+/// Not connected yet, or nothing for now.
+fn waits(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
+}
+
+/// In `… PHP 8.2.7 Development Server (http://127.0.0.1:39645) started`.
+fn address(said: &[u8]) -> Option<SocketAddr> {
+    let said = String::from_utf8_lossy(said);
+    let (_, rest) = said.split_once("(http://")?;
+    let address: SocketAddr = rest.split_once(')')?.0.parse().ok()?;
+    (address.ip().is_loopback() && address.port() != 0).then_some(address)
+}
+
+fn kill(process: process::Child, dying: &mut Vec<process::Child>) {
+    sys::kill_group(process.id());
+    dying.push(process);
+}
