@@ -163,9 +163,11 @@ fn access(criterion: &mut Criterion) {
                 |(mut access, checks)| {
                     let mut answers = Vec::new();
                     for (ticket, check) in checks {
-                        access.request(ticket, check, Urgency::Subscription).unwrap();
+                        access
+                            .request(Time::default(), ticket, check, Urgency::Subscription)
+                            .unwrap();
                     }
-                    while let Some((id, _)) = access.start() {
+                    while let Some((id, _)) = access.start(Time::default()) {
                         access.finish(Time::default(), id, &Verdict::Granted, &mut answers);
                     }
                     assert_eq!(answers.len(), CHECKS as usize);

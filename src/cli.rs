@@ -53,6 +53,7 @@ Options:
   --max-checks N         PHP processes at a time that check access (default: 2 per core)
   --check-timeout TIME   after which a check is killed (default: 20s)
   --ping-interval TIME   between two pings of a connection (default: 25s)
+  --verdict-reuse TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
   --no-worker            run each check in a PHP process of its own
   --debug                log each event
   -h, --help             this text
@@ -84,6 +85,7 @@ impl Command {
                 Long("max-checks") => flags.max_checks = Some(count(parser.value()?)?),
                 Long("check-timeout") => flags.check_timeout = Some(parse(parser.value()?)?),
                 Long("ping-interval") => flags.ping_interval = Some(parse(parser.value()?)?),
+                Long("verdict-reuse") => flags.verdict_reuse = Some(parse(parser.value()?)?),
                 Long("no-worker") => flags.worker = Some(false),
                 Long("debug") => flags.debug = Some(true),
                 Value(value) if name.is_none() => name = Some(value),
@@ -185,12 +187,12 @@ mod tests {
     fn every_flag_is_a_setting() {
         let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
                     --max-connections 7 --max-checks 8 --check-timeout 9s --ping-interval 10s \
-                    --no-worker --debug";
+                    --verdict-reuse 1s --no-worker --debug";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
                     max_connections = 7\nmax_checks = 8\ncheck_timeout = 9\nping_interval = 10\n\
-                    worker = false\ndebug = true";
+                    verdict_reuse = 1\nworker = false\ndebug = true";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
     }
 

@@ -1,6 +1,7 @@
 //! The queue of access checks: which command is to be run next, and who waits for its verdict.
 
 mod queue;
+mod recent;
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -11,6 +12,7 @@ use super::limits::MAX_WAITING_CHECKS;
 use super::time::Time;
 use super::verdict::Verdict;
 use queue::Queue;
+use recent::Recent;
 
 /// Names one run of checks; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +44,7 @@ pub struct Access {
     by_check: HashMap<Rc<Check>, JobId>,
     by_ticket: HashMap<Ticket, JobId>,
     queue: Queue,
+    recent: Recent,
     /// Jobs that failed and wait for another attempt.
     retries: BTreeSet<(Time, JobId)>,
     next_id: u64,
@@ -59,7 +62,8 @@ struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Queued,
-    Running,
+    /// Since this moment.
+    Running(Time),
     Retry(Time),
 }
 
@@ -84,6 +88,7 @@ impl Access {
             by_check: HashMap::new(),
             by_ticket: HashMap::new(),
             queue: Queue::default(),
+            recent: Recent::default(),
             retries: BTreeSet::new(),
             next_id: 0,
         }
@@ -94,14 +99,20 @@ impl Access {
     /// joined; one that waits for another attempt waits no longer. Call [`start`](Self::start)
     /// afterwards.
     ///
+    /// True if the answer is known already, from a moment ago: then it is yes, and nothing was asked.
+    ///
     /// # Errors
     /// [`QueueFull`]; nothing was asked.
     pub fn request(
         &mut self,
+        now: Time,
         ticket: Ticket,
         check: Check,
         urgency: Urgency,
-    ) -> Result<(), QueueFull> {
+    ) -> Result<bool, QueueFull> {
+        if urgency != Urgency::Review && !self.paused && self.recent.holds(now, &check) {
+            return Ok(true);
+        }
         if self.is_full() {
             return Err(QueueFull);
         }
@@ -109,7 +120,7 @@ impl Access {
             Some(id) => *id,
             None => self.add(check, urgency),
         };
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(false) };
         job.tickets.push(ticket);
         self.by_ticket.insert(ticket, id);
         match job.state {
@@ -125,9 +136,9 @@ impl Access {
                 self.retries.remove(&(at, id));
                 self.queue.push(job.urgency, &job.check.user, id);
             }
-            State::Queued | State::Running => {}
+            State::Queued | State::Running(_) => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The asker is gone or has lost interest. A check that nobody waits for is not run. One that
@@ -136,7 +147,7 @@ impl Access {
         let Some(id) = self.by_ticket.remove(&ticket) else { return };
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.tickets.retain(|other| *other != ticket);
-        if job.state == State::Running {
+        if matches!(job.state, State::Running(_)) {
             forget_check(&mut self.by_check, &job.check, id);
             return;
         }
@@ -146,20 +157,20 @@ impl Access {
         match job.state {
             State::Retry(at) => drop(self.retries.remove(&(at, id))),
             State::Queued => self.queue.remove(job.urgency, &job.check.user, id),
-            State::Running => {}
+            State::Running(_) => {}
         }
         self.forget(id);
     }
 
     /// The check that is to be run now; call until `None`. Each one that is returned must come back
     /// through [`finish`](Self::finish).
-    pub fn start(&mut self) -> Option<(JobId, Rc<Check>)> {
+    pub fn start(&mut self, now: Time) -> Option<(JobId, Rc<Check>)> {
         if !self.can_start() {
             return None;
         }
         let id = self.queue.pop()?;
         let job = self.jobs.get_mut(&id)?;
-        job.state = State::Running;
+        job.state = State::Running(now);
         self.running += 1;
         Some((id, Rc::clone(&job.check)))
     }
@@ -168,8 +179,14 @@ impl Access {
     /// it failed and is to be tried again.
     pub fn finish(&mut self, now: Time, id: JobId, verdict: &Verdict, answers: &mut Vec<Answer>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        if job.state != State::Running {
-            return;
+        let State::Running(began) = job.state else { return };
+        match verdict {
+            // Unless somebody has lost interest: who asks again wants to know anew.
+            Verdict::Granted if self.by_check.get(&job.check) == Some(&id) => {
+                self.recent.granted(now, &job.check, began);
+            }
+            Verdict::Denied => self.recent.forget(&job.check),
+            Verdict::Granted | Verdict::Unchecked(_) => {}
         }
         self.running = self.running.saturating_sub(1);
         let failed = matches!(verdict, Verdict::Unchecked(_));
@@ -220,6 +237,17 @@ impl Access {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.retries.first().map(|(at, _)| *at)
+    }
+
+    /// Whoever asks for this again wants to know anew.
+    pub fn forget_verdict(&mut self, check: &Check) {
+        self.recent.forget(check);
+    }
+
+    /// For how long a grant counts for whoever asks for the same, from the beginning of its check.
+    /// What is remembered is forgotten.
+    pub fn set_reuse(&mut self, reuse: Duration) {
+        self.recent.renew(reuse);
     }
 
     /// Changes how many checks may run at a time.
@@ -312,7 +340,7 @@ mod tests {
     }
 
     fn started(access: &mut Access) -> Option<(JobId, String)> {
-        let (id, check) = access.start()?;
+        let (id, check) = access.start(NOW)?;
         Some((id, check.arguments.join(" ")))
     }
 
@@ -331,16 +359,16 @@ mod tests {
     fn identical_checks_share_one_run() {
         let mut access = Access::new(4);
         for conn in 1..=3 {
-            access.request(ticket(conn, 1), check("a"), Subscription).unwrap();
+            access.request(NOW, ticket(conn, 1), check("a"), Subscription).unwrap();
         }
         let (a, name) = started(&mut access).unwrap();
-        assert_eq!((name.as_str(), access.start()), ("a", None));
-        access.request(ticket(4, 1), check("a"), Subscription).unwrap();
-        access.request(ticket(4, 2), check("b"), Subscription).unwrap();
+        assert_eq!((name.as_str(), access.start(NOW)), ("a", None));
+        access.request(NOW, ticket(4, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(4, 2), check("b"), Subscription).unwrap();
         assert_eq!(started(&mut access).unwrap().1, "b");
         let all = (1..=4).map(|conn| ticket(conn, 1)).collect::<Vec<_>>();
         assert_eq!(finish(&mut access, NOW, a, &Verdict::Granted), all);
-        access.request(ticket(5, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(5, 1), check("a"), Subscription).unwrap();
         assert_eq!(started(&mut access).unwrap().1, "a");
     }
 
@@ -348,9 +376,11 @@ mod tests {
     fn authentications_come_first_and_the_limit_holds() {
         let mut access = Access::new(2);
         for serial in 1..=3 {
-            access.request(ticket(1, serial), check(&serial.to_string()), Subscription).unwrap();
+            access
+                .request(NOW, ticket(1, serial), check(&serial.to_string()), Subscription)
+                .unwrap();
         }
-        access.request(ticket(2, 0), Check::authentication("t", "u"), Authentication).unwrap();
+        access.request(NOW, ticket(2, 0), Check::authentication("t", "u"), Authentication).unwrap();
         let (first, name) = started(&mut access).unwrap();
         assert_eq!(name, "AuthTokenCheck t u");
         assert_eq!(started(&mut access).unwrap().1, "1");
@@ -363,9 +393,9 @@ mod tests {
     #[test]
     fn a_cancelled_check_is_not_run_unless_somebody_else_waits() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
-        access.request(ticket(2, 1), check("b"), Subscription).unwrap();
-        access.request(ticket(3, 1), check("b"), Subscription).unwrap();
+        access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(2, 1), check("b"), Subscription).unwrap();
+        access.request(NOW, ticket(3, 1), check("b"), Subscription).unwrap();
         access.cancel(ticket(1, 1));
         access.cancel(ticket(2, 1));
         access.cancel(ticket(9, 9));
@@ -379,16 +409,50 @@ mod tests {
     }
 
     #[test]
+    fn what_was_granted_a_moment_ago_is_not_asked_again() {
+        let mut access = Access::new(1);
+        access.set_reuse(Duration::from_secs(3));
+        let ask = |access: &mut Access, now, serial, urgency| {
+            access.request(now, ticket(1, serial), check("a"), urgency).unwrap()
+        };
+        assert!(!ask(&mut access, NOW, 1, Subscription));
+        let (id, _) = started(&mut access).unwrap();
+        let soon = NOW.after(Duration::from_secs(2));
+        finish(&mut access, soon, id, &Verdict::Granted);
+        assert!(ask(&mut access, soon, 2, Subscription) && access.is_idle());
+        assert!(!ask(&mut access, soon, 3, Review));
+        access.cancel(ticket(1, 3));
+        // Not by who has unsubscribed, and not when it is too long ago.
+        access.forget_verdict(&check("a"));
+        assert!(!ask(&mut access, soon, 4, Subscription));
+        let (id, _) = started(&mut access).unwrap();
+        finish(&mut access, soon, id, &Verdict::Granted);
+        assert!(!ask(&mut access, NOW.after(Duration::from_secs(3)), 5, Subscription));
+    }
+
+    #[test]
+    fn what_was_granted_while_somebody_lost_interest_is_asked_again() {
+        let mut access = Access::new(2);
+        access.set_reuse(Duration::from_secs(3));
+        access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(2, 1), check("a"), Subscription).unwrap();
+        let (id, _) = started(&mut access).unwrap();
+        access.cancel(ticket(1, 1));
+        finish(&mut access, NOW, id, &Verdict::Granted);
+        assert_eq!(access.request(NOW, ticket(1, 2), check("a"), Subscription), Ok(false));
+    }
+
+    #[test]
     fn one_users_many_subscriptions_do_not_hold_up_anothers() {
         let mut access = Access::new(usize::MAX);
         for serial in 1..500 {
             let many = Check::topic("greedy", Box::new([serial.to_string().into()]));
-            access.request(ticket(1, serial), many, Subscription).unwrap();
+            access.request(NOW, ticket(1, serial), many, Subscription).unwrap();
         }
         access
-            .request(ticket(2, 1), Check::topic("b", Box::new(["b".into()])), Subscription)
+            .request(NOW, ticket(2, 1), Check::topic("b", Box::new(["b".into()])), Subscription)
             .unwrap();
-        access.request(ticket(3, 0), Check::authentication("t", "c"), Authentication).unwrap();
+        access.request(NOW, ticket(3, 0), Check::authentication("t", "c"), Authentication).unwrap();
         let order: Vec<_> = (0..4).map(|_| started(&mut access).unwrap().1).collect();
         assert_eq!(order, ["AuthTokenCheck t c", "1", "b", "2"]);
     }
@@ -396,9 +460,9 @@ mod tests {
     #[test]
     fn a_review_is_hurried_when_a_tab_waits_for_its_answer_and_is_not_tried_again() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("other"), Review).unwrap();
-        access.request(ticket(1, 2), check("a"), Review).unwrap();
-        access.request(ticket(2, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(1, 1), check("other"), Review).unwrap();
+        access.request(NOW, ticket(1, 2), check("a"), Review).unwrap();
+        access.request(NOW, ticket(2, 1), check("a"), Subscription).unwrap();
         let (a, name) = started(&mut access).unwrap();
         assert_eq!(name, "a");
         assert_eq!(finish(&mut access, NOW, a, &Verdict::Granted), [ticket(1, 2), ticket(2, 1)]);
@@ -410,17 +474,17 @@ mod tests {
     #[test]
     fn a_failed_subscription_is_tried_again_a_few_times() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
         let mut now = NOW;
         for delay in RETRIES {
-            let (id, _) = access.start().unwrap();
+            let (id, _) = access.start(NOW).unwrap();
             assert_eq!(finish(&mut access, now, id, &failed()), []);
-            assert_eq!((access.start(), access.running()), (None, 0));
+            assert_eq!((access.start(NOW), access.running()), (None, 0));
             now = now.after(delay);
             assert_eq!(access.next_deadline(), Some(now));
             access.expire(now);
         }
-        let (id, _) = access.start().unwrap();
+        let (id, _) = access.start(NOW).unwrap();
         assert_eq!(finish(&mut access, now, id, &failed()), [ticket(1, 1)]);
         assert!(access.is_idle());
     }
@@ -428,16 +492,16 @@ mod tests {
     #[test]
     fn a_failed_authentication_is_answered_at_once() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 0), Check::authentication("t", "u"), Authentication).unwrap();
-        let (id, _) = access.start().unwrap();
+        access.request(NOW, ticket(1, 0), Check::authentication("t", "u"), Authentication).unwrap();
+        let (id, _) = access.start(NOW).unwrap();
         assert_eq!(finish(&mut access, NOW, id, &failed()), [ticket(1, 0)]);
     }
 
     #[test]
     fn a_check_that_waits_for_another_attempt_is_cancelled() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
-        let (id, _) = access.start().unwrap();
+        access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
+        let (id, _) = access.start(NOW).unwrap();
         finish(&mut access, NOW, id, &failed());
         access.cancel(ticket(1, 1));
         assert!(access.is_idle());
@@ -447,15 +511,15 @@ mod tests {
     #[test]
     fn who_joins_a_check_that_waits_for_another_attempt_has_it_run_at_once() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
         for number in 2..20 {
-            let (id, _) = access.start().unwrap();
+            let (id, _) = access.start(NOW).unwrap();
             assert_eq!(finish(&mut access, NOW, id, &failed()), []);
-            assert_eq!(access.start(), None);
-            access.request(ticket(number, 1), check("a"), Subscription).unwrap();
+            assert_eq!(access.start(NOW), None);
+            access.request(NOW, ticket(number, 1), check("a"), Subscription).unwrap();
             assert_eq!(access.next_deadline(), None);
         }
-        let (id, _) = access.start().unwrap();
+        let (id, _) = access.start(NOW).unwrap();
         assert_eq!(finish(&mut access, NOW, id, &Verdict::Granted).len(), 19);
         assert!(access.is_idle());
     }
@@ -463,16 +527,16 @@ mod tests {
     #[test]
     fn who_asks_again_gets_no_answer_of_before() {
         let mut access = Access::new(3);
-        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
-        access.request(ticket(2, 1), check("a"), Subscription).unwrap();
-        let (first, _) = access.start().unwrap();
+        access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(2, 1), check("a"), Subscription).unwrap();
+        let (first, _) = access.start(NOW).unwrap();
         access.cancel(ticket(1, 1));
-        access.request(ticket(1, 2), check("a"), Subscription).unwrap();
-        let (second, _) = access.start().unwrap();
+        access.request(NOW, ticket(1, 2), check("a"), Subscription).unwrap();
+        let (second, _) = access.start(NOW).unwrap();
         assert_eq!(finish(&mut access, NOW, first, &Verdict::Granted), [ticket(2, 1)]);
         // Which does not keep others from joining the second one.
-        access.request(ticket(3, 1), check("a"), Subscription).unwrap();
-        assert_eq!(access.start(), None);
+        access.request(NOW, ticket(3, 1), check("a"), Subscription).unwrap();
+        assert_eq!(access.start(NOW), None);
         let both = [ticket(1, 2), ticket(3, 1)];
         assert_eq!(finish(&mut access, NOW, second, &Verdict::Denied), both);
         assert!(access.is_idle());
@@ -481,25 +545,29 @@ mod tests {
     #[test]
     fn paused_nothing_starts() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 1), check("a"), Subscription).unwrap();
+        access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
         access.set_paused(true);
-        assert_eq!(access.start(), None);
+        assert_eq!(access.start(NOW), None);
         access.set_paused(false);
-        assert!(access.start().is_some());
+        assert!(access.start(NOW).is_some());
     }
 
     #[test]
     fn the_queue_is_bounded_whatever_is_cancelled() {
         let mut access = Access::new(0);
         for number in 0..MAX_WAITING_CHECKS as u32 {
-            access.request(ticket(number, 1), check(&number.to_string()), Subscription).unwrap();
+            access
+                .request(NOW, ticket(number, 1), check(&number.to_string()), Subscription)
+                .unwrap();
         }
         assert!(access.is_full());
-        assert_eq!(access.request(ticket(0, 2), check("x"), Subscription), Err(QueueFull));
+        assert_eq!(access.request(NOW, ticket(0, 2), check("x"), Subscription), Err(QueueFull));
         for round in 0..100_000 {
             let number = round % MAX_WAITING_CHECKS as u32;
             access.cancel(ticket(number, 1));
-            access.request(ticket(number, 1), check(&number.to_string()), Subscription).unwrap();
+            access
+                .request(NOW, ticket(number, 1), check(&number.to_string()), Subscription)
+                .unwrap();
         }
         assert_eq!(access.waiting(), MAX_WAITING_CHECKS);
     }
@@ -507,7 +575,9 @@ mod tests {
     #[test]
     fn a_token_is_never_shown() {
         let mut access = Access::new(1);
-        access.request(ticket(1, 0), Check::authentication("s3cret", "u"), Authentication).unwrap();
+        access
+            .request(NOW, ticket(1, 0), Check::authentication("s3cret", "u"), Authentication)
+            .unwrap();
         assert!(!format!("{access:?}").contains("s3cret"));
     }
 }

@@ -46,6 +46,8 @@ pub enum Action {
     Check(Ticket, Urgency, Check),
     /// The verdict is no longer wanted.
     Cancel(Ticket),
+    /// What was found out about this counts no longer.
+    Forget(Check),
     /// This connection has as many subscriptions as it may have; another one was not taken.
     TooManySubscriptions(ConnId),
     /// A line for the debug log, in the words of EspoCRM's own daemon.

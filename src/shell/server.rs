@@ -181,6 +181,7 @@ impl Server {
             stopping: false,
             settings,
         };
+        server.access.set_reuse(server.settings.verdict_reuse.value);
         server.apply_debug();
         Ok(server)
     }
@@ -250,6 +251,7 @@ impl Server {
             Action::Drop(conn) => self.end(conn),
             Action::Check(ticket, urgency, check) => self.request_check(ticket, urgency, check),
             Action::Cancel(ticket) => self.access.cancel(ticket),
+            Action::Forget(check) => self.access.forget_verdict(&check),
             Action::TooManySubscriptions(conn) => self.too_many_subscriptions(conn),
             Action::Log(line) => log::debug!("{line}"),
         }

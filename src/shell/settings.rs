@@ -4,7 +4,7 @@ mod own;
 mod span;
 
 pub use own::{Listen, Own};
-pub use span::Span;
+pub use span::{Span, SpanOrZero};
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -41,6 +41,8 @@ pub struct Settings {
     pub check_timeout: Sourced<Duration>,
     /// Between two pings of a connection.
     pub ping_interval: Sourced<Duration>,
+    /// For how long a grant counts for whoever asks for the same.
+    pub verdict_reuse: Sourced<Duration>,
     /// How checks are run.
     pub means: Sourced<Means>,
     /// Whether EspoCRM sends anything and its pages connect.
@@ -108,6 +110,10 @@ const MAX_CONNECTIONS: usize = 10_000;
 /// Ten times what a check takes on a busy server. EspoCRM waits for its database meanwhile.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The tabs of a browser come back within three seconds. So much longer somebody may see what was
+/// just forbidden.
+const VERDICT_REUSE: Duration = Duration::from_secs(3);
+
 /// Well below the 60 s after which nginx and most others end a silent connection.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
 
@@ -157,6 +163,9 @@ impl Settings {
             },
             ping_interval: {
                 layers.pick(|own| own.ping_interval.map(Duration::from), || None, PING_INTERVAL)
+            },
+            verdict_reuse: {
+                layers.pick(|own| own.verdict_reuse.map(Duration::from), || None, VERDICT_REUSE)
             },
             means: means(layers, facts),
             enabled: facts.is_true("useWebSocket"),
@@ -381,6 +390,8 @@ impl fmt::Display for Settings {
         let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
         row("check_timeout", &Span::from(timeout.value), &timeout.source)?;
         row("ping_interval", &Span::from(interval.value), &interval.source)?;
+        let reuse = &self.verdict_reuse;
+        row("verdict_reuse", &Span::from(reuse.value), &reuse.source)?;
         row("checks by", &self.means.value, &self.means.source)?;
         writeln!(f, "\ncategories")?;
         for (name, category) in self.categories.iter() {

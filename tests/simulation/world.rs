@@ -403,6 +403,7 @@ impl World {
             match action {
                 Action::Check(ticket, urgency, check) => self.issue(ticket, urgency, check),
                 Action::Cancel(ticket) => self.access.cancel(ticket),
+                Action::Forget(check) => self.access.forget_verdict(&check),
                 Action::Welcome(id) => assert!(self.model.conns[&id].authenticated),
                 Action::Close(id, _) | Action::Drop(id) => {
                     assert!(!self.model.conns.contains_key(&id), "{id} was to stay");
@@ -412,7 +413,7 @@ impl World {
                 Action::Log(line) => panic!("{line}"),
             }
         }
-        while let Some(job) = self.access.start() {
+        while let Some(job) = self.access.start(self.now) {
             assert!(!self.reloading, "nothing is started while the settings are being read");
             self.running.push(job);
         }
@@ -435,7 +436,7 @@ impl World {
             });
             *wanted.expect("a check of this user's for this topic").1 = Status::Waiting(ticket);
         }
-        self.access.request(ticket, check, urgency).unwrap();
+        assert_eq!(self.access.request(self.now, ticket, check, urgency), Ok(false));
         self.seen("asked");
     }
 
@@ -476,7 +477,7 @@ impl World {
             self.access.finish(self.now, job, &Verdict::Granted, &mut answers);
             assert!(answers.is_empty());
         }
-        assert!(self.access.start().is_none());
+        assert!(self.access.start(self.now).is_none());
         assert!(self.hub.is_empty());
         assert!(self.access.is_idle());
         let mut fired = Vec::new();

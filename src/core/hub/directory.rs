@@ -104,6 +104,7 @@ impl Directory {
             ClientMessage::Unsubscribe(topic) => {
                 let topic = self.topics.find(&session.prefixes.expand(&topic));
                 if let Some(index) = topic.and_then(|topic| session.find(topic)) {
+                    self.forget(session, index);
                     self.drop_subscription(session, index, "remove topic");
                 }
             }
@@ -215,6 +216,19 @@ impl Directory {
         }
         self.act(Action::Check(ticket, Urgency::Subscription, check));
         true
+    }
+
+    /// Whoever unsubscribes and subscribes again is checked anew.
+    fn forget(&mut self, session: &Session, index: usize) {
+        let Some(subscription) = session.subscriptions.get(index) else { return };
+        let user = self.users.name(session.user);
+        if subscription.state == State::Granted
+            && let Ok(Rule::Check(template, parameters)) =
+                self.categories.rule(self.topics.name(subscription.topic))
+        {
+            let check = Check::topic(user, template.arguments(user, &parameters));
+            self.act(Action::Forget(check));
+        }
     }
 
     fn grant(&mut self, session: &mut Session, index: usize) {

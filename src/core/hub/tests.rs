@@ -167,7 +167,7 @@ fn denied_or_given_up_the_connection_stays_and_may_ask_again() {
 fn a_duplicate_asks_nothing_and_unsubscribing_makes_it_asked_anew() {
     let mut world = World::with(A, "ann");
     world.subscribe(A, "recordUpdate.Account.1");
-    let (first, _) = world.check();
+    let (first, name) = world.check();
     world.subscribe(A, "recordUpdate.Account.1");
     assert_eq!(world.actions(), []);
     world.answer(first, &Verdict::Granted);
@@ -175,6 +175,9 @@ fn a_duplicate_asks_nothing_and_unsubscribing_makes_it_asked_anew() {
     assert_eq!(world.actions(), []);
     world.unsubscribe(A, "recordUpdate.Account.1");
     assert_eq!(world.receivers("recordUpdate.Account.1", None), []);
+    let actions = world.actions();
+    let [Action::Forget(check)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(check.arguments.join(" "), name);
     world.subscribe(A, "recordUpdate.Account.1");
     let (second, _) = world.check();
     assert_ne!(first, second);

@@ -3,7 +3,7 @@
 use log::warn;
 
 use super::{Backend, Server};
-use crate::core::access::{JobId, QueueFull};
+use crate::core::access::{Answer, JobId, QueueFull};
 use crate::core::check::{Check, Ticket, Urgency};
 use crate::core::verdict::{self, Failure, Verdict};
 use crate::core::version::Convention;
@@ -11,7 +11,11 @@ use crate::shell::children::{Finished, Task};
 
 impl Server {
     pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
-        if let Err(QueueFull) = self.access.request(ticket, check, urgency) {
+        let known = self.access.request(self.now, ticket, check, urgency);
+        if known == Ok(true) {
+            self.answers.push(Answer { ticket, verdict: Verdict::Granted });
+        }
+        if known == Err(QueueFull) {
             if let Some(count) = self.bursts.queue_full.count(self.now) {
                 warn!(
                     "Too many access checks wait for PHP: {count} tabs were sent away and will come \
@@ -33,7 +37,7 @@ impl Server {
         while self.access.can_start() {
             let waiting = self.access.queued().saturating_sub(1);
             let Some(lane) = self.lane(waiting) else { return };
-            let Some((id, check)) = self.access.start() else { return };
+            let Some((id, check)) = self.access.start(self.now) else { return };
             match &self.backend {
                 Backend::Espocrm(_) => self.start_check(id, &check, lane),
                 Backend::Demo(demo) => {

@@ -287,6 +287,8 @@ impl Server {
         }
         accept::afford(&mut new);
         self.access.set_limit(new.max_checks.value);
+        // What EspoCRM said before counts no longer.
+        self.access.set_reuse(new.verdict_reuse.value);
         let asked_for = self.was_asked_for();
         if new != self.settings {
             for worker in self.pool.renew(new.workers()) {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::Span;
+use super::{Span, SpanOrZero};
 use crate::shell::fatal::{Fatal, Result};
 
 /// What may stand in the configuration file; the flags of the command line have the same names.
@@ -33,6 +33,8 @@ pub struct Own {
     pub check_timeout: Option<Span>,
     /// Between two pings of a connection.
     pub ping_interval: Option<Span>,
+    /// For how long a grant counts for whoever asks for the same.
+    pub verdict_reuse: Option<SpanOrZero>,
     /// Whether PHP workers check access.
     pub worker: Option<bool>,
 }
@@ -118,7 +120,7 @@ mod tests {
         let own = Own::from_toml(
             "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
              zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nmax_connections = 500\n\
-             max_checks = 1\ncheck_timeout = '10s'\nping_interval = 20\nworker = false\n",
+             max_checks = 1\ncheck_timeout = '10s'\nping_interval = 20\nverdict_reuse = 0\nworker = false\n",
         );
         let expected = Own {
             espocrm: Some("/srv/crm".into()),
@@ -130,6 +132,7 @@ mod tests {
             max_checks: Some(1),
             check_timeout: Some(Duration::from_secs(10).into()),
             ping_interval: Some(Duration::from_secs(20).into()),
+            verdict_reuse: Some(Duration::ZERO.into()),
             worker: Some(false),
         };
         assert_eq!(own, Ok(expected));
@@ -152,6 +155,7 @@ mod tests {
             max_checks: Some(_),
             check_timeout: Some(_),
             ping_interval: Some(_),
+            verdict_reuse: Some(_),
             worker: Some(_),
         } = all
         else {
