@@ -51,9 +51,54 @@ impl Burst {
     }
 }
 
+/// Says once that something has begun to fail, and once that it works again.
+#[derive(Debug, Default)]
+pub struct Outage {
+    last: Option<Time>,
+    failures: u64,
+    said: bool,
+}
+
+impl Outage {
+    /// It has failed. Whether that is to be said now: if it was not since it worked last, and at
+    /// most once a minute.
+    pub fn failed(&mut self, now: Time) -> bool {
+        self.failures += 1;
+        let lately = self.last.is_some_and(|last| now.since(last).as_secs() < 60);
+        if self.said || lately {
+            return false;
+        }
+        self.last = Some(now);
+        self.said = true;
+        true
+    }
+
+    /// It works. If its failing was said, how often it has failed meanwhile.
+    pub fn worked(&mut self) -> Option<u64> {
+        let failures = std::mem::take(&mut self.failures);
+        std::mem::take(&mut self.said).then_some(failures)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outage_is_said_when_it_begins_and_when_it_ends() {
+        let mut outage = Outage::default();
+        assert_eq!(outage.worked(), None);
+        assert!(outage.failed(Time::from_millis(5)));
+        assert!(!outage.failed(Time::from_millis(1_000_000)));
+        assert_eq!(outage.worked(), Some(2));
+        assert_eq!(outage.worked(), None);
+        // What fails now and then is not said each time.
+        assert!(outage.failed(Time::from_millis(1_000_001)));
+        assert_eq!(outage.worked(), Some(1));
+        assert!(!outage.failed(Time::from_millis(1_060_000)));
+        assert_eq!(outage.worked(), None);
+        assert!(outage.failed(Time::from_millis(1_060_001)));
+    }
 
     #[test]
     fn a_burst_is_said_once_a_minute() {

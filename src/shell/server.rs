@@ -30,7 +30,7 @@ use super::conn::Conn;
 use super::demo::Demo;
 use super::fatal::{Fatal, Result};
 use super::listener::Listener;
-use super::logging::{self, Burst};
+use super::logging::{self, Burst, Outage};
 use super::settings::Settings;
 use super::sys;
 use super::workers::Workers;
@@ -81,6 +81,8 @@ pub struct Server {
     ping: SharedFrame,
     counters: Counters,
     bursts: Bursts,
+    /// Of access checks.
+    outage: Outage,
     stopping: bool,
 }
 
@@ -111,7 +113,6 @@ struct Bursts {
     no_descriptor: Burst,
     slow: Burst,
     too_many_subscriptions: Burst,
-    unchecked: Burst,
     queue_full: Burst,
     tls: Burst,
 }
@@ -178,6 +179,7 @@ impl Server {
             ping: SharedFrame::ping(),
             counters: Counters::default(),
             bursts: Bursts::default(),
+            outage: Outage::default(),
             stopping: false,
             settings,
         };

@@ -1,6 +1,6 @@
 //! Having access checked.
 
-use log::warn;
+use log::{info, warn};
 
 use super::{Backend, Server};
 use crate::core::access::{Answer, JobId, QueueFull};
@@ -96,8 +96,15 @@ impl Server {
     pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
         let answered = self.answers.len();
         self.access.finish(self.now, id, verdict, &mut self.answers);
-        let Verdict::Unchecked(failure) = verdict else { return };
-        let Some(count) = self.bursts.unchecked.count(self.now) else { return };
+        let Verdict::Unchecked(failure) = verdict else {
+            if let Some(count) = self.outage.worked() {
+                info!("Access checks work again; {count} could not be made meanwhile.");
+            }
+            return;
+        };
+        if !self.outage.failed(self.now) {
+            return;
+        }
         let what = if check.is_authentication() { "A login" } else { "A subscription" };
         let then = if check.is_authentication() {
             "Its tab will come back and try again"
@@ -108,8 +115,8 @@ impl Server {
             "It will be tried again"
         };
         warn!(
-            "{what} could not be checked: {failure}. {then}. ({count} such failures since this was \
-             last said.) See EspoCRM's data/logs."
+            "{what} could not be checked: {failure}. {then}. Further ones are not told before checks \
+             work again. See EspoCRM's data/logs."
         );
     }
 }
