@@ -1,1 +1,206 @@
-<?php http_response_code(501);
+<?php
+// Run by espocrm-websocket as the router of `php -S` in EspoCRM's root: answers access checks, each
+// as `php command.php` would, in a process whose opcache keeps EspoCRM's code. Each request starts
+// from nothing, as each run of PHP does. Written for PHP 7.2 and later.
+//
+// Asked by POST / with the headers X-Secret and X-Nonce and a body that is the JSON list of the words
+// after `php command.php`. Answers 200 with X-Nonce, X-Exit-Status and what the command has printed.
+// An answer without X-Exit-Status says that the command must be asked itself.
+
+namespace EspocrmWebsocket;
+
+/** Collects what the command prints, and answers when everything has ended. */
+final class Answer
+{
+    // What is longer is no verdict.
+    const MAX_OUTPUT = 1048576;
+
+    private static $nonce;
+    private static $output = '';
+    private static $status;
+    private static $isOver = false;
+
+    /** Refuses a request before anything of EspoCRM has run. */
+    public static function refuse($code)
+    {
+        http_response_code($code);
+        exit;
+    }
+
+    /** From here on everything that is printed is the command's. */
+    public static function begin($nonce)
+    {
+        self::$nonce = $nonce;
+        // Called for each piece that is printed.
+        ob_start(array(__CLASS__, 'collect'), 1);
+    }
+
+    /** The command has come back with this status, if nothing that follows it fails. */
+    public static function end($status)
+    {
+        // The last to be called: not at all if another one calls exit().
+        register_shutdown_function(function () use ($status) {
+            self::$status = $status & 255;
+        });
+    }
+
+    public static function collect($text, $phase)
+    {
+        if (self::$isOver) {
+            return $text;
+        }
+        if (!($phase & PHP_OUTPUT_HANDLER_CLEAN)) {
+            self::$output .= $text;
+        }
+        $isTooLong = strlen(self::$output) > self::MAX_OUTPUT;
+        if (!$isTooLong && !($phase & PHP_OUTPUT_HANDLER_FINAL)) {
+            return '';
+        }
+        self::$isOver = true;
+        // Headers that the command has sent itself are not ours.
+        if (headers_sent()) {
+            return '';
+        }
+        header_remove();
+        if ($isTooLong || self::$status === null || self::hasDied()) {
+            http_response_code(500);
+            return '';
+        }
+        http_response_code(200);
+        header('Content-Type: text/plain');
+        header('Content-Length: ' . strlen(self::$output));
+        header('X-Nonce: ' . self::$nonce);
+        header('X-Exit-Status: ' . self::$status);
+
+        return self::$output;
+    }
+
+    private static function hasDied()
+    {
+        $error = error_get_last();
+        $fatal = E_ERROR | E_PARSE | E_CORE_ERROR | E_COMPILE_ERROR | E_USER_ERROR | E_RECOVERABLE_ERROR;
+
+        return $error !== null && ($error['type'] & $fatal) !== 0;
+    }
+}
+
+/** The words of the request's command, if it is one that may be asked. */
+function take()
+{
+    $secret = getenv('ESPOCRM_WEBSOCKET_SECRET');
+    $commands = explode(' ', (string) getenv('ESPOCRM_WEBSOCKET_COMMANDS'));
+    $header = function ($name) {
+        return isset($_SERVER[$name]) && is_string($_SERVER[$name]) ? $_SERVER[$name] : '';
+    };
+
+    if (!is_string($secret) || $secret === '' || !hash_equals($secret, $header('HTTP_X_SECRET'))) {
+        Answer::refuse(403);
+    }
+    if ($header('REQUEST_METHOD') !== 'POST') {
+        Answer::refuse(405);
+    }
+    if ($header('REQUEST_URI') !== '/') {
+        Answer::refuse(404);
+    }
+    $nonce = $header('HTTP_X_NONCE');
+    if (!preg_match('/^[0-9A-Za-z]{1,64}$/D', $nonce)) {
+        Answer::refuse(400);
+    }
+    $words = json_decode((string) file_get_contents('php://input'), false, 2);
+    if (!is_array($words) || $words === array()) {
+        Answer::refuse(400);
+    }
+    foreach ($words as $word) {
+        // No argument of a process holds a zero.
+        if (!is_string($word) || strpos($word, "\0") !== false) {
+            Answer::refuse(400);
+        }
+    }
+    if ($words[0] === '' || !in_array($words[0], $commands, true)) {
+        Answer::refuse(403);
+    }
+    // This server does not run them, the command line does.
+    if (ini_get('auto_prepend_file') != '' || ini_get('auto_append_file') != '') {
+        Answer::refuse(501);
+    }
+
+    return array($nonce, $words);
+}
+
+/** Makes everything look as it does for `php command.php`. */
+function prepare(array $words)
+{
+    $root = $_SERVER['DOCUMENT_ROOT'];
+    $time = array($_SERVER['REQUEST_TIME_FLOAT'], $_SERVER['REQUEST_TIME']);
+    $hasEnvironment = $_ENV !== array();
+
+    // For this request only.
+    putenv('ESPOCRM_WEBSOCKET_SECRET');
+    putenv('ESPOCRM_WEBSOCKET_COMMANDS');
+    $arguments = array_merge(array('command.php'), $words);
+    $_SERVER = getenv();
+    $_ENV = $hasEnvironment ? $_SERVER : array();
+    foreach (array('PHP_SELF', 'SCRIPT_NAME', 'SCRIPT_FILENAME', 'PATH_TRANSLATED') as $name) {
+        $_SERVER[$name] = 'command.php';
+    }
+    $_SERVER['DOCUMENT_ROOT'] = '';
+    list($_SERVER['REQUEST_TIME_FLOAT'], $_SERVER['REQUEST_TIME']) = $time;
+    $_SERVER['argv'] = $GLOBALS['argv'] = $arguments;
+    $_SERVER['argc'] = $GLOBALS['argc'] = count($arguments);
+    $_GET = $_POST = $_COOKIE = $_FILES = $_REQUEST = array();
+
+    // The command line's alone. EspoCRM prints by STDOUT.
+    define('STDIN', fopen('php://stdin', 'r'));
+    define('STDOUT', fopen('php://output', 'w'));
+    define('STDERR', fopen('php://stderr', 'w'));
+
+    // Only the command line prints errors elsewhere than on its output.
+    if (strtolower((string) ini_get('display_errors')) === 'stderr') {
+        ini_set('display_errors', '0');
+    }
+
+    chdir($root);
+}
+
+/** Runs the command as EspoCRM's own runner does; returns its exit status. */
+function run()
+{
+    $runner = 'Espo\Core\ApplicationRunners\Command';
+    $class = 'Espo\Core\Console\CommandManager';
+    // Since EspoCRM 7.0.
+    if (
+        !class_exists('Espo\Core\Application') || !class_exists($runner)
+        || !method_exists('Espo\Core\Application', 'setupSystemUser')
+        || !method_exists($class, 'run')
+    ) {
+        http_response_code(501);
+        exit;
+    }
+    $application = new \Espo\Core\Application();
+    // Later versions leave this to the command manager.
+    $runner = new \ReflectionClass($runner);
+    if ($runner->getStaticPropertyValue('setupSystemUser', false)) {
+        $application->setupSystemUser();
+    }
+    $manager = $application->getContainer()->get('injectableFactory')->create($class);
+    try {
+        return (int) $manager->run($_SERVER['argv']);
+    } catch (\Exception $exception) {
+        echo 'Error: ' . $exception->getMessage() . "\n";
+        // Before 7.2 there was no exit status.
+        $type = (new \ReflectionMethod($manager, 'run'))->getReturnType();
+
+        return $type !== null && $type->getName() === 'int' ? 1 : 0;
+    }
+}
+
+// No variable of ours is left to the command: these are the global ones.
+call_user_func(function () {
+    list($nonce, $words) = take();
+    prepare($words);
+    Answer::begin($nonce);
+});
+
+include getcwd() . '/bootstrap.php';
+
+Answer::end(run());

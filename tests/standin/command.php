@@ -1,16 +1,13 @@
 <?php
 // php command.php NAME ARGUMENT…: the console commands.
 
-if (substr(php_sapi_name(), 0, 3) !== 'cli') {
-    exit(1);
-}
-
 include 'bootstrap.php';
 
-define('STANDIN_COMMAND', true);
+if (class_exists('Espo\Core\ApplicationRunners\Command')) {
+    $application = new \Espo\Core\Application();
+    $application->run('Espo\Core\ApplicationRunners\Command');
+}
 
-$arguments = array_slice($_SERVER['argv'], 1);
-standinNote('runs', $arguments);
-
+// Before 7.0.
 $application = new \Espo\Core\Application();
-exit($application->runCommand($arguments));
+exit($application->runCommand(array_slice($_SERVER['argv'], 1)));

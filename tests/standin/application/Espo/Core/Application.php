@@ -2,7 +2,7 @@
 
 namespace Espo\Core;
 
-use Espo\Core\Utils\AccessCheck;
+use Espo\Core\Console\Commands;
 
 /** Makes the container, and runs console commands. */
 class Application
@@ -11,8 +11,13 @@ class Application
 
     public function __construct()
     {
-        if (!defined('STANDIN_COMMAND')) {
-            standinNote('probes', array());
+        // Whoever includes the bootstrap may say that it runs a command.
+        if (isset($_SERVER['argv'][0]) && basename($_SERVER['argv'][0]) === 'command.php') {
+            define('STANDIN_COMMAND', true);
+            standinNote('runs', json_encode(array_slice($_SERVER['argv'], 1)));
+            standinNote('how', PHP_SAPI === 'cli' ? 'plain' : 'worker');
+        } else {
+            standinNote('probes', '[]');
             standinFail(standin('probe-failure'));
         }
         $this->container = new Container();
@@ -23,26 +28,36 @@ class Application
         return $this->container;
     }
 
-    /** The exit status. */
+    /** Commands may do nothing before this. */
+    public function setupSystemUser()
+    {
+        $this->container->setupSystemUser();
+    }
+
+    /** Runs a runner, since 7.0. */
+    public function run($class)
+    {
+        $runner = new \ReflectionClass($class);
+        if ($runner->getStaticPropertyValue('cli', false) && substr(php_sapi_name(), 0, 3) !== 'cli') {
+            die('Only for the command line.');
+        }
+        if ($runner->getStaticPropertyValue('setupSystemUser', false)) {
+            $this->setupSystemUser();
+        }
+        $this->container->get('injectableFactory')->create($class)->run();
+    }
+
+    /** Runs a command, before 7.0: returns the exit status. */
     public function runCommand(array $arguments)
     {
-        usleep(1000 * (int) standin('delay', 0));
-        standinFail(standin('failure'));
+        $this->setupSystemUser();
+        $commands = new Commands($this->container);
+        try {
+            return $commands->run($arguments) === 255 ? 255 : 0;
+        } catch (\Exception $exception) {
+            echo 'Error: ' . $exception->getMessage() . "\n";
 
-        $check = new AccessCheck($this->container->get('config'));
-        $name = array_shift($arguments);
-        $verdict = $check->run($name, $arguments);
-        if ($verdict === null) {
-            return 255;
-        }
-        echo $verdict;
-
-        // Before 9.2 the exit status says nothing.
-        $version = $this->container->get('config')->get('version');
-        if (version_compare($version, '9.2', '<')) {
             return 0;
         }
-
-        return $verdict === '' || strpos($verdict, 'Error:') === 0 ? 1 : 0;
     }
 }

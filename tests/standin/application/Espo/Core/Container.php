@@ -20,11 +20,21 @@ class Container
                 case 'metadata':
                     $this->services[$name] = new Metadata();
                     break;
+                case 'injectableFactory':
+                    $this->services[$name] = new InjectableFactory($this);
+                    break;
                 default:
                     throw new \RuntimeException("There is no service '$name'.");
             }
         }
 
         return $this->services[$name];
+    }
+
+    /** The user of whatever runs; only the web has an address. */
+    public function setupSystemUser()
+    {
+        $address = isset($_SERVER['REMOTE_ADDR']) ? $_SERVER['REMOTE_ADDR'] : '';
+        $this->services['user'] = 'system' . $address;
     }
 }

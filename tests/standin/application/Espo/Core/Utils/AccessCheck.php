@@ -2,7 +2,7 @@
 
 namespace Espo\Core\Utils;
 
-/** The console commands that answer access checks. */
+/** The answers of the console commands that check access. */
 class AccessCheck
 {
     private $config;
@@ -30,14 +30,13 @@ class AccessCheck
     private function token(array $arguments)
     {
         list($token, $userId) = array_pad($arguments, 2, '');
-        $isOld = version_compare($this->config->get('version'), '9.2', '<');
         if (strpos($token, 'tok-') !== 0 || self::lists('bad-tokens', $token)) {
             return '';
         }
         $owner = substr($token, 4);
 
         // The old command did not know for whom it was asked.
-        return $isOld || $owner === $userId ? $owner : '';
+        return $this->isOld() || $owner === $userId ? $owner : '';
     }
 
     private function access(array $arguments)
@@ -50,7 +49,7 @@ class AccessCheck
         }
         $options += array('userId' => '', 'scope' => '', 'id' => '', 'action' => '');
         if ($options['scope'] === 'Unknown') {
-            return "Error: Scope 'Unknown' does not exist.";
+            throw new \RuntimeException("Scope 'Unknown' does not exist.");
         }
         $hasRecord = $options['id'] !== '' || $options['scope'] === 'Calendar';
         if ($options['userId'] === '' || $options['scope'] === '' || !$hasRecord) {
@@ -59,12 +58,48 @@ class AccessCheck
         if (strpos($options['id'], 'deny') === 0 || self::lists('denied', $options['id'])) {
             return '';
         }
+        $table = self::table($options['userId']);
+        if (in_array($options['id'], $table['denied'], true) || !Policy::allows($options)) {
+            return '';
+        }
+        $isPortal = strpos($options['userId'], 'portal') === 0;
 
-        return 'true';
+        return $isPortal && !$this->isOld() ? 'truetrue' : 'true';
+    }
+
+    /** What the user's roles say, kept in a PHP file until somebody removes or replaces it. */
+    private static function table($userId)
+    {
+        if (!preg_match('/^[A-Za-z0-9_-]+$/D', $userId)) {
+            return array('denied' => array());
+        }
+        $file = 'data/cache/application/acl/' . $userId . '.php';
+        if (is_file($file)) {
+            return include $file;
+        }
+        $table = array('denied' => self::items('denied-' . $userId));
+        @mkdir(dirname($file), 0777, true);
+        $temporary = $file . '.' . getmypid();
+        // Somebody may clear the cache meanwhile.
+        if (@file_put_contents($temporary, "<?php\nreturn " . var_export($table, true) . ";\n")) {
+            @rename($temporary, $file);
+        }
+
+        return $table;
+    }
+
+    private function isOld()
+    {
+        return version_compare($this->config->get('version'), '9.2', '<');
     }
 
     private static function lists($name, $item)
     {
-        return in_array($item, preg_split('/\s+/', standin($name), -1, PREG_SPLIT_NO_EMPTY), true);
+        return in_array($item, self::items($name), true);
+    }
+
+    private static function items($name)
+    {
+        return preg_split('/\s+/', standin($name), -1, PREG_SPLIT_NO_EMPTY);
     }
 }

@@ -1,0 +1,30 @@
+<?php
+
+namespace Espo\Core\ApplicationRunners;
+
+use Espo\Core\Container;
+
+/** Runs a console command from 7.2 to 9.1. */
+class Command
+{
+    public static $cli = true;
+    public static $setupSystemUser = true;
+
+    private $manager;
+
+    public function __construct(Container $container)
+    {
+        $this->manager = $container->get('injectableFactory')->create('Espo\Core\Console\CommandManager');
+    }
+
+    public function run()
+    {
+        try {
+            $status = $this->manager->run($_SERVER['argv']);
+        } catch (\Exception $exception) {
+            echo 'Error: ' . $exception->getMessage() . "\n";
+            exit(1);
+        }
+        exit($status);
+    }
+}
