@@ -15,6 +15,8 @@ pub struct Router {
     dir: PathBuf,
 }
 
+const PREFIX: &str = "espocrm-websocket-router-";
+
 const SCRIPT: &str = include_str!("../worker.php");
 
 const BLACKLIST: &str = include_str!("../worker.blacklist");
@@ -28,7 +30,8 @@ impl Router {
         // A unit's RuntimeDirectory is the better place: it is emptied even after a SIGKILL.
         let parent = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
         let parent = parent.filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
-        let dir = parent.join(format!("espocrm-websocket-{}", random::hex()?));
+        sweep(&parent);
+        let dir = parent.join(format!("{PREFIX}{}-{}", std::process::id(), random::hex()?));
         // Fails if somebody else has it.
         DirBuilder::new().mode(0o755).create(&dir)?;
         let router = Self { dir };
@@ -51,6 +54,20 @@ impl Router {
     #[must_use]
     pub fn blacklist(&self) -> PathBuf {
         self.dir.join("opcache.blacklist")
+    }
+}
+
+/// Removes what a daemon has left behind that was killed.
+fn sweep(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let pid = rest.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another user's cannot be removed, and need not be.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
