@@ -11,6 +11,7 @@ use mio::net::TcpStream;
 use mio::unix::pipe::Receiver;
 use mio::{Interest, Registry, Token};
 use slab::Slab;
+use socket2::SockRef;
 
 use super::{random, sys};
 use crate::core::access::JobId;
@@ -309,7 +310,11 @@ impl Worker {
             match tcp.read(&mut buffer) {
                 Ok(0) => ended = true,
                 Ok(length) => call.answer.extend_from_slice(buffer.get(..length).unwrap_or(&[])),
-                Err(error) if waits(&error) => break,
+                Err(error) if waits(&error) => {
+                    // PHP sends the head first, and the rest when that is acknowledged.
+                    let _ = SockRef::from(&*tcp).set_tcp_quickack(true);
+                    break;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.to_string()),
             }
