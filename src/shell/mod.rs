@@ -12,6 +12,7 @@ pub mod logging;
 pub mod run;
 pub mod server;
 pub mod settings;
+pub mod signals;
 pub mod stream;
 pub mod sys;
 pub mod tls;
