@@ -1,11 +1,13 @@
 //! The command line: parsed once, into something meaningful.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
+use crate::shell::fatal::Fatal;
 use crate::shell::settings::{Layers, Own};
 use crate::shell::{demo, fatal, logging, run};
 
@@ -123,21 +125,23 @@ impl Command {
                 logging::start();
                 run::serve(options.layers()?)
             }
-            Self::Config(options) => run::show(options.layers()?),
+            Self::Config(options) => {
+                logging::start();
+                run::show(options.layers()?)
+            }
             Self::Demo(flags) => {
                 logging::start();
                 demo::serve(&flags)
             }
-            Self::Help => {
-                print!("{HELP}");
-                Ok(())
-            }
-            Self::Version => {
-                println!("espocrm-websocket {}", env!("CARGO_PKG_VERSION"));
-                Ok(())
-            }
+            Self::Help => print(HELP),
+            Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }
     }
+}
+
+fn print(text: &str) -> fatal::Result<()> {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    written.map_err(|error| Fatal::new(format!("Standard output cannot be written: {error}.")))
 }
 
 impl Options {

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     };
     match command.execute() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_stop() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("espocrm-websocket: {error}");
             ExitCode::FAILURE

@@ -79,6 +79,10 @@ impl Hub {
 
     /// A browser has upgraded. Nothing is delivered to it before its token has been checked.
     pub fn open(&mut self, conn: ConnId, credentials: &Credentials) {
+        if let Some(Some(other)) = self.sessions.get(conn.slot()) {
+            let other = other.conn;
+            self.close(other);
+        }
         if self.sessions.len() <= conn.slot() {
             self.sessions.resize_with(conn.slot() + 1, || None);
         }
@@ -153,6 +157,7 @@ impl Hub {
         let all = submission.user.is_none();
         let may_see = move |conn: &ConnId| {
             let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
+            let session = session.filter(|session| session.conn == *conn);
             session.zip(topic).is_some_and(|(session, topic)| session.may_see(topic))
         };
         let conns = candidates.map(SmallVec::as_slice).unwrap_or_default().iter().copied();

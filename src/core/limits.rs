@@ -45,7 +45,9 @@ pub const MAX_SUBMISSION: usize = 1024 * 1024;
 pub const MAX_RECEIVED: usize = 4 * MAX_SUBMISSION;
 
 /// Messages that libzmq keeps until they are taken, of each PHP process that is connected: real
-/// ones have sent one or two. One that sends the longest as fast as it can makes it hold 256 MiB.
+/// ones have sent one or two. One that sends the longest as fast as it can makes it hold 256 MiB,
+/// and one that never ends a message of many parts makes it hold them all: who can reach that port
+/// must be trusted with our memory.
 pub const MAX_RECEIVE_QUEUE: i32 = 64;
 
 /// Nesting of a message of EspoCRM: what PHP's own `json_encode` allows.

@@ -69,7 +69,7 @@ impl Reader {
         }
     }
 
-    /// Bytes kept for what is not complete yet.
+    /// Whether nothing is kept: there is no message of which a part has arrived.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.0.is_none()

@@ -20,7 +20,7 @@ pub struct Submission<'a> {
 }
 
 /// Why a message was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rejection {
     /// More than [`MAX_SUBMISSION`] bytes.
     TooBig,

@@ -41,7 +41,10 @@ impl Version {
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.text.is_empty() { f.write_str("unknown") } else { self.text.fmt(f) }
+        match &*self.text {
+            "" => f.write_str("unknown"),
+            text => text.escape_debug().fmt(f),
+        }
     }
 }
 

@@ -51,6 +51,9 @@ impl Bus {
             socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
             socket.set_backlog(BACKLOG)?;
             socket.set_handshake_ivl(HANDSHAKE)?;
+            // A sender whose machine is gone must not keep its descriptor.
+            socket.set_tcp_keepalive(1)?;
+            socket.set_tcp_keepalive_idle(60)?;
             socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
             socket.get_fd()
         };

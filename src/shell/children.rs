@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{self, Command, ExitStatus, Stdio};
+use std::process::{self, Command, Stdio};
 use std::time::Duration;
 
 use mio::unix::pipe::Receiver;
@@ -117,16 +117,12 @@ impl Children {
 
     /// Takes the children that have ended.
     pub fn reap(&mut self, finished: &mut Vec<Finished>) {
-        self.running.retain(|_, child| match child.process.try_wait() {
-            Ok(None) => true,
-            Ok(Some(status)) => {
-                finished.push(child.finish(Some(status)));
-                false
+        self.running.retain(|_, child| {
+            let ended = sys::has_ended(child.process.id());
+            if ended {
+                finished.push(child.finish());
             }
-            Err(_) => {
-                finished.push(child.finish(None));
-                false
-            }
+            !ended
         });
     }
 
@@ -154,11 +150,15 @@ impl Children {
         }
     }
 
-    /// Runs one command to its end, with nothing else to be done meanwhile.
+    /// Runs one command to its end, with nothing else to be done meanwhile but to `stop` it.
     ///
     /// # Errors
-    /// Those of [`spawn`](Self::spawn), and of polling.
-    pub fn run(command: Command, timeout: Duration) -> io::Result<Finished> {
+    /// Those of [`spawn`](Self::spawn), and of polling; `Interrupted` if it was stopped.
+    pub fn run(
+        command: Command,
+        timeout: Duration,
+        mut stop: impl FnMut() -> bool,
+    ) -> io::Result<Finished> {
         let clock = Clock::start();
         let mut poll = Poll::new()?;
         let mut children = Self::new(0);
@@ -173,6 +173,10 @@ impl Children {
             }
             for event in &events {
                 children.readable(event.token());
+            }
+            if stop() {
+                children.kill_all();
+                return Err(io::ErrorKind::Interrupted.into());
             }
             children.expire(clock.now());
             children.reap(&mut finished);
@@ -205,9 +209,12 @@ impl Child {
         self.killed = Some(why);
     }
 
-    fn finish(&mut self, status: Option<ExitStatus>) -> Finished {
+    fn finish(&mut self) -> Finished {
         // What it wrote before it exited is in the pipes.
         self.read();
+        // What it has started and left behind ends with it.
+        sys::kill_group(self.process.id());
+        let status = self.process.wait().ok();
         let exit = status.and_then(|status| {
             let signal = status.signal().map(Exit::Signal);
             status.code().map(Exit::Status).or(signal)
@@ -255,7 +262,7 @@ mod tests {
     fn run(script: &str, timeout: Duration) -> Finished {
         let mut command = Command::new("sh");
         command.arg("-c").arg(script).stdin(Stdio::null());
-        Children::run(command, timeout).unwrap()
+        Children::run(command, timeout, || false).unwrap()
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -312,7 +319,7 @@ mod tests {
     #[test]
     fn what_cannot_be_started_is_an_error() {
         let command = Command::new("/nonexistent/php");
-        let error = Children::run(command, LONG).unwrap_err();
+        let error = Children::run(command, LONG, || false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -1,5 +1,6 @@
 //! The real daemon without EspoCRM: a page to try it, with the checks answered here.
 
+use std::io::{Write, stdout};
 use std::net::{IpAddr, Ipv4Addr};
 
 use log::info;
@@ -11,6 +12,7 @@ use super::espocrm::Facts;
 use super::fatal::{Fatal, Result};
 use super::server::{Backend, Server};
 use super::settings::{Layers, Listen, Own, Settings};
+use super::signals::Signals;
 use crate::core::check::Check;
 use crate::core::upgrade::{self, Head};
 use crate::core::verdict::Verdict;
@@ -36,10 +38,13 @@ pub fn serve(flags: &Own) -> Result<()> {
     if flags.listen.is_none() && !is_free {
         settings.port.value = 0;
     }
-    let mut server = Server::new(settings, Backend::Demo(Demo::default()))?;
+    let signals = Signals::new().map_err(|error| Fatal::new(error.to_string()))?;
+    let mut server = Server::new(settings, Backend::Demo(Demo::default()), signals)?;
     info!("Browsers are served at http://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
-    println!("Open http://{} in a browser. Ctrl-C ends the demo.", server.address());
+    // Whoever has closed it does not want to know.
+    let address = server.address();
+    let _ = writeln!(stdout(), "Open http://{address} in a browser. Ctrl-C ends the demo.");
     server.run()
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// An error that ends the program: what happened, to what, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fatal(String);
+pub struct Fatal(Option<String>);
 
 /// The result of what can end the program.
 pub type Result<T> = std::result::Result<T, Fatal>;
@@ -12,13 +12,25 @@ pub type Result<T> = std::result::Result<T, Fatal>;
 impl Fatal {
     /// For the administrator's eyes: never with a secret in it.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self(Some(message.into()))
+    }
+
+    /// A signal has ended the start.
+    #[must_use]
+    pub fn stopped() -> Self {
+        Self(None)
+    }
+
+    /// Whether that is what was wanted.
+    #[must_use]
+    pub fn is_stop(&self) -> bool {
+        self.0.is_none()
     }
 }
 
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(self.0.as_deref().unwrap_or("A signal has ended the start."))
     }
 }
 

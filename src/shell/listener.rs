@@ -12,7 +12,8 @@ use super::settings::{Settings, Source};
 
 /// A listening TCP socket.
 pub struct Listener {
-    tcp: TcpListener,
+    /// None once it is closed.
+    tcp: Option<TcpListener>,
     address: SocketAddr,
 }
 
@@ -62,13 +63,21 @@ impl Listener {
         self.address
     }
 
+    /// Ends listening.
+    pub fn close(&mut self) {
+        self.tcp = None;
+    }
+
     /// Has `token` reported when connections wait. After a report
     /// [`accept`](Self::accept) must be called until it would block.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.tcp, token, Interest::READABLE)
+        match &mut self.tcp {
+            Some(tcp) => registry.register(tcp, token, Interest::READABLE),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Takes the next connection, without waiting.
@@ -76,7 +85,8 @@ impl Listener {
     /// # Errors
     /// Those of `accept(2)`.
     pub fn accept(&self) -> io::Result<TcpStream> {
-        self.tcp.accept().map(|(stream, _)| stream)
+        let tcp = self.tcp.as_ref().ok_or(io::ErrorKind::WouldBlock)?;
+        tcp.accept().map(|(stream, _)| stream)
     }
 
     fn listen(address: SocketAddr) -> io::Result<Self> {
@@ -90,6 +100,6 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let tcp = TcpListener::from_std(socket.into());
         let address = tcp.local_addr()?;
-        Ok(Self { tcp, address })
+        Ok(Self { tcp: Some(tcp), address })
     }
 }

@@ -13,6 +13,7 @@ pub mod random;
 pub mod run;
 pub mod server;
 pub mod settings;
+pub mod signals;
 pub mod stream;
 pub mod sys;
 pub mod tls;

@@ -13,7 +13,6 @@ $config = $container->get('config');
 $parameters = array();
 foreach (array(
     'version',
-    'siteUrl',
     'phpExecutablePath',
     'useWebSocket',
     'webSocketDebugMode',
@@ -22,7 +21,6 @@ foreach (array(
     'webSocketSslCertificateFile',
     'webSocketSslCertificateLocalPrivateKey',
     'webSocketSslCertificatePassphrase',
-    'webSocketUrl',
     'webSocketUseSecureServer',
     'webSocketZeroMQSubmissionDsn',
     'webSocketZeroMQSubscriberDsn',

@@ -5,8 +5,9 @@ use std::io::Write;
 use log::{info, warn};
 
 use super::fatal::{Fatal, Result};
-use super::server::{Backend, Espocrm, Server};
+use super::server::{self, Backend, Espocrm, Server};
 use super::settings::Layers;
+use super::signals::Signals;
 use super::sys;
 
 /// Serves the EspoCRM that `layers` name until a signal ends it.
@@ -14,7 +15,8 @@ use super::sys;
 /// # Errors
 /// Why it cannot be served, and what to do.
 pub fn serve(layers: Layers) -> Result<()> {
-    let (espocrm, settings) = Espocrm::open(layers)?;
+    let mut signals = Signals::new().map_err(|error| Fatal::new(error.to_string()))?;
+    let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
     let root = espocrm.root().display().to_string();
     info!(
         "espocrm-websocket {} for EspoCRM {} in {root}, {} categories.",
@@ -24,13 +26,19 @@ pub fn serve(layers: Layers) -> Result<()> {
     );
     settings.log_doubts();
     if sys::is_root() {
-        warn!(
-            "This runs as root, which it does not need: run it as the owner of {root}/data. PHP is \
-             run as that owner."
-        );
+        match espocrm.owner() {
+            Some(0) => warn!(
+                "This runs as root, and so does PHP, because {root}/data belongs to root. It should \
+                 belong to the web server's user, and this run as that user."
+            ),
+            _ => warn!(
+                "This runs as root, which it does not need: run it as the owner of {root}/data. PHP \
+                 is run as that owner."
+            ),
+        }
     }
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
-    let mut server = Server::new(settings, Backend::Espocrm(espocrm))?;
+    let mut server = Server::new(settings, Backend::Espocrm(espocrm), signals)?;
     info!("Browsers are served at {scheme}://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
     server.run()
@@ -41,7 +49,11 @@ pub fn serve(layers: Layers) -> Result<()> {
 /// # Errors
 /// Why they cannot be told, and what to do.
 pub fn show(layers: Layers) -> Result<()> {
-    let (espocrm, settings) = Espocrm::open(layers)?;
-    let text = format!("{:<16}{}\n{settings}", "root", espocrm.root().display());
+    let file = layers.file_name().map_or("none".to_owned(), |path| path.display().to_string());
+    let (espocrm, mut settings) = Espocrm::open(layers, || false)?;
+    settings.log_doubts();
+    server::afford(&mut settings);
+    let root = espocrm.root().display();
+    let text = format!("{:<16}{file}\n{:<16}{root}\n{settings}", "file", "root");
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fatal::new(error.to_string()))
 }

@@ -9,18 +9,17 @@ mod upgrading;
 mod websocket;
 mod work;
 
+pub use accept::afford;
 pub use reload::Espocrm;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use log::info;
 use mio::event::Event;
-use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
-use signal_hook_mio::v1_0::Signals;
+use mio::{Events, Poll, Token};
 use slab::Slab;
 
 use super::bus::Bus;
@@ -32,6 +31,7 @@ use super::fatal::{Fatal, Result};
 use super::listener::Listener;
 use super::logging::{self, Burst, Outage};
 use super::settings::Settings;
+use super::signals::{Pending, Signals};
 use super::sys;
 use super::workers::Workers;
 use crate::core::access::{Access, Answer};
@@ -40,6 +40,7 @@ use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
 use crate::core::pool::Pool;
 use crate::core::reader::Incoming;
+use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use crate::core::timers::Timers;
 use accept::Accepting;
@@ -107,7 +108,8 @@ struct Counters {
 /// What peers can cause at will: the administrator should hear of it and not drown in it.
 #[derive(Debug, Default)]
 struct Bursts {
-    rejected: Burst,
+    /// Each for itself: one reason must not hide another.
+    rejected: BTreeMap<Rejection, Burst>,
     refused: Burst,
     over_limit: Burst,
     no_descriptor: Burst,
@@ -137,12 +139,11 @@ impl Server {
     ///
     /// # Errors
     /// If that is not possible: why, and what to do.
-    pub fn new(mut settings: Settings, mut backend: Backend) -> Result<Self> {
+    pub fn new(mut settings: Settings, mut backend: Backend, mut signals: Signals) -> Result<Self> {
         let trouble = |error: io::Error| Fatal::new(format!("The event loop cannot run: {error}."));
         let poll = Poll::new().map_err(trouble)?;
         let registry = poll.registry();
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD]).map_err(trouble)?;
-        registry.register(&mut signals, SIGNALS, Interest::READABLE).map_err(trouble)?;
+        signals.register(registry, SIGNALS).map_err(trouble)?;
         let acceptor = backend.acceptor(&settings)?;
         let mut listener = Listener::bind(&settings)?;
         listener.register(registry, LISTENER).map_err(trouble)?;
@@ -152,7 +153,7 @@ impl Server {
             demo.connect(&bus)?;
         }
         sys::mark_close_on_exec();
-        accept::afford(&mut settings);
+        afford(&mut settings);
         let clock = Clock::start();
         let mut server = Self {
             poll,
@@ -313,8 +314,9 @@ impl Server {
             }
         }
         self.accept();
-        // While the last messages are still to be written, the next ones wait: what cannot be
-        // delivered as fast as it is sent queues in libzmq, not in the connections' outboxes.
+        // While the last messages are still to be offered to the kernel, the next ones wait in
+        // libzmq, not in the connections' outboxes: there only those wait that a reader is too slow
+        // for.
         if self.bus_pending {
             self.carry_out();
             self.flush();
@@ -333,16 +335,15 @@ impl Server {
     }
 
     fn take_signals(&mut self) {
-        for signal in self.signals.pending().collect::<Vec<_>>() {
-            match signal {
-                SIGCHLD => {
-                    self.reap_children();
-                    self.reap_workers();
-                }
-                SIGHUP => self.reload(),
-                _ => self.stopping = true,
-            }
+        let Pending { child, reload, stop } = self.signals.take();
+        if child {
+            self.reap_children();
+            self.reap_workers();
         }
+        if reload {
+            self.reload();
+        }
+        self.stopping |= stop;
     }
 
     /// Ends every connection without a Close frame: browsers come back after three seconds.

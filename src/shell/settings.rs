@@ -51,6 +51,8 @@ pub struct Settings {
     pub version: Version,
     /// EspoCRM's topics.
     pub categories: Categories,
+    /// What EspoCRM is set to that keeps its messages from coming here.
+    pub misdirected: Option<String>,
 }
 
 /// How checks are run.
@@ -147,7 +149,11 @@ impl Settings {
                 let default = "tcp://127.0.0.1:5555".to_owned();
                 layers.pick(|own| own.zeromq.clone(), || from(facts.text(NAME), NAME), default)
             },
-            tls: Sourced { value: tls, source: Source::Espocrm("webSocketUseSecureServer") },
+            tls: {
+                const NAME: &str = "webSocketUseSecureServer";
+                let espocrm = facts.is_set(NAME).then_some(tls);
+                from(espocrm, NAME).unwrap_or(Sourced { value: None, source: Source::Default })
+            },
             debug: {
                 const NAME: &str = "webSocketDebugMode";
                 let debug = facts.is_true(NAME).then_some(true);
@@ -171,6 +177,7 @@ impl Settings {
             enabled: facts.is_true("useWebSocket"),
             version: facts.version.clone(),
             categories: facts.categories.clone(),
+            misdirected: misdirected(facts),
         })
     }
 
@@ -188,6 +195,9 @@ impl Settings {
                 "EspoCRM's useWebSocket is off: it sends nothing, and its pages do not connect. \
                  Turn it on in Administration, Settings."
             );
+        }
+        if let Some(misdirected) = &self.misdirected {
+            warn!("EspoCRM's messages may not come here: {misdirected}.");
         }
         for (name, category) in self.categories.iter() {
             if let Access::Nobody(error) = &category.access {
@@ -265,6 +275,13 @@ impl Layers {
         })
     }
 
+    /// Our configuration file, if there is one.
+    #[must_use]
+    pub fn file_name(&self) -> Option<&Path> {
+        let usual = Path::new(own::DEFAULT_FILE);
+        self.path.as_deref().or_else(|| usual.exists().then_some(usual))
+    }
+
     /// The PHP that is to be run, if it is named.
     #[must_use]
     pub fn php(&self) -> Option<&Path> {
@@ -300,6 +317,18 @@ fn means(layers: &Layers, facts: &Facts) -> Sourced<Means> {
         Means::Workers(std::thread::available_parallelism().map_or(1, usize::from))
     };
     Sourced { value, source: wanted.source }
+}
+
+/// Whether EspoCRM sends its messages by another way, or to another port than it has us receive at.
+fn misdirected(facts: &Facts) -> Option<String> {
+    if let Some(messager) = facts.text("webSocketMessager").filter(|text| text != "ZeroMQ") {
+        return Some(format!("its webSocketMessager is {messager:?}, not ZeroMQ"));
+    }
+    let (to, at) = ("webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn");
+    let port = |name| Some(facts.text(name)?.rsplit_once(':')?.1.to_owned());
+    let ports = (port(to)?, port(at).unwrap_or("5555".to_owned()));
+    (ports.0 != ports.1)
+        .then(|| format!("its {to} names port {:?}, its {at} port {:?}", ports.0, ports.1))
 }
 
 fn port(text: &str) -> Result<u16> {
@@ -358,6 +387,10 @@ impl fmt::Display for Source {
     }
 }
 
+fn escaped(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
+}
+
 /// The table that `espocrm-websocket config` prints.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -367,10 +400,10 @@ impl fmt::Display for Settings {
         let Self { php, address, port, zeromq, tls, debug, .. } = self;
         row("espocrm", &self.version, &"EspoCRM: version")?;
         row("enabled", &self.enabled, &"EspoCRM: useWebSocket")?;
-        row("php", &php.value.display(), &php.source)?;
+        row("php", &escaped(&php.value), &php.source)?;
         row("address", &address.value, &address.source)?;
         row("port", &port.value, &port.source)?;
-        row("zeromq", &zeromq.value, &zeromq.source)?;
+        row("zeromq", &zeromq.value.escape_debug(), &zeromq.source)?;
         match &tls.value {
             None => row("tls", &"no", &tls.source)?,
             Some(files) => {

@@ -10,18 +10,21 @@ use std::process::Command;
 /// Raises the limit of open files to what the administrator allows, and returns it.
 #[must_use]
 pub fn raise_open_files() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls only read or write the struct that they are given.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
-            return 1024;
-        }
-        let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 {
-            limit = raised;
-        }
-    }
-    limit.rlim_cur
+    let limit = open_files();
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: it only reads the struct that it is given.
+    let done = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 };
+    if done { raised.rlim_cur } else { limit.rlim_cur }
+}
+
+/// The limit of open files that programs expect which do not raise it themselves.
+const USUAL_OPEN_FILES: libc::rlim_t = 1024;
+
+fn open_files() -> libc::rlimit {
+    let mut limit = libc::rlimit { rlim_cur: USUAL_OPEN_FILES, rlim_max: USUAL_OPEN_FILES };
+    // SAFETY: it only writes to the struct that it is given.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit
 }
 
 /// Gives memory that was freed back to the system. glibc keeps what lies between blocks in use.
@@ -33,7 +36,7 @@ pub fn trim_heap() {
     }
 }
 
-/// Whether the process may do anything.
+/// Whether this runs as root.
 #[must_use]
 pub fn is_root() -> bool {
     // SAFETY: it takes nothing and cannot fail.
@@ -46,6 +49,17 @@ pub fn kill_group(leader: u32) {
     if leader > 1 {
         // SAFETY: sends a signal; the group is one that we created and have not reaped.
         unsafe { libc::kill(-leader, libc::SIGKILL) };
+    }
+}
+
+/// Whether a child has ended, without reaping it: until then its number is nobody else's.
+#[must_use]
+pub fn has_ended(child: u32) -> bool {
+    // SAFETY: it only writes to the struct that it is given, for which zeros are valid.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        libc::waitid(libc::P_PID, child, &raw mut info, flags) != 0 || info.si_pid() != 0
     }
 }
 
@@ -73,6 +87,8 @@ pub fn memory_file(content: &[u8]) -> io::Result<File> {
 /// only a moment later.
 pub fn tie(command: &mut Command) {
     let parent = std::process::id();
+    let most = open_files().rlim_max;
+    let files = libc::rlimit { rlim_cur: USUAL_OPEN_FILES.min(most), rlim_max: most };
     // SAFETY: between fork and exec only calls that are async-signal-safe are allowed; these are
     // plain system calls. A kernel without close_range (before 5.9) answers ENOSYS: see
     // `mark_close_on_exec`.
@@ -83,6 +99,8 @@ pub fn tie(command: &mut Command) {
                 // We have ended in between.
                 return Err(io::ErrorKind::Interrupted.into());
             }
+            // Some libraries walk through all that there could be. Lowering cannot fail.
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
             let flags = libc::CLOSE_RANGE_CLOEXEC;
             libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags);
             Ok(())

@@ -1,5 +1,6 @@
 //! Starting, reloading, stopping.
 
+mod mishaps;
 mod reloading;
 mod settings;
 mod starting;

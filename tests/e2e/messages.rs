@@ -155,7 +155,7 @@ fn a_message_is_passed_on_as_it_is() {
 }
 
 #[test]
-fn whatever_arrives_the_daemon_lives_and_says_so_once() {
+fn whatever_arrives_the_daemon_lives_and_says_each_reason_once() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -219,7 +219,8 @@ fn whatever_arrives_the_daemon_lives_and_says_so_once() {
     let frame = client.next().unwrap();
     assert!(String::from_utf8(frame.payload).unwrap().contains(&deepest));
     client.expect_silence();
-    assert_eq!(warnings(&daemon), 1);
+    // Malformed, of no category, nested too deeply, of several parts.
+    assert_eq!(warnings(&daemon), 4);
     daemon.signal("TERM");
     assert!(daemon.wait().success());
     // All of them were counted.

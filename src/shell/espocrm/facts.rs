@@ -64,6 +64,12 @@ impl Facts {
         }
     }
 
+    /// Whether EspoCRM's configuration has this parameter.
+    #[must_use]
+    pub fn is_set(&self, name: &str) -> bool {
+        self.parameters.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// A parameter as PHP sees its truth.
     #[must_use]
     pub fn is_true(&self, name: &str) -> bool {

@@ -61,7 +61,21 @@ impl Installation {
             std::fs::File::open(root.join(file))
                 .map_err(|error| no_espocrm(&root, file, &error))?;
         }
+        if !root.join("data").is_dir() {
+            let root = root.display();
+            return Err(Fatal::new(format!(
+                "{root} has no directory data: EspoCRM is not installed there. Name its directory \
+                 by --espocrm DIR."
+            )));
+        }
         Ok(Self { root, php: php.to_owned() })
+    }
+
+    /// The user who owns EspoCRM's data, whom PHP is run as.
+    #[must_use]
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        let data = self.root.join("data").metadata().ok()?;
+        Some((data.uid(), data.gid()))
     }
 
     /// The same EspoCRM, run by another PHP.
@@ -153,13 +167,16 @@ impl Installation {
         )))
     }
 
-    /// Asks EspoCRM for its settings and waits for the answer.
+    /// Asks EspoCRM for its settings and waits for the answer, unless it is to `stop`.
     ///
     /// # Errors
-    /// If PHP cannot be started or EspoCRM does not answer.
-    pub fn ask(&self) -> Result<Facts> {
-        let finished = self.probe().and_then(|command| Children::run(command, PROBE_TIMEOUT));
-        let finished = finished.map_err(|error| self.no_php(&error))?;
+    /// If PHP cannot be started or EspoCRM does not answer; [`Fatal::stopped`].
+    pub fn ask(&self, stop: impl FnMut() -> bool) -> Result<Facts> {
+        let finished = self.probe().and_then(|command| Children::run(command, PROBE_TIMEOUT, stop));
+        let finished = finished.map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => Fatal::stopped(),
+            _ => self.no_php(&error),
+        })?;
         self.read_probe(&finished)
     }
 
@@ -183,10 +200,9 @@ impl Installation {
         // EspoCRM's files belong to the web server's user; caches that root writes would lock it
         // out.
         if sys::is_root()
-            && let Ok(data) = self.root.join("data").metadata()
-            && data.uid() != 0
+            && let Some((user, group)) = self.owner().filter(|(user, _)| *user != 0)
         {
-            command.uid(data.uid()).gid(data.gid());
+            command.uid(user).gid(group);
         }
         command
     }

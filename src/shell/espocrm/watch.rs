@@ -1,10 +1,10 @@
 //! Noticing that EspoCRM's settings have changed on disk.
 
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The files in which EspoCRM keeps its configuration and its compiled metadata.
+/// The files in which EspoCRM keeps its configuration and its compiled metadata, and those of our
+/// own TLS.
 ///
 /// They are looked at, not watched: seven `stat` calls when somebody needs the answer cost a
 /// thousandth of the PHP process that is about to be started, work on network file systems, and
@@ -45,6 +45,16 @@ impl Watch {
         watch
     }
 
+    /// Looks at these files, too, and no longer at others that were added before.
+    pub fn add(&mut self, others: impl IntoIterator<Item = PathBuf>) {
+        self.paths.truncate(FILES.len());
+        self.seen.truncate(FILES.len());
+        for path in others {
+            self.seen.push(fingerprint_of(&path));
+            self.paths.push(path);
+        }
+    }
+
     /// Whether something has changed since the last call.
     pub fn has_changed(&mut self) -> bool {
         let now = self.look();
@@ -69,16 +79,17 @@ impl Watch {
     }
 
     fn look(&self) -> Vec<Option<Fingerprint>> {
-        self.paths.iter().map(|path| path.metadata().ok().map(|it| fingerprint(&it))).collect()
+        self.paths.iter().map(|path| fingerprint_of(path)).collect()
     }
 }
 
-fn fingerprint(file: &Metadata) -> Fingerprint {
-    Fingerprint {
+fn fingerprint_of(path: &Path) -> Option<Fingerprint> {
+    let file = path.metadata().ok()?;
+    Some(Fingerprint {
         inode: (file.dev(), file.ino()),
         size: file.size(),
         modified: (file.mtime(), file.mtime_nsec()),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -110,6 +121,16 @@ mod tests {
         assert!(watch.has_changed());
         fs::write(cache.join("metadata.php"), "22").unwrap();
         assert!(watch.has_changed());
+
+        // A certificate.
+        let certificate = root.join("certificate.pem");
+        watch.add([certificate.clone()]);
+        assert!(!watch.has_changed());
+        fs::write(&certificate, "1").unwrap();
+        assert!(watch.has_changed());
+        watch.add([]);
+        fs::write(&certificate, "22").unwrap();
+        assert!(!watch.has_changed());
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -50,6 +50,11 @@ impl Accepting {
         self.listener.address()
     }
 
+    /// Takes no more connections before there is another listener.
+    pub fn close_listener(&mut self) {
+        self.listener.close();
+    }
+
     pub fn replace_listener(&mut self, listener: Listener) {
         self.listener = listener;
         self.pending = true;
@@ -83,7 +88,7 @@ impl Accepting {
 }
 
 /// Lowers the limit of connections to what the limit of open files leaves room for.
-pub(super) fn afford(settings: &mut Settings) {
+pub fn afford(settings: &mut Settings) {
     let wanted = settings.max_connections.value;
     let affordable = affordable(wanted, sys::raise_open_files());
     if affordable < wanted {

@@ -71,7 +71,7 @@ impl Server {
 
     fn reject(&mut self, rejection: Rejection) {
         self.counters.rejected += 1;
-        if let Some(count) = self.bursts.rejected.count(self.now) {
+        if let Some(count) = self.bursts.rejected.entry(rejection).or_default().count(self.now) {
             warn!(
                 "A message that came by ZeroMQ was dropped: {rejection}. ({count} since this was \
                  last said.) If EspoCRM did not send it, find out who can reach {}.",

@@ -54,16 +54,16 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_secs(1);
 
 impl Espocrm {
-    /// Asks the EspoCRM that `layers` name, and waits for its answer.
+    /// Asks the EspoCRM that `layers` name, and waits for its answer, unless it is to `stop`.
     ///
     /// # Errors
-    /// If there is none, it does not answer, or its settings make no sense.
-    pub fn open(layers: Layers) -> Result<(Self, Settings)> {
+    /// If there is none, it does not answer, or its settings make no sense; [`Fatal::stopped`].
+    pub fn open(layers: Layers, stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
         let root = layers.root()?;
         let php = layers.php().unwrap_or(Path::new("php"));
         let installation = Installation::new(root, php)?;
         let mut watch = Watch::new(installation.root());
-        let facts = installation.ask()?;
+        let facts = installation.ask(stop)?;
         watch.has_been_read();
         let mut espocrm = Self {
             installation,
@@ -86,6 +86,12 @@ impl Espocrm {
     #[must_use]
     pub fn root(&self) -> &Path {
         self.installation.root()
+    }
+
+    /// The user who owns its data.
+    #[must_use]
+    pub fn owner(&self) -> Option<u32> {
+        self.installation.owner().map(|(user, _)| user)
     }
 
     /// Whether by now it may be another version than the one whose settings are in force.
@@ -116,11 +122,19 @@ impl Espocrm {
         self.trouble = error;
     }
 
-    /// What the probe has told, together with our own file as it is now.
-    fn read(&mut self, finished: &Finished) -> Result<Settings> {
-        let facts = self.installation.read_probe(finished)?;
+    /// What EspoCRM has told, together with our own file as it is now.
+    fn read(&mut self, facts: &Facts) -> Result<Settings> {
         self.layers.read_file()?;
-        self.resolve(&facts)
+        let root = self.layers.root().and_then(|root| Installation::new(root, Path::new("php")))?;
+        if root.root() != self.root() {
+            warn!(
+                "Another EspoCRM is to be served, that in {}: restart the daemon for that. It goes \
+                 on with {}.",
+                root.root().display(),
+                self.root().display()
+            );
+        }
+        self.resolve(facts)
     }
 
     fn resolve(&mut self, facts: &Facts) -> Result<Settings> {
@@ -134,8 +148,16 @@ impl Espocrm {
                 self.installation.php().display()
             );
             self.installation.php().clone_into(&mut php.value);
+            php.source = Source::Default;
         }
         self.installation = self.installation.with_php(&php.value);
+        let tls = settings
+            .tls
+            .value
+            .iter()
+            .flat_map(|files| [&files.certificate].into_iter().chain(&files.key));
+        let root = self.installation.root();
+        self.watch.add(tls.map(|path| root.join(path)));
         Ok(settings)
     }
 }
@@ -154,7 +176,9 @@ impl Backend {
     /// When [`Server::look_if_due`] has something to do.
     pub(super) fn next_look(&self) -> Option<Time> {
         match self {
-            Self::Espocrm(espocrm) if espocrm.reading == Reading::No => Some(espocrm.next_look),
+            Self::Espocrm(espocrm) if espocrm.reading == Reading::No => {
+                Some(espocrm.next_look.max(espocrm.rest_until))
+            }
             _ => None,
         }
     }
@@ -177,7 +201,9 @@ impl Server {
         }
         espocrm.next_look = self.now.after(LOOK_INTERVAL);
         if espocrm.watch.has_changed() {
-            debug!("EspoCRM's configuration or metadata has changed: it is read again.");
+            debug!(
+                "EspoCRM's configuration, metadata or certificate has changed: it is read again."
+            );
             self.begin_reload();
         } else if espocrm.outdated.is_some_and(|again| again <= self.now) {
             self.begin_reload();
@@ -230,11 +256,19 @@ impl Server {
         let again = std::mem::replace(&mut espocrm.reading, Reading::No) == Reading::Again;
         espocrm.rest_until = self.now.after(REST);
         espocrm.watch.has_been_read();
-        match espocrm.read(finished) {
-            Ok(settings) => {
+        match espocrm.installation.read_probe(finished) {
+            Ok(facts) => {
                 espocrm.outdated = None;
                 espocrm.trouble.clear();
-                self.apply(settings);
+                match espocrm.read(&facts) {
+                    Ok(settings) => self.apply(settings),
+                    Err(error) => {
+                        keep_old(&error);
+                        // At least how verdicts are told is known.
+                        self.settings.version = facts.version;
+                        self.hub.reload(None);
+                    }
+                }
             }
             Err(error) => {
                 espocrm.could_not_be_read(self.now, &error);
@@ -305,17 +339,37 @@ impl Server {
     }
 
     fn listen(&mut self, settings: &Settings) -> Result<()> {
+        // As 0.0.0.0:8080 after 127.0.0.1:8080: the old one is in its way.
+        let overlaps = settings.port.value == self.accepting.address().port();
+        if overlaps {
+            self.accepting.close_listener();
+        }
+        let bound = self.bind(settings);
+        if bound.is_err() && overlaps {
+            let old = self.settings.clone();
+            self.bind(&old)?;
+        }
+        bound?;
+        info!("Browsers are served at {}.", self.accepting.address());
+        Ok(())
+    }
+
+    fn bind(&mut self, settings: &Settings) -> Result<()> {
         let mut listener = Listener::bind(settings)?;
         let registered = listener.register(self.poll.registry(), LISTENER);
         registered.map_err(|error| Fatal::new(error.to_string()))?;
-        info!("Browsers are served at {}.", listener.address());
         self.accepting.replace_listener(listener);
         Ok(())
     }
 }
 
 fn keep_old(error: &Fatal) {
-    error!("{error} {STAY}");
+    error!("{} {STAY}", one_line(error));
+}
+
+/// A mistake in a file is shown where it stands, which takes several lines.
+fn one_line(error: &Fatal) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 const STAY: &str = "The settings that are in force stay.";

@@ -65,6 +65,10 @@ impl Server {
     /// Frees the slots of connections that have ended. Not earlier: until a turn is over, events
     /// may name them.
     pub(super) fn free(&mut self) {
+        if !self.ended.is_empty() {
+            // A descriptor may be what accepting waits for.
+            self.accepting.resume();
+        }
         for slot in self.ended.drain(..) {
             self.conns.try_remove(slot);
         }
@@ -181,17 +185,15 @@ impl Server {
             conn.outbox.clear();
             self.ended.push(id.slot());
             self.hub.close(id);
-            // Closing a descriptor may be what accepting waits for.
-            self.accepting.resume();
         }
     }
 
-    /// A reader that cannot keep up is ended; it comes back and asks for what it has missed.
+    /// A reader that cannot keep up is ended; its tab comes back.
     pub(super) fn too_slow(&mut self, id: ConnId) {
         if let Some(count) = self.bursts.slow.count(self.now) {
             warn!(
-                "A browser did not read for so long that {MAX_OUTBOX} bytes waited for it; it was \
-                 disconnected and will come back. ({count} since this was last said.)"
+                "A browser could not keep up with what it was sent: {MAX_OUTBOX} bytes waited for \
+                 it. It was disconnected and will come back. ({count} since this was last said.)"
             );
         }
         self.end(id);

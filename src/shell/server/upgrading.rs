@@ -55,13 +55,14 @@ impl Server {
         conn.due = due;
         self.arm(id);
         self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
-        // At once: whatever the check needs to be started, the browser is not kept waiting for it.
-        self.flush_one(id);
         match upgrade.credentials {
             Some(credentials) => self.hub.open(id, &credentials),
             // After the upgrade: an HTTP error would make the browser try again for ever.
             None => self.close(id, CloseReason::Refused),
         }
+        // At once: whatever the check needs to be started, the browser is not kept waiting for it.
+        // It may be gone already: then the hub closes what it has opened.
+        self.flush_one(id);
     }
 
     fn refuse(&mut self, id: ConnId, refusal: Refusal) {

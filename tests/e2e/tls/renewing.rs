@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::authority::{Authority, EC, Issued, RSA};
 use super::{BOTH, Tab, alice, connect, expect_alive, notification, secure};
-use crate::support::{Client, Daemon, Php, Standin};
+use crate::support::{Client, Daemon, Php, Standin, eventually};
 
 /// Whether this is the certificate that the daemon has shown.
 fn has_seen(tab: &Tab, issued: &Issued) -> bool {
@@ -50,6 +50,19 @@ fn a_renewed_certificate_is_for_new_connections_and_old_ones_live_on() {
     for tab in [&mut before, &mut after, &mut third] {
         tab.expect_event(&event);
     }
+}
+
+#[test]
+fn a_renewed_certificate_is_noticed() {
+    let authority = Authority::new();
+    let client = authority.client(BOTH);
+    let installed = authority.issue("server", EC);
+    let mut standin = Standin::new();
+    secure(&mut standin, &installed);
+    let daemon = Daemon::start(&standin);
+    let _somebody = alice(&daemon, &client);
+    authority.issue("renewed", RSA).replace(&installed);
+    eventually("it is shown", || has_seen(&alice(&daemon, &client), &installed));
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
     for number in 0..4 {
         publisher.send(&*large(number).to_string(), 0).unwrap();
     }
-    daemon.wait_for("A browser did not read for so long");
+    daemon.wait_for("A browser could not keep up");
     let other = json!({"topicId": "appParamsUpdate"});
     publisher.send(&*other.to_string(), 0).unwrap();
     good.expect_event(&other);
