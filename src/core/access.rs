@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::check::{Check, Ticket, Urgency};
-use super::limits::MAX_WAITING_CHECKS;
+use super::limits::{MAX_WAITING_CHECKS, MAX_WAITING_REVIEWS};
 use super::time::Time;
 use super::verdict::Verdict;
 use queue::Queue;
@@ -25,7 +25,7 @@ pub struct Answer {
     pub verdict: Verdict,
 }
 
-/// [`MAX_WAITING_CHECKS`] are waiting already.
+/// [`MAX_WAITING_CHECKS`] are waiting already, or, for a review, [`MAX_WAITING_REVIEWS`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct QueueFull;
 
@@ -102,7 +102,8 @@ impl Access {
         check: Check,
         urgency: Urgency,
     ) -> Result<(), QueueFull> {
-        if self.is_full() {
+        let is_review = urgency == Urgency::Review;
+        if self.is_full() || (is_review && self.waiting() >= MAX_WAITING_REVIEWS) {
             return Err(QueueFull);
         }
         let id = match self.by_check.get(&check) {
@@ -125,7 +126,8 @@ impl Access {
                 self.retries.remove(&(at, id));
                 self.queue.push(job.urgency, &job.check.user, id);
             }
-            State::Queued | State::Running => {}
+            // If it fails, it is tried again for whoever is in the greatest hurry.
+            State::Queued | State::Running => job.urgency = urgency.min(job.urgency),
         }
         Ok(())
     }
@@ -210,6 +212,12 @@ impl Access {
         self.jobs.get(&id).map(|job| Rc::clone(&job.check))
     }
 
+    /// For what the check that runs as `id` is wanted most.
+    #[must_use]
+    pub fn urgency(&self, id: JobId) -> Option<Urgency> {
+        self.jobs.get(&id).map(|job| job.urgency)
+    }
+
     /// Whether [`start`](Self::start) may find something.
     #[must_use]
     pub fn can_start(&self) -> bool {
@@ -233,7 +241,7 @@ impl Access {
         self.paused = paused;
     }
 
-    /// Whether [`request`](Self::request) would fail.
+    /// Whether [`request`](Self::request) would fail, whatever is asked.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.by_ticket.len() >= MAX_WAITING_CHECKS
@@ -399,6 +407,33 @@ mod tests {
         let (other, _) = started(&mut access).unwrap();
         assert_eq!(finish(&mut access, NOW, other, &failed()), [ticket(1, 1)]);
         assert!(access.is_idle());
+    }
+
+    #[test]
+    fn a_subscription_that_joins_a_review_that_runs_is_tried_again() {
+        let mut access = Access::new(1);
+        access.request(ticket(1, 1), check("a"), Review).unwrap();
+        let (a, _) = access.start().unwrap();
+        access.request(ticket(2, 1), check("a"), Subscription).unwrap();
+        assert_eq!(access.urgency(a), Some(Subscription));
+        assert_eq!(finish(&mut access, NOW, a, &failed()), []);
+        access.expire(NOW.after(RETRIES[0]));
+        let (a, _) = access.start().unwrap();
+        assert_eq!(finish(&mut access, NOW, a, &Verdict::Granted), [ticket(1, 1), ticket(2, 1)]);
+    }
+
+    #[test]
+    fn reviews_leave_room_for_those_who_wait() {
+        let mut access = Access::new(0);
+        for number in 0..MAX_WAITING_REVIEWS as u32 {
+            access.request(ticket(number, 1), check("a"), Review).unwrap();
+        }
+        assert_eq!(access.request(ticket(0, 2), check("a"), Review), Err(QueueFull));
+        access.request(ticket(0, 2), check("a"), Subscription).unwrap();
+        assert!(!access.is_full());
+        access.cancel(ticket(1, 1));
+        access.cancel(ticket(2, 1));
+        access.request(ticket(1, 2), check("a"), Review).unwrap();
     }
 
     #[test]

@@ -55,6 +55,10 @@ pub const MAX_DEPTH: usize = 512;
 /// if nobody else waits for that check: 12 MiB. Past it new tabs are told to come back (503).
 pub const MAX_WAITING_CHECKS: usize = 16 * 1024;
 
+/// Tickets up to which reviews of what was granted are added: they leave room for logins and
+/// subscriptions, for which a tab waits.
+pub const MAX_WAITING_REVIEWS: usize = MAX_WAITING_CHECKS / 4;
+
 /// Bytes that a PHP child may print; 36 are expected of a check, some hundred KiB of the settings
 /// of an EspoCRM with many extensions. Anything more ends the child.
 pub const MAX_CHILD_OUTPUT: usize = 1024 * 1024;

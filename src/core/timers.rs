@@ -92,10 +92,16 @@ impl Timers {
 /// back together after a restart are not pinged together for ever after.
 #[must_use]
 pub fn spread(interval: Duration, conn: ConnId) -> Duration {
+    let half = interval / 2;
+    half + part_of(half, conn)
+}
+
+/// Somewhere between nothing and all of `interval`, always the same for this connection.
+#[must_use]
+pub fn part_of(interval: Duration, conn: ConnId) -> Duration {
     // Fibonacci hashing: neighbouring numbers come out far apart.
     let hash = conn.serial().wrapping_mul(0x9e37_79b9);
-    let half = interval / 2;
-    half + half.mul_f64(f64::from(hash) / f64::from(u32::MAX))
+    interval.mul_f64(f64::from(hash) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

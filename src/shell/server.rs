@@ -172,7 +172,7 @@ impl Server {
             stopping: false,
             settings,
         };
-        server.apply_debug();
+        server.apply_to_hub();
         Ok(server)
     }
 
@@ -338,8 +338,9 @@ impl Server {
         self.conns.clear();
     }
 
-    fn apply_debug(&mut self) {
+    fn apply_to_hub(&mut self) {
         logging::set_debug(self.settings.debug.value);
         self.hub.set_log(self.settings.debug.value);
+        self.hub.set_review_interval(self.settings.review_interval.value);
     }
 }

@@ -3,7 +3,7 @@
 use log::warn;
 
 use super::{Backend, Server};
-use crate::core::access::{JobId, QueueFull};
+use crate::core::access::{Answer, JobId, QueueFull};
 use crate::core::check::{Check, Ticket, Urgency};
 use crate::core::verdict::{self, Failure, Verdict};
 use crate::core::version::Convention;
@@ -12,6 +12,11 @@ use crate::shell::children::{Finished, Task};
 impl Server {
     pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
         if let Err(QueueFull) = self.access.request(ticket, check, urgency) {
+            if urgency == Urgency::Review {
+                // Nobody waits for it: it is left out.
+                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+                return self.answers.push(Answer { ticket, verdict });
+            }
             if let Some(count) = self.bursts.queue_full.count(self.now) {
                 warn!(
                     "Too many access checks wait for PHP: {count} tabs were sent away and will come \
@@ -84,11 +89,14 @@ impl Server {
 
     fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
         let answered = self.answers.len();
+        let is_review = self.access.urgency(id) == Some(Urgency::Review);
         self.access.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else { return };
         let Some(count) = self.bursts.unchecked.count(self.now) else { return };
         let what = if check.is_authentication() { "A login" } else { "A subscription" };
-        let then = if check.is_authentication() {
+        let then = if is_review {
+            "It was granted before, and stays so until the next review"
+        } else if check.is_authentication() {
             "Its tab will come back and try again"
         } else if self.answers.len() > answered {
             "It was tried several times and is given up: the tab will not see that topic before it \

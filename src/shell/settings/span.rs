@@ -10,11 +10,24 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(Duration);
 
+/// The same, or `0` for what is turned off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanOrZero(Duration);
+
 /// The text is not a length of time.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoSpan;
 
 impl FromStr for Span {
+    type Err = NoSpan;
+
+    fn from_str(text: &str) -> Result<Self, NoSpan> {
+        let SpanOrZero(duration) = text.parse()?;
+        if duration.is_zero() { Err(NoSpan) } else { Ok(Self(duration)) }
+    }
+}
+
+impl FromStr for SpanOrZero {
     type Err = NoSpan;
 
     fn from_str(text: &str) -> Result<Self, NoSpan> {
@@ -28,7 +41,7 @@ impl FromStr for Span {
             "h" => 3_600_000,
             _ => return Err(NoSpan),
         };
-        let millis = number.checked_mul(millis).filter(|millis| *millis > 0).ok_or(NoSpan)?;
+        let millis = number.checked_mul(millis).ok_or(NoSpan)?;
         Ok(Self(Duration::from_millis(millis)))
     }
 }
@@ -41,6 +54,18 @@ impl From<Duration> for Span {
 
 impl From<Span> for Duration {
     fn from(span: Span) -> Self {
+        span.0
+    }
+}
+
+impl From<Duration> for SpanOrZero {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl From<SpanOrZero> for Duration {
+    fn from(span: SpanOrZero) -> Self {
         span.0
     }
 }
@@ -62,18 +87,32 @@ impl fmt::Display for NoSpan {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Value {
-            Seconds(u32),
-            Text(String),
-        }
-        match Value::deserialize(deserializer).map_err(|_| de::Error::custom(NoSpan))? {
-            Value::Seconds(seconds) => seconds.to_string().parse(),
-            Value::Text(text) => text.parse(),
-        }
-        .map_err(de::Error::custom)
+        text_or_seconds(deserializer)
     }
+}
+
+impl<'de> Deserialize<'de> for SpanOrZero {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_seconds(deserializer)
+    }
+}
+
+fn text_or_seconds<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = NoSpan>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Value {
+        Seconds(u32),
+        Text(String),
+    }
+    match Value::deserialize(deserializer).map_err(|_| de::Error::custom(NoSpan))? {
+        Value::Seconds(seconds) => seconds.to_string().parse(),
+        Value::Text(text) => text.parse(),
+    }
+    .map_err(de::Error::custom)
 }
 
 #[cfg(test)]
@@ -100,6 +139,16 @@ mod tests {
             "9999999999999999h",
         ] {
             assert_eq!(text.parse::<Span>(), Err(NoSpan), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_turned_off_is_so_by_zero() {
+        for (text, millis) in [("0", 0), ("0s", 0), ("0ms", 0), ("5m", 300_000)] {
+            assert_eq!(text.parse(), Ok(SpanOrZero(Duration::from_millis(millis))), "{text}");
+        }
+        for text in ["", "s", "-1", "off"] {
+            assert_eq!(text.parse::<SpanOrZero>(), Err(NoSpan), "{text}");
         }
     }
 
