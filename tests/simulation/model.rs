@@ -18,6 +18,8 @@ pub struct Conn {
     pub authenticated: bool,
     /// Whether its token is still good is being asked.
     pub review: Option<Ticket>,
+    /// When that was asked last.
+    pub asked: Option<Time>,
     /// When it was last known that it is, or that this cannot be found out.
     pub reviewed: Time,
     pub subscriptions: BTreeMap<String, Status>,

@@ -149,6 +149,7 @@ impl World {
             token,
             authenticated: false,
             review: None,
+            asked: None,
             reviewed: self.now,
             subscriptions: BTreeMap::new(),
         };
@@ -521,6 +522,10 @@ impl World {
                 assert!(is_review && !self.review_interval.is_zero());
                 assert_eq!(check, Check::authentication(&conn.token, &conn.user));
                 assert_eq!(conn.review.replace(ticket), None);
+                let last = conn.asked.replace(self.now).filter(|last| *last > self.review_since);
+                // Reckoned in whole seconds.
+                let idle = last.map(|last| self.now.since(last) + Duration::from_secs(1));
+                assert!(idle.is_none_or(|idle| idle >= self.review_interval), "too early");
             } else {
                 let from = if is_review { Status::Granted } else { Status::Held };
                 let to = if is_review { Status::Reviewing } else { Status::Waiting };

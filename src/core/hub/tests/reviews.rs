@@ -45,14 +45,14 @@ impl World {
     /// Begins a review of the only tab.
     fn begin(&mut self, conn: ConnId) -> Ticket {
         self.look(0, conn);
-        only(self.look(INTERVAL.as_secs(), conn), LOGIN)
+        only(&self.look(INTERVAL.as_secs(), conn), LOGIN)
     }
 
     /// Begins a review of the only tab, of which the token is still good.
     fn begin_topics(&mut self, conn: ConnId) -> Ticket {
         let token = self.begin(conn);
         self.answer(token, &Verdict::Granted);
-        only(self.asked(), READ_1)
+        only(&self.asked(), READ_1)
     }
 }
 
@@ -61,8 +61,8 @@ fn at(seconds: u64) -> Time {
 }
 
 /// The ticket of the only review.
-fn only(asked: Vec<Asked>, arguments: &str) -> Ticket {
-    let [(ticket, urgency, words)] = &asked[..] else { panic!("{asked:?}") };
+fn only(asked: &[Asked], arguments: &str) -> Ticket {
+    let [(ticket, urgency, words)] = asked else { panic!("{asked:?}") };
     assert_eq!((urgency, words.as_str()), (&Urgency::Review, arguments));
     *ticket
 }
@@ -74,7 +74,7 @@ fn the_token_is_asked_first_and_then_each_topic_that_is_not_open() {
     assert_ne!(token, login(A));
     assert_eq!(world.receivers(RECORD, None), [A]);
     world.answer(token, &Verdict::Granted);
-    let topic = only(world.asked(), READ_1);
+    let topic = only(&world.asked(), READ_1);
     assert_eq!(world.receivers(RECORD, None), [A]);
     world.answer(topic, &Verdict::Granted);
     assert_eq!(world.actions(), []);
@@ -115,16 +115,16 @@ fn what_could_not_be_found_out_changes_nothing() {
     world.answer(token, &unchecked());
     assert_eq!(world.actions(), []);
     // The topics are asked only behind a good token.
-    let token = only(world.look(600, A), LOGIN);
+    let token = only(&world.look(600, A), LOGIN);
     world.answer(token, &Verdict::Granted);
-    let topic = only(world.asked(), READ_1);
+    let topic = only(&world.asked(), READ_1);
     world.answer(topic, &unchecked());
     assert_eq!(world.actions(), []);
     assert_eq!(world.receivers(RECORD, None), [A]);
     // And are asked once more the next time.
-    let token = only(world.look(900, A), LOGIN);
+    let token = only(&world.look(900, A), LOGIN);
     world.answer(token, &Verdict::Granted);
-    only(world.asked(), READ_1);
+    only(&world.asked(), READ_1);
 }
 
 #[test]
@@ -134,11 +134,11 @@ fn a_verdict_counts_once_and_only_for_the_question_that_it_answers() {
     world.answer(login(A), &Verdict::Denied);
     world.answer(token, &unchecked());
     world.answer(token, &Verdict::Denied);
-    let again = only(world.look(600, A), LOGIN);
+    let again = only(&world.look(600, A), LOGIN);
     assert_ne!(again, token);
     world.answer(token, &Verdict::Denied);
     world.answer(again, &Verdict::Granted);
-    let topic = only(world.asked(), READ_1);
+    let topic = only(&world.asked(), READ_1);
     world.answer(token, &Verdict::Denied);
     world.answer(again, &Verdict::Denied);
 
@@ -189,8 +189,10 @@ fn all_tabs_of_a_user_are_reviewed_at_once_and_nobody_else() {
     let first = |second| Some((second, world.look(second, B))).filter(|it| !it.1.is_empty());
     let (due, asked) = (100..=300).find_map(first).unwrap();
     assert_eq!(due, timers::part_of(INTERVAL, A).as_secs());
-    let asked: Vec<_> = asked.iter().map(|(ticket, _, words)| (ticket.conn, &**words)).collect();
-    assert_eq!(asked, [(A, LOGIN), (B, LOGIN)]);
+    let words: Vec<_> = asked.iter().map(|(ticket, _, words)| (ticket.conn, &**words)).collect();
+    assert_eq!(words, [(A, LOGIN), (B, LOGIN)]);
+    let tickets = asked.iter().map(|(ticket, ..)| *ticket);
+    tickets.for_each(|ticket| world.answer(ticket, &unchecked()));
     for conn in [A, B] {
         assert_eq!(world.look(due + 299, conn), []);
     }
@@ -212,8 +214,8 @@ fn what_is_still_being_asked_is_not_asked_again() {
     let token = world.begin(A);
     assert_eq!(world.look(600, A), []);
     world.answer(token, &Verdict::Granted);
-    only(world.asked(), READ_1);
-    let token = only(world.look(900, A), LOGIN);
+    only(&world.asked(), READ_1);
+    let token = only(&world.look(900, A), LOGIN);
     world.answer(token, &Verdict::Granted);
     assert_eq!(world.asked(), []);
 }
@@ -275,7 +277,7 @@ fn without_an_interval_there_are_no_reviews() {
     world.hub.set_review_interval(INTERVAL);
     assert_eq!(world.look(10_000, A), []);
     assert_eq!(world.look(10_000, A), []);
-    only(world.look(10_300, A), LOGIN);
+    only(&world.look(10_300, A), LOGIN);
 }
 
 #[test]
@@ -283,13 +285,13 @@ fn a_changed_interval_counts_at_once_and_the_same_one_changes_nothing() {
     let mut world = World::reviewed();
     world.look(0, A);
     world.hub.set_review_interval(INTERVAL);
-    only(world.look(300, A), LOGIN);
+    only(&world.look(300, A), LOGIN);
 
     let mut world = World::reviewed();
     world.look(0, A);
     world.hub.set_review_interval(Duration::from_secs(10));
     world.look(1, A);
-    only(world.look(11, A), LOGIN);
+    only(&world.look(11, A), LOGIN);
 }
 
 #[test]
@@ -322,7 +324,7 @@ fn tokens_are_kept_as_long_as_their_tabs_and_never_shown() {
     world.actions();
     world.hub.set_review_interval(INTERVAL);
     world.look(0, B);
-    only(world.look(300, B), "AuthTokenCheck s3cret ann");
+    only(&world.look(300, B), "AuthTokenCheck s3cret ann");
     world.hub.close(B);
     world.actions();
     assert!(world.hub.is_empty());
