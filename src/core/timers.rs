@@ -93,15 +93,7 @@ impl Timers {
 #[must_use]
 pub fn spread(interval: Duration, conn: ConnId) -> Duration {
     let half = interval / 2;
-    half + part_of(half, conn)
-}
-
-/// Somewhere between nothing and all of `interval`, always the same for this connection.
-#[must_use]
-pub fn part_of(interval: Duration, conn: ConnId) -> Duration {
-    // Fibonacci hashing: neighbouring numbers come out far apart.
-    let hash = conn.serial().wrapping_mul(0x9e37_79b9);
-    interval.mul_f64(f64::from(hash) / f64::from(u32::MAX))
+    half + conn.part_of(half)
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use crate::core::category::Rule;
 use crate::core::check::{Check, Urgency};
 use crate::core::id::ConnId;
 use crate::core::time::Time;
-use crate::core::timers;
 
 /// When a review is due, in seconds.
 pub(super) type Due = NonZero<u32>;
@@ -52,7 +51,7 @@ impl Hub {
         let tabs = self.tabs(conn);
         let planned = |tab: &ConnId| self.sessions.get(tab.slot())?.as_ref()?.next_review;
         let next = tabs.iter().filter_map(planned).min().unwrap_or_else(|| {
-            let spread = timers::part_of(self.review_interval, conn);
+            let spread = conn.part_of(self.review_interval);
             seconds(now.after(spread))
         });
         if let Some(session) = session_mut(&mut self.sessions, conn) {

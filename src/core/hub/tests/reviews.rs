@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::core::time::Time;
-use crate::core::timers;
 
 const INTERVAL: Duration = Duration::from_secs(300);
 const LOGIN: &str = "AuthTokenCheck t ann";
@@ -188,7 +187,7 @@ fn all_tabs_of_a_user_are_reviewed_at_once_and_nobody_else() {
     world.look(100, B);
     let first = |second| Some((second, world.look(second, B))).filter(|it| !it.1.is_empty());
     let (due, asked) = (100..=300).find_map(first).unwrap();
-    assert_eq!(due, timers::part_of(INTERVAL, A).as_secs());
+    assert_eq!(due, A.part_of(INTERVAL).as_secs());
     let words: Vec<_> = asked.iter().map(|(ticket, _, words)| (ticket.conn, &**words)).collect();
     assert_eq!(words, [(A, LOGIN), (B, LOGIN)]);
     let tickets = asked.iter().map(|(ticket, ..)| *ticket);
