@@ -172,7 +172,7 @@ fn a_reload_takes_up_another_interval() {
     let standin = Standin::new();
     let (mut daemon, file) = start_without(&standin);
     let mut tabs = [alice(&mut daemon)];
-    answer_pings(&mut tabs[0], 3);
+    answer_pings(&mut tabs[0], 2);
     assert_eq!(standin.count(TOKEN), 1);
 
     set_interval(&mut daemon, &file, "100ms");
@@ -181,7 +181,7 @@ fn a_reload_takes_up_another_interval() {
     set_interval(&mut daemon, &file, "0");
     settle(&daemon, &mut tabs);
     let runs = standin.runs();
-    answer_pings(&mut tabs[0], 3);
+    answer_pings(&mut tabs[0], 2);
     assert_eq!(standin.runs(), runs);
 }
 
