@@ -54,6 +54,7 @@ Options:
   --max-connections N    connections at a time (default: 10000)
   --max-checks N         PHP processes at a time that check access (default: 2 per core)
   --check-timeout TIME   after which a check is killed (default: 20s)
+  --review-interval TIME between two checks of what was granted, 0 for none (default: 5m)
   --ping-interval TIME   between two pings of a connection (default: 25s)
   --verdict-reuse TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
   --no-worker            run each check in a PHP process of its own
@@ -86,6 +87,7 @@ impl Command {
                 Long("max-connections") => flags.max_connections = Some(count(parser.value()?)?),
                 Long("max-checks") => flags.max_checks = Some(count(parser.value()?)?),
                 Long("check-timeout") => flags.check_timeout = Some(parse(parser.value()?)?),
+                Long("review-interval") => flags.review_interval = Some(parse(parser.value()?)?),
                 Long("ping-interval") => flags.ping_interval = Some(parse(parser.value()?)?),
                 Long("verdict-reuse") => flags.verdict_reuse = Some(parse(parser.value()?)?),
                 Long("no-worker") => flags.worker = Some(false),
@@ -190,13 +192,13 @@ mod tests {
     #[test]
     fn every_flag_is_a_setting() {
         let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
-                    --max-connections 7 --max-checks 8 --check-timeout 9s --ping-interval 10s \
-                    --verdict-reuse 1s --no-worker --debug";
+                    --max-connections 7 --max-checks 8 --check-timeout 9s --review-interval 0 \
+                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
-                    max_connections = 7\nmax_checks = 8\ncheck_timeout = 9\nping_interval = 10\n\
-                    verdict_reuse = 1\nworker = false\ndebug = true";
+                    max_connections = 7\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
+                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
     }
 
@@ -210,6 +212,7 @@ mod tests {
             ("run --max-checks 0", "at least 1"),
             ("run --max-checks x", "x"),
             ("run --listen localhost", "no address"),
+            ("run --ping-interval 0", "a length of time"),
             ("run --ping-interval soon", "a length of time"),
             ("run --php", "missing argument"),
         ] {
@@ -222,7 +225,8 @@ mod tests {
     fn help_tells_every_flag() {
         assert_eq!(command("run --help"), Ok(Command::Help));
         assert_eq!(command("-V"), Ok(Command::Version));
-        for flag in ["espocrm", "config", "php", "listen", "zeromq", "debug", "ping-interval"] {
+        let flags = ["espocrm", "config", "php", "listen", "zeromq", "debug", "ping-interval"];
+        for flag in flags.into_iter().chain(["review-interval"]) {
             assert!(HELP.contains(&format!("--{flag}")));
         }
     }

@@ -33,7 +33,7 @@ pub enum Urgency {
 pub struct Ticket {
     /// The connection.
     pub conn: ConnId,
-    /// Its authentication, or its n-th subscription.
+    /// Its authentication, or the n-th thing that it asks after that.
     pub serial: u32,
 }
 

@@ -2,9 +2,13 @@
 
 mod directory;
 mod prefixes;
+mod review;
 mod session;
 #[cfg(test)]
 mod tests;
+mod tokens;
+
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -16,7 +20,7 @@ use super::submission::{Rejection, Submission};
 use super::upgrade::Credentials;
 use super::verdict::Verdict;
 use directory::Directory;
-use session::Session;
+use session::{Login, Session};
 
 /// Decides what a browser's message, a verdict, a message of EspoCRM mean for whom.
 ///
@@ -29,6 +33,8 @@ pub struct Hub {
     sessions: Vec<Option<Session>>,
     /// What the sessions share.
     directory: Directory,
+    /// Between two reviews of a user; zero for none.
+    review_interval: Duration,
 }
 
 /// What the hub wants done.
@@ -58,7 +64,7 @@ impl Hub {
     /// Starts with these categories.
     #[must_use]
     pub fn new(categories: Categories) -> Self {
-        Self { sessions: Vec::new(), directory: Directory::new(categories) }
+        Self { directory: Directory::new(categories), ..Self::default() }
     }
 
     /// What is to be done next.
@@ -115,23 +121,29 @@ impl Hub {
     }
 
     /// The answer to an [`Action::Check`]. It counts only for the very connection and subscription
-    /// that asked, and only while they still wait for it.
+    /// that asked, and only while they still wait for it. One that could not be found out lets
+    /// stay what was granted before.
     pub fn verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
         let conn = ticket.conn;
         let Some(session) = session_mut(&mut self.sessions, conn) else { return };
-        if ticket.serial != Ticket::AUTHENTICATION {
-            return self.directory.decide(session, ticket.serial, *verdict == Verdict::Granted);
-        }
-        if session.authenticated {
-            return;
-        }
-        match verdict {
-            Verdict::Granted => self.directory.welcome(session),
-            Verdict::Denied => self.refuse(conn, CloseReason::Refused),
-            Verdict::Unchecked(_) => {
-                self.close(conn);
-                self.directory.act(Action::Drop(conn));
+        match session.login {
+            Login::Waiting if ticket.serial == Ticket::AUTHENTICATION => match verdict {
+                Verdict::Granted => self.directory.welcome(session),
+                Verdict::Denied => self.refuse(conn, CloseReason::Refused),
+                Verdict::Unchecked(_) => {
+                    self.close(conn);
+                    self.directory.act(Action::Drop(conn));
+                }
+            },
+            Login::Reviewing(serial) if ticket.serial == serial => {
+                session.login = Login::Good;
+                match verdict {
+                    Verdict::Granted => self.directory.review_topics(session),
+                    Verdict::Denied => self.refuse(conn, CloseReason::Refused),
+                    Verdict::Unchecked(_) => {}
+                }
             }
+            _ => self.directory.decide(session, ticket.serial, verdict),
         }
     }
 
@@ -176,7 +188,7 @@ impl Hub {
     pub fn reload(&mut self, categories: Option<Categories>) {
         let old = self.directory.begin_with(categories);
         for session in self.sessions.iter_mut().flatten() {
-            self.directory.review(session, &old);
+            self.directory.renew(session, &old);
         }
     }
 
@@ -184,7 +196,7 @@ impl Hub {
     #[must_use]
     pub fn user(&self, conn: ConnId) -> Option<&str> {
         let session = self.sessions.get(conn.slot())?.as_ref()?;
-        let known = session.conn == conn && session.authenticated;
+        let known = session.conn == conn && session.is_authenticated();
         known.then(|| self.directory.users.name(session.user))
     }
 

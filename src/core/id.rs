@@ -1,6 +1,7 @@
 //! The name of a connection.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Names one connection for as long as the daemon runs.
 ///
@@ -30,6 +31,14 @@ impl ConnId {
     #[must_use]
     pub const fn serial(self) -> u32 {
         self.serial
+    }
+
+    /// Somewhere between nothing and all of `interval`: spreads what many connections want.
+    #[must_use]
+    pub fn part_of(self, interval: Duration) -> Duration {
+        // Fibonacci hashing: neighbouring numbers come out far apart.
+        let hash = self.serial.wrapping_mul(0x9e37_79b9);
+        interval.mul_f64(f64::from(hash) / f64::from(u32::MAX))
     }
 }
 

@@ -60,6 +60,10 @@ pub const MAX_WAITING_CHECKS: usize = 16 * 1024;
 /// Verdicts that are remembered for a few seconds, of at most 600 B each: 2.4 MB.
 pub const MAX_RECENT_VERDICTS: usize = 4 * 1024;
 
+/// Tickets up to which reviews of what was granted are added: they leave room for logins and
+/// subscriptions, for which a tab waits.
+pub const MAX_WAITING_REVIEWS: usize = MAX_WAITING_CHECKS / 4;
+
 /// Bytes that a PHP child may print; 36 are expected of a check, some hundred KiB of the settings
 /// of an EspoCRM with many extensions. Anything more ends the child.
 pub const MAX_CHILD_OUTPUT: usize = 1024 * 1024;

@@ -92,10 +92,8 @@ impl Timers {
 /// back together after a restart are not pinged together for ever after.
 #[must_use]
 pub fn spread(interval: Duration, conn: ConnId) -> Duration {
-    // Fibonacci hashing: neighbouring numbers come out far apart.
-    let hash = conn.serial().wrapping_mul(0x9e37_79b9);
     let half = interval / 2;
-    half + half.mul_f64(f64::from(hash) / f64::from(u32::MAX))
+    half + conn.part_of(half)
 }
 
 #[cfg(test)]

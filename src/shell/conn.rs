@@ -79,12 +79,14 @@ impl Conn {
         }
     }
 
-    /// When a timer is to be added for it: not if the one that it has fires early enough.
-    pub fn arm(&mut self) -> Option<Time> {
-        if self.armed.is_some_and(|armed| armed <= self.due) {
+    /// When a timer is to be added for it: at `latest`, and not if the one that it has fires early
+    /// enough.
+    pub fn arm(&mut self, latest: Option<Time>) -> Option<Time> {
+        let at = latest.map_or(self.due, |latest| latest.min(self.due));
+        if self.armed.is_some_and(|armed| armed <= at) {
             return None;
         }
-        self.armed = Some(self.due);
+        self.armed = Some(at);
         self.armed
     }
 

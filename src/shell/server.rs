@@ -185,7 +185,7 @@ impl Server {
             settings,
         };
         server.access.set_reuse(server.settings.verdict_reuse.value);
-        server.apply_debug();
+        server.apply_to_hub();
         Ok(server)
     }
 
@@ -360,8 +360,9 @@ impl Server {
         self.conns.clear();
     }
 
-    fn apply_debug(&mut self) {
+    fn apply_to_hub(&mut self) {
         logging::set_debug(self.settings.debug.value);
         self.hub.set_log(self.settings.debug.value);
+        self.hub.set_review_interval(self.settings.review_interval.value);
     }
 }

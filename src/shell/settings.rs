@@ -39,6 +39,8 @@ pub struct Settings {
     pub max_checks: Sourced<usize>,
     /// After which a check is killed.
     pub check_timeout: Sourced<Duration>,
+    /// Between two reviews of what a user was granted; zero for none.
+    pub review_interval: Sourced<Duration>,
     /// Between two pings of a connection.
     pub ping_interval: Sourced<Duration>,
     /// For how long a grant counts for whoever asks for the same.
@@ -116,6 +118,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 /// just forbidden.
 const VERDICT_REUSE: Duration = Duration::from_secs(3);
 
+/// A few checks for each user who is there. Somebody who was locked out sees events for so long.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(300);
+
 /// Well below the 60 s after which nginx and most others end a silent connection.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
 
@@ -166,6 +171,10 @@ impl Settings {
             },
             check_timeout: {
                 layers.pick(|own| own.check_timeout.map(Duration::from), || None, CHECK_TIMEOUT)
+            },
+            review_interval: {
+                let own = |own: &Own| own.review_interval.map(Duration::from);
+                layers.pick(own, || None, REVIEW_INTERVAL)
             },
             ping_interval: {
                 layers.pick(|own| own.ping_interval.map(Duration::from), || None, PING_INTERVAL)
@@ -422,6 +431,8 @@ impl fmt::Display for Settings {
         row("max_checks", &self.max_checks.value, &self.max_checks.source)?;
         let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
         row("check_timeout", &Span::from(timeout.value), &timeout.source)?;
+        let review = &self.review_interval;
+        row("review_interval", &Span::from(review.value), &review.source)?;
         row("ping_interval", &Span::from(interval.value), &interval.source)?;
         let reuse = &self.verdict_reuse;
         row("verdict_reuse", &Span::from(reuse.value), &reuse.source)?;

@@ -19,5 +19,6 @@ mod contract;
 mod life;
 mod messages;
 mod proxies;
+mod revocation;
 mod tls;
 mod versions;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use espocrm_websocket::core::check::Ticket;
 use espocrm_websocket::core::id::ConnId;
+use espocrm_websocket::core::time::Time;
 
 /// Every connection that is open.
 #[derive(Default)]
@@ -15,6 +16,12 @@ pub struct Conn {
     pub user: String,
     pub token: String,
     pub authenticated: bool,
+    /// Whether its token is still good is being asked.
+    pub review: Option<Ticket>,
+    /// When that was asked last.
+    pub asked: Option<Time>,
+    /// When it was last known that it is, or that this cannot be found out.
+    pub reviewed: Time,
     pub subscriptions: BTreeMap<String, Status>,
 }
 
@@ -25,6 +32,31 @@ pub enum Status {
     /// Its check has this ticket.
     Waiting(Ticket),
     Granted,
+    /// The same, and this ticket's check tells whether it stays so.
+    Reviewing(Ticket),
+}
+
+impl Status {
+    pub fn is_granted(self) -> bool {
+        matches!(self, Self::Granted | Self::Reviewing(_))
+    }
+
+    /// The check of which it needs the verdict.
+    pub fn ticket(self) -> Option<Ticket> {
+        match self {
+            Self::Waiting(ticket) | Self::Reviewing(ticket) => Some(ticket),
+            Self::Held | Self::Granted => None,
+        }
+    }
+}
+
+impl Conn {
+    /// Whether this ticket's verdict means anything to it.
+    pub fn waits_for(&self, ticket: Ticket) -> bool {
+        let login = ticket.serial == Ticket::AUTHENTICATION && !self.authenticated;
+        let mut topics = self.subscriptions.values();
+        login || self.review == Some(ticket) || topics.any(|it| it.ticket() == Some(ticket))
+    }
 }
 
 /// The categories that the simulated EspoCRM may have, by a number that a reload changes.
@@ -80,7 +112,7 @@ impl Model {
     pub fn receivers(&self, topic: &str, user: Option<&str>) -> Vec<ConnId> {
         let may_see = |conn: &Conn| {
             conn.authenticated
-                && conn.subscriptions.get(topic) == Some(&Status::Granted)
+                && conn.subscriptions.get(topic).is_some_and(|status| status.is_granted())
                 && user.is_none_or(|user| user == conn.user)
         };
         self.conns.iter().filter(|(_, conn)| may_see(conn)).map(|(id, _)| *id).collect()
@@ -90,8 +122,8 @@ impl Model {
     pub fn waiting(&self) -> usize {
         let waits = |conn: &Conn| {
             let statuses = conn.subscriptions.values();
-            let topics = statuses.filter(|status| matches!(status, Status::Waiting(_))).count();
-            topics + usize::from(!conn.authenticated)
+            let topics = statuses.filter(|status| status.ticket().is_some()).count();
+            topics + usize::from(!conn.authenticated) + usize::from(conn.review.is_some())
         };
         self.conns.values().map(waits).sum()
     }

@@ -42,6 +42,11 @@ pub struct World {
     outage: bool,
     edition: u32,
     reloading: bool,
+    /// How often each user has logged out: the number of the token that is good.
+    logouts: BTreeMap<&'static str, u32>,
+    review_interval: Duration,
+    /// When that was set.
+    review_since: Time,
     seen: Seen,
 }
 
@@ -68,10 +73,12 @@ const TOPICS: [&str; 11] = [
     "nothing",
 ];
 const INTERVAL: Duration = Duration::from_secs(25);
+/// The longest step of time.
+const LONGEST: Duration = Duration::from_secs(100);
 
 impl World {
     pub fn new(seed: u64, told: bool) -> Self {
-        Self {
+        let mut world = Self {
             random: Random::new(seed),
             told,
             now: Time::default(),
@@ -89,8 +96,13 @@ impl World {
             outage: false,
             edition: 0,
             reloading: false,
+            logouts: BTreeMap::new(),
+            review_interval: Duration::ZERO,
+            review_since: Time::default(),
             seen: Seen::default(),
-        }
+        };
+        world.set_review_interval(60);
+        world
     }
 
     pub fn run(mut self, steps: usize) -> Seen {
@@ -112,6 +124,8 @@ impl World {
             70..83 => self.publish(),
             83..86 => self.repeat_an_old_verdict(),
             86..88 => self.reload(),
+            88..89 => self.log_out(),
+            89..91 => self.review_one(),
             _ => self.let_time_pass(),
         }
     }
@@ -127,13 +141,16 @@ impl World {
         self.serial += 1;
         let id = ConnId::new(slot, self.serial);
         let user = (*self.random.pick(&USERS)).to_owned();
-        let token = if self.random.chance(85) { "good" } else { "bad" };
-        self.tell(|| format!("{id} opens for {user}, with a {token} token"));
-        let credentials = Credentials { user: user.as_str().into(), token: token.into() };
+        let token = if self.random.chance(85) { self.token(&user) } else { "bad".to_owned() };
+        self.tell(|| format!("{id} opens for {user}, with the token {token}"));
+        let credentials = Credentials { user: user.as_str().into(), token: token.as_str().into() };
         let conn = Conn {
             user,
-            token: token.to_owned(),
+            token,
             authenticated: false,
+            review: None,
+            asked: None,
+            reviewed: self.now,
             subscriptions: BTreeMap::new(),
         };
         self.model.conns.insert(id, conn);
@@ -141,6 +158,50 @@ impl World {
         self.timers.add(id, self.now.after(INTERVAL));
         self.hub.open(id, &credentials);
         self.carry_out();
+    }
+
+    /// The user's token that is good.
+    fn token(&self, user: &str) -> String {
+        format!("{user}{}", self.logouts.get(user).copied().unwrap_or(0))
+    }
+
+    /// The user's token becomes bad.
+    fn log_out(&mut self) {
+        let user = *self.random.pick(&USERS);
+        self.tell(|| format!("{user} logs out"));
+        *self.logouts.entry(user).or_default() += 1;
+    }
+
+    /// At any time: not earlier than it is due anything is asked.
+    fn review_one(&mut self) {
+        if let Some(id) = self.some_conn() {
+            self.review(id);
+        }
+    }
+
+    fn review(&mut self, id: ConnId) {
+        let before = self.issued.len();
+        self.hub.review(self.now, id);
+        self.carry_out();
+        let tickets = &self.issued[before..];
+        if tickets.is_empty() {
+            return;
+        }
+        let user = self.model.conns[&id].user.clone();
+        assert!(tickets.iter().all(|ticket| self.model.conns[&ticket.conn].user == user));
+        let mut tabs = self.model.conns.values().filter(|conn| conn.user == user);
+        assert!(tabs.all(|conn| conn.review.is_some() || !conn.authenticated));
+        self.tell(|| format!("{user} is reviewed"));
+        self.seen("reviewed");
+    }
+
+    fn set_review_interval(&mut self, seconds: u64) {
+        let interval = Duration::from_secs(seconds);
+        if interval != self.review_interval {
+            self.review_interval = interval;
+            self.review_since = self.now;
+        }
+        self.hub.set_review_interval(interval);
     }
 
     fn close_one(&mut self) {
@@ -234,7 +295,7 @@ impl World {
         if self.random.chance(fails) {
             return Verdict::Unchecked(Failure::TimedOut);
         }
-        let is_bad = is_login && &*check.arguments[1] == "bad";
+        let is_bad = is_login && *check.arguments[1] != self.token(&check.arguments[2]);
         let denied = !is_login && self.random.chance(25);
         if is_bad || denied { Verdict::Denied } else { Verdict::Granted }
     }
@@ -248,8 +309,8 @@ impl World {
             assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
             match verdict {
                 Verdict::Granted => {
-                    assert_eq!(conn.token, "good");
                     conn.authenticated = true;
+                    conn.reviewed = self.now;
                     self.seen("welcomed");
                     self.resolve_held(ticket.conn);
                 }
@@ -258,16 +319,33 @@ impl World {
             }
             return;
         }
-        let waiting = Status::Waiting(ticket);
-        let asked = conn.subscriptions.iter().find(|(_, status)| **status == waiting);
-        let topic = asked.expect("who no longer waits gets no answer").0.clone();
+        if conn.review == Some(ticket) {
+            assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
+            conn.review = None;
+            conn.reviewed = self.now;
+            match verdict {
+                Verdict::Granted => self.seen("still logged in"),
+                Verdict::Denied => self.expect_ended(ticket.conn, "revoked"),
+                Verdict::Unchecked(_) => self.seen("token not reviewed"),
+            }
+            return;
+        }
+        let asked = conn.subscriptions.iter().find(|(_, status)| status.ticket() == Some(ticket));
+        let (topic, status) = asked.expect("who no longer waits gets no answer");
+        let (topic, is_review) = (topic.clone(), status.is_granted());
         let Rule::Check(command) = model::rule(self.edition, &topic) else {
             panic!("{topic} needs no check");
         };
         assert_eq!(check.arguments.join(" "), command.replace("{user}", &conn.user));
         if *verdict == Verdict::Granted {
             conn.subscriptions.insert(topic, Status::Granted);
-            self.seen("granted");
+            self.seen(if is_review { "still granted" } else { "granted" });
+        } else if is_review && *verdict != Verdict::Denied {
+            conn.subscriptions.insert(topic, Status::Granted);
+            self.seen("topic not reviewed");
+        } else if is_review {
+            conn.subscriptions.remove(&topic);
+            self.seen("no longer granted");
         } else {
             conn.subscriptions.remove(&topic);
             self.seen(if *verdict == Verdict::Denied { "denied" } else { "given up" });
@@ -321,12 +399,8 @@ impl World {
         }
         let index = self.random.below(self.issued.len());
         let ticket = self.issued[index];
-        let waits = self.model.conns.get(&ticket.conn).is_some_and(|conn| {
-            let waiting = Status::Waiting(ticket);
-            let login = ticket.serial == Ticket::AUTHENTICATION && !conn.authenticated;
-            login || conn.subscriptions.values().any(|status| *status == waiting)
-        });
-        if !waits {
+        let conn = self.model.conns.get(&ticket.conn);
+        if !conn.is_some_and(|conn| conn.waits_for(ticket)) {
             self.seen("stale verdict");
             let verdicts =
                 [Verdict::Granted, Verdict::Denied, Verdict::Unchecked(Failure::TimedOut)];
@@ -368,13 +442,15 @@ impl World {
         self.hub.reload(changed.then_some(categories));
         self.access.set_paused(false);
         self.carry_out();
+        let interval = *self.random.pick(&[0, 60, 60, 60, 300]);
+        self.set_review_interval(interval);
     }
 
     fn let_time_pass(&mut self) {
         if self.random.chance(3) {
             self.outage = !self.outage;
         }
-        let longest = *self.random.pick(&[10, 1_000, 30_000, 100_000]);
+        let longest = *self.random.pick(&[10, 1_000, 30_000, LONGEST.as_millis() as usize]);
         self.now = self.now.after(Duration::from_millis(self.random.below(longest) as u64));
         self.access.expire(self.now);
         let mut fired = Vec::new();
@@ -388,13 +464,27 @@ impl World {
             }
             let due = self.due[&id];
             self.timers.add(id, due);
+            self.review(id);
         }
         let second = Duration::from_secs(1);
         assert!(self.due.values().all(|due| self.now < due.after(second)), "a timer was lost");
         if let Some(next) = self.timers.next_due() {
             assert!(next > self.now && self.due.values().all(|due| next <= due.after(second)));
         }
+        self.expect_reviews();
         self.carry_out();
+    }
+
+    /// Everybody who is logged in has been asked about within the interval, and the time between
+    /// two looks: one that plans the first review, and one that finds out that it is due.
+    fn expect_reviews(&self) {
+        let look = INTERVAL + Duration::from_secs(1) + LONGEST;
+        for (id, conn) in &self.model.conns {
+            let idle = self.now.since(conn.reviewed.max(self.review_since));
+            let asked = !conn.authenticated || conn.review.is_some();
+            let off = self.review_interval.is_zero();
+            assert!(asked || off || idle <= self.review_interval + 2 * look, "{id} is forgotten");
+        }
     }
 
     /// Does what the hub wants, as the server does.
@@ -428,13 +518,26 @@ impl World {
         {
             assert!(conn.authenticated, "nothing is checked before the login");
             let edition = self.edition;
-            let wanted = conn.subscriptions.iter_mut().find(|(topic, status)| {
-                let rule = model::rule(edition, topic);
-                let Rule::Check(command) = rule else { return false };
-                let command = command.replace("{user}", &conn.user);
-                **status == Status::Held && command == check.arguments.join(" ")
-            });
-            *wanted.expect("a check of this user's for this topic").1 = Status::Waiting(ticket);
+            let is_review = urgency == Urgency::Review;
+            if check.is_authentication() {
+                assert!(is_review && !self.review_interval.is_zero());
+                assert_eq!(check, Check::authentication(&conn.token, &conn.user));
+                assert_eq!(conn.review.replace(ticket), None);
+                let last = conn.asked.replace(self.now).filter(|last| *last > self.review_since);
+                // Reckoned in whole seconds.
+                let idle = last.map(|last| self.now.since(last) + Duration::from_secs(1));
+                assert!(idle.is_none_or(|idle| idle >= self.review_interval), "too early");
+            } else {
+                let from = if is_review { Status::Granted } else { Status::Held };
+                let to = if is_review { Status::Reviewing } else { Status::Waiting };
+                let wanted = conn.subscriptions.iter_mut().find(|(topic, status)| {
+                    let rule = model::rule(edition, topic);
+                    let Rule::Check(command) = rule else { return false };
+                    let command = command.replace("{user}", &conn.user);
+                    **status == from && command == check.arguments.join(" ")
+                });
+                *wanted.expect("a check of this user's for this topic").1 = to(ticket);
+            }
         }
         assert_eq!(self.access.request(self.now, ticket, check, urgency), Ok(false));
         self.seen("asked");
@@ -515,6 +618,13 @@ impl Seen {
     pub fn expect_everything(&self) {
         for what in [
             "answered",
+            "no longer granted",
+            "reviewed",
+            "revoked",
+            "still granted",
+            "still logged in",
+            "token not reviewed",
+            "topic not reviewed",
             "asked",
             "closed",
             "delivered",

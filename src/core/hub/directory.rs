@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use smallvec::SmallVec;
 
 use super::Action;
-use super::session::{Session, State, Subscription};
+use super::session::{Login, Session, State, Subscription};
+use super::tokens::Tokens;
 use crate::core::category::{Categories, NoTopic, Rule};
 use crate::core::check::{Check, Ticket, Urgency};
 use crate::core::frame::{CloseReason, SharedFrame};
@@ -13,6 +14,7 @@ use crate::core::id::ConnId;
 use crate::core::interner::{Interner, Key};
 use crate::core::limits::MAX_SUBSCRIPTIONS;
 use crate::core::upgrade::Credentials;
+use crate::core::verdict::Verdict;
 use crate::core::wamp::{self, ClientMessage};
 
 #[derive(Debug, Default)]
@@ -20,6 +22,7 @@ pub(super) struct Directory {
     pub categories: Categories,
     /// The authenticated connections of each user.
     pub users: Interner<Conns>,
+    pub tokens: Tokens,
     /// The connections that may see each topic.
     pub topics: Interner<Conns>,
     /// EspoCRM's settings are being read again: an unknown topic may be known in a moment.
@@ -54,12 +57,14 @@ impl Directory {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.users.is_empty() && self.topics.is_empty() && self.actions.is_empty()
+        let nobody = self.users.is_empty() && self.tokens.is_empty();
+        nobody && self.topics.is_empty() && self.actions.is_empty()
     }
 
     pub fn open(&mut self, conn: ConnId, credentials: &Credentials) -> Session {
         let user = self.users.intern(&credentials.user);
-        let session = Session::new(conn, user);
+        let token = self.tokens.intern(&credentials.token);
+        let session = Session::new(conn, user, token);
         let check = Check::authentication(&credentials.token, &credentials.user);
         self.log(|_| format!("{conn}: open"));
         let ticket = session.ticket(Ticket::AUTHENTICATION);
@@ -68,7 +73,7 @@ impl Directory {
     }
 
     pub fn welcome(&mut self, session: &mut Session) {
-        session.authenticated = true;
+        session.login = Login::Good;
         if let Some(conns) = self.users.value_mut(session.user) {
             conns.push(session.conn);
         }
@@ -78,17 +83,24 @@ impl Directory {
     }
 
     pub fn close(&mut self, mut session: Session) {
-        if session.authenticated {
-            if let Some(conns) = self.users.value_mut(session.user) {
-                remove(conns, session.conn);
-            }
-        } else {
-            self.act(Action::Cancel(session.ticket(Ticket::AUTHENTICATION)));
+        let waiting = match session.login {
+            Login::Waiting => Some(Ticket::AUTHENTICATION),
+            Login::Good => None,
+            Login::Reviewing(serial) => Some(serial),
+        };
+        if let Some(serial) = waiting {
+            self.act(Action::Cancel(session.ticket(serial)));
+        }
+        if session.is_authenticated()
+            && let Some(conns) = self.users.value_mut(session.user)
+        {
+            remove(conns, session.conn);
         }
         for subscription in std::mem::take(&mut session.subscriptions) {
             self.withdraw(&session, &subscription);
             self.topics.release(subscription.topic);
         }
+        self.tokens.release(session.token);
         self.users.release(session.user);
         self.log(|_| format!("{}: close", session.conn));
     }
@@ -121,16 +133,22 @@ impl Directory {
     }
 
     /// Applies the verdict of the check with this serial number.
-    pub fn decide(&mut self, session: &mut Session, serial: u32, granted: bool) {
-        let waiting = State::Checking(serial);
-        let mut subscriptions = session.subscriptions.iter();
-        let Some(index) = subscriptions.position(|it| it.state == waiting) else { return };
-        if granted {
-            self.grant(session, index);
-        } else if let Some(subscription) = session.subscriptions.get_mut(index) {
-            // The check has ended: there is nothing to be cancelled.
-            subscription.state = State::Held;
-            self.drop_subscription(session, index, DENIED);
+    pub fn decide(&mut self, session: &mut Session, serial: u32, verdict: &Verdict) {
+        let waits = |it: &Subscription| {
+            it.state == State::Checking(serial) || it.state == State::Reviewing(serial)
+        };
+        let Some(index) = session.subscriptions.iter().position(waits) else { return };
+        let Some(subscription) = session.subscriptions.get_mut(index) else { return };
+        // The check has ended: there is nothing to be cancelled.
+        let was_granted = subscription.state.is_granted();
+        subscription.state = if was_granted { State::Granted } else { State::Held };
+        match verdict {
+            // What could not be found out changes nothing.
+            Verdict::Granted | Verdict::Unchecked(_) if was_granted => {}
+            Verdict::Granted => self.grant(session, index),
+            Verdict::Denied | Verdict::Unchecked(_) => {
+                self.drop_subscription(session, index, DENIED);
+            }
         }
     }
 
@@ -144,7 +162,7 @@ impl Directory {
     }
 
     /// Looks at a session's subscriptions again after the categories have changed from `old`.
-    pub fn review(&mut self, session: &mut Session, old: &Categories) {
+    pub fn renew(&mut self, session: &mut Session, old: &Categories) {
         for index in 0..session.subscriptions.len() {
             let Some(subscription) = session.subscriptions.get(index) else { break };
             let name = self.topics.name(subscription.topic);
@@ -155,7 +173,7 @@ impl Directory {
                 }
             }
         }
-        if session.authenticated {
+        if session.is_authenticated() {
             self.resolve_all(session);
         }
     }
@@ -176,7 +194,7 @@ impl Directory {
         }
         let topic = self.topics.intern(topic);
         session.subscriptions.push(Subscription { topic, state: State::Held });
-        if session.authenticated {
+        if session.is_authenticated() {
             self.resolve(session, session.subscriptions.len() - 1);
         }
     }
@@ -253,14 +271,13 @@ impl Directory {
 
     /// Ends a subscription's check or delivery.
     fn withdraw(&mut self, session: &Session, subscription: &Subscription) {
-        match subscription.state {
-            State::Held => {}
-            State::Checking(serial) => self.act(Action::Cancel(session.ticket(serial))),
-            State::Granted => {
-                if let Some(conns) = self.topics.value_mut(subscription.topic) {
-                    remove(conns, session.conn);
-                }
-            }
+        if let State::Checking(serial) | State::Reviewing(serial) = subscription.state {
+            self.act(Action::Cancel(session.ticket(serial)));
+        }
+        if subscription.state.is_granted()
+            && let Some(conns) = self.topics.value_mut(subscription.topic)
+        {
+            remove(conns, session.conn);
         }
     }
 

@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::prefixes::Prefixes;
+use super::review::Due;
 use crate::core::check::Ticket;
 use crate::core::id::ConnId;
 use crate::core::interner::Key;
@@ -13,12 +14,27 @@ pub(super) struct Session {
     pub conn: ConnId,
     /// A name held in the directory's users.
     pub user: Key,
-    pub authenticated: bool,
+    /// Held in the directory's tokens.
+    pub token: Key,
+    pub login: Login,
+    /// None before it was looked at first.
+    pub next_review: Option<Due>,
     /// The serial number of the latest check.
     serial: u32,
     /// In the order in which they were made. A tab of EspoCRM has two to five.
     pub subscriptions: SmallVec<[Subscription; 5]>,
     pub prefixes: Prefixes,
+}
+
+/// How far a session's authentication has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Login {
+    /// It waits for the first verdict.
+    Waiting,
+    /// It has been welcomed.
+    Good,
+    /// The same, and the check with this serial number tells whether it stays so.
+    Reviewing(u32),
 }
 
 /// What a session wants to see.
@@ -38,14 +54,18 @@ pub(super) enum State {
     Checking(u32),
     /// Events are delivered.
     Granted,
+    /// The same, and the check with this serial number tells whether it stays so.
+    Reviewing(u32),
 }
 
 impl Session {
-    pub fn new(conn: ConnId, user: Key) -> Self {
+    pub fn new(conn: ConnId, user: Key, token: Key) -> Self {
         Self {
             conn,
             user,
-            authenticated: false,
+            token,
+            login: Login::Waiting,
+            next_review: None,
             serial: Ticket::AUTHENTICATION,
             subscriptions: SmallVec::new(),
             prefixes: Prefixes::default(),
@@ -65,12 +85,32 @@ impl Session {
         Ticket { conn: self.conn, serial }
     }
 
+    pub fn is_authenticated(&self) -> bool {
+        self.login != Login::Waiting
+    }
+
     pub fn find(&self, topic: Key) -> Option<usize> {
         self.subscriptions.iter().position(|subscription| subscription.topic == topic)
     }
 
     pub fn may_see(&self, topic: Key) -> bool {
         let mut all = self.subscriptions.iter();
-        self.authenticated && all.any(|it| it.topic == topic && it.state == State::Granted)
+        self.is_authenticated() && all.any(|it| it.topic == topic && it.state.is_granted())
+    }
+}
+
+impl State {
+    pub fn is_granted(self) -> bool {
+        matches!(self, Self::Granted | Self::Reviewing(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_is_small() {
+        assert!(size_of::<Option<Session>>() <= 112, "{}", size_of::<Option<Session>>());
     }
 }

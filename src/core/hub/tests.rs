@@ -1,5 +1,7 @@
 //! What the hub does with single messages; the simulation does it with all of them at once.
 
+mod reviews;
+
 use serde_json::json;
 
 use super::*;

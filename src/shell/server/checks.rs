@@ -16,6 +16,11 @@ impl Server {
             self.answers.push(Answer { ticket, verdict: Verdict::Granted });
         }
         if known == Err(QueueFull) {
+            if urgency == Urgency::Review {
+                // Nobody waits for it: it is left out.
+                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+                return self.answers.push(Answer { ticket, verdict });
+            }
             if let Some(count) = self.bursts.queue_full.count(self.now) {
                 warn!(
                     "Too many access checks wait for PHP: {count} tabs were sent away and will come \
@@ -95,6 +100,7 @@ impl Server {
 
     pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
         let answered = self.answers.len();
+        let is_review = self.access.urgency(id) == Some(Urgency::Review);
         self.access.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else {
             if let Some(count) = self.outage.worked() {
@@ -106,7 +112,9 @@ impl Server {
             return;
         }
         let what = if check.is_authentication() { "A login" } else { "A subscription" };
-        let then = if check.is_authentication() {
+        let then = if is_review {
+            "It was granted before, and stays so until the next review"
+        } else if check.is_authentication() {
             "Its tab will come back and try again"
         } else if self.answers.len() > answered {
             "It was tried several times and is given up: the tab will not see that topic before it \

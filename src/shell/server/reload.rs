@@ -335,7 +335,7 @@ impl Server {
         }
         self.hub.reload(Some(new.categories.clone()));
         self.settings = new;
-        self.apply_debug();
+        self.apply_to_hub();
     }
 
     fn listen(&mut self, settings: &Settings) -> Result<()> {

@@ -158,6 +158,7 @@ impl Server {
                 }
                 self.send(id, self.ping.clone());
             }
+            self.hub.review(now, id);
             self.arm(id);
         }
     }
@@ -171,9 +172,12 @@ impl Server {
         }
     }
 
-    /// Has a connection looked at when it is due.
+    /// Has a connection looked at when it is due. Reviews need no timers of their own: pings come
+    /// more often, unless it is set otherwise.
     pub(super) fn arm(&mut self, id: ConnId) {
-        if let Some(due) = self.conn(id).and_then(Conn::arm) {
+        let review = Some(self.settings.review_interval.value).filter(|it| !it.is_zero());
+        let latest = review.map(|interval| self.now.after(interval));
+        if let Some(due) = self.conn(id).and_then(|conn| conn.arm(latest)) {
             self.timers.add(id, due);
         }
     }

@@ -31,6 +31,8 @@ pub struct Own {
     pub max_checks: Option<usize>,
     /// After which a check is killed.
     pub check_timeout: Option<Span>,
+    /// Between two reviews of what a user was granted.
+    pub review_interval: Option<SpanOrZero>,
     /// Between two pings of a connection.
     pub ping_interval: Option<Span>,
     /// For how long a grant counts for whoever asks for the same.
@@ -120,7 +122,8 @@ mod tests {
         let own = Own::from_toml(
             "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
              zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nmax_connections = 500\n\
-             max_checks = 1\ncheck_timeout = '10s'\nping_interval = 20\nverdict_reuse = 0\nworker = false\n",
+             max_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
+             ping_interval = 20\nverdict_reuse = 0\nworker = false\n",
         );
         let expected = Own {
             espocrm: Some("/srv/crm".into()),
@@ -131,6 +134,7 @@ mod tests {
             max_connections: Some(500),
             max_checks: Some(1),
             check_timeout: Some(Duration::from_secs(10).into()),
+            review_interval: Some(Duration::ZERO.into()),
             ping_interval: Some(Duration::from_secs(20).into()),
             verdict_reuse: Some(Duration::ZERO.into()),
             worker: Some(false),
@@ -154,6 +158,7 @@ mod tests {
             max_connections: Some(_),
             max_checks: Some(_),
             check_timeout: Some(_),
+            review_interval: Some(_),
             ping_interval: Some(_),
             verdict_reuse: Some(_),
             worker: Some(_),
@@ -169,6 +174,8 @@ mod tests {
             ("\nlisten = 'localhost'", "\"localhost\" is no address"),
             ("\nmax_checks = 0", "at least 1"),
             ("\nmax_checks = -1", "max_checks"),
+            ("\nping_interval = 0", "a length of time is expected"),
+            ("\nreview_interval = 'off'", "a length of time is expected"),
             ("\nping_interval = 'soon'", "a length of time is expected"),
             ("\nport = 8080", "unknown field `port`"),
             ("\nx", "line 2"),

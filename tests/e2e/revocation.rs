@@ -1,0 +1,227 @@
+//! What was granted is checked again while the tab is open.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Daemon, Php, Standin, eventually};
+
+const TOKEN: &str = "AuthTokenCheck tok-alice alice";
+const READ: &str = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
+const RECORD: &str = "recordUpdate.Account.1";
+const DENIED: &str = "check access failed for topic recordUpdate.Account.1 for user alice";
+
+fn start(standin: &Standin) -> Daemon {
+    Daemon::start_with(standin, &["--review-interval", "100ms"])
+}
+
+/// A tab of alice's that sees two records.
+fn alice(daemon: &mut Daemon) -> Client {
+    let mut alice = daemon.connect("alice");
+    daemon.subscribe(&mut alice, "alice", RECORD);
+    daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.2");
+    alice
+}
+
+fn update(id: u32) -> Value {
+    json!({"topicId": format!("recordUpdate.Account.{id}")})
+}
+
+/// Waits until these have been run so often more.
+fn runs(standin: &Standin, arguments: &str, more: usize) {
+    let before = standin.count(arguments);
+    eventually(arguments, || standin.count(arguments) >= before + more);
+}
+
+#[test]
+fn who_has_logged_out_is_cut_off_cleanly_in_all_tabs_and_nobody_else_is() {
+    let standin = Standin::new();
+    let mut daemon = start(&standin);
+    let mut tabs = [daemon.connect("alice"), alice(&mut daemon)];
+    let mut bob = daemon.connect("bob");
+    daemon.subscribe(&mut bob, "bob", RECORD);
+    runs(&standin, TOKEN, 2);
+    for tab in &mut tabs {
+        tab.expect_silence();
+    }
+    standin.set("bad-tokens", "tok-alice\n");
+    for tab in &mut tabs {
+        tab.expect_close(1008);
+    }
+    runs(&standin, "AuthTokenCheck tok-bob bob", 2);
+    Php::send(&daemon.zeromq, &[update(1)]);
+    bob.expect_event(&update(1));
+    // A tab that is reloaded is refused in the same way.
+    Client::open(daemon.address, "alice", "tok-alice").expect_close(1008);
+}
+
+#[test]
+fn a_record_that_may_no_longer_be_seen_is_no_longer_delivered() {
+    let standin = Standin::new();
+    let mut daemon = start(&standin);
+    let mut alice = alice(&mut daemon);
+    runs(&standin, READ, 1);
+    Php::send(&daemon.zeromq, &[update(1)]);
+    alice.expect_event(&update(1));
+    standin.set("denied", "1\n");
+    daemon.wait_for(DENIED);
+    Php::send(&daemon.zeromq, &[update(1), update(2)]);
+    alice.expect_event(&update(2));
+    // Back again, it is granted to whoever asks for it.
+    standin.unset("denied");
+    daemon.subscribe(&mut alice, "alice", RECORD);
+    Php::send(&daemon.zeromq, &[update(1)]);
+    alice.expect_event(&update(1));
+    alice.expect_silence();
+}
+
+#[test]
+fn an_espocrm_that_fails_takes_nothing_away() {
+    std::thread::scope(|scope| {
+        for failure in ["error", "exit255", "crash"] {
+            scope.spawn(move || {
+                let standin = Standin::new();
+                let mut daemon = start(&standin);
+                let mut alice = alice(&mut daemon);
+                standin.set("failure", failure);
+                runs(&standin, TOKEN, 2);
+                daemon.wait_for("It was granted before, and stays so until the next review");
+                Php::send(&daemon.zeromq, &[update(1)]);
+                alice.expect_event(&update(1));
+                standin.unset("failure");
+                runs(&standin, READ, 1);
+                standin.set("bad-tokens", "tok-alice\n");
+                alice.expect_close(1008);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_topic_that_cannot_be_checked_again_stays() {
+    let standin = Standin::new();
+    let fail = "case $2 in AclCheck) \
+        if [ -e data/standin/no-acl ]; then echo >> data/standin/no-acl; exit 255; fi;; esac";
+    let php = standin.php("php", fail);
+    let mut daemon = Daemon::start_with(&standin, &["--review-interval", "100ms", "--php", &php]);
+    let mut alice = alice(&mut daemon);
+    standin.set("no-acl", "");
+    let failed = standin.path().join("data/standin/no-acl");
+    let failures = || std::fs::read_to_string(&failed).unwrap().lines().count();
+    // Two topics, at two reviews at least.
+    eventually("reviews fail", || failures() >= 5);
+    Php::send(&daemon.zeromq, &[update(1), update(2)]);
+    alice.expect_events(&[update(1), update(2)]);
+    assert!(!daemon.log().iter().any(|line| line.contains("check access failed")));
+    standin.unset("no-acl");
+    standin.set("denied", "1\n");
+    daemon.wait_for(DENIED);
+}
+
+#[test]
+fn the_tabs_of_a_user_share_one_run_of_each_check() {
+    let standin = Standin::new();
+    let (mut daemon, file) = start_without(&standin);
+    let mut tabs: Vec<Client> = (0..3).map(|_| alice(&mut daemon)).collect();
+    let subscribed = standin.count(READ);
+    standin.hold("id=1 ");
+    set_interval(&mut daemon, &file, "100ms");
+    wait(&mut tabs, "the record is reviewed", || standin.count(READ) > subscribed);
+    standin.set("denied", "1\n");
+    // Other reviews go on meanwhile, and do not ask for it again.
+    let before = standin.count(TOKEN);
+    wait(&mut tabs, "reviews go on", || standin.count(TOKEN) >= before + 2);
+    standin.release();
+    let denied = || daemon.log().iter().filter(|it| it.ends_with(DENIED)).count();
+    wait(&mut tabs, "all are denied by it", || denied() == 3);
+    assert_eq!(standin.count(READ), subscribed + 1);
+
+    set_interval(&mut daemon, &file, "0");
+    settle(&daemon, &mut tabs);
+    let before = standin.count(TOKEN);
+    standin.hold("AuthTokenCheck");
+    set_interval(&mut daemon, &file, "100ms");
+    wait(&mut tabs, "the token is reviewed", || standin.count(TOKEN) > before);
+    standin.set("bad-tokens", "tok-alice\n");
+    // Events are delivered while it runs.
+    Php::send(&daemon.zeromq, &[update(2)]);
+    for tab in &mut tabs {
+        tab.expect_event(&update(2));
+    }
+    standin.release();
+    for tab in &mut tabs {
+        tab.expect_close(1008);
+    }
+    assert_eq!(standin.count(TOKEN), before + 1);
+}
+
+#[test]
+fn with_no_interval_nothing_is_checked_again() {
+    let standin = Standin::new();
+    let flags = ["--review-interval", "0", "--ping-interval", "1s"];
+    let mut daemon = Daemon::start_with(&standin, &flags);
+    let mut alice = alice(&mut daemon);
+    let runs = standin.runs();
+    standin.set("bad-tokens", "tok-alice\n");
+    answer_pings(&mut alice, 4);
+    assert_eq!(standin.runs(), runs);
+}
+
+#[test]
+fn a_reload_takes_up_another_interval() {
+    let standin = Standin::new();
+    let (mut daemon, file) = start_without(&standin);
+    let mut tabs = [alice(&mut daemon)];
+    answer_pings(&mut tabs[0], 2);
+    assert_eq!(standin.count(TOKEN), 1);
+
+    set_interval(&mut daemon, &file, "100ms");
+    wait(&mut tabs, "it is reviewed", || standin.count(TOKEN) > 3);
+
+    set_interval(&mut daemon, &file, "0");
+    settle(&daemon, &mut tabs);
+    let runs = standin.runs();
+    answer_pings(&mut tabs[0], 2);
+    assert_eq!(standin.runs(), runs);
+}
+
+/// A daemon without reviews, and the file in which they can be turned on.
+fn start_without(standin: &Standin) -> (Daemon, PathBuf) {
+    let file = standin.path().join("own.toml");
+    std::fs::write(&file, "review_interval = 0").unwrap();
+    // Each ping is a look at whether a review is due.
+    let flags = ["--ping-interval", "1s", "--config", file.to_str().unwrap()];
+    (Daemon::start_with(standin, &flags), file)
+}
+
+fn set_interval(daemon: &mut Daemon, file: &Path, interval: &str) {
+    std::fs::write(file, format!("review_interval = '{interval}'")).unwrap();
+    daemon.reload("have changed");
+}
+
+/// Waits for a condition while these tabs get nothing but pings, which they answer.
+fn wait(tabs: &mut [Client], what: &str, mut condition: impl FnMut() -> bool) {
+    eventually(what, || {
+        tabs.iter_mut().for_each(Client::expect_silence);
+        condition()
+    });
+}
+
+/// Waits until what has begun has come to its end.
+fn settle(daemon: &Daemon, tabs: &mut [Client]) {
+    let mut quiet = 0;
+    // For two turns: what follows from a verdict has been started by then.
+    wait(tabs, "nothing is checked", || {
+        quiet = if daemon.children().is_empty() { quiet + 1 } else { 0 };
+        quiet == 2
+    });
+}
+
+/// Waits for so many pings.
+fn answer_pings(tab: &mut Client, count: usize) {
+    for _ in 0..count {
+        let ping = tab.next_raw().unwrap();
+        assert_eq!(ping.opcode, 9, "{ping:?}");
+        tab.send_frame(0x8a, &ping.payload);
+    }
+}
