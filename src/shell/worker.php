@@ -19,6 +19,7 @@ final class Answer
     private static $output = '';
     private static $status;
     private static $isOver = false;
+    private static $failure = 500;
 
     /** Refuses a request before anything of EspoCRM has run. */
     public static function refuse($code)
@@ -44,6 +45,13 @@ final class Answer
         });
     }
 
+    /** This EspoCRM is not one that can be asked in this way. */
+    public static function cannot()
+    {
+        self::$failure = 501;
+        exit;
+    }
+
     public static function collect($text, $phase)
     {
         if (self::$isOver) {
@@ -63,7 +71,8 @@ final class Answer
         }
         header_remove();
         if ($isTooLong || self::$status === null || self::hasDied()) {
-            http_response_code(500);
+            http_response_code(self::$failure);
+
             return '';
         }
         http_response_code(200);
@@ -173,8 +182,7 @@ function run()
         || !method_exists('Espo\Core\Application', 'setupSystemUser')
         || !method_exists($class, 'run')
     ) {
-        http_response_code(501);
-        exit;
+        Answer::cannot();
     }
     $application = new \Espo\Core\Application();
     // Later versions leave this to the command manager.
