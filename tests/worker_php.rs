@@ -428,12 +428,13 @@ fn sees_the_same(standin: &Standin, worker: &Worker) {
         $globals = array_keys($GLOBALS); sort($globals);
         $ini = ini_get_all(null, false);
         foreach (array_keys($ini) as $name) {
-            if (preg_match('/^(opcache|cli_server|apc|zlib)\\\\.|^(expose_php|register_argc_argv|'
-                . 'enable_post_data_reading)$/', $name)) {
+            if (preg_match('/^(opcache|cli_server|apc|zlib)\\\\.|^(expose_php|output_handler|'
+                . 'enable_post_data_reading|register_argc_argv)$/', $name)) {
                 unset($ini[$name]);
             }
         }
-        $constants = array_keys(get_defined_constants(true)['user']); sort($constants);
+        $constants = array_keys(get_defined_constants(true)['user']);
+        $constants = array_diff($constants, ['STDIN', 'STDOUT', 'STDERR']); sort($constants);
         echo json_encode([
             $server, $env, $_ENV, $_GET, $_POST, $_COOKIE, $_REQUEST, $_FILES, $argv ?? 'local',
             $GLOBALS['argv'], $GLOBALS['argc'], $globals, $ini, $constants, getcwd(), umask(),
