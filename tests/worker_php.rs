@@ -123,7 +123,15 @@ impl Standin {
 
     /// What `php command.php` answers.
     fn plain(&self, words: &[&str]) -> Outcome {
+        self.plain_with(&[], words)
+    }
+
+    /// With settings that stand where php.ini's do.
+    fn plain_with(&self, ini: &[&str], words: &[&str]) -> Outcome {
         let mut command = Command::new("php");
+        for option in ini {
+            command.args(["-d", option]);
+        }
         command.arg("command.php").args(words).current_dir(&self.0).stdin(Stdio::null());
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -416,6 +424,32 @@ fn a_command_sees_what_it_sees_on_the_command_line() {
     standin.extension("echo $none; return count($_ENV) > 0 ? 1 : 0;");
     let answer = worker.ask(&["Extension"]).outcome().unwrap();
     assert_eq!(answer, Outcome { status: 1, output: String::new() });
+}
+
+#[test]
+fn what_php_complains_of_is_printed_in_both_ways_or_in_none() {
+    let standin = Standin::new();
+    // The second file is complained of when it is compiled.
+    standin.write(
+        "custom/commands/compiled.php",
+        "<?php function standinOdd($a = 1, $b) { return 1; } return 1;",
+    );
+    standin.extension(
+        "require __DIR__ . '/compiled.php'; echo $none; trigger_error('<b>&', E_USER_WARNING);
+        return 1;",
+    );
+    standin.age();
+    for (display, is_printed) in [("0", false), ("1", true), ("stderr", false), ("stdout", true)] {
+        let ini = [&*format!("display_errors={display}"), "error_reporting=-1"];
+        let worker = Worker::start_with(&standin, &ini);
+        let plain = standin.plain_with(&ini, &["Extension"]);
+        assert_eq!(plain.output.contains("Warning"), is_printed, "{plain:?}");
+        assert_eq!(plain.output.contains("compiled.php on line"), is_printed, "{plain:?}");
+        for _ in 0..3 {
+            let told = worker.ask(&["Extension"]).outcome();
+            assert_eq!(told.as_ref(), Some(&plain), "{display}");
+        }
+    }
 }
 
 fn sees_the_same(standin: &Standin, worker: &Worker) {

@@ -65,7 +65,7 @@ final class Answer
             return '';
         }
         self::$isOver = true;
-        // Headers that the command has sent itself are not ours.
+        // The command has done away with our buffer, or flushed: it is too late for a status.
         if (headers_sent()) {
             return '';
         }
@@ -159,9 +159,9 @@ function prepare(array $words)
     $_GET = $_POST = $_COOKIE = $_FILES = $_REQUEST = array();
 
     // The command line's alone. EspoCRM prints by STDOUT.
-    define('STDIN', fopen('php://stdin', 'r'));
-    define('STDOUT', fopen('php://output', 'w'));
-    define('STDERR', fopen('php://stderr', 'w'));
+    define('STDIN', fopen('php://stdin', 'rb'));
+    define('STDOUT', fopen('php://output', 'wb'));
+    define('STDERR', fopen('php://stderr', 'wb'));
 
     // Only the command line prints errors elsewhere than on its output.
     if (strtolower((string) ini_get('display_errors')) === 'stderr') {
