@@ -1,6 +1,14 @@
 //! The PHP that answers checks (`src/shell/worker.php`) beside `php command.php`: whatever is asked
 //! and whatever has changed, both say the same, or the worker says that it cannot tell.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test may fail by a panic"
+)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
