@@ -209,6 +209,6 @@ call_user_func(function () {
     Answer::begin($nonce);
 });
 
-include getcwd() . '/bootstrap.php';
+require getcwd() . '/bootstrap.php';
 
 Answer::end(run());
