@@ -19,6 +19,7 @@ final class Answer
     private static $output = '';
     private static $status;
     private static $isOver = false;
+    private static $failure = 500;
 
     /** Refuses a request before anything of EspoCRM has run. */
     public static function refuse($code)
@@ -44,6 +45,13 @@ final class Answer
         });
     }
 
+    /** This EspoCRM is not one that can be asked in this way. */
+    public static function cannot()
+    {
+        self::$failure = 501;
+        exit;
+    }
+
     public static function collect($text, $phase)
     {
         if (self::$isOver) {
@@ -57,13 +65,14 @@ final class Answer
             return '';
         }
         self::$isOver = true;
-        // Headers that the command has sent itself are not ours.
+        // The command has done away with our buffer, or flushed: it is too late for a status.
         if (headers_sent()) {
             return '';
         }
         header_remove();
         if ($isTooLong || self::$status === null || self::hasDied()) {
-            http_response_code(500);
+            http_response_code(self::$failure);
+
             return '';
         }
         http_response_code(200);
@@ -150,9 +159,9 @@ function prepare(array $words)
     $_GET = $_POST = $_COOKIE = $_FILES = $_REQUEST = array();
 
     // The command line's alone. EspoCRM prints by STDOUT.
-    define('STDIN', fopen('php://stdin', 'r'));
-    define('STDOUT', fopen('php://output', 'w'));
-    define('STDERR', fopen('php://stderr', 'w'));
+    define('STDIN', fopen('php://stdin', 'rb'));
+    define('STDOUT', fopen('php://output', 'wb'));
+    define('STDERR', fopen('php://stderr', 'wb'));
 
     // Only the command line prints errors elsewhere than on its output.
     if (strtolower((string) ini_get('display_errors')) === 'stderr') {
@@ -173,8 +182,7 @@ function run()
         || !method_exists('Espo\Core\Application', 'setupSystemUser')
         || !method_exists($class, 'run')
     ) {
-        http_response_code(501);
-        exit;
+        Answer::cannot();
     }
     $application = new \Espo\Core\Application();
     // Later versions leave this to the command manager.
@@ -201,6 +209,6 @@ call_user_func(function () {
     Answer::begin($nonce);
 });
 
-include getcwd() . '/bootstrap.php';
+require getcwd() . '/bootstrap.php';
 
 Answer::end(run());

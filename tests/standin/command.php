@@ -4,10 +4,8 @@
 include 'bootstrap.php';
 
 if (class_exists('Espo\Core\ApplicationRunners\Command')) {
-    $application = new \Espo\Core\Application();
-    $application->run('Espo\Core\ApplicationRunners\Command');
+    (new \Espo\Core\Application())->run('Espo\Core\ApplicationRunners\Command');
 }
 
 // Before 7.0.
-$application = new \Espo\Core\Application();
-exit($application->runCommand(array_slice($_SERVER['argv'], 1)));
+exit((new \Espo\Core\Application())->runCommand(array_slice($_SERVER['argv'], 1)));

@@ -1,0 +1,69 @@
+<?php
+// php weigh.php DIR [N]: gives the copy of the stand-in in DIR the weight of EspoCRM, which is N
+// classes, each in a file of its own, that every run loads. 0 takes it away again.
+
+list(, $root, $count) = array_pad($argv, 3, '700');
+$dir = $root . '/application/Weight';
+array_map('unlink', glob($dir . '/*.php'));
+if ((int) $count === 0) {
+    exit;
+}
+@mkdir($dir);
+
+/** A class of about the size of EspoCRM's; each has other names, so that opcache shares little. */
+function weight($number)
+{
+    $methods = '';
+    for ($i = 0; $i < 5; $i++) {
+        $methods .= "
+    /**
+     * Says something of \$name, as the methods of an application do.
+     */
+    public function method{$number}x$i(array \$options, string \$name = 'n$number'): ?array
+    {
+        if (!isset(\$options['key$number']) || \$options['key$number'] === \$name) {
+            return null;
+        }
+        \$result = ['scope' => \$name, 'level' => $i, 'list' => ['a$number', 'b$i', 'c']];
+        foreach (\$options as \$key => \$value) {
+            if (is_string(\$value) && strpos(\$value, ':') !== false) {
+                \$result['list'][] = sprintf('%s-%s-%d', \$key, trim(\$value), count(\$result));
+                continue;
+            }
+            \$result[\$key . 'Of$number'] = \$this->names[\$key] ?? \$value;
+        }
+
+        return \$result;
+    }
+";
+    }
+    $names = '';
+    for ($i = 0; $i < 20; $i++) {
+        $names .= "        'name{$number}x$i' => 'value $i of $number',\n";
+    }
+
+    return "<?php\n\nnamespace Weight;\n\nclass Class$number\n{\n    private \$names = [\n$names    ];\n$methods}\n";
+}
+
+for ($number = 1; $number <= $count; $number++) {
+    file_put_contents("$dir/Class$number.php", weight($number));
+}
+file_put_contents("$dir/load.php", "<?php
+spl_autoload_register(function (\$class) {
+    if (strpos(\$class, 'Weight\\\\') === 0) {
+        require __DIR__ . substr(strtr(\$class, '\\\\', '/'), 6) . '.php';
+    }
+}, true, true);
+for (\$i = 1; \$i <= $count; \$i++) {
+    \$class = new ReflectionClass(\"Weight\\\\Class\$i\");
+    \$object = \$class->newInstance();
+    // As a container finds out what to inject.
+    foreach (\$class->getMethods() as \$method) {
+        foreach (\$method->getParameters() as \$parameter) {
+            (string) \$parameter->getType();
+        }
+        \$method->invoke(\$object, \$_SERVER);
+    }
+}
+unset(\$i, \$class, \$object, \$method, \$parameter);
+");
