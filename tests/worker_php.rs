@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
+use espocrm_websocket::shell::espocrm::WORKER_OPTIONS;
 use serde_json::{Value, json};
 
 const SECRET: &str = "5ecre7aaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -23,42 +24,6 @@ const SECRET: &str = "5ecre7aaaaaaaaaaaaaaaaaaaaaaaaaa";
 const ROUTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/shell/worker.php");
 
 const BLACKLIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/shell/worker.blacklist");
-
-/// What the worker must be started with whatever php.ini says. The first lines are what the command
-/// line has of itself; the others are for changes to be seen, and for memory.
-const OPTIONS: [&str; 31] = [
-    "html_errors=0",
-    "implicit_flush=1",
-    "max_execution_time=0",
-    "max_input_time=-1",
-    "output_buffering=0",
-    "register_argc_argv=0",
-    "apc.enabled=0",
-    "cli_server.color=0",
-    "enable_post_data_reading=0",
-    "expose_php=0",
-    "output_handler=",
-    "zlib.output_compression=0",
-    "opcache.enable=1",
-    "opcache.enable_file_override=0",
-    "opcache.file_cache=",
-    "opcache.file_cache_only=0",
-    "opcache.file_update_protection=2",
-    "opcache.huge_code_pages=0",
-    "opcache.interned_strings_buffer=8",
-    "opcache.jit=disable",
-    "opcache.jit_buffer_size=0",
-    "opcache.log_verbosity_level=1",
-    "opcache.max_accelerated_files=8000",
-    "opcache.max_file_size=0",
-    "opcache.memory_consumption=64",
-    "opcache.preload=",
-    "opcache.record_warnings=1",
-    "opcache.revalidate_freq=0",
-    "opcache.save_comments=1",
-    "opcache.use_cwd=1",
-    "opcache.validate_timestamps=1",
-];
 
 const COMMANDS: &str = "AuthTokenCheck AclCheck CustomCheck Extension";
 
@@ -189,7 +154,7 @@ impl Worker {
         let blacklist = format!("opcache.blacklist_filename={BLACKLIST}");
         let mut command = Command::new("php");
         command.arg("-q");
-        for option in ini.iter().chain(&OPTIONS).chain([&&*blacklist]) {
+        for option in ini.iter().chain(&WORKER_OPTIONS).chain([&&*blacklist]) {
             command.args(["-d", option]);
         }
         command.args(["-S", "127.0.0.1:0", ROUTER]).current_dir(&standin.0);

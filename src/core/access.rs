@@ -5,12 +5,15 @@ mod recent;
 #[cfg(test)]
 mod tests;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::check::{Check, Ticket, Urgency};
-use super::limits::{MAX_WAITING_CHECKS, MAX_WAITING_REVIEWS};
+use super::limits::{
+    MAX_WAITING_BEFORE_503, MAX_WAITING_CHECKS, MAX_WAITING_OF_USER, MAX_WAITING_REVIEWS,
+};
 use super::time::Time;
 use super::verdict::Verdict;
 use queue::Queue;
@@ -29,9 +32,14 @@ pub struct Answer {
     pub verdict: Verdict,
 }
 
-/// [`MAX_WAITING_CHECKS`] are waiting already, or, for a review, [`MAX_WAITING_REVIEWS`].
-#[derive(Debug, PartialEq, Eq)]
-pub struct QueueFull;
+/// Why a check was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueFull {
+    /// [`MAX_WAITING_CHECKS`] are waiting already, or, for a review, [`MAX_WAITING_REVIEWS`].
+    ForAll,
+    /// [`MAX_WAITING_OF_USER`] of this user are.
+    ForUser,
+}
 
 /// Decides when which check runs. Identical checks that wait are run once; logins come before
 /// subscriptions, and those before reviews; users take turns; a subscription's check that failed is
@@ -45,6 +53,8 @@ pub struct Access {
     jobs: HashMap<JobId, Job>,
     by_check: HashMap<Rc<Check>, JobId>,
     by_ticket: HashMap<Ticket, JobId>,
+    /// How many tickets wait for subscriptions of each user.
+    by_user: HashMap<Rc<str>, usize>,
     queue: Queue,
     recent: Recent,
     /// Jobs that failed and wait for another attempt.
@@ -89,6 +99,7 @@ impl Access {
             jobs: HashMap::new(),
             by_check: HashMap::new(),
             by_ticket: HashMap::new(),
+            by_user: HashMap::new(),
             queue: Queue::default(),
             recent: Recent::default(),
             retries: BTreeSet::new(),
@@ -116,8 +127,17 @@ impl Access {
         if !is_review && !self.paused && self.recent.holds(now, &check) {
             return Ok(true);
         }
-        if self.is_full() || (is_review && self.waiting() >= MAX_WAITING_REVIEWS) {
-            return Err(QueueFull);
+        let most = if is_review { MAX_WAITING_REVIEWS } else { MAX_WAITING_CHECKS };
+        if self.waiting() >= most {
+            return Err(QueueFull::ForAll);
+        }
+        // Logins are counted for nobody: whose they are is not known yet.
+        if ticket.serial != Ticket::AUTHENTICATION {
+            let of_user = self.by_user.get(&check.user).copied().unwrap_or(0);
+            if of_user >= MAX_WAITING_OF_USER {
+                return Err(QueueFull::ForUser);
+            }
+            self.by_user.insert(Rc::clone(&check.user), of_user + 1);
         }
         let id = match self.by_check.get(&check) {
             Some(id) => *id,
@@ -150,6 +170,7 @@ impl Access {
     pub fn cancel(&mut self, ticket: Ticket) {
         let Some(id) = self.by_ticket.remove(&ticket) else { return };
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        uncount(&mut self.by_user, ticket, &job.check.user);
         job.tickets.retain(|other| *other != ticket);
         if matches!(job.state, State::Running(_)) {
             forget_check(&mut self.by_check, &job.check, id);
@@ -205,8 +226,10 @@ impl Access {
             self.retries.insert((at, id));
             return;
         }
+        let user = Rc::clone(&job.check.user);
         for ticket in self.forget(id) {
             self.by_ticket.remove(&ticket);
+            uncount(&mut self.by_user, ticket, &user);
             answers.push(Answer { ticket, verdict: verdict.clone() });
         }
     }
@@ -271,10 +294,10 @@ impl Access {
         self.paused = paused;
     }
 
-    /// Whether [`request`](Self::request) would fail, whatever is asked.
+    /// Whether so many wait that new tabs are to come back later.
     #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.by_ticket.len() >= MAX_WAITING_CHECKS
+    pub fn is_crowded(&self) -> bool {
+        self.waiting() >= MAX_WAITING_BEFORE_503
     }
 
     /// How many checks wait to be started.
@@ -298,7 +321,10 @@ impl Access {
     /// Whether nobody waits for anything and nothing runs.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && self.by_ticket.is_empty() && self.retries.is_empty()
+        self.jobs.is_empty()
+            && self.by_ticket.is_empty()
+            && self.by_user.is_empty()
+            && self.retries.is_empty()
     }
 
     fn add(&mut self, check: Check, urgency: Urgency) -> JobId {
@@ -322,6 +348,18 @@ impl Access {
             self.by_check = HashMap::new();
         }
         job.tickets
+    }
+}
+
+/// A ticket of this user's waits no longer.
+fn uncount(by_user: &mut HashMap<Rc<str>, usize>, ticket: Ticket, user: &Rc<str>) {
+    if ticket.serial != Ticket::AUTHENTICATION
+        && let Entry::Occupied(mut count) = by_user.entry(Rc::clone(user))
+    {
+        match count.get().checked_sub(1) {
+            Some(0) | None => drop(count.remove()),
+            Some(rest) => *count.get_mut() = rest,
+        }
     }
 }
 

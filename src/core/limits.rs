@@ -54,8 +54,16 @@ pub const MAX_RECEIVE_QUEUE: i32 = 64;
 pub const MAX_DEPTH: usize = 512;
 
 /// Tickets waiting for an access check, in all. Each costs about 150 B, and at most 600 B more
-/// if nobody else waits for that check: 12 MiB. Past it new tabs are told to come back (503).
+/// if nobody else waits for that check: 12 MiB. Past it a tab that asks is sent away for a while.
 pub const MAX_WAITING_CHECKS: usize = 16 * 1024;
+
+/// Tickets up to which new tabs are let in; past it they are told to come back (503). The rest is
+/// for those who are in.
+pub const MAX_WAITING_BEFORE_503: usize = MAX_WAITING_CHECKS / 4 * 3;
+
+/// Tickets of one user's subscriptions. All tabs of a user together want a few dozen; nobody must
+/// be able to fill the queue alone.
+pub const MAX_WAITING_OF_USER: usize = 1024;
 
 /// Verdicts that are remembered for a few seconds, of at most 600 B each: 2.4 MB.
 pub const MAX_RECENT_VERDICTS: usize = 4 * 1024;

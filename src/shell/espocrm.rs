@@ -6,6 +6,6 @@ mod router;
 mod watch;
 
 pub use facts::Facts;
-pub use installation::{Installation, PROBE_TIMEOUT};
+pub use installation::{Installation, PROBE_TIMEOUT, WORKER_OPTIONS};
 pub use router::Router;
 pub use watch::Watch;

@@ -116,6 +116,7 @@ struct Bursts {
     slow: Burst,
     too_many_subscriptions: Burst,
     queue_full: Burst,
+    user_full: Burst,
     tls: Burst,
 }
 

@@ -65,6 +65,8 @@ struct Worker {
     id: WorkerId,
     process: process::Child,
     stderr: Receiver,
+    /// What a command prints belongs into the answer. What comes here instead is missing there.
+    stdout: Receiver,
     /// What it has said before it told its port.
     said: Vec<u8>,
     /// Until when it must have told it.
@@ -114,23 +116,33 @@ impl Workers {
     ) -> io::Result<()> {
         let secret = random::hex()?;
         command.env("ESPOCRM_WEBSOCKET_SECRET", &secret).process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         sys::tie(&mut command);
         let mut process = command.spawn()?;
         let entry = self.running.vacant_entry();
         let token = Token(self.first_token + 2 * entry.key());
-        let stderr = process.stderr.take().ok_or_else(|| io::ErrorKind::BrokenPipe.into());
-        let registered = stderr.and_then(|stderr| {
-            let mut stderr = Receiver::from(stderr);
+        let outputs = process.stdout.take().zip(process.stderr.take());
+        let outputs = outputs.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe));
+        let registered = outputs.and_then(|(stdout, stderr)| {
+            let (stdout, mut stderr) = (Receiver::from(stdout), Receiver::from(stderr));
+            stdout.set_nonblocking(true)?;
             stderr.set_nonblocking(true)?;
             registry.register(&mut stderr, token, Interest::READABLE)?;
-            Ok(stderr)
+            Ok((stdout, stderr))
         });
         match registered {
-            Ok(stderr) => {
-                let start_by = now.after(START_DEADLINE);
-                let (said, address, call) = (Vec::new(), None, None);
-                entry.insert(Worker { id, process, stderr, said, start_by, address, secret, call });
+            Ok((stdout, stderr)) => {
+                entry.insert(Worker {
+                    id,
+                    process,
+                    stderr,
+                    stdout,
+                    said: Vec::new(),
+                    start_by: now.after(START_DEADLINE),
+                    address: None,
+                    secret,
+                    call: None,
+                });
                 Ok(())
             }
             Err(error) => {
@@ -320,8 +332,12 @@ impl Worker {
             }
         }
         let complete = ended || call.answer.len() >= MAX_ANSWER;
-        errand::read(&call.answer, &call.nonce, complete)
-            .map_err(|Nonsense| format!("it answered {}", first_line(&call.answer)))
+        let reply = errand::read(&call.answer, &call.nonce, complete)
+            .map_err(|Nonsense| format!("it answered {}", first_line(&call.answer)))?;
+        if reply.is_some() && matches!(self.stdout.read(&mut buffer), Ok(1..)) {
+            return Err("EspoCRM has printed past it".to_owned());
+        }
+        Ok(reply)
     }
 
     /// What it said instead of where it listens.

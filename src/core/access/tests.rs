@@ -1,12 +1,17 @@
-use crate::core::id::ConnId;
-use crate::core::verdict::Failure;
 use super::Urgency::{Authentication, Review, Subscription};
 use super::*;
+use crate::core::id::ConnId;
+use crate::core::verdict::Failure;
 
 const NOW: Time = Time::from_millis(0);
 
 fn ticket(conn: u32, serial: u32) -> Ticket {
     Ticket { conn: ConnId::new(conn, conn), serial }
+}
+
+/// One of many users.
+fn check_of(number: u32, name: &str) -> Check {
+    Check::topic(&format!("u{}", number % 100), Box::new([name.into()]))
 }
 
 fn check(name: &str) -> Check {
@@ -50,9 +55,7 @@ fn identical_checks_share_one_run() {
 fn authentications_come_first_and_the_limit_holds() {
     let mut access = Access::new(2);
     for serial in 1..=3 {
-        access
-            .request(NOW, ticket(1, serial), check(&serial.to_string()), Subscription)
-            .unwrap();
+        access.request(NOW, ticket(1, serial), check(&serial.to_string()), Subscription).unwrap();
     }
     access.request(NOW, ticket(2, 0), Check::authentication("t", "u"), Authentication).unwrap();
     let (first, name) = started(&mut access).unwrap();
@@ -162,11 +165,10 @@ fn a_subscription_that_joins_a_review_that_runs_is_tried_again() {
 fn reviews_leave_room_for_those_who_wait() {
     let mut access = Access::new(0);
     for number in 0..MAX_WAITING_REVIEWS as u32 {
-        access.request(NOW, ticket(number, 1), check("a"), Review).unwrap();
+        access.request(NOW, ticket(number, 1), check_of(number, "a"), Review).unwrap();
     }
-    assert_eq!(access.request(NOW, ticket(0, 2), check("a"), Review), Err(QueueFull));
+    assert_eq!(access.request(NOW, ticket(0, 2), check("a"), Review), Err(QueueFull::ForAll));
     access.request(NOW, ticket(0, 2), check("a"), Subscription).unwrap();
-    assert!(!access.is_full());
     access.cancel(ticket(1, 1));
     access.cancel(ticket(2, 1));
     access.request(NOW, ticket(1, 2), check("a"), Review).unwrap();
@@ -257,20 +259,41 @@ fn paused_nothing_starts() {
 fn the_queue_is_bounded_whatever_is_cancelled() {
     let mut access = Access::new(0);
     for number in 0..MAX_WAITING_CHECKS as u32 {
-        access
-            .request(NOW, ticket(number, 1), check(&number.to_string()), Subscription)
-            .unwrap();
+        let check = check_of(number, &number.to_string());
+        access.request(NOW, ticket(number, 1), check, Subscription).unwrap();
     }
-    assert!(access.is_full());
-    assert_eq!(access.request(NOW, ticket(0, 2), check("x"), Subscription), Err(QueueFull));
+    assert!(access.is_crowded());
+    assert_eq!(access.request(NOW, ticket(0, 2), check("x"), Subscription), Err(QueueFull::ForAll));
     for round in 0..100_000 {
         let number = round % MAX_WAITING_CHECKS as u32;
         access.cancel(ticket(number, 1));
-        access
-            .request(NOW, ticket(number, 1), check(&number.to_string()), Subscription)
-            .unwrap();
+        let check = check_of(number, &number.to_string());
+        access.request(NOW, ticket(number, 1), check, Subscription).unwrap();
     }
     assert_eq!(access.waiting(), MAX_WAITING_CHECKS);
+}
+
+#[test]
+fn one_user_cannot_fill_the_queue() {
+    let mut access = Access::new(0);
+    let ask = |access: &mut Access, number: u32| {
+        access.request(NOW, ticket(1, number), check(&number.to_string()), Subscription)
+    };
+    for number in 1..=MAX_WAITING_OF_USER as u32 {
+        assert_eq!(ask(&mut access, number), Ok(false));
+    }
+    assert_eq!(ask(&mut access, 0xffff), Err(QueueFull::ForUser));
+    // Logins are nobody's, and others are not touched.
+    access.request(NOW, ticket(2, 0), Check::authentication("t", "u"), Authentication).unwrap();
+    access.request(NOW, ticket(3, 1), check_of(7, "a"), Subscription).unwrap();
+    access.cancel(ticket(1, 1));
+    assert_eq!(ask(&mut access, 0xffff), Ok(false));
+    for number in (2..=MAX_WAITING_OF_USER as u32).chain([0xffff]) {
+        access.cancel(ticket(1, number));
+    }
+    access.cancel(ticket(2, 0));
+    access.cancel(ticket(3, 1));
+    assert!(access.is_idle());
 }
 
 #[test]

@@ -27,12 +27,41 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const PROBE: &str = include_str!("../probe.php");
 
-/// Whatever `php.ini` says: code is compiled once, and each change of it is seen by the next check.
-const WORKER_OPTIONS: [&str; 4] = [
+/// What a worker is started with, whatever `php.ini` says. The first six make PHP's web server what
+/// the command line is of itself; the others make each change be seen by the next check, and save
+/// memory.
+pub const WORKER_OPTIONS: [&str; 31] = [
+    "html_errors=0",
+    "implicit_flush=1",
+    "max_execution_time=0",
+    "max_input_time=-1",
+    "output_buffering=0",
+    "register_argc_argv=0",
+    "apc.enabled=0",
+    "cli_server.color=0",
+    "enable_post_data_reading=0",
+    "expose_php=0",
+    "output_handler=",
+    "zlib.output_compression=0",
     "opcache.enable=1",
-    "opcache.validate_timestamps=1",
-    "opcache.revalidate_freq=0",
+    "opcache.enable_file_override=0",
+    "opcache.file_cache=",
+    "opcache.file_cache_only=0",
     "opcache.file_update_protection=2",
+    "opcache.huge_code_pages=0",
+    "opcache.interned_strings_buffer=8",
+    "opcache.jit=disable",
+    "opcache.jit_buffer_size=0",
+    "opcache.log_verbosity_level=1",
+    "opcache.max_accelerated_files=8000",
+    "opcache.max_file_size=0",
+    "opcache.memory_consumption=64",
+    "opcache.preload=",
+    "opcache.record_warnings=1",
+    "opcache.revalidate_freq=0",
+    "opcache.save_comments=1",
+    "opcache.use_cwd=1",
+    "opcache.validate_timestamps=1",
 ];
 
 /// What the service manager tells us, and nobody else.
@@ -120,6 +149,8 @@ impl Installation {
         command.arg("-d").arg(blacklist);
         command.args(["-S", "127.0.0.1:0"]).arg(router.script());
         command.env("ESPOCRM_WEBSOCKET_COMMANDS", commands);
+        // It would fork, and its children would outlive it.
+        command.env_remove("PHP_CLI_SERVER_WORKERS");
         command
     }
 

@@ -22,11 +22,11 @@ const SCRIPT: &str = include_str!("../worker.php");
 const BLACKLIST: &str = include_str!("../worker.blacklist");
 
 impl Router {
-    /// Writes the files for the EspoCRM in `root`.
+    /// Writes the files.
     ///
     /// # Errors
     /// If that is not possible.
-    pub fn write(root: &Path) -> io::Result<Self> {
+    pub fn write() -> io::Result<Self> {
         // A unit's RuntimeDirectory is the better place: it is emptied even after a SIGKILL.
         let parent = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
         let parent = parent.filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
@@ -36,8 +36,7 @@ impl Router {
         DirBuilder::new().mode(0o755).create(&dir)?;
         let router = Self { dir };
         fs::set_permissions(&router.dir, Permissions::from_mode(0o755))?;
-        let blacklist = BLACKLIST.replace("@ROOT@", &root.to_string_lossy());
-        for (path, text) in [(router.script(), SCRIPT), (router.blacklist(), &*blacklist)] {
+        for (path, text) in [(router.script(), SCRIPT), (router.blacklist(), BLACKLIST)] {
             fs::write(&path, text)?;
             fs::set_permissions(&path, Permissions::from_mode(0o644))?;
         }

@@ -1,26 +1,41 @@
 //! Having access checked.
 
+use std::rc::Rc;
+
 use log::{info, warn};
 
 use super::{Backend, Server};
 use crate::core::access::{Answer, JobId, QueueFull};
 use crate::core::check::{Check, Ticket, Urgency};
+use crate::core::limits::MAX_WAITING_OF_USER;
 use crate::core::verdict::{self, Failure, Verdict};
 use crate::core::version::Convention;
 use crate::shell::children::{Finished, Task};
 
 impl Server {
     pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
-        let known = self.access.request(self.now, ticket, check, urgency);
-        if known == Ok(true) {
-            self.answers.push(Answer { ticket, verdict: Verdict::Granted });
-        }
-        if known == Err(QueueFull) {
-            if urgency == Urgency::Review {
-                // Nobody waits for it: it is left out.
-                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
-                return self.answers.push(Answer { ticket, verdict });
+        let user = Rc::clone(&check.user);
+        let full = match self.access.request(self.now, ticket, check, urgency) {
+            Ok(true) => {
+                return self.answers.push(Answer { ticket, verdict: Verdict::Granted });
             }
+            Ok(false) => return,
+            Err(full) => full,
+        };
+        if full == QueueFull::ForUser
+            && urgency == Urgency::Subscription
+            && let Some(count) = self.bursts.user_full.count(self.now)
+        {
+            warn!(
+                "User {user} wants so many topics at once that {MAX_WAITING_OF_USER} checks wait: \
+                 no more are taken for now. ({count} since this was last said.)"
+            );
+        }
+        if full == QueueFull::ForUser || urgency == Urgency::Review {
+            // It is left out; nobody else is to suffer for it.
+            let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+            self.answers.push(Answer { ticket, verdict });
+        } else {
             if let Some(count) = self.bursts.queue_full.count(self.now) {
                 warn!(
                     "Too many access checks wait for PHP: {count} tabs were sent away and will come \

@@ -320,14 +320,15 @@ impl Server {
             self.bus_pending = true;
         }
         accept::afford(&mut new);
+        // Whatever has changed, it is not only the settings: they may have an old version's code.
+        for worker in self.pool.renew(new.workers()) {
+            self.workers.stop(worker);
+        }
         self.access.set_limit(new.max_checks.value);
         // What EspoCRM said before counts no longer.
         self.access.set_reuse(new.verdict_reuse.value);
         let asked_for = self.was_asked_for();
         if new != self.settings {
-            for worker in self.pool.renew(new.workers()) {
-                self.workers.stop(worker);
-            }
             let count = new.categories.iter().count();
             info!("EspoCRM's settings have changed: EspoCRM {}, {count} categories.", new.version);
         } else if asked_for {

@@ -30,7 +30,7 @@ impl Server {
             Err(refusal) => return self.refuse(id, refusal),
         };
         match head.upgrade() {
-            Ok(_) if request.over_limit || self.access.is_full() => {
+            Ok(_) if request.over_limit || self.access.is_crowded() => {
                 self.refuse(id, Refusal::Unavailable);
             }
             Ok(upgrade) => {

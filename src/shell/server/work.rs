@@ -75,7 +75,7 @@ impl Server {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
         let router = match espocrm.router.take() {
             Some(router) => router,
-            None => Router::write(espocrm.installation.root())?,
+            None => Router::write()?,
         };
         let mut commands: Vec<&str> = self.settings.categories.commands().collect();
         commands.push(Check::AUTHENTICATION);
