@@ -21,3 +21,4 @@ mod messages;
 mod proxies;
 mod tls;
 mod versions;
+mod workers;
