@@ -73,7 +73,8 @@ fn a_second_tab_needs_no_check_of_its_own() {
     first.subscribe(topic);
     daemon.wait_for_after(lines, "check access failed");
     let lines = daemon.log().len();
-    daemon.connect("alice").subscribe(topic);
+    let mut third = daemon.connect("alice");
+    third.subscribe(topic);
     daemon.wait_for_after(lines, "check access failed");
     assert_eq!(standin.count(CHECK), 5);
 }

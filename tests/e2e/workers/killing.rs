@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{GIVEN_UP, expect_event_of, expect_means, worker};
-use crate::support::{Client, Daemon, Process, Standin, eventually};
+use crate::support::{Client, Daemon, Process, Standin, eventually, is_root};
 
 /// Numbers that look like chance, and come again with the same seed.
 struct Random(u64);
@@ -79,12 +79,8 @@ fn a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word_of_warnin
         eventually("it is reaped", || Process::find(worker).is_none());
     }
     expect_means(&standin, "worker");
-    assert_eq!((daemon.count(GIVEN_UP), daemon.count("[WARN]")), (0, usize::from(is_root())));
-}
-
-/// Being root is warned of.
-fn is_root() -> bool {
-    crate::support::is_root()
+    // Only root is warned, of being root.
+    assert_eq!((daemon.count(GIVEN_UP), daemon.count("[WARN ]")), (0, usize::from(is_root())));
 }
 
 #[test]

@@ -10,9 +10,9 @@ use crate::support::{DEADLINE, Daemon, Standin, command};
 
 /// An extension's command that writes down all that EspoCRM and its children can see.
 const LOOK: &str = "<?php
-$seen = array($_SERVER, $_ENV, $_GET, $_POST, $_COOKIE, $_REQUEST, getenv(), array_keys($GLOBALS));
+$seen = array($_SERVER, $_ENV, $_GET, $_POST, $_COOKIE, $_REQUEST, getenv(), array_keys(get_defined_vars()));
 $seen[] = shell_exec('env');
-$seen[] = get_defined_constants(true)['user'];
+$seen[] = array('STDIN' => is_resource(STDIN), 'STDOUT' => is_resource(STDOUT), 'root' => getcwd());
 file_put_contents('data/standin/seen', json_encode($seen));
 return 0;
 ";
