@@ -395,7 +395,13 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
     let ours = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"];
     let mut command = crate::support::command();
     command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
-    command.arg("--php").arg(php).arg("--espocrm").arg(standin.path()).env("ESPOCRM_LIKES", "this");
+    command
+        .arg("--no-worker")
+        .arg("--php")
+        .arg(php)
+        .arg("--espocrm")
+        .arg(standin.path())
+        .env("ESPOCRM_LIKES", "this");
     command.env("NOTIFY_SOCKET", standin.path().join("nobody"));
     command.envs(ours[1..].iter().map(|name| (name, "60000000")));
     let mut daemon = Daemon::spawn(command);

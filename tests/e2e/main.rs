@@ -22,3 +22,4 @@ mod proxies;
 mod revocation;
 mod tls;
 mod versions;
+mod workers;

@@ -75,6 +75,8 @@ impl Daemon {
         if !flags.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1"]);
         }
+        // What a killed daemon leaves behind goes with the stand-in.
+        command.env("TMPDIR", standin.path());
         Self::spawn(command)
     }
 
@@ -142,6 +144,17 @@ impl Daemon {
     /// Its child processes, those that it has not reaped included.
     pub fn children(&self) -> Vec<Process> {
         Process::children_of(self.pid())
+    }
+
+    /// The PHP workers among them.
+    pub fn workers(&self) -> Vec<u32> {
+        let is_worker = |pid: &u32| Process::arguments(*pid).iter().any(|word| word == "-S");
+        self.children().iter().map(|it| it.pid).filter(is_worker).collect()
+    }
+
+    /// How many lines of the log contain `text`.
+    pub fn count(&self, text: &str) -> usize {
+        self.log().iter().filter(|line| line.contains(text)).count()
     }
 
     /// The log so far.

@@ -1,5 +1,7 @@
 //! What `/proc` tells about processes.
 
+use std::process::Command;
+
 /// A process at this moment.
 pub struct Process {
     pub pid: u32,
@@ -24,6 +26,18 @@ impl Process {
         let entries = std::fs::read_dir("/proc").unwrap().flatten();
         let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         numbers.filter_map(Self::find).filter(|it| it.parent == parent).collect()
+    }
+
+    /// The argument list of the process with this number; empty once it has ended.
+    pub fn arguments(pid: u32) -> Vec<String> {
+        let list = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let list = String::from_utf8_lossy(&list);
+        list.split_terminator('\0').map(str::to_owned).collect()
+    }
+
+    /// Sends the process with this number a signal; it may have ended already.
+    pub fn signal(pid: u32, name: &str) {
+        let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).output();
     }
 
     /// Whether the process with this number still runs.

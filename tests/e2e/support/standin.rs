@@ -148,6 +148,12 @@ impl Standin {
         self.runs().iter().filter(|run| **run == arguments).count()
     }
 
+    /// By what each run was done: `plain` or `worker`.
+    pub fn means(&self) -> Vec<String> {
+        let means = std::fs::read_to_string(self.path().join("data/standin/how"));
+        means.unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
     /// How often it was asked for its settings.
     pub fn probes(&self) -> usize {
         let probes = std::fs::read_to_string(self.path().join("data/standin/probes"));

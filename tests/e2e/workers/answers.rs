@@ -1,0 +1,203 @@
+//! A worker and the plain command give the same answers.
+
+use serde_json::json;
+
+use super::{GIVEN_UP, expect_means};
+use crate::support::{Client, Daemon, Standin};
+
+#[test]
+fn a_worker_answers_as_the_plain_command_does_in_every_version() {
+    for version in ["7.0.0", "7.1.8", "7.2.0", "9.1.9", "9.2.0", "9.3.10", "10.0.0"] {
+        let plain = Standin::version(version);
+        let expected = transcript(&plain, &mut Daemon::start(&plain));
+        expect_means(&plain, "plain");
+        let warm = Standin::version(version);
+        let mut daemon = Daemon::with_workers(&warm, &["--verdict-reuse", "0"]);
+        assert_eq!(transcript(&warm, &mut daemon), expected, "{version}");
+        expect_means(&warm, "worker");
+        let (mut ran, mut should) = (warm.runs(), plain.runs());
+        // Of the plain ones several run at a time.
+        ran.sort();
+        should.sort();
+        assert_eq!(ran, should, "{version}");
+        assert_eq!(daemon.count(GIVEN_UP), 0);
+    }
+}
+
+/// What the daemon makes of everything that a check can say.
+fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
+    standin.custom_categories(&json!({
+        "custom": {"paramList": ["id"], "accessCheckCommand": "CustomCheck :id"},
+    }));
+    standin.set("bad-tokens", "tok-carol");
+    let mut said = Vec::new();
+    for (user, token) in [
+        ("alice", "tok-alice"),
+        ("alice", "tok-bob"),
+        ("alice", "guessed"),
+        ("carol", "tok-carol"),
+        ("portal1", "tok-portal1"),
+    ] {
+        said.push(format!("{user} {token}: {}", login(daemon, user, token)));
+    }
+    for user in ["alice", "portal1"] {
+        let mut tab = daemon.connect(user);
+        for topic in [
+            "recordUpdate.Unknown.1",
+            "recordUpdate.Account.1",
+            "streamUpdate.Account.1",
+            "recordUpdate.Account.deny1",
+            "calendarUpdate",
+            "custom.yes",
+            "custom.no",
+        ] {
+            said.push(subscribe(daemon, &mut tab, user, topic));
+        }
+        tab.expect_silence();
+    }
+    // EspoCRM says `Error: …`.
+    standin.set("failure", "error");
+    said.push(format!("error: {}", login(daemon, "alice", "tok-alice")));
+    standin.unset("failure");
+    said.push(format!("afterwards: {}", login(daemon, "alice", "tok-alice")));
+    said
+}
+
+fn login(daemon: &Daemon, user: &str, token: &str) -> &'static str {
+    let mut tab = Client::open(daemon.address, user, token);
+    match tab.next().map(|frame| frame.opcode) {
+        Some(1) => "welcome",
+        Some(8) => "refused",
+        None => "dropped",
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Subscribes, and returns what the log says of it without the time and the connection.
+fn subscribe(daemon: &mut Daemon, tab: &mut Client, user: &str, topic: &str) -> String {
+    let lines = daemon.log().len();
+    tab.subscribe(topic);
+    let is_first_trouble = topic.contains("Unknown") && user == "alice";
+    let line = match topic {
+        _ if is_first_trouble => daemon.wait_for_after(lines, "could not be checked"),
+        // An outage is said once.
+        _ if topic.contains("Unknown") => return format!("{topic}: tried again in silence"),
+        _ => daemon.wait_for_after(lines, &format!("topic {topic} for user {user}")),
+    };
+    ["add topic", "check access failed", "A subscription could not"]
+        .iter()
+        .find_map(|start| line.find(start))
+        .map_or(line.clone(), |at| line[at..].to_owned())
+}
+
+#[test]
+fn whatever_goes_wrong_in_a_command_goes_wrong_in_the_same_way() {
+    // The first are told by the worker itself, the last by the plain command that follows.
+    for (version, failure, outcome) in [
+        ("9.2.7", "error", "dropped"),
+        ("9.2.7", "noise", "welcome"),
+        ("9.1.9", "error", "dropped"),
+        ("9.1.9", "noise", "dropped"),
+        ("7.0.0", "error", "dropped"),
+        ("7.0.0", "noise", "dropped"),
+        ("9.2.7", "exit255", "dropped"),
+        ("9.2.7", "crash", "dropped"),
+        ("9.2.7", "flood", "dropped"),
+        ("9.2.7", "killed", "dropped"),
+    ] {
+        let standin = Standin::version(version);
+        let mut complaints = Vec::new();
+        for flags in [&["--no-worker", "--verdict-reuse", "0"][..], &["--verdict-reuse", "0"]] {
+            let mut daemon = Daemon::with_workers(&standin, flags);
+            daemon.connect("alice");
+            standin.set("failure", failure);
+            assert_eq!(login(&daemon, "alice", "tok-alice"), outcome, "{version} {failure}");
+            if outcome == "dropped" {
+                let line = daemon.wait_for("A login could not be checked");
+                complaints.push(line[line.find("A login").unwrap()..].to_owned());
+            }
+            standin.unset("failure");
+            assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome", "{version} {failure}");
+            assert_eq!(login(&daemon, "alice", "guessed"), "refused", "{version} {failure}");
+            assert_eq!(daemon.count(GIVEN_UP), 0, "{version} {failure}");
+        }
+        if let [plain, warm] = &complaints[..] {
+            assert_eq!(plain, warm);
+        }
+    }
+}
+
+/// A class with a say in each access check.
+fn policy(verdict: &str) -> String {
+    format!(
+        "<?php namespace Espo\\Core\\Utils; class Policy \
+         {{ public static function allows(array $options) {{ return {verdict}; }} }}"
+    )
+}
+
+#[test]
+fn a_change_is_seen_by_the_very_next_check() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut tab = daemon.connect("alice");
+    let topic = "recordUpdate.Account.1";
+    let mut expect = |daemon: &mut Daemon, is_allowed: bool| {
+        let said = subscribe(daemon, &mut tab, "alice", topic);
+        tab.unsubscribe(topic);
+        assert_eq!(said.starts_with("add topic"), is_allowed, "{said}");
+    };
+    expect(&mut daemon, true);
+
+    // The user logs out, and in again.
+    standin.set("bad-tokens", "tok-alice");
+    assert_eq!(login(&daemon, "alice", "tok-alice"), "refused");
+    standin.unset("bad-tokens");
+    assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome");
+
+    // The record, then the user's role, whose table EspoCRM keeps in a PHP file: changed so fast
+    // that times of files do not tell, and in files of the same length.
+    let table = standin.path().join("data/cache/application/acl/alice.php");
+    for _ in 0..3 {
+        standin.set("denied", "1");
+        expect(&mut daemon, false);
+        standin.unset("denied");
+        expect(&mut daemon, true);
+        standin.set("denied-alice", "1");
+        std::fs::remove_file(&table).unwrap();
+        expect(&mut daemon, false);
+        standin.set("denied-alice", "2");
+        std::fs::remove_file(&table).unwrap();
+        expect(&mut daemon, true);
+    }
+
+    // Code, as when an extension is installed.
+    let file = "../application/Espo/Core/Utils/Policy.php";
+    for _ in 0..3 {
+        standin.write_raw(file, &policy("false"));
+        expect(&mut daemon, false);
+        standin.write_raw(file, &policy("!false"));
+        expect(&mut daemon, true);
+    }
+    expect_means(&standin, "worker");
+}
+
+#[test]
+fn a_version_that_changes_is_seen_by_the_very_next_check_of_a_worker() {
+    let standin = Standin::new();
+    standin.state("9.1.9");
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut tab = daemon.connect("alice");
+    for version in ["9.2.0", "9.1.9", "10.0.0", "7.0.0", "9.2.0"] {
+        let lines = daemon.log().len();
+        standin.state(version);
+        let granted = subscribe(&mut daemon, &mut tab, "alice", "recordUpdate.Account.1");
+        assert!(granted.starts_with("add topic"), "{version}: {granted}");
+        let denied = subscribe(&mut daemon, &mut tab, "alice", "recordUpdate.Account.deny1");
+        assert!(denied.starts_with("check access failed"), "{version}: {denied}");
+        tab.unsubscribe("recordUpdate.Account.1");
+        daemon.wait_for_after(lines, &format!("have changed: EspoCRM {version}"));
+        // For a second after it has asked, the daemon does not ask again.
+        std::thread::sleep(std::time::Duration::from_millis(1_100));
+    }
+    expect_means(&standin, "worker");
+}

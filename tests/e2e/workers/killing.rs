@@ -1,0 +1,117 @@
+//! Workers that end at any moment.
+
+use serde_json::json;
+
+use super::{GIVEN_UP, expect_event_of, expect_means, worker};
+use crate::support::{Client, Daemon, Process, Standin, eventually, is_root};
+
+/// Numbers that look like chance, and come again with the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[test]
+fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or(u64::from(std::process::id()) | 1 << 40);
+    eprintln!("SEED={seed}");
+    let mut random = Random(seed);
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut tabs: Vec<(String, Client)> = Vec::new();
+    let (mut killed, mut given_up) = (0, 0);
+    for round in 0..40 {
+        let user = format!("u{}", random.below(4));
+        let mut tab = Client::open(daemon.address, &user, &format!("tok-{user}"));
+        tab.subscribe(&format!("recordUpdate.Account.{round}"));
+        tabs.push((user, tab));
+        for _ in 0..random.below(6) {
+            let number = usize::try_from(random.below(tabs.len() as u64)).unwrap();
+            tabs[number].1.subscribe(&format!("streamUpdate.Account.{round}"));
+        }
+        for _ in 0..random.below(4) {
+            std::thread::sleep(std::time::Duration::from_micros(random.below(15_000)));
+            let signal =
+                ["KILL", "KILL", "TERM", "SEGV"][usize::try_from(random.below(4)).unwrap()];
+            for worker in daemon.workers() {
+                Process::signal(worker, signal);
+                killed += 1;
+            }
+        }
+        // Two in a row, and they are given up until something changes.
+        if daemon.count(GIVEN_UP) > given_up {
+            given_up = daemon.count(GIVEN_UP);
+            standin.custom_categories(&json!({ format!("news{round}"): {} }));
+            daemon.reload("settings have changed");
+        }
+    }
+    eprintln!("{killed} killed, given up {given_up} times");
+    assert!(killed > 10, "{killed}");
+    for (number, (user, tab)) in tabs.iter_mut().enumerate() {
+        tab.expect_welcome();
+        let granted = format!("add topic recordUpdate.Account.{number} for user {user}");
+        eventually(&granted, || daemon.count(&granted) == 1);
+        tab.expect_silence();
+    }
+    for (number, (_, tab)) in tabs.iter_mut().enumerate().step_by(7) {
+        expect_event_of(&daemon, tab, &number.to_string());
+    }
+    assert_eq!(daemon.count("could not be checked"), 0);
+    assert_eq!(daemon.count(": close"), 0);
+    eventually("nothing else is left", || daemon.children().len() == daemon.workers().len());
+}
+
+#[test]
+fn a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word_of_warning() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    for _ in 0..5 {
+        daemon.connect("alice");
+        let worker = worker(&daemon);
+        Process::signal(worker, "KILL");
+        eventually("it is reaped", || Process::find(worker).is_none());
+    }
+    expect_means(&standin, "worker");
+    // Only root is warned, of being root.
+    assert_eq!((daemon.count(GIVEN_UP), daemon.count("[WARN ]")), (0, usize::from(is_root())));
+}
+
+#[test]
+fn a_check_that_a_worker_was_killed_at_is_run_again() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut tab = daemon.connect("alice");
+    standin.hold("AclCheck");
+    for topic in ["recordUpdate.Account.1", "recordUpdate.Account.deny1"] {
+        tab.subscribe(topic);
+    }
+    eventually("the check runs", || standin.runs().len() == 2);
+    Process::signal(worker(&daemon), "KILL");
+    standin.release();
+    daemon.wait_for("add topic recordUpdate.Account.1");
+    daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
+    assert_eq!(standin.means()[..3], ["worker", "worker", "plain"]);
+    expect_event_of(&daemon, &mut tab, "1");
+}
+
+#[test]
+fn a_worker_that_is_paused_is_replaced_when_its_check_takes_too_long() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &["--check-timeout", "3s", "--verdict-reuse", "0"]);
+    let mut first = daemon.connect("alice");
+    let paused = worker(&daemon);
+    Process::signal(paused, "STOP");
+    Client::open(daemon.address, "alice", "tok-alice").expect_drop();
+    eventually("it is killed", || !Process::is_running(paused));
+    daemon.connect("alice");
+    assert_ne!(worker(&daemon), paused);
+    assert_eq!(daemon.count(GIVEN_UP), 0);
+    first.expect_silence();
+}

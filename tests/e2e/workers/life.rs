@@ -1,0 +1,193 @@
+//! When workers are started and stopped.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::{COUNT_STARTS, cores, expect_event_of, expect_means, starts, worker};
+use crate::support::{Client, DEADLINE, Daemon, Process, Standin, TempDir, command, eventually};
+
+/// What the daemons with this temporary directory have written for their workers.
+fn routers(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_string_lossy().contains("espocrm-websocket-router-")).collect()
+}
+
+/// A daemon with a temporary directory of its own.
+fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
+    let mut command = command();
+    command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
+    command.args(["--verdict-reuse", "0", "--espocrm"]).arg(standin.path());
+    command.env("TMPDIR", dir.path()).env_remove("RUNTIME_DIRECTORY");
+    Daemon::spawn(command)
+}
+
+#[test]
+fn no_worker_is_started_before_there_is_something_to_check() {
+    let standin = Standin::new();
+    let php = standin.php("php", COUNT_STARTS);
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php]);
+    let mut stranger = Client::open(daemon.address, "a_b", "tok-a_b");
+    stranger.expect_close(1008);
+    daemon.reload("have not changed");
+    assert_eq!((starts(&standin), routers(standin.path()).len()), (0, 0));
+    daemon.connect("alice");
+    assert_eq!((starts(&standin), routers(standin.path()).len()), (1, 1));
+}
+
+#[test]
+fn one_worker_does_for_a_few_checks() {
+    let standin = Standin::new();
+    let php = standin.php("php", COUNT_STARTS);
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php]);
+    for user in ["alice", "bob", "carol"] {
+        let mut tab = daemon.connect(user);
+        for id in 0..4 {
+            let topic = format!("recordUpdate.Account.{id}");
+            daemon.subscribe(&mut tab, user, &topic);
+        }
+    }
+    assert_eq!((starts(&standin), daemon.children().len()), (1, 1));
+    expect_means(&standin, "worker");
+    assert_eq!(standin.runs().len(), 15);
+}
+
+#[test]
+fn a_signal_that_ends_the_daemon_ends_the_worker_and_leaves_nothing_behind() {
+    for signal in ["TERM", "INT"] {
+        let (standin, dir) = (Standin::new(), TempDir::new("workers"));
+        let mut daemon = with_temporary(&standin, &dir);
+        let mut tab = daemon.connect("alice");
+        let worker = worker(&daemon);
+        assert_eq!(routers(dir.path()).len(), 1);
+        // One that is busy does not delay it.
+        standin.hold("AclCheck");
+        tab.subscribe("recordUpdate.Account.1");
+        eventually("the check runs", || standin.runs().len() == 2);
+        daemon.signal(signal);
+        assert_eq!(daemon.wait().code(), Some(0));
+        assert!(!Process::is_running(worker));
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        tab.expect_drop();
+    }
+}
+
+#[test]
+fn what_a_killed_daemon_leaves_behind_is_removed_by_the_next_one() {
+    let (standin, dir) = (Standin::new(), TempDir::new("workers"));
+    let mut daemon = with_temporary(&standin, &dir);
+    let other = with_temporary(&standin, &dir);
+    daemon.connect("alice");
+    let worker = worker(&daemon);
+    let left = routers(dir.path());
+    assert_eq!(left.len(), 1);
+    other.connect("alice");
+    assert_eq!(routers(dir.path()).len(), 2, "that of a daemon that runs was removed");
+    daemon.signal("KILL");
+    daemon.wait();
+    // Nobody else ends it.
+    eventually("the worker ends", || !Process::is_running(worker));
+    let next = with_temporary(&standin, &dir);
+    next.connect("alice");
+    assert!(!left[0].exists());
+    assert_eq!(routers(dir.path()).len(), 2);
+    other.connect("alice");
+}
+
+#[test]
+fn changed_settings_renew_the_worker() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut tab = daemon.connect("alice");
+    let first = worker(&daemon);
+    daemon.reload("have not changed");
+    daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
+    assert_eq!(worker(&daemon), first);
+    // A worker answers the commands of its time only.
+    standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
+    daemon.reload("settings have changed");
+    eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
+    daemon.subscribe(&mut tab, "alice", "news");
+    assert_ne!(worker(&daemon), first);
+    expect_means(&standin, "worker");
+    expect_event_of(&daemon, &mut tab, "1");
+}
+
+#[test]
+fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut tab = daemon.connect("alice");
+    let first = worker(&daemon);
+    standin.hold("--id=1");
+    tab.subscribe("recordUpdate.Account.1");
+    eventually("the check runs", || standin.runs().len() == 2);
+    standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
+    daemon.reload("settings have changed");
+    assert_eq!(worker(&daemon), first);
+    standin.release();
+    daemon.wait_for("add topic recordUpdate.Account.1");
+    eventually("it ends", || !Process::is_running(first));
+    daemon.subscribe(&mut tab, "alice", "news");
+    assert_ne!(worker(&daemon), first);
+    expect_means(&standin, "worker");
+    assert_eq!(standin.runs().len(), 3);
+}
+
+#[test]
+#[ignore = "such a worker fails for each check and is kept"]
+fn a_worker_whose_files_were_removed_is_replaced() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut tab = daemon.connect("alice");
+    // Some systems remove what has not been used in /tmp for days.
+    for router in routers(standin.path()) {
+        std::fs::remove_dir_all(router).unwrap();
+    }
+    for id in 0..4 {
+        daemon.subscribe(&mut tab, "alice", &format!("recordUpdate.Account.{id}"));
+    }
+    assert_eq!(standin.means().last().unwrap(), "worker", "{:?}", standin.means());
+}
+
+#[test]
+fn an_idle_daemon_keeps_no_php() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &[]);
+    let mut tab = daemon.connect("alice");
+    let first = worker(&daemon);
+    // A minute after the last check.
+    std::thread::sleep(DEADLINE);
+    eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
+    tab.expect_silence();
+    daemon.connect("alice");
+    assert_ne!(worker(&daemon), first);
+    expect_means(&standin, "worker");
+}
+
+#[test]
+fn a_second_worker_is_started_only_when_many_checks_wait() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &[]);
+    standin.hold("");
+    let open = |number: usize| {
+        let mut tab =
+            Client::open(daemon.address, &format!("u{number}"), &format!("tok-u{number}"));
+        // What has been answered has been heard.
+        tab.expect_silence();
+        tab
+    };
+    let mut tabs: Vec<Client> = (0..10).map(open).collect();
+    eventually("the worker runs a check", || standin.runs().len() == 1);
+    assert_eq!(daemon.children().len(), 1);
+    tabs.extend((10..100).map(open));
+    let expected = cores().min(6);
+    eventually("all workers run", || daemon.workers().len() >= expected);
+    assert!(daemon.children().len() <= cores());
+    standin.release();
+    for tab in &mut tabs {
+        tab.expect_welcome();
+    }
+    expect_means(&standin, "worker");
+}

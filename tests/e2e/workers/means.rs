@@ -1,0 +1,88 @@
+//! Where there can be no worker the plain command is run, which is said and shown.
+
+use super::expect_means;
+use crate::support::{Client, Daemon, Standin, command, run};
+
+/// Said when no worker is used.
+const PLAIN: &str = "Each access check is run in a PHP process of its own: ";
+
+/// A PHP without opcache.
+const NO_OPCACHE: &str = "exec php -n \"$@\"";
+
+#[test]
+fn checks_are_run_plainly_where_there_can_be_no_worker() {
+    for (version, shell, flags, reason) in [
+        ("5.6.0", "", &[][..], "PHP workers need EspoCRM 7.0 or later"),
+        ("6.1.10", "", &[], "PHP workers need EspoCRM 7.0 or later"),
+        ("9.2.7", NO_OPCACHE, &[], "PHP's command line has no opcache"),
+        ("9.2.7", "", &["--no-worker"], "so it is set"),
+    ] {
+        let standin = Standin::version(version);
+        let php = standin.php("php", shell);
+        let flags = [&["--php", &*php], flags].concat();
+        let mut daemon = Daemon::with_workers(&standin, &flags);
+        let mut tab = daemon.connect("alice");
+        daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
+        tab.subscribe("recordUpdate.Account.deny1");
+        daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
+        Client::open(daemon.address, "alice", "guessed").expect_close(1008);
+        tab.expect_silence();
+        expect_means(&standin, "plain");
+        assert_eq!(daemon.count(PLAIN), 1);
+        assert_eq!(daemon.count(&format!("{PLAIN}{reason}")), 1);
+        let shown = shown(&standin, &flags);
+        assert!(shown.starts_with(&format!("a PHP process for each ({reason}")), "{shown}");
+        let source = if reason == "so it is set" { "command line" } else { "default" };
+        assert!(shown.ends_with(source), "{shown}");
+    }
+}
+
+#[test]
+fn workers_are_used_and_shown_where_there_can_be_some() {
+    for version in ["7.0.0", "9.2.7", "10.0.0"] {
+        let standin = Standin::version(version);
+        let daemon = Daemon::with_workers(&standin, &[]);
+        daemon.connect("alice");
+        expect_means(&standin, "worker");
+        assert_eq!(daemon.count(PLAIN), 0);
+        let shown = shown(&standin, &[]);
+        assert!(shown.contains("warm PHP worker") && shown.ends_with("default"), "{shown}");
+    }
+}
+
+#[test]
+#[ignore = "it is said whenever the settings are read"]
+fn that_there_is_no_worker_is_not_said_again_when_something_else_changes() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    standin.state("9.3.0");
+    daemon.reload("EspoCRM's settings have changed: EspoCRM 9.3.0");
+    daemon.connect("alice");
+    assert_eq!(daemon.count(PLAIN), 1);
+}
+
+#[test]
+fn an_update_of_espocrm_brings_the_workers_and_a_return_takes_them_away() {
+    let standin = Standin::new();
+    standin.state("6.1.10");
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    daemon.connect("alice");
+    for (version, means) in [("7.0.0", "worker"), ("6.1.10", "plain"), ("9.2.7", "worker")] {
+        standin.state(version);
+        daemon.reload(&format!("have changed: EspoCRM {version}"));
+        daemon.connect("alice");
+        assert_eq!(standin.means().last().unwrap(), means, "{version}");
+        assert_eq!(daemon.workers().len(), usize::from(means == "worker"));
+    }
+}
+
+/// What `config` says about how checks are run.
+fn shown(standin: &Standin, flags: &[&str]) -> String {
+    let mut command = command();
+    command.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path()).args(flags);
+    let output = run(command);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("checks by")).unwrap();
+    line.trim().to_owned()
+}

@@ -1,0 +1,134 @@
+<?php
+// php no_good.php HOW …: says what PHP's web server says, and then answers as no worker should. What
+// it grants is never to be believed.
+
+$how = $argv[1];
+file_put_contents('data/standin/starts', "$how\n", FILE_APPEND);
+
+function say($address)
+{
+    fwrite(STDERR, "[Mon Jan  1 00:00:00 2024] PHP 8.2.7 Development Server (http://$address) started\n");
+}
+
+function grant($nonce, $announced, $body = 'true')
+{
+    return "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        . "Content-Length: $announced\r\nX-Nonce: $nonce\r\nX-Exit-Status: 0\r\n\r\n$body";
+}
+
+switch ($how) {
+    case 'dead':
+        exit(1);
+    case 'silent':
+        sleep(600);
+        exit;
+    case 'elsewhere':
+        say('192.0.2.1:80');
+        sleep(600);
+        exit;
+}
+
+$server = stream_socket_server('tcp://127.0.0.1:0');
+$address = stream_socket_get_name($server, false);
+if ($how === 'refusing') {
+    fclose($server);
+    say($address);
+    sleep(600);
+    exit;
+}
+say($address);
+
+while (true) {
+    $tcp = stream_socket_accept($server, -1);
+    if ($how === 'deaf') {
+        // Closed with something unread: reset.
+        fclose($tcp);
+        continue;
+    }
+    $request = '';
+    while (!preg_match('/\r\n\r\n\[.*\]$/s', $request)) {
+        $request .= fread($tcp, 65536);
+    }
+    preg_match('/X-Nonce: (\w+)/', $request, $match);
+    $nonce = $match[1];
+    switch ($how) {
+        case 'garbage':
+            @fwrite($tcp, random_bytes(10000));
+            break;
+        case 'mute':
+            break;
+        case 'half':
+            fwrite($tcp, substr(grant($nonce, 4), 0, 60));
+            break;
+        case 'short':
+            fwrite($tcp, grant($nonce, 5));
+            break;
+        case 'long':
+            fwrite($tcp, grant($nonce, 3));
+            break;
+        case 'bodiless':
+            fwrite($tcp, grant($nonce, 4, ''));
+            break;
+        case 'unmeasured':
+            fwrite($tcp, preg_replace('/Content-Length.*\r\n/', '', grant($nonce, 4)));
+            break;
+        case 'stranger':
+            fwrite($tcp, grant(strrev($nonce) . '0', 4));
+            break;
+        case 'nameless':
+            fwrite($tcp, preg_replace('/X-Nonce.*\r\n/', '', grant($nonce, 4)));
+            break;
+        case 'statusless':
+            fwrite($tcp, preg_replace('/X-Exit-Status.*\r\n/', '', grant($nonce, 4)));
+            break;
+        case 'twice':
+            fwrite($tcp, grant($nonce, 4) . grant($nonce, 4));
+            break;
+        case 'failing':
+            fwrite($tcp, str_replace('200 OK', '500 Internal Server Error', grant($nonce, 4)));
+            break;
+        case 'refuser':
+            fwrite($tcp, str_replace('200 OK', '403 Forbidden', grant($nonce, 4)));
+            break;
+        case 'elusive':
+            fwrite($tcp, str_replace('200 OK', '302 Found', grant($nonce, 4)));
+            break;
+        case 'endless':
+            while (@fwrite($tcp, str_repeat('x', 65536))) {
+            }
+            break;
+        case 'wordy':
+            @fwrite($tcp, grant($nonce, 67108864, str_repeat('x', 67108864)));
+            break;
+        case 'heady':
+            $head = str_repeat('X-More: ' . str_repeat('x', 1000) . "\r\n", 10000);
+            @fwrite($tcp, str_replace('X-Nonce', $head . 'X-Nonce', grant($nonce, 4)));
+            break;
+        case 'mortal':
+            exit(0);
+        case 'never':
+            sleep(600);
+            exit;
+        case 'stuck':
+            fwrite($tcp, grant($nonce, 5));
+            sleep(600);
+            exit;
+        case 'late':
+            sleep(6);
+            @fwrite($tcp, grant($nonce, 4));
+            break;
+        case 'again':
+            // The right answer, and another one after it.
+            $command = array_merge(
+                array('php', 'command.php'),
+                json_decode(substr($request, strpos($request, "\r\n\r\n")))
+            );
+            exec(implode(' ', array_map('escapeshellarg', $command)), $output, $status);
+            $right = str_replace('Status: 0', "Status: $status", grant($nonce, 0, ''));
+            fwrite($tcp, $right);
+            usleep(20000);
+            @fwrite($tcp, grant($nonce, 4));
+            break;
+    }
+    fclose($tcp);
+}

@@ -1,0 +1,185 @@
+//! Workers that are no good: what they say is not believed, and the plain command is run instead.
+
+use serde_json::json;
+
+use super::{GIVEN_UP, expect_event_of, expect_means, starts, worker};
+use crate::support::{Client, Daemon, Php, Standin, eventually};
+
+const NO_GOOD: &str = include_str!("no_good.php");
+
+/// An EspoCRM whose PHP starts such a worker instead of its web server; with the PHP's path.
+fn standin(how: &str) -> (Standin, String) {
+    let standin = Standin::new();
+    std::fs::write(standin.path().join("no_good.php"), NO_GOOD).unwrap();
+    let shell = format!("case $1 in -q) exec php no_good.php {how} \"$@\";; esac");
+    let php = standin.php("php", &shell);
+    (standin, php)
+}
+
+/// Goes on until a second worker was no good; then they are given up, which is said once.
+fn expect_giving_up(how: &str) {
+    let (standin, php) = standin(how);
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--verdict-reuse", "0"]);
+    Client::open(daemon.address, "alice", "guessed").expect_close(1008);
+    let mut tab = daemon.connect("alice");
+    daemon.wait_for(GIVEN_UP);
+    daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
+    tab.subscribe("recordUpdate.Account.deny1");
+    daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
+    Client::open(daemon.address, "bob", "tok-alice").expect_close(1008);
+    Php::send(&daemon.zeromq, &[json!({"topicId": "recordUpdate.Account.deny1"})]);
+    expect_event_of(&daemon, &mut tab, "1");
+    assert_eq!((daemon.count(GIVEN_UP), starts(&standin)), (1, 2), "{how}");
+    assert_eq!(daemon.count("could not be checked"), 0, "{how}");
+    expect_means(&standin, "plain");
+    eventually("they have ended", || daemon.children().is_empty());
+}
+
+#[test]
+fn a_worker_that_cannot_be_reached_is_given_up() {
+    // The first two are waited for, for five seconds.
+    std::thread::scope(|scope| {
+        for how in ["silent", "elsewhere", "dead", "refusing", "deaf"] {
+            scope.spawn(|| expect_giving_up(how));
+        }
+    });
+}
+
+#[test]
+fn a_worker_that_ends_before_it_has_answered_is_given_up() {
+    for how in ["mute", "half", "mortal"] {
+        expect_giving_up(how);
+    }
+}
+
+#[test]
+fn a_worker_that_answers_nonsense_is_given_up() {
+    for how in [
+        "garbage",
+        "short",
+        "long",
+        "bodiless",
+        "unmeasured",
+        "stranger",
+        "nameless",
+        "statusless",
+        "twice",
+        "elusive",
+    ] {
+        expect_giving_up(how);
+    }
+}
+
+#[test]
+fn a_worker_that_answers_megabytes_is_given_up_and_not_stored() {
+    for how in ["endless", "wordy", "heady"] {
+        expect_giving_up(how);
+    }
+}
+
+#[test]
+fn a_worker_that_is_never_able_to_run_a_command_is_given_up() {
+    for how in ["failing", "refuser"] {
+        expect_giving_up(how);
+    }
+}
+
+#[test]
+fn what_a_worker_says_after_its_answer_is_not_heard() {
+    let (standin, php) = standin("again");
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--verdict-reuse", "0"]);
+    let mut tab = daemon.connect("alice");
+    for id in 0..3 {
+        Client::open(daemon.address, "alice", "guessed").expect_close(1008);
+        daemon.subscribe(&mut tab, "alice", &format!("recordUpdate.Account.{id}"));
+        let topic = format!("recordUpdate.Account.deny{id}");
+        tab.subscribe(&topic);
+        daemon.wait_for(&format!("check access failed for topic {topic}"));
+    }
+    tab.expect_silence();
+    assert_eq!((starts(&standin), daemon.count(GIVEN_UP)), (1, 0));
+}
+
+#[test]
+fn an_answer_that_does_not_come_in_time_is_none() {
+    std::thread::scope(|scope| {
+        for how in ["never", "stuck", "late"] {
+            scope.spawn(move || {
+                let (standin, php) = standin(how);
+                let flags = ["--php", &php, "--check-timeout", "2s", "--verdict-reuse", "0"];
+                let mut daemon = Daemon::with_workers(&standin, &flags);
+                let mut tab = Client::open(daemon.address, "alice", "guessed");
+                eventually("it is asked", || starts(&standin) == 1);
+                // Without a Close frame, since nobody has said no.
+                tab.expect_drop();
+                daemon.wait_for("A login could not be checked: PHP did not finish in time");
+                eventually("it is killed", || daemon.children().is_empty());
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "each check waits for another such worker in vain"]
+fn a_worker_that_never_answers_in_time_is_given_up() {
+    std::thread::scope(|scope| {
+        for how in ["never", "stuck", "late"] {
+            scope.spawn(move || {
+                let (standin, php) = standin(how);
+                let flags = ["--php", &php, "--check-timeout", "3s", "--verdict-reuse", "0"];
+                let mut daemon = Daemon::with_workers(&standin, &flags);
+                for _ in 0..2 {
+                    Client::open(daemon.address, "alice", "tok-alice").expect_drop();
+                }
+                daemon.wait_for(GIVEN_UP);
+                daemon.connect("alice");
+                expect_means(&standin, "plain");
+                assert_eq!((daemon.count(GIVEN_UP), starts(&standin)), (1, 2), "{how}");
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "each check waits for another such worker in vain"]
+fn a_worker_that_is_not_ready_in_time_for_a_short_deadline_is_given_up() {
+    let (standin, php) = standin("silent");
+    let flags = ["--php", &php, "--check-timeout", "3s", "--verdict-reuse", "0"];
+    let mut daemon = Daemon::with_workers(&standin, &flags);
+    for _ in 0..2 {
+        Client::open(daemon.address, "alice", "tok-alice").expect_drop();
+    }
+    daemon.wait_for(GIVEN_UP);
+    daemon.connect("alice");
+}
+
+#[test]
+fn a_worker_is_not_given_up_for_a_command_that_sometimes_fails() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    daemon.connect("alice");
+    let first = worker(&daemon);
+    for _ in 0..4 {
+        standin.set("failure", "crash");
+        Client::open(daemon.address, "alice", "tok-alice").expect_drop();
+        standin.unset("failure");
+        daemon.connect("alice");
+    }
+    let round = ["worker", "plain", "worker"];
+    assert_eq!(standin.means(), [&["worker"][..], &round, &round, &round, &round].concat());
+    assert_eq!((worker(&daemon), daemon.count(GIVEN_UP)), (first, 0));
+}
+
+#[test]
+fn workers_that_were_given_up_are_tried_again_when_settings_change() {
+    let (standin, php) = standin("failing");
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--verdict-reuse", "0"]);
+    daemon.connect("alice");
+    daemon.connect("alice");
+    daemon.wait_for(GIVEN_UP);
+    standin.php("php", "");
+    standin.state("9.3.0");
+    daemon.reload("settings have changed");
+    daemon.connect("alice");
+    assert_eq!(standin.means(), ["plain", "plain", "worker"]);
+}

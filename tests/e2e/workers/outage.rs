@@ -1,0 +1,86 @@
+//! EspoCRM's database or PHP is away for a while, and comes back.
+
+use super::{expect_event_of, worker};
+use crate::support::{Client, Daemon, Process, Standin, eventually};
+
+/// Said when an outage begins, and when it ends.
+const BEGINS: &str = "could not be checked";
+const ENDS: &str = "Access checks work again";
+
+#[test]
+fn an_outage_drops_no_tab_and_refuses_none() {
+    // Each waits for another attempt at times.
+    std::thread::scope(|scope| {
+        for failure in ["error", "exit255", "crash", "killed", "noise", "hang", "missing"] {
+            for means in ["--no-worker", "--debug"] {
+                scope.spawn(move || live_through(failure, means));
+            }
+        }
+    });
+}
+
+fn live_through(failure: &str, means: &str) {
+    // Since 9.2 it does not matter what is printed.
+    let standin = Standin::version(if failure == "noise" { "9.1.9" } else { "9.2.7" });
+    let php = standin.php("php", "");
+    let timeout = if failure == "hang" { "3s" } else { "60s" };
+    let flags = ["--php", &php, "--check-timeout", timeout, "--verdict-reuse", "0", means];
+    let mut daemon = Daemon::with_workers(&standin, &flags);
+    let mut before = daemon.connect("alice");
+    daemon.subscribe(&mut before, "alice", "recordUpdate.Account.1");
+
+    if failure == "missing" {
+        std::fs::rename(&php, format!("{php}.away")).unwrap();
+        // One that runs needs no other.
+        for worker in daemon.workers() {
+            daemon.connect("bob");
+            Process::signal(worker, "KILL");
+        }
+        eventually("no PHP is left", || daemon.children().is_empty());
+    } else {
+        standin.set("failure", failure);
+    }
+    before.subscribe("recordUpdate.Account.2");
+    for user in ["bob", "carol", "alice"] {
+        Client::open(daemon.address, user, &format!("tok-{user}")).expect_drop();
+    }
+    // Nobody says no to a bad token, either.
+    Client::open(daemon.address, "bob", "guessed").expect_drop();
+    daemon.wait_for(BEGINS);
+    expect_event_of(&daemon, &mut before, "1");
+
+    if failure == "missing" {
+        std::fs::rename(format!("{php}.away"), &php).unwrap();
+    } else {
+        standin.unset("failure");
+    }
+    let mut after = daemon.connect("bob");
+    daemon.subscribe(&mut after, "bob", "recordUpdate.Account.3");
+    Client::open(daemon.address, "bob", "guessed").expect_close(1008);
+    daemon.wait_for("add topic recordUpdate.Account.2 for user alice");
+    expect_event_of(&daemon, &mut before, "2");
+    expect_event_of(&daemon, &mut after, "3");
+    daemon.wait_for(ENDS);
+    let said = (daemon.count(BEGINS), daemon.count(ENDS));
+    assert_eq!(said, (1, 1), "{failure} {means}");
+    before.expect_silence();
+}
+
+#[test]
+fn an_outage_is_told_to_be_over_with_how_often_checks_failed() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    daemon.connect("alice");
+    standin.set("failure", "error");
+    for _ in 0..5 {
+        Client::open(daemon.address, "alice", "tok-alice").expect_drop();
+    }
+    standin.unset("failure");
+    // A no is an answer, too.
+    Client::open(daemon.address, "alice", "guessed").expect_close(1008);
+    daemon.wait_for("Access checks work again; 5 could not be made meanwhile.");
+    // It goes on with the same worker.
+    let first = worker(&daemon);
+    daemon.connect("alice");
+    assert_eq!(worker(&daemon), first);
+}

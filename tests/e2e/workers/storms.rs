@@ -1,0 +1,83 @@
+//! All tabs come back at once.
+
+use super::{COUNT_STARTS, cores, expect_event_of, expect_means, starts};
+use crate::support::{Client, Daemon, Standin, eventually};
+
+#[test]
+fn a_storm_is_served_by_no_more_workers_than_there_are_cores() {
+    let standin = Standin::new();
+    let php = standin.php("php", COUNT_STARTS);
+    let daemon = Daemon::with_workers(&standin, &["--php", &php]);
+    let topics = ["recordUpdate.Account.1", "streamUpdate.Account.1", "calendarUpdate"];
+    let mut tabs = Vec::new();
+    for number in 0..100 {
+        let user = format!("u{number}");
+        let mut tab = Client::open(daemon.address, &user, &format!("tok-{user}"));
+        for topic in topics {
+            tab.subscribe(topic);
+        }
+        tab.subscribe(&format!("recordUpdate.Account.own{number}"));
+        tabs.push(tab);
+    }
+    let mut peak = 0;
+    eventually("all are served", || {
+        peak = peak.max(daemon.children().len());
+        daemon.count(": add topic ") == 400
+    });
+    assert!((1..=cores()).contains(&peak), "{peak}");
+    assert!(starts(&standin) <= cores());
+    expect_means(&standin, "worker");
+    assert_eq!(standin.runs().len(), 500);
+    for tab in &mut tabs {
+        tab.expect_welcome();
+        tab.expect_silence();
+    }
+    expect_event_of(&daemon, &mut tabs[70], "own70");
+}
+
+#[test]
+fn the_tabs_of_one_user_share_their_checks() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "60s"]);
+    let mut tabs: Vec<Client> =
+        (0..100).map(|_| Client::open(daemon.address, "alice", "tok-alice")).collect();
+    for tab in &mut tabs {
+        for id in 0..4 {
+            tab.subscribe(&format!("recordUpdate.Account.{id}"));
+        }
+    }
+    eventually("all are served", || daemon.count(": add topic ") == 400);
+    assert_eq!(standin.runs().len(), 5);
+}
+
+#[test]
+fn when_too_many_checks_wait_a_tab_is_told_to_come_back() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &["--max-checks", "1"]);
+    let mut tabs: Vec<Client> = (0..128).map(|_| daemon.connect("alice")).collect();
+    standin.hold("");
+    for tab in &mut tabs {
+        for id in 0..128 {
+            tab.subscribe(&format!("recordUpdate.Account.{id}"));
+        }
+        tab.expect_silence();
+    }
+    // Each of the 16,384 that may wait does.
+    let mut late = Client::tcp(daemon.address);
+    late.send(crate::support::request("/?authToken=tok-bob&userId=bob").as_bytes());
+    let answer = late.read_head();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("Retry-After: "), "{answer}");
+    // Those who are there live on.
+    tabs[127].expect_silence();
+    // Who leaves makes room.
+    drop(tabs.pop());
+    eventually("there is room", || {
+        let mut again = Client::tcp(daemon.address);
+        again.send(crate::support::request("/?authToken=tok-bob&userId=bob").as_bytes());
+        again.read_head().starts_with("HTTP/1.1 101 ")
+    });
+    standin.release();
+    eventually("all are served", || daemon.count(": add topic ") >= 127 * 128);
+    daemon.connect("bob");
+    expect_event_of(&daemon, &mut tabs[126], "127");
+}
