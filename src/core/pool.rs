@@ -152,11 +152,15 @@ impl Pool {
         }
     }
 
-    /// A worker was stopped because a check took too long, which tells nothing about the worker.
-    pub fn stopped(&mut self, id: WorkerId) {
-        if let Some(index) = self.find(id) {
-            self.workers.swap_remove(index);
+    /// A worker was stopped because a check took too long. That tells nothing about the worker,
+    /// unless it has never answered any.
+    pub fn stopped(&mut self, now: Time, id: WorkerId) -> Next {
+        let Some(index) = self.find(id) else { return Next::Stop };
+        if self.workers.get(index).is_some_and(|worker| worker.answers == 0) {
+            return self.failed(now, id);
         }
+        self.workers.swap_remove(index);
+        Next::Stop
     }
 
     /// Something has changed that a worker may not see. Returns those that are to be stopped now;
@@ -302,11 +306,18 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_took_too_long_says_nothing_about_the_worker() {
+    fn a_check_that_took_too_long_spoils_only_a_worker_that_never_answered() {
         let mut pool = Pool::new(1);
         for _ in 0..10 {
             let id = new(pool.take(NOW, 0));
-            pool.stopped(id);
+            pool.answered(NOW, id);
+            assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(id)));
+            assert_eq!(pool.stopped(NOW, id), Next::Stop);
         }
+        for next in [Next::Stop, Next::GiveUp] {
+            let id = new(pool.take(NOW, 0));
+            assert_eq!(pool.stopped(NOW, id), next);
+        }
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
     }
 }

@@ -25,6 +25,7 @@ pub fn serve(layers: Layers) -> Result<()> {
         settings.categories.iter().count(),
     );
     settings.log_doubts();
+    settings.log_means();
     if sys::is_root() {
         match espocrm.owner() {
             Some(0) => warn!(

@@ -213,9 +213,6 @@ impl Settings {
                 warn!("EspoCRM's topic category {name:?} is not served: {error}.");
             }
         }
-        if let Means::Plain(reason) = self.means.value {
-            info!("Each access check is run in a PHP process of its own: {reason}.");
-        }
         let open = ["tcp://*:", "tcp://0.0.0.0:", "tcp://[::]:"];
         if open.iter().any(|start| self.zeromq.value.starts_with(start)) {
             warn!(
@@ -224,6 +221,13 @@ impl Settings {
                  webSocketZeroMQSubscriberDsn.",
                 self.zeromq.value
             );
+        }
+    }
+
+    /// That there are no workers, and why.
+    pub fn log_means(&self) {
+        if let Means::Plain(reason) = self.means.value {
+            info!("Each access check is run in a PHP process of its own: {reason}.");
         }
     }
 

@@ -43,6 +43,12 @@ impl Router {
         Ok(router)
     }
 
+    /// Whether nobody has removed the files.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.script().exists() && self.blacklist().exists()
+    }
+
     /// The script that answers every request.
     #[must_use]
     pub fn script(&self) -> PathBuf {

@@ -292,6 +292,9 @@ impl Server {
     /// Puts new settings in force; nobody is disconnected. What cannot be had stays as it was.
     fn apply(&mut self, mut new: Settings) {
         new.log_doubts();
+        if new.means.value != self.settings.means.value {
+            new.log_means();
+        }
         new.categories = new.categories.or_old(&self.settings.categories);
         // Always: a certificate is renewed under the same name.
         match self.backend.acceptor(&new) {

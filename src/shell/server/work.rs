@@ -73,7 +73,8 @@ impl Server {
 
     fn start_worker(&mut self, id: WorkerId) -> io::Result<()> {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
-        let router = match espocrm.router.take() {
+        // Systems that clean up their temporary directory may have removed it.
+        let router = match espocrm.router.take().filter(Router::exists) {
             Some(router) => router,
             None => Router::write()?,
         };
@@ -86,16 +87,24 @@ impl Server {
         self.workers.start(self.poll.registry(), self.now, id, command)
     }
 
+    fn router_is_gone(&self) -> bool {
+        match &self.backend {
+            Backend::Espocrm(espocrm) => !espocrm.router.as_ref().is_some_and(Router::exists),
+            Backend::Demo(_) => false,
+        }
+    }
+
     fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
         for Outcome { worker, errand, result } in outcomes {
             let check = self.access.check(errand.job);
             let next = match &result {
                 Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
-                Ok(Reply::Unable) => self.pool.unable(self.now, worker),
-                Err(Trouble::TimedOut) => {
-                    self.pool.stopped(worker);
+                Ok(Reply::Unable) if self.router_is_gone() => {
+                    self.worker_failed(worker, "its script was removed");
                     Next::Stop
                 }
+                Ok(Reply::Unable) => self.pool.unable(self.now, worker),
+                Err(Trouble::TimedOut) => self.pool.stopped(self.now, worker),
                 Err(Trouble::NoGood(why)) => {
                     let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
                     self.worker_failed(worker, &why);
@@ -107,7 +116,7 @@ impl Server {
                 Next::Stop => self.workers.stop(worker),
                 Next::GiveUp => {
                     self.workers.stop(worker);
-                    give_up("it cannot run EspoCRM's commands");
+                    give_up("it cannot run EspoCRM's commands, or not in time");
                 }
             }
             let Some(check) = check else { continue };

@@ -136,7 +136,6 @@ fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
 }
 
 #[test]
-#[ignore = "such a worker fails for each check and is kept"]
 fn a_worker_whose_files_were_removed_is_replaced() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);

@@ -51,7 +51,6 @@ fn workers_are_used_and_shown_where_there_can_be_some() {
 }
 
 #[test]
-#[ignore = "it is said whenever the settings are read"]
 fn that_there_is_no_worker_is_not_said_again_when_something_else_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);

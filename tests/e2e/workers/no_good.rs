@@ -120,7 +120,6 @@ fn an_answer_that_does_not_come_in_time_is_none() {
 }
 
 #[test]
-#[ignore = "each check waits for another such worker in vain"]
 fn a_worker_that_never_answers_in_time_is_given_up() {
     std::thread::scope(|scope| {
         for how in ["never", "stuck", "late"] {
@@ -141,7 +140,6 @@ fn a_worker_that_never_answers_in_time_is_given_up() {
 }
 
 #[test]
-#[ignore = "each check waits for another such worker in vain"]
 fn a_worker_that_is_not_ready_in_time_for_a_short_deadline_is_given_up() {
     let (standin, php) = standin("silent");
     let flags = ["--php", &php, "--check-timeout", "3s", "--verdict-reuse", "0"];
