@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{GIVEN_UP, expect_means};
-use crate::support::{Client, Daemon, Standin};
+use crate::support::{Client, Daemon, Standin, eventually};
 
 #[test]
 fn a_worker_answers_as_the_plain_command_does_in_every_version() {
@@ -82,7 +82,17 @@ fn subscribe(daemon: &mut Daemon, tab: &mut Client, user: &str, topic: &str) -> 
         _ if is_first_trouble => daemon.wait_for_after(lines, "could not be checked"),
         // An outage is said once.
         _ if topic.contains("Unknown") => return format!("{topic}: tried again in silence"),
-        _ => daemon.wait_for_after(lines, &format!("topic {topic} for user {user}")),
+        _ => {
+            let of_topic = format!("topic {topic} for user {user}");
+            // That it was left before may not have been read yet.
+            let is_it = |line: &String| line.contains(&of_topic) && !line.contains("remove topic");
+            let mut found = None;
+            eventually(&of_topic, || {
+                found = daemon.log().into_iter().skip(lines).find(is_it);
+                found.is_some()
+            });
+            found.unwrap()
+        }
     };
     ["add topic", "check access failed", "A subscription could not"]
         .iter()

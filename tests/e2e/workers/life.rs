@@ -101,9 +101,11 @@ fn changed_settings_renew_the_worker() {
     let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
     let mut tab = daemon.connect("alice");
     let first = worker(&daemon);
+    // Whatever the reason was to read them again, EspoCRM's code may have changed, too.
     daemon.reload("have not changed");
+    eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
     daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
-    assert_eq!(worker(&daemon), first);
+    let first = worker(&daemon);
     // A worker answers the commands of its time only.
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
     daemon.reload("settings have changed");
