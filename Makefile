@@ -4,7 +4,7 @@ CARGO := $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 # Seconds for which each fuzz target runs.
 FUZZ_SECONDS ?= 300
 
-.PHONY: build demo test lint fuzz bench bench-core clean
+.PHONY: build demo test lint fuzz bench bench-checks bench-core clean
 
 build:
 	tools/install build
@@ -38,6 +38,10 @@ fuzz:
 bench:
 	tools/install test
 	$(CARGO) bench --locked --bench footprint
+
+bench-checks:
+	tools/install test
+	$(CARGO) bench --locked --bench checks
 
 bench-core:
 	tools/install build

@@ -1,0 +1,112 @@
+//! The daemon under measurement, and tabs that come to it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+pub struct Daemon {
+    process: Child,
+    address: SocketAddr,
+    /// Topics that were granted so far.
+    topics: Arc<AtomicUsize>,
+}
+
+/// A tab's connection, kept open.
+pub struct Tab(#[expect(dead_code, reason = "it is only to stay open")] TcpStream);
+
+/// Longer than anything takes.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+impl Daemon {
+    pub fn start(binary: &Path, espocrm: &Path, means: &[&str]) -> Self {
+        let mut command = Command::new(binary);
+        command.arg("run").arg("--espocrm").arg(espocrm).args(["--config", "/dev/null", "--debug"]);
+        command.args(["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"]);
+        // Tabs answer no pings.
+        command.args(["--verdict-reuse", "0", "--ping-interval", "1h"]).args(means);
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let line = log.find(|line| line.contains("Browsers are served at ")).unwrap();
+        let address = line.trim_end_matches('.').rsplit('/').next().unwrap().parse().unwrap();
+        let topics = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&topics);
+        std::thread::spawn(move || {
+            for line in log {
+                if line.contains(": add topic ") {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                } else if line.contains("WARN") && !line.contains("as root") {
+                    eprintln!("{line}");
+                }
+            }
+        });
+        Self { process, address, topics }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Logs in, waits for the welcome, and leaves.
+    pub fn log_in(&self, user: &str) {
+        let mut tab = TcpStream::connect(self.address).unwrap();
+        tab.write_all(request(user).as_bytes()).unwrap();
+        let (mut got, mut buffer) = (Vec::new(), [0; 4096]);
+        while !got.ends_with(b",1]") {
+            let length = tab.read(&mut buffer).unwrap();
+            assert!(length > 0, "the login failed");
+            got.extend_from_slice(&buffer[..length]);
+        }
+    }
+
+    /// A tab comes, and wants the topics of a page that shows a record of its own.
+    pub fn open(&self, user: usize) -> Tab {
+        let mut tab = TcpStream::connect(self.address).unwrap();
+        let mut bytes = request(&format!("user{user}")).into_bytes();
+        for topic in [
+            "newNotification",
+            "popupNotifications.event",
+            &format!("recordUpdate.Account.{user}"),
+            &format!("streamUpdate.Account.{user}"),
+        ] {
+            bytes.extend(frame(format!("[5,\"{topic}\"]").as_bytes()));
+        }
+        tab.write_all(&bytes).unwrap();
+        Tab(tab)
+    }
+
+    pub fn wait_for_topics(&self, count: usize) {
+        let start = Instant::now();
+        while self.topics.load(Ordering::Relaxed) < count {
+            assert!(start.elapsed() < DEADLINE, "only {:?} of {count}", self.topics);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // So that it ends its workers, too.
+        let pid = self.process.id().to_string();
+        let _ = Command::new("kill").arg(pid).status();
+        let _ = self.process.wait();
+    }
+}
+
+fn request(user: &str) -> String {
+    format!(
+        "GET /?authToken=tok-{user}&userId={user} HTTP/1.1\r\nHost: localhost\r\n\
+         Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: wamp\r\n\r\n"
+    )
+}
+
+/// A short text frame; its mask is zero.
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0x81, 0x80 | length, 0, 0, 0, 0], payload].concat()
+}

@@ -1,0 +1,146 @@
+//! What access checks cost: by warm workers, by a PHP process each, and by as many of these at a
+//! time as there are checks, as EspoCRM's own daemon runs them. `cargo bench --bench checks`
+//!
+//! EspoCRM is the tests' stand-in, made as heavy as the real one: so many classes to be loaded and
+//! compiled that a plain check takes about 80 ms of processor time. `CHECKS_ALL=1` also has 2,000
+//! tabs come back to plain checks, which takes minutes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::unchecked_time_subtraction,
+    reason = "a benchmark that cannot go on shall say so, and its numbers are small"
+)]
+
+mod daemon;
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, Tab};
+
+/// Classes of the stand-in.
+const WEIGHT: &str = "700";
+
+/// Checks that are made one after another.
+const CHECKS: usize = 40;
+
+const WORKER: &[&str] = &[];
+const PLAIN: &[&str] = &["--no-worker"];
+const UNBOUND: &[&str] = &["--no-worker", "--max-checks", "100000", "--check-timeout", "10m"];
+
+fn main() {
+    // `cargo test --all-targets` runs this too, without this argument.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("espocrm-websocket-checks-{}", std::process::id()));
+    prepare(&dir);
+    let cores = std::thread::available_parallelism().unwrap();
+    println!("\n{}, {cores} cores\n", binary().display());
+
+    println!("{:<44}{:>10}{:>10}", "A login, one after another", "CPU", "wall");
+    let [plain, worker] = [PLAIN, WORKER].map(|means| one_by_one(&dir, means));
+    for (name, (cpu, wall)) in [("plain", plain), ("by a worker", worker)] {
+        println!("{name:<44}{:>10}{:>10}", millis(cpu), millis(wall));
+    }
+    println!("{:<44}{:>9.1}×{:>9.1}×", "", ratio(plain.0, worker.0), ratio(plain.1, worker.1));
+
+    println!(
+        "\n{:<44}{:>10}{:>10}{:>10}{:>6}",
+        "Tabs come back, each with four topics", "served", "CPU", "memory", "PHP"
+    );
+    let unbound = storm(&dir, "500, plain without bound (the original)", UNBOUND, 500, 1, None);
+    storm(&dir, "500, plain", PLAIN, 500, 1, Some(&unbound));
+    storm(&dir, "500, workers", WORKER, 500, 1, Some(&unbound));
+    storm(&dir, "500 of 100 users, workers", WORKER, 500, 5, Some(&unbound));
+    storm(&dir, "2,000, workers", WORKER, 2_000, 1, None);
+    if std::env::var_os("CHECKS_ALL").is_some() {
+        storm(&dir, "2,000, plain", PLAIN, 2_000, 1, None);
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// What a storm has taken.
+struct Storm {
+    served: Duration,
+    cpu: Duration,
+    /// Most of the daemon and its children at a time, in bytes.
+    memory: u64,
+    /// Most PHP processes at a time.
+    php: usize,
+}
+
+fn one_by_one(dir: &Path, means: &[&str]) -> (Duration, Duration) {
+    let daemon = Daemon::start(&binary(), dir, means);
+    // The first one starts the worker.
+    daemon.log_in("first");
+    let (before, start) = (tree::cpu(daemon.pid()), Instant::now());
+    for number in 0..CHECKS {
+        daemon.log_in(&format!("user{number}"));
+    }
+    let count = u32::try_from(CHECKS).unwrap();
+    ((tree::cpu(daemon.pid()) - before) / count, start.elapsed() / count)
+}
+
+fn storm(
+    dir: &Path,
+    name: &str,
+    means: &[&str],
+    tabs: usize,
+    of_each_user: usize,
+    beside: Option<&Storm>,
+) -> Storm {
+    let daemon = Daemon::start(&binary(), dir, means);
+    let peak = tree::Peak::watch(daemon.pid());
+    let (before, start) = (tree::cpu(daemon.pid()), Instant::now());
+    let tabs: Vec<Tab> = (0..tabs).map(|tab| daemon.open(tab / of_each_user)).collect();
+    daemon.wait_for_topics(4 * tabs.len());
+    let served = start.elapsed();
+    let cpu = tree::cpu(daemon.pid()) - before;
+    let (memory, php) = peak.end();
+    let storm = Storm { served, cpu, memory, php };
+    println!(
+        "{name:<44}{:>10}{:>10}{:>10}{php:>6}",
+        format!("{:.1} s", served.as_secs_f64()),
+        format!("{:.1} s", cpu.as_secs_f64()),
+        format!("{:.0} MB", memory as f64 / 1e6),
+    );
+    if let Some(beside) = beside {
+        println!(
+            "{:<44}{:>9.1}×{:>9.1}×{:>9.1}×{:>5.0}×",
+            "",
+            ratio(beside.served, storm.served),
+            ratio(beside.cpu, storm.cpu),
+            beside.memory as f64 / storm.memory as f64,
+            beside.php as f64 / storm.php as f64
+        );
+    }
+    storm
+}
+
+fn prepare(dir: &Path) {
+    let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standin");
+    let run = |command: &mut Command| assert!(command.status().unwrap().success());
+    run(Command::new("cp").arg("-r").arg(standin).arg(dir));
+    std::fs::write(dir.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
+    run(Command::new("php").arg(dir.join("weigh.php")).arg(dir).arg(WEIGHT));
+    // opcache keeps no file that is younger.
+    std::thread::sleep(Duration::from_secs(3));
+}
+
+fn binary() -> PathBuf {
+    std::env::var_os("FOOTPRINT_BINARY")
+        .map_or(env!("CARGO_BIN_EXE_espocrm-websocket").into(), PathBuf::from)
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+fn ratio(one: Duration, other: Duration) -> f64 {
+    one.as_secs_f64() / other.as_secs_f64()
+}
