@@ -1,5 +1,6 @@
 //! A copy of the stand-in EspoCRM.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
@@ -96,7 +97,13 @@ impl Standin {
     }
 
     pub fn clear_cache(&self) {
-        let _ = std::fs::remove_dir_all(self.path().join("data/cache"));
+        let cache = self.path().join("data/cache");
+        // A check that runs may write into it meanwhile.
+        while let Err(error) = std::fs::remove_dir_all(&cache)
+            && error.kind() != ErrorKind::NotFound
+        {
+            assert_eq!(error.kind(), ErrorKind::DirectoryNotEmpty, "{error}");
+        }
     }
 
     /// Steers it; see its README.

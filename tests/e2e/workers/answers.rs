@@ -16,9 +16,11 @@ fn a_worker_answers_as_the_plain_command_does_in_every_version() {
         assert_eq!(transcript(&warm, &mut daemon), expected, "{version}");
         expect_means(&warm, "worker");
         let (mut ran, mut should) = (warm.runs(), plain.runs());
-        // Of the plain ones several run at a time.
-        ran.sort();
-        should.sort();
+        // Of the plain ones several run at a time, and what fails is tried again after a second.
+        for runs in [&mut ran, &mut should] {
+            runs.sort();
+            runs.dedup();
+        }
         assert_eq!(ran, should, "{version}");
         assert_eq!(daemon.count(GIVEN_UP), 0);
     }
@@ -74,30 +76,28 @@ fn login(daemon: &Daemon, user: &str, token: &str) -> &'static str {
 }
 
 /// Subscribes, and returns what the log says of it without the time and the connection.
-fn subscribe(daemon: &mut Daemon, tab: &mut Client, user: &str, topic: &str) -> String {
+fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> String {
     let lines = daemon.log().len();
     tab.subscribe(topic);
-    let is_first_trouble = topic.contains("Unknown") && user == "alice";
-    let line = match topic {
-        _ if is_first_trouble => daemon.wait_for_after(lines, "could not be checked"),
+    if topic.contains("Unknown") && user != "alice" {
         // An outage is said once.
-        _ if topic.contains("Unknown") => return format!("{topic}: tried again in silence"),
-        _ => {
-            let of_topic = format!("topic {topic} for user {user}");
-            // That it was left before may not have been read yet.
-            let is_it = |line: &String| line.contains(&of_topic) && !line.contains("remove topic");
-            let mut found = None;
-            eventually(&of_topic, || {
-                found = daemon.log().into_iter().skip(lines).find(is_it);
-                found.is_some()
-            });
-            found.unwrap()
-        }
+        return format!("{topic}: tried again in silence");
+    }
+    let verdicts = [
+        format!("add topic {topic} for user {user}"),
+        format!("check access failed for topic {topic} for user {user}"),
+        "A subscription could not be checked".to_owned(),
+    ];
+    let verdict = |line: &String| {
+        let at = verdicts.iter().find_map(|verdict| line.find(verdict))?;
+        Some(line[at..].to_owned())
     };
-    ["add topic", "check access failed", "A subscription could not"]
-        .iter()
-        .find_map(|start| line.find(start))
-        .map_or(line.clone(), |at| line[at..].to_owned())
+    let mut said = None;
+    eventually("there is a verdict", || {
+        said = daemon.log().iter().skip(lines).find_map(verdict);
+        said.is_some()
+    });
+    said.unwrap()
 }
 
 #[test]
@@ -200,9 +200,9 @@ fn a_version_that_changes_is_seen_by_the_very_next_check_of_a_worker() {
     for version in ["9.2.0", "9.1.9", "10.0.0", "7.0.0", "9.2.0"] {
         let lines = daemon.log().len();
         standin.state(version);
-        let granted = subscribe(&mut daemon, &mut tab, "alice", "recordUpdate.Account.1");
+        let granted = subscribe(&daemon, &mut tab, "alice", "recordUpdate.Account.1");
         assert!(granted.starts_with("add topic"), "{version}: {granted}");
-        let denied = subscribe(&mut daemon, &mut tab, "alice", "recordUpdate.Account.deny1");
+        let denied = subscribe(&daemon, &mut tab, "alice", "recordUpdate.Account.deny1");
         assert!(denied.starts_with("check access failed"), "{version}: {denied}");
         tab.unsubscribe("recordUpdate.Account.1");
         daemon.wait_for_after(lines, &format!("have changed: EspoCRM {version}"));

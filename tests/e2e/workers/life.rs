@@ -153,6 +153,7 @@ fn a_worker_whose_files_were_removed_is_replaced() {
 }
 
 #[test]
+#[ignore = "takes more than a minute"]
 fn an_idle_daemon_keeps_no_php() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
