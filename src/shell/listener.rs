@@ -3,11 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 
-use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::fatal::{Fatal, Result};
+use super::net::{TcpListener, TcpStream};
 use super::settings::{Settings, Source};
 
 /// A listening TCP socket.
@@ -55,6 +55,13 @@ impl Listener {
                 "Browsers cannot be served at {address}: {why}. The port is set by {parameter}."
             ))
         })
+    }
+
+    /// Takes connections from a test.
+    #[cfg(test)]
+    pub(crate) fn scripted(arrivals: super::script::Arrivals) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        Self { tcp: Some(TcpListener::Scripted(arrivals)), address }
     }
 
     /// Where it listens: with the number of the port if any free one was asked for.

@@ -3,10 +3,10 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConnection;
 
+use super::net::TcpStream;
 use crate::core::outbox::Outbox;
 
 /// The byte stream of a connection.

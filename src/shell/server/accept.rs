@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use log::warn;
 use mio::Token;
-use mio::net::TcpStream;
 
 use super::{FIRST_CONN, Server};
 use crate::core::id::ConnId;
@@ -14,6 +13,7 @@ use crate::core::limits::HANDSHAKE_DEADLINE;
 use crate::core::time::Time;
 use crate::shell::conn::Conn;
 use crate::shell::listener::Listener;
+use crate::shell::net::TcpStream;
 use crate::shell::settings::Settings;
 use crate::shell::stream::Stream;
 use crate::shell::sys;

@@ -38,13 +38,14 @@ impl Server {
                 let rest = request.bytes().get(head.length..).unwrap_or_default();
                 self.receive_frames(id, rest);
             }
-            Err(refusal) => match &self.backend {
-                Backend::Demo(demo) => {
+            Err(refusal) => {
+                if let Backend::Demo(demo) = &self.backend {
                     let response = demo.respond(&head).unwrap_or_else(|| refusal.response());
                     self.respond(id, response);
+                } else {
+                    self.refuse(id, refusal);
                 }
-                Backend::Espocrm(_) => self.refuse(id, refusal),
-            },
+            }
         }
     }
 
