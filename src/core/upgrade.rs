@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use data_encoding::BASE64;
+use base64ct::{Base64, Encoding};
 use httparse::{EMPTY_HEADER, Header};
 use ring::digest;
 
@@ -114,7 +114,7 @@ impl Head<'_, '_> {
         if versions.next() != Some(b"13") || versions.next().is_some() {
             return Err(Refusal::UpgradeRequired);
         }
-        if !matches!(BASE64.decode(key), Ok(nonce) if nonce.len() == 16) {
+        if !is_nonce(key) {
             return Err(Refusal::BadRequest);
         }
         // Unlike those before, the names of subprotocols are case-sensitive.
@@ -235,7 +235,12 @@ fn accept(key: &[u8]) -> String {
     let mut sha1 = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     sha1.update(key);
     sha1.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    BASE64.encode(sha1.finish().as_ref())
+    Base64::encode_string(sha1.finish().as_ref())
+}
+
+/// Whether a key is the encoding of 16 bytes.
+fn is_nonce(key: &[u8]) -> bool {
+    matches!(Base64::decode(key, &mut [0; 18]), Ok(nonce) if nonce.len() == 16)
 }
 
 /// Decodes `%41` and `+`; what is not well-formed stays as it is.

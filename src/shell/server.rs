@@ -64,6 +64,8 @@ pub struct Server {
     /// The bus may hold more messages.
     bus_pending: bool,
     conns: Slab<Conn>,
+    /// Bytes that connections hold beyond what an idle one costs, without the hub's.
+    held: usize,
     hub: Hub,
     access: Access,
     backend: Backend,
@@ -129,6 +131,9 @@ struct Bursts {
     over_limit: Burst,
     no_descriptor: Burst,
     slow: Burst,
+    memory: Burst,
+    handshakes: Burst,
+    flooded: Burst,
     too_many_subscriptions: Burst,
     queue_full: Burst,
     user_full: Burst,
@@ -192,6 +197,7 @@ impl Server {
             bus,
             bus_pending: true,
             conns: Slab::new(),
+            held: 0,
             hub: Hub::new(settings.categories.clone()),
             access: Access::new(settings.max_checks.value),
             backend,

@@ -1,5 +1,6 @@
 //! Taking connections.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use mio::Token;
 
 use super::{FIRST_CONN, Server};
 use crate::core::id::ConnId;
-use crate::core::limits::HANDSHAKE_DEADLINE;
+use crate::core::limits::{HANDSHAKE_DEADLINE, MAX_HANDSHAKES};
 use crate::core::time::Time;
-use crate::shell::conn::Conn;
+use crate::shell::conn::{Conn, Phase};
 use crate::shell::listener::Listener;
 use crate::shell::net::TcpStream;
 use crate::shell::settings::Settings;
@@ -29,6 +30,9 @@ pub(super) struct Accepting {
     paused_until: Option<Time>,
     /// How many connections there have been.
     serial: u32,
+    /// Connections in the order in which they came; all that have not completed their upgrade are
+    /// among them.
+    newcomers: VecDeque<ConnId>,
 }
 
 /// Connections accepted in one turn.
@@ -43,7 +47,14 @@ const RESERVED_DESCRIPTORS: u64 = 256;
 
 impl Accepting {
     pub fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {
-        Self { listener, acceptor, pending: true, paused_until: None, serial: 0 }
+        Self {
+            listener,
+            acceptor,
+            pending: true,
+            paused_until: None,
+            serial: 0,
+            newcomers: VecDeque::new(),
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -158,6 +169,33 @@ impl Server {
         }
         self.arm(id);
         self.counters.connections += 1;
+        self.limit_handshakes(id);
+    }
+
+    /// Ends the oldest handshake if with this one there are too many.
+    fn limit_handshakes(&mut self, newcomer: ConnId) {
+        let newcomers = &mut self.accepting.newcomers;
+        newcomers.push_back(newcomer);
+        if newcomers.len() <= MAX_HANDSHAKES {
+            return;
+        }
+        let conns = &self.conns;
+        newcomers.retain(|id| {
+            let conn = conns.get(id.slot()).filter(|conn| conn.id == *id);
+            conn.is_some_and(|conn| matches!(conn.phase, Phase::Upgrading(_)))
+        });
+        if newcomers.len() > MAX_HANDSHAKES
+            && let Some(oldest) = newcomers.pop_front()
+        {
+            if let Some(count) = self.bursts.handshakes.count(self.now) {
+                warn!(
+                    "{MAX_HANDSHAKES} connections have not completed their upgrade: the slowest \
+                     are ended, {count} since this was last said. Somebody may want to keep \
+                     browsers from connecting."
+                );
+            }
+            self.end(oldest);
+        }
     }
 
     /// Out of descriptors or memory: whoever is connected is served on, and in a second we try

@@ -5,7 +5,9 @@ use log::warn;
 use super::Server;
 use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
-use crate::core::limits::{CLOSE_DEADLINE, MAX_SUBSCRIPTIONS};
+use crate::core::limits::{
+    CLOSE_DEADLINE, MAX_CONTROL_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND, MAX_SUBSCRIPTIONS,
+};
 use crate::core::outbox::Full;
 use crate::core::reader::Incoming;
 use crate::core::wamp;
@@ -15,22 +17,24 @@ use crate::shell::random;
 impl Server {
     pub(super) fn receive_frames(&mut self, id: ConnId, bytes: &[u8]) {
         let mut incoming = std::mem::take(&mut self.incoming);
-        let closing = match self.conn(id).map(|conn| &mut conn.phase) {
-            Some(Phase::Open(reader)) => {
-                reader.feed(bytes, &mut incoming);
-                false
-            }
-            Some(Phase::Closing(reader)) => {
-                reader.feed(bytes, &mut incoming);
-                true
-            }
-            _ => false,
+        let (frames, closing) = match self.conn(id).map(|conn| &mut conn.phase) {
+            Some(Phase::Open(reader)) => (reader.feed(bytes, &mut incoming), false),
+            Some(Phase::Closing(reader)) => (reader.feed(bytes, &mut incoming), true),
+            _ => Default::default(),
         };
+        let now = self.now;
+        if self.conn(id).is_some_and(|conn| !conn.count(now, frames)) {
+            incoming.clear();
+            self.flooded(id);
+        }
         for incoming in incoming.drain(..) {
             match incoming {
                 Incoming::Closed | Incoming::Violation(_) if closing => self.finish(id),
                 _ if closing => {}
                 Incoming::Message(text) => {
+                    if let Some(conn) = self.conn(id) {
+                        conn.completed();
+                    }
                     if wamp::may_subscribe(&text) {
                         // By the categories that are on disk now.
                         self.look();
@@ -45,6 +49,19 @@ impl Server {
             }
         }
         self.incoming = incoming;
+    }
+
+    /// A peer that sends so much is no browser, or one that has gone wild.
+    fn flooded(&mut self, id: ConnId) {
+        if let Some(count) = self.bursts.flooded.count(self.now) {
+            let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
+            warn!(
+                "A tab of user {user} sent more than {MAX_FRAMES_PER_SECOND} messages or \
+                 {MAX_CONTROL_FRAMES_PER_SECOND} pings in a second. It was closed, and stays so until \
+                 its page is reloaded. ({count} since this was last said.)"
+            );
+        }
+        self.close(id, CloseReason::Flood);
     }
 
     pub(super) fn welcome(&mut self, id: ConnId) {
@@ -64,7 +81,10 @@ impl Server {
             return;
         }
         match conn.outbox.push(frame) {
-            Ok(()) => self.mark_dirty(id),
+            Ok(()) => {
+                self.weigh(id);
+                self.mark_dirty(id);
+            }
             Err(Full) => self.too_slow(id),
         }
     }
