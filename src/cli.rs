@@ -52,6 +52,14 @@ Options:
                          (default: 0.0.0.0, and the port of EspoCRM's configuration)
   --zeromq DSN           where EspoCRM connects (default: from EspoCRM's configuration)
   --max-connections N    connections at a time (default: 10000)
+  --max-per-address N    of one client address, 0 for no limit (default: half of them; private
+                         addresses may be a proxy's and count only if --trusted-proxy is given)
+  --max-per-user N       of one user, 0 for no limit (default: 250)
+  --trusted-proxy NET    an address or network (10.0.0.0/8) whose X-Forwarded-For is believed;
+                         may be repeated
+  --proxy-protocol       these proxies begin each connection by a PROXY header (v1 or v2)
+  --origin ORIGIN        the only pages that may connect: https://crm.example.com, or same-site
+                         for that of EspoCRM's siteUrl; may be repeated
   --max-checks N         PHP processes at a time that check access (default: 2 per core)
   --check-timeout TIME   after which a check is killed (default: 20s)
   --review-interval TIME between two checks of what was granted, 0 for none (default: 5m)
@@ -85,6 +93,16 @@ impl Command {
                 Long("listen") => flags.listen = Some(parse(parser.value()?)?),
                 Long("zeromq") => flags.zeromq = Some(parser.value()?.string()?),
                 Long("max-connections") => flags.max_connections = Some(count(parser.value()?)?),
+                Long("max-per-address") => flags.max_per_address = Some(parser.value()?.parse()?),
+                Long("max-per-user") => flags.max_per_user = Some(parser.value()?.parse()?),
+                Long("trusted-proxy") => {
+                    let proxies = flags.trusted_proxies.get_or_insert_default();
+                    proxies.push(parse(parser.value()?)?);
+                }
+                Long("proxy-protocol") => flags.proxy_protocol = Some(true),
+                Long("origin") => {
+                    flags.origins.get_or_insert_default().push(parse(parser.value()?)?);
+                }
                 Long("max-checks") => flags.max_checks = Some(count(parser.value()?)?),
                 Long("check-timeout") => flags.check_timeout = Some(parse(parser.value()?)?),
                 Long("review-interval") => flags.review_interval = Some(parse(parser.value()?)?),
@@ -192,12 +210,16 @@ mod tests {
     #[test]
     fn every_flag_is_a_setting() {
         let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
-                    --max-connections 7 --max-checks 8 --check-timeout 9s --review-interval 0 \
+                    --max-connections 7 --max-per-address 5 --max-per-user 0 \
+                    --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
+                    --origin same-site --origin https://a.example --max-checks 8 --check-timeout 9s --review-interval 0 \
                     --ping-interval 10s --verdict-reuse 1s --no-worker --debug";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
-                    max_connections = 7\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
+                    max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
+                    trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
+                    origins = ['same-site', 'https://a.example']\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
                     ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
     }
@@ -214,6 +236,8 @@ mod tests {
             ("run --listen localhost", "no address"),
             ("run --ping-interval 0", "a length of time"),
             ("run --ping-interval soon", "a length of time"),
+            ("run --trusted-proxy proxy", "proxy"),
+            ("run --origin *", "an origin is expected"),
             ("run --php", "missing argument"),
         ] {
             let error = command(line).unwrap_err();

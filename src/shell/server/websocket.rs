@@ -65,6 +65,14 @@ impl Server {
     }
 
     pub(super) fn welcome(&mut self, id: ConnId) {
+        self.end_login(id);
+        // Others of the same user may have come in while it was checked.
+        if let Some(user) = self.hub.user(id).map(str::to_owned) {
+            let others = self.hub.connections_of(&user).saturating_sub(1);
+            if self.has_too_many(&user, others) {
+                return self.end(id);
+            }
+        }
         match random::hex() {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
@@ -92,6 +100,7 @@ impl Server {
     /// Ends a connection cleanly: a Close frame, and a while for the browser to answer it. Its tab
     /// does not come back before it is reloaded.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        self.end_login(id);
         self.hub.close(id);
         self.send(id, SharedFrame::close(reason));
         let Some(conn) = self.conn(id) else { return };
@@ -103,6 +112,7 @@ impl Server {
 
     /// Both sides have closed: what waits is written, then TCP is ended.
     fn finish(&mut self, id: ConnId) {
+        self.end_login(id);
         self.hub.close(id);
         let Some(conn) = self.conn(id) else { return };
         conn.phase = Phase::Finishing;

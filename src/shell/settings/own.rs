@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, de};
 
 use super::{Span, SpanOrZero};
+use crate::core::network::Network;
+use crate::core::origin::{NoOrigin, Origin};
 use crate::shell::fatal::{Fatal, Result};
 
 /// What may stand in the configuration file; the flags of the command line have the same names.
@@ -26,6 +28,16 @@ pub struct Own {
     /// Connections at a time.
     #[serde(deserialize_with = "positive")]
     pub max_connections: Option<usize>,
+    /// Connections at a time of one client address; 0 for no limit.
+    pub max_per_address: Option<usize>,
+    /// Connections at a time of one user; 0 for no limit.
+    pub max_per_user: Option<usize>,
+    /// Proxies that are believed whose connections they pass on.
+    pub trusted_proxies: Option<Vec<Network>>,
+    /// Whether these begin each connection by a header of the PROXY protocol.
+    pub proxy_protocol: Option<bool>,
+    /// Origins of pages that may connect.
+    pub origins: Option<Vec<Allowed>>,
     /// PHP processes at a time that check access.
     #[serde(deserialize_with = "positive")]
     pub max_checks: Option<usize>,
@@ -48,6 +60,15 @@ pub struct Listen {
     pub address: IpAddr,
     /// The port, if EspoCRM's is not to be used.
     pub port: Option<u16>,
+}
+
+/// A page that may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// One of EspoCRM's own, by its `siteUrl`.
+    SameSite,
+    /// One of this origin.
+    Origin(Origin),
 }
 
 /// Read if no other file is named and this one exists.
@@ -103,6 +124,20 @@ impl<'de> Deserialize<'de> for Listen {
     }
 }
 
+impl FromStr for Allowed {
+    type Err = NoOrigin;
+
+    fn from_str(text: &str) -> std::result::Result<Self, NoOrigin> {
+        if text == "same-site" { Ok(Self::SameSite) } else { Origin::of(text).map(Self::Origin) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Allowed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 fn positive<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<Option<usize>, D::Error> {
@@ -122,6 +157,8 @@ mod tests {
         let own = Own::from_toml(
             "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
              zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nmax_connections = 500\n\
+             max_per_address = 100\nmax_per_user = 0\ntrusted_proxies = ['10.0.0.0/8', '::1']\n\
+             proxy_protocol = true\norigins = ['same-site', 'https://portal.example.com/']\n\
              max_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
              ping_interval = 20\nverdict_reuse = 0\nworker = false\n",
         );
@@ -132,6 +169,14 @@ mod tests {
             zeromq: Some("tcp://127.0.0.1:5556".into()),
             debug: Some(true),
             max_connections: Some(500),
+            max_per_address: Some(100),
+            max_per_user: Some(0),
+            trusted_proxies: Some(vec!["10.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()]),
+            proxy_protocol: Some(true),
+            origins: Some(vec![
+                Allowed::SameSite,
+                Allowed::Origin(Origin::of("https://portal.example.com").unwrap()),
+            ]),
             max_checks: Some(1),
             check_timeout: Some(Duration::from_secs(10).into()),
             review_interval: Some(Duration::ZERO.into()),
@@ -156,6 +201,11 @@ mod tests {
             zeromq: Some(_),
             debug: Some(_),
             max_connections: Some(_),
+            max_per_address: Some(_),
+            max_per_user: Some(_),
+            trusted_proxies: Some(_),
+            proxy_protocol: Some(_),
+            origins: Some(_),
             max_checks: Some(_),
             check_timeout: Some(_),
             review_interval: Some(_),
@@ -177,6 +227,8 @@ mod tests {
             ("\nping_interval = 0", "a length of time is expected"),
             ("\nreview_interval = 'off'", "a length of time is expected"),
             ("\nping_interval = 'soon'", "a length of time is expected"),
+            ("\ntrusted_proxies = ['proxy']", "proxy"),
+            ("\norigins = ['*']", "an origin is expected"),
             ("\nport = 8080", "unknown field `port`"),
             ("\nx", "line 2"),
         ] {
