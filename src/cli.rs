@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
@@ -34,6 +33,22 @@ pub struct Options {
     /// Settings that win over those of the file.
     pub flags: Own,
 }
+
+/// The flags that are followed by a value, which is understood as in the configuration file.
+const VALUES: [&str; 12] = [
+    "listen",
+    "zeromq",
+    "max-connections",
+    "max-per-address",
+    "max-per-user",
+    "trusted-proxy",
+    "origin",
+    "max-checks",
+    "check-timeout",
+    "review-interval",
+    "ping-interval",
+    "verdict-reuse",
+];
 
 const HELP: &str = "\
 The real-time daemon of EspoCRM, a drop-in for its websocket.php.
@@ -90,26 +105,17 @@ impl Command {
                 Long("config") => options.config = Some(parser.value()?.into()),
                 Long("espocrm") => flags.espocrm = Some(parser.value()?.into()),
                 Long("php") => flags.php = Some(parser.value()?.into()),
-                Long("listen") => flags.listen = Some(parse(parser.value()?)?),
-                Long("zeromq") => flags.zeromq = Some(parser.value()?.string()?),
-                Long("max-connections") => flags.max_connections = Some(count(parser.value()?)?),
-                Long("max-per-address") => flags.max_per_address = Some(parser.value()?.parse()?),
-                Long("max-per-user") => flags.max_per_user = Some(parser.value()?.parse()?),
-                Long("trusted-proxy") => {
-                    let proxies = flags.trusted_proxies.get_or_insert_default();
-                    proxies.push(parse(parser.value()?)?);
-                }
-                Long("proxy-protocol") => flags.proxy_protocol = Some(true),
-                Long("origin") => {
-                    flags.origins.get_or_insert_default().push(parse(parser.value()?)?);
-                }
-                Long("max-checks") => flags.max_checks = Some(count(parser.value()?)?),
-                Long("check-timeout") => flags.check_timeout = Some(parse(parser.value()?)?),
-                Long("review-interval") => flags.review_interval = Some(parse(parser.value()?)?),
-                Long("ping-interval") => flags.ping_interval = Some(parse(parser.value()?)?),
-                Long("verdict-reuse") => flags.verdict_reuse = Some(parse(parser.value()?)?),
                 Long("no-worker") => flags.worker = Some(false),
+                Long("proxy-protocol") => flags.proxy_protocol = Some(true),
                 Long("debug") => flags.debug = Some(true),
+                Long(name) if VALUES.contains(&name) => {
+                    let setting = match name {
+                        "trusted-proxy" => "trusted_proxies".to_owned(),
+                        "origin" => "origins".to_owned(),
+                        name => name.replace('-', "_"),
+                    };
+                    flags.set(&setting, &parser.value()?.string()?)?;
+                }
                 Value(value) if name.is_none() => name = Some(value),
                 other => return Err(other.unexpected()),
             }
@@ -167,22 +173,6 @@ fn print(text: &str) -> fatal::Result<()> {
 impl Options {
     fn layers(self) -> fatal::Result<Layers> {
         Layers::new(self.flags, self.config)
-    }
-}
-
-fn parse<T>(value: OsString) -> Result<T, lexopt::Error>
-where
-    T: FromStr<Err: std::fmt::Display>,
-{
-    let text = value.string()?;
-    text.parse().map_err(|error: T::Err| format!("{text:?}: {error}").into())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "as lexopt hands it out")]
-fn count(value: OsString) -> Result<usize, lexopt::Error> {
-    match value.parse()? {
-        0 => Err("a limit must be at least 1".into()),
-        number => Ok(number),
     }
 }
 
@@ -249,8 +239,8 @@ mod tests {
     fn help_tells_every_flag() {
         assert_eq!(command("run --help"), Ok(Command::Help));
         assert_eq!(command("-V"), Ok(Command::Version));
-        let flags = ["espocrm", "config", "php", "listen", "zeromq", "debug", "ping-interval"];
-        for flag in flags.into_iter().chain(["review-interval"]) {
+        let flags = ["espocrm", "config", "php", "proxy-protocol", "no-worker", "debug"];
+        for flag in flags.into_iter().chain(VALUES) {
             assert!(HELP.contains(&format!("--{flag}")));
         }
     }

@@ -5,8 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, de};
-
 /// An address, or a network such as `10.0.0.0/8` (RFC 4632, section 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
@@ -120,7 +118,6 @@ impl ClientKey {
         let key = match address.to_canonical() {
             // No IPv6 host has an address that begins so (RFC 4291, section 2.7: multicast).
             IpAddr::V4(address) => V4 | u64::from(address.to_bits()),
-            #[expect(clippy::cast_possible_truncation, reason = "the upper half")]
             IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
         };
         Self(NonZeroU64::new(key).unwrap_or(NonZeroU64::MIN))
@@ -138,9 +135,7 @@ impl FromStr for Network {
             None => (text, None),
         };
         let no_network = || {
-            NoNetwork(format!(
-                "{text:?} is no address or network; examples: 10.0.0.5, 10.0.0.0/8, fd00::/8"
-            ))
+            NoNetwork("no address or network; examples: 10.0.0.5, 10.0.0.0/8, fd00::/8".to_owned())
         };
         let address = address.parse::<IpAddr>().map_err(|_| no_network())?.to_canonical();
         let longest = if address.is_ipv4() { 32 } else { 128 };
@@ -155,16 +150,10 @@ impl FromStr for Network {
         let start = Self::start(address, prefix);
         if start != address {
             return Err(NoNetwork(format!(
-                "{text:?} is no network: {start}/{prefix} is one, {address} alone an address"
+                "no network: {start}/{prefix} is one, {address} alone an address"
             )));
         }
         Ok(Self { address, prefix })
-    }
-}
-
-impl<'de> Deserialize<'de> for Network {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
