@@ -13,7 +13,7 @@ pub struct Ticket {
 }
 
 /// Every check that somebody waits for or that runs.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Checks {
     jobs: Vec<Job>,
     issued: u64,
@@ -21,6 +21,7 @@ pub struct Checks {
     answers: Vec<(Ticket, Verdict)>,
 }
 
+#[derive(Debug)]
 struct Job {
     command: String,
     state: State,

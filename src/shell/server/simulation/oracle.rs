@@ -178,6 +178,7 @@ impl Oracle {
                 tab.is_fragmented = effect == Effect::Nothing;
             }
             match effect {
+                _ if tab.stage == Stage::Over => return,
                 Effect::Ping(payload) => pongs.push(payload),
                 Effect::Close(code) => {
                     self.pong(number, std::mem::take(&mut pongs));
@@ -343,17 +344,19 @@ impl Oracle {
         }
     }
 
-    /// Takes the checks that are started as soon as they are asked for.
+    /// Takes the checks that are started as soon as they are asked for; the response to an upgrade
+    /// may have been written before.
     fn absorb(&mut self) {
         loop {
             let mut journal = self.journal.borrow_mut();
-            let Some(Entry::Started(id, check)) = journal.front() else { return };
+            let index = journal.iter().position(|entry| !matches!(entry, Entry::Wrote(..)));
+            let entry = index.and_then(|index| Some((index, journal.get(index)?)));
+            let Some((index, Entry::Started(id, check))) = entry else { return };
             if !self.checks.start(*id, &check.arguments.join(" ")) {
                 return;
             }
-            let started = (*id, Rc::clone(check));
-            journal.pop_front();
-            self.running.push(started);
+            self.running.push((*id, Rc::clone(check)));
+            journal.remove(index);
         }
     }
 
@@ -362,7 +365,11 @@ impl Oracle {
         let command = check.arguments.join(" ");
         if !self.checks.start(id, &command) {
             self.carry_out();
-            assert!(self.checks.start(id, &command), "nobody has asked for: {command}");
+            assert!(
+                self.checks.start(id, &command),
+                "nobody has asked for: {command} {:?}",
+                self.checks
+            );
         }
         self.running.push((id, check));
     }
@@ -401,7 +408,7 @@ impl Oracle {
 
     fn finished(&mut self, number: Number) {
         let tab = self.tab(number);
-        assert_eq!(tab.stage, Stage::Finishing, "{number} is shut down");
+        assert!(tab.is_finishing, "{number} is shut down");
         assert!(tab.expected.is_empty(), "{number} is shut down before {:?}", tab.expected);
     }
 

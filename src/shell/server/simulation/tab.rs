@@ -18,6 +18,8 @@ pub struct Tab {
     pub stage: Stage,
     /// Since it is in this stage.
     pub since: Time,
+    /// The server had nothing more to say, before it was over.
+    pub is_finishing: bool,
     pub accepted: Time,
     pub over_limit: bool,
     pub is_logged_in: bool,
@@ -38,7 +40,6 @@ pub struct Tab {
     pub pings: u32,
     /// Pings and a Close frame that the browser has got and may answer.
     pub unanswered: Vec<Item>,
-    pub was_blocked: bool,
     /// A message has begun whose last fragment has not come.
     pub is_fragmented: bool,
     /// Since when a part of a message is there.
@@ -89,6 +90,7 @@ impl Tab {
             browser,
             stage: Stage::Knocking,
             since: Time::default(),
+            is_finishing: false,
             accepted: Time::default(),
             over_limit: false,
             is_logged_in: false,
@@ -104,7 +106,6 @@ impl Tab {
             pinged: Time::default(),
             pings: 0,
             unanswered: Vec::new(),
-            was_blocked: false,
             is_fragmented: false,
             incomplete: None,
             second: 0,
@@ -115,6 +116,7 @@ impl Tab {
 
     pub fn enter(&mut self, now: Time, stage: Stage) {
         (self.stage, self.since) = (stage, now);
+        self.is_finishing |= stage == Stage::Finishing;
     }
 
     pub fn user(&self) -> &'static str {
@@ -167,7 +169,7 @@ impl Tab {
             Item::Response(status) => {
                 self.is_websocket = true;
                 self.is_complete = *status != 101;
-                self.expected.pop_front() == Some(Expected::Response(*status))
+                self.pop(&Expected::Response(*status))
             }
             Item::Text(text) => {
                 let front = self.expected.front();
@@ -179,21 +181,28 @@ impl Tab {
                 is_it && self.expected.pop_front().is_some()
             }
             Item::Close(code) => {
-                self.is_complete = true;
-                self.unanswered.push(Item::Close(*code));
-                let is_it = self.expected.front() == Some(&Expected::Close(*code));
-                is_it && self.expected.pop_front().is_some()
+                let is_it = self.pop(&Expected::Close(*code));
+                if is_it {
+                    self.is_complete = true;
+                    self.unanswered.push(Item::Close(*code));
+                }
+                is_it
             }
             Item::Ping => {
                 self.pinged = now;
                 self.pings += 1;
                 self.unanswered.push(Item::Ping);
-                self.was_blocked || self.pings <= u32::from(MAX_UNANSWERED_PINGS)
+                self.browser.kernel.borrow().was_blocked
+                    || self.pings <= u32::from(MAX_UNANSWERED_PINGS)
             }
             Item::Pong(payload) => {
                 self.pongs.front() == Some(payload) && self.pongs.pop_front().is_some()
             }
         }
+    }
+
+    fn pop(&mut self, expected: &Expected) -> bool {
+        self.expected.front() == Some(expected) && self.expected.pop_front().is_some()
     }
 
     /// Counts the frames of one read; whether they are too many.
@@ -244,10 +253,10 @@ impl Tab {
         let age = now.since(self.since);
         match self.stage {
             Stage::Upgrading => {
-                // It may have been answered, and that not be written.
+                // It may have been answered when it was heard last, and that not be written.
                 let is_bad = matches!(self.browser.request, Request::Bad(_));
-                let answered = if is_bad { CLOSE_DEADLINE + SECOND } else { Duration::ZERO };
-                now.since(self.accepted) >= HANDSHAKE_DEADLINE + SECOND + answered
+                let is_answered = is_bad && now.since(self.heard) < CLOSE_DEADLINE + SECOND;
+                now.since(self.accepted) >= HANDSHAKE_DEADLINE + SECOND && !is_answered
             }
             Stage::Closing | Stage::Finishing => age >= CLOSE_DEADLINE + SECOND,
             Stage::Over => true,
