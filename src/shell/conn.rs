@@ -15,6 +15,7 @@ use crate::core::network::ClientKey;
 use crate::core::outbox::Outbox;
 use crate::core::reader::{Frames, Reader};
 use crate::core::time::Time;
+use crate::core::timers::Timers;
 
 /// A connection's socket, how far it has come, and what it still has to send. While it is idle
 /// that is all: what is being read, and what waits to be written, is kept only while there is any.
@@ -126,15 +127,12 @@ impl Conn {
         }
     }
 
-    /// When a timer is to be added for it: at `latest`, and not if the one that it has fires early
-    /// enough.
-    pub fn arm(&mut self, latest: Option<Time>) -> Option<Time> {
+    /// Adds a timer for it, at `latest`, unless the one that it has fires early enough.
+    pub fn arm(&mut self, timers: &mut Timers, latest: Option<Time>) {
         let at = latest.map_or(self.due, |latest| latest.min(self.due));
-        if self.armed.is_some_and(|armed| armed <= at) {
-            return None;
+        if self.armed.is_none_or(|armed| armed > at) {
+            self.armed = Some(timers.add(self.id, at));
         }
-        self.armed = Some(at);
-        self.armed
     }
 
     /// Whether a timer that has fired is the one that it has. Any other is of an earlier deadline,

@@ -25,6 +25,7 @@ pub type Journal = Rc<RefCell<VecDeque<Entry>>>;
 /// Names a scripted socket; none has the number of another.
 pub type Number = usize;
 
+#[derive(Debug)]
 pub enum Entry {
     /// It took this connection.
     Accepted(Number),
@@ -81,6 +82,10 @@ impl<T> Queue<T> {
         self.edge = true;
     }
 
+    fn is_stuck(&self) -> bool {
+        !self.waiting.is_empty() && !self.edge
+    }
+
     /// The next one, unless it comes a moment later.
     fn next(&mut self) -> Option<T> {
         if !self.waiting.is_empty() && self.random.chance(5) {
@@ -103,6 +108,11 @@ impl Arrivals {
     /// Whether something is to be reported, which is then done.
     pub fn take_edge(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().edge)
+    }
+
+    /// Whether something waits of which nothing will be reported.
+    pub fn is_stuck(&self) -> bool {
+        self.0.borrow().is_stuck()
     }
 
     pub fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
@@ -128,6 +138,10 @@ impl Messages {
         std::mem::take(&mut self.0.borrow_mut().edge)
     }
 
+    pub fn is_stuck(&self) -> bool {
+        self.0.borrow().is_stuck()
+    }
+
     pub fn receive(&self) -> Received {
         let mut queue = self.0.borrow_mut();
         let Some(next) = queue.next() else { return Received::Nothing };
@@ -151,6 +165,15 @@ impl Checks {
 
     pub fn answer(&self, id: JobId, check: Rc<Check>, verdict: Verdict) {
         self.answers.borrow_mut().push_back((id, check, verdict));
+    }
+
+    pub fn is_answered(&self, id: JobId) -> bool {
+        self.answers.borrow().iter().any(|(answered, ..)| *answered == id)
+    }
+
+    /// How many answers the server has not taken.
+    pub fn answered(&self) -> usize {
+        self.answers.borrow().len()
     }
 
     /// The next answer, of which the server takes note.

@@ -41,6 +41,8 @@ pub struct Kernel {
     /// How often a call does less than it could, in percent.
     pub tricks: usize,
     wants_room: bool,
+    /// It has ever taken no more.
+    pub was_blocked: bool,
     random: Random,
     journal: Journal,
 }
@@ -60,6 +62,7 @@ impl Kernel {
             dropped: false,
             tricks: 0,
             wants_room: false,
+            was_blocked: false,
             random,
             journal: Rc::clone(journal),
         }))
@@ -160,11 +163,16 @@ impl Kernel {
             // With room: that was made a moment later.
             self.edge |= self.room > 0;
             self.wants_room = self.room == 0;
+            self.was_blocked = true;
             return Err(ErrorKind::WouldBlock.into());
         }
         let count = self.some(length.min(self.room));
-        let bytes = slices.iter().flat_map(|slice| slice.iter().copied());
-        self.outgoing.extend(bytes.take(count));
+        let mut rest = count;
+        for slice in slices {
+            let (taken, _) = slice.split_at(rest.min(slice.len()));
+            self.outgoing.extend_from_slice(taken);
+            rest -= taken.len();
+        }
         self.room -= count;
         self.note(Entry::Wrote(self.number, count));
         Ok(count)

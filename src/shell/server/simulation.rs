@@ -1,94 +1,50 @@
-//! The real server with everything at its ends scripted: sockets, ZeroMQ, PHP, the clock.
+//! The real server with everything at its ends scripted: partial reads and writes, interrupted
+//! calls, resets, late, repeated and pointless reports of the kernel, verdicts in any order, jumps
+//! of the clock. Every turn is compared with what must come of it.
+//!
+//! A failing seed is printed. `ESPOCRM_SEED=… cargo test --lib simulation` replays it and tells
+//! what the server does.
 
-use std::rc::Rc;
-use std::time::Duration;
+mod access;
+mod browser;
+mod invariants;
+#[path = "../../../tests/simulation/model.rs"]
+#[allow(dead_code, reason = "of the core's model the categories are shared")]
+mod model;
+mod oracle;
+mod tab;
+mod wire;
+mod world;
 
-use mio::{Poll, Token};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::accept::Accepting;
-use super::{BUS, Backend, FIRST_WORKER, LISTENER, Ready, Server};
-use crate::core::time::Time;
-use crate::core::verdict::Verdict;
-use crate::shell::bus::Bus;
-use crate::shell::clock::Clock;
+use super::{BUS, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings};
 use crate::shell::espocrm::Facts;
-use crate::shell::listener::Listener;
-use crate::shell::script::{Arrivals, Checks, Entry, Journal, Kernel, Messages, Random, Socket};
-use crate::shell::settings::{Layers, Own, Settings};
-use crate::shell::signals::Signals;
+use crate::shell::settings::{Layers, Own};
+use world::World;
 
-/// The server and its scripted ends.
-struct Ends {
-    server: Server,
-    journal: Journal,
-    arrivals: Arrivals,
-    messages: Messages,
-    checks: Checks,
-}
-
-impl Ends {
-    fn new(settings: Settings, seed: u64) -> Self {
-        let journal = Journal::default();
-        let arrivals = Arrivals::new(&journal, Random::new(seed ^ 1));
-        let messages = Messages::new(&journal, Random::new(seed ^ 2));
-        let checks = Checks::new(&journal);
-        let server = Server::assemble(
-            settings,
-            Backend::Scripted(checks.clone()),
-            Signals::none().unwrap(),
-            Poll::new().unwrap(),
-            Accepting::new(Listener::scripted(arrivals.clone()), None),
-            Bus::scripted(messages.clone()),
-        );
-        Self { server, journal, arrivals, messages, checks }
-    }
-
-    fn at(&mut self, now: Time) {
-        self.server.clock = Clock::Stopped(now);
-    }
-}
-
-fn settings() -> Settings {
-    let categories = serde_json::json!({"open": {}});
-    let facts = Facts::new(serde_json::Map::new(), &categories);
-    Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap()
-}
-
-fn ready(token: Token) -> Ready {
-    Ready { token, readable: true, writable: true, ended: false }
-}
+const SEEDS: u64 = 2_000;
+const STEPS: usize = 300;
 
 #[test]
-fn a_scripted_browser_is_served() {
-    let mut ends = Ends::new(settings(), 0);
-    ends.at(Time::from_millis(1_000));
-    let kernel = Kernel::new(0, &ends.journal, Random::new(0));
-    ends.arrivals.push(Ok(Socket::new(&kernel)));
-    assert_eq!(ends.server.settle(), Some(Duration::ZERO));
-    assert!(ends.arrivals.take_edge());
-    ends.server.take([ready(LISTENER)].into_iter());
-    kernel.borrow_mut().arrive(
-        b"GET /?authToken=a&userId=u HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n\
-        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: wamp\r\n\r\n\
-        \x81\x8a\0\0\0\0[5,\"open\"]",
-    );
-    let token = kernel.borrow().token.unwrap();
-    ends.server.settle();
-    ends.server.take([ready(token)].into_iter());
-    let started = ends.journal.borrow_mut().drain(..).find_map(|entry| match entry {
-        Entry::Started(id, check) => Some((id, check)),
-        _ => None,
-    });
-    let (id, check) = started.unwrap();
-    ends.checks.answer(id, Rc::clone(&check), Verdict::Granted);
-    ends.messages.push(Ok("{\"topicId\":\"open\"}".into()));
-    ends.server.settle();
-    assert!(ends.messages.take_edge());
-    ends.server.take([ready(Token(FIRST_WORKER)), ready(BUS)].into_iter());
-    let wait = ends.server.settle();
-    assert!(wait.is_some_and(|wait| wait > Duration::ZERO), "{wait:?}");
-    let written = String::from_utf8_lossy(&kernel.borrow().outgoing).into_owned();
-    assert!(written.starts_with("HTTP/1.1 101 "));
-    assert!(written.ends_with("[8,\"open\",{\"topicId\":\"open\"}]"), "{written}");
+fn every_browser_gets_exactly_what_is_its_own_whatever_the_kernel_does() {
+    let facts = Facts::new(serde_json::Map::new(), &serde_json::Value::Null);
+    let settings = Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap();
+    if let Ok(seed) = std::env::var("ESPOCRM_SEED") {
+        return World::new(seed.parse().unwrap(), settings, true).run(STEPS);
+    }
+    let mut seen = BTreeMap::new();
+    for seed in 0..SEEDS {
+        let mut world = World::new(seed, settings.clone(), false);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run(STEPS))) {
+            eprintln!("Replay by: ESPOCRM_SEED={seed} cargo test --lib simulation");
+            resume_unwind(panic);
+        }
+        for (what, count) in world.oracle.seen {
+            *seen.entry(what).or_insert(0) += count;
+        }
+    }
+    println!("{seen:#?}");
 }

@@ -224,8 +224,9 @@ impl Server {
     pub(super) fn arm(&mut self, id: ConnId) {
         let review = Some(self.settings.review_interval.value).filter(|it| !it.is_zero());
         let latest = review.map(|interval| self.now.after(interval));
-        if let Some(due) = self.conn(id).and_then(|conn| conn.arm(latest)) {
-            self.timers.add(id, due);
+        let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended());
+        if let Some(conn) = conn {
+            conn.arm(&mut self.timers, latest);
         }
     }
 
