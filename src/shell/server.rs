@@ -2,6 +2,8 @@
 
 mod accept;
 mod checks;
+#[cfg(feature = "echo")]
+mod echo;
 mod messages;
 mod reload;
 #[cfg(test)]

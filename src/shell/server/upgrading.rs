@@ -57,6 +57,8 @@ impl Server {
         self.arm(id);
         self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
         match upgrade.credentials {
+            #[cfg(feature = "echo")]
+            _ if self.echoes() => {}
             Some(credentials) => self.hub.open(id, &credentials),
             // After the upgrade: an HTTP error would make the browser try again for ever.
             None => self.close(id, CloseReason::Refused),
