@@ -184,12 +184,12 @@ fn read_frames(
 ) -> bool {
     let mut pipe = Pipe { input: frames, output: Vec::new() };
     let end = loop {
-        match context.read(&mut pipe) {
-            Ok(Message::Text(text)) => incoming.push(Incoming::Message(text)),
-            Ok(Message::Binary(bytes)) => incoming.push(Incoming::Binary(bytes)),
-            Ok(Message::Pong(_)) => incoming.push(Incoming::Pong),
+        let message = match context.read(&mut pipe) {
+            Ok(Message::Text(text)) => Incoming::Message(text),
+            Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
+            Ok(Message::Pong(_)) => Incoming::Pong,
             // Tungstenite answers it on the next call.
-            Ok(Message::Ping(_) | Message::Frame(_)) => {}
+            Ok(Message::Ping(_) | Message::Frame(_)) => continue,
             Ok(Message::Close(_)) => {
                 // The echo goes into the pipe; the error that it returns says that it is the last.
                 let _ = context.flush(&mut pipe);
@@ -199,11 +199,12 @@ fn read_frames(
             Err(Error::Utf8(_)) => break Some(Incoming::Violation(CloseReason::Malformed)),
             Err(Error::Capacity(_)) => break Some(Incoming::Violation(CloseReason::TooBig)),
             Err(_) => break Some(Incoming::Violation(CloseReason::Protocol)),
-        }
+        };
+        // Whatever is said to the message, the pings before it are answered first.
+        pipe.hand_over_answers(incoming);
+        incoming.push(message);
     };
-    if !pipe.output.is_empty() {
-        incoming.push(Incoming::Answer(SharedFrame::encoded(pipe.output)));
-    }
+    pipe.hand_over_answers(incoming);
     let open = end.is_none();
     incoming.extend(end);
     open
@@ -213,6 +214,15 @@ fn read_frames(
 struct Pipe<'a> {
     input: &'a [u8],
     output: Vec<u8>,
+}
+
+impl Pipe<'_> {
+    fn hand_over_answers(&mut self, incoming: &mut Vec<Incoming>) {
+        if !self.output.is_empty() {
+            let answers = std::mem::take(&mut self.output);
+            incoming.push(Incoming::Answer(SharedFrame::encoded(answers)));
+        }
+    }
 }
 
 impl Read for Pipe<'_> {
@@ -320,6 +330,20 @@ mod tests {
         reader.feed(&frame(0x80, b"b"), &mut incoming);
         assert_eq!(incoming, [message("ab")]);
         assert!(reader.is_idle());
+    }
+
+    #[test]
+    fn pings_are_answered_before_the_message_that_follows_them() {
+        let bytes = [
+            frame(0x01, b"a"),
+            frame(0x89, b"1"),
+            frame(0x89, b"2"),
+            frame(0x80, b"b"),
+            frame(0x89, b"3"),
+        ];
+        let (incoming, _) = read_in_steps_of(1_000, &bytes.concat());
+        let pongs = answer(&[0x8a, 1, b'1', 0x8a, 1, b'2']);
+        assert_eq!(incoming, [pongs, message("ab"), answer(&[0x8a, 1, b'3'])]);
     }
 
     #[test]

@@ -44,7 +44,11 @@ impl Server {
                 Incoming::Pong => {}
                 Incoming::Answer(frame) => self.send(id, frame),
                 Incoming::Closed => self.finish(id),
-                Incoming::Violation(reason) => self.close(id, reason),
+                Incoming::Violation(reason) => {
+                    self.close(id, reason);
+                    // Whatever comes now cannot be relied on, an answer to the Close frame included.
+                    self.finish(id);
+                }
             }
         }
         self.incoming = incoming;
