@@ -3,6 +3,8 @@
 mod accept;
 mod checks;
 mod clients;
+#[cfg(feature = "echo")]
+mod echo;
 mod messages;
 mod reload;
 #[cfg(test)]

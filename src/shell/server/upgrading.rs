@@ -108,6 +108,8 @@ impl Server {
         self.arm(id);
         self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
         match upgrade.credentials {
+            #[cfg(feature = "echo")]
+            _ if self.echoes() => {}
             Some(credentials) => {
                 self.begin_login(id);
                 self.hub.open(id, &credentials);

@@ -31,24 +31,39 @@ impl Server {
             match incoming {
                 Incoming::Closed | Incoming::Violation(_) if closing => self.finish(id),
                 _ if closing => {}
-                Incoming::Message(text) => {
-                    if let Some(conn) = self.conn(id) {
-                        conn.completed();
-                    }
-                    if wamp::may_subscribe(&text) {
-                        // By the categories that are on disk now.
-                        self.look();
-                    }
-                    self.hub.receive(id, &text);
-                    self.carry_out();
+                #[cfg(feature = "echo")]
+                Incoming::Message(_) | Incoming::Binary(_) if self.echoes() => {
+                    self.echo(id, incoming);
                 }
+                Incoming::Message(text) => self.receive_message(id, &text),
+                // EspoCRM's daemon took it as text.
+                Incoming::Binary(bytes) => match std::str::from_utf8(&bytes) {
+                    Ok(text) => self.receive_message(id, text),
+                    Err(_) => self.close(id, CloseReason::Malformed),
+                },
                 Incoming::Pong => {}
                 Incoming::Answer(frame) => self.send(id, frame),
                 Incoming::Closed => self.finish(id),
-                Incoming::Violation(reason) => self.close(id, reason),
+                Incoming::Violation(reason) => {
+                    self.close(id, reason);
+                    // Whatever comes now cannot be relied on, an answer to the Close frame included.
+                    self.finish(id);
+                }
             }
         }
         self.incoming = incoming;
+    }
+
+    fn receive_message(&mut self, id: ConnId, text: &str) {
+        if let Some(conn) = self.conn(id) {
+            conn.completed();
+        }
+        if wamp::may_subscribe(text) {
+            // By the categories that are on disk now.
+            self.look();
+        }
+        self.hub.receive(id, text);
+        self.carry_out();
     }
 
     /// A peer that sends so much is no browser, or one that has gone wild.
