@@ -36,6 +36,17 @@ pub fn trim_heap() {
     }
 }
 
+/// Bytes of memory that this process takes, swapped out or not; 0 if that cannot be told.
+#[must_use]
+pub fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = status.lines().filter_map(|line| {
+        let value = line.strip_prefix("VmRSS:").or_else(|| line.strip_prefix("VmSwap:"))?;
+        value.split_whitespace().next()?.parse::<usize>().ok()
+    });
+    kilobytes.sum::<usize>() * 1024
+}
+
 /// Whether this runs as root.
 #[must_use]
 pub fn is_root() -> bool {
@@ -143,6 +154,11 @@ mod tests {
         let output = command.output().unwrap();
         // The fourth is the directory that ls itself reads.
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
+    }
+
+    #[test]
+    fn a_process_takes_some_memory() {
+        assert!((500_000..10_000_000_000).contains(&resident()), "{}", resident());
     }
 
     #[test]
