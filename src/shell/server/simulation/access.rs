@@ -13,15 +13,23 @@ pub struct Ticket {
 }
 
 /// Every check that somebody waits for or that runs.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Checks {
     jobs: Vec<Job>,
     issued: u64,
+    /// Tickets that are wanted and have got no answer.
+    live: Vec<Ticket>,
+    /// What the server has decided and not yet done.
+    wishes: Vec<Wish>,
     /// What has been found out and is not applied yet.
     answers: Vec<(Ticket, Verdict)>,
 }
 
-#[derive(Debug)]
+enum Wish {
+    Check(Ticket, String),
+    Cancel(u64),
+}
+
 struct Job {
     command: String,
     state: State,
@@ -43,38 +51,52 @@ enum State {
 const ATTEMPTS: usize = 5;
 
 impl Checks {
+    /// Asks for a check, of which the ticket is returned.
     pub fn request(&mut self, tab: Number, topic: Option<&'static str>, command: String) -> u64 {
         self.issued += 1;
         let ticket = Ticket { tab, topic, number: self.issued };
-        match self.jobs.iter_mut().find(|job| job.is_shared && job.command == command) {
-            Some(job) => {
-                job.tickets.push(ticket);
-                if matches!(job.state, State::Again(_)) {
-                    job.failures = 0;
-                }
-            }
-            None => self.jobs.push(Job {
-                command,
-                state: State::Queued,
-                tickets: vec![ticket],
-                is_shared: true,
-                failures: 0,
-            }),
-        }
+        self.live.push(ticket.clone());
+        self.wishes.push(Wish::Check(ticket, command));
         self.issued
     }
 
     /// These tickets are not wanted any more.
     pub fn cancel(&mut self, unwanted: impl Fn(&Ticket) -> bool) {
-        self.answers.retain(|(ticket, _)| !unwanted(ticket));
+        for ticket in self.live.extract_if(.., |ticket| unwanted(ticket)) {
+            self.wishes.push(Wish::Cancel(ticket.number));
+        }
+    }
+
+    /// The server does what it has decided to do, in that order.
+    pub fn carry_out(&mut self) {
+        for wish in std::mem::take(&mut self.wishes) {
+            match wish {
+                Wish::Check(ticket, command) => self.add(ticket, command),
+                Wish::Cancel(number) => self.remove(number),
+            }
+        }
+    }
+
+    fn add(&mut self, ticket: Ticket, command: String) {
+        let Some(job) = self.jobs.iter_mut().find(|job| job.is_shared && job.command == command)
+        else {
+            let (state, tickets) = (State::Queued, vec![ticket]);
+            return self.jobs.push(Job { command, state, tickets, is_shared: true, failures: 0 });
+        };
+        job.tickets.push(ticket);
+        if matches!(job.state, State::Again(_)) {
+            job.failures = 0;
+        }
+    }
+
+    fn remove(&mut self, number: u64) {
         self.jobs.retain_mut(|job| {
             let before = job.tickets.len();
-            job.tickets.retain(|ticket| !unwanted(ticket));
-            if job.tickets.len() == before {
-                return true;
-            }
+            job.tickets.retain(|ticket| ticket.number != number);
             let runs = matches!(job.state, State::Running(_));
-            job.is_shared &= !runs;
+            if job.tickets.len() < before && runs {
+                job.is_shared = false;
+            }
             runs || !job.tickets.is_empty()
         });
     }
@@ -108,8 +130,12 @@ impl Checks {
         self.answers.extend(tickets.into_iter().map(|ticket| (ticket, verdict.clone())));
     }
 
+    /// What has been found out for those who still wait for it.
     pub fn take_answers(&mut self) -> Vec<(Ticket, Verdict)> {
-        std::mem::take(&mut self.answers)
+        let mut answers = std::mem::take(&mut self.answers);
+        answers.retain(|(ticket, _)| self.live.contains(ticket));
+        self.live.retain(|live| !answers.iter().any(|(ticket, _)| ticket == live));
+        answers
     }
 
     pub fn has_answers(&self) -> bool {
@@ -118,9 +144,5 @@ impl Checks {
 
     pub fn waiting(&self) -> usize {
         self.jobs.iter().map(|job| job.tickets.len()).sum()
-    }
-
-    pub fn running(&self) -> usize {
-        self.jobs.iter().filter(|job| matches!(job.state, State::Running(_))).count()
     }
 }

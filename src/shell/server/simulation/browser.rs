@@ -229,7 +229,7 @@ fn request(random: &mut Random) -> (Request, Vec<u8>) {
         _ => format!("good{user}"),
     };
     let target = format!("/wss?authToken={token}&userId={user}");
-    let cookie = format!("Cookie: {}\r\n", "c".repeat(1 + random.below(2_000)));
+    let cookie = format!("Cookie: {}\r\n", "c".repeat(1 + random.below(400)));
     let good = format!("GET {target} HTTP/1.1\r\n{HEAD}{cookie}\r\n");
     let (request, text) = match random.below(40) {
         0 => (Request::Nameless, good.replace(user, "a.b")),

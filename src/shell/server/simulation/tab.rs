@@ -20,6 +20,8 @@ pub struct Tab {
     pub since: Time,
     /// The server had nothing more to say, before it was over.
     pub is_finishing: bool,
+    /// It has violated the protocol: what follows may be nonsense to the server.
+    pub is_garbled: bool,
     pub accepted: Time,
     pub over_limit: bool,
     pub is_logged_in: bool,
@@ -91,6 +93,7 @@ impl Tab {
             stage: Stage::Knocking,
             since: Time::default(),
             is_finishing: false,
+            is_garbled: false,
             accepted: Time::default(),
             over_limit: false,
             is_logged_in: false,
@@ -115,7 +118,11 @@ impl Tab {
     }
 
     pub fn enter(&mut self, now: Time, stage: Stage) {
-        (self.stage, self.since) = (stage, now);
+        // When the server has seen the end of what is garbled is not known.
+        if !(self.is_garbled && stage == Stage::Finishing) {
+            self.since = now;
+        }
+        self.stage = stage;
         self.is_finishing |= stage == Stage::Finishing;
     }
 
@@ -158,18 +165,22 @@ impl Tab {
         match item {
             // What is wrong with a request may be seen before its end.
             Item::Response(status)
-                if self.stage == Stage::Upgrading
-                    && self.consumed > 0
+                if matches!(self.stage, Stage::Upgrading | Stage::Over)
+                    && (1..self.browser.request_end).contains(&self.consumed)
                     && self.browser.request == Request::Bad(*status) =>
             {
-                self.enter(now, Stage::Finishing);
+                if self.stage == Stage::Upgrading {
+                    self.enter(now, Stage::Finishing);
+                }
+                self.is_finishing = true;
                 self.is_complete = true;
                 true
             }
             Item::Response(status) => {
-                self.is_websocket = true;
-                self.is_complete = *status != 101;
-                self.pop(&Expected::Response(*status))
+                let is_it = self.pop(&Expected::Response(*status));
+                self.is_websocket = is_it;
+                self.is_complete = is_it && *status != 101;
+                is_it
             }
             Item::Text(text) => {
                 let front = self.expected.front();
@@ -237,7 +248,7 @@ impl Tab {
             Stage::Open if self.incomplete.is_some_and(is_long) => Some("incomplete"),
             Stage::Open | Stage::Closing if self.backlog() > MAX_OUTBOX_LASTING => Some("slow"),
             // When it was answered is not known.
-            Stage::Finishing
+            Stage::Upgrading | Stage::Finishing
                 if matches!(self.browser.request, Request::Bad(_))
                     && now.since(self.accepted) >= CLOSE_DEADLINE =>
             {
@@ -257,6 +268,9 @@ impl Tab {
                 let is_bad = matches!(self.browser.request, Request::Bad(_));
                 let is_answered = is_bad && now.since(self.heard) < CLOSE_DEADLINE + SECOND;
                 now.since(self.accepted) >= HANDSHAKE_DEADLINE + SECOND && !is_answered
+            }
+            Stage::Closing | Stage::Finishing if self.is_garbled => {
+                now.since(self.heard) >= CLOSE_DEADLINE + SECOND
             }
             Stage::Closing | Stage::Finishing => age >= CLOSE_DEADLINE + SECOND,
             Stage::Over => true,
