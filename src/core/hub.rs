@@ -218,7 +218,7 @@ impl Hub {
     #[must_use]
     pub fn connections_of(&self, user: &str) -> usize {
         let users = &self.directory.users;
-        users.find(user).and_then(|user| users.value(user)).map_or(0, |conns| conns.len())
+        users.find(user).and_then(|user| users.value(user)).map_or(0, SmallVec::len)
     }
 
     /// The categories in force.

@@ -13,7 +13,8 @@ pub const MAX_HEADERS: usize = 100;
 
 /// Bytes of one WebSocket message from a browser, in one frame or in fragments; real ones stay
 /// under 1 KiB. Kept while incomplete: 64 KiB of raw frame and 64 KiB of earlier fragments.
-pub const MAX_CLIENT_MESSAGE: usize = 64 * 1024;
+pub const MAX_CLIENT_MESSAGE: usize =
+    if cfg!(feature = "echo") { 16 * 1024 * 1024 } else { 64 * 1024 };
 
 /// Bytes of a topic, after the expansion of a prefix. EspoCRM's longest is about 60.
 pub const MAX_TOPIC: usize = 512;
@@ -59,7 +60,7 @@ pub const MAX_LOGINS_OF_ADDRESS: u32 = 1_024;
 
 /// Messages, or fragments of them, that a connection may send in one second. A tab sends one for
 /// each subscription when it connects, and then one a minute.
-pub const MAX_FRAMES_PER_SECOND: u16 = 1_000;
+pub const MAX_FRAMES_PER_SECOND: u16 = if cfg!(feature = "echo") { u16::MAX } else { 1_000 };
 
 /// Pings, pongs and the like in one second. A browser answers ours, and sends none by itself.
 pub const MAX_CONTROL_FRAMES_PER_SECOND: u16 = 100;

@@ -4,6 +4,7 @@
 //! the wall.
 
 pub mod access;
+pub mod addresses;
 pub mod category;
 pub mod check;
 pub mod command;
@@ -13,8 +14,11 @@ pub mod hub;
 pub mod id;
 pub mod interner;
 pub mod limits;
+pub mod network;
+pub mod origin;
 pub mod outbox;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod reader;
 pub mod submission;
 pub mod time;

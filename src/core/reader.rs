@@ -5,7 +5,7 @@ use std::io::{self, Cursor, Read, Write};
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::OpCode;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
-use tungstenite::{Error, Message, Utf8Bytes};
+use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use super::frame::{CloseReason, SharedFrame};
 use super::limits::MAX_CLIENT_MESSAGE;
@@ -20,8 +20,10 @@ pub struct Reader(Option<Box<Incomplete>>);
 /// What [`Reader::feed`] has found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// A whole text message, or a binary one that is UTF-8 (which EspoCRM's daemon took as text).
+    /// A whole text message.
     Message(Utf8Bytes),
+    /// A whole binary message.
+    Binary(Bytes),
     /// An answer to a ping, asked for or not.
     Pong,
     /// Pongs to the peer's pings, or the echo of its Close frame: to be sent.
@@ -63,13 +65,12 @@ impl Reader {
     /// more may be fed.
     pub fn feed(&mut self, bytes: &[u8], incoming: &mut Vec<Incoming>) -> Frames {
         let mut incomplete = self.0.take().unwrap_or_default();
-        let joined;
-        let bytes = if incomplete.bytes.is_empty() {
+        let mut kept = std::mem::take(&mut incomplete.bytes);
+        let bytes = if kept.is_empty() {
             bytes
         } else {
-            incomplete.bytes.extend_from_slice(bytes);
-            joined = std::mem::take(&mut incomplete.bytes);
-            &joined
+            append(&mut kept, bytes);
+            &kept
         };
         let fragments = incomplete.fragments.is_some().then_some(incomplete.fragments_length);
         let whole = whole_frames(bytes, fragments);
@@ -84,7 +85,8 @@ impl Reader {
             incomplete.fragments_length = whole.fragments.unwrap_or(0);
         }
         if !rest.is_empty() || incomplete.fragments.is_some() {
-            incomplete.bytes = rest.to_vec();
+            let is_kept = frames.is_empty() && !kept.is_empty();
+            incomplete.bytes = if is_kept { kept } else { rest.to_vec() };
             self.0 = Some(incomplete);
         }
         whole.frames
@@ -108,6 +110,19 @@ impl Reader {
         self.0.is_none()
     }
 }
+
+/// Appends to the beginning of a frame. Its room doubles, so that a frame that comes byte by byte is
+/// not copied for each of them, but is never more than the longest frame needs.
+fn append(kept: &mut Vec<u8>, bytes: &[u8]) {
+    if kept.capacity() - kept.len() < bytes.len() {
+        let room = kept.len().min(LONGEST_FRAME.saturating_sub(kept.len()));
+        kept.reserve_exact(room.max(bytes.len()));
+    }
+    kept.extend_from_slice(bytes);
+}
+
+/// The longest header has 14 bytes.
+const LONGEST_FRAME: usize = 14 + MAX_CLIENT_MESSAGE;
 
 /// How far `bytes` consist of whole frames.
 struct Whole {
@@ -169,15 +184,12 @@ fn read_frames(
 ) -> bool {
     let mut pipe = Pipe { input: frames, output: Vec::new() };
     let end = loop {
-        match context.read(&mut pipe) {
-            Ok(Message::Text(text)) => incoming.push(Incoming::Message(text)),
-            Ok(Message::Binary(bytes)) => match Utf8Bytes::try_from(bytes) {
-                Ok(text) => incoming.push(Incoming::Message(text)),
-                Err(_) => break Some(Incoming::Violation(CloseReason::Malformed)),
-            },
-            Ok(Message::Pong(_)) => incoming.push(Incoming::Pong),
+        let message = match context.read(&mut pipe) {
+            Ok(Message::Text(text)) => Incoming::Message(text),
+            Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
+            Ok(Message::Pong(_)) => Incoming::Pong,
             // Tungstenite answers it on the next call.
-            Ok(Message::Ping(_) | Message::Frame(_)) => {}
+            Ok(Message::Ping(_) | Message::Frame(_)) => continue,
             Ok(Message::Close(_)) => {
                 // The echo goes into the pipe; the error that it returns says that it is the last.
                 let _ = context.flush(&mut pipe);
@@ -187,11 +199,12 @@ fn read_frames(
             Err(Error::Utf8(_)) => break Some(Incoming::Violation(CloseReason::Malformed)),
             Err(Error::Capacity(_)) => break Some(Incoming::Violation(CloseReason::TooBig)),
             Err(_) => break Some(Incoming::Violation(CloseReason::Protocol)),
-        }
+        };
+        // Whatever is said to the message, the pings before it are answered first.
+        pipe.hand_over_answers(incoming);
+        incoming.push(message);
     };
-    if !pipe.output.is_empty() {
-        incoming.push(Incoming::Answer(SharedFrame::encoded(pipe.output)));
-    }
+    pipe.hand_over_answers(incoming);
     let open = end.is_none();
     incoming.extend(end);
     open
@@ -201,6 +214,15 @@ fn read_frames(
 struct Pipe<'a> {
     input: &'a [u8],
     output: Vec<u8>,
+}
+
+impl Pipe<'_> {
+    fn hand_over_answers(&mut self, incoming: &mut Vec<Incoming>) {
+        if !self.output.is_empty() {
+            let answers = std::mem::take(&mut self.output);
+            incoming.push(Incoming::Answer(SharedFrame::encoded(answers)));
+        }
+    }
 }
 
 impl Read for Pipe<'_> {
@@ -277,7 +299,7 @@ mod tests {
             frame(0x00, b"\"b\""),
             frame(0x80, b"]"),
             frame(0x8a, b"pong"),
-            frame(0x82, b"binary"),
+            frame(0x82, b"binary \xff"),
             frame(0x81, long.as_bytes()),
         ]
         .concat();
@@ -288,7 +310,7 @@ mod tests {
                 message(""),
                 message("[5,\"b\"]"),
                 Incoming::Pong,
-                message("binary"),
+                Incoming::Binary(Bytes::from_static(b"binary \xff")),
                 message(&long),
             ];
             assert_eq!(incoming, expected, "{step}");
@@ -308,6 +330,20 @@ mod tests {
         reader.feed(&frame(0x80, b"b"), &mut incoming);
         assert_eq!(incoming, [message("ab")]);
         assert!(reader.is_idle());
+    }
+
+    #[test]
+    fn pings_are_answered_before_the_message_that_follows_them() {
+        let bytes = [
+            frame(0x01, b"a"),
+            frame(0x89, b"1"),
+            frame(0x89, b"2"),
+            frame(0x80, b"b"),
+            frame(0x89, b"3"),
+        ];
+        let (incoming, _) = read_in_steps_of(1_000, &bytes.concat());
+        let pongs = answer(&[0x8a, 1, b'1', 0x8a, 1, b'2']);
+        assert_eq!(incoming, [pongs, message("ab"), answer(&[0x8a, 1, b'3'])]);
     }
 
     #[test]
@@ -344,7 +380,6 @@ mod tests {
             (frame(0x89, &[0; 126]), Protocol),
             (frame(0x88, &[0x03]), Protocol),
             (frame(0x81, b"\xff"), Malformed),
-            (frame(0x82, b"\xff"), Malformed),
             (frame(0x88, b"\x03\xe8\xff"), Malformed),
             ([frame(0x01, b"\xc3"), frame(0x80, b"\x28")].concat(), Malformed),
             (huge, TooBig),

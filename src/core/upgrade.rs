@@ -135,6 +135,19 @@ impl Head<'_, '_> {
         parameters.next_back().map(|value| decode(value).into_owned())
     }
 
+    /// Where the page comes from that asks, if it says so once.
+    #[must_use]
+    pub fn origin(&self) -> Option<&[u8]> {
+        let mut origins = self.values("Origin");
+        origins.next().filter(|_| origins.next().is_none())
+    }
+
+    /// What proxies say about whose request it is, in the order in which they have added it.
+    #[must_use]
+    pub fn forwarded_for(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+        self.values("X-Forwarded-For")
+    }
+
     fn credentials(&self) -> Option<Credentials> {
         let id = |name| {
             let value = self.query(name).filter(|value| is_id(value))?;
@@ -143,7 +156,7 @@ impl Head<'_, '_> {
         Some(Credentials { user: id("userId")?, token: id("authToken")? })
     }
 
-    fn values<'a>(&'a self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+    fn values<'a>(&'a self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         let headers = self.headers.iter();
         headers
             .filter(move |header| header.name.eq_ignore_ascii_case(name))

@@ -1,6 +1,7 @@
 //! One connection of a browser.
 
 use std::io;
+use std::net::IpAddr;
 
 use mio::{Registry, Token};
 
@@ -10,6 +11,7 @@ use crate::core::limits::{
     MAX_CONTROL_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND, MAX_HEAD, MAX_OUTBOX_LASTING,
     MAX_PINGS_WHILE_INCOMPLETE, MAX_UNANSWERED_PINGS,
 };
+use crate::core::network::ClientKey;
 use crate::core::outbox::Outbox;
 use crate::core::reader::{Frames, Reader};
 use crate::core::time::Time;
@@ -17,6 +19,7 @@ use crate::core::timers::Timers;
 
 /// A connection's socket, how far it has come, and what it still has to send. While it is idle
 /// that is all: what is being read, and what waits to be written, is kept only while there is any.
+#[expect(clippy::struct_excessive_bools, reason = "each is of another concern")]
 pub struct Conn {
     /// Its name.
     pub id: ConnId,
@@ -24,6 +27,10 @@ pub struct Conn {
     pub phase: Phase,
     /// What waits to be written.
     pub outbox: Outbox,
+    /// Whose it counts as, if that is known.
+    pub client: Option<ClientKey>,
+    /// It counts as a login of that client.
+    pub logging_in: bool,
     /// When it has to be looked at: a deadline, or the next ping.
     pub due: Time,
     /// When its timer fires, if it has one.
@@ -85,6 +92,10 @@ pub enum Overdue {
 pub struct Upgrading {
     /// It will be answered 503: there are too many connections.
     pub over_limit: bool,
+    /// Where the TCP connection comes from.
+    pub peer: Option<IpAddr>,
+    /// A proxy's header that tells the client comes first (the PROXY protocol).
+    pub introduction: bool,
     bytes: Vec<u8>,
     /// How many bytes there were when it was parsed last.
     parsed: usize,
@@ -93,11 +104,13 @@ pub struct Upgrading {
 impl Conn {
     /// A connection just accepted.
     #[must_use]
-    pub fn new(id: ConnId, stream: Stream, over_limit: bool, deadline: Time) -> Self {
+    pub fn new(id: ConnId, stream: Stream, upgrading: Upgrading, deadline: Time) -> Self {
         Self {
             id,
-            phase: Phase::Upgrading(Upgrading { over_limit, ..Upgrading::default() }.into()),
+            phase: Phase::Upgrading(upgrading.into()),
             outbox: Outbox::default(),
+            client: None,
+            logging_in: false,
             due: deadline,
             armed: None,
             held: 0,
@@ -204,6 +217,20 @@ impl Conn {
         self.held as usize
     }
 
+    /// Whether there is TLS, begun or not.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.stream.is_tls()
+    }
+
+    /// Begins TLS, of which these bytes have arrived.
+    ///
+    /// # Errors
+    /// If they are none of TLS's.
+    pub fn begin_tls(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.begin_tls(bytes)
+    }
+
     /// Reads what is there; 0 is the end.
     ///
     /// # Errors
@@ -261,6 +288,12 @@ impl Conn {
 }
 
 impl Upgrading {
+    /// Of a connection from `peer`.
+    #[must_use]
+    pub fn new(peer: IpAddr, introduction: bool, over_limit: bool) -> Self {
+        Self { peer: Some(peer), introduction, over_limit, ..Self::default() }
+    }
+
     /// Takes the next bytes. Whether it is worth parsing: at the first bytes, at the blank line,
     /// and whenever the length has doubled, so that a peer that sends byte by byte costs no more
     /// than one that sends all at once.
@@ -282,6 +315,15 @@ impl Upgrading {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The proxy's header is complete: what has arrived after it.
+    pub fn introduced(&mut self, length: usize) -> Vec<u8> {
+        self.introduction = false;
+        self.parsed = 0;
+        let rest = self.bytes.get(length..).unwrap_or_default().to_vec();
+        self.bytes = Vec::new();
+        rest
     }
 }
 

@@ -87,13 +87,12 @@ impl Listener {
         }
     }
 
-    /// Takes the next connection, without waiting.
+    /// Takes the next connection, without waiting, and tells where it comes from.
     ///
     /// # Errors
     /// Those of `accept(2)`.
-    pub fn accept(&self) -> io::Result<TcpStream> {
-        let tcp = self.tcp.as_ref().ok_or(io::ErrorKind::WouldBlock)?;
-        tcp.accept().map(|(stream, _)| stream)
+    pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.tcp.as_ref().ok_or(io::ErrorKind::WouldBlock)?.accept()
     }
 
     fn listen(address: SocketAddr) -> io::Result<Self> {

@@ -2,6 +2,9 @@
 
 mod accept;
 mod checks;
+mod clients;
+#[cfg(feature = "echo")]
+mod echo;
 mod messages;
 mod reload;
 #[cfg(test)]
@@ -37,6 +40,7 @@ use super::signals::{Pending, Signals};
 use super::sys;
 use super::workers::Workers;
 use crate::core::access::{Access, Answer};
+use crate::core::addresses::Addresses;
 use crate::core::frame::SharedFrame;
 use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
@@ -67,6 +71,8 @@ pub struct Server {
     /// Bytes that connections hold beyond what an idle one costs, without the hub's.
     held: usize,
     hub: Hub,
+    /// What counts for each client address.
+    addresses: Addresses,
     access: Access,
     backend: Backend,
     children: Children,
@@ -133,6 +139,11 @@ struct Bursts {
     slow: Burst,
     memory: Burst,
     handshakes: Burst,
+    per_address: Burst,
+    per_user: Burst,
+    logins: Burst,
+    origin: Burst,
+    introduction: Burst,
     flooded: Burst,
     too_many_subscriptions: Burst,
     queue_full: Burst,
@@ -199,6 +210,7 @@ impl Server {
             conns: Slab::new(),
             held: 0,
             hub: Hub::new(settings.categories.clone()),
+            addresses: Addresses::default(),
             access: Access::new(settings.max_checks.value),
             backend,
             children: Children::new(FIRST_CHILD),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use log::warn;
@@ -12,7 +12,7 @@ use super::{FIRST_CONN, Server};
 use crate::core::id::ConnId;
 use crate::core::limits::{HANDSHAKE_DEADLINE, MAX_HANDSHAKES};
 use crate::core::time::Time;
-use crate::shell::conn::{Conn, Phase};
+use crate::shell::conn::{Conn, Phase, Upgrading};
 use crate::shell::listener::Listener;
 use crate::shell::net::TcpStream;
 use crate::shell::settings::Settings;
@@ -92,9 +92,10 @@ impl Accepting {
         self.paused_until
     }
 
-    fn stream(&self, tcp: TcpStream) -> io::Result<Stream> {
+    /// A stream with TLS, if that is wanted; after a proxy's header if there is an `introduction`.
+    fn stream(&self, tcp: TcpStream, introduction: bool) -> io::Result<Stream> {
         let tls = self.acceptor.as_ref().map(Acceptor::accept).transpose()?;
-        Ok(Stream::new(tcp, tls))
+        Ok(Stream::new(tcp, tls, introduction))
     }
 }
 
@@ -128,7 +129,7 @@ impl Server {
                 return;
             }
             match self.accepting.listener.accept() {
-                Ok(tcp) => self.open(tcp),
+                Ok((tcp, peer)) => self.open(tcp, peer.ip().to_canonical()),
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.accepting.pending = false,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
@@ -138,7 +139,7 @@ impl Server {
         }
     }
 
-    fn open(&mut self, tcp: TcpStream) {
+    fn open(&mut self, tcp: TcpStream, peer: IpAddr) {
         let limit = self.settings.max_connections.value;
         let over_limit = self.conns.len() >= limit;
         if over_limit {
@@ -152,7 +153,8 @@ impl Server {
                 return;
             }
         }
-        let stream = match self.accepting.stream(tcp) {
+        let introduction = self.is_introduced(peer);
+        let stream = match self.accepting.stream(tcp, introduction) {
             Ok(stream) => stream,
             Err(error) => return self.pause(&error),
         };
@@ -162,7 +164,8 @@ impl Server {
         let Ok(narrow) = u32::try_from(slot) else { return };
         let id = ConnId::new(narrow, self.accepting.serial);
         let deadline = self.now.after(HANDSHAKE_DEADLINE);
-        let conn = entry.insert(Conn::new(id, stream, over_limit, deadline));
+        let upgrading = Upgrading::new(peer, introduction, over_limit);
+        let conn = entry.insert(Conn::new(id, stream, upgrading, deadline));
         if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
             self.conns.remove(slot);
             return self.pause(&error);
@@ -170,6 +173,9 @@ impl Server {
         self.arm(id);
         self.counters.connections += 1;
         self.limit_handshakes(id);
+        if let Some(client) = self.client_of_peer(peer) {
+            self.will_belong_to(id, client);
+        }
     }
 
     /// Ends the oldest handshake if with this one there are too many.

@@ -121,8 +121,14 @@ impl Server {
         self.shed();
         // An answer, or the TLS handshake's part.
         self.mark_dirty(id);
-        if more
-            && let Some(conn) = self.conn(id)
+        if more {
+            self.read_later(id);
+        }
+    }
+
+    /// Has a connection read on in the next turn.
+    pub(super) fn read_later(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn(id)
             && !conn.unread
         {
             conn.unread = true;
@@ -231,6 +237,7 @@ impl Server {
             conn.outbox.clear();
             self.ended.push(id.slot());
             self.weigh(id);
+            self.leave(id);
             self.hub.close(id);
         }
     }
@@ -248,7 +255,7 @@ impl Server {
         self.end(id);
     }
 
-    fn no_tls(&mut self, error: &io::Error) {
+    pub(super) fn no_tls(&mut self, error: &io::Error) {
         if let Some(count) = self.bursts.tls.count(self.now) {
             info!(
                 "A TLS handshake failed: {error}. ({count} since this was last said.) If browsers \

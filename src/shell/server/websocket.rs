@@ -31,24 +31,39 @@ impl Server {
             match incoming {
                 Incoming::Closed | Incoming::Violation(_) if closing => self.finish(id),
                 _ if closing => {}
-                Incoming::Message(text) => {
-                    if let Some(conn) = self.conn(id) {
-                        conn.completed();
-                    }
-                    if wamp::may_subscribe(&text) {
-                        // By the categories that are on disk now.
-                        self.look();
-                    }
-                    self.hub.receive(id, &text);
-                    self.carry_out();
+                #[cfg(feature = "echo")]
+                Incoming::Message(_) | Incoming::Binary(_) if self.echoes() => {
+                    self.echo(id, incoming);
                 }
+                Incoming::Message(text) => self.receive_message(id, &text),
+                // EspoCRM's daemon took it as text.
+                Incoming::Binary(bytes) => match std::str::from_utf8(&bytes) {
+                    Ok(text) => self.receive_message(id, text),
+                    Err(_) => self.close(id, CloseReason::Malformed),
+                },
                 Incoming::Pong => {}
                 Incoming::Answer(frame) => self.send(id, frame),
                 Incoming::Closed => self.finish(id),
-                Incoming::Violation(reason) => self.close(id, reason),
+                Incoming::Violation(reason) => {
+                    self.close(id, reason);
+                    // Whatever comes now cannot be relied on, an answer to the Close frame included.
+                    self.finish(id);
+                }
             }
         }
         self.incoming = incoming;
+    }
+
+    fn receive_message(&mut self, id: ConnId, text: &str) {
+        if let Some(conn) = self.conn(id) {
+            conn.completed();
+        }
+        if wamp::may_subscribe(text) {
+            // By the categories that are on disk now.
+            self.look();
+        }
+        self.hub.receive(id, text);
+        self.carry_out();
     }
 
     /// A peer that sends so much is no browser, or one that has gone wild.
@@ -65,6 +80,14 @@ impl Server {
     }
 
     pub(super) fn welcome(&mut self, id: ConnId) {
+        self.end_login(id);
+        // Others of the same user may have come in while it was checked.
+        if let Some(user) = self.hub.user(id).map(str::to_owned) {
+            let others = self.hub.connections_of(&user).saturating_sub(1);
+            if self.has_too_many(&user, others) {
+                return self.end(id);
+            }
+        }
         match random::hex() {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
@@ -92,6 +115,7 @@ impl Server {
     /// Ends a connection cleanly: a Close frame, and a while for the browser to answer it. Its tab
     /// does not come back before it is reloaded.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        self.end_login(id);
         self.hub.close(id);
         self.send(id, SharedFrame::close(reason));
         let Some(conn) = self.conn(id) else { return };
@@ -103,6 +127,7 @@ impl Server {
 
     /// Both sides have closed: what waits is written, then TCP is ended.
     fn finish(&mut self, id: ConnId) {
+        self.end_login(id);
         self.hub.close(id);
         let Some(conn) = self.conn(id) else { return };
         conn.phase = Phase::Finishing;
