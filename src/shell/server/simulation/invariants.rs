@@ -76,7 +76,6 @@ pub fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration
             }
             Stage::Open if kernel.was_blocked => continue,
             Stage::Open => tab.pinged.after(oracle.ping_interval),
-            _ if tab.is_garbled => continue,
             _ => tab.since.after(CLOSE_DEADLINE),
         };
         let wake =

@@ -20,8 +20,6 @@ pub struct Tab {
     pub since: Time,
     /// The server had nothing more to say, before it was over.
     pub is_finishing: bool,
-    /// It has violated the protocol: what follows may be nonsense to the server.
-    pub is_garbled: bool,
     pub accepted: Time,
     pub over_limit: bool,
     pub is_logged_in: bool,
@@ -93,7 +91,6 @@ impl Tab {
             stage: Stage::Knocking,
             since: Time::default(),
             is_finishing: false,
-            is_garbled: false,
             accepted: Time::default(),
             over_limit: false,
             is_logged_in: false,
@@ -118,11 +115,7 @@ impl Tab {
     }
 
     pub fn enter(&mut self, now: Time, stage: Stage) {
-        // When the server has seen the end of what is garbled is not known.
-        if !(self.is_garbled && stage == Stage::Finishing) {
-            self.since = now;
-        }
-        self.stage = stage;
+        (self.stage, self.since) = (stage, now);
         self.is_finishing |= stage == Stage::Finishing;
     }
 
@@ -268,9 +261,6 @@ impl Tab {
                 let is_bad = matches!(self.browser.request, Request::Bad(_));
                 let is_answered = is_bad && now.since(self.heard) < CLOSE_DEADLINE + SECOND;
                 now.since(self.accepted) >= HANDSHAKE_DEADLINE + SECOND && !is_answered
-            }
-            Stage::Closing | Stage::Finishing if self.is_garbled => {
-                now.since(self.heard) >= CLOSE_DEADLINE + SECOND
             }
             Stage::Closing | Stage::Finishing => age >= CLOSE_DEADLINE + SECOND,
             Stage::Over => true,

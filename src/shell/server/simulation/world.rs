@@ -59,8 +59,9 @@ impl World {
         let arrivals = Arrivals::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let messages = Messages::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let checks = Checks::new(&journal);
-        let ping_interval = settings.ping_interval.value;
-        let mut oracle = Oracle::new(&journal, settings.max_connections.value, ping_interval);
+        settings.max_per_address.value = *random.pick(&[2, 100]);
+        settings.max_per_user.value = *random.pick(&[1, 3, 100]);
+        let mut oracle = Oracle::new(&journal, &settings);
         oracle.is_told = is_told;
         let server = Server::assemble(
             settings.clone(),
