@@ -33,8 +33,10 @@ pub enum Entry {
     Read(Number, usize),
     /// It wrote so many.
     Wrote(Number, usize),
-    /// It was told that the connection is broken.
-    Failed(Number),
+    /// It was told that the connection is broken, when it wanted to read.
+    ReadFailed(Number),
+    /// The same, when it wanted to write.
+    WriteFailed(Number),
     /// It will write nothing more.
     Finished(Number),
     /// It has closed the socket.

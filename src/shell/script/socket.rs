@@ -111,11 +111,6 @@ impl Kernel {
         self.random.chance(self.tricks)
     }
 
-    fn fail(&mut self, kind: ErrorKind) -> io::Error {
-        self.note(Entry::Failed(self.number));
-        kind.into()
-    }
-
     /// Some of `most`, at least one.
     fn some(&mut self, most: usize) -> usize {
         if most > 1 && self.tricks() { 1 + self.random.below(most - 1) } else { most }
@@ -127,7 +122,8 @@ impl Kernel {
             return Err(ErrorKind::Interrupted.into());
         }
         if self.reset {
-            return Err(self.fail(ErrorKind::ConnectionReset));
+            self.note(Entry::ReadFailed(self.number));
+            return Err(ErrorKind::ConnectionReset.into());
         }
         if self.incoming.is_empty() && self.fin {
             self.note(Entry::Read(self.number, 0));
@@ -155,7 +151,8 @@ impl Kernel {
             return Err(ErrorKind::Interrupted.into());
         }
         if self.reset {
-            return Err(self.fail(ErrorKind::BrokenPipe));
+            self.note(Entry::WriteFailed(self.number));
+            return Err(ErrorKind::BrokenPipe.into());
         }
         if self.room == 0 || self.tricks() {
             // With room: that was made a moment later.

@@ -79,7 +79,12 @@ impl Oracle {
                 Entry::Read(number, 0) => self.end(number, "ended by the browser"),
                 Entry::Read(number, count) => self.read(number, count),
                 Entry::Wrote(number, count) => self.wrote(number, count),
-                Entry::Failed(number) => self.end(number, "broken off"),
+                Entry::ReadFailed(number) => self.end(number, "reading failed"),
+                Entry::WriteFailed(number) => {
+                    // What is decided is carried out before anything is written.
+                    self.carry_out();
+                    self.end(number, "writing failed");
+                }
                 Entry::Finished(number) => self.finished(number),
                 Entry::Dropped(number) => self.dropped(number),
                 Entry::Received(message) => self.received(&message),
