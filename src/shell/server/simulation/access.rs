@@ -1,6 +1,9 @@
 //! The checks that must be made, as simply as it can be said.
 
+use std::time::Duration;
+
 use crate::core::access::JobId;
+use crate::core::time::Time;
 use crate::core::verdict::Verdict;
 use crate::shell::script::Number;
 
@@ -43,12 +46,14 @@ struct Job {
 enum State {
     Queued,
     Running(JobId),
-    /// It has failed.
+    /// It has failed and is tried again at that time.
+    Failed(JobId, Time),
+    /// That time has come, or somebody has asked.
     Again(JobId),
 }
 
-/// Attempts of a subscription's check before it is given up.
-const ATTEMPTS: usize = 5;
+/// In how many seconds a subscription's check is tried again.
+const RETRIES: [u64; 4] = [1, 4, 15, 60];
 
 impl Checks {
     /// Asks for a check, of which the ticket is returned.
@@ -84,8 +89,8 @@ impl Checks {
             return self.jobs.push(Job { command, state, tickets, is_shared: true, failures: 0 });
         };
         job.tickets.push(ticket);
-        if matches!(job.state, State::Again(_)) {
-            job.failures = 0;
+        if let State::Failed(id, _) = job.state {
+            (job.state, job.failures) = (State::Again(id), 0);
         }
     }
 
@@ -103,31 +108,37 @@ impl Checks {
 
     /// Whether this check is one that was to be started.
     pub fn start(&mut self, id: JobId, command: &str) -> bool {
-        let is_it = |job: &&mut Job| {
-            let waits = match job.state {
-                State::Queued => true,
-                State::Again(before) => before == id,
-                State::Running(_) => false,
-            };
-            waits && job.command == command
-        };
-        let job = self.jobs.iter_mut().find(is_it);
+        let is_it = |state| move |job: &Job| job.state == state && job.command == command;
+        let index = self.jobs.iter().position(is_it(State::Again(id)));
+        let index = index.or_else(|| self.jobs.iter().position(is_it(State::Queued)));
+        let job = index.map(|index| &mut self.jobs[index]);
         job.map(|job| job.state = State::Running(id)).is_some()
     }
 
-    pub fn finish(&mut self, id: JobId, verdict: &Verdict) {
+    pub fn finish(&mut self, now: Time, id: JobId, verdict: &Verdict) {
         let index = self.jobs.iter().position(|job| job.state == State::Running(id));
         let index = index.expect("only what runs can end");
         let job = &mut self.jobs[index];
-        job.failures += 1;
         let is_login = job.tickets.iter().any(|ticket| ticket.topic.is_none());
         let failed = matches!(verdict, Verdict::Unchecked(_));
-        if failed && !is_login && !job.tickets.is_empty() && job.failures < ATTEMPTS {
-            job.state = State::Again(id);
+        let is_wanted = !is_login && !job.tickets.is_empty();
+        if let Some(seconds) = RETRIES.get(job.failures).filter(|_| failed && is_wanted) {
+            job.failures += 1;
+            job.state = State::Failed(id, now.after(Duration::from_secs(*seconds)));
             return;
         }
         let tickets = self.jobs.swap_remove(index).tickets;
         self.answers.extend(tickets.into_iter().map(|ticket| (ticket, verdict.clone())));
+    }
+
+    pub fn expire(&mut self, now: Time) {
+        for job in &mut self.jobs {
+            if let State::Failed(id, at) = job.state
+                && at <= now
+            {
+                job.state = State::Again(id);
+            }
+        }
     }
 
     /// What has been found out for those who still wait for it.

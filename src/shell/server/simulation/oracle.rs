@@ -413,7 +413,7 @@ impl Oracle {
     fn answered(&mut self, id: JobId, check: &Rc<Check>, verdict: &Verdict) {
         assert!(self.running.contains(&(id, Rc::clone(check))));
         self.running.retain(|(running, _)| *running != id);
-        self.checks.finish(id, verdict);
+        self.checks.finish(self.now, id, verdict);
     }
 
     fn received(&mut self, message: &Message) {
