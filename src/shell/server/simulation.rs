@@ -25,7 +25,7 @@ use crate::shell::espocrm::Facts;
 use crate::shell::settings::{Layers, Own};
 use world::World;
 
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 500;
 const STEPS: usize = 300;
 
 #[test]
