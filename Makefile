@@ -4,7 +4,7 @@ CARGO := $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 # Seconds for which each fuzz target runs.
 FUZZ_SECONDS ?= 300
 
-.PHONY: build demo test lint fuzz bench bench-checks bench-core clean
+.PHONY: build demo test lint fuzz bench bench-checks bench-core autobahn clean
 
 build:
 	tools/install build
@@ -46,6 +46,10 @@ bench-checks:
 bench-core:
 	tools/install build
 	$(CARGO) bench --locked --bench core
+
+autobahn:
+	tools/install autobahn
+	tools/autobahn
 
 clean:
 	$(CARGO) clean

@@ -1,6 +1,7 @@
 //! What a peer may make the daemon keep, with the memory that follows from it.
 //!
-//! The worst case is stated beside each constant, per connection unless it says otherwise.
+//! The worst case is stated beside each constant, per connection unless it says otherwise. The
+//! feature `echo`, which is never shipped, makes room for the messages of a test suite.
 
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub const MAX_LOGINS_OF_ADDRESS: u32 = 1_024;
 
 /// Messages, or fragments of them, that a connection may send in one second. A tab sends one for
 /// each subscription when it connects, and then one a minute.
-pub const MAX_FRAMES_PER_SECOND: u16 = if cfg!(feature = "echo") { u16::MAX } else { 1_000 };
+pub const MAX_FRAMES_PER_SECOND: u16 = 1_000;
 
 /// Pings, pongs and the like in one second. A browser answers ours, and sends none by itself.
 pub const MAX_CONTROL_FRAMES_PER_SECOND: u16 = 100;
