@@ -504,13 +504,14 @@ impl Client {
             // Its own, answered.
             (_, Some(_)) if self.stage == Stage::Ending => true,
             (_, Some(code)) => code == 1008 && weather.may_refuse(&self.user, self.opened),
-            (Plan::Stall, None) if self.stage == Stage::Recovering => true,
+            // Before and after, too: what is sent to it at once is more than it has room for.
+            (Plan::Stall, None) if !matches!(self.stage, Stage::Coming { .. }) => true,
             (_, None) if self.stage == Stage::Ending => true,
             (_, None) => !was_in && weather.may_have_failed(self.opened),
         };
         let how = match (self.stage, self.closed) {
             (Stage::Ending, _) => "as it had to be",
-            (Stage::Recovering, None) => "after a stall",
+            (Stage::Recovering | Stage::Open, None) if self.plan == Plan::Stall => "too slow",
             (Stage::Coming { .. }, Some(_)) => "refused by a Close frame",
             (Stage::Coming { .. }, None) => "sent away before the welcome",
             (_, Some(_)) if by_proxy => "closed by a proxy",

@@ -135,11 +135,11 @@ fn soak(
     let balances = crowd.leave();
 
     for (house, alone) in houses.iter().zip(alone) {
-        // Those of a worker are its two outputs and a call.
+        // A worker's two outputs stay.
         let is_alone = || {
+            let workers = 2 * house.daemon.workers().len() as u64;
             let sample = Sample::take(house, Duration::ZERO);
-            sample
-                .is_some_and(|it| it.descriptors <= alone + 3 * house.daemon.workers().len() as u64)
+            sample.is_some_and(|it| it.descriptors <= alone + workers)
         };
         wait(tally, "descriptors of connections are closed", PATIENCE, is_alone);
         wait(tally, "no child but workers is left", PATIENCE, || {

@@ -84,7 +84,7 @@ impl Report {
             ("private dirty, KiB", |it| it.dirty, Some(MEMORY)),
             ("resident, KiB", |it| it.rss, None),
             ("descriptors", |it| it.descriptors, None),
-            ("  without connections", |it| it.spare, Some(CHURN)),
+            ("  for nobody else", |it| it.spare, Some(CHURN)),
             ("children", |it| it.children, Some(CHURN)),
             ("  not reaped", |it| it.zombies, Some(0)),
             ("threads", |it| it.threads, Some(0)),
@@ -111,10 +111,12 @@ impl Report {
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
         let mut errors = 0;
         for line in log {
-            let text = line.split_once("Z ").map_or(line.as_str(), |(_, text)| text);
-            let level = text.split_whitespace().next().unwrap_or_default();
-            if level == "INFO" || level == "WARN" || level == "ERROR" {
-                *kinds.entry(kind(text)).or_default() += 1;
+            // 2026-01-31T12:34:56.789Z [WARN ] What has happened.
+            let text = line.split_once("Z [").map_or(line.as_str(), |(_, text)| text);
+            let (level, text) = text.split_once("] ").unwrap_or(("", text));
+            let level = level.trim_end();
+            if level != "INFO" {
+                *kinds.entry(format!("{level} {}", kind(text))).or_default() += 1;
             }
             let is_excused = text.contains("The settings that are in force stay.");
             errors += u64::from(is_excused && level == "ERROR");
@@ -128,7 +130,12 @@ impl Report {
         if errors > excused {
             tally.violation(format!("{errors} errors in the log of {}", house.name));
         }
-        let _ = writeln!(self.text, "\nThe log of the daemon ({})", house.name);
+        let rest = log.len() as u64 - kinds.values().sum::<u64>();
+        let _ = writeln!(
+            self.text,
+            "\nWhat the daemon said ({}), but for {rest} lines of information",
+            house.name
+        );
         for (kind, count) in kinds {
             let _ = writeln!(self.text, "{count:>7} {kind}");
         }

@@ -17,7 +17,7 @@ pub struct Sample {
     pub dirty: u64,
     pub rss: u64,
     pub descriptors: u64,
-    /// Those of ours that are not connections of our clients.
+    /// Those that are not for connections of our clients, nor for children.
     pub spare: u64,
     pub children: u64,
     pub zombies: u64,
@@ -25,6 +25,9 @@ pub struct Sample {
     /// Milliseconds of processor time so far.
     pub cpu: u64,
 }
+
+/// A child's two outputs, and a worker's call.
+pub const PER_CHILD: u64 = 3;
 
 pub struct Sampler {
     end: Arc<AtomicBool>,
@@ -91,7 +94,7 @@ impl Sample {
             dirty: number(&rollup, "Private_Dirty:")?,
             rss: number(&rollup, "Rss:")?,
             descriptors,
-            spare: descriptors.saturating_sub(connections),
+            spare: descriptors.saturating_sub(connections + PER_CHILD * children.len() as u64),
             children: children.len() as u64,
             zombies: children.iter().filter(|child| child.state == 'Z').count() as u64,
             threads,
