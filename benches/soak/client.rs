@@ -494,19 +494,13 @@ impl Client {
         let was_in = matches!(self.stage, Stage::Open | Stage::Recovering);
         let is_fine = match (self.plan, self.closed) {
             _ if by_proxy => true,
+            // Its own Close frame is answered by one.
+            _ if self.stage == Stage::Ending => true,
             (Plan::BadToken, Some(code)) => code == 1008,
-            (Plan::Forbidden(_) | Plan::Garbage(_) | Plan::Drip, _)
-                if self.stage == Stage::Ending =>
-            {
-                true
-            }
             (Plan::Garbage(_) | Plan::Drip, None) => true,
-            // Its own, answered.
-            (_, Some(_)) if self.stage == Stage::Ending => true,
             (_, Some(code)) => code == 1008 && weather.may_refuse(&self.user, self.opened),
             // Before and after, too: what is sent to it at once is more than it has room for.
             (Plan::Stall, None) if !matches!(self.stage, Stage::Coming { .. }) => true,
-            (_, None) if self.stage == Stage::Ending => true,
             (_, None) => !was_in && weather.may_have_failed(self.opened),
         };
         let how = match (self.stage, self.closed) {

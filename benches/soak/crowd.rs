@@ -84,8 +84,8 @@ fn invite(houses: &[House], random: &mut Random) -> Vec<Client> {
     let now = Instant::now();
     let mut clients = Vec::new();
     for (index, house) in houses.iter().enumerate() {
-        for door in 0..house.doors.len() {
-            let (stay, visit) = if house.issued.is_some() { AT_TLS } else { AT_DOOR[door] };
+        let at_doors = if house.issued.is_some() { &[AT_TLS][..] } else { &AT_DOOR };
+        for (door, &(stay, visit)) in at_doors.iter().enumerate() {
             for number in 0..stay {
                 let user = &house.stayers[number % house.stayers.len()];
                 clients.push(Client::new(index, door, user, true, now, random.fork()));

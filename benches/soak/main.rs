@@ -120,7 +120,7 @@ fn soak(
     faults.rage(Instant::now() + Duration::from_secs(seconds));
     let excused = faults.unreadable;
     drop(faults);
-    let samples = sampler.end();
+    let taken = sampler.end();
 
     crowd.settle();
     wait(tally, "everybody is in again", PATIENCE, || crowd.is_settled());
@@ -150,7 +150,7 @@ fn soak(
     let mut tally = tally.lock().unwrap();
     report.traffic(&mut tally, &houses, &balances);
     let houses = Arc::get_mut(&mut houses).expect("all threads have ended");
-    for (house, samples) in houses.iter_mut().zip(&samples) {
+    for (house, samples) in houses.iter_mut().zip(&taken) {
         report.resources(&mut tally, house, samples);
         let children = house.daemon.children();
         stop(house, &mut tally);

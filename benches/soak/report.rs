@@ -9,6 +9,8 @@ use crate::sampler::{Sample, median, to_text};
 use crate::tab::Balance;
 use crate::tally::Tally;
 
+type Of = fn(&Sample) -> u64;
+
 /// What the whole run has come to.
 pub struct Report {
     pub seconds: u64,
@@ -79,7 +81,6 @@ impl Report {
             "2nd third",
             "3rd third"
         );
-        type Of = fn(&Sample) -> u64;
         let rows: [(&str, Of, Option<u64>); 7] = [
             ("private dirty, KiB", |it| it.dirty, Some(MEMORY)),
             ("resident, KiB", |it| it.rss, None),

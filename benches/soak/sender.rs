@@ -173,8 +173,11 @@ impl Desk {
         ];
         let count = self.random.between(1, 6);
         self.tally.lock().unwrap().count("malformed messages sent", count as u64);
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        (0..count).map(|_| format!("b{}", hex(self.random.choose::<&[u8]>(&bad)))).collect()
+        let line = |bytes: &[u8]| {
+            let add = |line: String, byte: &u8| line + &format!("{byte:02x}");
+            bytes.iter().fold("b".to_owned(), add)
+        };
+        (0..count).map(|_| line(self.random.choose::<&[u8]>(&bad))).collect()
     }
 }
 

@@ -46,12 +46,12 @@ impl Tally {
         *self.counts.entry(what.to_owned()).or_default() += number;
     }
 
-    pub fn violation(&mut self, what: String) {
+    pub fn violation(&mut self, mut what: String) {
         if self.violations.len() == MAX_VIOLATIONS {
             self.more_violations += 1;
             return;
         }
-        let what = format!("{:7.2} s: {what}", self.start.elapsed().as_secs_f64());
+        what.insert_str(0, &format!("{:7.2} s: ", self.start.elapsed().as_secs_f64()));
         eprintln!("VIOLATION {what}");
         self.violations.push(what);
     }
