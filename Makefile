@@ -3,8 +3,11 @@
 CARGO := $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 # Seconds for which each fuzz target runs.
 FUZZ_SECONDS ?= 300
+# Seconds for which the soak runs, and a seed that repeats its choices (none: a random one).
+export SOAK_SECONDS ?= 1800
+export SOAK_SEED ?=
 
-.PHONY: build demo test lint fuzz bench bench-checks bench-core autobahn clean
+.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn clean
 
 build:
 	tools/install build
@@ -34,6 +37,10 @@ fuzz:
 		$(CARGO) fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1 || exit 1; \
 	done
+
+soak:
+	tools/install test
+	$(CARGO) bench --locked --bench soak
 
 bench:
 	tools/install test
