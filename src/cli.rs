@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
@@ -35,6 +34,22 @@ pub struct Options {
     pub flags: Own,
 }
 
+/// The flags that are followed by a value, which is understood as in the configuration file.
+const VALUES: [&str; 12] = [
+    "listen",
+    "zeromq",
+    "max-connections",
+    "max-per-address",
+    "max-per-user",
+    "trusted-proxy",
+    "origin",
+    "max-checks",
+    "check-timeout",
+    "review-interval",
+    "ping-interval",
+    "verdict-reuse",
+];
+
 const HELP: &str = "\
 The real-time daemon of EspoCRM, a drop-in for its websocket.php.
 
@@ -52,6 +67,14 @@ Options:
                          (default: 0.0.0.0, and the port of EspoCRM's configuration)
   --zeromq DSN           where EspoCRM connects (default: from EspoCRM's configuration)
   --max-connections N    connections at a time (default: 10000)
+  --max-per-address N    of one client address, 0 for no limit (default: half of them; private
+                         addresses may be a proxy's and count only if --trusted-proxy is given)
+  --max-per-user N       of one user, 0 for no limit (default: 250)
+  --trusted-proxy NET    an address or network (10.0.0.0/8) whose X-Forwarded-For is believed;
+                         may be repeated
+  --proxy-protocol       these proxies begin each connection by a PROXY header (v1 or v2)
+  --origin ORIGIN        the only pages that may connect: https://crm.example.com, or same-site
+                         for that of EspoCRM's siteUrl; may be repeated
   --max-checks N         PHP processes at a time that check access (default: 2 per core)
   --check-timeout TIME   after which a check is killed (default: 20s)
   --review-interval TIME between two checks of what was granted, 0 for none (default: 5m)
@@ -82,16 +105,17 @@ impl Command {
                 Long("config") => options.config = Some(parser.value()?.into()),
                 Long("espocrm") => flags.espocrm = Some(parser.value()?.into()),
                 Long("php") => flags.php = Some(parser.value()?.into()),
-                Long("listen") => flags.listen = Some(parse(parser.value()?)?),
-                Long("zeromq") => flags.zeromq = Some(parser.value()?.string()?),
-                Long("max-connections") => flags.max_connections = Some(count(parser.value()?)?),
-                Long("max-checks") => flags.max_checks = Some(count(parser.value()?)?),
-                Long("check-timeout") => flags.check_timeout = Some(parse(parser.value()?)?),
-                Long("review-interval") => flags.review_interval = Some(parse(parser.value()?)?),
-                Long("ping-interval") => flags.ping_interval = Some(parse(parser.value()?)?),
-                Long("verdict-reuse") => flags.verdict_reuse = Some(parse(parser.value()?)?),
                 Long("no-worker") => flags.worker = Some(false),
+                Long("proxy-protocol") => flags.proxy_protocol = Some(true),
                 Long("debug") => flags.debug = Some(true),
+                Long(name) if VALUES.contains(&name) => {
+                    let setting = match name {
+                        "trusted-proxy" => "trusted_proxies".to_owned(),
+                        "origin" => "origins".to_owned(),
+                        name => name.replace('-', "_"),
+                    };
+                    flags.set(&setting, &parser.value()?.string()?)?;
+                }
                 Value(value) if name.is_none() => name = Some(value),
                 other => return Err(other.unexpected()),
             }
@@ -152,22 +176,6 @@ impl Options {
     }
 }
 
-fn parse<T>(value: OsString) -> Result<T, lexopt::Error>
-where
-    T: FromStr<Err: std::fmt::Display>,
-{
-    let text = value.string()?;
-    text.parse().map_err(|error: T::Err| format!("{text:?}: {error}").into())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "as lexopt hands it out")]
-fn count(value: OsString) -> Result<usize, lexopt::Error> {
-    match value.parse()? {
-        0 => Err("a limit must be at least 1".into()),
-        number => Ok(number),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,12 +200,16 @@ mod tests {
     #[test]
     fn every_flag_is_a_setting() {
         let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
-                    --max-connections 7 --max-checks 8 --check-timeout 9s --review-interval 0 \
+                    --max-connections 7 --max-per-address 5 --max-per-user 0 \
+                    --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
+                    --origin same-site --origin https://a.example --max-checks 8 --check-timeout 9s --review-interval 0 \
                     --ping-interval 10s --verdict-reuse 1s --no-worker --debug";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
-                    max_connections = 7\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
+                    max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
+                    trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
+                    origins = ['same-site', 'https://a.example']\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
                     ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
     }
@@ -214,6 +226,8 @@ mod tests {
             ("run --listen localhost", "no address"),
             ("run --ping-interval 0", "a length of time"),
             ("run --ping-interval soon", "a length of time"),
+            ("run --trusted-proxy proxy", "proxy"),
+            ("run --origin *", "an origin is expected"),
             ("run --php", "missing argument"),
         ] {
             let error = command(line).unwrap_err();
@@ -225,8 +239,8 @@ mod tests {
     fn help_tells_every_flag() {
         assert_eq!(command("run --help"), Ok(Command::Help));
         assert_eq!(command("-V"), Ok(Command::Version));
-        let flags = ["espocrm", "config", "php", "listen", "zeromq", "debug", "ping-interval"];
-        for flag in flags.into_iter().chain(["review-interval"]) {
+        let flags = ["espocrm", "config", "php", "proxy-protocol", "no-worker", "debug"];
+        for flag in flags.into_iter().chain(VALUES) {
             assert!(HELP.contains(&format!("--{flag}")));
         }
     }

@@ -8,6 +8,10 @@
     allow(clippy::cast_possible_truncation, reason = "a test's numbers are small and its own")
 )]
 
+// The simulations share what they have in common.
+#[cfg(test)]
+extern crate self as espocrm_websocket;
+
 pub mod cli;
 pub mod core;
 pub mod shell;

@@ -70,6 +70,8 @@ pub enum CloseReason {
     Malformed,
     /// A message over [`MAX_CLIENT_MESSAGE`](super::limits::MAX_CLIENT_MESSAGE).
     TooBig,
+    /// More frames in a second than any browser sends.
+    Flood,
 }
 
 impl CloseReason {
@@ -82,6 +84,7 @@ impl CloseReason {
             Self::Protocol => (CloseCode::Protocol, "protocol error"),
             Self::Malformed => (CloseCode::Invalid, "malformed message"),
             Self::TooBig => (CloseCode::Size, "message too big"),
+            Self::Flood => (CloseCode::Policy, "too many messages"),
         }
     }
 }

@@ -200,6 +200,27 @@ impl Hub {
         known.then(|| self.directory.users.name(session.user))
     }
 
+    /// Bytes that all subscriptions and prefixes take, topics that are shared counted for each.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.directory.held
+    }
+
+    /// Of these, the bytes of one connection.
+    #[must_use]
+    pub fn held_by(&self, conn: ConnId) -> usize {
+        let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
+        let session = session.filter(|session| session.conn == conn);
+        session.map_or(0, |session| self.directory.held_by(session))
+    }
+
+    /// How many authenticated connections a user has.
+    #[must_use]
+    pub fn connections_of(&self, user: &str) -> usize {
+        let users = &self.directory.users;
+        users.find(user).and_then(|user| users.value(user)).map_or(0, SmallVec::len)
+    }
+
     /// The categories in force.
     #[must_use]
     pub fn categories(&self) -> &Categories {

@@ -13,7 +13,8 @@ pub const MAX_HEADERS: usize = 100;
 
 /// Bytes of one WebSocket message from a browser, in one frame or in fragments; real ones stay
 /// under 1 KiB. Kept while incomplete: 64 KiB of raw frame and 64 KiB of earlier fragments.
-pub const MAX_CLIENT_MESSAGE: usize = 64 * 1024;
+pub const MAX_CLIENT_MESSAGE: usize =
+    if cfg!(feature = "echo") { 16 * 1024 * 1024 } else { 64 * 1024 };
 
 /// Bytes of a topic, after the expansion of a prefix. EspoCRM's longest is about 60.
 pub const MAX_TOPIC: usize = 512;
@@ -32,10 +33,41 @@ pub const MAX_PREFIXES: usize = 16;
 /// Bytes of a prefix's short name; the long one is bounded by [`MAX_TOPIC`].
 pub const MAX_PREFIX: usize = 128;
 
-/// Bytes that wait to be written to one connection, on top of what the kernel takes. Events are
-/// shared by all connections that wait for them; 1 MiB is what a reader costs that is alone in
-/// being slow.
+/// Bytes that wait to be written to one connection, on top of what the kernel takes, 48 B for each
+/// frame included. Events are shared by all connections that wait for them; 1 MiB is what a reader
+/// costs that is alone in being slow.
 pub const MAX_OUTBOX: usize = 1024 * 1024;
+
+/// The same, for two pings in a row; whoever has more waiting for so long is too slow. A browser
+/// that reads at all is far below, since the kernel takes 64 KiB and more before anything waits
+/// here.
+pub const MAX_OUTBOX_LASTING: usize = 128 * 1024;
+
+/// Bytes that all connections hold together, beyond what each costs while it is idle: heads and
+/// messages that are incomplete, frames that wait to be written (counted in full for each that
+/// waits for them), topics, prefixes. A tab of EspoCRM holds under 1 KB, so that ten thousand stay
+/// below 10 MB. Past it those are ended that hold the most.
+pub const MAX_HELD: usize = 64 * 1024 * 1024;
+
+/// Connections that have not completed their upgrade. Past it the oldest of them is ended: a
+/// browser needs a moment, so whoever is the oldest of so many was slow on purpose. Their heads
+/// are counted by [`MAX_HELD`].
+pub const MAX_HANDSHAKES: usize = 1_024;
+
+/// Logins of one client address that wait to be checked; the tabs of an office behind one address
+/// come back together. Past it they are told to come back (503).
+pub const MAX_LOGINS_OF_ADDRESS: u32 = 1_024;
+
+/// Messages, or fragments of them, that a connection may send in one second. A tab sends one for
+/// each subscription when it connects, and then one a minute.
+pub const MAX_FRAMES_PER_SECOND: u16 = if cfg!(feature = "echo") { u16::MAX } else { 1_000 };
+
+/// Pings, pongs and the like in one second. A browser answers ours, and sends none by itself.
+pub const MAX_CONTROL_FRAMES_PER_SECOND: u16 = 100;
+
+/// Pings for which a message may stay incomplete: between 50 and 75 s by default. A peer that sends
+/// a byte now and then would hold its memory for ever.
+pub const MAX_PINGS_WHILE_INCOMPLETE: u8 = 2;
 
 /// Bytes of one message of EspoCRM. Real ones have 60 B to a few KiB (reminders).
 pub const MAX_SUBMISSION: usize = 1024 * 1024;

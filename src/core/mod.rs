@@ -4,6 +4,7 @@
 //! the wall.
 
 pub mod access;
+pub mod addresses;
 pub mod category;
 pub mod check;
 pub mod command;
@@ -14,6 +15,7 @@ pub mod id;
 pub mod interner;
 pub mod limits;
 pub mod network;
+pub mod origin;
 pub mod outbox;
 pub mod pool;
 pub mod proxy_protocol;

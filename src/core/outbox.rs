@@ -29,6 +29,11 @@ enum Frames {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// What a frame costs besides its bytes: its place in a queue that doubles when it is full, and its
+/// allocation. Without it a peer that sends pings and never reads would have a megabyte of two-byte
+/// answers take thirty.
+const FRAME: usize = 48;
+
 impl Outbox {
     /// Appends a frame. A frame is always taken if nothing is waiting, however long it is.
     ///
@@ -39,7 +44,7 @@ impl Outbox {
         if length == 0 {
             return Ok(());
         }
-        if !self.is_empty() && self.bytes() + length > MAX_OUTBOX {
+        if !self.is_empty() && self.held() + FRAME + length > MAX_OUTBOX {
             return Err(Full);
         }
         self.bytes += u32::try_from(length).map_err(|_| Full)?;
@@ -108,6 +113,17 @@ impl Outbox {
         self.bytes as usize
     }
 
+    /// Bytes of memory, frames that others share counted in full.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let frames = match &self.frames {
+            Frames::None => 0,
+            Frames::One(_) => 1,
+            Frames::Many(frames) => frames.len(),
+        };
+        self.bytes() + frames * FRAME
+    }
+
     /// Whether everything has been written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -171,12 +187,19 @@ mod tests {
         let small = SharedFrame::encoded(vec![0; 10]);
         outbox.push(big.clone()).unwrap();
         assert_eq!(outbox.push(small.clone()), Err(Full));
-        outbox.advance(10);
+        outbox.advance(2 * FRAME + 10);
         assert_eq!(outbox.push(small.clone()), Err(Full));
         outbox.advance(10);
         outbox.push(small).unwrap();
         assert_eq!(outbox.push(big), Err(Full));
-        assert_eq!(outbox.bytes(), MAX_OUTBOX);
+        assert_eq!(outbox.held(), MAX_OUTBOX);
+    }
+
+    #[test]
+    fn many_short_frames_count_for_what_they_cost() {
+        let mut outbox = Outbox::default();
+        let pushed = (0..MAX_OUTBOX).take_while(|_| outbox.push(SharedFrame::ping()).is_ok());
+        assert_eq!(pushed.count(), MAX_OUTBOX / (FRAME + 2));
     }
 
     #[test]

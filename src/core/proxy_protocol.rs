@@ -1,342 +1,227 @@
-//! How a proxy introduces the client for which it connects: the PROXY protocol as haproxy's
-//! specification has it, versions 1 (text) and 2 (binary).
+//! The header by which a proxy says whose connection it passes on: the PROXY protocol, version 1
+//! (text) and 2 (binary), as haproxy.org specifies it.
 
-// Addresses are values, which `core` has, too: no socket comes with them.
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What stands before the first byte of the client.
+/// A header that is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Introduction {
-    /// Its bytes; what follows them is the client's.
+    /// Its bytes; what follows is the client's.
     pub length: usize,
-    /// The client. Nobody if the proxy speaks for itself (its health checks), does not know, or
-    /// forwards something else than TCP over IP; then the peer itself counts.
+    /// Whose connection it is; `None` if the proxy speaks for itself (a health check), or for
+    /// somebody without an address of the internet.
     pub client: Option<IpAddr>,
 }
 
-/// These bytes are no introduction, whatever may follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The bytes are no such header.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Bytes of an introduction, held until it is complete. Real ones have 28 to 107, and some hundred
-/// more if the proxy says what it knows of the client's TLS.
-pub const MAX_INTRODUCTION: usize = 2 * 1024;
+/// Bytes of a header, extensions (TLVs) included. The specification has 107 for version 1 and
+/// advises to be prepared for 536; a few proxies add the names of certificates.
+pub const MAX_INTRODUCTION: usize = 2048;
 
-/// Bytes of a line of version 1, its end included: none needs more (section 2.1).
-const MAX_LINE: usize = 107;
+/// Begins version 1.
+const V1: &[u8] = b"PROXY ";
 
-/// How version 2 begins (section 2.2).
-const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// Begins version 2 (section 2.2).
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Parses the first bytes of a connection. `None` means that more have to come.
+/// The longest line of version 1 (section 2.1), its end included.
+const MAX_V1: usize = 107;
+
+/// Reads the header at the beginning of `bytes`; `None` if it is not complete.
 ///
 /// # Errors
-/// [`Malformed`], as soon as a byte arrives that makes it so.
+/// [`Malformed`], long before anybody could make us wait for it: at its first bytes, at its length,
+/// at the end of its line.
 pub fn parse(bytes: &[u8]) -> Result<Option<Introduction>, Malformed> {
-    let bytes = bytes.get(..MAX_INTRODUCTION).unwrap_or(bytes);
-    let is_text = bytes.first().is_none_or(|first| *first == b'P');
-    match if is_text { version_1(bytes) } else { version_2(bytes) } {
-        Ok(introduction) => Ok(Some(introduction)),
-        Err(Unfinished::More) => Ok(None),
-        Err(Unfinished::Malformed) => Err(Malformed),
+    if let Some(rest) = bytes.strip_prefix(V1) {
+        parse_v1(rest)
+    } else if let Some(rest) = bytes.strip_prefix(V2) {
+        parse_v2(rest)
+    } else if V1.starts_with(bytes) || V2.starts_with(bytes) {
+        Ok(None)
+    } else {
+        Err(Malformed)
     }
 }
 
-enum Unfinished {
-    /// The bytes are right so far.
-    More,
-    Malformed,
+fn parse_v1(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
+    let longest = rest.get(..MAX_V1 - V1.len()).unwrap_or(rest);
+    let Some(end) = longest.iter().position(|byte| *byte == b'\n') else {
+        return if longest.len() < MAX_V1 - V1.len() && is_line(rest) {
+            Ok(None)
+        } else {
+            Err(Malformed)
+        };
+    };
+    let line = rest.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Malformed)?;
+    let line = std::str::from_utf8(line).map_err(|_| Malformed)?;
+    let length = V1.len() + end + 1;
+    // What an unknown protocol is followed by is to be ignored.
+    if line == "UNKNOWN" || line.starts_with("UNKNOWN ") {
+        return Ok(Some(Introduction { length, client: None }));
+    }
+    let mut words = line.split(' ');
+    let mut next = || words.next().ok_or(Malformed);
+    let family = next()?;
+    let (source, destination) = (next()?, next()?);
+    let ports = [next()?, next()?];
+    let are_ports = ports.into_iter().all(is_port);
+    if !are_ports || words.next().is_some() {
+        return Err(Malformed);
+    }
+    let client = match family {
+        "TCP4" => both::<Ipv4Addr>(source, destination)?.into(),
+        "TCP6" => IpAddr::from(both::<Ipv6Addr>(source, destination)?).to_canonical(),
+        _ => return Err(Malformed),
+    };
+    Ok(Some(Introduction { length, client: Some(client) }))
 }
 
-/// Section 2.1: `PROXY TCP4 192.0.2.1 192.0.2.9 50000 8080`, or `PROXY UNKNOWN` and whatever.
-fn version_1(bytes: &[u8]) -> Result<Introduction, Unfinished> {
-    let line = bytes.get(..MAX_LINE).unwrap_or(bytes);
-    let mut rest = Rest(line);
-    let client = rest.client_of_line().map_err(|error| match error {
-        Unfinished::More if line.len() < MAX_LINE => Unfinished::More,
-        _ => Unfinished::Malformed,
-    })?;
-    Ok(Introduction { length: line.len() - rest.0.len(), client })
+/// Whether it may go on as a line of text.
+fn is_line(bytes: &[u8]) -> bool {
+    let text = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+    text.iter().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// Section 2.2: signature, command, family and protocol, length, addresses, additions (TLV).
-fn version_2(bytes: &[u8]) -> Result<Introduction, Unfinished> {
-    let mut rest = Rest(bytes);
-    rest.expect(SIGNATURE)?;
-    let is_local = match rest.byte()? {
+fn is_port(text: &str) -> bool {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain && (text == "0" || !text.starts_with('0')) && text.parse::<u16>().is_ok()
+}
+
+fn both<T: std::str::FromStr>(source: &str, destination: &str) -> Result<T, Malformed> {
+    destination.parse::<T>().map_err(|_| Malformed)?;
+    source.parse().map_err(|_| Malformed)
+}
+
+fn parse_v2(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
+    let (&version, &family) = (rest.first().unwrap_or(&0x20), rest.get(1).unwrap_or(&0));
+    let is_local = match version {
         0x20 => true,
         0x21 => false,
-        _ => return Err(Unfinished::Malformed),
+        _ => return Err(Malformed),
     };
-    // What a proxy says when it speaks for itself is to be ignored.
-    let kind = if is_local { rest.byte().map(|_| 0)? } else { rest.byte()? };
-    let addresses = match kind {
-        0x00 => 0,
-        0x11 | 0x12 => 2 * (4 + 2),
-        0x21 | 0x22 => 2 * (16 + 2),
-        0x31 | 0x32 => 2 * 108,
-        _ => return Err(Unfinished::Malformed),
+    // Families: none, IPv4, IPv6, Unix; transports: none, stream, datagram.
+    if family >> 4 > 3 || family & 0xf > 2 {
+        return Err(Malformed);
+    }
+    let Some((head, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+    let [.., high, low] = *head;
+    let needed = usize::from(u16::from_be_bytes([high, low]));
+    let length = V2.len() + head.len() + needed;
+    if length > MAX_INTRODUCTION {
+        return Err(Malformed);
+    }
+    // Of other transports and families the content is of no interest.
+    let addresses = if is_local { 0 } else { family };
+    let least = match addresses {
+        0x11 => 12,
+        0x21 => 36,
+        _ => 0,
     };
-    let following = usize::from(u16::from_be_bytes([rest.byte()?, rest.byte()?]));
-    let length = bytes.len() - rest.0.len() + following;
-    if following < addresses || length > MAX_INTRODUCTION {
-        return Err(Unfinished::Malformed);
+    if needed < least {
+        return Err(Malformed);
     }
-    if length > bytes.len() {
-        return Err(Unfinished::More);
-    }
-    let client = match kind {
-        0x11 => rest.0.first_chunk().map(|bytes: &[u8; 4]| Ipv4Addr::from(*bytes).into()),
-        0x21 => rest.0.first_chunk().map(|bytes: &[u8; 16]| Ipv6Addr::from(*bytes).to_canonical()),
+    let Some(body) = body.get(..needed) else { return Ok(None) };
+    let client = match addresses {
+        0x11 => body.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets).into()),
+        0x21 => body.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into()),
         _ => None,
     };
-    Ok(Introduction { length, client })
-}
-
-/// The bytes that have not been read.
-struct Rest<'a>(&'a [u8]);
-
-impl<'a> Rest<'a> {
-    fn client_of_line(&mut self) -> Result<Option<IpAddr>, Unfinished> {
-        self.expect(b"PROXY ")?;
-        if self.0.first() == Some(&b'U') {
-            self.expect(b"UNKNOWN")?;
-            if self.0.first() != Some(&b'\r') {
-                self.expect(b" ")?;
-                self.while_it(|byte| byte != b'\r')?;
-            }
-            self.expect(b"\r\n")?;
-            return Ok(None);
-        }
-        self.expect(b"TCP")?;
-        let client = match self.byte()? {
-            b'4' => self.client_of::<Ipv4Addr>()?.into(),
-            b'6' => self.client_of::<Ipv6Addr>()?.to_canonical(),
-            _ => return Err(Unfinished::Malformed),
-        };
-        Ok(Some(client))
-    }
-
-    /// The two addresses and the two ports; the first address.
-    fn client_of<A: FromStr>(&mut self) -> Result<A, Unfinished> {
-        let is_part = |byte: u8| byte.is_ascii_hexdigit() || byte == b'.' || byte == b':';
-        self.expect(b" ")?;
-        let client = parsed(self.while_it(is_part)?)?;
-        self.expect(b" ")?;
-        let _: A = parsed(self.while_it(is_part)?)?;
-        self.expect(b" ")?;
-        self.port()?;
-        self.expect(b" ")?;
-        self.port()?;
-        self.expect(b"\r\n")?;
-        Ok(client)
-    }
-
-    fn port(&mut self) -> Result<u16, Unfinished> {
-        let digits = self.while_it(|byte| byte.is_ascii_digit())?;
-        if digits.len() > 1 && digits.starts_with(b"0") {
-            return Err(Unfinished::Malformed);
-        }
-        parsed(digits)
-    }
-
-    fn expect(&mut self, word: &[u8]) -> Result<(), Unfinished> {
-        if let Some(rest) = self.0.strip_prefix(word) {
-            self.0 = rest;
-            return Ok(());
-        }
-        Err(if word.starts_with(self.0) { Unfinished::More } else { Unfinished::Malformed })
-    }
-
-    fn byte(&mut self) -> Result<u8, Unfinished> {
-        let (first, rest) = self.0.split_first().ok_or(Unfinished::More)?;
-        self.0 = rest;
-        Ok(*first)
-    }
-
-    /// The bytes up to the first one that is not part of it, which must be there.
-    fn while_it(&mut self, is_part: impl Fn(u8) -> bool) -> Result<&'a [u8], Unfinished> {
-        let length = self.0.iter().position(|byte| !is_part(*byte)).ok_or(Unfinished::More)?;
-        let (word, rest) = self.0.split_at_checked(length).ok_or(Unfinished::More)?;
-        self.0 = rest;
-        Ok(word)
-    }
-}
-
-fn parsed<T: FromStr>(word: &[u8]) -> Result<T, Unfinished> {
-    let text = std::str::from_utf8(word).map_err(|_| Unfinished::Malformed)?;
-    text.parse().map_err(|_| Unfinished::Malformed)
+    Ok(Some(Introduction { length, client: client.map(|client: IpAddr| client.to_canonical()) }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn ip(address: &str) -> IpAddr {
-        address.parse().unwrap()
-    }
-
-    /// A block of version 2.
-    fn block(command: u8, kind: u8, following: &[u8]) -> Vec<u8> {
-        let length = (following.len() as u16).to_be_bytes();
-        [SIGNATURE, &[command, kind], &length, following].concat()
-    }
-
-    fn ipv4() -> Vec<u8> {
-        vec![192, 0, 2, 1, 192, 0, 2, 9, 0xc3, 0x50, 0x1f, 0x90]
-    }
-
-    fn ipv6(client: &str) -> Vec<u8> {
-        let client: Ipv6Addr = client.parse().unwrap();
-        [&client.octets()[..], &Ipv6Addr::LOCALHOST.octets(), &[0xc3, 0x50, 0x1f, 0x90]].concat()
-    }
-
-    /// Parses it with something behind it; and every beginning of it must be good so far.
-    fn parse_whole(bytes: &[u8]) -> Option<IpAddr> {
-        for length in 0..bytes.len() {
-            assert_eq!(parse(&bytes[..length]), Ok(None), "{length} of {bytes:?}");
+    /// Parses a header that something follows; every beginning of it must be incomplete.
+    fn client(header: &[u8]) -> Result<Option<String>, Malformed> {
+        for length in 0..header.len() {
+            assert_eq!(parse(&header[..length]), Ok(None), "{:?}", header[..length].escape_ascii());
         }
-        let introduction = parse(&[bytes, b"GET / HTTP/1.1\r\n"].concat()).unwrap().unwrap();
-        assert_eq!(introduction.length, bytes.len());
-        assert_eq!(parse(bytes), Ok(Some(introduction)));
-        introduction.client
+        let followed = [header, b"GET / HTTP/1.1\r\n"].concat();
+        let introduction = parse(&followed)?.expect("it is complete");
+        assert_eq!(introduction.length, header.len());
+        Ok(introduction.client.map(|client| client.to_string()))
     }
 
-    /// Where it goes wrong: the number of good bytes.
-    fn good_bytes(bytes: &[u8]) -> usize {
-        let first = (0..=bytes.len()).find(|length| parse(&bytes[..*length]) == Err(Malformed));
-        let first = first.unwrap_or_else(|| panic!("nothing is wrong with {bytes:?}"));
-        assert!((first..=bytes.len()).all(|length| parse(&bytes[..length]) == Err(Malformed)));
-        first - 1
+    fn v2(version: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [V2, &[version, family], &length, body].concat()
     }
 
     #[test]
     fn version_1_names_the_client() {
-        for (line, address) in [
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 50000 8080\r\n", "192.0.2.1"),
-            ("PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n", "255.255.255.255"),
-            ("PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n", "0.0.0.0"),
-            ("PROXY TCP6 2001:db8::1 ::1 50000 8080\r\n", "2001:db8::1"),
-            ("PROXY TCP6 2001:DB8::A ::1 50000 8080\r\n", "2001:db8::a"),
-            ("PROXY TCP6 ::ffff:192.0.2.1 ::1 50000 8080\r\n", "192.0.2.1"),
-            ("PROXY TCP6 ::ffff:c000:201 ::1 50000 8080\r\n", "192.0.2.1"),
+        for (line, named) in [
+            ("PROXY TCP4 192.0.2.1 10.0.0.1 56324 443\r\n", Some("192.0.2.1")),
+            ("PROXY TCP4 255.255.255.255 255.255.255.255 65535 0\r\n", Some("255.255.255.255")),
+            ("PROXY TCP6 2001:db8::1 ::1 56324 443\r\n", Some("2001:db8::1")),
+            ("PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", Some("192.0.2.1")),
+            ("PROXY UNKNOWN\r\n", None),
+            ("PROXY UNKNOWN ffff:f...f:ffff whatever 65535 65535\r\n", None),
         ] {
-            assert_eq!(parse_whole(line.as_bytes()), Some(ip(address)), "{line}");
+            assert_eq!(client(line.as_bytes()).unwrap().as_deref(), named, "{line}");
         }
-    }
-
-    #[test]
-    fn the_longest_line_is_accepted() {
-        let address = ["ffff"; 8].join(":");
-        let known = format!("PROXY TCP6 {address} {address} 65535 65535\r\n");
-        assert_eq!(parse_whole(known.as_bytes()), Some(ip(&address)));
-        let unknown = format!("PROXY UNKNOWN {address} {address} 65535 65535\r\n");
-        assert_eq!(unknown.len(), MAX_LINE);
-        assert_eq!(parse_whole(unknown.as_bytes()), None);
-        let longer = unknown.replace("\r\n", " \r\n");
-        assert_eq!(good_bytes(longer.as_bytes()), MAX_LINE - 1);
-    }
-
-    #[test]
-    fn version_1_may_name_nobody() {
-        for line in ["PROXY UNKNOWN\r\n", "PROXY UNKNOWN \r\n", "PROXY UNKNOWN what\0ever\n\r\n"] {
-            assert_eq!(parse_whole(line.as_bytes()), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_bad_line_fails_at_its_first_bad_byte_or_word() {
-        for (good, bad) in [
-            ("", "GET / HTTP/1.1\r\n"),
-            ("", "proxy TCP4"),
-            ("P", "OST / HTTP/1.1\r\n"),
-            ("PRO", "PFIND / HTTP/1.1\r\n"),
-            ("PROXY ", " TCP4"),
-            ("PROXY TCP", "5 "),
-            ("PROXY TCP4", "\r\n"),
-            ("PROXY UNKNOWN", "S\r\n"),
-            ("PROXY UNKNOWN", "\n"),
-            ("PROXY UNKNOWN \r", "\r\n"),
-            ("PROXY TCP4 ", " 192.0.2.1"),
-            ("PROXY TCP4 192.0.2.1", "\t192.0.2.9"),
-            ("PROXY TCP4 192.0.2", " 192.0.2.9 1 2\r\n"),
-            ("PROXY TCP4 192.0.2.256", " 192.0.2.9 1 2\r\n"),
-            ("PROXY TCP4 192.0.2.01", " 192.0.2.9 1 2\r\n"),
-            ("PROXY TCP4 ::1", " ::1 1 2\r\n"),
-            ("PROXY TCP6 192.0.2.1", " 192.0.2.9 1 2\r\n"),
-            ("PROXY TCP6 fe80::1", "%eth0 ::1 1 2\r\n"),
-            ("PROXY TCP6 1:2:3:4:5:6:7:8:9", " ::1 1 2\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 ", "-1 2\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 ", "+1 2\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 ", " 2\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 01", " 2\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 65536", " 2\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 1", "\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 1 65536", "\r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 1 2", "\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 1 2", " \r\n"),
-            ("PROXY TCP4 192.0.2.1 192.0.2.9 1 2\r", "\r\n"),
-        ] {
-            assert_eq!(good_bytes(format!("{good}{bad}").as_bytes()), good.len(), "{good}|{bad}");
-        }
-        assert_eq!(good_bytes(&[b"PROXY TCP4 ", &[b'1'; 200][..]].concat()), MAX_LINE - 1);
     }
 
     #[test]
     fn version_2_names_the_client() {
-        let additions = [0x20, 0, 5, 1, 0, 0, 0, 0];
-        for (kind, addresses, expected) in [
-            (0x11, ipv4(), Some(ip("192.0.2.1"))),
-            (0x11, [&ipv4()[..], &additions].concat(), Some(ip("192.0.2.1"))),
-            (0x21, ipv6("2001:db8::1"), Some(ip("2001:db8::1"))),
-            (0x21, [&ipv6("2001:db8::1")[..], &additions].concat(), Some(ip("2001:db8::1"))),
-            (0x21, ipv6("::ffff:192.0.2.1"), Some(ip("192.0.2.1"))),
+        let v4 = [192, 0, 2, 1, 10, 0, 0, 1, 0xdc, 4, 1, 0xbb];
+        let v6 =
+            [&[0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0; 20]].concat();
+        let with_tlv = [&v4[..], &[4, 0, 3, b'a', b'b', b'c']].concat();
+        let unix = [0; 216];
+        for (header, named) in [
+            (v2(0x21, 0x11, &v4), Some("192.0.2.1")),
+            (v2(0x21, 0x11, &with_tlv), Some("192.0.2.1")),
+            (v2(0x21, 0x21, &v6), Some("2001:db8::1")),
+            (v2(0x20, 0x00, b""), None),
+            (v2(0x20, 0x11, &v4), None),
+            (v2(0x20, 0x11, b""), None),
+            (v2(0x21, 0x00, b""), None),
+            (v2(0x21, 0x31, &unix), None),
+            (v2(0x21, 0x12, &v4), None),
         ] {
-            assert_eq!(parse_whole(&block(0x21, kind, &addresses)), expected);
+            assert_eq!(client(&header).unwrap().as_deref(), named, "{header:?}");
         }
     }
 
     #[test]
-    fn version_2_may_name_nobody() {
-        for (command, kind, following) in [
-            (0x20, 0x00, vec![]),
-            (0x20, 0x11, ipv4()),
-            // Of a proxy that speaks for itself only the length counts.
-            (0x20, 0xff, vec![1, 2, 3]),
-            (0x21, 0x00, vec![]),
-            (0x21, 0x00, vec![1, 2, 3]),
-            (0x21, 0x12, ipv4()),
-            (0x21, 0x22, ipv6("2001:db8::1")),
-            (0x21, 0x31, vec![0; 216]),
-            (0x21, 0x32, vec![0; 216]),
+    fn what_is_no_header_is_refused_at_once() {
+        let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(100));
+        let v4 = [192, 0, 2, 1, 10, 0, 0, 1, 0xdc, 4, 1];
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"proxy TCP4",
+            b"\x16\x03\x01",
+            b"PROXY TCP4 192.0.2.1 10.0.0.1 56324 443\n",
+            b"PROXY TCP4 192.0.2.1 10.0.0.1 56324\r\n",
+            b"PROXY TCP4 192.0.2.1 10.0.0.1 56324 443 1\r\n",
+            b"PROXY TCP4 192.0.2.1  10.0.0.1 56324 443\r\n",
+            b"PROXY TCP4 192.0.2.1 10.0.0.1 56324 65536\r\n",
+            b"PROXY TCP4 192.0.2.1 10.0.0.1 +1 443\r\n",
+            b"PROXY TCP4 192.0.2.1 10.0.0.1 01 443\r\n",
+            b"PROXY TCP4 2001:db8::1 ::1 56324 443\r\n",
+            b"PROXY TCP6 192.0.2.1 10.0.0.1 56324 443\r\n",
+            b"PROXY TCP4 192.0.2.1 proxy 56324 443\r\n",
+            b"PROXY UDP4 192.0.2.1 10.0.0.1 56324 443\r\n",
+            b"PROXY UNKNOWNX\r\n",
+            b"PROXY \0",
+            b"PROXY TCP4\rx",
+            long.as_bytes(),
+            &long.as_bytes()[..MAX_V1],
+            &v2(0x11, 0x11, b"")[..=V2.len()],
+            &v2(0x22, 0x11, b"")[..=V2.len()],
+            &v2(0x21, 0x41, b"")[..V2.len() + 2],
+            &v2(0x21, 0x13, b"")[..V2.len() + 2],
+            &v2(0x21, 0x11, &v4),
+            &v2(0x21, 0x21, &[0; 35])[..V2.len() + 4],
+            &v2(0x21, 0x11, &[0; MAX_INTRODUCTION])[..V2.len() + 4],
         ] {
-            assert_eq!(parse_whole(&block(command, kind, &following)), None, "{kind:x}");
+            assert_eq!(parse(bytes), Err(Malformed), "{}", bytes.escape_ascii());
         }
-    }
-
-    #[test]
-    fn a_bad_block_fails_at_its_first_bad_byte() {
-        let signature = SIGNATURE.len();
-        assert_eq!(good_bytes(b"\r\n\r\nGET / HTTP/1.1\r\n"), 4);
-        assert_eq!(good_bytes(b"\r\n\r\n\0\r\nQUIT\r\n"), signature - 1);
-        for command in [0x00, 0x01, 0x11, 0x22, 0x2f, 0x31] {
-            assert_eq!(good_bytes(&block(command, 0x11, &ipv4())), signature);
-        }
-        for kind in [0x01, 0x02, 0x10, 0x13, 0x20, 0x23, 0x30, 0x33, 0x41, 0xff] {
-            assert_eq!(good_bytes(&block(0x21, kind, &[0; 216])), signature + 1);
-        }
-        for (kind, addresses) in [(0x11, 12), (0x12, 12), (0x21, 36), (0x22, 36), (0x31, 216)] {
-            let short = block(0x21, kind, &vec![0; addresses - 1]);
-            assert_eq!(good_bytes(&short), signature + 3);
-        }
-    }
-
-    #[test]
-    fn there_is_a_longest_block() {
-        let most = MAX_INTRODUCTION - SIGNATURE.len() - 4;
-        assert_eq!(parse_whole(&block(0x20, 0, &vec![0; most])), None);
-        assert_eq!(good_bytes(&block(0x20, 0, &vec![0; most + 1])), SIGNATURE.len() + 3);
-        assert_eq!(good_bytes(&block(0x20, 0, &vec![0; 0xffff])), SIGNATURE.len() + 3);
     }
 }

@@ -3,9 +3,9 @@
 use std::io::{self, Cursor, Read, Write};
 
 use tungstenite::protocol::frame::FrameHeader;
-use tungstenite::protocol::frame::coding::{Data, OpCode};
+use tungstenite::protocol::frame::coding::OpCode;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
-use tungstenite::{Error, Message, Utf8Bytes};
+use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use super::frame::{CloseReason, SharedFrame};
 use super::limits::MAX_CLIENT_MESSAGE;
@@ -20,8 +20,10 @@ pub struct Reader(Option<Box<Incomplete>>);
 /// What [`Reader::feed`] has found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// A whole text message, or a binary one that is UTF-8 (which EspoCRM's daemon took as text).
+    /// A whole text message.
     Message(Utf8Bytes),
+    /// A whole binary message.
+    Binary(Bytes),
     /// An answer to a ping, asked for or not.
     Pong,
     /// Pongs to the peer's pings, or the echo of its Close frame: to be sent.
@@ -32,41 +34,74 @@ pub enum Incoming {
     Violation(CloseReason),
 }
 
+/// How many frames have been completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// Messages, or fragments of one.
+    pub data: u32,
+    /// Pings, pongs, and the Close frame.
+    pub control: u32,
+}
+
 #[derive(Debug, Default)]
 struct Incomplete {
     /// The beginning of a frame.
     bytes: Vec<u8>,
     /// The fragments of a message so far.
     fragments: Option<WebSocketContext>,
+    /// Bytes of these fragments.
+    fragments_length: usize,
 }
 
+/// What a context holds besides the fragments: itself, and its read buffer.
+const CONTEXT: usize = 256 + READ_BUFFER;
+
+/// Allocated for each batch of frames: EspoCRM's have some 50 B.
+const READ_BUFFER: usize = 1024;
+
 impl Reader {
-    /// Takes the next bytes of the connection and appends what they complete to `incoming`. After
-    /// [`Incoming::Closed`] or [`Incoming::Violation`] nothing more may be fed.
-    pub fn feed(&mut self, bytes: &[u8], incoming: &mut Vec<Incoming>) {
+    /// Takes the next bytes of the connection, appends what they complete to `incoming`, and tells
+    /// of how many frames that was. After [`Incoming::Closed`] or [`Incoming::Violation`] nothing
+    /// more may be fed.
+    pub fn feed(&mut self, bytes: &[u8], incoming: &mut Vec<Incoming>) -> Frames {
         let mut incomplete = self.0.take().unwrap_or_default();
-        let joined;
-        let bytes = if incomplete.bytes.is_empty() {
+        let mut kept = std::mem::take(&mut incomplete.bytes);
+        let bytes = if kept.is_empty() {
             bytes
         } else {
-            incomplete.bytes.extend_from_slice(bytes);
-            joined = std::mem::take(&mut incomplete.bytes);
-            &joined
+            append(&mut kept, bytes);
+            &kept
         };
-        let whole = whole_frames(bytes, incomplete.fragments.is_some());
+        let fragments = incomplete.fragments.is_some().then_some(incomplete.fragments_length);
+        let whole = whole_frames(bytes, fragments);
         let (frames, rest) = bytes.split_at_checked(whole.length).unwrap_or((bytes, &[]));
         if !frames.is_empty() {
             let mut context = incomplete.fragments.take().unwrap_or_else(context);
             let open = read_frames(&mut context, frames, incoming);
             if !open {
-                return;
+                return whole.frames;
             }
-            incomplete.fragments = whole.fragmented.then_some(context);
+            incomplete.fragments = whole.fragments.map(|_| context);
+            incomplete.fragments_length = whole.fragments.unwrap_or(0);
         }
         if !rest.is_empty() || incomplete.fragments.is_some() {
-            incomplete.bytes = rest.to_vec();
+            let is_kept = frames.is_empty() && !kept.is_empty();
+            incomplete.bytes = if is_kept { kept } else { rest.to_vec() };
             self.0 = Some(incomplete);
         }
+        whole.frames
+    }
+
+    /// Bytes of memory that are kept for what is incomplete.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.0.as_ref().map_or(0, |incomplete| {
+            let fragments = incomplete.fragments.as_ref().map_or(0, |_| CONTEXT);
+            size_of::<Incomplete>()
+                + incomplete.bytes.capacity()
+                + fragments
+                + incomplete.fragments_length
+        })
     }
 
     /// Whether nothing is kept: there is no message of which a part has arrived.
@@ -76,17 +111,31 @@ impl Reader {
     }
 }
 
+/// Appends to the beginning of a frame. Its room doubles, so that a frame that comes byte by byte is
+/// not copied for each of them, but is never more than the longest frame needs.
+fn append(kept: &mut Vec<u8>, bytes: &[u8]) {
+    if kept.capacity() - kept.len() < bytes.len() {
+        let room = kept.len().min(LONGEST_FRAME.saturating_sub(kept.len()));
+        kept.reserve_exact(room.max(bytes.len()));
+    }
+    kept.extend_from_slice(bytes);
+}
+
+/// The longest header has 14 bytes.
+const LONGEST_FRAME: usize = 14 + MAX_CLIENT_MESSAGE;
+
 /// How far `bytes` consist of whole frames.
 struct Whole {
     length: usize,
-    /// Whether a fragmented message is open after them.
-    fragmented: bool,
+    frames: Frames,
+    /// If a fragmented message is open after them: its length so far.
+    fragments: Option<usize>,
 }
 
 /// Finds the frames that have arrived completely. What tungstenite is going to refuse counts as
 /// complete, so that it is refused as soon as its header is there.
-fn whole_frames(bytes: &[u8], fragmented: bool) -> Whole {
-    let mut whole = Whole { length: 0, fragmented };
+fn whole_frames(bytes: &[u8], fragments: Option<usize>) -> Whole {
+    let mut whole = Whole { length: 0, frames: Frames::default(), fragments };
     loop {
         let rest = bytes.get(whole.length..).unwrap_or_default();
         let mut cursor = Cursor::new(rest);
@@ -106,16 +155,20 @@ fn whole_frames(bytes: &[u8], fragmented: bool) -> Whole {
             return whole;
         }
         whole.length += length;
-        if let OpCode::Data(Data::Text | Data::Binary | Data::Continue) = header.opcode {
-            whole.fragmented = !header.is_final;
+        match header.opcode {
+            OpCode::Data(_) => {
+                whole.frames.data += 1;
+                let so_far = whole.fragments.unwrap_or(0) + payload;
+                whole.fragments = (!header.is_final).then_some(so_far);
+            }
+            OpCode::Control(_) => whole.frames.control += 1,
         }
     }
 }
 
 fn context() -> WebSocketContext {
     let config = WebSocketConfig::default()
-        // Allocated for each batch of frames: EspoCRM's have some 50 B.
-        .read_buffer_size(1024)
+        .read_buffer_size(READ_BUFFER)
         // Answers go straight into our own buffer.
         .write_buffer_size(0)
         .max_message_size(Some(MAX_CLIENT_MESSAGE))
@@ -131,15 +184,12 @@ fn read_frames(
 ) -> bool {
     let mut pipe = Pipe { input: frames, output: Vec::new() };
     let end = loop {
-        match context.read(&mut pipe) {
-            Ok(Message::Text(text)) => incoming.push(Incoming::Message(text)),
-            Ok(Message::Binary(bytes)) => match Utf8Bytes::try_from(bytes) {
-                Ok(text) => incoming.push(Incoming::Message(text)),
-                Err(_) => break Some(Incoming::Violation(CloseReason::Malformed)),
-            },
-            Ok(Message::Pong(_)) => incoming.push(Incoming::Pong),
+        let message = match context.read(&mut pipe) {
+            Ok(Message::Text(text)) => Incoming::Message(text),
+            Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
+            Ok(Message::Pong(_)) => Incoming::Pong,
             // Tungstenite answers it on the next call.
-            Ok(Message::Ping(_) | Message::Frame(_)) => {}
+            Ok(Message::Ping(_) | Message::Frame(_)) => continue,
             Ok(Message::Close(_)) => {
                 // The echo goes into the pipe; the error that it returns says that it is the last.
                 let _ = context.flush(&mut pipe);
@@ -149,11 +199,12 @@ fn read_frames(
             Err(Error::Utf8(_)) => break Some(Incoming::Violation(CloseReason::Malformed)),
             Err(Error::Capacity(_)) => break Some(Incoming::Violation(CloseReason::TooBig)),
             Err(_) => break Some(Incoming::Violation(CloseReason::Protocol)),
-        }
+        };
+        // Whatever is said to the message, the pings before it are answered first.
+        pipe.hand_over_answers(incoming);
+        incoming.push(message);
     };
-    if !pipe.output.is_empty() {
-        incoming.push(Incoming::Answer(SharedFrame::encoded(pipe.output)));
-    }
+    pipe.hand_over_answers(incoming);
     let open = end.is_none();
     incoming.extend(end);
     open
@@ -163,6 +214,15 @@ fn read_frames(
 struct Pipe<'a> {
     input: &'a [u8],
     output: Vec<u8>,
+}
+
+impl Pipe<'_> {
+    fn hand_over_answers(&mut self, incoming: &mut Vec<Incoming>) {
+        if !self.output.is_empty() {
+            let answers = std::mem::take(&mut self.output);
+            incoming.push(Incoming::Answer(SharedFrame::encoded(answers)));
+        }
+    }
 }
 
 impl Read for Pipe<'_> {
@@ -239,7 +299,7 @@ mod tests {
             frame(0x00, b"\"b\""),
             frame(0x80, b"]"),
             frame(0x8a, b"pong"),
-            frame(0x82, b"binary"),
+            frame(0x82, b"binary \xff"),
             frame(0x81, long.as_bytes()),
         ]
         .concat();
@@ -250,7 +310,7 @@ mod tests {
                 message(""),
                 message("[5,\"b\"]"),
                 Incoming::Pong,
-                message("binary"),
+                Incoming::Binary(Bytes::from_static(b"binary \xff")),
                 message(&long),
             ];
             assert_eq!(incoming, expected, "{step}");
@@ -270,6 +330,20 @@ mod tests {
         reader.feed(&frame(0x80, b"b"), &mut incoming);
         assert_eq!(incoming, [message("ab")]);
         assert!(reader.is_idle());
+    }
+
+    #[test]
+    fn pings_are_answered_before_the_message_that_follows_them() {
+        let bytes = [
+            frame(0x01, b"a"),
+            frame(0x89, b"1"),
+            frame(0x89, b"2"),
+            frame(0x80, b"b"),
+            frame(0x89, b"3"),
+        ];
+        let (incoming, _) = read_in_steps_of(1_000, &bytes.concat());
+        let pongs = answer(&[0x8a, 1, b'1', 0x8a, 1, b'2']);
+        assert_eq!(incoming, [pongs, message("ab"), answer(&[0x8a, 1, b'3'])]);
     }
 
     #[test]
@@ -306,7 +380,6 @@ mod tests {
             (frame(0x89, &[0; 126]), Protocol),
             (frame(0x88, &[0x03]), Protocol),
             (frame(0x81, b"\xff"), Malformed),
-            (frame(0x82, b"\xff"), Malformed),
             (frame(0x88, b"\x03\xe8\xff"), Malformed),
             ([frame(0x01, b"\xc3"), frame(0x80, b"\x28")].concat(), Malformed),
             (huge, TooBig),
@@ -337,6 +410,37 @@ mod tests {
         let (incoming, reader) = read_in_steps_of(1_000, &frame(0x81, text.as_bytes()));
         assert_eq!(incoming, [message(&text)]);
         assert!(reader.is_idle());
+    }
+
+    #[test]
+    fn frames_are_counted_when_they_are_complete() {
+        let bytes =
+            [frame(0x01, b"a"), frame(0x89, b""), frame(0x80, b"b"), frame(0x8a, b"")].concat();
+        for step in [1, 3, 5, bytes.len()] {
+            let mut reader = Reader::default();
+            let mut all = Frames::default();
+            for piece in bytes.chunks(step) {
+                let frames = reader.feed(piece, &mut Vec::new());
+                all.data += frames.data;
+                all.control += frames.control;
+            }
+            assert_eq!(all, Frames { data: 2, control: 2 }, "{step}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_an_incomplete_message_is_counted() {
+        let mut reader = Reader::default();
+        let long = vec![b'a'; 60_000];
+        let first = frame(0x01, &long);
+        reader.feed(&first[..50_000], &mut Vec::new());
+        assert!((50_000..51_000).contains(&reader.held()), "{}", reader.held());
+        reader.feed(&first[50_000..], &mut Vec::new());
+        reader.feed(&frame(0x00, &[b'a'; 1_000])[..900], &mut Vec::new());
+        assert!((60_900..63_000).contains(&reader.held()), "{}", reader.held());
+        reader.feed(&frame(0x00, &[b'a'; 1_000])[900..], &mut Vec::new());
+        reader.feed(&frame(0x80, b""), &mut Vec::new());
+        assert_eq!(reader.held(), 0);
     }
 
     #[test]

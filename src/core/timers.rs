@@ -35,12 +35,14 @@ impl Default for Timers {
 }
 
 impl Timers {
-    /// Has `conn` taken by [`take_due`](Self::take_due) once `due` has come.
-    pub fn add(&mut self, conn: ConnId, due: Time) {
+    /// Has `conn` taken by [`take_due`](Self::take_due) once `due` has come. Returns the moment
+    /// from which on it is: an earlier one, if that lies beyond the ring.
+    pub fn add(&mut self, conn: ConnId, due: Time) -> Time {
         let second = (due.as_millis() / SECOND).clamp(self.next, self.next + ROUND - 1);
         let bucket = second % ROUND;
         self.bucket(bucket).push(conn);
         self.occupied |= 1 << bucket;
+        due.min(Time::from_millis((second + 1) * SECOND))
     }
 
     /// Moves every connection that has become due to `due`.
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn a_timer_fires_within_a_second_and_never_early() {
         let mut timers = Timers::default();
-        timers.add(conn(1), at(10_400));
+        assert_eq!(timers.add(conn(1), at(10_400)), at(10_400));
         timers.add(conn(2), at(12_000));
         assert_eq!(timers.next_due(), Some(at(11_000)));
         assert_eq!(due(&mut timers, 10_999), [] as [u32; 0]);
@@ -140,7 +142,7 @@ mod tests {
     #[test]
     fn what_lies_beyond_the_ring_fires_at_its_end() {
         let mut timers = Timers::default();
-        timers.add(conn(1), at(1_000_000));
+        assert_eq!(timers.add(conn(1), at(1_000_000)), at(64_000));
         assert_eq!(timers.next_due(), Some(at(64_000)));
         assert_eq!(due(&mut timers, 64_000), [1]);
     }

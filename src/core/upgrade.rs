@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use data_encoding::BASE64;
+use base64ct::{Base64, Encoding};
 use httparse::{EMPTY_HEADER, Header};
 use ring::digest;
 
@@ -114,7 +114,7 @@ impl Head<'_, '_> {
         if versions.next() != Some(b"13") || versions.next().is_some() {
             return Err(Refusal::UpgradeRequired);
         }
-        if !matches!(BASE64.decode(key), Ok(nonce) if nonce.len() == 16) {
+        if !is_nonce(key) {
             return Err(Refusal::BadRequest);
         }
         // Unlike those before, the names of subprotocols are case-sensitive.
@@ -135,6 +135,19 @@ impl Head<'_, '_> {
         parameters.next_back().map(|value| decode(value).into_owned())
     }
 
+    /// Where the page comes from that asks, if it says so once.
+    #[must_use]
+    pub fn origin(&self) -> Option<&[u8]> {
+        let mut origins = self.values("Origin");
+        origins.next().filter(|_| origins.next().is_none())
+    }
+
+    /// What proxies say about whose request it is, in the order in which they have added it.
+    #[must_use]
+    pub fn forwarded_for(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+        self.values("X-Forwarded-For")
+    }
+
     fn credentials(&self) -> Option<Credentials> {
         let id = |name| {
             let value = self.query(name).filter(|value| is_id(value))?;
@@ -143,7 +156,7 @@ impl Head<'_, '_> {
         Some(Credentials { user: id("userId")?, token: id("authToken")? })
     }
 
-    fn values<'a>(&'a self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+    fn values<'a>(&'a self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         let headers = self.headers.iter();
         headers
             .filter(move |header| header.name.eq_ignore_ascii_case(name))
@@ -235,7 +248,12 @@ fn accept(key: &[u8]) -> String {
     let mut sha1 = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     sha1.update(key);
     sha1.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    BASE64.encode(sha1.finish().as_ref())
+    Base64::encode_string(sha1.finish().as_ref())
+}
+
+/// Whether a key is the encoding of 16 bytes.
+fn is_nonce(key: &[u8]) -> bool {
+    matches!(Base64::decode(key, &mut [0; 18]), Ok(nonce) if nonce.len() == 16)
 }
 
 /// Decodes `%41` and `+`; what is not well-formed stays as it is.

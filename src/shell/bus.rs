@@ -19,6 +19,9 @@ pub struct Bus {
     context: Context,
     descriptor: RawFd,
     endpoint: String,
+    /// A test's messages, which are then all there are.
+    #[cfg(test)]
+    script: Option<super::script::Messages>,
 }
 
 /// What [`Bus::receive`] has found.
@@ -58,9 +61,26 @@ impl Bus {
             socket.get_fd()
         };
         let descriptor = set_up().map_err(trouble)?;
-        let mut bus = Self { socket, context, descriptor, endpoint: String::new() };
+        let mut bus = Self {
+            socket,
+            context,
+            descriptor,
+            endpoint: String::new(),
+            #[cfg(test)]
+            script: None,
+        };
         bus.endpoint = bus.bind_socket(endpoint)?;
         Ok(bus)
+    }
+
+    /// Takes messages from a test.
+    #[cfg(test)]
+    pub(crate) fn scripted(script: super::script::Messages) -> Self {
+        thread_local!(static CONTEXT: Context = Context::new());
+        let context = CONTEXT.with(Clone::clone);
+        let socket = context.socket(SocketType::PULL).unwrap();
+        let endpoint = "scripted".to_owned();
+        Self { socket, context, descriptor: -1, endpoint, script: Some(script) }
     }
 
     /// Moves to another endpoint; if that fails the old one stays.
@@ -124,6 +144,10 @@ impl Bus {
     /// Takes the next message, without waiting.
     #[must_use]
     pub fn receive(&self) -> Received {
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.receive();
+        }
         match self.receive_part() {
             Ok(message) if !message.get_more() => Received::Message(message),
             Ok(_) => {

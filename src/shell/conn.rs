@@ -1,18 +1,25 @@
 //! One connection of a browser.
 
 use std::io;
+use std::net::IpAddr;
 
 use mio::{Registry, Token};
 
 use super::stream::{Stream, Written};
 use crate::core::id::ConnId;
-use crate::core::limits::{MAX_HEAD, MAX_UNANSWERED_PINGS};
+use crate::core::limits::{
+    MAX_CONTROL_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND, MAX_HEAD, MAX_OUTBOX_LASTING,
+    MAX_PINGS_WHILE_INCOMPLETE, MAX_UNANSWERED_PINGS,
+};
+use crate::core::network::ClientKey;
 use crate::core::outbox::Outbox;
-use crate::core::reader::Reader;
+use crate::core::reader::{Frames, Reader};
 use crate::core::time::Time;
+use crate::core::timers::Timers;
 
 /// A connection's socket, how far it has come, and what it still has to send. While it is idle
 /// that is all: what is being read, and what waits to be written, is kept only while there is any.
+#[expect(clippy::struct_excessive_bools, reason = "each is of another concern")]
 pub struct Conn {
     /// Its name.
     pub id: ConnId,
@@ -20,12 +27,28 @@ pub struct Conn {
     pub phase: Phase,
     /// What waits to be written.
     pub outbox: Outbox,
+    /// Whose it counts as, if that is known.
+    pub client: Option<ClientKey>,
+    /// It counts as a login of that client.
+    pub logging_in: bool,
     /// When it has to be looked at: a deadline, or the next ping.
     pub due: Time,
     /// When its timer fires, if it has one.
     armed: Option<Time>,
+    /// What it held when that was last added up.
+    held: u32,
+    /// The second in which `frames` were received.
+    second: u32,
+    /// Messages and fragments in that second.
+    frames: u16,
+    /// Other frames in that second.
+    control_frames: u16,
     /// Pings since the peer was last heard.
     unanswered_pings: u8,
+    /// Pings since no message was incomplete.
+    incomplete_pings: u8,
+    /// At the last ping more than [`MAX_OUTBOX_LASTING`] waited, and has not been written since.
+    lagging: bool,
     /// It is in the server's list of those to be flushed.
     pub dirty: bool,
     /// It is in the server's list of those to be read on.
@@ -51,11 +74,28 @@ pub enum Phase {
     Ended,
 }
 
+/// Why a connection is ended when it is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// It has not come far enough in time.
+    Deadline,
+    /// It does not answer pings.
+    Lost,
+    /// It does not complete a message.
+    Incomplete,
+    /// It has had too much waiting for too long.
+    Lagging,
+}
+
 /// A request that has not arrived completely.
 #[derive(Default)]
 pub struct Upgrading {
     /// It will be answered 503: there are too many connections.
     pub over_limit: bool,
+    /// Where the TCP connection comes from.
+    pub peer: Option<IpAddr>,
+    /// A proxy's header that tells the client comes first (the PROXY protocol).
+    pub introduction: bool,
     bytes: Vec<u8>,
     /// How many bytes there were when it was parsed last.
     parsed: usize,
@@ -64,14 +104,22 @@ pub struct Upgrading {
 impl Conn {
     /// A connection just accepted.
     #[must_use]
-    pub fn new(id: ConnId, stream: Stream, over_limit: bool, deadline: Time) -> Self {
+    pub fn new(id: ConnId, stream: Stream, upgrading: Upgrading, deadline: Time) -> Self {
         Self {
             id,
-            phase: Phase::Upgrading(Upgrading { over_limit, ..Upgrading::default() }.into()),
+            phase: Phase::Upgrading(upgrading.into()),
             outbox: Outbox::default(),
+            client: None,
+            logging_in: false,
             due: deadline,
             armed: None,
+            held: 0,
+            second: 0,
+            frames: 0,
+            control_frames: 0,
             unanswered_pings: 0,
+            incomplete_pings: 0,
+            lagging: false,
             dirty: false,
             unread: false,
             blocked: false,
@@ -79,15 +127,12 @@ impl Conn {
         }
     }
 
-    /// When a timer is to be added for it: at `latest`, and not if the one that it has fires early
-    /// enough.
-    pub fn arm(&mut self, latest: Option<Time>) -> Option<Time> {
+    /// Adds a timer for it, at `latest`, unless the one that it has fires early enough.
+    pub fn arm(&mut self, timers: &mut Timers, latest: Option<Time>) {
         let at = latest.map_or(self.due, |latest| latest.min(self.due));
-        if self.armed.is_some_and(|armed| armed <= at) {
-            return None;
+        if self.armed.is_none_or(|armed| armed > at) {
+            self.armed = Some(timers.add(self.id, at));
         }
-        self.armed = Some(at);
-        self.armed
     }
 
     /// Whether a timer that has fired is the one that it has. Any other is of an earlier deadline,
@@ -104,21 +149,86 @@ impl Conn {
         self.stream.register(registry, token)
     }
 
-    /// Whether it is to be pinged, and looked at again at `next`; false if it is none, or has not
-    /// answered often enough.
-    pub fn ping(&mut self, next: Time) -> bool {
-        let lives = self.unanswered_pings < MAX_UNANSWERED_PINGS;
-        if !lives || !matches!(self.phase, Phase::Open(_)) {
-            return false;
+    /// Whether it is to be pinged, and looked at again at `next`; what is to be done with it
+    /// otherwise.
+    ///
+    /// # Errors
+    /// [`Overdue`]
+    pub fn ping(&mut self, next: Time) -> Result<(), Overdue> {
+        let Phase::Open(reader) = &self.phase else { return Err(Overdue::Deadline) };
+        if self.unanswered_pings >= MAX_UNANSWERED_PINGS {
+            return Err(Overdue::Lost);
+        }
+        if reader.is_idle() {
+            self.incomplete_pings = 0;
+        } else if self.incomplete_pings >= MAX_PINGS_WHILE_INCOMPLETE {
+            return Err(Overdue::Incomplete);
+        } else {
+            self.incomplete_pings += 1;
+        }
+        let lags = self.outbox.held() > MAX_OUTBOX_LASTING;
+        if std::mem::replace(&mut self.lagging, lags) && lags {
+            return Err(Overdue::Lagging);
         }
         self.unanswered_pings += 1;
         self.due = next;
-        true
+        Ok(())
     }
 
     /// The peer is alive.
     pub fn heard(&mut self) {
         self.unanswered_pings = 0;
+    }
+
+    /// A message was completed.
+    pub fn completed(&mut self) {
+        self.incomplete_pings = 0;
+    }
+
+    /// Counts frames that were received; false if there are too many in this second.
+    pub fn count(&mut self, now: Time, frames: Frames) -> bool {
+        let second = u32::try_from(now.as_millis() / 1_000).unwrap_or(u32::MAX);
+        if second != self.second {
+            (self.second, self.frames, self.control_frames) = (second, 0, 0);
+        }
+        let add =
+            |count: u16, more: u32| count.saturating_add(u16::try_from(more).unwrap_or(u16::MAX));
+        self.frames = add(self.frames, frames.data);
+        self.control_frames = add(self.control_frames, frames.control);
+        self.frames <= MAX_FRAMES_PER_SECOND && self.control_frames <= MAX_CONTROL_FRAMES_PER_SECOND
+    }
+
+    /// Adds up what it holds beyond what an idle connection costs, in bytes: what it held before,
+    /// and what it holds now.
+    pub fn weigh(&mut self) -> (usize, usize) {
+        let incomplete = match &self.phase {
+            Phase::Upgrading(upgrading) => upgrading.bytes.capacity(),
+            Phase::Open(reader) | Phase::Closing(reader) => reader.held(),
+            Phase::Finishing | Phase::Draining | Phase::Ended => 0,
+        };
+        let held = u32::try_from(incomplete + self.outbox.held()).unwrap_or(u32::MAX);
+        let before = std::mem::replace(&mut self.held, held);
+        (before as usize, held as usize)
+    }
+
+    /// What it held when that was last added up.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held as usize
+    }
+
+    /// Whether there is TLS, begun or not.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.stream.is_tls()
+    }
+
+    /// Begins TLS, of which these bytes have arrived.
+    ///
+    /// # Errors
+    /// If they are none of TLS's.
+    pub fn begin_tls(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.begin_tls(bytes)
     }
 
     /// Reads what is there; 0 is the end.
@@ -163,6 +273,7 @@ impl Conn {
 
     /// Everything is written. If that was the last, the peer is told so.
     pub fn written(&mut self) {
+        self.lagging = false;
         if matches!(self.phase, Phase::Finishing) {
             self.stream.finish();
             self.phase = Phase::Draining;
@@ -177,6 +288,12 @@ impl Conn {
 }
 
 impl Upgrading {
+    /// Of a connection from `peer`.
+    #[must_use]
+    pub fn new(peer: IpAddr, introduction: bool, over_limit: bool) -> Self {
+        Self { peer: Some(peer), introduction, over_limit, ..Self::default() }
+    }
+
     /// Takes the next bytes. Whether it is worth parsing: at the first bytes, at the blank line,
     /// and whenever the length has doubled, so that a peer that sends byte by byte costs no more
     /// than one that sends all at once.
@@ -198,6 +315,15 @@ impl Upgrading {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The proxy's header is complete: what has arrived after it.
+    pub fn introduced(&mut self, length: usize) -> Vec<u8> {
+        self.introduction = false;
+        self.parsed = 0;
+        let rest = self.bytes.get(length..).unwrap_or_default().to_vec();
+        self.bytes = Vec::new();
+        rest
     }
 }
 

@@ -3,11 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 
-use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::fatal::{Fatal, Result};
+use super::net::{TcpListener, TcpStream};
 use super::settings::{Settings, Source};
 
 /// A listening TCP socket.
@@ -57,6 +57,13 @@ impl Listener {
         })
     }
 
+    /// Takes connections from a test.
+    #[cfg(test)]
+    pub(crate) fn scripted(arrivals: super::script::Arrivals) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        Self { tcp: Some(TcpListener::Scripted(arrivals)), address }
+    }
+
     /// Where it listens: with the number of the port if any free one was asked for.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -80,13 +87,12 @@ impl Listener {
         }
     }
 
-    /// Takes the next connection, without waiting.
+    /// Takes the next connection, without waiting, and tells where it comes from.
     ///
     /// # Errors
     /// Those of `accept(2)`.
-    pub fn accept(&self) -> io::Result<TcpStream> {
-        let tcp = self.tcp.as_ref().ok_or(io::ErrorKind::WouldBlock)?;
-        tcp.accept().map(|(stream, _)| stream)
+    pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.tcp.as_ref().ok_or(io::ErrorKind::WouldBlock)?.accept()
     }
 
     fn listen(address: SocketAddr) -> io::Result<Self> {

@@ -9,8 +9,11 @@ pub mod espocrm;
 pub mod fatal;
 pub mod listener;
 pub mod logging;
+pub(crate) mod net;
 pub mod random;
 pub mod run;
+#[cfg(test)]
+pub(crate) mod script;
 pub mod server;
 pub mod settings;
 pub mod signals;

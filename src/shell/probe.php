@@ -14,6 +14,7 @@ $parameters = array();
 foreach (array(
     'version',
     'phpExecutablePath',
+    'siteUrl',
     'useWebSocket',
     'webSocketDebugMode',
     'webSocketMessager',

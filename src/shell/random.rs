@@ -9,5 +9,5 @@ use std::io;
 pub fn hex() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(data_encoding::HEXLOWER.encode(&bytes))
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }

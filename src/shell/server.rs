@@ -2,8 +2,13 @@
 
 mod accept;
 mod checks;
+mod clients;
+#[cfg(feature = "echo")]
+mod echo;
 mod messages;
 mod reload;
+#[cfg(test)]
+mod simulation;
 mod traffic;
 mod upgrading;
 mod websocket;
@@ -35,6 +40,7 @@ use super::signals::{Pending, Signals};
 use super::sys;
 use super::workers::Workers;
 use crate::core::access::{Access, Answer};
+use crate::core::addresses::Addresses;
 use crate::core::frame::SharedFrame;
 use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
@@ -62,7 +68,11 @@ pub struct Server {
     /// The bus may hold more messages.
     bus_pending: bool,
     conns: Slab<Conn>,
+    /// Bytes that connections hold beyond what an idle one costs, without the hub's.
+    held: usize,
     hub: Hub,
+    /// What counts for each client address.
+    addresses: Addresses,
     access: Access,
     backend: Backend,
     children: Children,
@@ -94,6 +104,19 @@ pub enum Backend {
     Espocrm(Espocrm),
     /// Nobody: the demo answers by itself.
     Demo(Demo),
+    /// A test.
+    #[cfg(test)]
+    Scripted(super::script::Checks),
+}
+
+/// What the kernel says of one token.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    token: Token,
+    readable: bool,
+    writable: bool,
+    /// The peer will send nothing more.
+    ended: bool,
 }
 
 /// What has happened since the start.
@@ -114,6 +137,14 @@ struct Bursts {
     over_limit: Burst,
     no_descriptor: Burst,
     slow: Burst,
+    memory: Burst,
+    handshakes: Burst,
+    per_address: Burst,
+    per_user: Burst,
+    logins: Burst,
+    origin: Burst,
+    introduction: Burst,
+    flooded: Burst,
     too_many_subscriptions: Burst,
     queue_full: Burst,
     user_full: Burst,
@@ -155,17 +186,31 @@ impl Server {
         }
         sys::mark_close_on_exec();
         afford(&mut settings);
+        let accepting = Accepting::new(listener, acceptor);
+        Ok(Self::assemble(settings, backend, signals, poll, accepting, bus))
+    }
+
+    fn assemble(
+        settings: Settings,
+        backend: Backend,
+        signals: Signals,
+        poll: Poll,
+        accepting: Accepting,
+        bus: Bus,
+    ) -> Self {
         let clock = Clock::start();
         let mut server = Self {
             poll,
             signals,
             clock,
             now: clock.now(),
-            accepting: Accepting::new(listener, acceptor),
+            accepting,
             bus,
             bus_pending: true,
             conns: Slab::new(),
+            held: 0,
             hub: Hub::new(settings.categories.clone()),
+            addresses: Addresses::default(),
             access: Access::new(settings.max_checks.value),
             backend,
             children: Children::new(FIRST_CHILD),
@@ -187,7 +232,7 @@ impl Server {
         };
         server.access.set_reuse(server.settings.verdict_reuse.value);
         server.apply_to_hub();
-        Ok(server)
+        server
     }
 
     /// Where browsers connect.
@@ -209,25 +254,36 @@ impl Server {
     pub fn run(&mut self) -> Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopping {
-            self.carry_out();
-            self.flush();
-            self.free();
-            match self.poll.poll(&mut events, self.timeout()) {
+            let timeout = self.settle();
+            match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other.map_err(|error| {
                     Fatal::new(format!("The kernel reports no events: {error}."))
                 })?,
             }
-            self.now = self.clock.now();
-            self.backend.begin_turn();
-            for event in &events {
-                self.dispatch(event);
-            }
-            self.go_on();
-            self.expire();
+            self.take(events.iter().map(Ready::from));
         }
         self.stop();
         Ok(())
+    }
+
+    /// The first half of a turn: what is to be done before waiting, and how long to wait.
+    fn settle(&mut self) -> Option<Duration> {
+        self.carry_out();
+        self.flush();
+        self.free();
+        self.timeout()
+    }
+
+    /// The second half: what has happened meanwhile.
+    fn take(&mut self, happened: impl Iterator<Item = Ready>) {
+        self.now = self.clock.now();
+        self.backend.begin_turn();
+        for ready in happened {
+            self.dispatch(ready);
+        }
+        self.go_on();
+        self.expire();
     }
 
     /// Does what the hub wants done, until it wants nothing more. Nothing is published in between:
@@ -284,8 +340,8 @@ impl Server {
         Some(next.since(self.clock.now()))
     }
 
-    fn dispatch(&mut self, event: &Event) {
-        match event.token() {
+    fn dispatch(&mut self, ready: Ready) {
+        match ready.token {
             LISTENER => self.accepting.set_pending(),
             BUS => self.bus_pending = true,
             SIGNALS => self.take_signals(),
@@ -295,12 +351,11 @@ impl Server {
                 Some(slot) => {
                     let Some(conn) = self.conns.get_mut(slot) else { return };
                     let id = conn.id;
-                    if event.is_writable() && conn.unblock() {
+                    if ready.writable && conn.unblock() {
                         self.mark_dirty(id);
                     }
-                    let ended = event.is_read_closed() || event.is_error();
-                    if event.is_readable() || ended {
-                        self.read(id, ended);
+                    if ready.readable || ready.ended {
+                        self.read(id, ready.ended);
                     }
                 }
             },
@@ -365,5 +420,16 @@ impl Server {
         logging::set_debug(self.settings.debug.value);
         self.hub.set_log(self.settings.debug.value);
         self.hub.set_review_interval(self.settings.review_interval.value);
+    }
+}
+
+impl From<&Event> for Ready {
+    fn from(event: &Event) -> Self {
+        Self {
+            token: event.token(),
+            readable: event.is_readable(),
+            writable: event.is_writable(),
+            ended: event.is_read_closed() || event.is_error(),
+        }
     }
 }

@@ -3,7 +3,7 @@
 mod own;
 mod span;
 
-pub use own::{Listen, Own};
+pub use own::{Allowed, Listen, Own};
 pub use span::{Span, SpanOrZero};
 
 use std::fmt;
@@ -16,6 +16,8 @@ use log::{info, warn};
 use super::espocrm::Facts;
 use super::fatal::{Fatal, Result};
 use crate::core::category::{Access, Categories};
+use crate::core::network::Network;
+use crate::core::origin::Origin;
 use crate::core::version::Version;
 
 /// The settings in force, each with where it came from.
@@ -35,6 +37,16 @@ pub struct Settings {
     pub debug: Sourced<bool>,
     /// Connections at a time.
     pub max_connections: Sourced<usize>,
+    /// Connections at a time of one client address; 0 for no limit.
+    pub max_per_address: Sourced<usize>,
+    /// Connections at a time of one user; 0 for no limit.
+    pub max_per_user: Sourced<usize>,
+    /// Proxies that are believed whose connections they pass on.
+    pub trusted_proxies: Sourced<Vec<Network>>,
+    /// Whether these begin each connection by a header of the PROXY protocol.
+    pub proxy_protocol: Sourced<bool>,
+    /// Origins of pages that may connect; none if all may.
+    pub origins: Sourced<Vec<Origin>>,
     /// PHP processes at a time that check access.
     pub max_checks: Sourced<usize>,
     /// After which a check is killed.
@@ -111,6 +123,9 @@ pub struct Layers {
 /// A tab holds one connection; 10,000 need about 10 MB here and 40 MB in the kernel.
 const MAX_CONNECTIONS: usize = 10_000;
 
+/// More tabs than anybody has; fewer than it takes to keep others from connecting.
+const MAX_PER_USER: usize = 250;
+
 /// Ten times what a check takes on a busy server. EspoCRM waits for its database meanwhile.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -132,7 +147,7 @@ impl Settings {
     pub fn resolve(layers: &Layers, facts: &Facts) -> Result<Self> {
         let secure = facts.is_true("webSocketUseSecureServer");
         let tls = if secure { Some(tls_files(facts)?) } else { None };
-        Ok(Self {
+        let settings = Self {
             php: layers.pick(
                 |own| own.php.clone(),
                 || from(facts.text("phpExecutablePath").map(PathBuf::from), "phpExecutablePath"),
@@ -165,6 +180,15 @@ impl Settings {
                 layers.pick(|own| own.debug, || from(debug, NAME), false)
             },
             max_connections: layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS),
+            max_per_address: layers.pick(
+                |own| own.max_per_address,
+                || None,
+                layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS).value / 2,
+            ),
+            max_per_user: layers.pick(|own| own.max_per_user, || None, MAX_PER_USER),
+            trusted_proxies: layers.pick(|own| own.trusted_proxies.clone(), || None, Vec::new()),
+            proxy_protocol: layers.pick(|own| own.proxy_protocol, || None, false),
+            origins: origins(layers, facts)?,
             max_checks: {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 layers.pick(|own| own.max_checks, || None, 2 * cores)
@@ -187,7 +211,14 @@ impl Settings {
             version: facts.version.clone(),
             categories: facts.categories.clone(),
             misdirected: misdirected(facts),
-        })
+        };
+        if settings.proxy_protocol.value && settings.trusted_proxies.value.is_empty() {
+            return Err(Fatal::new(
+                "proxy_protocol is on, but trusted_proxies names no proxy. Name those from which \
+                 every connection begins with a PROXY header, such as [\"10.0.0.5\"].",
+            ));
+        }
+        Ok(settings)
     }
 
     /// What an administrator should hear of, though it keeps nothing from running.
@@ -344,6 +375,25 @@ fn misdirected(facts: &Facts) -> Option<String> {
         .then(|| format!("its {to} names port {:?}, its {at} port {:?}", ports.0, ports.1))
 }
 
+fn origins(layers: &Layers, facts: &Facts) -> Result<Sourced<Vec<Origin>>> {
+    let Sourced { value, source } = layers.pick(|own| own.origins.clone(), || None, Vec::new());
+    let origin = |allowed| match allowed {
+        Allowed::Origin(origin) => Ok(origin),
+        Allowed::SameSite => {
+            let url = facts.text("siteUrl").unwrap_or_default();
+            Origin::of(&url).map_err(|_| {
+                Fatal::new(format!(
+                    "The origin \"same-site\" is that of EspoCRM's siteUrl, which is {url:?}. Set it \
+                     in Administration, Settings, or write the origin out: \
+                     \"https://crm.example.com\"."
+                ))
+            })
+        }
+    };
+    let value = value.into_iter().map(origin).collect::<Result<_>>()?;
+    Ok(Sourced { value, source })
+}
+
 fn port(text: &str) -> Result<u16> {
     text.parse().map_err(|_| {
         Fatal::new(format!(
@@ -400,6 +450,13 @@ impl fmt::Display for Source {
     }
 }
 
+fn list(items: &[impl fmt::Display], none: &str) -> String {
+    if items.is_empty() {
+        return none.to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
 fn escaped(path: &Path) -> String {
     path.to_string_lossy().escape_debug().to_string()
 }
@@ -432,6 +489,17 @@ impl fmt::Display for Settings {
         }
         row("debug", &debug.value, &debug.source)?;
         row("max_connections", &self.max_connections.value, &self.max_connections.source)?;
+        let limit = |limit: &Sourced<usize>| match limit.value {
+            0 => "none".to_owned(),
+            limit => limit.to_string(),
+        };
+        let of_address = &self.max_per_address;
+        row("max_per_address", &limit(of_address), &of_address.source)?;
+        row("max_per_user", &limit(&self.max_per_user), &self.max_per_user.source)?;
+        let proxies = &self.trusted_proxies;
+        row("trusted_proxies", &list(&proxies.value, "none"), &proxies.source)?;
+        row("proxy_protocol", &self.proxy_protocol.value, &self.proxy_protocol.source)?;
+        row("origins", &list(&self.origins.value, "all"), &self.origins.source)?;
         row("max_checks", &self.max_checks.value, &self.max_checks.source)?;
         let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
         row("check_timeout", &Span::from(timeout.value), &timeout.source)?;

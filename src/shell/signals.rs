@@ -28,6 +28,12 @@ impl Signals {
         signal_hook_mio::v1_0::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD]).map(Self)
     }
 
+    /// None ever come.
+    #[cfg(test)]
+    pub(crate) fn none() -> io::Result<Self> {
+        signal_hook_mio::v1_0::Signals::new([0_i32; 0]).map(Self)
+    }
+
     /// Has `token` reported when there is one.
     ///
     /// # Errors

@@ -3,10 +3,10 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConnection;
 
+use super::net::TcpStream;
 use crate::core::outbox::Outbox;
 
 /// The byte stream of a connection.
@@ -20,7 +20,9 @@ pub enum Stream {
 /// A TCP connection and its TLS state, about 8 KiB.
 pub struct Tls {
     tcp: TcpStream,
-    tls: ServerConnection,
+    session: ServerConnection,
+    /// Something else comes first.
+    waits: bool,
 }
 
 /// How far writing has come.
@@ -36,12 +38,13 @@ pub enum Written {
 const BATCH: usize = 64;
 
 impl Stream {
-    /// A stream that begins with a TLS handshake if there is a `tls`.
+    /// A stream that begins with a TLS handshake if there is a `tls`, unless that `waits` for
+    /// [`begin_tls`](Self::begin_tls).
     #[must_use]
-    pub fn new(tcp: TcpStream, tls: Option<ServerConnection>) -> Self {
+    pub fn new(tcp: TcpStream, tls: Option<ServerConnection>, waits: bool) -> Self {
         match tls {
             None => Self::Plain(tcp),
-            Some(tls) => Self::Tls(Box::new(Tls { tcp, tls })),
+            Some(session) => Self::Tls(Box::new(Tls { tcp, session, waits })),
         }
     }
 
@@ -101,6 +104,27 @@ impl Stream {
         }
     }
 
+    /// Whether there is TLS, begun or not.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Begins TLS, of which these bytes have arrived. Until then a stream that waits for that is a
+    /// plain one.
+    ///
+    /// # Errors
+    /// If they are none of TLS's.
+    pub fn begin_tls(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let Self::Tls(stream) = self else { return Ok(()) };
+        stream.waits = false;
+        while !bytes.is_empty() {
+            stream.session.read_tls(&mut bytes)?;
+            stream.process()?;
+        }
+        Ok(())
+    }
+
     /// Whether a read that has filled its buffer in part only has left nothing behind. TLS hands
     /// out its records one by one.
     #[must_use]
@@ -111,13 +135,15 @@ impl Stream {
     /// Whether TLS has something to send of its own: a handshake, an alert.
     #[must_use]
     pub fn wants_write(&self) -> bool {
-        matches!(self, Self::Tls(stream) if stream.tls.wants_write())
+        matches!(self, Self::Tls(stream) if stream.session.wants_write())
     }
 
     /// Tells the peer that nothing more will be sent. Errors are ignored: it may be gone.
     pub fn finish(&mut self) {
-        if let Self::Tls(stream) = self {
-            stream.tls.send_close_notify();
+        if let Self::Tls(stream) = self
+            && !stream.waits
+        {
+            stream.session.send_close_notify();
             let _ = stream.flush();
         }
         let _ = self.tcp_mut().shutdown(Shutdown::Write);
@@ -133,22 +159,30 @@ impl Stream {
 
 impl Tls {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.waits {
+            return retry(|| self.tcp.read(buffer));
+        }
         loop {
-            match self.tls.reader().read(buffer) {
+            match self.session.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // TCP ended without TLS saying so: browsers do that.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 other => return other,
             }
-            if retry(|| self.tls.read_tls(&mut self.tcp))? == 0 {
+            if retry(|| self.session.read_tls(&mut self.tcp))? == 0 {
                 return Ok(0);
             }
-            if let Err(error) = self.tls.process_new_packets() {
-                // The alert that says why.
-                let _ = self.flush();
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
+            self.process()?;
         }
+    }
+
+    fn process(&mut self) -> io::Result<()> {
+        if let Err(error) = self.session.process_new_packets() {
+            // The alert that says why.
+            let _ = self.flush();
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+        Ok(())
     }
 
     /// Encrypts as much as its buffer takes, once that has been written.
@@ -156,7 +190,7 @@ impl Tls {
         if self.flush()? == Written::Blocked {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        match self.tls.writer().write_vectored(slices)? {
+        match self.session.writer().write_vectored(slices)? {
             // Before the end of the handshake it takes a bufferful and no more.
             0 => Err(io::ErrorKind::WouldBlock.into()),
             count => Ok(count),
@@ -164,8 +198,8 @@ impl Tls {
     }
 
     fn flush(&mut self) -> io::Result<Written> {
-        while self.tls.wants_write() {
-            match retry(|| self.tls.write_tls(&mut self.tcp)) {
+        while self.session.wants_write() {
+            match retry(|| self.session.write_tls(&mut self.tcp)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

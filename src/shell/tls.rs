@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use data_encoding::BASE64_MIME_PERMISSIVE;
+use base64ct::{Base64, Encoding};
 use pkcs8::EncryptedPrivateKeyInfo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -106,7 +106,8 @@ fn private_key(
         ));
     }
     if let Some(encrypted) = section(&text, "ENCRYPTED PRIVATE KEY") {
-        let der = BASE64_MIME_PERMISSIVE.decode(encrypted.as_bytes());
+        let lines: String = encrypted.split_whitespace().collect();
+        let der = Base64::decode_vec(&lines);
         let der = der.map_err(|_| trouble("its encrypted key is damaged"))?;
         let info =
             EncryptedPrivateKeyInfo::try_from(&*der).map_err(|error| trouble(&unusual(&error)))?;

@@ -17,6 +17,7 @@ mod browser;
 mod checks;
 mod contract;
 mod life;
+mod limits;
 mod messages;
 mod proxies;
 mod revocation;

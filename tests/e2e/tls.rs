@@ -1,6 +1,7 @@
 //! Our own TLS, with certificates as the openssl command makes them.
 
 mod authority;
+mod introduced;
 mod keys;
 mod renewing;
 mod traffic;
@@ -28,7 +29,10 @@ fn secure(standin: &mut Standin, issued: &Issued) {
 
 /// A connection that has not begun its handshake.
 fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> Tab {
-    let tcp = TcpStream::connect(address).unwrap();
+    over(TcpStream::connect(address).unwrap(), config)
+}
+
+fn over(tcp: TcpStream, config: &Arc<ClientConfig>) -> Tab {
     tcp.set_read_timeout(Some(DEADLINE)).unwrap();
     tcp.set_nodelay(true).unwrap();
     let name = ServerName::try_from("localhost").unwrap();

@@ -28,6 +28,8 @@ pub(super) struct Directory {
     /// EspoCRM's settings are being read again: an unknown topic may be known in a moment.
     pub reloading: bool,
     pub log: bool,
+    /// Bytes that the sessions' subscriptions and prefixes take.
+    pub held: usize,
     actions: VecDeque<Action>,
 }
 
@@ -57,7 +59,7 @@ impl Directory {
     }
 
     pub fn is_empty(&self) -> bool {
-        let nobody = self.users.is_empty() && self.tokens.is_empty();
+        let nobody = self.users.is_empty() && self.tokens.is_empty() && self.held == 0;
         nobody && self.topics.is_empty() && self.actions.is_empty()
     }
 
@@ -83,6 +85,7 @@ impl Directory {
     }
 
     pub fn close(&mut self, mut session: Session) {
+        self.held -= self.held_by(&session);
         let waiting = match session.login {
             Login::Waiting => Some(Ticket::AUTHENTICATION),
             Login::Good => None,
@@ -120,7 +123,11 @@ impl Directory {
                     self.drop_subscription(session, index, "remove topic");
                 }
             }
-            ClientMessage::Prefix { prefix, uri } => session.prefixes.define(&prefix, &uri),
+            ClientMessage::Prefix { prefix, uri } => {
+                self.held -= session.prefixes.held();
+                session.prefixes.define(&prefix, &uri);
+                self.held += session.prefixes.held();
+            }
             ClientMessage::Publish(topic) if topic.is_empty() => {}
             ClientMessage::Publish(_) => return Err(CloseReason::Forbidden),
             ClientMessage::Call { call_id, procedure } => {
@@ -150,6 +157,12 @@ impl Directory {
                 self.drop_subscription(session, index, DENIED);
             }
         }
+    }
+
+    /// Bytes that a session's subscriptions and prefixes take.
+    pub fn held_by(&self, session: &Session) -> usize {
+        let topics = session.subscriptions.iter().map(|it| self.cost(it.topic));
+        session.prefixes.held() + topics.sum::<usize>()
     }
 
     /// Takes the new categories, if there are any, and returns the old ones.
@@ -193,6 +206,7 @@ impl Directory {
             return self.act(Action::TooManySubscriptions(session.conn));
         }
         let topic = self.topics.intern(topic);
+        self.held += self.cost(topic);
         session.subscriptions.push(Subscription { topic, state: State::Held });
         if session.is_authenticated() {
             self.resolve(session, session.subscriptions.len() - 1);
@@ -266,7 +280,13 @@ impl Directory {
         let subscription = session.subscriptions.remove(index);
         self.withdraw(session, &subscription);
         self.log_topic(session, why, subscription.topic);
+        self.held -= self.cost(subscription.topic);
         self.topics.release(subscription.topic);
+    }
+
+    /// Bytes that a subscription to this topic takes.
+    fn cost(&self, topic: Key) -> usize {
+        TOPIC + self.topics.name(topic).len()
     }
 
     /// Ends a subscription's check or delivery.
@@ -297,6 +317,10 @@ impl Directory {
         format!("{}: {what} {} for user {user}", session.conn, topic.escape_debug())
     }
 }
+
+/// What a topic costs besides its name: places in the subscriptions, in the interner and its index,
+/// the list of its subscribers.
+const TOPIC: usize = 128;
 
 const DENIED: &str = "check access failed for topic";
 

@@ -12,6 +12,9 @@ pub(super) struct Prefixes(Option<Box<Vec<Prefix>>>);
 /// The short name, and what it stands for.
 type Prefix = (Box<str>, Box<str>);
 
+/// What one costs besides its names: its place, and two allocations.
+const PREFIX: usize = 64;
+
 impl Prefixes {
     /// Lets `prefix:rest` stand for `uri#rest`. Beyond the limits it is ignored.
     pub fn define(&mut self, prefix: &str, uri: &str) {
@@ -24,6 +27,15 @@ impl Prefixes {
         } else if all.len() < MAX_PREFIXES {
             all.push((prefix.into(), uri.into()));
         }
+    }
+
+    /// Bytes of memory.
+    pub fn held(&self) -> usize {
+        let all = self
+            .0
+            .as_ref()
+            .map(|all| all.iter().map(|(name, uri)| PREFIX + name.len() + uri.len()));
+        all.map_or(0, Iterator::sum)
     }
 
     /// The name that is meant.
@@ -62,6 +74,7 @@ mod tests {
             prefixes.define(&format!("p{number}"), "u");
         }
         assert_eq!(prefixes.0.as_ref().map(|all| all.len()), Some(MAX_PREFIXES));
+        assert!((MAX_PREFIXES * PREFIX..2 * MAX_PREFIXES * PREFIX).contains(&prefixes.held()));
         assert_eq!(prefixes.expand("long:a"), "long:a");
         assert_eq!(prefixes.expand("p0:a"), "u#a");
         assert_eq!(prefixes.expand(&format!("p{MAX_PREFIXES}:a")), format!("p{MAX_PREFIXES}:a"));

@@ -399,3 +399,27 @@ fn the_debug_log_speaks_as_espocrms_does_and_escapes_what_clients_say() {
     ];
     assert_eq!(lines.collect::<Vec<_>>(), expected);
 }
+
+#[test]
+fn what_a_connection_holds_is_counted_and_given_back() {
+    let mut world = World::with(A, "ann");
+    assert_eq!(world.hub.held(), 0);
+    world.subscribe(A, "recordUpdate.Account.1");
+    world.subscribe(A, "newNotification");
+    let two = world.hub.held_by(A);
+    assert!(two > "recordUpdate.Account.1newNotification".len());
+    world.log_in(B, "bob");
+    world.subscribe(B, "recordUpdate.Account.1");
+    // A topic that is shared counts for each.
+    assert_eq!(world.hub.held(), two + world.hub.held_by(B));
+    world.unsubscribe(A, "newNotification");
+    assert!(world.hub.held_by(A) < two);
+    world.say(A, r#"[1,"p","streamUpdate"]"#);
+    world.say(A, r#"[1,"p","streamUpdate.Account"]"#);
+    assert_eq!(world.hub.held(), world.hub.held_by(A) + world.hub.held_by(B));
+    world.hub.close(A);
+    world.hub.close(B);
+    assert_eq!((world.hub.held(), world.hub.held_by(A)), (0, 0));
+    world.actions();
+    assert!(world.hub.is_empty());
+}

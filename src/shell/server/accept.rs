@@ -1,19 +1,20 @@
 //! Taking connections.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use log::warn;
 use mio::Token;
-use mio::net::TcpStream;
 
 use super::{FIRST_CONN, Server};
 use crate::core::id::ConnId;
-use crate::core::limits::HANDSHAKE_DEADLINE;
+use crate::core::limits::{HANDSHAKE_DEADLINE, MAX_HANDSHAKES};
 use crate::core::time::Time;
-use crate::shell::conn::Conn;
+use crate::shell::conn::{Conn, Phase, Upgrading};
 use crate::shell::listener::Listener;
+use crate::shell::net::TcpStream;
 use crate::shell::settings::Settings;
 use crate::shell::stream::Stream;
 use crate::shell::sys;
@@ -29,6 +30,9 @@ pub(super) struct Accepting {
     paused_until: Option<Time>,
     /// How many connections there have been.
     serial: u32,
+    /// Connections in the order in which they came; all that have not completed their upgrade are
+    /// among them.
+    newcomers: VecDeque<ConnId>,
 }
 
 /// Connections accepted in one turn.
@@ -43,7 +47,14 @@ const RESERVED_DESCRIPTORS: u64 = 256;
 
 impl Accepting {
     pub fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {
-        Self { listener, acceptor, pending: true, paused_until: None, serial: 0 }
+        Self {
+            listener,
+            acceptor,
+            pending: true,
+            paused_until: None,
+            serial: 0,
+            newcomers: VecDeque::new(),
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -81,9 +92,10 @@ impl Accepting {
         self.paused_until
     }
 
-    fn stream(&self, tcp: TcpStream) -> io::Result<Stream> {
+    /// A stream with TLS, if that is wanted; after a proxy's header if there is an `introduction`.
+    fn stream(&self, tcp: TcpStream, introduction: bool) -> io::Result<Stream> {
         let tls = self.acceptor.as_ref().map(Acceptor::accept).transpose()?;
-        Ok(Stream::new(tcp, tls))
+        Ok(Stream::new(tcp, tls, introduction))
     }
 }
 
@@ -117,7 +129,7 @@ impl Server {
                 return;
             }
             match self.accepting.listener.accept() {
-                Ok(tcp) => self.open(tcp),
+                Ok((tcp, peer)) => self.open(tcp, peer.ip().to_canonical()),
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.accepting.pending = false,
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
@@ -127,7 +139,7 @@ impl Server {
         }
     }
 
-    fn open(&mut self, tcp: TcpStream) {
+    fn open(&mut self, tcp: TcpStream, peer: IpAddr) {
         let limit = self.settings.max_connections.value;
         let over_limit = self.conns.len() >= limit;
         if over_limit {
@@ -141,7 +153,8 @@ impl Server {
                 return;
             }
         }
-        let stream = match self.accepting.stream(tcp) {
+        let introduction = self.is_introduced(peer);
+        let stream = match self.accepting.stream(tcp, introduction) {
             Ok(stream) => stream,
             Err(error) => return self.pause(&error),
         };
@@ -151,13 +164,44 @@ impl Server {
         let Ok(narrow) = u32::try_from(slot) else { return };
         let id = ConnId::new(narrow, self.accepting.serial);
         let deadline = self.now.after(HANDSHAKE_DEADLINE);
-        let conn = entry.insert(Conn::new(id, stream, over_limit, deadline));
+        let upgrading = Upgrading::new(peer, introduction, over_limit);
+        let conn = entry.insert(Conn::new(id, stream, upgrading, deadline));
         if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
             self.conns.remove(slot);
             return self.pause(&error);
         }
         self.arm(id);
         self.counters.connections += 1;
+        self.limit_handshakes(id);
+        if let Some(client) = self.client_of_peer(peer) {
+            self.will_belong_to(id, client);
+        }
+    }
+
+    /// Ends the oldest handshake if with this one there are too many.
+    fn limit_handshakes(&mut self, newcomer: ConnId) {
+        let newcomers = &mut self.accepting.newcomers;
+        newcomers.push_back(newcomer);
+        if newcomers.len() <= MAX_HANDSHAKES {
+            return;
+        }
+        let conns = &self.conns;
+        newcomers.retain(|id| {
+            let conn = conns.get(id.slot()).filter(|conn| conn.id == *id);
+            conn.is_some_and(|conn| matches!(conn.phase, Phase::Upgrading(_)))
+        });
+        if newcomers.len() > MAX_HANDSHAKES
+            && let Some(oldest) = newcomers.pop_front()
+        {
+            if let Some(count) = self.bursts.handshakes.count(self.now) {
+                warn!(
+                    "{MAX_HANDSHAKES} connections have not completed their upgrade: the slowest \
+                     are ended, {count} since this was last said. Somebody may want to keep \
+                     browsers from connecting."
+                );
+            }
+            self.end(oldest);
+        }
     }
 
     /// Out of descriptors or memory: whoever is connected is served on, and in a second we try

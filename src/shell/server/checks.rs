@@ -58,12 +58,14 @@ impl Server {
             let waiting = self.access.queued().saturating_sub(1);
             let Some(lane) = self.lane(waiting) else { return };
             let Some((id, check)) = self.access.start(self.now) else { return };
-            match &self.backend {
+            match &mut self.backend {
                 Backend::Espocrm(_) => self.start_check(id, &check, lane),
                 Backend::Demo(demo) => {
                     let verdict = demo.check(&check);
                     self.finish_check(id, &check, &verdict);
                 }
+                #[cfg(test)]
+                Backend::Scripted(checks) => checks.start(id, check),
             }
         }
     }
@@ -102,10 +104,7 @@ impl Server {
     /// How the outcome of a check is to be read that was started under this convention. If EspoCRM
     /// may have become another version meanwhile, only what counts in each of them is granted.
     pub(super) fn convention(&self, at_start: Convention) -> Convention {
-        let in_doubt = match &self.backend {
-            Backend::Espocrm(espocrm) => espocrm.is_in_doubt(),
-            Backend::Demo(_) => false,
-        };
+        let in_doubt = matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt());
         if in_doubt || at_start != self.settings.version.convention() {
             Convention::Both
         } else {

@@ -11,6 +11,9 @@ use crate::shell::bus::Received;
 /// Messages taken in one turn: under a flood a connection then gets that many in one write.
 const MESSAGES: usize = 256;
 
+/// Bytes of messages taken in one turn: what waits in outboxes is looked at in between.
+const BYTES: usize = 1024 * 1024;
+
 /// Deliveries after which the turn goes on; 16 B each wait in the outboxes.
 const DELIVERIES: u64 = 64 * 1024;
 
@@ -18,9 +21,13 @@ impl Server {
     /// Takes messages of EspoCRM, up to this turn's budget.
     pub(super) fn receive_messages(&mut self) {
         let enough = self.counters.deliveries + DELIVERIES;
+        let mut bytes = 0;
         for _ in 0..MESSAGES {
             let published = match self.bus.receive() {
-                Received::Message(message) => self.publish(&message),
+                Received::Message(message) => {
+                    bytes += message.len();
+                    self.publish(&message)
+                }
                 Received::Rejected(rejection) => Err(rejection),
                 Received::Nothing => {
                     self.bus_pending = false;
@@ -31,7 +38,7 @@ impl Server {
             if let Err(rejection) = published {
                 self.reject(rejection);
             }
-            if self.counters.deliveries >= enough {
+            if self.counters.deliveries >= enough || bytes >= BYTES {
                 return;
             }
         }
@@ -53,6 +60,8 @@ impl Server {
                 slow.push(id);
                 continue;
             }
+            let (before, now) = conn.weigh();
+            self.held = self.held - before + now;
             if !conn.dirty {
                 conn.dirty = true;
                 self.dirty.push_back(id);
@@ -66,6 +75,7 @@ impl Server {
         for id in slow {
             self.too_slow(id);
         }
+        self.shed();
         Ok(())
     }
 

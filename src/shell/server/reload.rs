@@ -283,14 +283,12 @@ impl Server {
 
     /// Whether the administrator waits for an answer.
     fn was_asked_for(&mut self) -> bool {
-        match &mut self.backend {
-            Backend::Espocrm(espocrm) => std::mem::take(&mut espocrm.asked_for),
-            Backend::Demo(_) => false,
-        }
+        let Backend::Espocrm(espocrm) = &mut self.backend else { return false };
+        std::mem::take(&mut espocrm.asked_for)
     }
 
     /// Puts new settings in force; nobody is disconnected. What cannot be had stays as it was.
-    fn apply(&mut self, mut new: Settings) {
+    pub(super) fn apply(&mut self, mut new: Settings) {
         new.log_doubts();
         if new.means.value != self.settings.means.value {
             new.log_means();

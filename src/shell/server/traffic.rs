@@ -7,8 +7,8 @@ use log::{info, warn};
 
 use super::Server;
 use crate::core::id::ConnId;
-use crate::core::limits::MAX_OUTBOX;
-use crate::shell::conn::{Conn, Phase};
+use crate::core::limits::{MAX_HELD, MAX_OUTBOX};
+use crate::shell::conn::{Conn, Overdue, Phase};
 use crate::shell::stream::Written;
 use crate::shell::sys;
 
@@ -58,7 +58,41 @@ impl Server {
         match conn.write() {
             Ok(Written::Blocked) => {}
             Ok(Written::All) => conn.written(),
-            Err(_) => self.end(id),
+            Err(_) => return self.end(id),
+        }
+        self.weigh(id);
+    }
+
+    /// Adds up anew what a connection holds: after anything that may have changed it.
+    pub(super) fn weigh(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id) else { return };
+        let (before, now) = conn.weigh();
+        self.held = self.held - before + now;
+    }
+
+    /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
+    pub(super) fn shed(&mut self) {
+        let mut held = self.held + self.hub.held();
+        if held <= MAX_HELD {
+            return;
+        }
+        let holders =
+            self.conns.iter().map(|(_, conn)| (conn.held() + self.hub.held_by(conn.id), conn.id));
+        let mut holders: Vec<_> = holders.filter(|(holds, _)| *holds > 0).collect();
+        holders.sort_unstable();
+        while held > MAX_HELD / 4 * 3
+            && let Some((holds, id)) = holders.pop()
+        {
+            held -= holds;
+            if let Some(count) = self.bursts.memory.count(self.now) {
+                let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
+                warn!(
+                    "Connections together hold more than {MAX_HELD} bytes of what is incomplete or \
+                     waits to be written. Those that hold the most are disconnected: {count} since \
+                     this was last said, now one of user {user} with {holds} bytes."
+                );
+            }
+            self.end(id);
         }
     }
 
@@ -83,10 +117,18 @@ impl Server {
         let mut scratch = std::mem::take(&mut self.scratch);
         let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
         self.scratch = scratch;
+        self.weigh(id);
+        self.shed();
         // An answer, or the TLS handshake's part.
         self.mark_dirty(id);
-        if more
-            && let Some(conn) = self.conn(id)
+        if more {
+            self.read_later(id);
+        }
+    }
+
+    /// Has a connection read on in the next turn.
+    pub(super) fn read_later(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn(id)
             && !conn.unread
         {
             conn.unread = true;
@@ -150,13 +192,18 @@ impl Server {
                 continue;
             }
             if conn.due <= now {
-                if !conn.ping(next_ping) {
-                    // A deadline has passed, or the peer is lost. Without a Close frame: a browser
-                    // that was only asleep comes back.
-                    self.end(id);
-                    continue;
+                match conn.ping(next_ping) {
+                    Ok(()) => self.send(id, self.ping.clone()),
+                    // Without a Close frame: a browser that was only asleep comes back.
+                    Err(Overdue::Deadline | Overdue::Lost | Overdue::Incomplete) => {
+                        self.end(id);
+                        continue;
+                    }
+                    Err(Overdue::Lagging) => {
+                        self.too_slow(id);
+                        continue;
+                    }
                 }
-                self.send(id, self.ping.clone());
             }
             self.hub.review(now, id);
             self.arm(id);
@@ -177,8 +224,9 @@ impl Server {
     pub(super) fn arm(&mut self, id: ConnId) {
         let review = Some(self.settings.review_interval.value).filter(|it| !it.is_zero());
         let latest = review.map(|interval| self.now.after(interval));
-        if let Some(due) = self.conn(id).and_then(|conn| conn.arm(latest)) {
-            self.timers.add(id, due);
+        let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended());
+        if let Some(conn) = conn {
+            conn.arm(&mut self.timers, latest);
         }
     }
 
@@ -188,22 +236,26 @@ impl Server {
             conn.phase = Phase::Ended;
             conn.outbox.clear();
             self.ended.push(id.slot());
+            self.weigh(id);
+            self.leave(id);
             self.hub.close(id);
         }
     }
 
     /// A reader that cannot keep up is ended; its tab comes back.
     pub(super) fn too_slow(&mut self, id: ConnId) {
+        let waiting = self.conn(id).map_or(0, |conn| conn.outbox.bytes());
         if let Some(count) = self.bursts.slow.count(self.now) {
             warn!(
-                "A browser could not keep up with what it was sent: {MAX_OUTBOX} bytes waited for \
-                 it. It was disconnected and will come back. ({count} since this was last said.)"
+                "A browser could not keep up with what it was sent: {waiting} bytes waited for it, \
+                 of at most {MAX_OUTBOX}. It was disconnected and will come back. ({count} since \
+                 this was last said.)"
             );
         }
         self.end(id);
     }
 
-    fn no_tls(&mut self, error: &io::Error) {
+    pub(super) fn no_tls(&mut self, error: &io::Error) {
         if let Some(count) = self.bursts.tls.count(self.now) {
             info!(
                 "A TLS handshake failed: {error}. ({count} since this was last said.) If browsers \

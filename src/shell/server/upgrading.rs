@@ -1,11 +1,13 @@
 //! From an HTTP request to a WebSocket.
 
-use log::info;
+use log::{info, warn};
 
 use super::{Backend, Server};
 use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
 use crate::core::limits::CLOSE_DEADLINE;
+use crate::core::network::ClientKey;
+use crate::core::proxy_protocol::{self, Malformed};
 use crate::core::reader::Reader;
 use crate::core::timers;
 use crate::core::upgrade::{self, Refusal, Upgrade};
@@ -15,8 +17,11 @@ impl Server {
     pub(super) fn receive_request(&mut self, id: ConnId, bytes: &[u8]) {
         let Some(conn) = self.conn(id) else { return };
         let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
-        if !upgrading.feed(bytes) {
+        if !upgrading.feed(bytes) && !upgrading.introduction {
             return;
+        }
+        if upgrading.introduction {
+            return self.receive_introduction(id);
         }
         let request = std::mem::take(upgrading);
         let mut headers = upgrade::no_headers();
@@ -30,21 +35,68 @@ impl Server {
             Err(refusal) => return self.refuse(id, refusal),
         };
         match head.upgrade() {
-            Ok(_) if request.over_limit || self.access.is_crowded() => {
-                self.refuse(id, Refusal::Unavailable);
-            }
-            Ok(upgrade) => {
+            Ok(mut upgrade) => {
+                let client = request.peer.and_then(|peer| self.client_of_head(peer, &head));
+                let room = client.is_none_or(|client| self.belongs_to(id, client));
+                let credentials = upgrade.credentials.as_ref();
+                if !room || request.over_limit || self.is_crowded(id, credentials) {
+                    return self.refuse(id, Refusal::Unavailable);
+                }
+                if !self.may_connect(&head) {
+                    upgrade.credentials = None;
+                }
                 self.begin_websocket(id, upgrade);
                 let rest = request.bytes().get(head.length..).unwrap_or_default();
                 self.receive_frames(id, rest);
             }
-            Err(refusal) => match &self.backend {
-                Backend::Demo(demo) => {
+            Err(refusal) => {
+                if let Backend::Demo(demo) = &self.backend {
                     let response = demo.respond(&head).unwrap_or_else(|| refusal.response());
                     self.respond(id, response);
+                } else {
+                    self.refuse(id, refusal);
                 }
-                Backend::Espocrm(_) => self.refuse(id, refusal),
-            },
+            }
+        }
+    }
+
+    /// A proxy says first whose connection it passes on.
+    fn receive_introduction(&mut self, id: ConnId) {
+        let Some(conn) = self.conn(id) else { return };
+        let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
+        let (client, rest) = match proxy_protocol::parse(upgrading.bytes()) {
+            Ok(None) => return,
+            Ok(Some(introduction)) => {
+                (introduction.client, upgrading.introduced(introduction.length))
+            }
+            Err(Malformed) => {
+                if let Some(count) = self.bursts.introduction.count(self.now) {
+                    warn!(
+                        "A trusted proxy began a connection without a header of the PROXY \
+                         protocol. ({count} since this was last said.) Turn it on in the proxy, or \
+                         proxy_protocol off here."
+                    );
+                }
+                return self.end(id);
+            }
+        };
+        if let Some(client) = client {
+            self.will_belong_to(id, ClientKey::of(client));
+        }
+        let Some(conn) = self.conn(id) else { return };
+        if !conn.is_tls() {
+            if !rest.is_empty() {
+                self.receive_request(id, &rest);
+            }
+            return;
+        }
+        match conn.begin_tls(&rest) {
+            // What it has in it already is told by nobody.
+            Ok(()) => self.read_later(id),
+            Err(error) => {
+                self.no_tls(&error);
+                self.end(id);
+            }
         }
     }
 
@@ -56,7 +108,12 @@ impl Server {
         self.arm(id);
         self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
         match upgrade.credentials {
-            Some(credentials) => self.hub.open(id, &credentials),
+            #[cfg(feature = "echo")]
+            _ if self.echoes() => {}
+            Some(credentials) => {
+                self.begin_login(id);
+                self.hub.open(id, &credentials);
+            }
             // After the upgrade: an HTTP error would make the browser try again for ever.
             None => self.close(id, CloseReason::Refused),
         }

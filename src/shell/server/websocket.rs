@@ -5,7 +5,9 @@ use log::warn;
 use super::Server;
 use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
-use crate::core::limits::{CLOSE_DEADLINE, MAX_SUBSCRIPTIONS};
+use crate::core::limits::{
+    CLOSE_DEADLINE, MAX_CONTROL_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND, MAX_SUBSCRIPTIONS,
+};
 use crate::core::outbox::Full;
 use crate::core::reader::Incoming;
 use crate::core::wamp;
@@ -15,39 +17,77 @@ use crate::shell::random;
 impl Server {
     pub(super) fn receive_frames(&mut self, id: ConnId, bytes: &[u8]) {
         let mut incoming = std::mem::take(&mut self.incoming);
-        let closing = match self.conn(id).map(|conn| &mut conn.phase) {
-            Some(Phase::Open(reader)) => {
-                reader.feed(bytes, &mut incoming);
-                false
-            }
-            Some(Phase::Closing(reader)) => {
-                reader.feed(bytes, &mut incoming);
-                true
-            }
-            _ => false,
+        let (frames, closing) = match self.conn(id).map(|conn| &mut conn.phase) {
+            Some(Phase::Open(reader)) => (reader.feed(bytes, &mut incoming), false),
+            Some(Phase::Closing(reader)) => (reader.feed(bytes, &mut incoming), true),
+            _ => Default::default(),
         };
+        let now = self.now;
+        if self.conn(id).is_some_and(|conn| !conn.count(now, frames)) {
+            incoming.clear();
+            self.flooded(id);
+        }
         for incoming in incoming.drain(..) {
             match incoming {
                 Incoming::Closed | Incoming::Violation(_) if closing => self.finish(id),
                 _ if closing => {}
-                Incoming::Message(text) => {
-                    if wamp::may_subscribe(&text) {
-                        // By the categories that are on disk now.
-                        self.look();
-                    }
-                    self.hub.receive(id, &text);
-                    self.carry_out();
+                #[cfg(feature = "echo")]
+                Incoming::Message(_) | Incoming::Binary(_) if self.echoes() => {
+                    self.echo(id, incoming);
                 }
+                Incoming::Message(text) => self.receive_message(id, &text),
+                // EspoCRM's daemon took it as text.
+                Incoming::Binary(bytes) => match std::str::from_utf8(&bytes) {
+                    Ok(text) => self.receive_message(id, text),
+                    Err(_) => self.close(id, CloseReason::Malformed),
+                },
                 Incoming::Pong => {}
                 Incoming::Answer(frame) => self.send(id, frame),
                 Incoming::Closed => self.finish(id),
-                Incoming::Violation(reason) => self.close(id, reason),
+                Incoming::Violation(reason) => {
+                    self.close(id, reason);
+                    // Whatever comes now cannot be relied on, an answer to the Close frame included.
+                    self.finish(id);
+                }
             }
         }
         self.incoming = incoming;
     }
 
+    fn receive_message(&mut self, id: ConnId, text: &str) {
+        if let Some(conn) = self.conn(id) {
+            conn.completed();
+        }
+        if wamp::may_subscribe(text) {
+            // By the categories that are on disk now.
+            self.look();
+        }
+        self.hub.receive(id, text);
+        self.carry_out();
+    }
+
+    /// A peer that sends so much is no browser, or one that has gone wild.
+    fn flooded(&mut self, id: ConnId) {
+        if let Some(count) = self.bursts.flooded.count(self.now) {
+            let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
+            warn!(
+                "A tab of user {user} sent more than {MAX_FRAMES_PER_SECOND} messages or \
+                 {MAX_CONTROL_FRAMES_PER_SECOND} pings in a second. It was closed, and stays so until \
+                 its page is reloaded. ({count} since this was last said.)"
+            );
+        }
+        self.close(id, CloseReason::Flood);
+    }
+
     pub(super) fn welcome(&mut self, id: ConnId) {
+        self.end_login(id);
+        // Others of the same user may have come in while it was checked.
+        if let Some(user) = self.hub.user(id).map(str::to_owned) {
+            let others = self.hub.connections_of(&user).saturating_sub(1);
+            if self.has_too_many(&user, others) {
+                return self.end(id);
+            }
+        }
         match random::hex() {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
@@ -64,7 +104,10 @@ impl Server {
             return;
         }
         match conn.outbox.push(frame) {
-            Ok(()) => self.mark_dirty(id),
+            Ok(()) => {
+                self.weigh(id);
+                self.mark_dirty(id);
+            }
             Err(Full) => self.too_slow(id),
         }
     }
@@ -72,6 +115,7 @@ impl Server {
     /// Ends a connection cleanly: a Close frame, and a while for the browser to answer it. Its tab
     /// does not come back before it is reloaded.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        self.end_login(id);
         self.hub.close(id);
         self.send(id, SharedFrame::close(reason));
         let Some(conn) = self.conn(id) else { return };
@@ -83,6 +127,7 @@ impl Server {
 
     /// Both sides have closed: what waits is written, then TCP is ended.
     fn finish(&mut self, id: ConnId) {
+        self.end_login(id);
         self.hub.close(id);
         let Some(conn) = self.conn(id) else { return };
         conn.phase = Phase::Finishing;

@@ -1,17 +1,20 @@
 //! The daemon's own settings: those that EspoCRM's configuration does not have.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, de};
+use toml_span::Value;
+use toml_span::value::ValueInner;
 
 use super::{Span, SpanOrZero};
+use crate::core::network::Network;
+use crate::core::origin::{NoOrigin, Origin};
 use crate::shell::fatal::{Fatal, Result};
 
 /// What may stand in the configuration file; the flags of the command line have the same names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Own {
     /// EspoCRM's root directory.
     pub espocrm: Option<PathBuf>,
@@ -24,10 +27,18 @@ pub struct Own {
     /// Log each event.
     pub debug: Option<bool>,
     /// Connections at a time.
-    #[serde(deserialize_with = "positive")]
     pub max_connections: Option<usize>,
+    /// Connections at a time of one client address; 0 for no limit.
+    pub max_per_address: Option<usize>,
+    /// Connections at a time of one user; 0 for no limit.
+    pub max_per_user: Option<usize>,
+    /// Proxies that are believed whose connections they pass on.
+    pub trusted_proxies: Option<Vec<Network>>,
+    /// Whether these begin each connection by a header of the PROXY protocol.
+    pub proxy_protocol: Option<bool>,
+    /// Origins of pages that may connect.
+    pub origins: Option<Vec<Allowed>>,
     /// PHP processes at a time that check access.
-    #[serde(deserialize_with = "positive")]
     pub max_checks: Option<usize>,
     /// After which a check is killed.
     pub check_timeout: Option<Span>,
@@ -49,6 +60,43 @@ pub struct Listen {
     /// The port, if EspoCRM's is not to be used.
     pub port: Option<u16>,
 }
+
+/// A page that may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// One of EspoCRM's own, by its `siteUrl`.
+    SameSite,
+    /// One of this origin.
+    Origin(Origin),
+}
+
+/// A setting by its name.
+struct Setting {
+    name: &'static str,
+    /// Sets it to what a text says; one that is a list gets one item more.
+    set: fn(&mut Own, &str) -> std::result::Result<(), String>,
+}
+
+/// Every setting.
+const SETTINGS: [Setting; 17] = [
+    Setting { name: "espocrm", set: |own, text| put(&mut own.espocrm, text) },
+    Setting { name: "php", set: |own, text| put(&mut own.php, text) },
+    Setting { name: "listen", set: |own, text| put(&mut own.listen, text) },
+    Setting { name: "zeromq", set: |own, text| put(&mut own.zeromq, text) },
+    Setting { name: "debug", set: |own, text| put(&mut own.debug, text) },
+    Setting { name: "max_connections", set: |own, text| limit(&mut own.max_connections, text) },
+    Setting { name: "max_per_address", set: |own, text| put(&mut own.max_per_address, text) },
+    Setting { name: "max_per_user", set: |own, text| put(&mut own.max_per_user, text) },
+    Setting { name: "trusted_proxies", set: |own, text| push(&mut own.trusted_proxies, text) },
+    Setting { name: "proxy_protocol", set: |own, text| put(&mut own.proxy_protocol, text) },
+    Setting { name: "origins", set: |own, text| push(&mut own.origins, text) },
+    Setting { name: "max_checks", set: |own, text| limit(&mut own.max_checks, text) },
+    Setting { name: "check_timeout", set: |own, text| put(&mut own.check_timeout, text) },
+    Setting { name: "review_interval", set: |own, text| put(&mut own.review_interval, text) },
+    Setting { name: "ping_interval", set: |own, text| put(&mut own.ping_interval, text) },
+    Setting { name: "verdict_reuse", set: |own, text| put(&mut own.verdict_reuse, text) },
+    Setting { name: "worker", set: |own, text| put(&mut own.worker, text) },
+];
 
 /// Read if no other file is named and this one exists.
 pub const DEFAULT_FILE: &str = "/etc/espocrm-websocket/config.toml";
@@ -77,8 +125,90 @@ impl Own {
     /// # Errors
     /// What is wrong, and where.
     pub fn from_toml(text: &str) -> std::result::Result<Self, String> {
-        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+        let at = |offset: usize, error: &str| {
+            let line = text.get(..offset).unwrap_or_default().split('\n').count();
+            format!("line {line}: {error}")
+        };
+        let mut own = Self::default();
+        let mut file =
+            toml_span::parse(text).map_err(|error| at(error.span.start, &error.to_string()))?;
+        let ValueInner::Table(table) = file.take() else { return Ok(own) };
+        for (key, value) in table {
+            let offset = key.span.start;
+            own.set_value(&key.name, value).map_err(|error| at(offset, &error))?;
+        }
+        Ok(own)
     }
+
+    /// Sets one to what a text says; a list gets one item more.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or that there is no such setting.
+    pub fn set(&mut self, name: &str, text: &str) -> std::result::Result<(), String> {
+        let set = setting(name)?.set;
+        set(self, text).map_err(|error| format!("{name}: {error}"))
+    }
+
+    fn set_value(&mut self, name: &str, mut value: Value<'_>) -> std::result::Result<(), String> {
+        setting(name)?;
+        let odd = |kind: &str| format!("{name}: {kind} is not expected");
+        match value.take() {
+            ValueInner::Array(items) if self.clear_list(name) => items
+                .into_iter()
+                .try_for_each(|mut item| self.set(name, &text(item.take()).map_err(odd)?)),
+            other => self.set(name, &text(other).map_err(odd)?),
+        }
+    }
+
+    /// Empties a setting that has several values; false for any other.
+    fn clear_list(&mut self, name: &str) -> bool {
+        match name {
+            "origins" => self.origins = Some(Vec::new()),
+            "trusted_proxies" => self.trusted_proxies = Some(Vec::new()),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// What a value says, or the kind of one that says nothing.
+fn text(value: ValueInner<'_>) -> std::result::Result<String, &'static str> {
+    match value {
+        ValueInner::String(text) => Ok(text.into_owned()),
+        ValueInner::Integer(number) => Ok(number.to_string()),
+        ValueInner::Boolean(truth) => Ok(truth.to_string()),
+        other => Err(other.type_str()),
+    }
+}
+
+fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
+    SETTINGS.iter().find(|setting| setting.name == name).ok_or_else(|| {
+        let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
+        format!("there is no setting {name:?}; there are {}", names.join(", "))
+    })
+}
+
+fn put<T>(place: &mut Option<T>, text: &str) -> std::result::Result<(), String>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    *place = Some(text.parse().map_err(|error| format!("{text:?}: {error}"))?);
+    Ok(())
+}
+
+fn push<T>(place: &mut Option<Vec<T>>, text: &str) -> std::result::Result<(), String>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let mut item = None;
+    put(&mut item, text)?;
+    place.get_or_insert_default().extend(item);
+    Ok(())
+}
+
+fn limit(place: &mut Option<usize>, text: &str) -> std::result::Result<(), String> {
+    put(place, text)?;
+    if *place == Some(0) { Err("it must be at least 1".to_owned()) } else { Ok(()) }
 }
 
 impl FromStr for Listen {
@@ -90,25 +220,18 @@ impl FromStr for Listen {
         }
         match text.parse::<IpAddr>() {
             Ok(address) => Ok(Self { address, port: None }),
-            Err(_) => Err(format!(
-                "{text:?} is no address to listen at; examples: 127.0.0.1, 0.0.0.0:8080, [::]:8080"
-            )),
+            Err(_) => {
+                Err("no address to listen at; examples: 127.0.0.1, 0.0.0.0:8080, [::]:8080".into())
+            }
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Listen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
+impl FromStr for Allowed {
+    type Err = NoOrigin;
 
-fn positive<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> std::result::Result<Option<usize>, D::Error> {
-    match usize::deserialize(deserializer)? {
-        0 => Err(de::Error::custom("it must be at least 1")),
-        number => Ok(Some(number)),
+    fn from_str(text: &str) -> std::result::Result<Self, NoOrigin> {
+        if text == "same-site" { Ok(Self::SameSite) } else { Origin::of(text).map(Self::Origin) }
     }
 }
 
@@ -122,6 +245,8 @@ mod tests {
         let own = Own::from_toml(
             "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
              zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nmax_connections = 500\n\
+             max_per_address = 100\nmax_per_user = 0\ntrusted_proxies = ['10.0.0.0/8', '::1']\n\
+             proxy_protocol = true\norigins = ['same-site', 'https://portal.example.com/']\n\
              max_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
              ping_interval = 20\nverdict_reuse = 0\nworker = false\n",
         );
@@ -132,6 +257,14 @@ mod tests {
             zeromq: Some("tcp://127.0.0.1:5556".into()),
             debug: Some(true),
             max_connections: Some(500),
+            max_per_address: Some(100),
+            max_per_user: Some(0),
+            trusted_proxies: Some(vec!["10.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()]),
+            proxy_protocol: Some(true),
+            origins: Some(vec![
+                Allowed::SameSite,
+                Allowed::Origin(Origin::of("https://portal.example.com").unwrap()),
+            ]),
             max_checks: Some(1),
             check_timeout: Some(Duration::from_secs(10).into()),
             review_interval: Some(Duration::ZERO.into()),
@@ -156,6 +289,11 @@ mod tests {
             zeromq: Some(_),
             debug: Some(_),
             max_connections: Some(_),
+            max_per_address: Some(_),
+            max_per_user: Some(_),
+            trusted_proxies: Some(_),
+            proxy_protocol: Some(_),
+            origins: Some(_),
             max_checks: Some(_),
             check_timeout: Some(_),
             review_interval: Some(_),
@@ -171,13 +309,20 @@ mod tests {
     #[test]
     fn mistakes_are_named_with_their_line() {
         for (text, mistake) in [
-            ("\nlisten = 'localhost'", "\"localhost\" is no address"),
+            ("\nlisten = 'localhost'", "\"localhost\": no address"),
             ("\nmax_checks = 0", "at least 1"),
             ("\nmax_checks = -1", "max_checks"),
+            ("\nmax_checks = [1]", "max_checks: array is not expected"),
+            ("\nping_interval = 1.5", "ping_interval: float"),
+            ("\norigins = [[]]", "origins"),
+            ("\ndebug = 'maybe'", "debug"),
+            ("debug = true\ndebug = true", "duplicate key: `debug`"),
             ("\nping_interval = 0", "a length of time is expected"),
             ("\nreview_interval = 'off'", "a length of time is expected"),
             ("\nping_interval = 'soon'", "a length of time is expected"),
-            ("\nport = 8080", "unknown field `port`"),
+            ("\ntrusted_proxies = ['proxy']", "proxy"),
+            ("\norigins = ['*']", "an origin is expected"),
+            ("\nport = 8080", "there is no setting \"port\""),
             ("\nx", "line 2"),
         ] {
             let error = Own::from_toml(text).unwrap_err();

@@ -4,8 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
-
 /// A length of time, not zero: `20s`, `500ms`, `2m`, `1h`; a bare number counts seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(Duration);
@@ -83,36 +81,6 @@ impl fmt::Display for NoSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a length of time is expected, such as \"20s\", \"500ms\" or \"2m\"")
     }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or_seconds(deserializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for SpanOrZero {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or_seconds(deserializer)
-    }
-}
-
-fn text_or_seconds<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr<Err = NoSpan>,
-{
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Value {
-        Seconds(u32),
-        Text(String),
-    }
-    match Value::deserialize(deserializer).map_err(|_| de::Error::custom(NoSpan))? {
-        Value::Seconds(seconds) => seconds.to_string().parse(),
-        Value::Text(text) => text.parse(),
-    }
-    .map_err(de::Error::custom)
 }
 
 #[cfg(test)]

@@ -1,0 +1,25 @@
+//! Serves WebSockets as the daemon does, but sends back what it receives: for tools/autobahn.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use espocrm_websocket::shell::settings::{Listen, Own};
+use espocrm_websocket::shell::{demo, logging};
+
+fn main() -> ExitCode {
+    logging::start();
+    let flags = Own {
+        listen: Some(Listen { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: Some(0) }),
+        // A test case does not expect to be pinged.
+        ping_interval: Some(Duration::from_secs(3_600).into()),
+        ..Own::default()
+    };
+    match demo::serve(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

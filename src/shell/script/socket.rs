@@ -1,0 +1,223 @@
+//! A scripted TCP connection: both the kernel's side of it and what the server holds.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::Shutdown;
+use std::rc::Rc;
+
+use mio::Token;
+
+use super::{Entry, Journal, Number, Random};
+
+/// What the server holds.
+pub struct Socket(Rc<RefCell<Kernel>>);
+
+/// What the kernel knows of a connection.
+///
+/// It reports as an edge-triggered epoll does: once after bytes, the end or an error have arrived,
+/// and once when there is room again after it took no more. A read that returns less than there is,
+/// or nothing, stands for bytes that arrive a moment later; so it is reported again.
+#[allow(clippy::struct_excessive_bools, reason = "TCP has so many")]
+pub struct Kernel {
+    pub number: Number,
+    /// Under which it is reported.
+    pub token: Option<Token>,
+    /// What has arrived and was not read yet.
+    pub incoming: VecDeque<u8>,
+    /// The peer sends nothing more.
+    pub fin: bool,
+    pub reset: bool,
+    /// What the server has written.
+    pub outgoing: Vec<u8>,
+    /// How many bytes more the kernel takes.
+    pub room: usize,
+    /// Something is to be reported.
+    pub edge: bool,
+    /// The server has shut down its side.
+    pub finished: bool,
+    /// The server has closed it.
+    pub dropped: bool,
+    /// How often a call does less than it could, in percent.
+    pub tricks: usize,
+    wants_room: bool,
+    /// It has ever taken no more.
+    pub was_blocked: bool,
+    random: Random,
+    journal: Journal,
+}
+
+impl Kernel {
+    pub fn new(number: Number, journal: &Journal, random: Random) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            number,
+            token: None,
+            incoming: VecDeque::new(),
+            fin: false,
+            reset: false,
+            outgoing: Vec::new(),
+            room: usize::MAX,
+            edge: false,
+            finished: false,
+            dropped: false,
+            tricks: 0,
+            wants_room: false,
+            was_blocked: false,
+            random,
+            journal: Rc::clone(journal),
+        }))
+    }
+
+    pub fn arrive(&mut self, bytes: &[u8]) {
+        self.incoming.extend(bytes);
+        self.edge = true;
+    }
+
+    pub fn end(&mut self) {
+        self.fin = true;
+        self.edge = true;
+    }
+
+    pub fn break_off(&mut self) {
+        self.reset = true;
+        self.incoming.clear();
+        self.edge = true;
+    }
+
+    pub fn make_room(&mut self, bytes: usize) {
+        self.room = self.room.saturating_add(bytes);
+        if bytes > 0 && std::mem::take(&mut self.wants_room) {
+            self.edge = true;
+        }
+    }
+
+    pub fn is_readable(&self) -> bool {
+        !self.incoming.is_empty() || self.fin || self.reset
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.room > 0 || self.reset
+    }
+
+    /// Whether the server was told that there is no room, and not yet that there is.
+    pub fn is_blocked(&self) -> bool {
+        self.wants_room
+    }
+
+    fn note(&mut self, entry: Entry) {
+        self.journal.borrow_mut().push_back(entry);
+    }
+
+    fn tricks(&mut self) -> bool {
+        self.random.chance(self.tricks)
+    }
+
+    fn fail(&mut self, kind: ErrorKind) -> io::Error {
+        self.note(Entry::Failed(self.number));
+        kind.into()
+    }
+
+    /// Some of `most`, at least one.
+    fn some(&mut self, most: usize) -> usize {
+        if most > 1 && self.tricks() { 1 + self.random.below(most - 1) } else { most }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        assert!(!buffer.is_empty(), "a read for nothing");
+        if self.tricks() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        if self.reset {
+            return Err(self.fail(ErrorKind::ConnectionReset));
+        }
+        if self.incoming.is_empty() && self.fin {
+            self.note(Entry::Read(self.number, 0));
+            return Ok(0);
+        }
+        if self.incoming.is_empty() || self.tricks() {
+            self.edge |= !self.incoming.is_empty();
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let count = self.some(self.incoming.len().min(buffer.len()));
+        for (to, byte) in buffer.iter_mut().zip(self.incoming.drain(..count)) {
+            *to = byte;
+        }
+        if count < buffer.len() && !self.incoming.is_empty() {
+            self.edge = true;
+        }
+        self.note(Entry::Read(self.number, count));
+        Ok(count)
+    }
+
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        assert!(!self.finished, "a write after the end");
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        assert!(length > 0, "a write of nothing");
+        if self.tricks() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        if self.reset {
+            return Err(self.fail(ErrorKind::BrokenPipe));
+        }
+        if self.room == 0 || self.tricks() {
+            // With room: that was made a moment later.
+            self.edge |= self.room > 0;
+            self.wants_room = self.room == 0;
+            self.was_blocked = true;
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let count = self.some(length.min(self.room));
+        let mut rest = count;
+        for slice in slices {
+            let (taken, _) = slice.split_at(rest.min(slice.len()));
+            self.outgoing.extend_from_slice(taken);
+            rest -= taken.len();
+        }
+        self.room -= count;
+        self.note(Entry::Wrote(self.number, count));
+        Ok(count)
+    }
+}
+
+impl Socket {
+    pub fn new(kernel: &Rc<RefCell<Kernel>>) -> Self {
+        Self(Rc::clone(kernel))
+    }
+
+    pub fn kernel(&self) -> RefMut<'_, Kernel> {
+        self.0.borrow_mut()
+    }
+
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.kernel().read(buffer)
+    }
+
+    pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.kernel().write(slices)
+    }
+
+    /// What is readable or writable by now is reported.
+    pub fn register(&self, token: Token) {
+        let mut kernel = self.kernel();
+        assert_eq!(kernel.token.replace(token), None, "registered twice");
+        kernel.edge = true;
+    }
+
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        assert_eq!(how, Shutdown::Write);
+        let mut kernel = self.kernel();
+        kernel.finished = true;
+        let number = kernel.number;
+        kernel.note(Entry::Finished(number));
+        if kernel.reset { Err(ErrorKind::NotConnected.into()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let mut kernel = self.kernel();
+        kernel.dropped = true;
+        let number = kernel.number;
+        kernel.note(Entry::Dropped(number));
+    }
+}

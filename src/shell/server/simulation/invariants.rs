@@ -1,0 +1,102 @@
+//! What must hold whenever the server waits, and some of it at any time.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::oracle::Oracle;
+use super::tab::Stage;
+use super::{FIRST_CONN, Server};
+use crate::core::id::ConnId;
+use crate::core::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE, MAX_OUTBOX};
+
+/// The server's own lists and sums.
+pub fn check_lists(server: &mut Server) {
+    let dirty = set(server.dirty.iter().copied());
+    let unread = set(server.unread.iter().copied());
+    let ended = set(server.ended.iter().copied());
+    let mut held = 0;
+    for (slot, conn) in &mut server.conns {
+        assert_eq!(conn.id.slot(), slot);
+        assert_eq!(ended.contains(&slot), conn.has_ended(), "{slot} is to be freed");
+        if !conn.has_ended() {
+            assert_eq!(dirty.contains(&conn.id), conn.dirty, "{slot} is to be flushed");
+            assert_eq!(unread.contains(&conn.id), conn.unread, "{slot} is to be read on");
+        }
+        let (before, now) = conn.weigh();
+        assert_eq!(before, now, "what {slot} holds");
+        held += now;
+        let outbox = conn.outbox.held();
+        assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
+    }
+    assert_eq!(server.held, held);
+    assert!(ended.iter().all(|slot| server.conns.contains(*slot)));
+}
+
+fn set<T: Ord>(items: impl Iterator<Item = T>) -> BTreeSet<T> {
+    let mut set = BTreeSet::new();
+    for item in items {
+        assert!(set.insert(item), "twice in a list");
+    }
+    set
+}
+
+/// The server has done all that it can do, and would wait for so long.
+pub fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration>) {
+    check_lists(server);
+    assert!(server.ended.is_empty() && server.answers.is_empty());
+    assert_eq!(server.conns.len(), oracle.open());
+    assert_eq!(server.access.running(), oracle.running.len());
+    // Whoever was just found to be gone waits until the next turn.
+    if !server.hub.has_actions() {
+        assert_eq!(server.access.waiting(), oracle.checks.waiting());
+    }
+    for tab in oracle.tabs.values().filter(|tab| tab.stage != Stage::Knocking) {
+        let number = tab.number;
+        let kernel = tab.browser.kernel.borrow();
+        let slot = kernel.token.expect("it was registered").0 - FIRST_CONN;
+        let id = server.conns[slot].id;
+        let user = tab.is_logged_in.then(|| tab.user()).filter(|_| tab.stage == Stage::Open);
+        assert_eq!(server.hub.user(id), user, "of {number}");
+        assert!(!tab.is_overdue(oracle.now), "{number} is to be ended: {:?}", tab.stage);
+        if wait == Some(Duration::ZERO) || kernel.edge {
+            continue;
+        }
+        assert!(!kernel.is_readable(), "{number} is not read to its end");
+        if !kernel.is_blocked() {
+            assert!(tab.expected.is_empty(), "to {number} is not written: {:?}", tab.expected);
+            assert!(tab.pongs.is_empty(), "{number} gets no pong");
+            assert_eq!(tab.parsed, tab.written, "{number} gets half a frame");
+            let asked = oracle.now.since(tab.pinged);
+            let is_asked = asked < oracle.ping_interval + Duration::from_secs(1);
+            assert!(tab.stage != Stage::Open || is_asked, "{number} is not pinged");
+        }
+        let deadline = match tab.stage {
+            Stage::Upgrading => {
+                tab.accepted.after(HANDSHAKE_DEADLINE).max(tab.heard.after(CLOSE_DEADLINE))
+            }
+            Stage::Open if kernel.was_blocked => continue,
+            Stage::Open => tab.pinged.after(oracle.ping_interval),
+            _ => tab.since.after(CLOSE_DEADLINE),
+        };
+        let wake =
+            server.clock.now().after(wait.expect("not for ever, while somebody is connected"));
+        assert!(
+            wake <= deadline.after(Duration::from_secs(1)),
+            "{number} is forgotten: {:?} {:?} {wake:?} {deadline:?} {:?}",
+            tab.stage,
+            server.conns[slot].due,
+            tab.pinged
+        );
+    }
+}
+
+/// Nothing may be left of anybody.
+pub fn check_empty(server: &mut Server, oracle: &Oracle) {
+    check_lists(server);
+    assert!(server.conns.is_empty() && server.hub.is_empty() && server.access.is_idle());
+    assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
+    assert_eq!(server.held, 0);
+    let mut due: Vec<ConnId> = Vec::new();
+    server.timers.take_due(oracle.now.after(Duration::from_secs(3_600)), &mut due);
+    assert!(server.timers.is_empty());
+}

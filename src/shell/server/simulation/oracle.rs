@@ -1,0 +1,458 @@
+//! Follows what the server does, entry by entry, and says what must come of it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::access::Checks;
+use super::browser::{Effect, Request, Unit};
+use super::model::{self, Rule};
+use super::tab::{Expected, Stage, Status, Tab};
+use crate::core::access::JobId;
+use crate::core::check::Check;
+use crate::core::time::Time;
+use crate::core::verdict::Verdict;
+use crate::shell::script::{Entry, Journal, Message, Number};
+
+pub struct Oracle {
+    pub now: Time,
+    pub tabs: BTreeMap<Number, Tab>,
+    pub checks: Checks,
+    /// PHP processes.
+    pub running: Vec<(JobId, Rc<Check>)>,
+    /// What EspoCRM has sent, as far as the server has not received it.
+    pub sent: VecDeque<Sent>,
+    pub edition: u32,
+    pub is_reloading: bool,
+    pub max_connections: usize,
+    pub ping_interval: Duration,
+    pub seen: BTreeMap<&'static str, u64>,
+    /// Entries followed.
+    pub progress: u64,
+    pub is_told: bool,
+    journal: Journal,
+}
+
+/// A message of EspoCRM.
+pub struct Sent {
+    pub message: Message,
+    /// Of which topic and for whom it is, if it is well-formed.
+    pub meaning: Option<(&'static str, Option<&'static str>)>,
+}
+
+/// As the server has it.
+const OVER_LIMIT: usize = 64;
+
+impl Oracle {
+    pub fn new(journal: &Journal, max_connections: usize, ping_interval: Duration) -> Self {
+        Self {
+            now: Time::default(),
+            tabs: BTreeMap::new(),
+            checks: Checks::default(),
+            running: Vec::new(),
+            sent: VecDeque::new(),
+            edition: 0,
+            is_reloading: false,
+            max_connections,
+            ping_interval,
+            seen: BTreeMap::new(),
+            progress: 0,
+            is_told: false,
+            journal: Rc::clone(journal),
+        }
+    }
+
+    /// Follows what the server has done since the last time.
+    pub fn follow(&mut self) {
+        while let Some(entry) = self.next() {
+            self.progress += 1;
+            if self.is_told {
+                println!("{:>9} {entry:?}", self.now.as_millis());
+            }
+            match entry {
+                Entry::Accepted(number) => self.accepted(number),
+                Entry::Read(number, 0) => self.end(number, "ended by the browser"),
+                Entry::Read(number, count) => self.read(number, count),
+                Entry::Wrote(number, count) => self.wrote(number, count),
+                Entry::Failed(number) => self.end(number, "broken off"),
+                Entry::Finished(number) => self.finished(number),
+                Entry::Dropped(number) => self.dropped(number),
+                Entry::Received(message) => self.received(&message),
+                Entry::Started(id, check) => self.started(id, check),
+                Entry::Answered(id, check, verdict) => self.answered(id, &check, &verdict),
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Entry> {
+        self.journal.borrow_mut().pop_front()
+    }
+
+    pub fn seen(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    /// Those that are the server's.
+    pub fn open(&self) -> usize {
+        self.tabs.values().filter(|tab| tab.stage != Stage::Knocking).count()
+    }
+
+    fn tab(&mut self, number: Number) -> &mut Tab {
+        self.tabs.get_mut(&number).expect("a connection that was not closed")
+    }
+
+    fn accepted(&mut self, number: Number) {
+        let (now, open, limit) = (self.now, self.open(), self.max_connections);
+        let tab = self.tab(number);
+        assert_eq!(tab.stage, Stage::Knocking);
+        tab.enter(now, Stage::Upgrading);
+        (tab.accepted, tab.heard) = (now, now);
+        tab.over_limit = open >= limit;
+        if open >= limit + OVER_LIMIT {
+            self.end(number, "turned away");
+        }
+    }
+
+    fn read(&mut self, number: Number, count: usize) {
+        let now = self.now;
+        let tab = self.tab(number);
+        (tab.heard, tab.pings) = (now, 0);
+        tab.consumed += count;
+        match tab.stage {
+            Stage::Upgrading if tab.consumed >= tab.browser.request_end => self.upgrade(number),
+            Stage::Open | Stage::Closing => {}
+            Stage::Upgrading | Stage::Finishing => return,
+            Stage::Knocking | Stage::Over => panic!("{number} is read from at the wrong time"),
+        }
+        self.read_frames(number);
+    }
+
+    fn upgrade(&mut self, number: Number) {
+        let now = self.now;
+        let tab = self.tab(number);
+        tab.enter(now, Stage::Open);
+        tab.pinged = now;
+        let request = tab.browser.request.clone();
+        let status = match &request {
+            Request::Bad(status) => *status,
+            _ if tab.over_limit => 503,
+            _ => 101,
+        };
+        tab.expected.push_back(Expected::Response(status));
+        match request {
+            _ if status != 101 => {
+                tab.enter(now, Stage::Finishing);
+                self.seen(if status == 503 { "over the limit" } else { "bad request" });
+            }
+            Request::Good { user, token } => {
+                self.checks.request(number, None, format!("AuthTokenCheck {token} {user}"));
+                self.seen("upgraded");
+            }
+            _ => self.close(number, 1008, "nameless"),
+        }
+    }
+
+    /// Takes the frames that are complete by now.
+    fn read_frames(&mut self, number: Number) {
+        let now = self.now;
+        let tab = self.tab(number);
+        if tab.stage == Stage::Finishing {
+            return;
+        }
+        let was_closing = tab.stage == Stage::Closing;
+        let complete = tab.browser.units.iter().take_while(|unit| unit.end <= tab.consumed);
+        let count = complete.count();
+        let units: Vec<Unit> = tab.browser.units.drain(..count).collect();
+        let control = units.iter().filter(|unit| unit.is_control).count() as u32;
+        if tab.count(now, units.len() as u32 - control, control) {
+            if tab.stage == Stage::Open {
+                self.close(number, 1008, "flooded");
+            }
+            return;
+        }
+        let mut pongs = Vec::new();
+        let end = units.last().map_or(0, |unit| unit.end);
+        for Unit { is_control, effect, .. } in units {
+            let tab = self.tab(number);
+            if !is_control {
+                tab.is_fragmented = effect == Effect::Nothing;
+            }
+            match effect {
+                _ if tab.stage == Stage::Over => return,
+                Effect::Ping(payload) => pongs.push(payload),
+                Effect::Close(code) => {
+                    self.pong(number, std::mem::take(&mut pongs));
+                    self.closed(number, code);
+                }
+                Effect::Violation(_) if was_closing => self.finish(number),
+                Effect::Violation(code) => {
+                    self.pong(number, std::mem::take(&mut pongs));
+                    if self.tab(number).stage == Stage::Open {
+                        self.close(number, code, "violated");
+                    }
+                }
+                Effect::Nothing => {}
+                _ if was_closing => {}
+                message => {
+                    tab.incomplete = None;
+                    if tab.stage == Stage::Open {
+                        self.message(number, &message);
+                    }
+                    self.carry_out();
+                }
+            }
+        }
+        self.pong(number, pongs);
+        let tab = self.tab(number);
+        if tab.consumed == end.max(tab.browser.request_end) && !tab.is_fragmented {
+            tab.incomplete = None;
+        } else {
+            tab.incomplete.get_or_insert(now);
+        }
+    }
+
+    fn pong(&mut self, number: Number, pongs: Vec<Vec<u8>>) {
+        let tab = self.tab(number);
+        if tab.stage == Stage::Open {
+            tab.pongs.extend(pongs);
+        }
+    }
+
+    fn message(&mut self, number: Number, message: &Effect) {
+        match message {
+            Effect::Subscribe(topic) => self.subscribe(number, topic),
+            Effect::Unsubscribe(topic) => {
+                self.tab(number).topics.remove(topic);
+                self.checks.cancel(|it| it.tab == number && it.topic == Some(topic));
+            }
+            Effect::Call => {
+                let error = "[4,\"id\",\"proc\",\"You are not allowed to make calls\"]".to_owned();
+                self.tab(number).expected.push_back(Expected::Text(error));
+                self.close(number, 1008, "called");
+            }
+            Effect::Publish => self.close(number, 1008, "published"),
+            Effect::Malformed => self.close(number, 1007, "malformed"),
+            _ => {}
+        }
+    }
+
+    fn subscribe(&mut self, number: Number, topic: &'static str) {
+        let tab = self.tab(number);
+        if tab.topics.contains_key(topic) {
+            return;
+        }
+        tab.topics.insert(topic, Status::Held);
+        let waits = !tab.is_logged_in;
+        match model::rule(self.edition, topic) {
+            Rule::Bad | Rule::Unknown if !self.is_reloading => {
+                self.tab(number).topics.remove(topic);
+            }
+            _ if !waits => self.resolve(number, topic),
+            _ => {}
+        }
+    }
+
+    /// Finds out what a subscription that is held has to wait for.
+    fn resolve(&mut self, number: Number, topic: &'static str) {
+        let is_reloading = self.is_reloading;
+        let rule = model::rule(self.edition, topic);
+        let tab = self.tab(number);
+        match rule {
+            Rule::Check(command) => {
+                let command = command.replace("{user}", tab.user());
+                let ticket = self.checks.request(number, Some(topic), command);
+                self.tab(number).topics.insert(topic, Status::Waiting(ticket));
+            }
+            _ if is_reloading => {}
+            Rule::Open => drop(tab.topics.insert(topic, Status::Granted)),
+            Rule::Bad | Rule::Unknown => drop(tab.topics.remove(topic)),
+        }
+    }
+
+    fn resolve_all(&mut self, number: Number) {
+        let topics = self.tab(number).topics.clone();
+        for (topic, status) in topics {
+            if status == Status::Held {
+                self.resolve(number, topic);
+            }
+        }
+    }
+
+    /// The settings are another edition's now, or the same as before.
+    pub fn reload(&mut self, edition: u32) {
+        self.is_reloading = false;
+        let old = std::mem::replace(&mut self.edition, edition);
+        let open = self.tabs.values().filter(|tab| tab.stage == Stage::Open);
+        for number in open.map(|tab| tab.number).collect::<Vec<_>>() {
+            for (topic, status) in &mut self.tab(number).topics {
+                if model::rule(old, topic) != model::rule(edition, topic) {
+                    *status = Status::Held;
+                }
+            }
+            let tab = &self.tabs[&number];
+            self.checks.cancel(|it| {
+                let topic = it.topic.filter(|_| it.tab == number);
+                topic.is_some_and(|topic| tab.topics.get(topic) == Some(&Status::Held))
+            });
+            if tab.is_logged_in {
+                self.resolve_all(number);
+            }
+        }
+        self.seen("reloaded");
+    }
+
+    /// What has been found out takes effect.
+    pub fn carry_out(&mut self) {
+        loop {
+            self.absorb();
+            if !self.checks.has_answers() {
+                return;
+            }
+            for (ticket, verdict) in self.checks.take_answers() {
+                let Some(tab) = self.tabs.get_mut(&ticket.tab) else { continue };
+                if tab.stage != Stage::Open {
+                    continue;
+                }
+                let Some(topic) = ticket.topic else {
+                    self.log_in(ticket.tab, &verdict);
+                    continue;
+                };
+                assert_eq!(tab.topics.get(topic), Some(&Status::Waiting(ticket.number)));
+                if verdict == Verdict::Granted {
+                    tab.topics.insert(topic, Status::Granted);
+                    self.seen("granted");
+                } else {
+                    tab.topics.remove(topic);
+                    self.seen(if verdict == Verdict::Denied { "denied" } else { "given up" });
+                }
+            }
+        }
+    }
+
+    fn log_in(&mut self, number: Number, verdict: &Verdict) {
+        let tab = self.tab(number);
+        assert!(!tab.is_logged_in);
+        match verdict {
+            Verdict::Granted => {
+                tab.is_logged_in = true;
+                tab.expected.push_back(Expected::Welcome);
+                self.seen("welcomed");
+                self.resolve_all(number);
+            }
+            Verdict::Denied => self.close(number, 1008, "refused"),
+            Verdict::Unchecked(_) => self.end(number, "not checked"),
+        }
+    }
+
+    /// Takes the checks that are started as soon as they are asked for; the response to an upgrade
+    /// may have been written before.
+    fn absorb(&mut self) {
+        loop {
+            let mut journal = self.journal.borrow_mut();
+            let index = journal.iter().position(|entry| !matches!(entry, Entry::Wrote(..)));
+            let entry = index.and_then(|index| Some((index, journal.get(index)?)));
+            let Some((index, Entry::Started(id, check))) = entry else { return };
+            if !self.checks.start(*id, &check.arguments.join(" ")) {
+                return;
+            }
+            self.running.push((*id, Rc::clone(check)));
+            journal.remove(index);
+        }
+    }
+
+    fn started(&mut self, id: JobId, check: Rc<Check>) {
+        assert!(!self.is_reloading, "nothing is started while the settings are being read");
+        let command = check.arguments.join(" ");
+        if !self.checks.start(id, &command) {
+            self.carry_out();
+            assert!(
+                self.checks.start(id, &command),
+                "nobody has asked for: {command} {:?}",
+                self.checks
+            );
+        }
+        self.running.push((id, check));
+    }
+
+    fn answered(&mut self, id: JobId, check: &Rc<Check>, verdict: &Verdict) {
+        assert!(self.running.contains(&(id, Rc::clone(check))));
+        self.running.retain(|(running, _)| *running != id);
+        self.checks.finish(id, verdict);
+    }
+
+    fn received(&mut self, message: &Message) {
+        self.carry_out();
+        let sent = self.sent.pop_front().expect("a message that was sent");
+        assert_eq!(sent.message, *message);
+        let (Some((topic, user)), Ok(text)) = (sent.meaning, message) else { return };
+        let mut receivers = 0;
+        for tab in self.tabs.values_mut().filter(|tab| tab.may_see(topic, user)) {
+            let event = format!("[8,\"{topic}\",{text}]");
+            tab.expected.push_back(Expected::Text(event));
+            receivers += 1;
+        }
+        self.seen(if receivers > 0 { "delivered" } else { "unheard" });
+    }
+
+    fn wrote(&mut self, number: Number, count: usize) {
+        let now = self.now;
+        let tab = self.tab(number);
+        tab.written += count;
+        if tab.look(now).is_err() {
+            self.carry_out();
+            if let Err(error) = self.tab(number).look(now) {
+                panic!("to {number} was written: {error}");
+            }
+        }
+    }
+
+    fn finished(&mut self, number: Number) {
+        let tab = self.tab(number);
+        assert!(tab.is_finishing, "{number} is shut down");
+        assert!(tab.expected.is_empty(), "{number} is shut down before {:?}", tab.expected);
+    }
+
+    /// The browser has sent a Close frame.
+    fn closed(&mut self, number: Number, code: Option<u16>) {
+        let tab = self.tab(number);
+        if tab.stage == Stage::Open {
+            tab.expected.push_back(Expected::Close(code));
+            self.seen("closed by the browser");
+        }
+        self.finish(number);
+    }
+
+    fn finish(&mut self, number: Number) {
+        let now = self.now;
+        self.tab(number).enter(now, Stage::Finishing);
+        self.checks.cancel(|ticket| ticket.tab == number);
+    }
+
+    /// The server sends a Close frame.
+    fn close(&mut self, number: Number, code: u16, why: &'static str) {
+        let now = self.now;
+        let tab = self.tab(number);
+        tab.expected.push_back(Expected::Close(Some(code)));
+        tab.enter(now, Stage::Closing);
+        self.checks.cancel(|ticket| ticket.tab == number);
+        self.seen(why);
+    }
+
+    fn end(&mut self, number: Number, why: &'static str) {
+        let now = self.now;
+        self.tab(number).enter(now, Stage::Over);
+        self.checks.cancel(|ticket| ticket.tab == number);
+        self.seen(why);
+    }
+
+    fn dropped(&mut self, number: Number) {
+        let (now, ping_interval) = (self.now, self.ping_interval);
+        let excuse = self.tab(number).excuse(now, ping_interval);
+        let Some(excuse) = excuse else {
+            panic!("{number} was closed at the stage {:?}", self.tab(number).stage);
+        };
+        self.seen(excuse);
+        self.tabs.remove(&number);
+        self.checks.cancel(|ticket| ticket.tab == number);
+    }
+}

@@ -1,0 +1,113 @@
+//! Limits of one address, of one user, and of handshakes.
+
+use super::{enter, expect_503, from, target};
+use crate::support::{Client, Daemon, Standin, eventually};
+
+#[test]
+fn an_address_has_its_limit_and_others_have_theirs() {
+    let standin = Standin::new();
+    let flags = ["--max-per-address", "3", "--trusted-proxy", "192.0.2.1"];
+    let mut daemon = Daemon::start_with(&standin, &flags);
+    let crowd = |address: &str| -> Vec<_> {
+        ["alice", "bob", "carol"]
+            .map(|user| enter(from(address, daemon.address), user))
+            .into_iter()
+            .collect()
+    };
+    let mut first = crowd("127.0.0.2");
+    let second = crowd("127.0.0.3");
+    expect_503(from("127.0.0.2", daemon.address), "dave");
+    expect_503(from("127.0.0.3", daemon.address), "dave");
+    let mut other = enter(from("127.0.0.4", daemon.address), "dave");
+    for client in &mut first {
+        client.expect_silence();
+    }
+    // Whoever leaves makes room.
+    drop(first.pop());
+    eventually("there is room again", || {
+        let mut client = from("127.0.0.2", daemon.address);
+        client.send(crate::support::request(&target("dave")).as_bytes());
+        client.read_head().starts_with("HTTP/1.1 101 ")
+    });
+    drop(second);
+    other.expect_silence();
+    daemon.wait_for("The address 127.0.0.2 has 3 connections, and may have 3");
+}
+
+#[test]
+fn far_beyond_the_limit_of_an_address_it_is_not_even_answered() {
+    let standin = Standin::new();
+    let flags = ["--max-per-address", "1", "--trusted-proxy", "192.0.2.1"];
+    let daemon = Daemon::start_with(&standin, &flags);
+    let mut first = enter(from("127.0.0.2", daemon.address), "alice");
+    // Those that send nothing count, too.
+    let silent: Vec<_> = (0..16).map(|_| from("127.0.0.2", daemon.address)).collect();
+    let mut next = from("127.0.0.2", daemon.address);
+    assert_eq!(next.read_to_end(), b"");
+    first.expect_silence();
+    drop(silent);
+    enter(from("127.0.0.3", daemon.address), "bob");
+}
+
+#[test]
+fn private_addresses_may_be_a_proxys_and_have_no_limit_unless_proxies_are_named() {
+    let standin = Standin::new();
+    let daemon = Daemon::start_with(&standin, &["--max-per-address", "1"]);
+    let mut clients = ["alice", "bob", "carol"].map(|user| daemon.connect(user));
+    for client in &mut clients {
+        client.expect_silence();
+    }
+}
+
+#[test]
+fn a_user_has_a_limit_and_other_users_have_theirs() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start_with(&standin, &["--max-per-user", "2"]);
+    let mut first = daemon.connect("alice");
+    let second = daemon.connect("alice");
+    expect_503(Client::tcp(daemon.address), "alice");
+    daemon.connect("bob");
+    daemon.wait_for("User alice has 2 connections, which is the limit");
+    drop(second);
+    eventually("there is room again", || {
+        let mut client = Client::tcp(daemon.address);
+        client.send(crate::support::request(&target("alice")).as_bytes());
+        client.read_head().starts_with("HTTP/1.1 101 ")
+    });
+    first.expect_silence();
+}
+
+#[test]
+fn those_who_come_in_while_others_are_checked_do_not_pass_the_limit_of_a_user() {
+    let standin = Standin::new();
+    let daemon = Daemon::start_with(&standin, &["--max-per-user", "2"]);
+    standin.hold("alice");
+    let mut clients: Vec<_> = (0..5)
+        .map(|_| {
+            let mut client = Client::tcp(daemon.address);
+            client.upgrade(&target("alice"));
+            client
+        })
+        .collect();
+    standin.release();
+    // Without a Close frame: the tab may come back when there is room.
+    let welcomed = clients.iter_mut().filter_map(Client::next).count();
+    assert_eq!(welcomed, 2);
+}
+
+#[test]
+fn slow_handshakes_keep_nobody_from_connecting() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut slow: Vec<_> = (0..1_024).map(|_| Client::tcp(daemon.address)).collect();
+    for client in &mut slow {
+        client.send(b"GET / HTTP/1.1\r\nHost: ");
+    }
+    let mut good = daemon.connect("alice");
+    // The oldest has made room; the next ones still have their time.
+    assert_eq!(slow[0].read_to_end(), b"");
+    slow[1_000].send(b"localhost\r\n\r\n");
+    assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));
+    good.expect_silence();
+    daemon.wait_for("1024 connections have not completed their upgrade");
+}
