@@ -244,13 +244,14 @@ impl Settings {
                 warn!("EspoCRM's topic category {name:?} is not served: {error}.");
             }
         }
-        let open = ["tcp://*:", "tcp://0.0.0.0:", "tcp://[::]:"];
-        if open.iter().any(|start| self.zeromq.value.starts_with(start)) {
+        // Anything else is an address, an interface or all of them.
+        let own = ["tcp://127.", "tcp://localhost:", "tcp://[::1]:", "tcp://lo:", "ipc://"];
+        if !own.iter().any(|own| self.zeromq.value.starts_with(own)) {
             warn!(
                 "EspoCRM's messages are received at {}: whoever can reach that port can send \
                  messages to EspoCRM's users. Keep it behind a firewall, or bind 127.0.0.1 by \
                  webSocketZeroMQSubscriberDsn.",
-                self.zeromq.value
+                self.zeromq.value.escape_debug()
             );
         }
     }

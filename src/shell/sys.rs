@@ -27,6 +27,28 @@ fn open_files() -> libc::rlimit {
     limit
 }
 
+/// Keeps the kernel from writing our memory to a file if we crash: there are tokens in it. Holds for
+/// PHP as well, which gets them from us.
+pub fn forbid_core_dumps() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: they only write to and read the struct that they are given.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit) == 0 {
+            // Not 0: then a dump is still piped into a program such as systemd's, with 1 it is not.
+            limit.rlim_cur = limit.rlim_max.min(1);
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
+        }
+    }
+}
+
+/// Whether a few kilobytes can be written to a descriptor without waiting.
+#[must_use]
+pub fn takes_output(descriptor: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd: descriptor, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: it only writes to the struct that it is given, and does not wait.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
+}
+
 /// Gives memory that was freed back to the system. glibc keeps what lies between blocks in use.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
