@@ -255,6 +255,12 @@ impl Server {
         self.bus.endpoint()
     }
 
+    /// What it runs with.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Serves until a signal ends it.
     ///
     /// # Errors
