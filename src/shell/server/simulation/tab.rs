@@ -12,6 +12,7 @@ use crate::core::limits::{
 use crate::core::time::Time;
 use crate::shell::script::Number;
 
+#[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
 pub struct Tab {
     pub number: Number,
     pub browser: Browser,

@@ -158,7 +158,7 @@ impl World {
     }
 
     fn submit(&mut self) {
-        for _ in 0..1 + self.random.below(3) * self.random.below(4) {
+        for _ in 0..=self.random.below(3) * self.random.below(4) {
             self.submissions += 1;
             let number = self.submissions;
             let topics = if self.longest == LONG { &TOPICS[..1] } else { &TOPICS };
