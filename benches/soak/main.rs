@@ -56,6 +56,7 @@ use random::Random;
 use report::Report;
 use sampler::{Sample, Sampler};
 use sender::Sender;
+use support::DEADLINE;
 use tally::Tally;
 
 /// Those of each house: whether each keeps one connection.
@@ -129,7 +130,7 @@ fn soak(
     drop(senders);
     // What is missing then is told one by one.
     let start = Instant::now();
-    while !crowd.is_complete() && start.elapsed() < support::DEADLINE {
+    while !crowd.is_complete() && start.elapsed() < DEADLINE {
         std::thread::sleep(Duration::from_millis(100));
     }
     let balances = crowd.leave();
@@ -141,8 +142,8 @@ fn soak(
             let sample = Sample::take(house, Duration::ZERO);
             sample.is_some_and(|it| it.descriptors <= alone + workers)
         };
-        wait(tally, "descriptors of connections are closed", PATIENCE, is_alone);
-        wait(tally, "no child but workers is left", PATIENCE, || {
+        wait(tally, "descriptors of connections are closed", DEADLINE, is_alone);
+        wait(tally, "no child but workers is left", DEADLINE, || {
             house.daemon.children().len() == house.daemon.workers().len()
         });
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::house::House;
-use crate::sampler::{Sample, median, to_text};
+use crate::sampler::{Sample, percentile, to_text};
 use crate::tab::Balance;
 use crate::tally::Tally;
 
@@ -81,17 +81,20 @@ impl Report {
             "2nd third",
             "3rd third"
         );
-        let rows: [(&str, Of, Option<u64>); 7] = [
-            ("private dirty, KiB", |it| it.dirty, Some(MEMORY)),
-            ("resident, KiB", |it| it.rss, None),
-            ("descriptors", |it| it.descriptors, None),
-            ("  for nobody else", |it| it.spare, Some(CHURN)),
-            ("children", |it| it.children, Some(CHURN)),
-            ("  not reaped", |it| it.zombies, Some(0)),
-            ("threads", |it| it.threads, Some(0)),
+        let rows: [(&str, Of, usize, Option<u64>); 8] = [
+            ("private dirty, KiB", |it| it.dirty, 50, Some(MEMORY)),
+            // What it does not give back when less is going on.
+            ("  lowest tenth", |it| it.dirty, 10, Some(MEMORY)),
+            ("resident, KiB", |it| it.rss, 50, None),
+            ("descriptors", |it| it.descriptors, 50, None),
+            ("  of its own", |it| it.spare, 50, Some(CHURN)),
+            ("children", |it| it.children, 50, Some(CHURN)),
+            ("  not reaped", |it| it.zombies, 50, Some(0)),
+            ("threads", |it| it.threads, 50, Some(0)),
         ];
-        for (name, of, tolerance) in rows {
-            let [first, second, last] = [0, 1, 2].map(|number| median(&thirds[number], of));
+        for (name, of, rank, tolerance) in rows {
+            let [first, second, last] =
+                [0, 1, 2].map(|number| percentile(&thirds[number], of, rank));
             let _ = writeln!(self.text, "{name:<28}{first:>12}{second:>12}{last:>12}");
             // Memory is given leave by a twentieth, too.
             let leave = tolerance.map(|it| if it == MEMORY { it.max(first / 20) } else { it });

@@ -116,11 +116,11 @@ pub fn to_text(samples: &[Sample]) -> String {
     text
 }
 
-/// The middle one of what `of` tells about each.
-pub fn median(samples: &[Sample], of: impl Fn(&Sample) -> u64) -> u64 {
+/// The one in the middle of what `of` tells about each, or another one by its rank in percent.
+pub fn percentile(samples: &[Sample], of: impl Fn(&Sample) -> u64, rank: usize) -> u64 {
     let mut values: Vec<u64> = samples.iter().map(of).collect();
     values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
+    values.get(values.len() * rank / 100).copied().unwrap_or(0)
 }
 
 fn number(text: &str, name: &str) -> Option<u64> {
