@@ -1,39 +1,94 @@
-//! WebSocket frames through the connection's own reader, in any chunking: however the bytes are cut
-//! into pieces, the same messages come out, and the same end.
+//! WebSocket frames through the connection's own reader into the hub, in any chunking: however the
+//! bytes are cut into pieces, the same comes of them. The first byte tells how they are cut.
 #![no_main]
 
+#[path = "../support/pieces.rs"]
+mod pieces;
+
+use espocrm_websocket::core::category::Categories;
+use espocrm_websocket::core::check::Ticket;
+use espocrm_websocket::core::frame::CloseReason;
+use espocrm_websocket::core::hub::{Action, Hub};
+use espocrm_websocket::core::id::ConnId;
 use espocrm_websocket::core::limits::MAX_CLIENT_MESSAGE;
-use espocrm_websocket::core::reader::{Incoming, Reader};
+use espocrm_websocket::core::reader::{Frames, Incoming, Reader};
+use espocrm_websocket::core::upgrade::Credentials;
+use espocrm_websocket::core::verdict::Verdict;
 use libfuzzer_sys::fuzz_target;
+use pieces::pieces;
+
+/// What is kept at most of a message: a frame, the fragments before it, and what reads them.
+const MOST_HELD: usize = 2 * (MAX_CLIENT_MESSAGE + 1024);
 
 fuzz_target!(|input: (u8, &[u8])| {
-    let (step, bytes) = input;
-    let whole = read(bytes.len().max(1), bytes);
-    let pieces = read(usize::from(step).max(1), bytes);
-    assert_eq!(whole, pieces);
+    let (longest, bytes) = input;
+    let whole = Browser::say(std::iter::once(bytes));
+    assert_eq!(whole, Browser::say(pieces(bytes, longest)));
+    // And as the daemon reads: as much as fits.
+    assert_eq!(whole, Browser::say(bytes.chunks(16 * 1024)));
 });
 
-/// Messages and end, and everything that is to be answered.
-fn read(step: usize, bytes: &[u8]) -> (Vec<Incoming>, Vec<u8>) {
-    let mut reader = Reader::default();
-    let mut incoming = Vec::new();
-    for piece in bytes.chunks(step) {
-        reader.feed(piece, &mut incoming);
-        if matches!(incoming.last(), Some(Incoming::Closed | Incoming::Violation(_))) {
-            break;
+/// What a browser that is logged in gets.
+#[derive(Debug, Default, PartialEq)]
+struct Browser {
+    /// Answers to pings and to a Close frame.
+    answers: Vec<u8>,
+    /// What its messages mean.
+    actions: Vec<Action>,
+    /// Whole messages or fragments, and others.
+    frames: (u32, u32),
+    end: Option<Result<(), CloseReason>>,
+}
+
+impl Browser {
+    fn say<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
+        let json = r#"{"open": {}, "asked": {"accessCheckCommand": "Check :userId"}}"#;
+        let mut hub = Hub::new(Categories::from_json(&serde_json::from_str(json).unwrap()));
+        let id = ConnId::new(0, 1);
+        hub.open(id, &Credentials { user: "u".into(), token: "t".into() });
+        let authentication = Ticket { conn: id, serial: Ticket::AUTHENTICATION };
+        hub.verdict(authentication, &Verdict::Granted);
+        let mut browser = Self::default();
+        let mut reader = Reader::default();
+        let mut incoming = Vec::new();
+        for piece in pieces {
+            let Frames { data, control } = reader.feed(piece, &mut incoming);
+            browser.frames.0 += data;
+            browser.frames.1 += control;
+            assert!(reader.held() <= MOST_HELD);
+            assert_eq!(reader.is_idle(), reader.held() == 0);
+            for incoming in incoming.drain(..) {
+                browser.take(incoming, &mut hub, id);
+            }
+            if browser.end.is_some() {
+                // Of those after the end some may have been counted.
+                browser.frames = (0, 0);
+                break;
+            }
+        }
+        browser.actions.extend(std::iter::from_fn(|| hub.poll()));
+        browser
+    }
+
+    /// As the server does.
+    fn take(&mut self, incoming: Incoming, hub: &mut Hub, id: ConnId) {
+        if self.end.is_some() {
+            return;
+        }
+        let mut say = |text: &str| {
+            assert!(text.len() <= MAX_CLIENT_MESSAGE);
+            hub.receive(id, text);
+        };
+        match incoming {
+            Incoming::Message(text) => say(&text),
+            Incoming::Binary(bytes) => match std::str::from_utf8(&bytes) {
+                Ok(text) => say(text),
+                Err(_) => self.end = Some(Err(CloseReason::Malformed)),
+            },
+            Incoming::Pong => {}
+            Incoming::Answer(frame) => self.answers.extend_from_slice(frame.bytes()),
+            Incoming::Closed => self.end = Some(Ok(())),
+            Incoming::Violation(reason) => self.end = Some(Err(reason)),
         }
     }
-    let mut answers = Vec::new();
-    incoming.retain(|incoming| match incoming {
-        Incoming::Answer(frame) => {
-            answers.extend_from_slice(frame.bytes());
-            false
-        }
-        Incoming::Message(text) => {
-            assert!(text.len() <= MAX_CLIENT_MESSAGE);
-            true
-        }
-        _ => true,
-    });
-    (incoming, answers)
 }

@@ -1,14 +1,57 @@
-//! The head of an HTTP request.
+//! The head of an HTTP request, in any chunking. The first byte tells how it is cut.
 #![no_main]
 
-use espocrm_websocket::core::limits::{MAX_HEAD, MAX_PARAMETER};
-use espocrm_websocket::core::upgrade;
-use libfuzzer_sys::fuzz_target;
+#[path = "../support/pieces.rs"]
+mod pieces;
 
-fuzz_target!(|bytes: &[u8]| {
+use std::net::{IpAddr, Ipv4Addr};
+
+use espocrm_websocket::core::limits::{MAX_HEAD, MAX_PARAMETER};
+use espocrm_websocket::core::network;
+use espocrm_websocket::core::origin::Origin;
+use espocrm_websocket::core::upgrade::{self, Head, Refusal};
+use espocrm_websocket::shell::conn::Upgrading;
+use libfuzzer_sys::fuzz_target;
+use pieces::pieces;
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (longest, bytes) = input;
     let mut headers = upgrade::no_headers();
-    let Ok(Some(head)) = upgrade::parse(bytes, &mut headers) else { return };
+    let whole = upgrade::parse(bytes, &mut headers);
+    let in_pieces = in_pieces(bytes, longest);
+    match &whole {
+        Ok(Some(head)) => assert_eq!(in_pieces, Ok(Some(head.length))),
+        Ok(None) => assert_eq!(in_pieces, Ok(None)),
+        // It is noticed when it is worth looking, with what has arrived by then.
+        Err(_) => assert!(!matches!(in_pieces, Ok(Some(_)))),
+    }
+    if let Ok(Some(head)) = whole {
+        judge(bytes, &head);
+    }
+});
+
+/// The length of the head, as the connection finds it.
+fn in_pieces(bytes: &[u8], longest: u8) -> Result<Option<usize>, Refusal> {
+    let mut upgrading = Upgrading::new(Ipv4Addr::LOCALHOST.into(), false, false);
+    for piece in pieces(bytes, longest) {
+        if upgrading.feed(piece) {
+            let mut headers = upgrade::no_headers();
+            if let Some(head) = upgrade::parse(upgrading.bytes(), &mut headers)? {
+                return Ok(Some(head.length));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn judge(bytes: &[u8], head: &Head<'_, '_>) {
     assert!(head.length <= bytes.len() && head.length <= MAX_HEAD);
+    let ours: IpAddr = Ipv4Addr::LOCALHOST.into();
+    assert_eq!(network::client(ours, head.forwarded_for(), &[]), ours);
+    let site = Origin::of("https://crm.example.com").unwrap();
+    if head.origin().is_some_and(|origin| site.is(origin)) {
+        assert!(bytes.to_ascii_lowercase().windows(15).any(|it| it == b"crm.example.com"));
+    }
     let Ok(upgrade) = head.upgrade() else { return };
     assert_eq!(upgrade.accept.len(), 28);
     if let Some(credentials) = upgrade.credentials {
@@ -17,4 +60,4 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'));
         }
     }
-});
+}

@@ -15,12 +15,19 @@
     reason = "a test that cannot go on shall say so"
 )]
 
+mod choices;
 mod model;
+#[allow(dead_code, reason = "the simulation of the shell has it, too")]
 mod random;
+mod seen;
 mod world;
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
+use choices::Choices;
+use seen::Seen;
 use world::World;
 
 const SEEDS: u64 = 200;
@@ -29,12 +36,12 @@ const STEPS: usize = 1_500;
 #[test]
 fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
     if let Ok(seed) = std::env::var("SIMULATION_SEED") {
-        World::new(seed.parse().expect("a number"), true).run(STEPS);
+        World::new(Choices::seed(seed.parse().expect("a number")), true).run(STEPS);
         return;
     }
-    let mut seen = world::Seen::default();
+    let mut seen = Seen::default();
     for seed in 0..SEEDS {
-        match catch_unwind(AssertUnwindSafe(|| World::new(seed, false).run(STEPS))) {
+        match catch_unwind(AssertUnwindSafe(|| World::new(Choices::seed(seed), false).run(STEPS))) {
             Ok(these) => seen.add(&these),
             Err(panic) => {
                 eprintln!("Replay by: SIMULATION_SEED={seed} cargo test --test simulation");
@@ -45,4 +52,14 @@ fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
     println!("{seen:?}");
     // What never happens is not tested.
     seen.expect_everything();
+}
+
+#[test]
+fn what_the_fuzzer_has_found_stays_right() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/hub");
+    for seed in fs::read_dir(seeds).unwrap() {
+        let path = seed.unwrap().path();
+        println!("{}", path.display());
+        World::new(Choices::bytes(&fs::read(path).unwrap()), false).run(STEPS);
+    }
 }

@@ -1,0 +1,135 @@
+//! What tells whose a connection is: headers of the PROXY protocol, values of `X-Forwarded-For`, and
+//! the text of a network. The first byte chooses.
+#![no_main]
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use espocrm_websocket::core::network::{self, ClientKey, Network};
+use espocrm_websocket::core::proxy_protocol::{self, Introduction, MAX_INTRODUCTION, Malformed};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (kind, bytes) = input;
+    match kind % 3 {
+        0 => introduction(bytes),
+        1 => forwarded(bytes),
+        _ => network(bytes),
+    }
+});
+
+/// It is found in the same place however much of it has arrived, and says the same.
+fn introduction(bytes: &[u8]) {
+    let whole = proxy_protocol::parse(bytes);
+    let mut is_bad = false;
+    for length in 0..bytes.len() {
+        let beginning = proxy_protocol::parse(&bytes[..length]);
+        match whole {
+            Ok(Some(found)) if length >= found.length => assert_eq!(beginning, Ok(Some(found))),
+            Ok(_) => assert_eq!(beginning, Ok(None)),
+            Err(Malformed) => {
+                assert!(beginning == Err(Malformed) || !is_bad && beginning == Ok(None));
+                is_bad = beginning.is_err();
+            }
+        }
+    }
+    match whole {
+        Ok(Some(found)) => {
+            assert!(found.length <= bytes.len() && found.length <= MAX_INTRODUCTION);
+            if let Some(client) = found.client {
+                say_again(client);
+            }
+        }
+        Ok(None) => assert!(bytes.len() < MAX_INTRODUCTION),
+        Err(Malformed) => {}
+    }
+}
+
+/// Both versions, written by somebody else, name the same client.
+fn say_again(client: IpAddr) {
+    assert_eq!(client, client.to_canonical());
+    let (version, line) = match client {
+        IpAddr::V4(client) => {
+            let addresses = [client.octets(), [127, 0, 0, 1]].concat();
+            ([&[0x11, 0, 12][..], &addresses].concat(), format!("TCP4 {client} 127.0.0.1"))
+        }
+        IpAddr::V6(client) => {
+            let addresses = [client.octets(), Ipv6Addr::LOCALHOST.octets()].concat();
+            ([&[0x21, 0, 36][..], &addresses].concat(), format!("TCP6 {client} ::1"))
+        }
+    };
+    let block = [b"\r\n\r\n\0\r\nQUIT\n\x21", &version[..], &[0xc3, 0x50, 0x1f, 0x90]].concat();
+    let line = format!("PROXY {line} 50000 8080\r\n").into_bytes();
+    for header in [block, line] {
+        let introduction = Introduction { length: header.len(), client: Some(client) };
+        assert_eq!(proxy_protocol::parse(&header), Ok(Some(introduction)));
+    }
+}
+
+/// Each line is a value; the proxy that we see is trusted.
+fn forwarded(bytes: &[u8]) {
+    let trusted = ["10.0.0.0/8", "::1", "fd00::/8"].map(|text| text.parse::<Network>().unwrap());
+    let is_trusted = |address| trusted.iter().any(|network| network.contains(address));
+    let values: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    let of = |peer: &str, values: &[&[u8]]| {
+        network::client(peer.parse().unwrap(), values.iter().copied(), &trusted)
+    };
+    let stranger = "192.0.2.1";
+    assert_eq!(of(stranger, &values).to_string(), stranger);
+    let client = of("10.0.0.1", &values);
+    assert_eq!(client, client.to_canonical());
+    assert_eq!(client, of("::ffff:10.0.0.1", &values));
+    // How the values are spread over lines does not matter.
+    assert_eq!(client, of("10.0.0.1", &[&values.join(&[b','][..])[..]]));
+    if !is_trusted(client) {
+        // Whatever the client itself had written stands before it.
+        let forged = [&[&b"198.51.100.7, 203.0.113.9"[..]], &values[..]].concat();
+        assert_eq!(client, of("10.0.0.1", &forged));
+        let followed = [&values[..], &[&b"10.0.0.2"[..]]].concat();
+        let longer = of("10.0.0.1", &followed);
+        assert!(longer == client || is_trusted(longer), "only by its limit");
+    }
+    let _ = network::is_private(client);
+    let key = ClientKey::of(client);
+    if let IpAddr::V4(client) = client {
+        assert_eq!(key, ClientKey::of(client.to_ipv6_mapped().into()));
+        assert_eq!(key.to_string(), client.to_string());
+    }
+}
+
+/// A network, and behind a space an address that may belong to it.
+fn network(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let (text, address) = text.split_once(' ').unwrap_or((text, "10.0.0.1"));
+    let network = match text.parse::<Network>() {
+        Ok(network) => network,
+        Err(error) => {
+            let error = error.to_string();
+            assert!(!error.is_empty() && !error.contains(char::is_control));
+            return;
+        }
+    };
+    let shown = network.to_string();
+    assert_eq!(shown.parse(), Ok(network));
+    let (start, prefix) = shown.split_once('/').unwrap_or((&shown, ""));
+    let start: IpAddr = start.parse().unwrap();
+    assert!(network.contains(start));
+    let Ok(address) = address.parse::<IpAddr>() else { return };
+    let (start, address) = (bits(start), bits(address.to_canonical()));
+    let prefix = prefix.parse().unwrap_or(start.len());
+    let expected = start.len() == address.len() && start[..prefix] == address[..prefix];
+    assert_eq!(network.contains(address_of(&address)), expected, "{shown}");
+}
+
+fn bits(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{:032b}", address.to_bits()),
+        IpAddr::V6(address) => format!("{:0128b}", address.to_bits()),
+    }
+}
+
+fn address_of(bits: &str) -> IpAddr {
+    match bits.len() {
+        32 => IpAddr::from(u32::from_str_radix(bits, 2).unwrap().to_be_bytes()),
+        _ => IpAddr::from(u128::from_str_radix(bits, 2).unwrap().to_be_bytes()),
+    }
+}

@@ -1,0 +1,128 @@
+//! What the daemon is set to: by EspoCRM, as the probe tells it, and by our own file. The first byte
+//! chooses.
+#![no_main]
+
+use std::sync::Once;
+
+use espocrm_websocket::core::category::Rule;
+use espocrm_websocket::shell::espocrm::Facts;
+use espocrm_websocket::shell::settings::{Layers, Own, Settings};
+use libfuzzer_sys::fuzz_target;
+use log::{LevelFilter, Log, Metadata, Record};
+use serde_json::{Value, json};
+
+/// In the place of whatever passphrase there is: what must not be seen anywhere.
+const SECRET: &str = "correct horse battery staple";
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (kind, bytes) = input;
+    match kind % 3 {
+        0 => {
+            let _ = Facts::from_output(bytes);
+        }
+        1 => probe(bytes),
+        _ => file(bytes),
+    }
+});
+
+/// The JSON that the probe prints.
+fn probe(bytes: &[u8]) {
+    let Ok(mut json) = serde_json::from_slice::<Value>(bytes) else { return };
+    if json.to_string().contains(SECRET) {
+        return;
+    }
+    if let Some(Value::Object(parameters)) = json.get_mut("parameters") {
+        parameters.insert("webSocketSslCertificatePassphrase".to_owned(), SECRET.into());
+    }
+    let output = format!("Warning: whatever\n\nespocrm-websocket-probe:{json}\nmore");
+    let Some(facts) = Facts::from_output(output.as_bytes()) else {
+        assert!(!json["parameters"].is_object());
+        return;
+    };
+    expect_no_secret(&format!("{facts:?}"));
+    judge(&Own::default(), &facts);
+    let own = "origins = ['same-site', 'https://x.example']\nlisten = '[::1]:1'\nworker = true";
+    judge(&Own::from_toml(own).unwrap(), &facts);
+    for (name, category) in facts.categories.iter() {
+        let topic = name.to_owned() + &".x".repeat(category.parameters.len());
+        if let Ok(Rule::Check(template, parameters)) = facts.categories.rule(&topic) {
+            let arguments = template.arguments("user", &parameters);
+            assert!(arguments.first().is_some_and(|it| !it.is_empty() && !it.starts_with('-')));
+        }
+    }
+}
+
+/// Our own file.
+fn file(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Own::from_toml(text) {
+        Ok(own) => judge(&own, &Facts::new(Default::default(), &json!({"open": []}))),
+        Err(error) => {
+            let number = error.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
+            let number: usize = number.unwrap().0.parse().unwrap();
+            assert!((1..=text.split('\n').count()).contains(&number), "{error}");
+            expect_plain(&error);
+        }
+    }
+}
+
+fn judge(own: &Own, facts: &Facts) {
+    let settings = match Settings::resolve(&Layers::of_flags(own.clone()), facts) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let error = error.to_string();
+            expect_no_secret(&error);
+            return expect_plain(&error);
+        }
+    };
+    expect_no_secret(&format!("{settings:?}"));
+    let shown = settings.to_string();
+    expect_no_secret(&shown);
+    shown.split('\n').for_each(expect_plain);
+    let usual = Settings::resolve(&Layers::default(), &Facts::new(Default::default(), &json!({})));
+    let tls =
+        settings.tls.value.as_ref().map_or(0, |tls| {
+            usize::from(tls.key.is_some()) + usize::from(tls.passphrase.is_some())
+        });
+    let expected = usual.unwrap().to_string().lines().count() + tls;
+    assert_eq!(shown.lines().count(), expected + settings.categories.iter().count(), "{shown}");
+    listen_to_the_log();
+    settings.log_doubts();
+    settings.log_means();
+    assert!(settings.workers() <= settings.max_checks.value);
+    assert!(settings.max_connections.value > 0 && settings.max_checks.value > 0);
+    assert!(!settings.ping_interval.value.is_zero() && !settings.check_timeout.value.is_zero());
+}
+
+/// Nothing that could look like another line, or command a terminal.
+fn expect_plain(line: &str) {
+    assert!(!line.contains(char::is_control), "{line:?}");
+}
+
+fn expect_no_secret(text: &str) {
+    assert!(!text.contains(SECRET), "{text}");
+}
+
+fn listen_to_the_log() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Listener).unwrap();
+        log::set_max_level(LevelFilter::Info);
+    });
+}
+
+struct Listener;
+
+impl Log for Listener {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let line = record.args().to_string();
+        expect_no_secret(&line);
+        expect_plain(&line);
+    }
+
+    fn flush(&self) {}
+}

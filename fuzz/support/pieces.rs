@@ -1,0 +1,15 @@
+//! Bytes cut into pieces, as a network does.
+
+/// Up to `longest` bytes each, or less: what `longest` itself decides.
+pub fn pieces(mut bytes: &[u8], longest: u8) -> impl Iterator<Item = &[u8]> {
+    let most = usize::from(longest).max(1);
+    let mut hash = u32::from(longest);
+    std::iter::from_fn(move || {
+        // Knuth's generator; its upper bits are the better ones.
+        hash = hash.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let length = 1 + (hash >> 16) as usize % most;
+        let (piece, rest) = bytes.split_at(length.min(bytes.len()));
+        bytes = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}

@@ -1,0 +1,47 @@
+//! What happens next: by a seed that repeats it, or by the bytes of a fuzzer.
+
+use crate::random::Random;
+
+pub enum Choices {
+    Seed(Random),
+    /// After the last byte every choice is the first.
+    Bytes(std::vec::IntoIter<u8>),
+}
+
+impl Choices {
+    pub fn seed(seed: u64) -> Self {
+        Self::Seed(Random::new(seed))
+    }
+
+    pub fn bytes(bytes: &[u8]) -> Self {
+        Self::Bytes(bytes.to_owned().into_iter())
+    }
+
+    /// Whether nothing is left to be chosen by.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Bytes(bytes) if bytes.as_slice().is_empty())
+    }
+
+    /// Below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        match self {
+            Self::Seed(random) => random.below(end),
+            Self::Bytes(bytes) => {
+                let (mut number, mut most) = (0, 0);
+                while most < end - 1 {
+                    number = number << 8 | usize::from(bytes.next().unwrap_or(0));
+                    most = most << 8 | 0xff;
+                }
+                number % end
+            }
+        }
+    }
+
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len())]
+    }
+}

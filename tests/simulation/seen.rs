@@ -1,0 +1,51 @@
+//! What has happened, to be sure that it does.
+
+use std::collections::BTreeMap;
+
+#[derive(Debug, Default)]
+pub struct Seen {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Seen {
+    pub fn note(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        for (what, count) in &other.counts {
+            *self.counts.entry(what).or_default() += count;
+        }
+    }
+
+    pub fn expect_everything(&self) {
+        for what in [
+            "answered",
+            "no longer granted",
+            "reviewed",
+            "revoked",
+            "still granted",
+            "still logged in",
+            "token not reviewed",
+            "topic not reviewed",
+            "asked",
+            "closed",
+            "delivered",
+            "denied",
+            "dropped",
+            "given up",
+            "granted",
+            "misbehaved",
+            "pinged",
+            "refused",
+            "reloaded",
+            "stale verdict",
+            "unheard",
+            "unknown topic",
+            "welcomed",
+        ] {
+            let count = self.counts.get(what).copied().unwrap_or(0);
+            assert!(count > 50, "{what}: only {count} times");
+        }
+    }
+}

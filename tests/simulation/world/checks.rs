@@ -1,0 +1,135 @@
+//! What is asked of EspoCRM, and what must come of its verdicts.
+
+use std::time::Duration;
+
+use espocrm_websocket::core::check::{Check, Ticket, Urgency};
+use espocrm_websocket::core::id::ConnId;
+use espocrm_websocket::core::verdict::{Failure, Verdict};
+
+use super::World;
+use crate::model::{self, Rule, Status};
+
+impl World {
+    pub(super) fn issue(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
+        assert!(self.known.insert(ticket), "a ticket is never used twice");
+        self.issued.push(ticket);
+        // It may have gone in the same turn: then a cancellation follows.
+        if let Some(conn) = self.model.conns.get_mut(&ticket.conn)
+            && ticket.serial != Ticket::AUTHENTICATION
+        {
+            assert!(conn.authenticated, "nothing is checked before the login");
+            let edition = self.edition;
+            let is_review = urgency == Urgency::Review;
+            if check.is_authentication() {
+                assert!(is_review && !self.review_interval.is_zero());
+                assert_eq!(check, Check::authentication(&conn.token, &conn.user));
+                assert_eq!(conn.review.replace(ticket), None);
+                let last = conn.asked.replace(self.now).filter(|last| *last > self.review_since);
+                // Reckoned in whole seconds.
+                let idle = last.map(|last| self.now.since(last) + Duration::from_secs(1));
+                assert!(idle.is_none_or(|idle| idle >= self.review_interval), "too early");
+            } else {
+                let from = if is_review { Status::Granted } else { Status::Held };
+                let to = if is_review { Status::Reviewing } else { Status::Waiting };
+                let wanted = conn.subscriptions.iter_mut().find(|(topic, status)| {
+                    let rule = model::rule(edition, topic);
+                    let Rule::Check(command) = rule else { return false };
+                    let command = command.replace("{user}", &conn.user);
+                    **status == from && command == check.arguments.join(" ")
+                });
+                *wanted.expect("a check of this user's for this topic").1 = to(ticket);
+            }
+        }
+        assert_eq!(self.access.request(self.now, ticket, check, urgency), Ok(false));
+        self.seen("asked");
+    }
+
+    /// Hands a verdict to the hub, and does to the model what it must mean.
+    pub(super) fn apply(&mut self, ticket: Ticket, verdict: &Verdict, check: &Check) {
+        self.hub.verdict(ticket, verdict);
+        let conn = self.model.conns.get_mut(&ticket.conn).expect("who has gone gets no answer");
+        if ticket.serial == Ticket::AUTHENTICATION {
+            assert!(!conn.authenticated);
+            assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
+            match verdict {
+                Verdict::Granted => {
+                    conn.authenticated = true;
+                    conn.reviewed = self.now;
+                    self.seen("welcomed");
+                    self.resolve_held(ticket.conn);
+                }
+                Verdict::Denied => self.expect_ended(ticket.conn, "refused"),
+                Verdict::Unchecked(_) => self.expect_ended(ticket.conn, "dropped"),
+            }
+            return;
+        }
+        if conn.review == Some(ticket) {
+            assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
+            conn.review = None;
+            conn.reviewed = self.now;
+            match verdict {
+                Verdict::Granted => self.seen("still logged in"),
+                Verdict::Denied => self.expect_ended(ticket.conn, "revoked"),
+                Verdict::Unchecked(_) => self.seen("token not reviewed"),
+            }
+            return;
+        }
+        let asked = conn.subscriptions.iter().find(|(_, status)| status.ticket() == Some(ticket));
+        let (topic, status) = asked.expect("who no longer waits gets no answer");
+        let (topic, is_review) = (topic.clone(), status.is_granted());
+        let Rule::Check(command) = model::rule(self.edition, &topic) else {
+            panic!("{topic} needs no check");
+        };
+        assert_eq!(check.arguments.join(" "), command.replace("{user}", &conn.user));
+        if *verdict == Verdict::Granted {
+            conn.subscriptions.insert(topic, Status::Granted);
+            self.seen(if is_review { "still granted" } else { "granted" });
+        } else if is_review && *verdict != Verdict::Denied {
+            conn.subscriptions.insert(topic, Status::Granted);
+            self.seen("topic not reviewed");
+        } else if is_review {
+            conn.subscriptions.remove(&topic);
+            self.seen("no longer granted");
+        } else {
+            conn.subscriptions.remove(&topic);
+            self.seen(if *verdict == Verdict::Denied { "denied" } else { "given up" });
+        }
+    }
+
+    /// Does to the model's subscriptions that are held what the rules say.
+    pub(super) fn resolve_held(&mut self, id: ConnId) {
+        let (edition, reloading) = (self.edition, self.reloading);
+        let conn = self.model.conns.get_mut(&id).unwrap();
+        conn.subscriptions.retain(|topic, status| {
+            if *status != Status::Held {
+                return true;
+            }
+            match model::rule(edition, topic) {
+                Rule::Open if !reloading => {
+                    *status = Status::Granted;
+                    true
+                }
+                Rule::Open | Rule::Check(_) => true,
+                Rule::Bad | Rule::Unknown => reloading,
+            }
+        });
+    }
+
+    /// A verdict that comes too late, or twice, for whatever is in that slot now.
+    pub(super) fn repeat_an_old_verdict(&mut self) {
+        if self.issued.is_empty() {
+            return;
+        }
+        let index = self.choices.below(self.issued.len());
+        let ticket = self.issued[index];
+        let conn = self.model.conns.get(&ticket.conn);
+        if !conn.is_some_and(|conn| conn.waits_for(ticket)) {
+            self.seen("stale verdict");
+            let verdicts =
+                [Verdict::Granted, Verdict::Denied, Verdict::Unchecked(Failure::TimedOut)];
+            let verdict = self.choices.pick(&verdicts).clone();
+            self.hub.verdict(ticket, &verdict);
+            assert!(!self.hub.has_actions());
+        }
+    }
+}
