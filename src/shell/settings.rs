@@ -249,9 +249,8 @@ impl Settings {
         let own = ["tcp://127.", "tcp://localhost:", "tcp://[::1]:", "tcp://lo:", "ipc://"];
         if !own.iter().any(|own| self.zeromq.value.starts_with(own)) {
             warn!(
-                "EspoCRM's messages are received at {}: whoever can reach that port can send \
-                 messages to EspoCRM's users. Keep it behind a firewall, or bind 127.0.0.1 by \
-                 webSocketZeroMQSubscriberDsn.",
+                "Whoever can reach {} can send messages to EspoCRM's users. Keep that port behind a \
+                 firewall, or bind 127.0.0.1 by webSocketZeroMQSubscriberDsn.",
                 self.zeromq.value.escape_debug()
             );
         }
