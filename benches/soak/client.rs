@@ -43,6 +43,8 @@ pub enum Plan {
     Stay,
     /// Looks at records, and leaves in one way or another.
     Visit(Leave),
+    /// Looks at one thing for minutes: long enough for a logout or a denial to have its effect.
+    Linger,
     /// Stops to read for a while.
     Stall,
     PingFlood,
@@ -272,6 +274,7 @@ impl Client {
         let garbage = self.random.below(GARBAGE.len());
         self.random.weigh(&[
             (60, Plan::Visit(leave)),
+            (12, Plan::Linger),
             (6, Plan::Stall),
             (5, Plan::PingFlood),
             (6, Plan::Forbidden(forbidden)),
@@ -397,8 +400,8 @@ impl Client {
                 self.wake = now + Duration::from_secs(60);
             }
             Plan::Stall => {
-                self.acts = self.acts.min(2);
                 if self.acts > 1 {
+                    self.acts = 1;
                     self.stage = Stage::Stalled;
                     self.wake = now + self.random.millis(1000, 25_000);
                 }
@@ -417,6 +420,11 @@ impl Client {
                 self.stage = Stage::Ending;
                 self.wake = now + DEADLINE;
                 return;
+            }
+            Plan::Linger => {
+                self.acts = self.acts.min(3);
+                self.text("[7,\"\",\"\"]");
+                self.wake = now + self.random.millis(20_000, 50_000);
             }
             _ => self.look_around(house),
         }

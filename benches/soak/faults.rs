@@ -226,7 +226,7 @@ impl Faults {
         if now < self.next_revocation || end < now + EFFECT + Duration::from_secs(20) {
             return;
         }
-        let index = self.random.below(self.houses.len());
+        let index = usize::from(self.random.below(4) == 0);
         let house = &self.houses[index];
         let user = self.random.choose(&house.guests);
         {
@@ -237,7 +237,7 @@ impl Faults {
         house.weather.log_out(user);
         house.weather.deny(true);
         self.revoked = Some((index, now + EFFECT + Duration::from_secs(15)));
-        self.count("Logout and denial");
+        self.count(&format!("Logout and denial, {}", house.name));
     }
 
     fn pardon(&mut self) {

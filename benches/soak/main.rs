@@ -113,7 +113,7 @@ fn soak(
     wait(tally, "everybody is in", PATIENCE, || crowd.is_settled());
     println!("Everybody is in.");
     // What the first minute of traffic makes of the heap is no growth.
-    let warm_up = Duration::from_secs(seconds / 20).clamp(Duration::from_secs(2), PATIENCE);
+    let warm_up = Duration::from_secs(seconds / 20).max(Duration::from_secs(10));
     std::thread::sleep(warm_up);
 
     let sampler = Sampler::start(&houses, tally);

@@ -13,8 +13,9 @@ use crate::tally::Tally;
 #[derive(Clone, Copy)]
 pub struct Sample {
     pub at: Duration,
-    /// KiB that it has made itself.
-    pub dirty: u64,
+    /// KiB that it has made itself. Not `Private_Dirty`, which is the same but for moments in which a
+    /// child is being started: that shares them.
+    pub made: u64,
     pub rss: u64,
     pub descriptors: u64,
     /// Those that are not for connections of our clients, nor for children.
@@ -91,7 +92,7 @@ impl Sample {
         let children = house.daemon.children();
         Some(Self {
             at,
-            dirty: number(&rollup, "Private_Dirty:")?,
+            made: number(&rollup, "Anonymous:")?,
             rss: number(&rollup, "Rss:")?,
             descriptors,
             spare: descriptors.saturating_sub(connections + PER_CHILD * children.len() as u64),
@@ -105,11 +106,11 @@ impl Sample {
 
 /// As a file to be looked at later.
 pub fn to_text(samples: &[Sample]) -> String {
-    let mut text = "seconds dirty rss descriptors spare children zombies threads cpu\n".to_owned();
-    for Sample { at, dirty, rss, descriptors, spare, children, zombies, threads, cpu } in samples {
+    let mut text = "seconds made rss descriptors spare children zombies threads cpu\n".to_owned();
+    for Sample { at, made, rss, descriptors, spare, children, zombies, threads, cpu } in samples {
         let _ = writeln!(
             text,
-            "{:.1} {dirty} {rss} {descriptors} {spare} {children} {zombies} {threads} {cpu}",
+            "{:.1} {made} {rss} {descriptors} {spare} {children} {zombies} {threads} {cpu}",
             at.as_secs_f64()
         );
     }

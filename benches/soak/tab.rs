@@ -1,6 +1,6 @@
 //! What one connection may see, and whether it has got that: each message once, in order.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
 use crate::books::{Books, Channel, Message, Stream};
@@ -30,9 +30,9 @@ pub const VOLATILE: &str = ".flux";
 struct Watch {
     topic: String,
     granted: Option<Instant>,
-    /// Unsubscribed: its end is certain with the answer to this ping.
-    leaving: Option<u32>,
-    /// And subscribed again after that ping.
+    /// It was unsubscribed before each of these pings: when that is answered its end is certain.
+    leaving: VecDeque<u32>,
+    /// And subscribed again after the last of them.
     again: bool,
     /// By stream, and whether it is for one user.
     seen: HashMap<(Stream, bool), Seen>,
@@ -66,7 +66,7 @@ impl Tab {
     /// It has sent a subscription.
     pub fn subscribed(&mut self, topic: &str) {
         match self.watches.iter_mut().find(|watch| watch.topic == topic) {
-            Some(watch) => watch.again = watch.leaving.is_some(),
+            Some(watch) => watch.again = !watch.leaving.is_empty(),
             None => self.watches.push(Watch::new(topic)),
         }
     }
@@ -76,7 +76,7 @@ impl Tab {
     pub fn unsubscribed(&mut self, topic: &str) -> u32 {
         let ping = self.next_ping();
         if let Some(watch) = self.watches.iter_mut().find(|watch| watch.topic == topic) {
-            watch.leaving = Some(ping);
+            watch.leaving.push_back(ping);
             watch.again = false;
         }
         ping
@@ -94,18 +94,20 @@ impl Tab {
     /// A ping has been answered.
     pub fn answered(&mut self, ping: u32) {
         self.watches.retain_mut(|watch| {
-            if watch.leaving != Some(ping) {
+            if watch.leaving.front() != Some(&ping) {
                 return true;
             }
-            let again = watch.again;
-            *watch = Watch::new(&watch.topic);
-            again
+            watch.leaving.pop_front();
+            // What comes next is of another subscription.
+            watch.granted = None;
+            watch.seen.clear();
+            watch.again || !watch.leaving.is_empty()
         });
     }
 
     /// The topics to which it is subscribed.
     pub fn topics(&self) -> impl Iterator<Item = &str> {
-        let stays = |watch: &&Watch| watch.leaving.is_none() || watch.again;
+        let stays = |watch: &&Watch| watch.leaving.is_empty() || watch.again;
         self.watches.iter().filter(stays).map(|watch| watch.topic.as_str())
     }
 
@@ -208,11 +210,11 @@ impl Tab {
 impl Watch {
     fn new(topic: &str) -> Self {
         let (topic, seen) = (topic.to_owned(), HashMap::new());
-        Self { topic, granted: None, leaving: None, again: false, seen }
+        Self { topic, granted: None, leaving: VecDeque::new(), again: false, seen }
     }
 
     /// Whether it is granted until it is given up.
     fn is_reliable(&self) -> bool {
-        !self.topic.contains(DENIED) && !self.topic.contains(VOLATILE) && self.leaving.is_none()
+        !self.topic.contains(DENIED) && !self.topic.contains(VOLATILE) && self.leaving.is_empty()
     }
 }
