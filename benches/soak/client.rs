@@ -47,7 +47,10 @@ pub enum Plan {
     Linger,
     /// Stops to read for a while.
     Stall,
-    PingFlood,
+    /// Sends many pings, but fewer than anybody may.
+    Pings,
+    /// Sends far more at once, for which it may be ended, and leaves.
+    Flood,
     /// Sends what is not allowed: the number of the kind.
     Forbidden(usize),
     BadToken,
@@ -276,7 +279,8 @@ impl Client {
             (60, Plan::Visit(leave)),
             (12, Plan::Linger),
             (6, Plan::Stall),
-            (5, Plan::PingFlood),
+            (5, Plan::Pings),
+            (2, Plan::Flood),
             (6, Plan::Forbidden(forbidden)),
             (5, Plan::BadToken),
             (if plain && direct { 5 } else { 0 }, Plan::Garbage(garbage)),
@@ -406,11 +410,13 @@ impl Client {
                     self.wake = now + self.random.millis(1000, 25_000);
                 }
             }
-            Plan::PingFlood => {
-                for _ in 0..self.random.between(20, 200) {
-                    let ping = self.tab.next_ping();
-                    self.ping(ping);
-                }
+            Plan::Pings => {
+                self.pings(30);
+                self.wake = now + self.random.millis(1500, 6000);
+            }
+            Plan::Flood => {
+                self.acts = 1;
+                self.pings(2000);
             }
             Plan::Forbidden(kind) => {
                 let (first, payload) = FORBIDDEN[kind];
@@ -549,6 +555,13 @@ impl Client {
         self.text(&format!("[6,{topic:?}]"));
         let ping = self.tab.unsubscribed(topic);
         self.ping(ping);
+    }
+
+    fn pings(&mut self, count: usize) {
+        for _ in 0..count {
+            let ping = self.tab.next_ping();
+            self.ping(ping);
+        }
     }
 
     fn ping(&mut self, number: u32) {
