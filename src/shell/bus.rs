@@ -4,9 +4,11 @@ mod guard;
 
 pub use guard::Excess;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -27,6 +29,8 @@ pub struct Bus {
     context: Context,
     descriptor: RawFd,
     endpoint: String,
+    /// Kept for a [`renew`](Bus::renew) that is due because there are no others.
+    spare: Vec<File>,
     /// A test's messages, which are then all there are.
     #[cfg(test)]
     script: Option<super::script::Messages>,
@@ -45,8 +49,8 @@ pub enum Received {
 /// Connections that may wait to be accepted: one per request that PHP is serving.
 const BACKLOG: i32 = 1_024;
 
-/// Descriptors that a context and its sockets need, and some more.
-const DESCRIPTORS: usize = 24;
+/// Descriptors that a context and its sockets need.
+const SPARE: usize = 12;
 
 /// For a connection to become a ZeroMQ one, in milliseconds.
 const HANDSHAKE: i32 = 10_000;
@@ -79,6 +83,7 @@ impl Bus {
             socket,
             context,
             endpoint: String::new(),
+            spare: spare(),
             #[cfg(test)]
             script: None,
         })
@@ -90,10 +95,11 @@ impl Bus {
     /// # Errors
     /// If somebody else has bound the endpoint meanwhile; it is to be tried again.
     pub fn renew(&mut self) -> Result<()> {
+        self.spare = Vec::new();
         // Where libzmq gets none it ends the process.
-        let spare = (0..DESCRIPTORS).map(|_| File::open("/dev/null"));
-        let spare = spare.collect::<io::Result<Vec<_>>>();
-        drop(spare.map_err(|error| Fatal::new(format!("ZeroMQ cannot be begun anew: {error}.")))?);
+        if spare().len() < SPARE {
+            return Err(Fatal::new("ZeroMQ cannot be begun anew: there are no descriptors."));
+        }
         let most = self.guard.as_ref().map(Guard::most_senders);
         let mut new = Self::unbound().map_err(trouble)?;
         if let Some(most) = most {
@@ -103,6 +109,7 @@ impl Bus {
         let endpoint = old.endpoint.clone();
         // Its port must become free.
         drop(old);
+        self.spare = spare();
         self.endpoint.clone_from(&endpoint);
         self.endpoint = patiently(|| self.bind_socket(&endpoint))?;
         Ok(())
@@ -157,7 +164,8 @@ impl Bus {
         let context = CONTEXT.with(Clone::clone);
         let socket = context.socket(SocketType::PULL).unwrap();
         let endpoint = "scripted".to_owned();
-        Self { guard: None, socket, context, descriptor: -1, endpoint, script: Some(script) }
+        let (spare, script) = (Vec::new(), Some(script));
+        Self { guard: None, socket, context, descriptor: -1, endpoint, spare, script }
     }
 
     /// Moves to another endpoint; if that fails the old one stays.
@@ -254,22 +262,38 @@ impl Bus {
             return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
         }
         let address = address(endpoint);
-        self.socket.bind(&address).map_err(|error| match error {
-            zmq::Error::EADDRINUSE => failed(
+        let in_use = || {
+            failed(
                 "it is in use. Another daemon runs there: stop EspoCRM's own (systemctl stop \
                  espocrm-websocket, or find it by ss -ltnp)",
-            ),
+            )
+        };
+        // libzmq would take the file from whoever listens there.
+        let file = endpoint.strip_prefix("ipc://");
+        if file.is_some_and(|path| UnixStream::connect(path).is_ok()) {
+            return Err(in_use());
+        }
+        self.socket.bind(&address).map_err(|error| match error {
+            zmq::Error::EADDRINUSE => in_use(),
             zmq::Error::EACCES => failed("this user may not"),
             zmq::Error::ENODEV | zmq::Error::EADDRNOTAVAIL => {
                 failed("this machine has no such address")
             }
             error => failed(error.message()),
         })?;
+        if let Some(path) = file {
+            // For this user and its group, whatever the umask. One without a file has no such path.
+            let _ = std::fs::set_permissions(path, Permissions::from_mode(0o660));
+        }
         match self.socket.get_last_endpoint() {
             Ok(Ok(bound)) => Ok(bound.trim_end_matches('\0').to_owned()),
             _ => Ok(address),
         }
     }
+}
+
+fn spare() -> Vec<File> {
+    (0..SPARE).map_while(|_| File::open("/dev/null").ok()).collect()
 }
 
 /// Tries for a while: libzmq closes what it has bound in its own thread.

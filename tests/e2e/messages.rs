@@ -262,7 +262,7 @@ fn a_message_over_1_mib_is_logged() {
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
     let mut huge = r#"{"topicId":"newNotification","userId":"alice","text":""}"#.to_owned();
-    huge.insert_str(huge.len() - 2, &"x".repeat(2 * MAX_MESSAGE));
+    huge.insert_str(huge.len() - 2, &"x".repeat(MAX_MESSAGE));
     Php::send_raw(&daemon.zeromq, &huge);
     let good = json!({"topicId": "newNotification", "userId": "alice"});
     Php::send(&daemon.zeromq, std::slice::from_ref(&good));

@@ -30,8 +30,8 @@ pub(super) struct Guard {
 pub enum Excess {
     /// So many are connected, of at most so many.
     Senders(usize, usize),
-    /// Peers cannot be accepted: descriptors, or memory, have run out.
-    Descriptors,
+    /// Peers cannot be accepted: descriptors, or memory, have run out. So many are connected.
+    Descriptors(usize),
     /// It holds more than [`MAX_ZEROMQ`]: so many bytes.
     Memory(usize),
 }
@@ -103,7 +103,7 @@ impl Guard {
         self.next.take_if(|next| *next <= now)?;
         self.count();
         if std::mem::take(&mut self.rejected) > 0 {
-            return Some(Excess::Descriptors);
+            return Some(Excess::Descriptors(self.senders));
         }
         if self.senders == 0 {
             return None;

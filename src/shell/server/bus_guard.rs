@@ -44,7 +44,7 @@ impl Server {
         if let Some(count) = self.bursts.senders.count(now) {
             let (endpoint, said) = (self.bus.endpoint(), "since this was last said");
             match excess {
-                Excess::Descriptors => warn!(
+                Excess::Descriptors(_) => warn!(
                     "EspoCRM cannot be accepted at {endpoint} for the moment: there are no more \
                      descriptors, or there is no memory ({count} times {said}). Raise LimitNOFILE \
                      in the unit."
@@ -61,7 +61,8 @@ impl Server {
                 ),
             }
         }
-        if excess == Excess::Descriptors {
+        if excess == Excess::Descriptors(0) {
+            // Nobody has them whom libzmq could send away.
             self.bus.rest();
             self.bus_broken = Some(now.after(RETRY));
         } else {

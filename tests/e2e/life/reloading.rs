@@ -147,7 +147,7 @@ fn an_espocrm_that_is_broken_keeps_its_settings() {
         (
             &|it| std::fs::write(it.path().join("own.toml"), "max_checks = 0").unwrap(),
             &|it| std::fs::write(it.path().join("own.toml"), "").unwrap(),
-            "own.toml: TOML parse error at line 1",
+            "own.toml: line 1: max_checks: it must be at least 1",
         ),
     ];
     for (break_it, repair_it, why) in cases {
