@@ -183,6 +183,7 @@ impl Bus {
         };
         // It was bound, so it can be unbound.
         let _ = self.socket.unbind(&self.endpoint);
+        self.remove_file();
         self.endpoint = new;
         Ok(())
     }
@@ -193,6 +194,13 @@ impl Bus {
         let _ = self.socket.unbind(&self.endpoint);
         patiently(|| self.bind_socket(endpoint))
             .inspect_err(|_| drop(patiently(|| self.bind_socket(&self.endpoint))))
+    }
+
+    /// libzmq leaves its socket file behind.
+    fn remove_file(&self) {
+        if let Some(path) = self.endpoint.strip_prefix("ipc://") {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Where it is bound: with the number of the port if any free one was asked for.
@@ -289,6 +297,12 @@ impl Bus {
             Ok(Ok(bound)) => Ok(bound.trim_end_matches('\0').to_owned()),
             _ => Ok(address),
         }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        self.remove_file();
     }
 }
 

@@ -332,8 +332,13 @@ impl Worker {
             }
         }
         let complete = ended || call.answer.len() >= MAX_ANSWER;
-        let reply = errand::read(&call.answer, &call.nonce, complete)
-            .map_err(|Nonsense| format!("it answered {}", first_line(&call.answer)))?;
+        let reply =
+            errand::read(&call.answer, &call.nonce, complete).map_err(
+                |Nonsense| match &*first_line(&call.answer) {
+                    "" => "it ended without an answer".to_owned(),
+                    line => format!("it answered {line}"),
+                },
+            )?;
         if reply.is_some() && matches!(self.stdout.read(&mut buffer), Ok(1..)) {
             return Err("EspoCRM has printed past it".to_owned());
         }

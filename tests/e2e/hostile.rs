@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Daemon, Php};
+use crate::support::{Client, DEADLINE, Daemon, Php, eventually};
 
 /// A message for the tabs of alice.
 fn notification(number: usize) -> Value {
@@ -31,6 +31,20 @@ fn expect_alive(daemon: &Daemon, alice: &mut Client, number: usize) {
     alice.expect_silence();
     Php::send(&daemon.zeromq, &[notification(number)]);
     alice.expect_event(&notification(number));
+}
+
+/// A message gets through, though while libzmq is begun anew one may be lost.
+fn expect_served(daemon: &Daemon, alice: &mut Client) {
+    alice.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut number = 1_000;
+    eventually("a message is delivered", || {
+        number += 1;
+        Php::send(&daemon.zeromq, &[notification(number)]);
+        alice.stream.peek(&mut [0]).is_ok()
+    });
+    alice.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    while alice.next_message()[2]["number"].as_u64().unwrap() < number as u64 {}
+    alice.expect_silence();
 }
 
 /// Shows that the daemon does nothing in vain: a loop that did would use a whole core.

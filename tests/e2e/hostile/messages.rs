@@ -45,11 +45,9 @@ fn an_endpoint_that_others_can_reach_is_warned_of() {
 
 #[test]
 fn every_way_to_write_an_endpoint_is_served_and_an_open_one_is_warned_of() {
-    for (endpoint, bound, is_open) in [
-        ("tcp://*:*", "tcp://0.0.0.0:", true),
-        ("tcp://lo:*", "tcp://127.0.0.1:", false),
-        ("tcp://localhost:*", "tcp://127.0.0.1:", false),
-    ] {
+    for (endpoint, bound, is_open) in
+        [("tcp://*:*", "tcp://0.0.0.0:", true), ("tcp://localhost:*", "tcp://127.0.0.1:", false)]
+    {
         let mut standin = Standin::new();
         standin.config("webSocketZeroMQSubscriberDsn", endpoint);
         let daemon = Daemon::start(&standin);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{alice, expect_alive, expect_no_spinning, notification};
-use crate::support::{Client, DEADLINE, Daemon, Php, Pusher, Standin, eventually};
+use super::{alice, expect_alive, expect_no_spinning, expect_served, notification};
+use crate::support::{Client, DEADLINE, Daemon, Pusher, Standin, eventually};
 
 /// With this all begin that know of versions.
 const SIGNATURE: &[u8] = b"\xff\0\0\0\0\0\0\0\x01\x7f";
@@ -251,20 +251,6 @@ fn ten_thousand_peers_that_say_nothing_keep_nobody_out() {
     expect_no_spinning(&daemon);
     let grown = daemon.status("VmHWM").saturating_sub(memory);
     assert!(grown < 64 * 1024, "{grown} kB");
-}
-
-/// A message gets through, though while libzmq is begun anew one may be lost.
-fn expect_served(daemon: &Daemon, alice: &mut Client) {
-    alice.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut number = 1_000;
-    eventually("a message is delivered", || {
-        number += 1;
-        Php::send(&daemon.zeromq, &[notification(number)]);
-        alice.stream.peek(&mut [0]).is_ok()
-    });
-    alice.stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    while alice.next_message()[2]["number"].as_u64().unwrap() < number as u64 {}
-    alice.expect_silence();
 }
 
 #[test]

@@ -41,9 +41,12 @@ impl Flood {
     /// come back.
     fn of_frames(daemon: &Daemon, frame: &[u8]) -> Self {
         let (address, frames) = (daemon.address, frame.repeat(1_000));
+        let connect = move || Client::open(address, "bob", "tok-bob");
+        let mut client = connect();
         Self::start(move || {
-            let mut client = Client::open(address, "bob", "tok-bob");
-            while client.stream.write_all(&frames).is_ok() {}
+            if client.stream.write_all(&frames).is_err() {
+                client = connect();
+            }
             true
         })
     }
