@@ -16,24 +16,30 @@ use mio::{Interest, Registry, Token};
 use zmq::{Context, Message, Socket, SocketType};
 
 use super::fatal::{Fatal, Result};
-use crate::core::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED};
+use crate::core::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED, MAX_SENDERS};
 use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use guard::Guard;
 
 /// A PULL socket. PHP makes a connection for each message.
 pub struct Bus {
-    // The sockets must be closed before their context.
-    guard: Option<Guard>,
-    socket: Socket,
-    context: Context,
-    descriptor: RawFd,
+    /// None only after a [`renew`](Bus::renew) that has failed.
+    libzmq: Option<Libzmq>,
     endpoint: String,
-    /// Kept for a [`renew`](Bus::renew) that is due because there are no others.
-    spare: Vec<File>,
+    /// Senders that may be connected at a time.
+    most_senders: usize,
     /// A test's messages, which are then all there are.
     #[cfg(test)]
     script: Option<super::script::Messages>,
+}
+
+/// A context of libzmq and what belongs to it.
+struct Libzmq {
+    // The sockets must be closed before their context.
+    guard: Guard,
+    socket: Socket,
+    context: Context,
+    descriptor: RawFd,
 }
 
 /// What [`Bus::receive`] has found.
@@ -50,7 +56,7 @@ pub enum Received {
 const BACKLOG: i32 = 1_024;
 
 /// Descriptors that a context and its sockets need.
-const SPARE: usize = 12;
+const DESCRIPTORS: usize = 12;
 
 /// For a connection to become a ZeroMQ one, in milliseconds.
 const HANDSHAKE: i32 = 10_000;
@@ -61,111 +67,90 @@ impl Bus {
     /// # Errors
     /// If it cannot be bound: why, and what to do.
     pub fn bind(endpoint: &str) -> Result<Self> {
-        let mut bus = Self::unbound().map_err(trouble)?;
-        bus.endpoint = bus.bind_socket(endpoint)?;
-        Ok(bus)
-    }
-
-    fn unbound() -> std::result::Result<Self, zmq::Error> {
-        let context = Context::new();
-        let socket = context.socket(SocketType::PULL)?;
-        socket.set_linger(0)?;
-        socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
-        socket.set_backlog(BACKLOG)?;
-        socket.set_handshake_ivl(HANDSHAKE)?;
-        // A sender whose machine is gone must not keep its descriptor.
-        socket.set_tcp_keepalive(1)?;
-        socket.set_tcp_keepalive_idle(60)?;
-        socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
-        Ok(Self {
-            guard: Some(Guard::new(&context, &socket)?),
-            descriptor: socket.get_fd()?,
-            socket,
-            context,
+        let libzmq = Some(Libzmq::new().map_err(trouble)?);
+        let mut bus = Self {
+            libzmq,
             endpoint: String::new(),
-            spare: spare(),
+            most_senders: MAX_SENDERS,
             #[cfg(test)]
             script: None,
-        })
+        };
+        bus.endpoint = bus.bind_socket(endpoint)?;
+        Ok(bus)
     }
 
     /// Begins anew, which ends all connections and frees all that libzmq holds. PHP whose message
     /// had not arrived connects again.
     ///
     /// # Errors
-    /// If somebody else has bound the endpoint meanwhile; it is to be tried again.
+    /// If there are no descriptors, or somebody else has bound the endpoint meanwhile: then there is
+    /// no socket, and [`resume`](Self::resume) is to be called later.
     pub fn renew(&mut self) -> Result<()> {
-        self.spare = Vec::new();
+        // First: its port must become free, and its descriptors may be the last.
+        self.libzmq = None;
+        self.remove_file();
         // Where libzmq gets none it ends the process.
-        if spare().len() < SPARE {
-            return Err(Fatal::new("ZeroMQ cannot be begun anew: there are no descriptors."));
-        }
-        let most = self.guard.as_ref().map(Guard::most_senders);
-        let mut new = Self::unbound().map_err(trouble)?;
-        if let Some(most) = most {
-            new.limit_senders(most);
-        }
-        let old = std::mem::replace(self, new);
-        let endpoint = old.endpoint.clone();
-        // Its port must become free.
-        drop(old);
-        self.spare = spare();
-        self.endpoint.clone_from(&endpoint);
-        self.endpoint = patiently(|| self.bind_socket(&endpoint))?;
-        Ok(())
+        let spare = (0..DESCRIPTORS).map(|_| File::open("/dev/null"));
+        let spare = spare.collect::<io::Result<Vec<_>>>();
+        drop(spare.map_err(|error| Fatal::new(format!("ZeroMQ cannot be begun anew: {error}.")))?);
+        let mut libzmq = Libzmq::new().map_err(trouble)?;
+        libzmq.guard.limit_senders(self.most_senders);
+        self.libzmq = Some(libzmq);
+        patiently(|| self.bind_socket(&self.endpoint)).map(drop)
     }
 
     /// Takes nobody in for a while: libzmq, which finds no descriptor for who waits to be accepted,
     /// tries again without a pause.
     pub fn rest(&mut self) {
-        let _ = self.socket.unbind(&self.endpoint);
+        self.unbind();
     }
 
-    /// Goes on after [`rest`](Self::rest), or after a [`renew`](Self::renew) that has failed.
+    /// Goes on after [`rest`](Self::rest), or after a [`renew`](Self::renew) that has failed: true if
+    /// it has begun anew and is to be registered.
     ///
     /// # Errors
-    /// If the endpoint cannot be bound; it is to be tried again.
-    pub fn resume(&mut self) -> Result<()> {
+    /// If that is not possible; it is to be tried again.
+    pub fn resume(&mut self) -> Result<bool> {
+        if self.libzmq.is_none() {
+            return self.renew().map(|()| true);
+        }
         // If it is bound after all.
-        let _ = self.socket.unbind(&self.endpoint);
-        self.bind_socket(&self.endpoint).map(drop)
+        self.unbind();
+        self.bind_socket(&self.endpoint).map(|_| false)
     }
 
     /// Lets so many senders be connected at a time.
     pub fn limit_senders(&mut self, most: usize) {
-        if let Some(guard) = &mut self.guard {
-            guard.limit_senders(most);
+        self.most_senders = most;
+        if let Some(libzmq) = &mut self.libzmq {
+            libzmq.guard.limit_senders(most);
         }
     }
 
     /// The senders' guard is to be asked: somebody has come or gone. `unaccounted` tells what the
     /// process takes beyond what is accounted for, in bytes.
     pub fn wake_guard(&mut self, now: Time, unaccounted: impl FnOnce() -> usize) {
-        if let Some(guard) = &mut self.guard {
-            guard.wake(now, unaccounted);
+        if let Some(libzmq) = &mut self.libzmq {
+            libzmq.guard.wake(now, unaccounted);
         }
     }
 
     /// When [`look`](Self::look) has something to do.
     #[must_use]
     pub fn next_look(&self) -> Option<Time> {
-        self.guard.as_ref().and_then(Guard::next)
+        self.libzmq.as_ref().and_then(|libzmq| libzmq.guard.next())
     }
 
     /// Whether libzmq is to be begun anew.
     pub fn look(&mut self, now: Time, unaccounted: impl FnOnce() -> usize) -> Option<Excess> {
-        self.guard.as_mut()?.look(now, unaccounted)
+        self.libzmq.as_mut()?.guard.look(now, unaccounted)
     }
 
     /// Takes messages from a test.
     #[cfg(test)]
     pub(crate) fn scripted(script: super::script::Messages) -> Self {
-        thread_local!(static CONTEXT: Context = Context::new());
-        let context = CONTEXT.with(Clone::clone);
-        let socket = context.socket(SocketType::PULL).unwrap();
         let endpoint = "scripted".to_owned();
-        let (spare, script) = (Vec::new(), Some(script));
-        Self { guard: None, socket, context, descriptor: -1, endpoint, spare, script }
+        Self { libzmq: None, endpoint, most_senders: 0, script: Some(script) }
     }
 
     /// Moves to another endpoint; if that fails the old one stays.
@@ -181,9 +166,7 @@ impl Bus {
             Err(_) if port(endpoint) == port(&self.endpoint) => self.replace(endpoint)?,
             new => new?,
         };
-        // It was bound, so it can be unbound.
-        let _ = self.socket.unbind(&self.endpoint);
-        self.remove_file();
+        self.unbind();
         self.endpoint = new;
         Ok(())
     }
@@ -191,9 +174,16 @@ impl Bus {
     /// Gives the old endpoint up before the new one is bound. What PHP sends in between waits: it
     /// connects again for a second.
     fn replace(&self, endpoint: &str) -> Result<String> {
-        let _ = self.socket.unbind(&self.endpoint);
+        self.unbind();
         patiently(|| self.bind_socket(endpoint))
             .inspect_err(|_| drop(patiently(|| self.bind_socket(&self.endpoint))))
+    }
+
+    fn unbind(&self) {
+        if let Some(libzmq) = &self.libzmq {
+            let _ = libzmq.socket.unbind(&self.endpoint);
+        }
+        self.remove_file();
     }
 
     /// libzmq leaves its socket file behind.
@@ -211,8 +201,8 @@ impl Bus {
 
     /// The context, for another socket of this process.
     #[must_use]
-    pub fn context(&self) -> &Context {
-        &self.context
+    pub fn context(&self) -> Option<&Context> {
+        self.libzmq.as_ref().map(|libzmq| &libzmq.context)
     }
 
     /// Has `token` reported when there may be messages. libzmq's descriptor reports changes, not
@@ -223,10 +213,10 @@ impl Bus {
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn register(&self, registry: &Registry, token: Token, senders: Token) -> io::Result<()> {
-        if let Some(guard) = &self.guard {
-            registry.register(&mut SourceFd(&guard.descriptor()), senders, Interest::READABLE)?;
-        }
-        registry.register(&mut SourceFd(&self.descriptor), token, Interest::READABLE)
+        let Some(libzmq) = &self.libzmq else { return Ok(()) };
+        let guard = libzmq.guard.descriptor();
+        registry.register(&mut SourceFd(&guard), senders, Interest::READABLE)?;
+        registry.register(&mut SourceFd(&libzmq.descriptor), token, Interest::READABLE)
     }
 
     /// Takes the next message, without waiting.
@@ -249,11 +239,15 @@ impl Bus {
 
     fn receive_part(&self) -> std::result::Result<Message, zmq::Error> {
         loop {
-            match self.socket.recv_msg(zmq::DONTWAIT) {
+            match self.socket()?.recv_msg(zmq::DONTWAIT) {
                 Err(zmq::Error::EINTR) => {}
                 other => return other,
             }
         }
+    }
+
+    fn socket(&self) -> std::result::Result<&Socket, zmq::Error> {
+        self.libzmq.as_ref().map(|libzmq| &libzmq.socket).ok_or(zmq::Error::ENOTSOCK)
     }
 
     /// Binds and returns the endpoint as libzmq names it.
@@ -281,7 +275,7 @@ impl Bus {
         if file.is_some_and(|path| UnixStream::connect(path).is_ok()) {
             return Err(in_use());
         }
-        self.socket.bind(&address).map_err(|error| match error {
+        self.socket().and_then(|socket| socket.bind(&address)).map_err(|error| match error {
             zmq::Error::EADDRINUSE => in_use(),
             zmq::Error::EACCES => failed("this user may not"),
             zmq::Error::ENODEV | zmq::Error::EADDRNOTAVAIL => {
@@ -293,10 +287,28 @@ impl Bus {
             // For this user and its group, whatever the umask. One without a file has no such path.
             let _ = std::fs::set_permissions(path, Permissions::from_mode(0o660));
         }
-        match self.socket.get_last_endpoint() {
+        match self.socket().and_then(Socket::get_last_endpoint) {
             Ok(Ok(bound)) => Ok(bound.trim_end_matches('\0').to_owned()),
             _ => Ok(address),
         }
+    }
+}
+
+impl Libzmq {
+    fn new() -> std::result::Result<Self, zmq::Error> {
+        let context = Context::new();
+        let socket = context.socket(SocketType::PULL)?;
+        socket.set_linger(0)?;
+        socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
+        socket.set_backlog(BACKLOG)?;
+        socket.set_handshake_ivl(HANDSHAKE)?;
+        // A sender whose machine is gone must not keep its descriptor.
+        socket.set_tcp_keepalive(1)?;
+        socket.set_tcp_keepalive_idle(60)?;
+        socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
+        let guard = Guard::new(&context, &socket)?;
+        let descriptor = socket.get_fd()?;
+        Ok(Self { guard, socket, context, descriptor })
     }
 }
 
@@ -304,10 +316,6 @@ impl Drop for Bus {
     fn drop(&mut self) {
         self.remove_file();
     }
-}
-
-fn spare() -> Vec<File> {
-    (0..SPARE).map_while(|_| File::open("/dev/null").ok()).collect()
 }
 
 /// Tries for a while: libzmq closes what it has bound in its own thread.

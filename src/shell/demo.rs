@@ -94,7 +94,8 @@ impl Demo {
     /// # Errors
     /// If ZeroMQ refuses.
     pub fn connect(&mut self, bus: &Bus) -> Result<()> {
-        let socket = bus.context().socket(SocketType::PUSH).and_then(|socket| {
+        let Some(context) = bus.context() else { return Ok(()) };
+        let socket = context.socket(SocketType::PUSH).and_then(|socket| {
             socket.set_linger(0)?;
             socket.connect(bus.endpoint())?;
             Ok(socket)

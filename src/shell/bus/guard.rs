@@ -71,11 +71,7 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Senders that may be connected at a time.
-    pub fn most_senders(&self) -> usize {
-        self.most
-    }
-
+    /// Lets so many senders be connected at a time.
     pub fn limit_senders(&mut self, most: usize) {
         self.most = most.min(MAX_SENDERS);
     }

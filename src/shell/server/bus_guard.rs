@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use log::{debug, error, info, warn};
+use log::{error, info, warn};
 
 use super::{BUS, Backend, SENDERS, Server};
 use crate::core::limits::{self, MAX_ZEROMQ};
@@ -71,29 +71,38 @@ impl Server {
     }
 
     fn renew_bus(&mut self) {
-        let renewed = self.bus.renew();
-        // For kernels on which a child cannot close what it inherits.
-        sys::mark_close_on_exec();
-        sys::trim_heap();
-        let registered = self.bus.register(self.poll.registry(), BUS, SENDERS);
-        self.bus_pending = true;
-        if let Err(error) = renewed {
-            error!("{error} It is tried again every second.");
-            self.bus_broken = Some(self.now.after(RETRY));
-        } else if let Err(error) = registered {
-            // Its descriptors are those that were registered before.
-            debug!("{error}");
+        match self.bus.renew() {
+            Ok(()) => self.bus_is_new(),
+            Err(error) => {
+                error!(
+                    "{error} EspoCRM's messages are not received. It is tried again every second."
+                );
+                self.bus_broken = Some(self.now.after(RETRY));
+            }
         }
     }
 
     fn resume_bus(&mut self) {
-        self.bus_broken = match self.bus.resume() {
-            Ok(()) => {
+        match self.bus.resume() {
+            Ok(is_new) => {
+                self.bus_broken = None;
+                if is_new {
+                    self.bus_is_new();
+                }
                 info!("EspoCRM's messages are received at {} again.", self.bus.endpoint());
-                None
             }
-            Err(_) => Some(self.now.after(RETRY)),
-        };
+            Err(_) => self.bus_broken = Some(self.now.after(RETRY)),
+        }
+    }
+
+    fn bus_is_new(&mut self) {
+        // For kernels on which a child cannot close what it inherits.
+        sys::mark_close_on_exec();
+        sys::trim_heap();
+        if let Err(error) = self.bus.register(self.poll.registry(), BUS, SENDERS) {
+            error!("The kernel does not report EspoCRM's messages: {error}. Restart the daemon.");
+        }
+        self.bus_pending = true;
     }
 
     /// Bytes that this process has reason to take, without libzmq.
