@@ -3,8 +3,11 @@
 CARGO := $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 # Seconds for which each fuzz target runs.
 FUZZ_SECONDS ?= 300
+# Seconds for which the soak runs, and a seed that repeats its choices (none: a random one).
+export SOAK_SECONDS ?= 1800
+export SOAK_SEED ?=
 
-.PHONY: build demo test lint fuzz bench bench-checks bench-core clean
+.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn clean
 
 build:
 	tools/install build
@@ -29,6 +32,10 @@ fuzz:
 	tools/install fuzz
 	CARGO=$(CARGO) tools/fuzz $(FUZZ_SECONDS)
 
+soak:
+	tools/install test
+	$(CARGO) bench --locked --bench soak
+
 bench:
 	tools/install test
 	$(CARGO) bench --locked --bench footprint
@@ -40,6 +47,10 @@ bench-checks:
 bench-core:
 	tools/install build
 	$(CARGO) bench --locked --bench core
+
+autobahn:
+	tools/install autobahn
+	tools/autobahn
 
 clean:
 	$(CARGO) clean

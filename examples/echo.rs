@@ -1,4 +1,4 @@
-//! Serves WebSockets as the daemon does, but sends back what it receives: for tools/autobahn.
+//! The daemon's server, but that it sends back what it receives: for tools/autobahn.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::shell::fatal::Fatal;
 use crate::shell::settings::{Layers, Own};
-use crate::shell::{demo, fatal, logging, run};
+use crate::shell::{demo, fatal, logging, run, sys};
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -146,19 +146,12 @@ impl Command {
     /// # Errors
     /// Why it could not be done.
     pub fn execute(self) -> fatal::Result<()> {
+        sys::forbid_core_dumps();
+        logging::start();
         match self {
-            Self::Run(options) => {
-                logging::start();
-                run::serve(options.layers()?)
-            }
-            Self::Config(options) => {
-                logging::start();
-                run::show(options.layers()?)
-            }
-            Self::Demo(flags) => {
-                logging::start();
-                demo::serve(&flags)
-            }
+            Self::Run(options) => run::serve(options.layers()?),
+            Self::Config(options) => run::show(options.layers()?),
+            Self::Demo(flags) => demo::serve(&flags),
             Self::Help => print(HELP),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }

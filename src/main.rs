@@ -1,5 +1,6 @@
 //! See `espocrm-websocket --help`.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use espocrm_websocket::cli::Command;
@@ -8,7 +9,7 @@ fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("espocrm-websocket: {error}\nTry: espocrm-websocket --help");
+            complain(&format!("{error}\nTry: espocrm-websocket --help"));
             return ExitCode::from(2);
         }
     };
@@ -16,8 +17,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is_stop() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("espocrm-websocket: {error}");
+            complain(&error.to_string());
             ExitCode::FAILURE
         }
     }
+}
+
+/// Standard error may be full or closed: that is no reason to crash.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "espocrm-websocket: {text}");
 }

@@ -1,6 +1,7 @@
 //! What a peer may make the daemon keep, with the memory that follows from it.
 //!
-//! The worst case is stated beside each constant, per connection unless it says otherwise.
+//! The worst case is stated beside each constant, per connection unless it says otherwise. The
+//! feature `echo`, which is never shipped, makes room for the messages of a test suite.
 
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub const MAX_LOGINS_OF_ADDRESS: u32 = 1_024;
 
 /// Messages, or fragments of them, that a connection may send in one second. A tab sends one for
 /// each subscription when it connects, and then one a minute.
-pub const MAX_FRAMES_PER_SECOND: u16 = if cfg!(feature = "echo") { u16::MAX } else { 1_000 };
+pub const MAX_FRAMES_PER_SECOND: u16 = 1_000;
 
 /// Pings, pongs and the like in one second. A browser answers ours, and sends none by itself.
 pub const MAX_CONTROL_FRAMES_PER_SECOND: u16 = 100;
@@ -74,13 +75,21 @@ pub const MAX_SUBMISSION: usize = 1024 * 1024;
 
 /// Bytes of one message that libzmq takes in. What is longer than [`MAX_SUBMISSION`] is logged and
 /// dropped; beyond this libzmq ends the sender's connection without a word.
-pub const MAX_RECEIVED: usize = 4 * MAX_SUBMISSION;
+pub const MAX_RECEIVED: usize = 2 * MAX_SUBMISSION;
 
 /// Messages that libzmq keeps until they are taken, of each PHP process that is connected: real
-/// ones have sent one or two. One that sends the longest as fast as it can makes it hold 256 MiB,
-/// and one that never ends a message of many parts makes it hold them all: who can reach that port
-/// must be trusted with our memory.
-pub const MAX_RECEIVE_QUEUE: i32 = 64;
+/// ones have sent one or two. One that sends the longest as fast as it can makes it hold 32 MiB.
+pub const MAX_RECEIVE_QUEUE: i32 = 16;
+
+/// PHP processes, or others, that are connected to the ZeroMQ socket at a time. EspoCRM's stay for
+/// some milliseconds. Past it libzmq is begun anew, which ends them all.
+pub const MAX_SENDERS: usize = 1_024;
+
+/// Bytes that libzmq may hold. It bounds what it holds by the number of messages, and not at all
+/// the parts of one that never ends; so while anybody is connected the whole process is looked at
+/// ten times a second, and if it has grown by more than this beyond all that is accounted for,
+/// libzmq is begun anew.
+pub const MAX_ZEROMQ: usize = 64 * 1024 * 1024;
 
 /// Nesting of a message of EspoCRM: what PHP's own `json_encode` allows.
 pub const MAX_DEPTH: usize = 512;
@@ -107,6 +116,37 @@ pub const MAX_WAITING_REVIEWS: usize = MAX_WAITING_CHECKS / 4;
 /// Bytes that a PHP child may print; 36 are expected of a check, some hundred KiB of the settings
 /// of an EspoCRM with many extensions. Anything more ends the child.
 pub const MAX_CHILD_OUTPUT: usize = 1024 * 1024;
+
+/// Bytes that a connection costs while it is idle: its place in the slab, its session, its timer, the
+/// names of its user and of its token, which have at most [`MAX_PARAMETER`] bytes each.
+pub const CONNECTION: usize = 1_024;
+
+/// Bytes that TLS adds to a connection: 8 KiB of state; a record that is incomplete, or one that waits
+/// to be written, of 16 KiB each.
+pub const TLS_CONNECTION: usize = 40 * 1_024;
+
+/// Bytes of a ticket that waits for an access check nobody else waits for.
+pub const TICKET: usize = 750;
+
+/// Bytes that the daemon takes for itself: code, libraries, buffers of the loop; verdicts that are
+/// remembered.
+pub const PROCESS: usize = 12 * 1024 * 1024;
+
+/// Bytes of memory that are accounted for, of the daemon without libzmq and without PHP's processes:
+/// so many `connections` that hold so many bytes together, with or without our own TLS, and so many
+/// tickets that wait for access `checks`.
+#[must_use]
+pub const fn accounted(connections: usize, tls: bool, held: usize, checks: usize) -> usize {
+    let each = if tls { CONNECTION + TLS_CONNECTION } else { CONNECTION };
+    PROCESS + connections * each + held + checks * TICKET
+}
+
+/// Bytes of memory that the daemon takes at most. `children`: PHP processes at a time.
+#[must_use]
+pub const fn worst_case(connections: usize, tls: bool, children: usize) -> usize {
+    let all = accounted(connections, tls, MAX_HELD, MAX_WAITING_CHECKS);
+    all + MAX_ZEROMQ + children * MAX_CHILD_OUTPUT
+}
 
 /// From accepting a connection to the end of its upgrade, TLS included.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);

@@ -444,6 +444,17 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_comes_byte_by_byte_takes_no_more_room_than_it_needs() {
+        let bytes = frame(0x81, &b"x".repeat(MAX_CLIENT_MESSAGE));
+        for step in [1, 100, 16_384] {
+            let (incoming, reader) = read_in_steps_of(step, &bytes[..bytes.len() - 1]);
+            assert_eq!(incoming, []);
+            let needed = size_of::<Incomplete>() + LONGEST_FRAME;
+            assert!(reader.held() <= needed, "{step}: {}", reader.held());
+        }
+    }
+
+    #[test]
     fn the_state_of_an_idle_reader_is_one_pointer() {
         assert_eq!(size_of::<Reader>(), size_of::<usize>());
     }

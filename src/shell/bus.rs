@@ -1,5 +1,10 @@
 //! The ZeroMQ socket into which EspoCRM's PHP pushes its messages.
 
+mod guard;
+
+pub use guard::Excess;
+
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -11,10 +16,13 @@ use zmq::{Context, Message, Socket, SocketType};
 use super::fatal::{Fatal, Result};
 use crate::core::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED};
 use crate::core::submission::Rejection;
+use crate::core::time::Time;
+use guard::Guard;
 
 /// A PULL socket. PHP makes a connection for each message.
 pub struct Bus {
-    // The socket must be closed before its context.
+    // The sockets must be closed before their context.
+    guard: Option<Guard>,
     socket: Socket,
     context: Context,
     descriptor: RawFd,
@@ -37,6 +45,9 @@ pub enum Received {
 /// Connections that may wait to be accepted: one per request that PHP is serving.
 const BACKLOG: i32 = 1_024;
 
+/// Descriptors that a context and its sockets need, and some more.
+const DESCRIPTORS: usize = 24;
+
 /// For a connection to become a ZeroMQ one, in milliseconds.
 const HANDSHAKE: i32 = 10_000;
 
@@ -46,31 +57,97 @@ impl Bus {
     /// # Errors
     /// If it cannot be bound: why, and what to do.
     pub fn bind(endpoint: &str) -> Result<Self> {
-        let trouble = |error: zmq::Error| Fatal::new(format!("ZeroMQ cannot be used: {error}."));
+        let mut bus = Self::unbound().map_err(trouble)?;
+        bus.endpoint = bus.bind_socket(endpoint)?;
+        Ok(bus)
+    }
+
+    fn unbound() -> std::result::Result<Self, zmq::Error> {
         let context = Context::new();
-        let socket = context.socket(SocketType::PULL).map_err(trouble)?;
-        let set_up = || {
-            socket.set_linger(0)?;
-            socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
-            socket.set_backlog(BACKLOG)?;
-            socket.set_handshake_ivl(HANDSHAKE)?;
-            // A sender whose machine is gone must not keep its descriptor.
-            socket.set_tcp_keepalive(1)?;
-            socket.set_tcp_keepalive_idle(60)?;
-            socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
-            socket.get_fd()
-        };
-        let descriptor = set_up().map_err(trouble)?;
-        let mut bus = Self {
+        let socket = context.socket(SocketType::PULL)?;
+        socket.set_linger(0)?;
+        socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
+        socket.set_backlog(BACKLOG)?;
+        socket.set_handshake_ivl(HANDSHAKE)?;
+        // A sender whose machine is gone must not keep its descriptor.
+        socket.set_tcp_keepalive(1)?;
+        socket.set_tcp_keepalive_idle(60)?;
+        socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
+        Ok(Self {
+            guard: Some(Guard::new(&context, &socket)?),
+            descriptor: socket.get_fd()?,
             socket,
             context,
-            descriptor,
             endpoint: String::new(),
             #[cfg(test)]
             script: None,
-        };
-        bus.endpoint = bus.bind_socket(endpoint)?;
-        Ok(bus)
+        })
+    }
+
+    /// Begins anew, which ends all connections and frees all that libzmq holds. PHP whose message
+    /// had not arrived connects again.
+    ///
+    /// # Errors
+    /// If somebody else has bound the endpoint meanwhile; it is to be tried again.
+    pub fn renew(&mut self) -> Result<()> {
+        // Where libzmq gets none it ends the process.
+        let spare = (0..DESCRIPTORS).map(|_| File::open("/dev/null"));
+        let spare = spare.collect::<io::Result<Vec<_>>>();
+        drop(spare.map_err(|error| Fatal::new(format!("ZeroMQ cannot be begun anew: {error}.")))?);
+        let most = self.guard.as_ref().map(Guard::most_senders);
+        let mut new = Self::unbound().map_err(trouble)?;
+        if let Some(most) = most {
+            new.limit_senders(most);
+        }
+        let old = std::mem::replace(self, new);
+        let endpoint = old.endpoint.clone();
+        // Its port must become free.
+        drop(old);
+        self.endpoint.clone_from(&endpoint);
+        self.endpoint = patiently(|| self.bind_socket(&endpoint))?;
+        Ok(())
+    }
+
+    /// Takes nobody in for a while: libzmq, which finds no descriptor for who waits to be accepted,
+    /// tries again without a pause.
+    pub fn rest(&mut self) {
+        let _ = self.socket.unbind(&self.endpoint);
+    }
+
+    /// Goes on after [`rest`](Self::rest), or after a [`renew`](Self::renew) that has failed.
+    ///
+    /// # Errors
+    /// If the endpoint cannot be bound; it is to be tried again.
+    pub fn resume(&mut self) -> Result<()> {
+        // If it is bound after all.
+        let _ = self.socket.unbind(&self.endpoint);
+        self.bind_socket(&self.endpoint).map(drop)
+    }
+
+    /// Lets so many senders be connected at a time.
+    pub fn limit_senders(&mut self, most: usize) {
+        if let Some(guard) = &mut self.guard {
+            guard.limit_senders(most);
+        }
+    }
+
+    /// The senders' guard is to be asked: somebody has come or gone. `unaccounted` tells what the
+    /// process takes beyond what is accounted for, in bytes.
+    pub fn wake_guard(&mut self, now: Time, unaccounted: impl FnOnce() -> usize) {
+        if let Some(guard) = &mut self.guard {
+            guard.wake(now, unaccounted);
+        }
+    }
+
+    /// When [`look`](Self::look) has something to do.
+    #[must_use]
+    pub fn next_look(&self) -> Option<Time> {
+        self.guard.as_ref().and_then(Guard::next)
+    }
+
+    /// Whether libzmq is to be begun anew.
+    pub fn look(&mut self, now: Time, unaccounted: impl FnOnce() -> usize) -> Option<Excess> {
+        self.guard.as_mut()?.look(now, unaccounted)
     }
 
     /// Takes messages from a test.
@@ -80,7 +157,7 @@ impl Bus {
         let context = CONTEXT.with(Clone::clone);
         let socket = context.socket(SocketType::PULL).unwrap();
         let endpoint = "scripted".to_owned();
-        Self { socket, context, descriptor: -1, endpoint, script: Some(script) }
+        Self { guard: None, socket, context, descriptor: -1, endpoint, script: Some(script) }
     }
 
     /// Moves to another endpoint; if that fails the old one stays.
@@ -106,17 +183,8 @@ impl Bus {
     /// connects again for a second.
     fn replace(&self, endpoint: &str) -> Result<String> {
         let _ = self.socket.unbind(&self.endpoint);
-        // libzmq closes it in its own thread.
-        let patiently = |endpoint: &str| {
-            for _ in 0..50 {
-                if let Ok(bound) = self.bind_socket(endpoint) {
-                    return Ok(bound);
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            self.bind_socket(endpoint)
-        };
-        patiently(endpoint).inspect_err(|_| drop(patiently(&self.endpoint)))
+        patiently(|| self.bind_socket(endpoint))
+            .inspect_err(|_| drop(patiently(|| self.bind_socket(&self.endpoint))))
     }
 
     /// Where it is bound: with the number of the port if any free one was asked for.
@@ -133,11 +201,15 @@ impl Bus {
 
     /// Has `token` reported when there may be messages. libzmq's descriptor reports changes, not
     /// states, and some that are none: after each report, and after any other call,
-    /// [`receive`](Self::receive) must be called until there is [`Received::Nothing`].
+    /// [`receive`](Self::receive) must be called until there is [`Received::Nothing`]. Has `senders`
+    /// reported when some come or go, for [`wake_guard`](Self::wake_guard).
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub fn register(&self, registry: &Registry, token: Token, senders: Token) -> io::Result<()> {
+        if let Some(guard) = &self.guard {
+            registry.register(&mut SourceFd(&guard.descriptor()), senders, Interest::READABLE)?;
+        }
         registry.register(&mut SourceFd(&self.descriptor), token, Interest::READABLE)
     }
 
@@ -198,6 +270,21 @@ impl Bus {
             _ => Ok(address),
         }
     }
+}
+
+/// Tries for a while: libzmq closes what it has bound in its own thread.
+fn patiently(bind: impl Fn() -> Result<String>) -> Result<String> {
+    for _ in 0..50 {
+        if let Ok(bound) = bind() {
+            return Ok(bound);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    bind()
+}
+
+fn trouble(error: zmq::Error) -> Fatal {
+    Fatal::new(format!("ZeroMQ cannot be used: {error}."))
 }
 
 /// libzmq binds to addresses and interfaces only.

@@ -1,11 +1,14 @@
-//! The log, on standard error.
+//! The log, on standard error. It holds nothing up, and one record is one line, whatever a peer has
+//! put into it.
 
-use std::io::{LineWriter, stderr};
+use std::fmt::{self, Write as _};
+use std::io::{self, ErrorKind, Write, stderr};
 
-use log::LevelFilter;
+use log::{LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
 use time::macros::format_description;
 
+use super::sys;
 use crate::core::time::Time;
 
 /// Starts the log: time in UTC, level, text. Later calls do nothing.
@@ -21,14 +24,158 @@ pub fn start() {
         // Libraries know nothing that an administrator could use, and may know secrets.
         .add_filter_allow_str("espocrm_websocket")
         .build();
-    // One write per line: without the buffer simplelog does ten.
-    let _ = WriteLogger::init(LevelFilter::Debug, config, LineWriter::new(stderr()));
+    let lines = Lines::new(StandardError);
+    let inner = WriteLogger::new(LevelFilter::Debug, config, lines);
+    let _ = log::set_boxed_logger(Box::new(Printable(inner)));
     set_debug(false);
 }
 
 /// Whether each event is logged.
 pub fn set_debug(debug: bool) {
     log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+}
+
+/// Escapes what is not printable: line feeds, what steers a terminal, what turns text around.
+struct Printable<L>(L);
+
+impl<L: Log> Log for Printable<L> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let text = Escaped(record.args());
+        let mut printable = Record::builder();
+        printable.metadata(record.metadata().clone());
+        self.0.log(&printable.args(format_args!("{text}")).build());
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+struct Escaped<'a>(&'a fmt::Arguments<'a>);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(Escaping(f), "{}", self.0)
+    }
+}
+
+struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return self.0.write_str(text);
+        }
+        text.chars().try_for_each(|char| match char {
+            ' '..='~' => self.0.write_char(char),
+            _ => write!(self.0, "{}", char.escape_debug()),
+        })
+    }
+}
+
+/// Writes whole lines. What standard error does not take at once is lost, and that is said as soon
+/// as it takes something again.
+struct Lines<O> {
+    output: O,
+    line: Vec<u8>,
+    lost: u64,
+    /// A line was written in part.
+    torn: bool,
+}
+
+trait Output {
+    /// Whether [`MAX_LINE`] bytes could be written without waiting.
+    fn is_ready(&self) -> bool;
+
+    /// Writes once.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+}
+
+struct StandardError;
+
+/// Bytes of a line, the rest is cut off: a pipe that takes anything takes so many.
+const MAX_LINE: usize = 4_096;
+
+/// How a line ends of which not all is said.
+const END: &[u8] = b" ...\n";
+
+/// Where the time ends in a line.
+const TIME: usize = "2026-01-31T12:59:59.999Z".len();
+
+impl Output for StandardError {
+    fn is_ready(&self) -> bool {
+        sys::takes_output(libc::STDERR_FILENO)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        stderr().write(bytes)
+    }
+}
+
+impl<O: Output> Lines<O> {
+    fn new(output: O) -> Self {
+        Self { output, line: Vec::new(), lost: 0, torn: false }
+    }
+
+    fn end_line(&mut self, line: &[u8]) {
+        if self.lost > 0 {
+            let time = String::from_utf8_lossy(line.get(..TIME).unwrap_or_default());
+            let lost = format!("{time} [WARN ] {} lines of the log were lost here.\n", self.lost);
+            if self.say(lost.as_bytes()) {
+                self.lost = 0;
+            }
+        }
+        if self.lost > 0 || !self.say(line) {
+            self.lost += 1;
+        }
+    }
+
+    /// Whether it could.
+    fn say(&mut self, line: &[u8]) -> bool {
+        let line = if self.torn { &[b"\n", line].concat() } else { line };
+        if !self.output.is_ready() {
+            return false;
+        }
+        let written = match self.output.write(line) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.output.write(line),
+            written => written,
+        };
+        let length = written.unwrap_or(0);
+        if length > 0 {
+            self.torn = length < line.len();
+        }
+        length == line.len()
+    }
+}
+
+impl<O: Output> Write for Lines<O> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(bytes);
+        if self.line.ends_with(b"\n") {
+            let mut line = std::mem::take(&mut self.line);
+            if line.len() > MAX_LINE {
+                let begin = line.get(..MAX_LINE - END.len()).unwrap_or_default();
+                let text = String::from_utf8_lossy(begin);
+                // A character that was cut.
+                let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+                line = [text.as_bytes(), END].concat();
+            }
+            self.end_line(&line);
+            // Its memory serves the next one.
+            line.clear();
+            line.shrink_to(MAX_LINE);
+            self.line = line;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Keeps a line that a peer can cause at will from filling the log.
@@ -83,6 +230,92 @@ impl Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Takes what `takes` says of each line, and then nothing.
+    #[derive(Default)]
+    struct Stub {
+        takes: Vec<io::Result<usize>>,
+        is_stuck: bool,
+        text: String,
+    }
+
+    impl Output for Stub {
+        fn is_ready(&self) -> bool {
+            !self.is_stuck
+        }
+
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let length = self.takes.pop().unwrap_or(Ok(bytes.len()))?.min(bytes.len());
+            self.text.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
+            Ok(length)
+        }
+    }
+
+    fn log(lines: &mut Lines<Stub>, text: &str) {
+        // As simplelog does.
+        for piece in ["2026-01-31T12:59:59.999Z", " ", "[INFO ] ", text, "\n"] {
+            lines.write_all(piece.as_bytes()).unwrap();
+        }
+    }
+
+    /// What was written since the last time, without times.
+    fn text(lines: &mut Lines<Stub>) -> String {
+        std::mem::take(&mut lines.output.text).replace("2026-01-31T12:59:59.999Z ", "")
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted_and_told() {
+        let mut lines = Lines::new(Stub::default());
+        log(&mut lines, "one");
+        assert_eq!(text(&mut lines), "[INFO ] one\n");
+        lines.output.is_stuck = true;
+        log(&mut lines, "two");
+        log(&mut lines, "three");
+        assert_eq!(text(&mut lines), "");
+        lines.output.is_stuck = false;
+        lines.output.takes = vec![Err(ErrorKind::StorageFull.into())];
+        log(&mut lines, "four");
+        lines.output.takes = vec![Err(ErrorKind::Interrupted.into())];
+        log(&mut lines, "five");
+        let lost = "[WARN ] 3 lines of the log were lost here.\n";
+        assert_eq!(text(&mut lines), format!("{lost}[INFO ] five\n"));
+        log(&mut lines, "six");
+        assert_eq!(text(&mut lines), "[INFO ] six\n");
+    }
+
+    #[test]
+    fn a_line_that_was_torn_is_followed_by_a_new_one() {
+        let mut lines = Lines::new(Stub::default());
+        let full = || Err(ErrorKind::StorageFull.into());
+        lines.output.takes = vec![full(), full(), Ok(35)];
+        for number in ["one", "two", "three"] {
+            log(&mut lines, number);
+        }
+        assert_eq!(text(&mut lines), "[INFO ] on");
+        log(&mut lines, "four");
+        let lost = "[WARN ] 3 lines of the log were lost here.\n";
+        assert_eq!(text(&mut lines), format!("\n{lost}[INFO ] four\n"));
+    }
+
+    #[test]
+    fn a_line_is_never_too_long_for_a_pipe_and_its_memory_is_not_kept() {
+        let mut lines = Lines::new(Stub::default());
+        for odd in ["", "x", "xx"] {
+            log(&mut lines, &format!("{odd}{}", "€".repeat(100_000)));
+            let length = lines.output.text.len();
+            assert!((MAX_LINE - 3..=MAX_LINE).contains(&length), "{length}");
+            assert!(text(&mut lines).ends_with("€ ...\n"));
+            assert!(lines.line.capacity() <= MAX_LINE);
+        }
+    }
+
+    #[test]
+    fn what_is_not_printable_is_escaped() {
+        let arguments = "it's \"a\" \\ Київ\n\r\u{1b}[2J\u{202e}\u{200b}\u{85}\0";
+        let escaped = Escaped(&format_args!("<{arguments}>")).to_string();
+        let expected = "<it's \"a\" \\ Київ\\n\\r\\u{1b}[2J\\u{202e}\\u{200b}\\u{85}\\0>";
+        assert_eq!(escaped, expected);
+    }
 
     #[test]
     fn an_outage_is_said_when_it_begins_and_when_it_ends() {

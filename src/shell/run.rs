@@ -6,7 +6,7 @@ use log::{info, warn};
 
 use super::fatal::{Fatal, Result};
 use super::server::{self, Backend, Espocrm, Server};
-use super::settings::Layers;
+use super::settings::{Layers, megabytes};
 use super::signals::Signals;
 use super::sys;
 
@@ -42,6 +42,14 @@ pub fn serve(layers: Layers) -> Result<()> {
     let mut server = Server::new(settings, Backend::Espocrm(espocrm), signals)?;
     info!("Browsers are served at {scheme}://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
+    let settings = server.settings();
+    info!(
+        "At most {} connections and {} of memory; and PHP's, up to {} processes of some 50 MB each \
+         while access is checked.",
+        settings.max_connections.value,
+        megabytes(settings.worst_case()),
+        settings.max_checks.value,
+    );
     server.run()
 }
 

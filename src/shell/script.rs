@@ -8,7 +8,7 @@ mod socket;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::bus::Received;
@@ -33,8 +33,10 @@ pub enum Entry {
     Read(Number, usize),
     /// It wrote so many.
     Wrote(Number, usize),
-    /// It was told that the connection is broken.
-    Failed(Number),
+    /// It was told that the connection is broken, when it wanted to read.
+    ReadFailed(Number),
+    /// The same, when it wanted to write.
+    WriteFailed(Number),
     /// It will write nothing more.
     Finished(Number),
     /// It has closed the socket.
@@ -120,9 +122,13 @@ impl Arrivals {
         let socket = queue.next().unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))?;
         let number = socket.kernel().number;
         queue.journal.borrow_mut().push_back(Entry::Accepted(number));
-        let from = SocketAddr::from(([192, 0, 2, 1 + (number % 200) as u8], 50_000));
-        Ok((socket, from))
+        Ok((socket, SocketAddr::new(address_of(number), 50_000)))
     }
+}
+
+/// From where a connection comes: there are a few such places.
+pub fn address_of(number: Number) -> IpAddr {
+    IpAddr::from([192, 0, 2, 1 + (number % 3) as u8])
 }
 
 impl Messages {

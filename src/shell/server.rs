@@ -1,6 +1,7 @@
 //! The event loop: one thread, one poll, every socket.
 
 mod accept;
+mod bus_guard;
 mod checks;
 mod clients;
 #[cfg(feature = "echo")]
@@ -67,6 +68,8 @@ pub struct Server {
     bus: Bus,
     /// The bus may hold more messages.
     bus_pending: bool,
+    /// It is not bound; when that is tried again.
+    bus_broken: Option<Time>,
     conns: Slab<Conn>,
     /// Bytes that connections hold beyond what an idle one costs, without the hub's.
     held: usize,
@@ -144,6 +147,7 @@ struct Bursts {
     logins: Burst,
     origin: Burst,
     introduction: Burst,
+    senders: Burst,
     flooded: Burst,
     too_many_subscriptions: Burst,
     queue_full: Burst,
@@ -154,6 +158,8 @@ struct Bursts {
 const LISTENER: Token = Token(0);
 const BUS: Token = Token(1);
 const SIGNALS: Token = Token(2);
+/// Of the bus: who sends.
+const SENDERS: Token = Token(3);
 /// Two tokens for each child: more than there can be processes.
 const FIRST_CHILD: usize = 16;
 /// Two tokens for each worker.
@@ -179,13 +185,14 @@ impl Server {
         let acceptor = backend.acceptor(&settings)?;
         let mut listener = Listener::bind(&settings)?;
         listener.register(registry, LISTENER).map_err(trouble)?;
-        let bus = Bus::bind(&settings.zeromq.value)?;
-        bus.register(registry, BUS).map_err(trouble)?;
+        let mut bus = Bus::bind(&settings.zeromq.value)?;
+        bus.register(registry, BUS, SENDERS).map_err(trouble)?;
         if let Backend::Demo(demo) = &mut backend {
             demo.connect(&bus)?;
         }
         sys::mark_close_on_exec();
         afford(&mut settings);
+        bus.limit_senders(accept::affordable_senders(&settings));
         let accepting = Accepting::new(listener, acceptor);
         Ok(Self::assemble(settings, backend, signals, poll, accepting, bus))
     }
@@ -207,6 +214,7 @@ impl Server {
             accepting,
             bus,
             bus_pending: true,
+            bus_broken: None,
             conns: Slab::new(),
             held: 0,
             hub: Hub::new(settings.categories.clone()),
@@ -245,6 +253,12 @@ impl Server {
     #[must_use]
     pub fn endpoint(&self) -> &str {
         self.bus.endpoint()
+    }
+
+    /// What it runs with.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Serves until a signal ends it.
@@ -334,6 +348,7 @@ impl Server {
             self.workers.next_deadline(),
             self.pool.next_deadline(),
             self.accepting.paused_until(),
+            self.next_bus_look(),
             look,
         ];
         let next = deadlines.into_iter().flatten().min()?;
@@ -344,6 +359,7 @@ impl Server {
         match ready.token {
             LISTENER => self.accepting.set_pending(),
             BUS => self.bus_pending = true,
+            SENDERS => self.wake_bus_guard(),
             SIGNALS => self.take_signals(),
             Token(token) => match token.checked_sub(FIRST_CONN) {
                 None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
@@ -387,6 +403,7 @@ impl Server {
         self.expire_workers();
         self.access.expire(self.now);
         self.expire_conns();
+        self.guard_bus();
         self.look_if_due();
     }
 

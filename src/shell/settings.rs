@@ -16,6 +16,7 @@ use log::{info, warn};
 use super::espocrm::Facts;
 use super::fatal::{Fatal, Result};
 use crate::core::category::{Access, Categories};
+use crate::core::limits;
 use crate::core::network::Network;
 use crate::core::origin::Origin;
 use crate::core::version::Version;
@@ -244,12 +245,12 @@ impl Settings {
                 warn!("EspoCRM's topic category {name:?} is not served: {error}.");
             }
         }
-        let open = ["tcp://*:", "tcp://0.0.0.0:", "tcp://[::]:"];
-        if open.iter().any(|start| self.zeromq.value.starts_with(start)) {
+        // Anything else is an address, an interface or all of them.
+        let own = ["tcp://127.", "tcp://localhost:", "tcp://[::1]:", "tcp://lo:", "ipc://"];
+        if !own.iter().any(|own| self.zeromq.value.starts_with(own)) {
             warn!(
-                "EspoCRM's messages are received at {}: whoever can reach that port can send \
-                 messages to EspoCRM's users. Keep it behind a firewall, or bind 127.0.0.1 by \
-                 webSocketZeroMQSubscriberDsn.",
+                "Whoever can reach {} can send messages to EspoCRM's users. Keep that port behind a \
+                 firewall, or bind 127.0.0.1 by webSocketZeroMQSubscriberDsn.",
                 self.zeromq.value.escape_debug()
             );
         }
@@ -269,6 +270,13 @@ impl Settings {
             Means::Workers(limit) => limit.min(self.max_checks.value),
             Means::Plain(_) => 0,
         }
+    }
+
+    /// Bytes of memory that the daemon takes at most, PHP's processes not included.
+    #[must_use]
+    pub fn worst_case(&self) -> usize {
+        let children = self.max_checks.value + self.workers();
+        limits::worst_case(self.max_connections.value, self.tls.value.is_some(), children)
     }
 
     /// Where browsers connect.
@@ -450,6 +458,12 @@ impl fmt::Display for Source {
     }
 }
 
+/// A number of bytes, rounded up.
+#[must_use]
+pub fn megabytes(bytes: usize) -> String {
+    format!("{} MB", bytes.div_ceil(1_000_000))
+}
+
 fn list(items: &[impl fmt::Display], none: &str) -> String {
     if items.is_empty() {
         return none.to_owned();
@@ -501,6 +515,7 @@ impl fmt::Display for Settings {
         row("trusted_proxies", &list(&proxies.value, "none"), &proxies.source)?;
         row("proxy_protocol", &self.proxy_protocol.value, &self.proxy_protocol.source)?;
         row("origins", &list(&self.origins.value, "all"), &self.origins.source)?;
+        row("memory at most", &megabytes(self.worst_case()), &"docs/limits.md")?;
         row("max_checks", &self.max_checks.value, &self.max_checks.source)?;
         let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
         row("check_timeout", &Span::from(timeout.value), &timeout.source)?;

@@ -27,6 +27,28 @@ fn open_files() -> libc::rlimit {
     limit
 }
 
+/// Keeps the kernel from writing our memory to a file if we crash: there are tokens in it. Holds for
+/// PHP as well, which gets them from us.
+pub fn forbid_core_dumps() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: they only write to and read the struct that they are given.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit) == 0 {
+            // Not 0: then a dump is still piped into a program such as systemd's, with 1 it is not.
+            limit.rlim_cur = limit.rlim_max.min(1);
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
+        }
+    }
+}
+
+/// Whether a few kilobytes can be written to a descriptor without waiting.
+#[must_use]
+pub fn takes_output(descriptor: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd: descriptor, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: it only writes to the struct that it is given, and does not wait.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
+}
+
 /// Gives memory that was freed back to the system. glibc keeps what lies between blocks in use.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
@@ -34,6 +56,17 @@ pub fn trim_heap() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Bytes of memory that this process takes, swapped out or not; 0 if that cannot be told.
+#[must_use]
+pub fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = status.lines().filter_map(|line| {
+        let value = line.strip_prefix("VmRSS:").or_else(|| line.strip_prefix("VmSwap:"))?;
+        value.split_whitespace().next()?.parse::<usize>().ok()
+    });
+    kilobytes.sum::<usize>() * 1024
 }
 
 /// Whether this runs as root.
@@ -143,6 +176,11 @@ mod tests {
         let output = command.output().unwrap();
         // The fourth is the directory that ls itself reads.
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
+    }
+
+    #[test]
+    fn a_process_takes_some_memory() {
+        assert!((500_000..10_000_000_000).contains(&resident()), "{}", resident());
     }
 
     #[test]

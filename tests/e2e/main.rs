@@ -16,6 +16,7 @@ mod support;
 mod browser;
 mod checks;
 mod contract;
+mod hostile;
 mod life;
 mod limits;
 mod messages;

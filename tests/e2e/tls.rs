@@ -1,6 +1,6 @@
 //! Our own TLS, with certificates as the openssl command makes them.
 
-mod authority;
+pub mod authority;
 mod introduced;
 mod keys;
 mod renewing;
@@ -18,10 +18,10 @@ use authority::Issued;
 
 type Tab = Client<StreamOwned<ClientConnection, TcpStream>>;
 
-const BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12, &rustls::version::TLS13];
+pub const BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12, &rustls::version::TLS13];
 
 /// Has a stand-in want TLS with this certificate.
-fn secure(standin: &mut Standin, issued: &Issued) {
+pub fn secure(standin: &mut Standin, issued: &Issued) {
     standin.config("webSocketUseSecureServer", true);
     standin.config("webSocketSslCertificateFile", issued.certificate.to_str());
     standin.config("webSocketSslCertificateLocalPrivateKey", issued.key.to_str());

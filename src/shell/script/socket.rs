@@ -1,7 +1,6 @@
 //! A scripted TCP connection: both the kernel's side of it and what the server holds.
 
 use std::cell::{RefCell, RefMut};
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::Shutdown;
 use std::rc::Rc;
@@ -24,7 +23,7 @@ pub struct Kernel {
     /// Under which it is reported.
     pub token: Option<Token>,
     /// What has arrived and was not read yet.
-    pub incoming: VecDeque<u8>,
+    pub incoming: Vec<u8>,
     /// The peer sends nothing more.
     pub fin: bool,
     pub reset: bool,
@@ -52,7 +51,7 @@ impl Kernel {
         Rc::new(RefCell::new(Self {
             number,
             token: None,
-            incoming: VecDeque::new(),
+            incoming: Vec::new(),
             fin: false,
             reset: false,
             outgoing: Vec::new(),
@@ -69,7 +68,7 @@ impl Kernel {
     }
 
     pub fn arrive(&mut self, bytes: &[u8]) {
-        self.incoming.extend(bytes);
+        self.incoming.extend_from_slice(bytes);
         self.edge = true;
     }
 
@@ -112,11 +111,6 @@ impl Kernel {
         self.random.chance(self.tricks)
     }
 
-    fn fail(&mut self, kind: ErrorKind) -> io::Error {
-        self.note(Entry::Failed(self.number));
-        kind.into()
-    }
-
     /// Some of `most`, at least one.
     fn some(&mut self, most: usize) -> usize {
         if most > 1 && self.tricks() { 1 + self.random.below(most - 1) } else { most }
@@ -128,7 +122,8 @@ impl Kernel {
             return Err(ErrorKind::Interrupted.into());
         }
         if self.reset {
-            return Err(self.fail(ErrorKind::ConnectionReset));
+            self.note(Entry::ReadFailed(self.number));
+            return Err(ErrorKind::ConnectionReset.into());
         }
         if self.incoming.is_empty() && self.fin {
             self.note(Entry::Read(self.number, 0));
@@ -139,9 +134,8 @@ impl Kernel {
             return Err(ErrorKind::WouldBlock.into());
         }
         let count = self.some(self.incoming.len().min(buffer.len()));
-        for (to, byte) in buffer.iter_mut().zip(self.incoming.drain(..count)) {
-            *to = byte;
-        }
+        buffer[..count].copy_from_slice(&self.incoming[..count]);
+        self.incoming.drain(..count);
         if count < buffer.len() && !self.incoming.is_empty() {
             self.edge = true;
         }
@@ -157,7 +151,8 @@ impl Kernel {
             return Err(ErrorKind::Interrupted.into());
         }
         if self.reset {
-            return Err(self.fail(ErrorKind::BrokenPipe));
+            self.note(Entry::WriteFailed(self.number));
+            return Err(ErrorKind::BrokenPipe.into());
         }
         if self.room == 0 || self.tricks() {
             // With room: that was made a moment later.

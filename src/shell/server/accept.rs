@@ -112,6 +112,13 @@ pub fn afford(settings: &mut Settings) {
     }
 }
 
+/// Senders for which connections leave descriptors. Half of what is left: the limit is found to be
+/// passed a moment later.
+pub(super) fn affordable_senders(settings: &Settings) -> usize {
+    let left = sys::raise_open_files().saturating_sub(settings.max_connections.value as u64);
+    usize::try_from(left / 2).unwrap_or(usize::MAX)
+}
+
 fn affordable(max_connections: usize, open_files: u64) -> usize {
     let room = open_files.saturating_sub(RESERVED_DESCRIPTORS).max(16);
     max_connections.min(usize::try_from(room).unwrap_or(usize::MAX))

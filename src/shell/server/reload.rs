@@ -321,6 +321,7 @@ impl Server {
             self.bus_pending = true;
         }
         accept::afford(&mut new);
+        self.bus.limit_senders(accept::affordable_senders(&new));
         // Whatever has changed, it is not only the settings: they may have an old version's code.
         for worker in self.pool.renew(new.workers()) {
             self.workers.stop(worker);

@@ -23,7 +23,9 @@ impl Server {
             _ => Default::default(),
         };
         let now = self.now;
-        if self.conn(id).is_some_and(|conn| !conn.count(now, frames)) {
+        // A test suite is faster than any browser.
+        let is_limited = cfg!(not(feature = "echo"));
+        if is_limited && self.conn(id).is_some_and(|conn| !conn.count(now, frames)) {
             incoming.clear();
             self.flooded(id);
         }

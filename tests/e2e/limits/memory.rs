@@ -1,1 +1,137 @@
-//! to come
+//! Whatever peers do, the daemon takes no more memory than it says when it starts.
+
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use serde_json::json;
+use socket2::{Domain, Socket, Type};
+
+use crate::support::{Client, DEADLINE, Daemon, Pusher, Standin, command, eventually, request};
+
+const USERS: usize = 20;
+const CONNECTIONS: usize = 800;
+
+#[test]
+fn with_every_limit_reached_it_takes_no_more_than_it_says() {
+    let standin = Standin::new();
+    let mut program = command();
+    program.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--no-worker"]);
+    program.args(["--max-connections", &CONNECTIONS.to_string(), "--espocrm"]);
+    program.arg(standin.path()).env("TMPDIR", standin.path());
+    let mut daemon = Daemon::spawn(program);
+    let said = daemon.wait_for("At most 800 connections and ");
+    let words: Vec<_> = said.split_whitespace().collect();
+    let unit = words.iter().position(|word| *word == "MB").unwrap();
+    let at_most = words[unit - 1].parse::<u64>().unwrap() * 1_000_000;
+
+    let mut clients: Vec<_> = (0..CONNECTIONS - 1)
+        .map(|number| {
+            let mut client = Client::tcp(daemon.address);
+            client.stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+            client.upgrade(&super::target(&format!("user{}", number % USERS)));
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        client.expect_welcome();
+    }
+    // Each of them takes all that it may. Those that take the most are disconnected meanwhile.
+    standin.hold("AclCheck");
+    for (number, client) in clients.iter_mut().enumerate() {
+        let _ = client.stream.write_all(&greedy(number));
+    }
+    let pusher = Pusher::connect(&daemon.zeromq);
+    for number in 0..100 {
+        let text = "x".repeat(20_000);
+        pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
+    }
+    daemon.wait_for("Those that hold the most are disconnected");
+
+    let peak = daemon.status("VmHWM") * 1024;
+    println!("said: {at_most} B, taken: {peak} B");
+    assert!(peak <= at_most, "{peak} B");
+    // Without ZeroMQ's part, which has a test of its own: it was really filled.
+    assert!(peak >= 60_000_000, "{peak} B");
+    standin.release();
+    drop(clients);
+    eventually("their memory is given back", || daemon.status("VmRSS") * 1024 < peak / 2);
+    daemon.connect("alice").expect_silence();
+}
+
+/// All that a connection may send without being closed.
+fn greedy(number: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut say = |text: String| all.extend_from_slice(&<Client>::frame(0x81, text.as_bytes()));
+    say(json!([5, "newNotification"]).to_string());
+    for prefix in 0..16 {
+        let name = format!("{prefix:0>128}");
+        say(json!([1, name, "u".repeat(512)]).to_string());
+    }
+    for topic in 0..40 {
+        say(json!([5, format!("recordUpdate.Account.{number}x{topic:0>100}")]).to_string());
+    }
+    for topic in 0..90 {
+        say(json!([5, format!("newNotification.{number}.{topic:0>480}")]).to_string());
+    }
+    // A message of which all but the end comes, in two frames.
+    all.extend_from_slice(&<Client>::frame(0x01, &[b'a'; 60_000]));
+    let frame = <Client>::frame(0x00, &[b'a'; 5_000]);
+    all.extend_from_slice(&frame[..frame.len() - 1]);
+    all
+}
+
+#[test]
+fn whoever_never_completes_a_message_is_ended() {
+    let standin = Standin::new();
+    let daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
+    let mut slow = daemon.connect("alice");
+    let frame = <Client>::frame(0x81, &[b' '; 10_000]);
+    let mut bytes = frame.into_iter();
+    // A byte now and then, and each ping is answered.
+    let mut writing = slow.stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        for byte in bytes.by_ref() {
+            std::thread::sleep(Duration::from_millis(50));
+            if writing.write_all(&[byte]).is_err() {
+                return bytes.len();
+            }
+        }
+        0
+    });
+    let start = std::time::Instant::now();
+    // Answers to pings would be in the middle of its frame, so it sends none; it lives by its bytes.
+    while let Some(frame) = slow.next_raw() {
+        assert_eq!(frame.opcode, 9, "no Close frame: {frame:?}");
+    }
+    assert!(start.elapsed() < DEADLINE);
+    let _ = slow.stream.shutdown(Shutdown::Both);
+    assert!(writer.join().unwrap() > 0);
+    daemon.connect("alice").expect_silence();
+}
+
+#[test]
+fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "2s"]);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&daemon.address.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut slow = Client::over(stream);
+    slow.send(request(&super::target("alice")).as_bytes());
+    slow.read_head();
+    slow.expect_welcome();
+    daemon.subscribe(&mut slow, "alice", "newNotification");
+    let mut good = daemon.connect("alice");
+    daemon.subscribe(&mut good, "alice", "newNotification");
+    let pusher = Pusher::connect(&daemon.zeromq);
+    let text = "x".repeat(600_000);
+    let message = json!({"topicId": "newNotification", "userId": "alice", "text": text});
+    pusher.send(&message);
+    good.expect_event(&message);
+    let line = daemon.wait_for("A browser could not keep up");
+    assert!(line.contains(" bytes waited for it, of at most 1048576"), "{line}");
+    good.expect_silence();
+}

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::DEADLINE;
+use super::secrets::keep_token_secret;
 
 /// An upgrade as Chromium sends it, but for its target.
 pub const GOOD_HEAD: &str = "Host: localhost\r\n\
@@ -21,6 +22,7 @@ pub const GOOD_HEAD: &str = "Host: localhost\r\n\
 
 /// A whole upgrade request.
 pub fn request(target: &str) -> String {
+    keep_token_secret(target);
     format!("GET {target} HTTP/1.1\r\n{GOOD_HEAD}")
 }
 

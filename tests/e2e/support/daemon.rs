@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Client, DEADLINE, Process, Standin, eventually};
+use super::{Client, DEADLINE, Process, Standin, eventually, indiscretion, keep_secret, readable};
 
 pub struct Daemon {
     process: Child,
@@ -53,7 +53,15 @@ pub fn run(mut command: Command) -> Output {
         std::thread::sleep(Duration::from_millis(10));
     }
     let _ = process.kill();
-    process.wait_with_output().unwrap()
+    let output = process.wait_with_output().unwrap();
+    for text in [&output.stdout, &output.stderr] {
+        readable(text.clone()).lines().for_each(expect_discretion);
+    }
+    output
+}
+
+fn expect_discretion(line: &str) {
+    assert_eq!(indiscretion(line), None);
 }
 
 impl Daemon {
@@ -106,8 +114,8 @@ impl Daemon {
         let stderr = BufReader::new(process.stderr.take().unwrap());
         let lines = Arc::clone(&log);
         let reader = std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                lines.lock().unwrap().push(line);
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                lines.lock().unwrap().push(readable(line));
             }
         });
         let reader = Some(reader);
@@ -215,15 +223,63 @@ impl Daemon {
         line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
+    /// The processor time that it has used, its children not counted.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        // Of its own and of the kernel for it, in hundredths of a second.
+        let times = rest.split(' ').skip(11).take(2).map(|time| time.parse::<u64>().unwrap());
+        Duration::from_millis(10 * times.sum::<u64>())
+    }
+
+    /// Sets a limit of the running process, by prlimit(1).
+    pub fn limit(&self, limit: &str) {
+        let mut prlimit = Command::new("prlimit");
+        // By the same user: root may be one that may not do it for another.
+        let user = std::fs::metadata(format!("/proc/{}", self.pid())).unwrap();
+        prlimit.uid(user.uid()).gid(user.gid());
+        prlimit.args(["--pid", &self.pid().to_string(), limit]);
+        assert!(prlimit.status().unwrap().success(), "{limit}");
+    }
+
+    /// Takes back what [`limit`](Self::limit) has set, for as much as it may have.
+    pub fn unlimit(&self, name: &str, option: &str) {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.pid())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let most = line.split_whitespace().nth(1).unwrap();
+        self.limit(&format!("--{option}={most}:"));
+    }
+
+    /// Lowers its limit of open files so that it can open just so many more.
+    pub fn leave_descriptors(&self, count: usize) {
+        let open = self.open_descriptors();
+        let free = (0..).filter(|number| !open.contains(number));
+        let limit = free.clone().nth(count).unwrap();
+        self.limit(&format!("--nofile={limit}:"));
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+        self.open_descriptors().len()
+    }
+
+    fn open_descriptors(&self) -> Vec<u32> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        entries.map(|it| it.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
         let children = self.children();
+        // What a worker is to be asked with.
+        for child in &children {
+            let environment = std::fs::read(format!("/proc/{}/environ", child.pid));
+            let environment =
+                String::from_utf8_lossy(&environment.unwrap_or_default()).into_owned();
+            let secret = environment.split('\0').find_map(|it| it.split_once("WEBSOCKET_SECRET="));
+            secret.inspect(|(_, secret)| keep_secret(secret));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
         // Killed like this it cannot end what it has started; each of those leads a group.
@@ -237,8 +293,11 @@ impl Drop for Daemon {
             eprintln!("The daemon's log:\n{}", self.log().join("\n"));
             return;
         }
-        // Whatever a test was about: no token of the stand-in's users was logged.
-        let told = self.log().into_iter().find(|line| line.contains("tok-"));
-        assert_eq!(told, None, "a token was logged");
+        if let Some(reader) = self.reader.take() {
+            // To the last line.
+            eventually("its log ends", || reader.is_finished());
+        }
+        // Whatever the test was about.
+        self.log().iter().for_each(|line| expect_discretion(line));
     }
 }

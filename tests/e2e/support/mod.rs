@@ -9,6 +9,7 @@ mod port;
 mod process;
 mod proxy;
 mod pusher;
+mod secrets;
 mod standin;
 
 pub use chromium::{Chromium, Page};
@@ -20,6 +21,7 @@ pub use port::Port;
 pub use process::Process;
 pub use proxy::{Kind, Proxy};
 pub use pusher::Pusher;
+pub use secrets::{indiscretion, keep_secret, readable};
 pub use standin::Standin;
 
 use std::path::{Path, PathBuf};

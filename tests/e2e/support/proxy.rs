@@ -63,14 +63,18 @@ impl Proxy {
         self.port.address()
     }
 
-    /// A TLS connection, on which nothing has been sent.
-    pub fn tls(&self) -> Client<Tls> {
+    /// What a browser needs that trusts it.
+    pub fn trust(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         let certificate = CertificateDer::from_pem_file(self.dir.path().join("certificate.pem"));
         roots.add(certificate.unwrap()).unwrap();
-        let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    }
+
+    /// A TLS connection, on which nothing has been sent.
+    pub fn tls(&self) -> Client<Tls> {
         let name = ServerName::try_from("localhost").unwrap();
-        let tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        let tls = ClientConnection::new(self.trust(), name).unwrap();
         let tcp = TcpStream::connect(self.address()).unwrap();
         tcp.set_read_timeout(Some(DEADLINE)).unwrap();
         Client::over(StreamOwned::new(tls, tcp))

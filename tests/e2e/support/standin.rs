@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
-use super::TempDir;
+use super::{TempDir, keep_secret};
 
 /// Included by each command after it has noted its run: where [`Standin::hold`] holds it.
 const GATE: &str = "<?php
@@ -63,8 +63,21 @@ impl Standin {
     /// Sets a parameter of its configuration, as EspoCRM does: by another file in the place of
     /// the old one.
     pub fn config(&mut self, name: &str, value: impl Into<Value>) {
-        self.config.insert(name.to_owned(), value.into());
+        let value = value.into();
+        if let Some(text) = value.as_str().filter(|_| name.ends_with("Passphrase")) {
+            keep_secret(text);
+        }
+        self.config.insert(name.to_owned(), value);
         self.write("config.php", &self.config);
+    }
+
+    /// Has it belong to a user to whom permissions mean something, if that can be had.
+    pub fn give_to_nobody(&self) {
+        if super::is_root() {
+            let mut chown = Command::new("chown");
+            chown.args(["-R", "65534:65534"]).arg(self.path());
+            assert!(chown.status().unwrap().success());
+        }
     }
 
     /// States the version where EspoCRM does since 9.3, which wins over its other files.

@@ -223,15 +223,15 @@ impl Browser {
 
 fn request(random: &mut Random) -> (Request, Vec<u8>) {
     let user = *random.pick(&USERS);
-    let token = match random.below(10) {
+    let token = match random.below(20) {
         0 => "bad".to_owned(),
         1 => format!("other{user}"),
         _ => format!("good{user}"),
     };
     let target = format!("/wss?authToken={token}&userId={user}");
-    let cookie = format!("Cookie: {}\r\n", "c".repeat(1 + random.below(2_000)));
+    let cookie = format!("Cookie: {}\r\n", "c".repeat(1 + random.below(400)));
     let good = format!("GET {target} HTTP/1.1\r\n{HEAD}{cookie}\r\n");
-    let (request, text) = match random.below(40) {
+    let (request, text) = match random.below(80) {
         0 => (Request::Nameless, good.replace(user, "a.b")),
         1 => (Request::Bad(405), good.replace("GET", "POST")),
         2 => (Request::Bad(505), good.replace("HTTP/1.1", "HTTP/1.0")),

@@ -82,10 +82,8 @@ pub fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration
             server.clock.now().after(wait.expect("not for ever, while somebody is connected"));
         assert!(
             wake <= deadline.after(Duration::from_secs(1)),
-            "{number} is forgotten: {:?} {:?} {wake:?} {deadline:?} {:?}",
-            tab.stage,
-            server.conns[slot].due,
-            tab.pinged
+            "{number} is forgotten: {:?}",
+            tab.stage
         );
     }
 }
@@ -95,7 +93,7 @@ pub fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
     assert!(server.conns.is_empty() && server.hub.is_empty() && server.access.is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
-    assert_eq!(server.held, 0);
+    assert!(server.held == 0 && server.addresses.is_empty());
     let mut due: Vec<ConnId> = Vec::new();
     server.timers.take_due(oracle.now.after(Duration::from_secs(3_600)), &mut due);
     assert!(server.timers.is_empty());

@@ -1,18 +1,20 @@
 //! Follows what the server does, entry by entry, and says what must come of it.
 
+mod reading;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::access::Checks;
-use super::browser::{Effect, Request, Unit};
 use super::model::{self, Rule};
 use super::tab::{Expected, Stage, Status, Tab};
 use crate::core::access::JobId;
 use crate::core::check::Check;
 use crate::core::time::Time;
 use crate::core::verdict::Verdict;
-use crate::shell::script::{Entry, Journal, Message, Number};
+use crate::shell::script::{Entry, Journal, Message, Number, address_of};
+use crate::shell::settings::Settings;
 
 pub struct Oracle {
     pub now: Time,
@@ -25,6 +27,8 @@ pub struct Oracle {
     pub edition: u32,
     pub is_reloading: bool,
     pub max_connections: usize,
+    pub max_per_address: usize,
+    pub max_per_user: usize,
     pub ping_interval: Duration,
     pub seen: BTreeMap<&'static str, u64>,
     /// Entries followed.
@@ -44,7 +48,7 @@ pub struct Sent {
 const OVER_LIMIT: usize = 64;
 
 impl Oracle {
-    pub fn new(journal: &Journal, max_connections: usize, ping_interval: Duration) -> Self {
+    pub fn new(journal: &Journal, settings: &Settings) -> Self {
         Self {
             now: Time::default(),
             tabs: BTreeMap::new(),
@@ -53,8 +57,10 @@ impl Oracle {
             sent: VecDeque::new(),
             edition: 0,
             is_reloading: false,
-            max_connections,
-            ping_interval,
+            max_connections: settings.max_connections.value,
+            max_per_address: settings.max_per_address.value,
+            max_per_user: settings.max_per_user.value,
+            ping_interval: settings.ping_interval.value,
             seen: BTreeMap::new(),
             progress: 0,
             is_told: false,
@@ -74,7 +80,12 @@ impl Oracle {
                 Entry::Read(number, 0) => self.end(number, "ended by the browser"),
                 Entry::Read(number, count) => self.read(number, count),
                 Entry::Wrote(number, count) => self.wrote(number, count),
-                Entry::Failed(number) => self.end(number, "broken off"),
+                Entry::ReadFailed(number) => self.end(number, "reading failed"),
+                Entry::WriteFailed(number) => {
+                    // What is decided is carried out before anything is written.
+                    self.carry_out();
+                    self.end(number, "writing failed");
+                }
                 Entry::Finished(number) => self.finished(number),
                 Entry::Dropped(number) => self.dropped(number),
                 Entry::Received(message) => self.received(&message),
@@ -103,136 +114,18 @@ impl Oracle {
 
     fn accepted(&mut self, number: Number) {
         let (now, open, limit) = (self.now, self.open(), self.max_connections);
+        let address = address_of(number);
+        let there = |tab: &&Tab| !matches!(tab.stage, Stage::Knocking | Stage::Over);
+        let others = self.tabs.values().filter(there);
+        let others = others.filter(|tab| address_of(tab.number) == address).count();
+        let is_alone = others < self.max_per_address;
         let tab = self.tab(number);
         assert_eq!(tab.stage, Stage::Knocking);
         tab.enter(now, Stage::Upgrading);
         (tab.accepted, tab.heard) = (now, now);
-        tab.over_limit = open >= limit;
+        tab.over_limit = open >= limit || !is_alone;
         if open >= limit + OVER_LIMIT {
             self.end(number, "turned away");
-        }
-    }
-
-    fn read(&mut self, number: Number, count: usize) {
-        let now = self.now;
-        let tab = self.tab(number);
-        (tab.heard, tab.pings) = (now, 0);
-        tab.consumed += count;
-        match tab.stage {
-            Stage::Upgrading if tab.consumed >= tab.browser.request_end => self.upgrade(number),
-            Stage::Open | Stage::Closing => {}
-            Stage::Upgrading | Stage::Finishing => return,
-            Stage::Knocking | Stage::Over => panic!("{number} is read from at the wrong time"),
-        }
-        self.read_frames(number);
-    }
-
-    fn upgrade(&mut self, number: Number) {
-        let now = self.now;
-        let tab = self.tab(number);
-        tab.enter(now, Stage::Open);
-        tab.pinged = now;
-        let request = tab.browser.request.clone();
-        let status = match &request {
-            Request::Bad(status) => *status,
-            _ if tab.over_limit => 503,
-            _ => 101,
-        };
-        tab.expected.push_back(Expected::Response(status));
-        match request {
-            _ if status != 101 => {
-                tab.enter(now, Stage::Finishing);
-                self.seen(if status == 503 { "over the limit" } else { "bad request" });
-            }
-            Request::Good { user, token } => {
-                self.checks.request(number, None, format!("AuthTokenCheck {token} {user}"));
-                self.seen("upgraded");
-            }
-            _ => self.close(number, 1008, "nameless"),
-        }
-    }
-
-    /// Takes the frames that are complete by now.
-    fn read_frames(&mut self, number: Number) {
-        let now = self.now;
-        let tab = self.tab(number);
-        if tab.stage == Stage::Finishing {
-            return;
-        }
-        let was_closing = tab.stage == Stage::Closing;
-        let complete = tab.browser.units.iter().take_while(|unit| unit.end <= tab.consumed);
-        let count = complete.count();
-        let units: Vec<Unit> = tab.browser.units.drain(..count).collect();
-        let control = units.iter().filter(|unit| unit.is_control).count() as u32;
-        if tab.count(now, units.len() as u32 - control, control) {
-            if tab.stage == Stage::Open {
-                self.close(number, 1008, "flooded");
-            }
-            return;
-        }
-        let mut pongs = Vec::new();
-        let end = units.last().map_or(0, |unit| unit.end);
-        for Unit { is_control, effect, .. } in units {
-            let tab = self.tab(number);
-            if !is_control {
-                tab.is_fragmented = effect == Effect::Nothing;
-            }
-            match effect {
-                _ if tab.stage == Stage::Over => return,
-                Effect::Ping(payload) => pongs.push(payload),
-                Effect::Close(code) => {
-                    self.pong(number, std::mem::take(&mut pongs));
-                    self.closed(number, code);
-                }
-                Effect::Violation(_) if was_closing => self.finish(number),
-                Effect::Violation(code) => {
-                    self.pong(number, std::mem::take(&mut pongs));
-                    if self.tab(number).stage == Stage::Open {
-                        self.close(number, code, "violated");
-                    }
-                }
-                Effect::Nothing => {}
-                _ if was_closing => {}
-                message => {
-                    tab.incomplete = None;
-                    if tab.stage == Stage::Open {
-                        self.message(number, &message);
-                    }
-                    self.carry_out();
-                }
-            }
-        }
-        self.pong(number, pongs);
-        let tab = self.tab(number);
-        if tab.consumed == end.max(tab.browser.request_end) && !tab.is_fragmented {
-            tab.incomplete = None;
-        } else {
-            tab.incomplete.get_or_insert(now);
-        }
-    }
-
-    fn pong(&mut self, number: Number, pongs: Vec<Vec<u8>>) {
-        let tab = self.tab(number);
-        if tab.stage == Stage::Open {
-            tab.pongs.extend(pongs);
-        }
-    }
-
-    fn message(&mut self, number: Number, message: &Effect) {
-        match message {
-            Effect::Subscribe(topic) => self.subscribe(number, topic),
-            Effect::Unsubscribe(topic) => {
-                self.tab(number).topics.remove(topic);
-                self.checks.cancel(|it| it.tab == number && it.topic == Some(topic));
-            }
-            Effect::Call => {
-                let error = "[4,\"id\",\"proc\",\"You are not allowed to make calls\"]".to_owned();
-                self.tab(number).expected.push_back(Expected::Text(error));
-                self.close(number, 1008, "called");
-            }
-            Effect::Publish => self.close(number, 1008, "published"),
-            Effect::Malformed => self.close(number, 1007, "malformed"),
-            _ => {}
         }
     }
 
@@ -304,17 +197,18 @@ impl Oracle {
     /// What has been found out takes effect.
     pub fn carry_out(&mut self) {
         loop {
+            self.checks.carry_out();
             self.absorb();
             if !self.checks.has_answers() {
                 return;
             }
+            let mut welcome = Vec::new();
             for (ticket, verdict) in self.checks.take_answers() {
-                let Some(tab) = self.tabs.get_mut(&ticket.tab) else { continue };
-                if tab.stage != Stage::Open {
-                    continue;
-                }
+                let tab = self.tabs.get_mut(&ticket.tab).expect("whoever waits is there");
+                assert_eq!(tab.stage, Stage::Open);
                 let Some(topic) = ticket.topic else {
                     self.log_in(ticket.tab, &verdict);
+                    welcome.push(ticket.tab);
                     continue;
                 };
                 assert_eq!(tab.topics.get(topic), Some(&Status::Waiting(ticket.number)));
@@ -326,6 +220,10 @@ impl Oracle {
                     self.seen(if verdict == Verdict::Denied { "denied" } else { "given up" });
                 }
             }
+            // Of those of one user who come in together, too many are sent away.
+            for number in welcome {
+                self.welcome(number);
+            }
         }
     }
 
@@ -335,13 +233,29 @@ impl Oracle {
         match verdict {
             Verdict::Granted => {
                 tab.is_logged_in = true;
-                tab.expected.push_back(Expected::Welcome);
-                self.seen("welcomed");
                 self.resolve_all(number);
             }
             Verdict::Denied => self.close(number, 1008, "refused"),
             Verdict::Unchecked(_) => self.end(number, "not checked"),
         }
+    }
+
+    fn welcome(&mut self, number: Number) {
+        let tab = self.tab(number);
+        if tab.stage != Stage::Open {
+            return;
+        }
+        let user = tab.user();
+        if self.logged_in(user) > self.max_per_user {
+            return self.end(number, "one too many of its user");
+        }
+        self.tab(number).expected.push_back(Expected::Welcome);
+        self.seen("welcomed");
+    }
+
+    fn logged_in(&self, user: &str) -> usize {
+        let open = self.tabs.values().filter(|tab| tab.stage == Stage::Open && tab.is_logged_in);
+        open.filter(|tab| tab.user() == user).count()
     }
 
     /// Takes the checks that are started as soon as they are asked for; the response to an upgrade
@@ -365,11 +279,7 @@ impl Oracle {
         let command = check.arguments.join(" ");
         if !self.checks.start(id, &command) {
             self.carry_out();
-            assert!(
-                self.checks.start(id, &command),
-                "nobody has asked for: {command} {:?}",
-                self.checks
-            );
+            assert!(self.checks.start(id, &command), "nobody has asked for: {command}");
         }
         self.running.push((id, check));
     }
@@ -377,7 +287,7 @@ impl Oracle {
     fn answered(&mut self, id: JobId, check: &Rc<Check>, verdict: &Verdict) {
         assert!(self.running.contains(&(id, Rc::clone(check))));
         self.running.retain(|(running, _)| *running != id);
-        self.checks.finish(id, verdict);
+        self.checks.finish(self.now, id, verdict);
     }
 
     fn received(&mut self, message: &Message) {
@@ -410,16 +320,6 @@ impl Oracle {
         let tab = self.tab(number);
         assert!(tab.is_finishing, "{number} is shut down");
         assert!(tab.expected.is_empty(), "{number} is shut down before {:?}", tab.expected);
-    }
-
-    /// The browser has sent a Close frame.
-    fn closed(&mut self, number: Number, code: Option<u16>) {
-        let tab = self.tab(number);
-        if tab.stage == Stage::Open {
-            tab.expected.push_back(Expected::Close(code));
-            self.seen("closed by the browser");
-        }
-        self.finish(number);
     }
 
     fn finish(&mut self, number: Number) {

@@ -12,6 +12,7 @@ use crate::core::limits::{
 use crate::core::time::Time;
 use crate::shell::script::Number;
 
+#[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
 pub struct Tab {
     pub number: Number,
     pub browser: Browser,
@@ -158,18 +159,22 @@ impl Tab {
         match item {
             // What is wrong with a request may be seen before its end.
             Item::Response(status)
-                if self.stage == Stage::Upgrading
-                    && self.consumed > 0
+                if matches!(self.stage, Stage::Upgrading | Stage::Over)
+                    && (1..self.browser.request_end).contains(&self.consumed)
                     && self.browser.request == Request::Bad(*status) =>
             {
-                self.enter(now, Stage::Finishing);
+                if self.stage == Stage::Upgrading {
+                    self.enter(now, Stage::Finishing);
+                }
+                self.is_finishing = true;
                 self.is_complete = true;
                 true
             }
             Item::Response(status) => {
-                self.is_websocket = true;
-                self.is_complete = *status != 101;
-                self.pop(&Expected::Response(*status))
+                let is_it = self.pop(&Expected::Response(*status));
+                self.is_websocket = is_it;
+                self.is_complete = is_it && *status != 101;
+                is_it
             }
             Item::Text(text) => {
                 let front = self.expected.front();
@@ -237,7 +242,7 @@ impl Tab {
             Stage::Open if self.incomplete.is_some_and(is_long) => Some("incomplete"),
             Stage::Open | Stage::Closing if self.backlog() > MAX_OUTBOX_LASTING => Some("slow"),
             // When it was answered is not known.
-            Stage::Finishing
+            Stage::Upgrading | Stage::Finishing
                 if matches!(self.browser.request, Request::Bad(_))
                     && now.since(self.accepted) >= CLOSE_DEADLINE =>
             {

@@ -47,10 +47,13 @@ pub struct World {
     is_down: bool,
 }
 
+/// Bytes of a message of which a few are too much for a browser that does not read.
+const LONG: usize = 400_000;
+
 impl World {
     pub fn new(seed: u64, mut settings: Settings, is_told: bool) -> Self {
         let mut random = Random::new(seed);
-        settings.max_connections.value = *random.pick(&[3, 8, 100]);
+        settings.max_connections.value = *random.pick(&[4, 10, 100, 100]);
         settings.max_checks.value = 1 + random.below(4);
         settings.categories = Categories::from_json(&model::categories(0));
         settings.review_interval.value = Duration::ZERO;
@@ -59,8 +62,9 @@ impl World {
         let arrivals = Arrivals::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let messages = Messages::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let checks = Checks::new(&journal);
-        let ping_interval = settings.ping_interval.value;
-        let mut oracle = Oracle::new(&journal, settings.max_connections.value, ping_interval);
+        settings.max_per_address.value = *random.pick(&[3, 100, 100]);
+        settings.max_per_user.value = *random.pick(&[2, 100, 100]);
+        let mut oracle = Oracle::new(&journal, &settings);
         oracle.is_told = is_told;
         let server = Server::assemble(
             settings.clone(),
@@ -82,7 +86,7 @@ impl World {
             submissions: 0,
             vain_turns: 0,
             tricks: *random.pick(&[0, 10, 10, 40]),
-            longest: *random.pick(&[100, 100, 100, 1_000, 400_000]),
+            longest: if random.chance(4) { LONG } else { 1_000 },
             is_down: false,
             random,
         };
@@ -103,15 +107,15 @@ impl World {
     fn step(&mut self) {
         match self.random.below(100) {
             0..6 => self.connect(),
-            6..25 => self.with_some_tab(|tab, random| tab.browser.say(random)),
-            25..50 => self.with_some_tab(deliver),
+            6..22 => self.with_some_tab(|tab, random| tab.browser.say(random)),
+            22..50 => self.with_some_tab(deliver),
             50..60 => self.with_some_tab(drain),
-            60..62 => self.with_some_tab(leave),
-            62..80 => self.submit(),
-            80..94 => self.answer(),
-            94..96 => self.reload(),
-            96 => self.is_down = self.random.chance(30),
-            97 => {
+            60 => self.with_some_tab(leave),
+            61..75 => self.submit(),
+            75..92 => self.answer(),
+            92 => self.reload(),
+            93 => self.is_down = self.random.chance(10),
+            94 => {
                 let error = self.accept_error();
                 self.arrivals.push(Err(error));
             }
@@ -128,7 +132,7 @@ impl World {
         let random = Random::new(self.random.below(usize::MAX) as u64);
         let kernel = Kernel::new(number, &self.journal, random);
         kernel.borrow_mut().tricks = self.tricks;
-        if self.random.chance(30) {
+        if self.random.chance(if self.longest == LONG { 80 } else { 30 }) {
             kernel.borrow_mut().room = self.random.below(5_000);
         }
         let socket = Socket::new(&kernel);
@@ -154,12 +158,13 @@ impl World {
     }
 
     fn submit(&mut self) {
-        for _ in 0..1 + self.random.below(3) * self.random.below(4) {
+        for _ in 0..=self.random.below(3) * self.random.below(4) {
             self.submissions += 1;
             let number = self.submissions;
-            let topic = *self.random.pick(&TOPICS);
+            let topics = if self.longest == LONG { &TOPICS[..1] } else { &TOPICS };
+            let topic = *self.random.pick(topics);
             let user = self.random.chance(30).then(|| *self.random.pick(&USERS));
-            let longest = if self.random.chance(10) { self.longest } else { 100 };
+            let longest = if self.random.chance(20) { self.longest } else { 100 };
             let filling = "x".repeat(self.random.below(longest));
             let text = match user {
                 None => format!("{{\"topicId\":\"{topic}\",\"n\":{number},\"x\":\"{filling}\"}}"),
@@ -187,7 +192,7 @@ impl World {
         let token = check.arguments.get(1).filter(|_| check.is_authentication());
         let is_bad = token.is_some_and(|token| !token.starts_with("good"));
         let denied = token.is_none() && self.random.chance(20);
-        let fails = if self.is_down { 90 } else { 4 };
+        let fails = if self.is_down { 90 } else { 3 };
         let verdict = if self.random.chance(fails) {
             Verdict::Unchecked(Failure::TimedOut)
         } else if is_bad || denied {
@@ -217,7 +222,8 @@ impl World {
     }
 
     fn let_time_pass(&mut self) {
-        let longest = *self.random.pick(&[10, 10, 100, 1_000, 1_000, 5_000, 30_000, 7_200_000]);
+        let longest =
+            *self.random.pick(&[10, 10, 100, 100, 1_000, 1_000, 5_000, 10_000, 30_000, 7_200_000]);
         let step = Duration::from_millis(self.random.below(longest) as u64);
         self.set_clock(self.oracle.now.after(step));
     }
@@ -231,6 +237,9 @@ impl World {
         self.oracle.carry_out();
         let wait = self.server.settle();
         self.oracle.follow();
+        if !self.server.hub.has_actions() {
+            self.oracle.checks.carry_out();
+        }
         check_settled(&mut self.server, &self.oracle, wait);
         if wait != Some(Duration::ZERO) {
             let is_paused = self.server.accepting.paused_until().is_some();
@@ -241,6 +250,9 @@ impl World {
     }
 
     fn turn(&mut self) {
+        if self.oracle.is_reloading && self.random.chance(15) {
+            self.reload();
+        }
         let before = self.oracle.progress;
         let wait = self.settle();
         if self.random.chance(3) {
@@ -256,6 +268,7 @@ impl World {
         self.server.take(events.into_iter());
         self.oracle.now = now;
         self.oracle.follow();
+        self.oracle.checks.expire(now);
         check_lists(&mut self.server);
         let is_vain = is_quiet && wait == Some(Duration::ZERO) && self.oracle.progress == before;
         self.vain_turns = if is_vain { self.vain_turns + 1 } else { 0 };

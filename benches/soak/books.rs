@@ -1,0 +1,93 @@
+//! What has been sent, when, by whom, and what a message says about itself.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use serde::Deserialize;
+
+/// Whom a message is for, in one house: a topic, and a user if not everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Channel {
+    pub topic: String,
+    pub user: Option<String>,
+}
+
+/// Names a sender in its house. What one sends over one connection arrives in that order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+pub struct Stream {
+    pub number: u16,
+    /// Over one connection for all, not one for each.
+    pub in_order: bool,
+}
+
+/// Of one house: when each message was about to be sent, by its number in stream and channel.
+#[derive(Default)]
+pub struct Books(Mutex<HashMap<(Stream, Channel), Vec<Instant>>>);
+
+/// A message as it arrives.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Message {
+    pub topic_id: String,
+    pub user_id: Option<String>,
+    pub stream: Stream,
+    /// Among all of its stream.
+    pub serial: u64,
+    /// Among those of its stream and channel.
+    pub number: usize,
+    /// How long `padding` is to be.
+    pub length: usize,
+    pub padding: String,
+}
+
+impl Books {
+    /// Notes a message that is about to be sent, and returns its number in its stream and channel.
+    pub fn note(&self, stream: Stream, channel: &Channel) -> usize {
+        let mut books = self.0.lock().unwrap();
+        let times = books.entry((stream, channel.clone())).or_default();
+        times.push(Instant::now());
+        times.len() - 1
+    }
+
+    /// When a message was about to be sent.
+    pub fn sent(&self, stream: Stream, channel: &Channel, number: usize) -> Option<Instant> {
+        let books = self.0.lock().unwrap();
+        books.get(&(stream, channel.clone()))?.get(number).copied()
+    }
+
+    /// What was sent to a channel after a moment: the first number of each stream, and the number
+    /// after its last.
+    pub fn sent_after(&self, channel: &Channel, moment: Instant) -> Vec<(Stream, usize, usize)> {
+        let books = self.0.lock().unwrap();
+        let streams = books.iter().filter(|((_, other), _)| other == channel);
+        let after = streams.map(|((stream, _), times)| {
+            (*stream, times.partition_point(|time| *time <= moment), times.len())
+        });
+        after.filter(|(_, first, end)| first < end).collect()
+    }
+
+    /// How many messages were sent.
+    pub fn total(&self) -> usize {
+        self.0.lock().unwrap().values().map(Vec::len).sum()
+    }
+}
+
+/// A message as EspoCRM would send it, with what the soak wants to know about it.
+pub fn message(
+    channel: &Channel,
+    stream: Stream,
+    serial: u64,
+    number: usize,
+    length: usize,
+) -> String {
+    let user = channel.user.as_ref().map_or("null".to_owned(), |user| format!("{user:?}"));
+    format!(
+        "{{\"topicId\":{:?},\"userId\":{user},\"stream\":{{\"number\":{},\"in_order\":{}}},\
+         \"serial\":{serial},\"number\":{number},\"length\":{length},\"padding\":\"{}\"}}",
+        channel.topic,
+        stream.number,
+        stream.in_order,
+        "x".repeat(length)
+    )
+}

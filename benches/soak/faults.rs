@@ -1,0 +1,263 @@
+//! What goes wrong while the daemon serves, one thing after another.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::house::{EFFECT, House};
+use crate::random::Random;
+use crate::support::{Process, Standin};
+use crate::tally::Tally;
+
+pub struct Faults {
+    houses: Arc<Vec<House>>,
+    tally: Arc<Mutex<Tally>>,
+    random: Random,
+    /// A user is logged out and a record denied, until then.
+    revoked: Option<(usize, Instant)>,
+    /// When that may happen next.
+    next_revocation: Instant,
+    /// How often settings were made unreadable: each may be told as an error.
+    pub unreadable: u64,
+    categories: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// SIGHUP.
+    Reload,
+    /// EspoCRM writes its configuration anew, without a change.
+    Configuration,
+    /// An extension is installed, changed or removed.
+    Categories,
+    /// EspoCRM's cache is cleared.
+    Cache,
+    /// A role changes, and is changed back.
+    Role,
+    /// PHP that runs a check is killed.
+    Kill,
+    /// EspoCRM's database cannot be reached.
+    Outage,
+    /// EspoCRM cannot tell its settings.
+    Unreadable,
+    /// Each command takes long.
+    Slow,
+    /// The daemon is stopped for a moment.
+    Stop,
+    /// A proxy reads its configuration again.
+    Proxy,
+    /// The certificate is renewed.
+    Certificate,
+}
+
+/// How often each happens.
+const ALL: [(usize, Fault); 12] = [
+    (4, Fault::Reload),
+    (3, Fault::Configuration),
+    (3, Fault::Categories),
+    (2, Fault::Cache),
+    (2, Fault::Role),
+    (6, Fault::Kill),
+    (3, Fault::Outage),
+    (1, Fault::Unreadable),
+    (2, Fault::Slow),
+    (4, Fault::Stop),
+    (3, Fault::Proxy),
+    (1, Fault::Certificate),
+];
+
+/// Between two revocations.
+const PAUSE: Duration = Duration::from_secs(60);
+
+impl Faults {
+    pub fn new(houses: &Arc<Vec<House>>, tally: &Arc<Mutex<Tally>>, random: Random) -> Self {
+        Self {
+            houses: Arc::clone(houses),
+            tally: Arc::clone(tally),
+            random,
+            revoked: None,
+            next_revocation: Instant::now() + PAUSE / 4,
+            unreadable: 0,
+            categories: 0,
+        }
+    }
+
+    /// Has things go wrong until `end`, and puts them right again.
+    pub fn rage(&mut self, end: Instant) {
+        while let Some(rest) = end.checked_duration_since(Instant::now()) {
+            std::thread::sleep(self.random.millis(300, 4000).min(rest));
+            self.revoke_if_due(end);
+            // Most of it where most happens.
+            let house = usize::from(self.random.below(3) == 0);
+            let fault = self.random.weigh(&ALL);
+            if self.happen(house, fault) {
+                self.count(&format!("{fault:?}"));
+            }
+        }
+        self.pardon();
+    }
+
+    /// Whether it could happen.
+    fn happen(&mut self, index: usize, fault: Fault) -> bool {
+        let houses = Arc::clone(&self.houses);
+        let house = &houses[index];
+        let revoked = self.revoked.is_some_and(|(other, _)| other == index);
+        if revoked && matches!(fault, Fault::Kill | Fault::Outage | Fault::Slow | Fault::Stop) {
+            // A review that fails would leave all as it is.
+            return false;
+        }
+        match fault {
+            Fault::Reload => house.daemon.signal("HUP"),
+            Fault::Configuration => {
+                let value = self.random.below(1000);
+                house.standin.lock().unwrap().config("soak", value);
+            }
+            Fault::Categories => self.change_categories(house),
+            Fault::Cache => {
+                let cache = path(house).join("data/cache/application");
+                let _ = std::fs::remove_file(cache.join("metadata.php"));
+            }
+            Fault::Role => {
+                let user = self.random.choose(&house.guests).clone();
+                let standin = house.standin.lock().unwrap();
+                let table = format!("data/cache/application/acl/{user}.php");
+                for denied in ["nothing", "of-interest", ""] {
+                    standin.set(&format!("denied-{user}"), denied);
+                    let _ = std::fs::remove_file(standin.path().join(&table));
+                }
+            }
+            Fault::Kill => return self.kill(house),
+            Fault::Outage => {
+                let failure = *self.random.choose(&["error", "exit255", "crash", "killed"]);
+                house.weather.begins_to_fail();
+                self.for_a_while(house, "failure", failure, 6000);
+                house.weather.works_again();
+            }
+            Fault::Unreadable => {
+                house.standin.lock().unwrap().set("probe-failure", "exit255");
+                house.daemon.signal("HUP");
+                self.unreadable += 1;
+                self.for_a_while(house, "probe-failure", "exit255", 4000);
+                house.daemon.signal("HUP");
+            }
+            Fault::Slow => self.for_a_while(house, "delay", "250", 4000),
+            Fault::Stop => {
+                house.daemon.signal("STOP");
+                std::thread::sleep(self.random.millis(200, 2000));
+                house.daemon.signal("CONT");
+            }
+            Fault::Proxy => {
+                let doors: Vec<_> = house.doors.iter().filter(|it| it.proxy.is_some()).collect();
+                let Some(number) = (!doors.is_empty()).then(|| self.random.below(doors.len()))
+                else {
+                    return false;
+                };
+                // Caddy ends its WebSockets each time.
+                if doors[number].name == "caddy" && self.random.below(3) > 0 {
+                    return false;
+                }
+                doors[number].reload();
+            }
+            Fault::Certificate => {
+                let Some((authority, installed)) = &house.issued else { return false };
+                // It is looked at while only one of its two files is new: that is told.
+                self.unreadable += 1;
+                authority.issue("renewed", crate::authority::EC).replace(installed);
+            }
+        }
+        true
+    }
+
+    /// Kills PHP that runs a check. What is asked for settings is left alone: that would be an error.
+    fn kill(&mut self, house: &House) -> bool {
+        let start = Instant::now();
+        // Plain children live for a moment only.
+        while start.elapsed() < Duration::from_millis(500) {
+            let checks = house.daemon.children().into_iter().filter(|child| {
+                let arguments = Process::arguments(child.pid);
+                let is_worker = arguments.iter().any(|word| word == "-S");
+                child.state != 'Z' && (is_worker || arguments.iter().any(|it| it == "command.php"))
+            });
+            let checks: Vec<Process> = checks.collect();
+            if !checks.is_empty() {
+                house.weather.begins_to_fail();
+                Process::signal(self.random.choose(&checks).pid, "KILL");
+                house.weather.works_again();
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
+    }
+
+    fn for_a_while(&mut self, house: &House, name: &str, value: &str, most: usize) {
+        house.standin.lock().unwrap().set(name, value);
+        std::thread::sleep(self.random.millis(200, most));
+        house.standin.lock().unwrap().unset(name);
+    }
+
+    fn change_categories(&mut self, house: &House) {
+        self.categories += 1;
+        let action = ["read", "stream", ""][usize::try_from(self.categories % 3).unwrap()];
+        let dir = path(house).join("custom/Espo/Custom/Resources/metadata/app");
+        std::fs::create_dir_all(&dir).unwrap();
+        let text = match action {
+            "" => "{\"categories\":{}}".to_owned(),
+            action => format!(
+                "{{\"categories\":{{\"soakUpdate\":{{\"paramList\":[\"id\"],\"accessCheckCommand\":\
+                 \"AclCheck --userId=:userId --scope=Account --id=:id --action={action}\"}}}}}}"
+            ),
+        };
+        // In one step: somebody may read it meanwhile.
+        std::fs::write(dir.join("webSocket.new"), text).unwrap();
+        std::fs::rename(dir.join("webSocket.new"), dir.join("webSocket.json")).unwrap();
+        let _ = std::fs::remove_file(path(house).join("data/cache/application/metadata.php"));
+    }
+
+    /// Logs a guest out and denies a record for long enough that it must have had its effect.
+    fn revoke_if_due(&mut self, end: Instant) {
+        let now = Instant::now();
+        if let Some((_, until)) = self.revoked {
+            if until <= now {
+                self.pardon();
+            }
+            return;
+        }
+        if now < self.next_revocation || end < now + EFFECT + Duration::from_secs(20) {
+            return;
+        }
+        let index = usize::from(self.random.below(4) == 0);
+        let house = &self.houses[index];
+        let user = self.random.choose(&house.guests);
+        {
+            let standin = house.standin.lock().unwrap();
+            standin.set("bad-tokens", &format!("tok-{user}\n"));
+            standin.set("denied", "flux\n");
+        }
+        house.weather.log_out(user);
+        house.weather.deny(true);
+        self.revoked = Some((index, now + EFFECT + Duration::from_secs(15)));
+        self.count(&format!("Logout and denial, {}", house.name));
+    }
+
+    fn pardon(&mut self) {
+        let Some((index, _)) = self.revoked.take() else { return };
+        let house = &self.houses[index];
+        house.weather.deny(false);
+        house.weather.log_in_again();
+        let standin = house.standin.lock().unwrap();
+        standin.unset("bad-tokens");
+        standin.unset("denied");
+        self.next_revocation = Instant::now() + PAUSE;
+    }
+
+    fn count(&self, what: &str) {
+        self.tally.lock().unwrap().count(&format!("fault: {what}"), 1);
+    }
+}
+
+fn path(house: &House) -> std::path::PathBuf {
+    let standin: &Standin = &house.standin.lock().unwrap();
+    let path: &Path = standin.path();
+    path.to_owned()
+}

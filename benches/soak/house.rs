@@ -1,0 +1,250 @@
+//! A daemon with its EspoCRM, the doors by which browsers come to it, and its weather.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+
+use crate::authority::{Authority, EC, Issued};
+use crate::books::{Books, Channel};
+use crate::support::{Daemon, Kind, Process, Proxy, Standin, program};
+use crate::tab::{DENIED, VOLATILE};
+
+pub struct House {
+    pub name: &'static str,
+    pub daemon: Daemon,
+    pub standin: Mutex<Standin>,
+    pub doors: Vec<Door>,
+    pub books: Books,
+    pub weather: Weather,
+    /// Connections that our clients have open.
+    pub connections: AtomicUsize,
+    /// Its own TLS.
+    pub issued: Option<(Authority, Issued)>,
+    /// Users of tabs that stay, and of others.
+    pub stayers: Vec<String>,
+    pub guests: Vec<String>,
+    pub records: usize,
+}
+
+/// Where browsers connect.
+pub struct Door {
+    pub name: &'static str,
+    pub address: SocketAddr,
+    pub path: &'static str,
+    pub tls: Option<Arc<ClientConfig>>,
+    pub proxy: Option<Proxy>,
+    /// When the proxy was reloaded last.
+    reloaded: Mutex<Option<Instant>>,
+}
+
+/// What connections may suffer from for now.
+#[derive(Default)]
+pub struct Weather {
+    /// Until when checks may have failed; `None` before any has.
+    failing_until: Mutex<Option<Instant>>,
+    /// The user who is logged out, since when, and, once logged in again, until when.
+    logged_out: Mutex<Option<(String, Instant, Option<Instant>)>>,
+    /// Since when the volatile record is denied.
+    denied: Mutex<Option<Instant>>,
+}
+
+/// After a fault is over, what it has set off may still be on its way.
+const AFTERMATH: Duration = Duration::from_secs(5);
+
+/// A logout or a denial that is older than this has had its effect: the review's interval, a ping's,
+/// and time to be checked.
+pub const EFFECT: Duration = Duration::from_secs(45);
+
+impl House {
+    /// With workers, plain, behind proxies.
+    pub fn with_workers() -> Self {
+        let standin = Standin::new();
+        let daemon = start(&standin, &[]);
+        let address = daemon.address;
+        let mut doors = vec![Door::new("direct", address, None, None)];
+        for (name, kind) in
+            [("nginx", Kind::Nginx), ("apache", Kind::Apache), ("caddy", Kind::Caddy)]
+        {
+            let proxy = Proxy::start(kind, address);
+            doors.push(Door::new(name, proxy.address(), Some(proxy.trust()), Some(proxy)));
+        }
+        Self::new("workers, plain", standin, daemon, doors, None, 40, 12)
+    }
+
+    /// With its own TLS, and a PHP process for each check.
+    pub fn with_tls() -> Self {
+        let mut standin = Standin::new();
+        let authority = Authority::new();
+        let issued = authority.issue("server", EC);
+        standin.config("webSocketUseSecureServer", true);
+        standin.config("webSocketSslCertificateFile", issued.certificate.to_str());
+        standin.config("webSocketSslCertificateLocalPrivateKey", issued.key.to_str());
+        let daemon = start(&standin, &["--no-worker"]);
+        let trust = authority.client(&[&rustls::version::TLS12, &rustls::version::TLS13]);
+        let doors = vec![Door::new("direct, TLS", daemon.address, Some(trust), None)];
+        Self::new("no worker, TLS", standin, daemon, doors, Some((authority, issued)), 8, 4)
+    }
+
+    fn new(
+        name: &'static str,
+        standin: Standin,
+        daemon: Daemon,
+        doors: Vec<Door>,
+        issued: Option<(Authority, Issued)>,
+        stayers: usize,
+        guests: usize,
+    ) -> Self {
+        Self {
+            name,
+            daemon,
+            standin: Mutex::new(standin),
+            doors,
+            books: Books::default(),
+            weather: Weather::default(),
+            connections: AtomicUsize::new(0),
+            issued,
+            stayers: (0..stayers).map(|n| format!("6b030ec8stay{n:05}")).collect(),
+            guests: (0..guests).map(|n| format!("6b030ec8guest{n:04}")).collect(),
+            records: stayers / 4,
+        }
+    }
+
+    /// What is sent to, in classes: each is chosen as often.
+    pub fn channels(&self) -> Vec<Vec<Channel>> {
+        let to_all = |topic: String| Channel { topic, user: None };
+        let records = |kind: &str| {
+            (0..self.records).map(|n| to_all(format!("{kind}.Account.r{n}"))).collect::<Vec<_>>()
+        };
+        let users = |topic: &str| {
+            let users = self.stayers.iter().chain(&self.guests);
+            let channel = |user: &String| Channel { topic: topic.into(), user: Some(user.clone()) };
+            users.map(channel).collect::<Vec<_>>()
+        };
+        let mut rare: Vec<_> = ["soakUpdate.flux", "recordUpdate.Account.flux"]
+            .map(|topic| to_all(topic.replace(".flux", VOLATILE)))
+            .into();
+        rare.push(to_all("appParamsUpdate".to_owned()));
+        rare.extend((1..=3).map(|n| to_all(format!("recordUpdate.Account{DENIED}{n}"))));
+        vec![
+            records("recordUpdate"),
+            records("recordUpdate"),
+            records("streamUpdate"),
+            records("streamUpdate"),
+            users("newNotification"),
+            users("newNotification"),
+            users("calendarUpdate"),
+            rare,
+        ]
+    }
+
+    /// What many are subscribed to, by messages that are long.
+    pub fn bulk() -> Channel {
+        Channel { topic: "streamUpdate.Account.bulk".to_owned(), user: None }
+    }
+
+    /// Whether the daemon still runs.
+    pub fn is_up(&self) -> bool {
+        Process::is_running(self.daemon.pid())
+    }
+
+    pub fn open(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Door {
+    fn new(
+        name: &'static str,
+        address: SocketAddr,
+        tls: Option<Arc<ClientConfig>>,
+        proxy: Option<Proxy>,
+    ) -> Self {
+        let path = if proxy.is_some() { "/wss" } else { "/" };
+        Self { name, address, path, tls, proxy, reloaded: Mutex::new(None) }
+    }
+
+    /// Has its proxy read its configuration again.
+    pub fn reload(&self) {
+        if let Some(proxy) = &self.proxy {
+            *self.reloaded.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
+            proxy.reload();
+            *self.reloaded.lock().unwrap() = Some(Instant::now() + AFTERMATH);
+        }
+    }
+
+    /// Whether the proxy may have ended a connection that was opened then.
+    pub fn may_have_ended(&self, opened: Instant) -> bool {
+        self.reloaded.lock().unwrap().is_some_and(|reloaded| opened <= reloaded)
+    }
+}
+
+impl Weather {
+    /// Checks fail from now on.
+    pub fn begins_to_fail(&self) {
+        *self.failing_until.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
+    }
+
+    /// They fail no more, but for those under way.
+    pub fn works_again(&self) {
+        *self.failing_until.lock().unwrap() = Some(Instant::now() + AFTERMATH);
+    }
+
+    /// Whether a check may have failed that was wanted at that moment.
+    pub fn may_have_failed(&self, opened: Instant) -> bool {
+        self.failing_until.lock().unwrap().is_some_and(|until| opened <= until)
+    }
+
+    pub fn log_out(&self, user: &str) {
+        *self.logged_out.lock().unwrap() = Some((user.to_owned(), Instant::now(), None));
+    }
+
+    pub fn log_in_again(&self) {
+        if let Some((_, _, until)) = &mut *self.logged_out.lock().unwrap() {
+            *until = Some(Instant::now() + AFTERMATH);
+        }
+    }
+
+    /// Whether a user's connection that was opened then may have been refused.
+    pub fn may_refuse(&self, user: &str, opened: Instant) -> bool {
+        let logged_out = self.logged_out.lock().unwrap();
+        logged_out.as_ref().is_some_and(|(name, _, until)| {
+            name == user && until.is_none_or(|until| opened <= until)
+        })
+    }
+
+    /// Whether a user's connections must have been refused by now.
+    pub fn must_refuse(&self, user: &str) -> bool {
+        let logged_out = self.logged_out.lock().unwrap();
+        logged_out.as_ref().is_some_and(|(name, since, until)| {
+            name == user && until.is_none() && since.elapsed() > EFFECT
+        })
+    }
+
+    pub fn deny(&self, denied: bool) {
+        *self.denied.lock().unwrap() = denied.then(Instant::now);
+    }
+
+    /// Whether what was sent then to the volatile record must not arrive.
+    pub fn must_withhold(&self, sent: Instant) -> bool {
+        self.denied.lock().unwrap().is_some_and(|since| sent > since + EFFECT)
+    }
+}
+
+/// As it is shipped, but for intervals that make more happen.
+fn start(standin: &Standin, flags: &[&str]) -> Daemon {
+    let mut command = program(binary().to_str().unwrap());
+    command.arg("run").arg("--espocrm").arg(standin.path());
+    command.args(["--config", "/dev/null", "--listen", "127.0.0.1"]);
+    command.args(["--ping-interval", "5s", "--review-interval", "20s"]).args(flags);
+    command.env("TMPDIR", standin.path());
+    Daemon::spawn(command)
+}
+
+pub fn binary() -> PathBuf {
+    std::env::var_os("SOAK_BINARY")
+        .map_or(env!("CARGO_BIN_EXE_espocrm-websocket").into(), PathBuf::from)
+}

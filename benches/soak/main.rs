@@ -1,0 +1,209 @@
+//! Everything at once, for long: browsers of all kinds, PHP senders, reloads, killed PHP, proxies,
+//! outages. `make soak`
+//!
+//! Two daemons run as they are shipped (but for shorter intervals of pings and reviews), each with a
+//! stand-in of EspoCRM: one with PHP workers, plain and behind nginx, Apache and Caddy; one with its
+//! own TLS and a PHP process for each check. It is shown that
+//! - each message is delivered once, and in the order of its sender, to every connection that was
+//!   subscribed throughout; nobody receives what he was not granted;
+//! - nobody is disconnected without a reason, and nobody by a Close frame who did nothing wrong;
+//! - memory, descriptors, processes and threads do not grow from the first third to the last;
+//! - the log has no error but of faults that make one, and the daemons end cleanly when told to.
+//!
+//! `SOAK_SECONDS` (default 1800) and `SOAK_SEED` (default random; it repeats the choices, not the
+//! timing) steer it, `SOAK_BINARY=path` soaks another build. What it finds stays in `target/soak`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "a soak that cannot go on shall say so, and its numbers are small"
+)]
+
+#[allow(dead_code, reason = "used by the tests, too")]
+#[path = "../../tests/e2e/tls/authority.rs"]
+mod authority;
+mod books;
+mod client;
+mod crowd;
+mod faults;
+mod house;
+mod random;
+mod report;
+mod sampler;
+mod sender;
+#[allow(dead_code, unused_imports, reason = "used by the tests, too")]
+#[path = "../../tests/e2e/support/mod.rs"]
+mod support;
+mod tab;
+mod tally;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use books::Stream;
+use crowd::Crowd;
+use faults::Faults;
+use house::House;
+use random::Random;
+use report::Report;
+use sampler::{Sample, Sampler};
+use sender::Sender;
+use support::DEADLINE;
+use tally::Tally;
+
+/// Those of each house: whether each keeps one connection.
+const SENDERS: [&[bool]; 2] = [&[true, true, true, false], &[true, false]];
+
+/// Far more than it takes until everybody has got something by each subscription, after an outage,
+/// too.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+fn main() -> ExitCode {
+    // `cargo test --all-targets` runs this too, without this argument.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let seconds = number("SOAK_SECONDS").unwrap_or(1800);
+    let seed = number("SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()) ^ nanoseconds());
+    let dir = results();
+    println!("Soak of {seconds} s, SOAK_SEED={seed}");
+    let houses = vec![House::with_workers(), House::with_tls()];
+    let tally = Arc::new(Mutex::new(Tally::new()));
+    let report = soak(seconds, seed, houses, &tally, &dir);
+    std::fs::write(dir.join("report.txt"), &report.text).unwrap();
+    println!("{}", report.text);
+    if tally.lock().unwrap().violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        println!("The end of the logs is in {}.", dir.display());
+        ExitCode::FAILURE
+    }
+}
+
+fn soak(
+    seconds: u64,
+    seed: u64,
+    houses: Vec<House>,
+    tally: &Arc<Mutex<Tally>>,
+    dir: &Path,
+) -> Report {
+    let mut houses = Arc::new(houses);
+    let mut random = Random::new(seed);
+    let mut report = Report::new(seconds, seed);
+    let alone: Vec<_> = houses.iter().map(|house| sample(house).descriptors).collect();
+
+    let senders: Vec<Sender> = SENDERS
+        .iter()
+        .enumerate()
+        .flat_map(|(house, kinds)| kinds.iter().map(move |kind| (house, *kind)))
+        .zip(0..)
+        .map(|((house, in_order), number)| {
+            Sender::start(&houses, house, Stream { number, in_order }, tally, &mut random)
+        })
+        .collect();
+    let crowd = Crowd::start(&houses, tally, &mut random);
+    wait(tally, "everybody is in", PATIENCE, || crowd.is_settled());
+    println!("Everybody is in.");
+    // What the first minute of traffic makes of the heap is no growth.
+    let warm_up = Duration::from_secs(seconds / 20).max(Duration::from_secs(10));
+    std::thread::sleep(warm_up);
+
+    let sampler = Sampler::start(&houses, tally);
+    let mut faults = Faults::new(&houses, tally, random.fork());
+    faults.rage(Instant::now() + Duration::from_secs(seconds));
+    let excused = faults.unreadable;
+    drop(faults);
+    let taken = sampler.end();
+
+    crowd.settle();
+    wait(tally, "everybody is in again", PATIENCE, || crowd.is_settled());
+    senders.iter().for_each(Sender::end);
+    wait(tally, "PHP has sent all", PATIENCE, || senders.iter().all(Sender::has_ended));
+    drop(senders);
+    // What is missing then is told one by one.
+    let start = Instant::now();
+    while !crowd.is_complete() && start.elapsed() < DEADLINE {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let balances = crowd.leave();
+
+    for (house, alone) in houses.iter().zip(alone) {
+        // A worker's two outputs stay.
+        let is_alone = || {
+            let workers = 2 * house.daemon.workers().len() as u64;
+            let sample = Sample::take(house, Duration::ZERO);
+            sample.is_some_and(|it| it.descriptors <= alone + workers)
+        };
+        wait(tally, "descriptors of connections are closed", DEADLINE, is_alone);
+        wait(tally, "no child but workers is left", DEADLINE, || {
+            house.daemon.children().len() == house.daemon.workers().len()
+        });
+    }
+
+    let mut tally = tally.lock().unwrap();
+    report.traffic(&mut tally, &houses, &balances);
+    let houses = Arc::get_mut(&mut houses).expect("all threads have ended");
+    for (house, samples) in houses.iter_mut().zip(&taken) {
+        report.resources(&mut tally, house, samples);
+        let children = house.daemon.children();
+        stop(house, &mut tally);
+        if let Some(child) = children.iter().find(|it| support::Process::is_running(it.pid)) {
+            tally.violation(format!("child {} of {} was left behind", child.pid, house.name));
+        }
+        let log = house.daemon.log();
+        report.log(&mut tally, house, &log, excused);
+        report::keep(dir, house.name, samples, &log);
+    }
+    report.verdict(&tally);
+    report
+}
+
+/// Ends a daemon, which must do so cleanly.
+fn stop(house: &mut House, tally: &mut Tally) {
+    house.daemon.signal("TERM");
+    let status = house.daemon.wait();
+    if !status.success() {
+        tally.violation(format!("{} has ended by {status}", house.name));
+    }
+    house.daemon.wait_for("Stopped, with ");
+}
+
+fn wait(tally: &Mutex<Tally>, what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        if start.elapsed() > patience {
+            return tally.lock().unwrap().violation(format!("it did not happen: {what}"));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn sample(house: &House) -> Sample {
+    Sample::take(house, Duration::ZERO).expect("the daemon has just started")
+}
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+}
+
+fn nanoseconds() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::from(now.unwrap().subsec_nanos()) << 16
+}
+
+/// Where the results are kept.
+fn results() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("soak");
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}

@@ -1,0 +1,220 @@
+//! What one connection may see, and whether it has got that: each message once, in order.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
+
+use crate::books::{Books, Channel, Message, Stream};
+
+/// The subscriptions of one connection.
+///
+/// Nobody tells when a subscription is granted: it is once its first message has come. What was sent
+/// after that moment must come, too, and from then on nothing may be missing between two messages of
+/// a stream that keeps its order.
+#[derive(Default)]
+pub struct Tab {
+    user: String,
+    watches: Vec<Watch>,
+    /// The latest of each stream that keeps its order.
+    serials: HashMap<Stream, u64>,
+    /// The number of the last ping.
+    last_ping: u32,
+    pub received: u64,
+}
+
+/// What nobody is ever granted.
+pub const DENIED: &str = ".deny";
+
+/// What may be denied, or withdrawn for a moment, while somebody is subscribed.
+pub const VOLATILE: &str = ".flux";
+
+struct Watch {
+    topic: String,
+    granted: Option<Instant>,
+    /// It was unsubscribed before each of these pings: when that is answered its end is certain.
+    leaving: VecDeque<u32>,
+    /// And subscribed again after the last of them.
+    again: bool,
+    /// By stream, and whether it is for one user.
+    seen: HashMap<(Stream, bool), Seen>,
+}
+
+enum Seen {
+    /// All from one number up to this one, without it.
+    Run {
+        first: usize,
+        end: usize,
+    },
+    Set(BTreeSet<usize>),
+}
+
+/// What a connection was to get since its subscriptions were granted.
+#[derive(Default)]
+pub struct Balance {
+    pub expected: u64,
+    pub received: u64,
+    /// What is missing, in words.
+    pub missing: Vec<String>,
+    /// Subscriptions by which nothing has come yet.
+    pub silent: usize,
+}
+
+impl Tab {
+    pub fn new(user: &str) -> Self {
+        Self { user: user.to_owned(), ..Self::default() }
+    }
+
+    /// It has sent a subscription.
+    pub fn subscribed(&mut self, topic: &str) {
+        match self.watches.iter_mut().find(|watch| watch.topic == topic) {
+            Some(watch) => watch.again = !watch.leaving.is_empty(),
+            None => self.watches.push(Watch::new(topic)),
+        }
+    }
+
+    /// It has sent the end of a subscription, and is to send a ping with the number that is
+    /// returned.
+    pub fn unsubscribed(&mut self, topic: &str) -> u32 {
+        let ping = self.next_ping();
+        if let Some(watch) = self.watches.iter_mut().find(|watch| watch.topic == topic) {
+            watch.leaving.push_back(ping);
+            watch.again = false;
+        }
+        ping
+    }
+
+    pub fn next_ping(&mut self) -> u32 {
+        self.last_ping += 1;
+        self.last_ping
+    }
+
+    pub fn last_ping(&self) -> u32 {
+        self.last_ping
+    }
+
+    /// A ping has been answered.
+    pub fn answered(&mut self, ping: u32) {
+        self.watches.retain_mut(|watch| {
+            if watch.leaving.front() != Some(&ping) {
+                return true;
+            }
+            watch.leaving.pop_front();
+            // What comes next is of another subscription.
+            watch.granted = None;
+            watch.seen.clear();
+            watch.again || !watch.leaving.is_empty()
+        });
+    }
+
+    /// The topics to which it is subscribed.
+    pub fn topics(&self) -> impl Iterator<Item = &str> {
+        let stays = |watch: &&Watch| watch.leaving.is_empty() || watch.again;
+        self.watches.iter().filter(stays).map(|watch| watch.topic.as_str())
+    }
+
+    /// Takes a message.
+    ///
+    /// # Errors
+    /// What is wrong about it.
+    pub fn receive(&mut self, topic: &str, message: &Message, books: &Books) -> Result<(), String> {
+        let &Message { stream, serial, number, length, .. } = message;
+        let user = message.user_id.clone();
+        let directed = user.is_some();
+        let what = format!("message {number} of {stream:?} for {topic}, {user:?}");
+        if message.topic_id != topic || message.padding.len() != length {
+            return Err(format!("{what} is not what was sent"));
+        }
+        if user.as_ref().is_some_and(|user| *user != self.user) {
+            return Err(format!("{what} was delivered to {}", self.user));
+        }
+        if topic.contains(DENIED) {
+            return Err(format!("{what} was delivered, though it is denied"));
+        }
+        let Some(watch) = self.watches.iter_mut().find(|watch| watch.topic == topic) else {
+            return Err(format!("{what} was delivered without a subscription"));
+        };
+        self.received += 1;
+        if stream.in_order
+            && let Some(before) = self.serials.insert(stream, serial)
+            && before >= serial
+        {
+            return Err(format!("{what} came after serial number {before}"));
+        }
+        let granted = *watch.granted.get_or_insert_with(Instant::now);
+        let seen = watch.seen.entry((stream, directed));
+        if !stream.in_order {
+            let Seen::Set(set) = seen.or_insert_with(|| Seen::Set(BTreeSet::new())) else {
+                unreachable!("a stream is of one kind")
+            };
+            return set.insert(number).then_some(()).ok_or(format!("{what} came twice"));
+        }
+        // The first may come late only if those before it were sent too early.
+        let is_volatile = topic.contains(VOLATILE);
+        let mut is_first = false;
+        let seen = seen.or_insert_with(|| {
+            is_first = true;
+            Seen::Run { first: number, end: number }
+        });
+        let Seen::Run { first, end } = seen else { unreachable!("a stream is of one kind") };
+        if is_first && !is_volatile && number > 0 {
+            let channel = Channel { topic: topic.to_owned(), user };
+            if books.sent(stream, &channel, number - 1).is_some_and(|before| before > granted) {
+                return Err(format!("{what} came, but not the one before it"));
+            }
+        }
+        let expected = std::mem::replace(end, number + 1);
+        if is_volatile && number > expected {
+            *first = number;
+            return Ok(());
+        }
+        (number == expected).then_some(()).ok_or(format!("{what} came instead of {expected}"))
+    }
+
+    /// Subscriptions by which nothing has come yet.
+    pub fn silent(&self) -> usize {
+        let is_silent = |watch: &&Watch| watch.granted.is_none() && watch.is_reliable();
+        self.watches.iter().filter(is_silent).count()
+    }
+
+    /// Compares what was sent with what has come, for a connection that is still open.
+    pub fn balance(&self, books: &Books) -> Balance {
+        let mut balance = Balance { silent: self.silent(), ..Balance::default() };
+        for watch in self.watches.iter().filter(|watch| watch.is_reliable()) {
+            let Some(granted) = watch.granted else { continue };
+            for user in [None, Some(self.user.clone())] {
+                let directed = user.is_some();
+                let channel = Channel { topic: watch.topic.clone(), user };
+                for (stream, first, end) in books.sent_after(&channel, granted) {
+                    let has = |number: usize| match watch.seen.get(&(stream, directed)) {
+                        None => false,
+                        Some(Seen::Run { first, end }) => (*first..*end).contains(&number),
+                        Some(Seen::Set(set)) => set.contains(&number),
+                    };
+                    let missing: Vec<usize> = (first..end).filter(|it| !has(*it)).collect();
+                    balance.expected += (end - first) as u64;
+                    balance.received += (end - first - missing.len()) as u64;
+                    if let [one, ..] = missing[..] {
+                        let count = missing.len();
+                        balance.missing.push(format!(
+                            "{count} messages of {stream:?} for {channel:?} did not come to {}, \
+                             the first is {one} of {end}",
+                            self.user
+                        ));
+                    }
+                }
+            }
+        }
+        balance
+    }
+}
+
+impl Watch {
+    fn new(topic: &str) -> Self {
+        let (topic, seen) = (topic.to_owned(), HashMap::new());
+        Self { topic, granted: None, leaving: VecDeque::new(), again: false, seen }
+    }
+
+    /// Whether it is granted until it is given up.
+    fn is_reliable(&self) -> bool {
+        !self.topic.contains(DENIED) && !self.topic.contains(VOLATILE) && self.leaving.is_empty()
+    }
+}

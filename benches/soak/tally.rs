@@ -1,0 +1,58 @@
+//! What is counted, and what went wrong.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::client::Plan;
+
+pub struct Tally {
+    start: Instant,
+    /// Connections by what they were opened for, and by the door.
+    pub opened: BTreeMap<String, u64>,
+    pub counts: BTreeMap<String, u64>,
+    pub delivered: u64,
+    /// Of the messages delivered.
+    pub bytes: u64,
+    pub violations: Vec<String>,
+    /// Those that are not kept in words.
+    pub more_violations: u64,
+}
+
+/// Kept in words: the first ones tell what is wrong.
+const MAX_VIOLATIONS: usize = 50;
+
+impl Tally {
+    pub fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            opened: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            delivered: 0,
+            bytes: 0,
+            violations: Vec::new(),
+            more_violations: 0,
+        }
+    }
+
+    pub fn opened(&mut self, plan: Plan, door: &str) {
+        let plan = format!("{plan:?}");
+        let kind = plan.split('(').next().unwrap_or_default();
+        for name in [format!("to {kind}"), format!("at {door}")] {
+            *self.opened.entry(name).or_default() += 1;
+        }
+    }
+
+    pub fn count(&mut self, what: &str, number: u64) {
+        *self.counts.entry(what.to_owned()).or_default() += number;
+    }
+
+    pub fn violation(&mut self, mut what: String) {
+        if self.violations.len() == MAX_VIOLATIONS {
+            self.more_violations += 1;
+            return;
+        }
+        what.insert_str(0, &format!("{:7.2} s: ", self.start.elapsed().as_secs_f64()));
+        eprintln!("VIOLATION {what}");
+        self.violations.push(what);
+    }
+}

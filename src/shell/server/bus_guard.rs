@@ -1,0 +1,104 @@
+//! Keeps libzmq, which has no limit of its own, within its limits.
+
+use std::time::Duration;
+
+use log::{debug, error, info, warn};
+
+use super::{BUS, Backend, SENDERS, Server};
+use crate::core::limits::{self, MAX_ZEROMQ};
+use crate::core::time::Time;
+use crate::shell::bus::Excess;
+use crate::shell::sys;
+
+/// Between two attempts to bind again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes that are worth being given back.
+const WORTHWHILE: usize = 8 * 1024 * 1024;
+
+impl Server {
+    /// Somebody has connected to the bus.
+    pub(super) fn wake_bus_guard(&mut self) {
+        let (now, accounted) = (self.now, self.accounted());
+        self.bus.wake_guard(now, || sys::resident().saturating_sub(accounted));
+    }
+
+    pub(super) fn next_bus_look(&self) -> Option<Time> {
+        [self.bus.next_look(), self.bus_broken].into_iter().flatten().min()
+    }
+
+    /// Begins libzmq anew if it has got out of hand.
+    pub(super) fn guard_bus(&mut self) {
+        let (now, accounted) = (self.now, self.accounted());
+        if self.bus_broken.is_some_and(|again| again <= now) {
+            return self.resume_bus();
+        }
+        let was_used = self.bus.next_look().is_some();
+        let excess = self.bus.look(now, || sys::resident().saturating_sub(accounted));
+        if was_used && self.bus.next_look().is_none() && sys::resident() > accounted + WORTHWHILE {
+            // All senders have gone. What they have left half-sent libzmq has freed.
+            sys::trim_heap();
+        }
+        // The demo sends to itself, by the same context.
+        let (Some(excess), Backend::Espocrm(_)) = (excess, &self.backend) else { return };
+        if let Some(count) = self.bursts.senders.count(now) {
+            let (endpoint, said) = (self.bus.endpoint(), "since this was last said");
+            match excess {
+                Excess::Descriptors => warn!(
+                    "EspoCRM cannot be accepted at {endpoint} for the moment: there are no more \
+                     descriptors, or there is no memory ({count} times {said}). Raise LimitNOFILE \
+                     in the unit."
+                ),
+                Excess::Senders(senders, most) => warn!(
+                    "The socket at {endpoint} for EspoCRM's messages is opened anew: {senders} \
+                     senders are connected to it, of at most {most} ({count} times {said}). Find \
+                     out who can reach it."
+                ),
+                Excess::Memory(bytes) => warn!(
+                    "The socket at {endpoint} for EspoCRM's messages is opened anew: what it was \
+                     sent takes {bytes} bytes, of at most {MAX_ZEROMQ} ({count} times {said}). \
+                     Find out who can reach it, and sends so much."
+                ),
+            }
+        }
+        if excess == Excess::Descriptors {
+            self.bus.rest();
+            self.bus_broken = Some(now.after(RETRY));
+        } else {
+            self.renew_bus();
+        }
+    }
+
+    fn renew_bus(&mut self) {
+        let renewed = self.bus.renew();
+        // For kernels on which a child cannot close what it inherits.
+        sys::mark_close_on_exec();
+        sys::trim_heap();
+        let registered = self.bus.register(self.poll.registry(), BUS, SENDERS);
+        self.bus_pending = true;
+        if let Err(error) = renewed {
+            error!("{error} It is tried again every second.");
+            self.bus_broken = Some(self.now.after(RETRY));
+        } else if let Err(error) = registered {
+            // Its descriptors are those that were registered before.
+            debug!("{error}");
+        }
+    }
+
+    fn resume_bus(&mut self) {
+        self.bus_broken = match self.bus.resume() {
+            Ok(()) => {
+                info!("EspoCRM's messages are received at {} again.", self.bus.endpoint());
+                None
+            }
+            Err(_) => Some(self.now.after(RETRY)),
+        };
+    }
+
+    /// Bytes that this process has reason to take, without libzmq.
+    fn accounted(&self) -> usize {
+        let held = self.held + self.hub.held();
+        let tls = self.settings.tls.value.is_some();
+        limits::accounted(self.conns.len(), tls, held, self.access.queued())
+    }
+}

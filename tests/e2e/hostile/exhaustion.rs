@@ -1,0 +1,102 @@
+//! Descriptors and processes run out while the daemon runs: whoever is connected is served on, and
+//! it recovers by itself.
+
+use std::net::TcpStream;
+
+use super::{alice, expect_alive, expect_no_spinning};
+use crate::support::{Client, Daemon, Standin, command_as_nobody, request};
+
+#[test]
+fn without_descriptors_whoever_is_connected_is_served_and_nothing_spins() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut alice = alice(&daemon);
+    daemon.leave_descriptors(0);
+    // More come, to both ports.
+    let mut waiting: Vec<Client> = (0..20).map(|_| Client::tcp(daemon.address)).collect();
+    for client in &mut waiting {
+        client.send(request("/?authToken=tok-bob&userId=bob").as_bytes());
+    }
+    let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
+    let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(&zeromq).unwrap()).collect();
+    daemon.wait_for("Connections cannot be accepted for the moment");
+    for number in 0..3 {
+        expect_alive(&daemon, &mut alice, number);
+    }
+    expect_no_spinning(&daemon);
+    expect_alive(&daemon, &mut alice, 3);
+
+    daemon.unlimit("Max open files", "nofile");
+    for client in &mut waiting {
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+        client.expect_welcome();
+    }
+    expect_alive(&daemon, &mut alice, 4);
+    drop(silent);
+}
+
+#[test]
+fn peers_of_zeromq_that_have_used_up_the_descriptors_are_sent_away() {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    let mut alice = alice(&daemon);
+    // Room for ten of them.
+    daemon.leave_descriptors(10);
+    let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
+    let _silent: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&zeromq).unwrap()).collect();
+    for number in 0..5 {
+        expect_alive(&daemon, &mut alice, number);
+    }
+    expect_no_spinning(&daemon);
+    expect_alive(&daemon, &mut alice, 5);
+}
+
+#[test]
+fn a_check_that_finds_no_descriptors_is_made_later() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut alice = alice(&daemon);
+    // Room for a connection, and not for PHP's pipes.
+    daemon.leave_descriptors(1);
+    // It comes back, as after any end without a Close frame.
+    Client::open(daemon.address, "bob", "tok-bob").expect_drop();
+    daemon.wait_for("A login could not be checked: PHP could not be started");
+    alice.subscribe("recordUpdate.Account.1");
+    expect_alive(&daemon, &mut alice, 1);
+    expect_no_spinning(&daemon);
+    daemon.unlimit("Max open files", "nofile");
+    daemon.wait_for("add topic recordUpdate.Account.1 for user alice");
+    daemon.connect("bob");
+    daemon.wait_for("Access checks work again");
+    expect_alive(&daemon, &mut alice, 2);
+}
+
+#[test]
+fn where_no_process_can_be_started_tabs_come_back_until_there_can() {
+    for workers in [false, true] {
+        let standin = Standin::new();
+        standin.give_to_nobody();
+        let mut command = command_as_nobody(&standin);
+        command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
+        command.args(["--espocrm", ".", "--verdict-reuse", "0"]);
+        if !workers {
+            command.arg("--no-worker");
+        }
+        command.env("TMPDIR", standin.path());
+        let mut daemon = Daemon::spawn(command);
+        let mut alice = alice(&daemon);
+        for worker in daemon.workers() {
+            crate::support::Process::signal(worker, "KILL");
+        }
+        daemon.limit("--nproc=0:");
+        Client::open(daemon.address, "bob", "tok-bob").expect_drop();
+        daemon.wait_for("could not be checked: PHP could not be started");
+        expect_alive(&daemon, &mut alice, 1);
+        expect_no_spinning(&daemon);
+        expect_alive(&daemon, &mut alice, 2);
+        daemon.unlimit("Max processes", "nproc");
+        daemon.connect("bob");
+        daemon.wait_for("Access checks work again");
+        expect_alive(&daemon, &mut alice, 3);
+    }
+}

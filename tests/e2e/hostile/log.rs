@@ -1,0 +1,234 @@
+//! Standard error does not take the log: full, stuck or gone.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, PipeReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::notification;
+use crate::support::{Client, Daemon, Php, Port, Standin, command, eventually, is_root};
+
+/// A daemon at ports that are known before, since nobody may read where they are.
+struct Mute {
+    process: Child,
+    browsers: Port,
+    zeromq: Port,
+}
+
+impl Mute {
+    fn start(standin: &Standin, mut command: Command, stderr: impl Into<Stdio>) -> Self {
+        let (browsers, zeromq) = (Port::reserve(), Port::reserve());
+        command.args(["run", "--config", "/dev/null", "--debug", "--no-worker"]);
+        command.arg("--espocrm").arg(standin.path());
+        command.args(["--listen", &browsers.address().to_string()]);
+        command.args(["--zeromq", &format!("tcp://{}", zeromq.address())]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let process = command.spawn().unwrap();
+        eventually("it listens", || std::net::TcpStream::connect(browsers.address()).is_ok());
+        Self { process, browsers, zeromq }
+    }
+
+    /// A tab of alice's that gets notifications.
+    fn alice(&self) -> Client {
+        let mut alice = Client::open(self.browsers.address(), "alice", "tok-alice");
+        alice.expect_welcome();
+        alice.subscribe("newNotification");
+        alice.expect_silence();
+        alice
+    }
+
+    fn expect_alive(&mut self, alice: &mut Client, number: usize) {
+        assert_eq!(self.process.try_wait().unwrap(), None);
+        alice.expect_silence();
+        Php::send(&format!("tcp://{}", self.zeromq.address()), &[notification(number)]);
+        alice.expect_event(&notification(number));
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Has many long lines logged.
+fn chatter(client: &mut Client) {
+    for number in 0..300 {
+        client.subscribe(&format!("unknown.{number}.{}", "x".repeat(400)));
+        client.expect_silence();
+    }
+}
+
+#[test]
+fn a_full_device_and_a_reader_that_is_gone_do_not_matter() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    for stderr in [Stdio::from(full), writer.into()] {
+        let standin = Standin::new();
+        let mut mute = Mute::start(&standin, command(), stderr);
+        let mut alice = mute.alice();
+        chatter(&mut alice);
+        mute.expect_alive(&mut alice, 1);
+    }
+}
+
+#[test]
+fn what_cannot_be_said_anywhere_is_still_a_failure() {
+    for arguments in [&["run", "--port"][..], &["run", "--espocrm", "/nonexistent"]] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let status = command().args(arguments).stderr(full).status().unwrap();
+        assert!(matches!(status.code(), Some(1 | 2)), "{status:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_was_lost() {
+    let standin = Standin::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut mute = Mute::start(&standin, command(), writer);
+    let mut alice = mute.alice();
+    // A pipe takes 64 KiB.
+    chatter(&mut alice);
+    mute.expect_alive(&mut alice, 1);
+    mute.expect_alive(&mut alice, 2);
+    let lines = read_in_background(reader);
+    eventually("it is read", || !lines.lock().unwrap().is_empty());
+    eventually("it says what was lost", || {
+        alice.subscribe("unknown.after");
+        alice.expect_silence();
+        lines.lock().unwrap().iter().any(|line| line.ends_with("unknown.after for user alice"))
+    });
+    let lines = lines.lock().unwrap().clone();
+    expect_whole_lines(&lines);
+    assert_eq!(lines.iter().filter(|line| line.contains(LOST)).count(), 1, "{lines:#?}");
+}
+
+const LOST: &str = " lines of the log were lost here.";
+
+/// No line begins within another one.
+fn expect_whole_lines(lines: &[String]) {
+    for line in lines {
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(time.len() == 24 && time.ends_with('Z') && rest.starts_with('['), "{line:?}");
+        assert!(!rest.contains("Z ["), "{line:?}");
+    }
+}
+
+type Lines = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+
+fn read_in_background(reader: PipeReader) -> Lines {
+    let lines = Lines::default();
+    let shared = Lines::clone(&lines);
+    std::thread::spawn(move || {
+        for line in BufReader::new(reader).lines().map_while(Result::ok) {
+            shared.lock().unwrap().push(line);
+        }
+    });
+    lines
+}
+
+/// On a file system of its own, of 64 KiB; only root can make one.
+#[test]
+fn a_full_disk_loses_lines_and_no_more() {
+    if !is_root() {
+        return;
+    }
+    let standin = Standin::new();
+    let disk = standin.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mut command = Command::new("unshare");
+    // Nobody but the daemon sees it, and it goes with it.
+    let script = "mount -t tmpfs -o size=64k none \"$0\" && exec \"$@\" 2>>\"$0/log\"";
+    command.args(["--mount", "--propagation=private", "sh", "-c", script]).arg(&disk);
+    command.arg(crate::support::command().get_program());
+    let mut mute = Mute::start(&standin, command, Stdio::inherit());
+    let mut alice = mute.alice();
+    let seen = format!("/proc/{}/root{}", mute.process.id(), disk.display());
+    let log = Path::new(&seen).join("log");
+    chatter(&mut alice);
+    mute.expect_alive(&mut alice, 1);
+    let size = fs::metadata(&log).unwrap().len();
+    assert!(size >= 60_000, "{size}");
+    // As logrotate does with copytruncate.
+    let before = fs::read_to_string(&log).unwrap();
+    File::options().write(true).open(&log).unwrap().set_len(0).unwrap();
+    alice.subscribe("unknown.after");
+    mute.expect_alive(&mut alice, 2);
+    let after = fs::read_to_string(&log).unwrap();
+    // What had been written of a line when the disk was full is one by itself.
+    assert_ne!(before.ends_with('\n'), after.starts_with('\n'), "{after:?}");
+    let lines: Vec<String> = after.trim_start().lines().map(str::to_owned).collect();
+    expect_whole_lines(&lines);
+    assert!(lines[0].contains(LOST), "{lines:?}");
+    assert!(lines[1].ends_with("unknown.after for user alice"), "{lines:?}");
+}
+
+/// Topics and users of EspoCRM's messages, paths of requests: whatever a peer has chosen.
+#[test]
+fn whatever_a_peer_sends_a_record_is_one_line_of_printable_characters() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut alice = super::alice(&daemon);
+    let bad = [
+        "a\nb",
+        "a\r\nb",
+        "\u{1b}[31mred\u{1b}[0m",
+        "\u{202e}backwards",
+        "\u{200b}\u{feff}\u{2066}",
+        "\u{85}\u{9b}2J",
+        "\0\u{7}\u{8}\t",
+        "\u{2028}\u{2029}",
+        &"\u{1b}".repeat(200),
+    ];
+    for bad in bad {
+        alice.subscribe(bad);
+        let topic = format!("newNotification.{bad}");
+        daemon_subscribe(&mut alice, &topic);
+        alice.unsubscribe(bad);
+        for message in [
+            serde_json::json!({"topicId": topic, "userId": "alice"}),
+            serde_json::json!({"topicId": "newNotification", "userId": bad}),
+            serde_json::json!({"topicId": bad, "userId": bad}),
+            Value::from(bad),
+        ] {
+            Php::send(&daemon.zeromq, &[message]);
+        }
+        assert_eq!(alice.next_message()[1], *topic);
+        let mut tab = Client::tcp(daemon.address);
+        tab.send(
+            format!("GET /{bad}?authToken={bad}&userId={bad} HTTP/1.1\r\n{bad}: {bad}\r\n\r\n")
+                .as_bytes(),
+        );
+        tab.read_to_end();
+        Client::open(daemon.address, "alice", &hex(bad)).expect_close(1008);
+        Client::open(daemon.address, &hex(bad), "tok-alice").expect_close(1008);
+    }
+    // Not even UTF-8.
+    alice.send_frame(0x81, b"[5,\"\xff\xfe\"]");
+    alice.expect_close(1007);
+    // Each of them was logged, and what was logged is looked at when the daemon is dropped.
+    daemon.wait_for("\\u{202e}backwards");
+    daemon.wait_for("\\u{1b}[31mred");
+    daemon.wait_for("message newNotification.a\\r\\nb for user alice");
+}
+
+/// Granted without a check, and silently.
+fn daemon_subscribe(client: &mut Client, topic: &str) {
+    client.subscribe(topic);
+    client.expect_silence();
+}
+
+fn hex(text: &str) -> String {
+    text.bytes()
+        .flat_map(|byte| [b'%', digit(byte >> 4), digit(byte & 15)])
+        .map(char::from)
+        .collect()
+}
+
+fn digit(value: u8) -> u8 {
+    b"0123456789abcdef"[usize::from(value)]
+}

@@ -1,0 +1,107 @@
+//! Where EspoCRM's messages are received: who can reach that port, and who should.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+
+use super::{alice, expect_alive};
+use crate::support::{Daemon, Standin, command, run};
+
+const WARNING: &str = " can send messages to EspoCRM's users. Keep that port behind a firewall";
+
+/// What `config` says of an endpoint, on standard output and on standard error.
+fn config(endpoint: &str) -> (String, String) {
+    let mut standin = Standin::new();
+    standin.config("webSocketZeroMQSubscriberDsn", endpoint);
+    let mut command = command();
+    command.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
+    let output = run(command);
+    assert!(output.status.success(), "{output:?}");
+    let [shown, said] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    (shown, said)
+}
+
+#[test]
+fn an_endpoint_that_others_can_reach_is_warned_of() {
+    for (endpoint, is_open) in [
+        ("tcp://*:5555", true),
+        ("tcp://0.0.0.0:5555", true),
+        ("tcp://[::]:5555", true),
+        ("tcp://eth0:5555", true),
+        ("tcp://192.168.1.5:5555", true),
+        ("tcp://[2001:db8::1]:5555", true),
+        ("tcp://127.0.0.1:5555", false),
+        ("tcp://localhost:5555", false),
+        ("tcp://lo:5555", false),
+        ("tcp://[::1]:5555", false),
+        ("ipc:///run/espocrm-websocket/zeromq.sock", false),
+    ] {
+        let (shown, said) = config(endpoint);
+        assert!(shown.contains(endpoint), "{shown}");
+        let warning = format!("Whoever can reach {endpoint}{WARNING}");
+        assert_eq!(said.contains(&warning), is_open, "{said}");
+        assert_eq!(said.contains(WARNING), is_open, "{said}");
+    }
+}
+
+#[test]
+fn every_way_to_write_an_endpoint_is_served_and_an_open_one_is_warned_of() {
+    for (endpoint, bound, is_open) in [
+        ("tcp://*:*", "tcp://0.0.0.0:", true),
+        ("tcp://lo:*", "tcp://127.0.0.1:", false),
+        ("tcp://localhost:0", "tcp://127.0.0.1:", false),
+    ] {
+        let mut standin = Standin::new();
+        standin.config("webSocketZeroMQSubscriberDsn", endpoint);
+        let daemon = Daemon::start(&standin);
+        assert!(daemon.zeromq.starts_with(bound), "{}", daemon.zeromq);
+        assert_eq!(daemon.count(WARNING), usize::from(is_open));
+        let mut alice = alice(&daemon);
+        expect_alive(&daemon, &mut alice, 1);
+    }
+}
+
+#[test]
+fn a_socket_file_is_for_its_user_and_group_and_lives_as_long_as_the_daemon() {
+    let mut standin = Standin::new();
+    let path = standin.path().join("zeromq.sock");
+    let endpoint = format!("ipc://{}", path.display());
+    standin.config("webSocketZeroMQSubscriberDsn", &*endpoint);
+    // One that a daemon has left behind which could not clean up.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    for signal in ["KILL", "TERM"] {
+        let daemon = Daemon::start(&standin);
+        assert_eq!(daemon.zeromq, endpoint);
+        assert_eq!(daemon.count(WARNING), 0);
+        let metadata = fs::metadata(&path).unwrap();
+        assert!(metadata.file_type().is_socket());
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+        let mut alice = alice(&daemon);
+        expect_alive(&daemon, &mut alice, 1);
+        // Another one does not take it away.
+        let mut second = command();
+        second.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
+        let output = run({
+            second.arg(standin.path());
+            second
+        });
+        assert!(String::from_utf8_lossy(&output.stderr).contains("it is in use"), "{output:?}");
+        expect_alive(&daemon, &mut alice, 2);
+        daemon.stop(signal);
+        assert_eq!(path.exists(), signal == "KILL");
+    }
+}
+
+#[test]
+fn it_moves_between_a_port_and_a_socket_file() {
+    let mut standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut alice = alice(&daemon);
+    let file = format!("ipc://{}/zeromq.sock", standin.path().display());
+    for (number, endpoint) in [&file, "tcp://127.0.0.1:*"].into_iter().enumerate() {
+        standin.config("webSocketZeroMQSubscriberDsn", endpoint);
+        let line = daemon.reload("EspoCRM's messages are received at ");
+        line.trim_end_matches('.').rsplit_once(' ').unwrap().1.clone_into(&mut daemon.zeromq);
+        expect_alive(&daemon, &mut alice, number);
+    }
+    assert!(!standin.path().join("zeromq.sock").exists());
+}
