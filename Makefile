@@ -28,15 +28,9 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	$(CARGO) deny --locked check bans licenses sources
 
-# The stable toolchain has what libFuzzer needs, behind a switch.
-fuzz: export RUSTC_BOOTSTRAP = 1
 fuzz:
 	tools/install fuzz
-	for target in $$(ls fuzz/seeds); do \
-		mkdir -p fuzz/corpus/$$target && \
-		$(CARGO) fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
-			-max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1 || exit 1; \
-	done
+	CARGO=$(CARGO) tools/fuzz $(FUZZ_SECONDS)
 
 soak:
 	tools/install test

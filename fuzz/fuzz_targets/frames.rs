@@ -23,7 +23,7 @@ const MOST_HELD: usize = 2 * (MAX_CLIENT_MESSAGE + 1024);
 fuzz_target!(|input: (u8, &[u8])| {
     let (longest, bytes) = input;
     let whole = Browser::say(std::iter::once(bytes));
-    assert_eq!(whole, Browser::say(pieces(bytes, longest)));
+    assert_eq!(whole, Browser::say(pieces(bytes, usize::from(longest))));
     // And as the daemon reads: as much as fits.
     assert_eq!(whole, Browser::say(bytes.chunks(16 * 1024)));
 });

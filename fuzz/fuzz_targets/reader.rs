@@ -21,7 +21,10 @@ use reference_reader::{End, Event, Fault};
 
 fuzz_target!(|input: (u8, u8, &[u8])| {
     let (longest, kind, bytes) = input;
-    let bytes = if kind % 2 == 0 { Cow::Borrowed(bytes) } else { Cow::Owned(described(bytes)) };
+    let (bytes, longest) = match kind % 2 {
+        0 => (Cow::Borrowed(bytes), usize::from(longest)),
+        _ => (Cow::Owned(described(bytes)), 64 * usize::from(longest)),
+    };
     let (expected, end) = reference_reader::read(&bytes, MAX_CLIENT_MESSAGE);
     let (events, violation) = read(pieces(&bytes, longest));
     assert_eq!(events, expected);
@@ -94,8 +97,8 @@ fn add_answers(mut bytes: &[u8], events: &mut Vec<Event>) {
 fn described(bytes: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x12, 0xa4, 0x00, 0xff];
     let mut frames = Vec::new();
-    // More than fits into a message, whatever the fuzzer may think of.
-    for frame in bytes.chunks_exact(4).take(16) {
+    // Enough for what does not fit into a message, and for something after that.
+    for frame in bytes.chunks_exact(4).take(8) {
         let &[first, high, low, fill] = frame else { continue };
         let length = u16::from_be_bytes([high, low]);
         // The longest lengths reach beyond a message's limit.

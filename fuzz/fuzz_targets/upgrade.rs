@@ -18,7 +18,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     let (longest, bytes) = input;
     let mut headers = upgrade::no_headers();
     let whole = upgrade::parse(bytes, &mut headers);
-    let in_pieces = in_pieces(bytes, longest);
+    let in_pieces = in_pieces(bytes, usize::from(longest));
     match &whole {
         Ok(Some(head)) => assert_eq!(in_pieces, Ok(Some(head.length))),
         Ok(None) => assert_eq!(in_pieces, Ok(None)),
@@ -31,7 +31,7 @@ fuzz_target!(|input: (u8, &[u8])| {
 });
 
 /// The length of the head, as the connection finds it.
-fn in_pieces(bytes: &[u8], longest: u8) -> Result<Option<usize>, Refusal> {
+fn in_pieces(bytes: &[u8], longest: usize) -> Result<Option<usize>, Refusal> {
     let mut upgrading = Upgrading::new(Ipv4Addr::LOCALHOST.into(), false, false);
     for piece in pieces(bytes, longest) {
         if upgrading.feed(piece) {

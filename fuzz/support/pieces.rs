@@ -1,9 +1,9 @@
 //! Bytes cut into pieces, as a network does.
 
 /// Up to `longest` bytes each, or less: what `longest` itself decides.
-pub fn pieces(mut bytes: &[u8], longest: u8) -> impl Iterator<Item = &[u8]> {
-    let most = usize::from(longest).max(1);
-    let mut hash = u32::from(longest);
+pub fn pieces(mut bytes: &[u8], longest: usize) -> impl Iterator<Item = &[u8]> {
+    let most = longest.max(1);
+    let mut hash = longest as u32;
     std::iter::from_fn(move || {
         // Knuth's generator; its upper bits are the better ones.
         hash = hash.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -137,13 +137,17 @@ impl FromStr for Network {
         let no_network = || {
             NoNetwork("no address or network; examples: 10.0.0.5, 10.0.0.0/8, fd00::/8".to_owned())
         };
-        let address = address.parse::<IpAddr>().map_err(|_| no_network())?.to_canonical();
+        let written = address.parse::<IpAddr>().map_err(|_| no_network())?;
+        let address = written.to_canonical();
         let longest = if address.is_ipv4() { 32 } else { 128 };
+        // Bits that only say that an IPv4 address is mapped into IPv6.
+        let mapping = if written == address { 0 } else { 96 };
         let is_number = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
         let prefix = match prefix {
             None => longest,
             Some(text) => {
-                let prefix = Some(text).filter(is_number).and_then(|text| text.parse().ok());
+                let prefix = Some(text).filter(is_number).and_then(|text| text.parse::<u8>().ok());
+                let prefix = prefix.and_then(|prefix| prefix.checked_sub(mapping));
                 prefix.filter(|prefix| *prefix <= longest).ok_or_else(no_network)?
             }
         };
@@ -203,6 +207,7 @@ mod tests {
             ("fd00::/8", "fdff::1", "fe00::1"),
             ("2001:db8::1", "2001:db8::1", "2001:db8::2"),
             ("::ffff:10.0.0.1", "10.0.0.1", "10.0.0.2"),
+            ("::ffff:10.0.0.0/104", "10.1.2.3", "11.0.0.0"),
             ("128.0.0.0/1", "255.0.0.1", "127.0.0.1"),
         ] {
             assert!(network(text).contains(ip(inside)), "{text} {inside}");
@@ -223,6 +228,7 @@ mod tests {
             ("10.0.0.0/+8", "no address"),
             ("10.0.0.0/", "no address"),
             ("::/129", "no address"),
+            ("::ffff:10.0.0.0/8", "no address"),
             ("10.0.0.5/8", "10.0.0.0/8 is one, 10.0.0.5 alone an address"),
             ("fd00::1/8", "fd00::/8 is one"),
         ] {

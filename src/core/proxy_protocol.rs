@@ -49,20 +49,19 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Introduction>, Malformed> {
 
 fn parse_v1(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
     let longest = rest.get(..MAX_V1 - V1.len()).unwrap_or(rest);
+    // What an unknown protocol is followed by is to be ignored, whatever it is.
+    let is_unknown = |line: &[u8]| line == b"UNKNOWN" || line.starts_with(b"UNKNOWN ");
     let Some(end) = longest.iter().position(|byte| *byte == b'\n') else {
-        return if longest.len() < MAX_V1 - V1.len() && is_line(rest) {
-            Ok(None)
-        } else {
-            Err(Malformed)
-        };
+        let may_go_on = is_unknown(rest) || is_line(rest);
+        let is_short = longest.len() < MAX_V1 - V1.len();
+        return if is_short && may_go_on { Ok(None) } else { Err(Malformed) };
     };
     let line = rest.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Malformed)?;
-    let line = std::str::from_utf8(line).map_err(|_| Malformed)?;
     let length = V1.len() + end + 1;
-    // What an unknown protocol is followed by is to be ignored.
-    if line == "UNKNOWN" || line.starts_with("UNKNOWN ") {
+    if is_unknown(line) {
         return Ok(Some(Introduction { length, client: None }));
     }
+    let line = std::str::from_utf8(line).map_err(|_| Malformed)?;
     let mut words = line.split(' ');
     let mut next = || words.next().ok_or(Malformed);
     let family = next()?;
@@ -103,8 +102,9 @@ fn parse_v2(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
         0x21 => false,
         _ => return Err(Malformed),
     };
-    // Families: none, IPv4, IPv6, Unix; transports: none, stream, datagram.
-    if family >> 4 > 3 || family & 0xf > 2 {
+    // Families: none, IPv4, IPv6, Unix; transports: none, stream, datagram. Of a proxy that speaks
+    // for itself they are to be ignored.
+    if !is_local && (family >> 4 > 3 || family & 0xf > 2) {
         return Err(Malformed);
     }
     let Some((head, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
@@ -162,6 +162,7 @@ mod tests {
             ("PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", Some("192.0.2.1")),
             ("PROXY UNKNOWN\r\n", None),
             ("PROXY UNKNOWN ffff:f...f:ffff whatever 65535 65535\r\n", None),
+            ("PROXY UNKNOWN \t\r \u{e9}\r\n", None),
         ] {
             assert_eq!(client(line.as_bytes()).unwrap().as_deref(), named, "{line}");
         }
@@ -181,6 +182,7 @@ mod tests {
             (v2(0x20, 0x00, b""), None),
             (v2(0x20, 0x11, &v4), None),
             (v2(0x20, 0x11, b""), None),
+            (v2(0x20, 0xff, b"abc"), None),
             (v2(0x21, 0x00, b""), None),
             (v2(0x21, 0x31, &unix), None),
             (v2(0x21, 0x12, &v4), None),

@@ -491,10 +491,11 @@ impl fmt::Display for Settings {
         match &tls.value {
             None => row("tls", &"no", &tls.source)?,
             Some(files) => {
-                row("tls", &files.certificate.display(), &"EspoCRM: webSocketSslCertificateFile")?;
+                let source = "EspoCRM: webSocketSslCertificateFile";
+                row("tls", &escaped(&files.certificate), &source)?;
                 if let Some(key) = &files.key {
                     let source = "EspoCRM: webSocketSslCertificateLocalPrivateKey";
-                    row("", &key.display(), &source)?;
+                    row("", &escaped(key), &source)?;
                 }
                 if files.passphrase.is_some() {
                     row("", &"passphrase set", &"EspoCRM: webSocketSslCertificatePassphrase")?;
@@ -527,13 +528,47 @@ impl fmt::Display for Settings {
         writeln!(f, "\ncategories")?;
         for (name, category) in self.categories.iter() {
             let segments = category.parameters.iter().map(|parameter| format!(".<{parameter}>"));
-            let topic = name.to_owned() + &segments.collect::<String>();
+            let topic =
+                (name.to_owned() + &segments.collect::<String>()).escape_debug().to_string();
             match &category.access {
                 Access::Everybody => writeln!(f, "  {topic:<34}open to every user")?,
-                Access::Checked(_, command) => writeln!(f, "  {topic:<34}{command}")?,
+                Access::Checked(_, command) => {
+                    writeln!(f, "  {topic:<34}{}", command.escape_debug())?;
+                }
                 Access::Nobody(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_espocrm_says_is_shown_without_its_secret_and_without_commands_to_a_terminal() {
+        let parameters = json!({
+            "webSocketUseSecureServer": true,
+            "webSocketSslCertificateFile": "/a\nport 1",
+            "webSocketSslCertificateLocalPrivateKey": "/b\u{1b}[2J",
+            "webSocketSslCertificatePassphrase": "tiger",
+            "webSocketZeroMQSubscriberDsn": "tcp://*:5555\n",
+        });
+        let categories = json!({
+            "a\nb": {"paramList": ["x\ny"], "accessCheckCommand": "A\n:userId \u{1b}"},
+            "c\u{7}": 7,
+        });
+        let facts = Facts::new(parameters.as_object().unwrap().clone(), &categories);
+        let settings = Settings::resolve(&Layers::default(), &facts).unwrap();
+        let shown = settings.to_string();
+        assert!(!shown.replace('\n', "").contains(char::is_control), "{shown}");
+        assert!(
+            shown.contains(r"  a\nb.<x\ny>") && shown.contains(r"A\n:userId \u{1b}"),
+            "{shown}"
+        );
+        assert!(shown.contains(r"/a\nport 1") && shown.contains("passphrase set"), "{shown}");
+        assert!(!shown.contains("tiger") && !format!("{settings:?}").contains("tiger"));
     }
 }

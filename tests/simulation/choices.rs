@@ -13,8 +13,8 @@ impl Choices {
         Self::Seed(Random::new(seed))
     }
 
-    pub fn bytes(bytes: &[u8]) -> Self {
-        Self::Bytes(bytes.to_owned().into_iter())
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes.into_iter())
     }
 
     /// Whether nothing is left to be chosen by.

@@ -60,6 +60,6 @@ fn what_the_fuzzer_has_found_stays_right() {
     for seed in fs::read_dir(seeds).unwrap() {
         let path = seed.unwrap().path();
         println!("{}", path.display());
-        World::new(Choices::bytes(&fs::read(path).unwrap()), false).run(STEPS);
+        World::new(Choices::bytes(fs::read(path).unwrap()), true).run(STEPS);
     }
 }

@@ -1,12 +1,14 @@
 //! What an EspoCRM says about itself.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
 use crate::core::category::Categories;
 use crate::core::version::Version;
 
 /// EspoCRM's version, configuration and categories, as its own code reads them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Facts {
     /// EspoCRM's version.
     pub version: Version,
@@ -84,6 +86,19 @@ impl Facts {
     }
 }
 
+/// Never shows the parameters, of which one is a secret.
+impl fmt::Debug for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, php, opcache, categories, parameters: _ } = self;
+        f.debug_struct("Facts")
+            .field("version", version)
+            .field("php", php)
+            .field("opcache", opcache)
+            .field("categories", categories)
+            .finish_non_exhaustive()
+    }
+}
+
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) if !text.trim().is_empty() => Some(text.trim().to_owned()),
@@ -128,6 +143,13 @@ after"#;
         ] {
             assert_eq!(Facts::from_output(output), None);
         }
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let facts = facts(&json!({"webSocketSslCertificatePassphrase": "tiger"}));
+        assert_eq!(facts.secret("webSocketSslCertificatePassphrase").as_deref(), Some("tiger"));
+        assert!(!format!("{facts:?}").contains("tiger"));
     }
 
     #[test]

@@ -130,8 +130,11 @@ impl Own {
             format!("line {line}: {error}")
         };
         let mut own = Self::default();
-        let mut file =
-            toml_span::parse(text).map_err(|error| at(error.span.start, &error.to_string()))?;
+        let mut file = toml_span::parse(text).map_err(|error| {
+            // It repeats what it does not understand.
+            let text = error.to_string().replace(char::is_control, "\u{fffd}");
+            at(error.span.start, &text)
+        })?;
         let ValueInner::Table(table) = file.take() else { return Ok(own) };
         for (key, value) in table {
             let offset = key.span.start;
@@ -324,6 +327,7 @@ mod tests {
             ("\norigins = ['*']", "an origin is expected"),
             ("\nport = 8080", "there is no setting \"port\""),
             ("\nx", "line 2"),
+            ("\nphp = '\u{1b}[2J'", "\u{fffd}"),
         ] {
             let error = Own::from_toml(text).unwrap_err();
             assert!(error.contains(mistake) && error.contains("line 2"), "{error}");
