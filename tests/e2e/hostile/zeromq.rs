@@ -275,7 +275,7 @@ fn a_burst_of_php_processes_loses_nothing() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
-    let count = 500;
+    let count = 500_usize;
     // The daemon comes late, and then finds them all at once.
     daemon.signal("STOP");
     let pushers: Vec<Pusher> = (0..count).map(|_| Pusher::connect(&daemon.zeromq)).collect();

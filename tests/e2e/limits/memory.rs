@@ -75,8 +75,8 @@ fn greedy(number: usize) -> Vec<u8> {
         say(json!([5, format!("newNotification.{number}.{topic:0>480}")]).to_string());
     }
     // A message of which all but the end comes, in two frames.
-    all.extend_from_slice(&<Client>::frame(0x01, &[b'a'; 60_000]));
-    let frame = <Client>::frame(0x00, &[b'a'; 5_000]);
+    all.extend_from_slice(&<Client>::frame(0x01, &b"a".repeat(60_000)));
+    let frame = <Client>::frame(0x00, &b"a".repeat(5_000));
     all.extend_from_slice(&frame[..frame.len() - 1]);
     all
 }
@@ -86,7 +86,7 @@ fn whoever_never_completes_a_message_is_ended() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
     let mut slow = daemon.connect("alice");
-    let frame = <Client>::frame(0x81, &[b' '; 10_000]);
+    let frame = <Client>::frame(0x81, &b" ".repeat(10_000));
     let mut bytes = frame.into_iter();
     // A byte now and then, and each ping is answered.
     let mut writing = slow.stream.try_clone().unwrap();
