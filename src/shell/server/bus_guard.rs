@@ -19,6 +19,10 @@ const WORTHWHILE: usize = 8 * 1024 * 1024;
 impl Server {
     /// Somebody has connected to the bus.
     pub(super) fn wake_bus_guard(&mut self) {
+        // The demo's sender is its own, and stays.
+        if let Backend::Demo(_) = self.backend {
+            return;
+        }
         let (now, accounted) = (self.now, self.accounted());
         self.bus.wake_guard(now, || sys::resident().saturating_sub(accounted));
     }
@@ -39,8 +43,7 @@ impl Server {
             // All senders have gone. What they have left half-sent libzmq has freed.
             sys::trim_heap();
         }
-        // The demo sends to itself, by the same context.
-        let (Some(excess), Backend::Espocrm(_)) = (excess, &self.backend) else { return };
+        let Some(excess) = excess else { return };
         if let Some(count) = self.bursts.senders.count(now) {
             let (endpoint, said) = (self.bus.endpoint(), "since this was last said");
             match excess {
