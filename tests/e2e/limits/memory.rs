@@ -25,7 +25,8 @@ fn with_every_limit_reached_it_takes_no_more_than_it_says() {
     let unit = words.iter().position(|word| *word == "MB").unwrap();
     let at_most = words[unit - 1].parse::<u64>().unwrap() * 1_000_000;
 
-    let mut clients: Vec<_> = (0..CONNECTIONS - 1)
+    let mut bystander = daemon.connect("bystander");
+    let mut clients: Vec<_> = (0..CONNECTIONS - 2)
         .map(|number| {
             let mut client = Client::tcp(daemon.address);
             client.stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -36,17 +37,20 @@ fn with_every_limit_reached_it_takes_no_more_than_it_says() {
     for client in &mut clients {
         client.expect_welcome();
     }
+    bystander.expect_silence();
     // Each of them takes all that it may. Those that take the most are disconnected meanwhile.
     standin.hold("AclCheck");
     for (number, client) in clients.iter_mut().enumerate() {
         let _ = client.stream.write_all(&greedy(number));
     }
+    bystander.expect_silence();
     let pusher = Pusher::connect(&daemon.zeromq);
     for number in 0..100 {
         let text = "x".repeat(20_000);
         pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
     }
     daemon.wait_for("Those that hold the most are disconnected");
+    bystander.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;
     println!("said: {at_most} B, taken: {peak} B");

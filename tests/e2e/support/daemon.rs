@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use espocrm_websocket::shell::sys;
+
 use super::{Client, DEADLINE, Process, Standin, eventually, indiscretion, keep_secret, readable};
 
 pub struct Daemon {
@@ -108,6 +110,8 @@ impl Daemon {
 
     /// Starts a command and waits until it serves.
     pub fn spawn(mut command: Command) -> Self {
+        // Some tests hold thousands of connections.
+        let _ = sys::raise_open_files();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
