@@ -7,9 +7,14 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let Ok(message) = wamp::parse(text) else { return };
+    // The categories are read again before any subscription.
+    assert!(wamp::may_subscribe(text) || !matches!(message, ClientMessage::Subscribe(_)));
     let (ClientMessage::Subscribe(topic) | ClientMessage::Unsubscribe(topic)) = message else {
         return;
     };
+    if let Ok(value) = serde_json::from_str::<serde_json::Value>(text) {
+        assert_eq!(value[1].as_str(), Some(&*topic));
+    }
     let json = r#"{"open": {}, "a.b": {"paramList": ["x", "y"],
         "accessCheckCommand": "Check --u=:userId --x=:x --y=:y"}}"#;
     let categories = Categories::from_json(&serde_json::from_str(json).unwrap());
