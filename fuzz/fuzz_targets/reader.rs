@@ -23,7 +23,7 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
     let (longest, kind, bytes) = input;
     let (bytes, longest) = match kind % 2 {
         0 => (Cow::Borrowed(bytes), usize::from(longest)),
-        _ => (Cow::Owned(described(bytes)), 64 * usize::from(longest)),
+        _ => (Cow::Owned(described(bytes)), 64 * (1 + usize::from(longest))),
     };
     let (expected, end) = reference_reader::read(&bytes, MAX_CLIENT_MESSAGE);
     let (events, violation) = read(pieces(&bytes, longest));
@@ -98,7 +98,7 @@ fn described(bytes: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x12, 0xa4, 0x00, 0xff];
     let mut frames = Vec::new();
     // Enough for what does not fit into a message, and for something after that.
-    for frame in bytes.chunks_exact(4).take(8) {
+    for frame in bytes.chunks_exact(4).take(5) {
         let &[first, high, low, fill] = frame else { continue };
         let length = u16::from_be_bytes([high, low]);
         // The longest lengths reach beyond a message's limit.
