@@ -9,29 +9,9 @@ mod zeromq;
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use crate::support::{Client, DEADLINE, Daemon, Php, eventually};
-
-/// A message for the tabs of alice.
-fn notification(number: usize) -> Value {
-    json!({"topicId": "newNotification", "userId": "alice", "number": number})
-}
-
-/// A tab of alice's that gets notifications.
-fn alice(daemon: &Daemon) -> Client {
-    let mut alice = daemon.connect("alice");
-    alice.subscribe("newNotification");
-    alice.expect_silence();
-    alice
-}
-
-/// Shows that a tab of alice's is still served, and gets what EspoCRM sends.
-fn expect_alive(daemon: &Daemon, alice: &mut Client, number: usize) {
-    alice.expect_silence();
-    Php::send(&daemon.zeromq, &[notification(number)]);
-    alice.expect_event(&notification(number));
-}
+use crate::support::{
+    Client, DEADLINE, Daemon, Php, alice, eventually, expect_alive, notification,
+};
 
 /// A message gets through, though while libzmq is begun anew one may be lost.
 fn expect_served(daemon: &Daemon, alice: &mut Client) {

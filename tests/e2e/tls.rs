@@ -11,9 +11,8 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned, SupportedProtocolVersion};
-use serde_json::{Value, json};
 
-use crate::support::{Client, DEADLINE, Daemon, Php, Standin};
+use crate::support::{Client, DEADLINE, Daemon, Standin, expect_alive, notification};
 use authority::Issued;
 
 type Tab = Client<StreamOwned<ClientConnection, TcpStream>>;
@@ -48,15 +47,4 @@ fn alice(daemon: &Daemon, config: &Arc<ClientConfig>) -> Tab {
     alice.subscribe("newNotification");
     alice.expect_silence();
     alice
-}
-
-/// A message for the tabs of alice.
-fn notification(number: u32) -> Value {
-    json!({"topicId": "newNotification", "userId": "alice", "number": number})
-}
-
-/// Shows that a tab of alice's still lives and has got nothing else meanwhile.
-fn expect_alive(daemon: &Daemon, alice: &mut Tab, number: u32) {
-    Php::send(&daemon.zeromq, &[notification(number)]);
-    alice.expect_event(&notification(number));
 }

@@ -1,5 +1,6 @@
 //! What the tests are written in.
 
+mod alice;
 mod chromium;
 mod client;
 mod daemon;
@@ -12,6 +13,7 @@ mod pusher;
 mod secrets;
 mod standin;
 
+pub use alice::{alice, expect_alive, notification};
 pub use chromium::{Chromium, Page};
 pub use client::{Client, Frame, GOOD_HEAD, request};
 pub use daemon::{Daemon, command, command_as_nobody, is_root, run};

@@ -22,7 +22,7 @@ fn publisher(daemon: &Daemon) -> zmq::Socket {
     socket
 }
 
-fn large(number: u32) -> Value {
+fn large(number: usize) -> Value {
     let mut message = notification(number);
     message["text"] = json!("x".repeat(900_000));
     message
