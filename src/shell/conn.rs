@@ -198,17 +198,17 @@ impl Conn {
         self.frames <= MAX_FRAMES_PER_SECOND && self.control_frames <= MAX_CONTROL_FRAMES_PER_SECOND
     }
 
-    /// Adds up what it holds beyond what an idle connection costs, in bytes: what it held before,
-    /// and what it holds now.
-    pub fn weigh(&mut self) -> (usize, usize) {
+    /// Adds up anew what it holds beyond what an idle connection costs, in bytes, and corrects the
+    /// `total` of all connections.
+    pub fn weigh(&mut self, total: &mut usize) {
         let incomplete = match &self.phase {
             Phase::Upgrading(upgrading) => upgrading.bytes.capacity(),
             Phase::Open(reader) | Phase::Closing(reader) => reader.held(),
             Phase::Finishing | Phase::Draining | Phase::Ended => 0,
         };
         let held = u32::try_from(incomplete + self.outbox.held()).unwrap_or(u32::MAX);
-        let before = std::mem::replace(&mut self.held, held);
-        (before as usize, held as usize)
+        *total = *total - self.held() + held as usize;
+        self.held = held;
     }
 
     /// What it held when that was last added up.

@@ -60,8 +60,7 @@ impl Server {
                 slow.push(id);
                 continue;
             }
-            let (before, now) = conn.weigh();
-            self.held = self.held - before + now;
+            conn.weigh(&mut self.held);
             if !conn.dirty {
                 conn.dirty = true;
                 self.dirty.push_back(id);

@@ -65,9 +65,9 @@ impl Server {
 
     /// Adds up anew what a connection holds: after anything that may have changed it.
     pub(super) fn weigh(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id) else { return };
-        let (before, now) = conn.weigh();
-        self.held = self.held - before + now;
+        if let Some(conn) = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id) {
+            conn.weigh(&mut self.held);
+        }
     }
 
     /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
