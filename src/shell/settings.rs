@@ -148,6 +148,7 @@ impl Settings {
     pub fn resolve(layers: &Layers, facts: &Facts) -> Result<Self> {
         let secure = facts.is_true("webSocketUseSecureServer");
         let tls = if secure { Some(tls_files(facts)?) } else { None };
+        let max_connections = layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS);
         let settings = Self {
             php: layers.pick(
                 |own| own.php.clone(),
@@ -180,12 +181,11 @@ impl Settings {
                 let debug = facts.is_true(NAME).then_some(true);
                 layers.pick(|own| own.debug, || from(debug, NAME), false)
             },
-            max_connections: layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS),
-            max_per_address: layers.pick(
-                |own| own.max_per_address,
-                || None,
-                layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS).value / 2,
-            ),
+            max_per_address: {
+                let half = max_connections.value / 2;
+                layers.pick(|own| own.max_per_address, || None, half)
+            },
+            max_connections,
             max_per_user: layers.pick(|own| own.max_per_user, || None, MAX_PER_USER),
             trusted_proxies: layers.pick(|own| own.trusted_proxies.clone(), || None, Vec::new()),
             proxy_protocol: layers.pick(|own| own.proxy_protocol, || None, false),

@@ -44,32 +44,40 @@ impl Server {
             sys::trim_heap();
         }
         let Some(excess) = excess else { return };
-        if let Some(count) = self.bursts.senders.count(now) {
-            let (endpoint, said) = (self.bus.endpoint(), "since this was last said");
-            match excess {
-                Excess::Descriptors(_) => warn!(
-                    "EspoCRM cannot be accepted at {endpoint} for the moment: there are no more \
-                     descriptors, or there is no memory ({count} times {said}). Raise LimitNOFILE \
-                     in the unit."
-                ),
-                Excess::Senders(senders, most) => warn!(
-                    "The socket at {endpoint} for EspoCRM's messages is opened anew: {senders} \
-                     senders are connected to it, of at most {most} ({count} times {said}). Find \
-                     out who can reach it."
-                ),
-                Excess::Memory(bytes) => warn!(
-                    "The socket at {endpoint} for EspoCRM's messages is opened anew: what it was \
-                     sent takes {bytes} bytes, of at most {MAX_ZEROMQ} ({count} times {said}). \
-                     Find out who can reach it, and sends so much."
-                ),
-            }
-        }
+        self.say(excess);
         if excess == Excess::Descriptors(0) {
             // Nobody has them whom libzmq could send away.
             self.bus.rest();
             self.bus_broken = Some(now.after(RETRY));
         } else {
             self.renew_bus();
+        }
+    }
+
+    fn say(&mut self, excess: Excess) {
+        let (bursts, endpoint) = (&mut self.bursts, self.bus.endpoint());
+        let burst = match excess {
+            Excess::Descriptors(_) => &mut bursts.bus_descriptors,
+            Excess::Senders(..) => &mut bursts.bus_senders,
+            Excess::Memory(_) => &mut bursts.bus_memory,
+        };
+        let Some(count) = burst.count(self.now) else { return };
+        match excess {
+            Excess::Descriptors(_) => warn!(
+                "EspoCRM cannot be accepted at {endpoint} for the moment: there are no more \
+                 descriptors, or there is no memory ({count} times since this was last said). Raise \
+                 LimitNOFILE in the unit."
+            ),
+            Excess::Senders(senders, most) => warn!(
+                "The socket at {endpoint} for EspoCRM's messages is opened anew: {senders} senders \
+                 are connected to it, of at most {most} ({count} times since this was last said). \
+                 Find out who can reach it."
+            ),
+            Excess::Memory(bytes) => warn!(
+                "The socket at {endpoint} for EspoCRM's messages is opened anew: what it was sent \
+                 takes {bytes} bytes, of at most {MAX_ZEROMQ} ({count} times since this was last \
+                 said). Find out who can reach it, and sends so much."
+            ),
         }
     }
 

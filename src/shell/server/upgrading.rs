@@ -17,11 +17,12 @@ impl Server {
     pub(super) fn receive_request(&mut self, id: ConnId, bytes: &[u8]) {
         let Some(conn) = self.conn(id) else { return };
         let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
-        if !upgrading.feed(bytes) && !upgrading.introduction {
-            return;
-        }
+        let is_worth_parsing = upgrading.feed(bytes);
         if upgrading.introduction {
             return self.receive_introduction(id);
+        }
+        if !is_worth_parsing {
+            return;
         }
         let request = std::mem::take(upgrading);
         let mut headers = upgrade::no_headers();
