@@ -67,7 +67,8 @@ fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
     daemon.subscribe(&mut good, "alice", "appParamsUpdate");
 
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(4_096).unwrap();
+    // Small, yet with room for a whole TLS record: of less, nothing could be read in the end.
+    socket.set_recv_buffer_size(65_536).unwrap();
     socket.connect(&daemon.address.into()).unwrap();
     let tcp = TcpStream::from(socket);
     tcp.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -87,9 +88,9 @@ fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
     publisher.send(&*other.to_string(), 0).unwrap();
     good.expect_event(&other);
 
-    // What had been written arrives: the beginning of a text, and then nothing.
+    // Of what had been written whole TLS records arrive: the beginning of a text, and then nothing.
     let bytes = slow.read_to_end();
-    assert_eq!(bytes[0], 0x81);
+    assert!(bytes.first().is_none_or(|&first| first == 0x81));
     assert!(bytes.len() < large(0).to_string().len());
 }
 
