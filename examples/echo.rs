@@ -8,7 +8,7 @@ use espocrm_websocket::shell::settings::{Listen, Own};
 use espocrm_websocket::shell::{demo, logging};
 
 fn main() -> ExitCode {
-    logging::start();
+    let _ = logging::start(None);
     let flags = Own {
         listen: Some(Listen { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: Some(0) }),
         // A test case does not expect to be pinged.

@@ -17,6 +17,8 @@ pub enum Command {
     Run(Options),
     /// Show the settings in force.
     Config(Options),
+    /// Find out whether the settings make sense.
+    Check(Options),
     /// Serve the demo page.
     Demo(Own),
     /// Explain.
@@ -35,7 +37,8 @@ pub struct Options {
 }
 
 /// The flags that are followed by a value, which is understood as in the configuration file.
-const VALUES: [&str; 12] = [
+const VALUES: [&str; 13] = [
+    "log-file",
     "listen",
     "zeromq",
     "max-connections",
@@ -56,7 +59,8 @@ The real-time daemon of EspoCRM, a drop-in for its websocket.php.
 Usage:
   espocrm-websocket run --espocrm DIR [options]     serve the EspoCRM in DIR
   espocrm-websocket DIR [options]                   the same
-  espocrm-websocket config --espocrm DIR [options]  show the settings in force
+  espocrm-websocket config --espocrm DIR [options]  show the settings in force; with --check,
+                                                    tell only what is wrong with them
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
 
 Options:
@@ -82,10 +86,12 @@ Options:
   --verdict-reuse TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
   --no-worker            run each check in a PHP process of its own
   --debug                log each event
+  --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
+                         (default: standard error)
   -h, --help             this text
   -V, --version          the version
 
-Signals: SIGHUP reads all settings again, SIGTERM and SIGINT stop. The log is on standard error.
+Signals: SIGHUP reads all settings again and opens the log file anew, SIGTERM and SIGINT stop.
 ";
 
 impl Command {
@@ -96,6 +102,7 @@ impl Command {
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
         let mut parser = lexopt::Parser::from_args(arguments);
         let mut name = None;
+        let mut check = false;
         let mut options = Options::default();
         let flags = &mut options.flags;
         while let Some(argument) = parser.next()? {
@@ -107,6 +114,7 @@ impl Command {
                 Long("php") => flags.php = Some(parser.value()?.into()),
                 Long("no-worker") => flags.worker = Some(false),
                 Long("proxy-protocol") => flags.proxy_protocol = Some(true),
+                Long("check") => check = true,
                 Long("debug") => flags.debug = Some(true),
                 Long(name) if VALUES.contains(&name) => {
                     let setting = match name {
@@ -121,6 +129,8 @@ impl Command {
             }
         }
         match name.as_deref().and_then(|name| name.to_str()) {
+            Some("config") if check => Ok(Self::Check(options)),
+            _ if check => Err("--check belongs to the command config".into()),
             Some("run") => Ok(Self::Run(options)),
             Some("config") => Ok(Self::Config(options)),
             Some("demo") => Ok(Self::Demo(options.flags)),
@@ -147,9 +157,13 @@ impl Command {
     /// Why it could not be done.
     pub fn execute(self) -> fatal::Result<()> {
         sys::forbid_core_dumps();
-        logging::start();
+        if !matches!(self, Self::Run(_)) {
+            // That command has its log perhaps in a file.
+            logging::start(None)?;
+        }
         match self {
             Self::Run(options) => run::serve(options.layers()?),
+            Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
             Self::Demo(flags) => demo::serve(&flags),
             Self::Help => print(HELP),

@@ -13,6 +13,7 @@ use super::fatal::{Fatal, Result};
 use super::server::{Backend, Server};
 use super::settings::{Layers, Listen, Own, Settings};
 use super::signals::Signals;
+use super::systemd::Systemd;
 use crate::core::check::Check;
 use crate::core::upgrade::{self, Head};
 use crate::core::verdict::Verdict;
@@ -45,7 +46,7 @@ pub fn serve(flags: &Own) -> Result<()> {
     // Whoever has closed it does not want to know.
     let address = server.address();
     let _ = writeln!(stdout(), "Open http://{address} in a browser. Ctrl-C ends the demo.");
-    server.run()
+    server.run(Systemd::of_environment())
 }
 
 fn settings(flags: &Own) -> Result<Settings> {

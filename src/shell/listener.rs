@@ -1,7 +1,7 @@
 //! The socket at which browsers, or the proxy in front of us, connect.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{self, SocketAddr};
 
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -10,10 +10,11 @@ use super::fatal::{Fatal, Result};
 use super::net::{TcpListener, TcpStream};
 use super::settings::{Settings, Source};
 
-/// A listening TCP socket.
+/// A listening TCP socket, or several that systemd has opened.
 pub struct Listener {
-    /// None once it is closed.
-    tcp: Option<TcpListener>,
+    /// None once they are closed.
+    sockets: Vec<TcpListener>,
+    /// The first one's.
     address: SocketAddr,
 }
 
@@ -49,7 +50,7 @@ impl Listener {
                 Source::Espocrm(parameter) => format!("EspoCRM's parameter {parameter}"),
                 Source::Default => "EspoCRM's parameter webSocketPort, which is not set".to_owned(),
                 Source::File => "our configuration file".to_owned(),
-                Source::Flag => "--listen".to_owned(),
+                Source::Flag | Source::Systemd => "--listen".to_owned(),
             };
             Fatal::new(format!(
                 "Browsers cannot be served at {address}: {why}. The port is set by {parameter}."
@@ -57,11 +58,20 @@ impl Listener {
         })
     }
 
+    /// Listens at sockets that listen already.
+    ///
+    /// # Errors
+    /// If they cannot be used, or there is none.
+    pub fn inherit(sockets: Vec<net::TcpListener>) -> io::Result<Self> {
+        let sockets = sockets.into_iter().map(|socket| prepare(socket.into()));
+        Self::of(sockets.collect::<io::Result<_>>()?)
+    }
+
     /// Takes connections from a test.
     #[cfg(test)]
     pub(crate) fn scripted(arrivals: super::script::Arrivals) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        Self { tcp: Some(TcpListener::Scripted(arrivals)), address }
+        Self { sockets: vec![TcpListener::Scripted(arrivals)], address }
     }
 
     /// Where it listens: with the number of the port if any free one was asked for.
@@ -72,7 +82,7 @@ impl Listener {
 
     /// Ends listening.
     pub fn close(&mut self) {
-        self.tcp = None;
+        self.sockets.clear();
     }
 
     /// Has `token` reported when connections wait. After a report
@@ -81,10 +91,8 @@ impl Listener {
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        match &mut self.tcp {
-            Some(tcp) => registry.register(tcp, token, Interest::READABLE),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        }
+        let mut sockets = self.sockets.iter_mut();
+        sockets.try_for_each(|socket| registry.register(socket, token, Interest::READABLE))
     }
 
     /// Takes the next connection, without waiting, and tells where it comes from.
@@ -92,20 +100,33 @@ impl Listener {
     /// # Errors
     /// Those of `accept(2)`.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.tcp.as_ref().ok_or(io::ErrorKind::WouldBlock)?.accept()
+        for socket in &self.sockets {
+            match socket.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => return accepted,
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     fn listen(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
-        // The connections that it accepts inherit these.
-        socket.set_tcp_nodelay(true)?;
-        socket.set_send_buffer_size(SEND_BUFFER)?;
-        socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        let tcp = TcpListener::from_std(socket.into());
-        let address = tcp.local_addr()?;
-        Ok(Self { tcp: Some(tcp), address })
+        Self::of(vec![prepare(socket)?])
     }
+
+    fn of(sockets: Vec<TcpListener>) -> io::Result<Self> {
+        let address = sockets.first().ok_or(io::ErrorKind::NotFound)?.local_addr()?;
+        Ok(Self { sockets, address })
+    }
+}
+
+fn prepare(socket: Socket) -> io::Result<TcpListener> {
+    // The connections that it accepts inherit these.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(socket.into()))
 }

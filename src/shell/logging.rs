@@ -1,19 +1,35 @@
-//! The log, on standard error. It holds nothing up, and one record is one line, whatever a peer has
-//! put into it.
+//! The log, on standard error, which may be a file of ours. It holds nothing up, and one record is one
+//! line, whatever a peer has put into it.
 
 use std::fmt::{self, Write as _};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write, stderr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
 use time::macros::format_description;
 
+use super::fatal::{Fatal, Result};
 use super::sys;
 use crate::core::time::Time;
 
-/// Starts the log: time in UTC, level, text. Later calls do nothing.
-pub fn start() {
-    let config = ConfigBuilder::new()
+/// Starts the log, in `file` if one is given; later calls do not change how it looks. Each line is the
+/// time in UTC, the level and the text; in systemd's journal, which knows the time, a priority and the
+/// text.
+///
+/// # Errors
+/// If the file cannot be opened.
+pub fn start(file: Option<&Path>) -> Result<()> {
+    file.map_or(Ok(()), reopen)?;
+    let style = if is_journal() { Style::Journal } else { Style::Plain };
+    let mut config = ConfigBuilder::new();
+    if style == Style::Journal {
+        config.set_time_level(LevelFilter::Off).set_max_level(LevelFilter::Off);
+    }
+    let config = config
         .set_time_format_custom(format_description!(
             "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
         ))
@@ -24,10 +40,31 @@ pub fn start() {
         // Libraries know nothing that an administrator could use, and may know secrets.
         .add_filter_allow_str("espocrm_websocket")
         .build();
-    let lines = Lines::new(StandardError);
+    let lines = Lines::new(StandardError, style);
     let inner = WriteLogger::new(LevelFilter::Debug, config, lines);
-    let _ = log::set_boxed_logger(Box::new(Printable(inner)));
+    let _ = log::set_boxed_logger(Box::new(Printable { inner, style }));
     set_debug(false);
+    Ok(())
+}
+
+/// Opens the log's file, perhaps again, after somebody has moved it away. It becomes our standard error.
+///
+/// # Errors
+/// If that is not possible; the log goes where it went before.
+pub fn reopen(path: &Path) -> Result<()> {
+    let mut options = OpenOptions::new();
+    // A pipe that nobody reads must not hold us up; and where root follows links that others may make,
+    // it writes into their files.
+    let follow = if sys::is_root() { libc::O_NOFOLLOW } else { 0 };
+    options.append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK | follow);
+    let opened = options.open(path).and_then(|file| sys::replace_standard_error(&file));
+    opened.map_err(|error| {
+        Fatal::new(format!(
+            "The log file {} cannot be opened: {error}. Its directory must exist and this user be \
+             allowed to write there; see log_file.",
+            path.display()
+        ))
+    })
 }
 
 /// Whether each event is logged.
@@ -35,23 +72,57 @@ pub fn set_debug(debug: bool) {
     log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
 }
 
+/// How a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    Plain,
+    /// For systemd's journal: see `sd-daemon(3)`.
+    Journal,
+}
+
+/// Whether what we write to standard error is a line of systemd's journal.
+fn is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let stderr = stderr().as_fd().try_clone_to_owned().map(File::from);
+    let identity = stderr.and_then(|stderr| stderr.metadata());
+    identity.is_ok_and(|file| *stream == *format!("{}:{}", file.dev(), file.ino()))
+}
+
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
 /// Escapes what is not printable: line feeds, what steers a terminal, what turns text around.
-struct Printable<L>(L);
+struct Printable<L> {
+    inner: L,
+    style: Style,
+}
 
 impl<L: Log> Log for Printable<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.enabled(metadata)
+        self.inner.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
         let text = Escaped(record.args());
         let mut printable = Record::builder();
         printable.metadata(record.metadata().clone());
-        self.0.log(&printable.args(format_args!("{text}")).build());
+        match self.style {
+            Style::Plain => self.inner.log(&printable.args(format_args!("{text}")).build()),
+            Style::Journal => {
+                let priority = priority(record.level());
+                self.inner.log(&printable.args(format_args!("<{priority}>{text}")).build());
+            }
+        }
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.inner.flush();
     }
 }
 
@@ -81,6 +152,7 @@ impl fmt::Write for Escaping<'_, '_> {
 /// as it takes something again.
 struct Lines<O> {
     output: O,
+    style: Style,
     line: Vec<u8>,
     lost: u64,
     /// A line was written in part.
@@ -117,14 +189,20 @@ impl Output for StandardError {
 }
 
 impl<O: Output> Lines<O> {
-    fn new(output: O) -> Self {
-        Self { output, line: Vec::new(), lost: 0, torn: false }
+    fn new(output: O, style: Style) -> Self {
+        Self { output, style, line: Vec::new(), lost: 0, torn: false }
     }
 
     fn end_line(&mut self, line: &[u8]) {
         if self.lost > 0 {
-            let time = String::from_utf8_lossy(line.get(..TIME).unwrap_or_default());
-            let lost = format!("{time} [WARN ] {} lines of the log were lost here.\n", self.lost);
+            let begin = match self.style {
+                Style::Plain => {
+                    let time = String::from_utf8_lossy(line.get(..TIME).unwrap_or_default());
+                    format!("{time} [WARN ] ")
+                }
+                Style::Journal => format!("<{}>", priority(Level::Warn)),
+            };
+            let lost = format!("{begin}{} lines of the log were lost here.\n", self.lost);
             if self.say(lost.as_bytes()) {
                 self.lost = 0;
             }
@@ -265,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_written_is_counted_and_told() {
-        let mut lines = Lines::new(Stub::default());
+        let mut lines = Lines::new(Stub::default(), Style::Plain);
         log(&mut lines, "one");
         assert_eq!(text(&mut lines), "[INFO ] one\n");
         lines.output.is_stuck = true;
@@ -285,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_line_that_was_torn_is_followed_by_a_new_one() {
-        let mut lines = Lines::new(Stub::default());
+        let mut lines = Lines::new(Stub::default(), Style::Plain);
         let full = || Err(ErrorKind::StorageFull.into());
         lines.output.takes = vec![full(), full(), Ok(35)];
         for number in ["one", "two", "three"] {
@@ -299,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_line_is_never_too_long_for_a_pipe_and_its_memory_is_not_kept() {
-        let mut lines = Lines::new(Stub::default());
+        let mut lines = Lines::new(Stub::default(), Style::Plain);
         for odd in ["", "x", "xx"] {
             log(&mut lines, &format!("{odd}{}", "€".repeat(100_000)));
             let length = lines.output.text.len();

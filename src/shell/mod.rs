@@ -19,5 +19,6 @@ pub mod settings;
 pub mod signals;
 pub mod stream;
 pub mod sys;
+pub mod systemd;
 pub mod tls;
 pub mod workers;

@@ -5,16 +5,28 @@ use std::io::Write;
 use log::{info, warn};
 
 use super::fatal::{Fatal, Result};
+use super::logging;
 use super::server::{self, Backend, Espocrm, Server};
 use super::settings::{Layers, megabytes};
 use super::signals::Signals;
 use super::sys;
+use super::systemd::Systemd;
 
 /// Serves the EspoCRM that `layers` name until a signal ends it.
 ///
 /// # Errors
 /// Why it cannot be served, and what to do.
 pub fn serve(layers: Layers) -> Result<()> {
+    let served = logging::start(layers.log_file().as_deref()).and_then(|()| until_stopped(layers));
+    if let Err(error) = &served
+        && !error.is_stop()
+    {
+        Systemd::of_environment().failed(error);
+    }
+    served
+}
+
+fn until_stopped(layers: Layers) -> Result<()> {
     let mut signals = Signals::new().map_err(|error| Fatal::new(error.to_string()))?;
     let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
     let root = espocrm.root().display().to_string();
@@ -37,6 +49,13 @@ pub fn serve(layers: Layers) -> Result<()> {
                  is run as that owner."
             ),
         }
+    } else if let Some(owner) = espocrm.owner().filter(|owner| *owner != sys::user()) {
+        warn!(
+            "This runs as user {}, but {root}/data belongs to user {owner}: PHP may not be able to \
+             write EspoCRM's caches and logs. Run it as that user; espocrm-websocket setup, as root, \
+             sees to that.",
+            sys::user()
+        );
     }
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
     let mut server = Server::new(settings, Backend::Espocrm(espocrm), signals)?;
@@ -50,7 +69,17 @@ pub fn serve(layers: Layers) -> Result<()> {
         megabytes(settings.worst_case()),
         settings.max_checks.value,
     );
-    server.run()
+    server.run(Systemd::of_environment())
+}
+
+/// Finds out whether the settings make sense, and tells nothing else.
+///
+/// # Errors
+/// What is wrong with them, and what to do.
+pub fn check(layers: Layers) -> Result<()> {
+    let (_, settings) = Espocrm::open(layers, || false)?;
+    settings.log_doubts();
+    Ok(())
 }
 
 /// Prints the settings in force.

@@ -39,6 +39,7 @@ use super::logging::{self, Burst, Outage};
 use super::settings::Settings;
 use super::signals::{Pending, Signals};
 use super::sys;
+use super::systemd::{self, Systemd};
 use super::workers::Workers;
 use crate::core::access::{Access, Answer};
 use crate::core::addresses::Addresses;
@@ -60,6 +61,7 @@ use accept::Accepting;
 pub struct Server {
     poll: Poll,
     signals: Signals,
+    systemd: Systemd,
     clock: Clock,
     /// The moment of this turn.
     now: Time,
@@ -175,7 +177,8 @@ const EVENTS: usize = 1_024;
 const SCRATCH: usize = 16 * 1024;
 
 impl Server {
-    /// Binds both ports: browsers and EspoCRM can connect from now on.
+    /// Binds both ports: browsers and EspoCRM can connect from now on. Where systemd has opened the one
+    /// for browsers, that one counts.
     ///
     /// # Errors
     /// If that is not possible: why, and what to do.
@@ -185,7 +188,14 @@ impl Server {
         let registry = poll.registry();
         signals.register(registry, SIGNALS).map_err(trouble)?;
         let acceptor = backend.acceptor(&settings)?;
-        let mut listener = Listener::bind(&settings)?;
+        let sockets = systemd::listening_sockets()?;
+        let mut listener = if sockets.is_empty() {
+            Listener::bind(&settings)?
+        } else {
+            let listener = Listener::inherit(sockets).map_err(trouble)?;
+            settings.listens_at(listener.address());
+            listener
+        };
         listener.register(registry, LISTENER).map_err(trouble)?;
         let mut bus = Bus::bind(&settings.zeromq.value)?;
         bus.register(registry, BUS, SENDERS).map_err(trouble)?;
@@ -211,6 +221,7 @@ impl Server {
         let mut server = Self {
             poll,
             signals,
+            systemd: Systemd::default(),
             clock,
             now: clock.now(),
             accepting,
@@ -263,11 +274,13 @@ impl Server {
         &self.settings
     }
 
-    /// Serves until a signal ends it.
+    /// Serves until a signal ends it, and keeps `systemd` informed.
     ///
     /// # Errors
     /// Only if the kernel refuses to report events.
-    pub fn run(&mut self) -> Result<()> {
+    pub fn run(&mut self, systemd: Systemd) -> Result<()> {
+        self.systemd = systemd;
+        self.systemd.ready(&self.status());
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopping {
             let timeout = self.settle();
@@ -351,6 +364,7 @@ impl Server {
             self.pool.next_deadline(),
             self.accepting.paused_until(),
             self.next_bus_look(),
+            self.systemd.next_sign(),
             look,
         ];
         let next = deadlines.into_iter().flatten().min()?;
@@ -407,6 +421,20 @@ impl Server {
         self.expire_conns();
         self.guard_bus();
         self.look_if_due();
+        if self.systemd.next_sign().is_some_and(|at| at <= self.now) {
+            self.systemd.give_sign(self.now, &self.status());
+        }
+    }
+
+    /// For `systemctl status`.
+    fn status(&self) -> String {
+        format!(
+            "Serving {}, EspoCRM sends to {}. {} connections, {} messages received.",
+            self.address(),
+            self.endpoint(),
+            self.conns.len(),
+            self.counters.messages
+        )
     }
 
     fn take_signals(&mut self) {
@@ -416,13 +444,16 @@ impl Server {
             self.reap_workers();
         }
         if reload {
+            self.systemd.reloading();
             self.reload();
+            self.tell_reloaded();
         }
         self.stopping |= stop;
     }
 
     /// Ends every connection without a Close frame: browsers come back after three seconds.
     fn stop(&mut self) {
+        self.systemd.stopping();
         self.children.kill_all();
         self.workers.kill_all();
         self.flush();

@@ -36,6 +36,8 @@ pub struct Settings {
     pub tls: Sourced<Option<TlsFiles>>,
     /// Whether each event is logged, as EspoCRM's own daemon does.
     pub debug: Sourced<bool>,
+    /// Where the log goes; none for standard error.
+    pub log_file: Sourced<Option<PathBuf>>,
     /// Connections at a time.
     pub max_connections: Sourced<usize>,
     /// Connections at a time of one client address; 0 for no limit.
@@ -99,6 +101,8 @@ pub enum Source {
     File,
     /// The command line.
     Flag,
+    /// A socket that systemd has opened for us.
+    Systemd,
 }
 
 /// Certificate and key of our own TLS.
@@ -180,6 +184,10 @@ impl Settings {
                 const NAME: &str = "webSocketDebugMode";
                 let debug = facts.is_true(NAME).then_some(true);
                 layers.pick(|own| own.debug, || from(debug, NAME), false)
+            },
+            log_file: {
+                let file = layers.pick(|own| own.log_file.clone().map(Some), || None, None);
+                Sourced { value: layers.log_file(), source: file.source }
             },
             max_per_address: {
                 let half = max_connections.value / 2;
@@ -279,6 +287,12 @@ impl Settings {
         limits::worst_case(self.max_connections.value, self.tls.value.is_some(), children)
     }
 
+    /// Browsers connect to a socket that systemd has opened.
+    pub fn listens_at(&mut self, address: SocketAddr) {
+        self.address = Sourced { value: address.ip(), source: Source::Systemd };
+        self.port = Sourced { value: address.port(), source: Source::Systemd };
+    }
+
     /// Where browsers connect.
     #[must_use]
     pub fn listen(&self) -> SocketAddr {
@@ -338,6 +352,13 @@ impl Layers {
     #[must_use]
     pub fn php(&self) -> Option<&Path> {
         self.flags.php.as_deref().or(self.file.php.as_deref())
+    }
+
+    /// The file that the log goes to, if it is to be one.
+    #[must_use]
+    pub fn log_file(&self) -> Option<PathBuf> {
+        let file = self.flags.log_file.as_ref().or(self.file.log_file.as_ref())?;
+        Some(self.root().map_or(file.clone(), |root| root.join(file)))
     }
 
     fn pick<T>(
@@ -454,6 +475,7 @@ impl fmt::Display for Source {
             Self::Espocrm(parameter) => write!(f, "EspoCRM: {parameter}"),
             Self::File => f.write_str("configuration file"),
             Self::Flag => f.write_str("command line"),
+            Self::Systemd => f.write_str("systemd's socket"),
         }
     }
 }
@@ -503,6 +525,10 @@ impl fmt::Display for Settings {
             }
         }
         row("debug", &debug.value, &debug.source)?;
+        match &self.log_file.value {
+            None => row("log_file", &"standard error", &self.log_file.source)?,
+            Some(file) => row("log_file", &escaped(file), &self.log_file.source)?,
+        }
         row("max_connections", &self.max_connections.value, &self.max_connections.source)?;
         let limit = |limit: &Sourced<usize>| match limit.value {
             0 => "none".to_owned(),

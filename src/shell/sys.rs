@@ -3,9 +3,10 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Raises the limit of open files to what the administrator allows, and returns it.
 #[must_use]
@@ -69,11 +70,56 @@ pub fn resident() -> usize {
     kilobytes.sum::<usize>() * 1024
 }
 
+/// Takes over the first descriptors after the standard streams, which whoever has started us has opened
+/// for us. Those that are not open are left out; a second call gets none.
+#[must_use]
+pub fn inherited(count: u16) -> Vec<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let take = |descriptor: RawFd| {
+        // SAFETY: sets a flag, which fails if the descriptor is not open. By what its opener has said
+        // it is not one that we have opened, and only here it is taken over, once.
+        unsafe {
+            let is_open = libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) == 0;
+            is_open.then(|| OwnedFd::from_raw_fd(descriptor))
+        }
+    };
+    (3..).take(usize::from(count)).filter_map(take).collect()
+}
+
+/// Makes `file` our standard error, and that of our children.
+///
+/// # Errors
+/// Those of `dup2(2)`.
+pub fn replace_standard_error(file: &File) -> io::Result<()> {
+    // SAFETY: both are open; whoever uses standard error does so by its number.
+    let done = unsafe { libc::dup2(file.as_raw_fd(), libc::STDERR_FILENO) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Microseconds of the clock that systemd compares reloads by.
+#[must_use]
+pub fn monotonic_micros() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it only writes to the struct that it is given.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let [seconds, nanos] = [time.tv_sec, time.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds.saturating_mul(1_000_000).saturating_add(nanos / 1_000)
+}
+
+/// The user as whom this runs.
+#[must_use]
+pub fn user() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// Whether this runs as root.
 #[must_use]
 pub fn is_root() -> bool {
-    // SAFETY: it takes nothing and cannot fail.
-    unsafe { libc::geteuid() == 0 }
+    user() == 0
 }
 
 /// Kills a child and whatever it has started; it must lead its process group.
@@ -132,12 +178,26 @@ pub fn tie(command: &mut Command) {
                 // We have ended in between.
                 return Err(io::ErrorKind::Interrupted.into());
             }
+            give_way();
             // Some libraries walk through all that there could be. Lowering cannot fail.
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
             let flags = libc::CLOSE_RANGE_CLOEXEC;
             libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags);
             Ok(())
         });
+    }
+}
+
+/// Has the kernel end this process before others when memory runs out: a check can be repeated.
+fn give_way() {
+    // SAFETY: plain system calls, with a C string and bytes that live as long as the program.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
+        if file >= 0 {
+            let score = b"500";
+            libc::write(file, score.as_ptr().cast(), score.len());
+            libc::close(file);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::shell::children::{Finished, Task};
 use crate::shell::espocrm::{Facts, Installation, PROBE_TIMEOUT, Router, Watch};
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::listener::Listener;
+use crate::shell::logging;
 use crate::shell::settings::{Layers, Settings, Source};
 use crate::shell::tls::Acceptor;
 
@@ -220,6 +221,11 @@ impl Server {
 
     /// Reads the settings again because the administrator says so.
     pub(super) fn reload(&mut self) {
+        if let Some(file) = &self.settings.log_file.value
+            && let Err(error) = logging::reopen(file)
+        {
+            error!("{error}");
+        }
         info!("EspoCRM's settings are read again.");
         if let Backend::Espocrm(espocrm) = &mut self.backend {
             espocrm.asked_for = true;
@@ -279,6 +285,18 @@ impl Server {
         if again {
             self.begin_reload();
         }
+        self.tell_reloaded();
+    }
+
+    /// Tells systemd that a reload is done, if it waits for that and it is.
+    pub(super) fn tell_reloaded(&mut self) {
+        let is_done = match &self.backend {
+            Backend::Espocrm(espocrm) => espocrm.reading == Reading::No,
+            _ => true,
+        };
+        if is_done && self.systemd.is_reloading() {
+            self.systemd.ready(&self.status());
+        }
     }
 
     /// Whether the administrator waits for an answer.
@@ -301,6 +319,13 @@ impl Server {
                 keep_old(&error);
                 new.tls = self.settings.tls.clone();
             }
+        }
+        if new.log_file != self.settings.log_file {
+            warn!("Another log_file is set: restart the daemon for that.");
+            new.log_file = self.settings.log_file.clone();
+        }
+        if self.settings.port.source == Source::Systemd {
+            new.listens_at(self.settings.listen());
         }
         if new.listen() != self.settings.listen()
             && let Err(error) = self.listen(&new)

@@ -26,6 +26,8 @@ pub struct Own {
     pub zeromq: Option<String>,
     /// Log each event.
     pub debug: Option<bool>,
+    /// Where the log goes; a relative name is one in EspoCRM's root directory.
+    pub log_file: Option<PathBuf>,
     /// Connections at a time.
     pub max_connections: Option<usize>,
     /// Connections at a time of one client address; 0 for no limit.
@@ -78,12 +80,13 @@ struct Setting {
 }
 
 /// Every setting.
-const SETTINGS: [Setting; 17] = [
+const SETTINGS: [Setting; 18] = [
     Setting { name: "espocrm", set: |own, text| put(&mut own.espocrm, text) },
     Setting { name: "php", set: |own, text| put(&mut own.php, text) },
     Setting { name: "listen", set: |own, text| put(&mut own.listen, text) },
     Setting { name: "zeromq", set: |own, text| put(&mut own.zeromq, text) },
     Setting { name: "debug", set: |own, text| put(&mut own.debug, text) },
+    Setting { name: "log_file", set: |own, text| put(&mut own.log_file, text) },
     Setting { name: "max_connections", set: |own, text| limit(&mut own.max_connections, text) },
     Setting { name: "max_per_address", set: |own, text| put(&mut own.max_per_address, text) },
     Setting { name: "max_per_user", set: |own, text| put(&mut own.max_per_user, text) },
@@ -247,7 +250,7 @@ mod tests {
     fn every_setting_can_be_set() {
         let own = Own::from_toml(
             "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
-             zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nmax_connections = 500\n\
+             zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nlog_file = 'data/logs/websocket.log'\nmax_connections = 500\n\
              max_per_address = 100\nmax_per_user = 0\ntrusted_proxies = ['10.0.0.0/8', '::1']\n\
              proxy_protocol = true\norigins = ['same-site', 'https://portal.example.com/']\n\
              max_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
@@ -258,6 +261,7 @@ mod tests {
             php: Some("/usr/bin/php8.2".into()),
             listen: Some(Listen { address: "::1".parse().unwrap(), port: Some(9000) }),
             zeromq: Some("tcp://127.0.0.1:5556".into()),
+            log_file: Some("data/logs/websocket.log".into()),
             debug: Some(true),
             max_connections: Some(500),
             max_per_address: Some(100),
