@@ -8,6 +8,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::shell::fatal::Fatal;
 use crate::shell::settings::{Layers, Own};
+use crate::shell::setup::Setup;
 use crate::shell::{demo, fatal, logging, run, sys};
 
 /// What was asked for.
@@ -19,6 +20,8 @@ pub enum Command {
     Config(Options),
     /// Serve the demo page.
     Demo(Own),
+    /// Make it a service of this machine.
+    Setup(Setup),
     /// Explain.
     Help,
     /// Tell the version.
@@ -58,6 +61,9 @@ Usage:
   espocrm-websocket DIR [options]                   the same
   espocrm-websocket config --espocrm DIR [options]  show the settings in force
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
+  espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
+  espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
+                                                    websocket.php; --undo: give that back
 
 Options:
   --espocrm DIR          EspoCRM's root directory
@@ -82,6 +88,9 @@ Options:
   --verdict-reuse TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
   --no-worker            run each check in a PHP process of its own
   --debug                log each event
+  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME
+  --at-install           setup: only what a package's script may do
+  --root DIR             setup, adopt: in the image of a machine, of which nothing is started
   -h, --help             this text
   -V, --version          the version
 
@@ -95,6 +104,13 @@ impl Command {
     /// What is not understood.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
         let mut parser = lexopt::Parser::from_args(arguments);
+        let mut begins_with = |name: &str| {
+            let first = parser.try_raw_args();
+            first.and_then(|mut first| first.next_if(|word| word == name)).is_some()
+        };
+        if begins_with("setup") {
+            return Ok(Setup::parse(&mut parser)?.map_or(Self::Help, Self::Setup));
+        }
         let mut name = None;
         let mut options = Options::default();
         let flags = &mut options.flags;
@@ -152,6 +168,7 @@ impl Command {
             Self::Run(options) => run::serve(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
             Self::Demo(flags) => demo::serve(&flags),
+            Self::Setup(setup) => setup.run(),
             Self::Help => print(HELP),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }

@@ -16,6 +16,7 @@ pub mod run;
 pub(crate) mod script;
 pub mod server;
 pub mod settings;
+pub mod setup;
 pub mod signals;
 pub mod stream;
 pub mod sys;

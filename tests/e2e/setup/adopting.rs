@@ -1,0 +1,1 @@
+//! Taking the place of the unit that an administrator wrote.
