@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
+use crate::shell::adopt::Adopt;
 use crate::shell::fatal::Fatal;
 use crate::shell::settings::{Layers, Own};
 use crate::shell::setup::Setup;
@@ -22,6 +23,8 @@ pub enum Command {
     Demo(Own),
     /// Make it a service of this machine.
     Setup(Setup),
+    /// Take the place of an administrator's own unit.
+    Adopt(Adopt),
     /// Explain.
     Help,
     /// Tell the version.
@@ -111,6 +114,9 @@ impl Command {
         if begins_with("setup") {
             return Ok(Setup::parse(&mut parser)?.map_or(Self::Help, Self::Setup));
         }
+        if begins_with("adopt") {
+            return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
+        }
         let mut name = None;
         let mut options = Options::default();
         let flags = &mut options.flags;
@@ -148,7 +154,7 @@ impl Command {
                     Ok(Self::Run(options))
                 }
                 Some(name) => Err(format!(
-                    "{} is no command (run, config, demo), and a directory is written with a slash",
+                    "{} is no command (run, config, demo, setup, adopt), and a directory is written with a slash",
                     name.to_string_lossy()
                 )
                 .into()),
@@ -169,6 +175,7 @@ impl Command {
             Self::Config(options) => run::show(options.layers()?),
             Self::Demo(flags) => demo::serve(&flags),
             Self::Setup(setup) => setup.run(),
+            Self::Adopt(adopt) => adopt.run(),
             Self::Help => print(HELP),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }
@@ -225,6 +232,32 @@ mod tests {
     }
 
     #[test]
+    fn setup_and_adopt_have_flags_of_their_own() {
+        let Ok(Command::Setup(setup)) =
+            command("setup --espocrm /e --name n --at-install --root /image")
+        else {
+            panic!()
+        };
+        let expected = Setup {
+            espocrm: Some("/e".into()),
+            name: Some("n".to_owned()),
+            at_install: true,
+            root: Some("/image".into()),
+        };
+        assert_eq!(setup, expected);
+        let setup = Setup { at_install: false, ..expected };
+        let expected = Adopt { unit: Some("crm.service".to_owned()), setup, undo: true };
+        let line = "adopt --undo crm --name n --espocrm /e --root /image";
+        assert_eq!(command(line), Ok(Command::Adopt(expected)));
+        assert_eq!(command("setup -h"), Ok(Command::Help));
+        assert_eq!(command("adopt --help"), Ok(Command::Help));
+        for line in ["setup x", "setup --undo", "adopt a b", "adopt --at-install", "--debug setup"]
+        {
+            assert!(command(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_explained() {
         for (line, mistake) in [
             ("", "a command is missing"),
@@ -249,7 +282,18 @@ mod tests {
     fn help_tells_every_flag() {
         assert_eq!(command("run --help"), Ok(Command::Help));
         assert_eq!(command("-V"), Ok(Command::Version));
-        let flags = ["espocrm", "config", "php", "proxy-protocol", "no-worker", "debug"];
+        let flags = [
+            "espocrm",
+            "config",
+            "php",
+            "proxy-protocol",
+            "no-worker",
+            "debug",
+            "name",
+            "at-install",
+            "root",
+            "undo",
+        ];
         for flag in flags.into_iter().chain(VALUES) {
             assert!(HELP.contains(&format!("--{flag}")));
         }

@@ -1,5 +1,6 @@
 //! The shell: sockets, ZeroMQ, processes, files, the clock. It does what [`crate::core`] decides.
 
+pub mod adopt;
 pub mod bus;
 pub mod children;
 pub mod clock;

@@ -321,8 +321,7 @@ impl Layers {
         root.ok_or_else(|| {
             Fatal::new(format!(
                 "Which EspoCRM? Name its directory by --espocrm DIR, or by a line such as \
-                 espocrm = \"/var/www/html\" in {}.",
-                DEFAULT_FILE
+                 espocrm = \"/var/www/html\" in {DEFAULT_FILE}."
             ))
         })
     }

@@ -12,18 +12,21 @@ mod systemctl;
 mod unit;
 
 #[cfg(test)]
-mod image;
+pub(super) mod image;
 #[cfg(test)]
 mod tests;
 
-use machine::Machine;
-use plan::Plan;
+pub(super) use files::{Files, failed};
+pub(super) use machine::Machine;
+pub(super) use plan::{Plan, shell_word};
+pub(super) use search::{OldUnit, drop_ins, old_units};
+pub(super) use service::{UNITS, drop_in_of};
 
 use std::path::PathBuf;
 
 use lexopt::prelude::{Long, ValueExt};
 
-use super::fatal::{Fatal, Result};
+use super::fatal::Result;
 
 /// What is to be set up.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -107,21 +110,7 @@ impl Setup {
         } else {
             systemctl.bring_up(&unit).map_err(|error| plan.is_down(&error))?;
         }
-        machine.say(&format!(
-            "{unit} runs, and starts with the machine. Its log: journalctl -u {unit}"
-        ));
+        machine.say(&plan.is_up());
         Ok(())
-    }
-}
-
-impl Plan {
-    /// The service does not run.
-    pub fn is_down(&self, error: &Fatal) -> Fatal {
-        let unit = self.service.unit();
-        Fatal::new(format!(
-            "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
-             {unit}\nand at what it would do: espocrm-websocket config --config {}",
-            self.service.config().display()
-        ))
     }
 }

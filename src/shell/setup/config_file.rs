@@ -17,16 +17,13 @@ pub fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
     }
     let quoted = dir.replace('\\', "\\\\").replace('"', "\\\"");
     let line = format!("espocrm = \"{quoted}\"");
-    let (start, end, line) = match value_of(text).or_else(|| commented_out(text)) {
-        Some((start, end)) => (start, end, line),
-        None => {
-            let start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-            (start, start, line + "\n")
-        }
-    };
+    let first = text.len() - text.trim_start_matches('\u{feff}').len();
+    let place = value_of(text).or_else(|| commented_out(text));
+    let (start, end) = place.unwrap_or((first, first));
+    let after_it = if place.is_none() { "\n" } else { "" };
     let before = text.get(..start).unwrap_or_default();
     let after = text.get(end..).unwrap_or_default();
-    let text = [before, &line, after].concat();
+    let text = [before, &line, after_it, after].concat();
     let written = Own::from_toml(&text)?.espocrm;
     // A table's head could stand before it, or a text of several lines around it.
     if written.as_deref() != Some(Path::new(dir)) {

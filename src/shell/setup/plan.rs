@@ -78,8 +78,19 @@ impl Plan {
         if !in_the_way.is_empty() {
             return Err(adopt_first(&in_the_way, &service));
         }
-        let config = with_espocrm(old.as_deref().unwrap_or(config_file::TEMPLATE), &espocrm.dir);
-        let config = config.map_err(wrong)?;
+        let text = old.as_deref().unwrap_or(config_file::TEMPLATE);
+        let config = match named.filter(|_| adopted.is_some()).map(|dir| files.resolve(&dir)) {
+            Some(Ok(dir)) if dir != espocrm.real => {
+                return Err(Fatal::new(format!(
+                    "{shown} is that of another EspoCRM, in {}. Nothing was changed. Choose a name \
+                     for a second service:\n  espocrm-websocket adopt --name NAME {}",
+                    dir.display(),
+                    shell_word(adopted.unwrap_or_default())
+                )));
+            }
+            Some(Ok(_)) => text.to_owned(),
+            _ => with_espocrm(text, &espocrm.dir).map_err(wrong)?,
+        };
         let drop_in = espocrm.drop_in(&service);
         let Espocrm { dir, user, .. } = espocrm;
         Ok(Some(Self { service, dir, user, old, config, drop_in }))
@@ -112,6 +123,35 @@ impl Plan {
             self.service.config().display(),
             self.service.drop_in().display()
         )
+    }
+
+    /// The service runs.
+    pub fn is_up(&self) -> String {
+        let unit = self.service.unit();
+        format!("{unit} runs, and starts with the machine. Its log: journalctl -u {unit}")
+    }
+
+    /// The service does not run.
+    pub fn is_down(&self, error: &Fatal) -> Fatal {
+        let unit = self.service.unit();
+        Fatal::new(format!(
+            "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
+             {unit}\nand at what it would do: espocrm-websocket config --config {}",
+            self.service.config().display()
+        ))
+    }
+
+    /// Removes what was written.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn take_back(&self, files: &Files) -> Result<()> {
+        files.remove(&self.service.drop_in())?;
+        let config = self.service.config();
+        match &self.old {
+            Some(old) => files.write(&config, old.as_bytes(), 0o644).map(|_| ()),
+            None => files.remove(&config),
+        }
     }
 }
 

@@ -61,13 +61,18 @@ impl Service {
 
     /// What `setup` adds to its unit.
     pub fn drop_in(&self) -> PathBuf {
-        format!("{UNITS}/{}.d/{DROP_IN}", self.unit()).into()
+        drop_in_of(&self.unit())
     }
 
     /// How `setup` and `adopt` are told that it is meant.
     pub fn flag(&self) -> String {
         self.0.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default()
     }
+}
+
+/// What `setup` adds to one of our units.
+pub fn drop_in_of(unit: &str) -> PathBuf {
+    format!("{UNITS}/{unit}.d/{DROP_IN}").into()
 }
 
 #[cfg(test)]

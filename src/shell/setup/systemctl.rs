@@ -38,6 +38,11 @@ impl Systemctl {
         self.state(unit) == "active"
     }
 
+    /// Whether a unit runs, or would if it did not fail.
+    pub fn is_wanted(&self, unit: &str) -> bool {
+        matches!(&*self.state(unit), "active" | "activating" | "reloading")
+    }
+
     fn state(&self, unit: &str) -> String {
         self.ask(&["is-active", unit]).1
     }
