@@ -11,7 +11,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use super::fatal::{Fatal, Result};
 use super::setup::{
-    Files, Machine, OldUnit, Plan, Setup, UNITS, drop_in_of, old_units, shell_word,
+    Files, Machine, OldUnit, Plan, Setup, UNITS, absolute, drop_in_of, old_units, shell_word,
 };
 use kept::Kept;
 
@@ -40,7 +40,7 @@ impl Adopt {
         while let Some(argument) = parser.next()? {
             match argument {
                 Long("help") | Short('h') => return Ok(None),
-                Long("espocrm") => adopt.setup.espocrm = Some(parser.value()?.into()),
+                Long("espocrm") => adopt.setup.espocrm = Some(absolute(parser.value()?)),
                 Long("name") => adopt.setup.name = Some(parser.value()?.string()?),
                 Long("root") => adopt.setup.root = Some(parser.value()?.into()),
                 Long("undo") => adopt.undo = true,
@@ -230,6 +230,10 @@ fn restore(machine: &Machine<'_>, kept: &Kept) -> Result<()> {
         // It is not there any more if the package is gone.
         let _ = systemctl.run(&["stop", &kept.service]);
         let _ = systemctl.run(&["disable", &kept.service]);
+    } else {
+        for link in kept::enabling(files, &kept.service) {
+            files.remove(&link)?;
+        }
     }
     files.remove(&drop_in_of(&kept.service))?;
     kept.restore(files)?;

@@ -22,7 +22,8 @@ pub(super) use plan::{Plan, shell_word};
 pub(super) use search::{OldUnit, drop_ins, old_units};
 pub(super) use service::{UNITS, drop_in_of};
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{self, Path, PathBuf};
 
 use lexopt::prelude::{Long, ValueExt};
 
@@ -51,7 +52,7 @@ impl Setup {
         while let Some(argument) = parser.next()? {
             match argument {
                 Long("help") | lexopt::Arg::Short('h') => return Ok(None),
-                Long("espocrm") => setup.espocrm = Some(parser.value()?.into()),
+                Long("espocrm") => setup.espocrm = Some(absolute(parser.value()?)),
                 Long("name") => setup.name = Some(parser.value()?.string()?),
                 Long("at-install") => setup.at_install = true,
                 Long("root") => setup.root = Some(parser.value()?.into()),
@@ -88,6 +89,10 @@ impl Setup {
             machine.say(&plan.summary());
         }
         let unit = plan.service.unit();
+        let own = format!("{UNITS}/{unit}");
+        if !self.at_install && machine.files.read(Path::new(&own)).is_ok() {
+            machine.say(&format!("{own} is a file of your own, and hides the package's unit."));
+        }
         let Some(systemctl) = &machine.systemctl else {
             if self.root.is_none() && !self.at_install {
                 machine.say(&format!(
@@ -113,4 +118,9 @@ impl Setup {
         machine.say(&plan.is_up());
         Ok(())
     }
+}
+
+/// A directory as the command line names it, from the root on.
+pub(super) fn absolute(dir: OsString) -> PathBuf {
+    path::absolute(&dir).unwrap_or(dir.into())
 }

@@ -156,6 +156,13 @@ pub fn links(files: &Files, unit: &str) -> Vec<(PathBuf, PathBuf)> {
     links.collect()
 }
 
+/// The symbolic links by which a unit is enabled.
+pub fn enabling(files: &Files, unit: &str) -> Vec<PathBuf> {
+    let mut found = files.find(&format!("{UNITS}/*.wants/{unit}"));
+    found.extend(files.find(&format!("{UNITS}/*.requires/{unit}")));
+    found
+}
+
 fn copy(files: &Files, from: &Path, to: &Path) -> Result<()> {
     let place = files.resolve(from).map(|path| files.at(&path));
     let read = place.and_then(|place| Ok((files.read(from)?, place.metadata()?)));

@@ -54,7 +54,7 @@ fn the_documented_unit_is_replaced() {
         &said,
         &[
             "kept in /var/lib/espocrm-websocket/adopted/espocrm-websocket.service",
-            "EspoCRM in /var/www/html and runs as web",
+            "EspoCRM in /var/www/html, as user web",
             "The old unit ran as www-data",
             "old log any more: /var/www/html/data/logs/websocket.log",
             "journalctl -u",

@@ -76,7 +76,8 @@ impl Files {
         Ok(content)
     }
 
-    /// What there is by a pattern with `*` as, or at the beginning of, a name; in order.
+    /// What there is by a pattern with `*` as, or at the beginning of, a name; in order, and hidden
+    /// files not.
     pub fn find(&self, pattern: &str) -> Vec<PathBuf> {
         let mut found = vec![PathBuf::from("/")];
         for name in pattern.split('/').filter(|name| !name.is_empty()) {
@@ -92,7 +93,10 @@ impl Files {
     fn list(&self, dir: &Path, end: &str) -> Vec<PathBuf> {
         let entries = self.resolve(dir).and_then(|dir| fs::read_dir(self.at(&dir)));
         let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let names = names.filter(|name| name.as_bytes().ends_with(end.as_bytes()));
+        let names = names.filter(|name| {
+            let name = name.as_bytes();
+            !name.starts_with(b".") && name.ends_with(end.as_bytes())
+        });
         let mut paths: Vec<_> = names.map(|name| dir.join(name)).take(MOST_ENTRIES).collect();
         paths.sort_unstable();
         paths

@@ -8,7 +8,7 @@ use super::Setup;
 use super::config_file::{self, with_espocrm};
 use super::drop_in::DropIn;
 use super::files::{Files, failed, is_plain};
-use super::search::{OldUnit, configured, espocrms, is_writable, old_units};
+use super::search::{OldUnit, configured, espocrms, is_tame, old_units};
 use super::service::{Service, UNITS};
 use crate::shell::espocrm::Installation;
 use crate::shell::fatal::{Fatal, Result};
@@ -115,7 +115,7 @@ impl Plan {
             Some(_) => "its settings, of which the line espocrm was changed",
         };
         format!(
-            "{} serves the EspoCRM in {} and runs as {}.\n  {}  {config}\n  {}  its user and what \
+            "{} is set up for the EspoCRM in {}, as user {}.\n  {}  {config}\n  {}  its user and what \
              it may write",
             self.service.unit(),
             self.dir,
@@ -170,7 +170,7 @@ impl Espocrm {
         let real = files.resolve(dir).unwrap_or_else(|_| dir.to_owned());
         let installation = Installation::new(&files.at(&real), Path::new("php"))?;
         let shown = dir.display();
-        if !dir.is_absolute() || !is_writable(dir) || !is_writable(&real) {
+        if !dir.is_absolute() || !is_tame(dir) || !is_tame(&real) {
             return Err(Fatal::new(format!(
                 "{shown} cannot be written into a unit of systemd: a path is needed that begins \
                  with a slash, is UTF-8 and has no control characters."

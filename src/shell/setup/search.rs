@@ -79,8 +79,8 @@ pub fn espocrms(files: &Files) -> Vec<Found> {
         if let Ok(real) = files.resolve(&dir)
             && is_espocrm(files, &real)
             // Others cannot be written into a unit.
-            && is_writable(&dir)
-            && is_writable(&real)
+            && is_tame(&dir)
+            && is_tame(&real)
             && !found.iter().any(|found| found.real == real)
         {
             found.push(Found { dir, real });
@@ -90,7 +90,7 @@ pub fn espocrms(files: &Files) -> Vec<Found> {
 }
 
 /// Whether a path can be written into a file for systemd, and one of ours.
-pub fn is_writable(path: &Path) -> bool {
+pub fn is_tame(path: &Path) -> bool {
     path.to_str().is_some_and(|path| !path.contains(char::is_control))
 }
 

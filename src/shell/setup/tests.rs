@@ -31,7 +31,7 @@ fn the_only_espocrm_is_set_up_and_started() {
     let said = setup(&image, "").unwrap();
     has(
         &said,
-        &["serves the EspoCRM in /var/www/html and runs as web", CONFIG, DROP_IN, "journalctl"],
+        &["is set up for the EspoCRM in /var/www/html, as user web", CONFIG, DROP_IN, "journalctl"],
     );
     has(&image.text(CONFIG), &["\nespocrm = \"/var/www/html\"\n"]);
     let drop_in = "\n[Service]\nUser=web\nGroup=webgroup\nReadWritePaths=/var/www/html/data\n";
@@ -108,7 +108,7 @@ fn each_espocrm_has_a_service_of_its_own() {
     // The other one is the only one that is left.
     has(
         &setup(&image, "").unwrap(),
-        &["espocrm-websocket.service serves the EspoCRM in /var/www/b"],
+        &["espocrm-websocket.service is set up for the EspoCRM in /var/www/b"],
     );
     has(&image.text("/etc/espocrm-websocket/a.toml"), &["espocrm = \"/var/www/a\""]);
     assert!(image.has("/etc/systemd/system/espocrm-websocket@a.service.d/10-setup.conf"));
@@ -125,7 +125,7 @@ fn a_configuration_file_is_kept_but_for_its_line() {
     image.espocrm("/srv/b");
     let text = "# mine\r\nespocrm = '/srv/a/' # here\nmax_checks = 3";
     image.put(CONFIG, text);
-    has(&setup(&image, "").unwrap(), &["EspoCRM in /srv/a and", "left as they were"]);
+    has(&setup(&image, "").unwrap(), &["EspoCRM in /srv/a, as", "left as they were"]);
     assert_eq!(image.text(CONFIG), text);
     has(&setup(&image, "--espocrm /srv/b").unwrap(), &["the line espocrm was changed"]);
     assert_eq!(image.text(CONFIG), text.replace("'/srv/a/'", "\"/srv/b\""));
@@ -174,6 +174,21 @@ fn a_unit_of_the_administrators_is_not_disturbed() {
     image.put("/etc/systemd/system/other.service", &unit.replace("html", "other"));
     image.link("/etc/systemd/system/off.service", "/dev/null");
     setup(&image, "").unwrap();
+}
+
+#[test]
+fn a_file_that_hides_the_packaged_unit_is_told() {
+    let image = Image::new();
+    image.espocrm("/var/www/html");
+    image.espocrm("/var/www/.old");
+    let path = "/etc/systemd/system/espocrm-websocket.service";
+    image.put(path, "[Service]\nExecStart=/usr/local/bin/espocrm-websocket /var/www/html\n");
+    let words = [path, "hides the package's unit"];
+    has(&setup(&image, "").unwrap(), &words);
+    assert_eq!(setup(&image, "--at-install").unwrap(), "");
+    std::fs::remove_file(image.at(path)).unwrap();
+    image.link(path, "/dev/null");
+    assert!(!setup(&image, "").unwrap().contains("hides"));
 }
 
 #[test]
@@ -284,8 +299,10 @@ fn what_cannot_be_written_into_a_unit_is_refused() {
     image.link("/srv/link", "crm\n[Service]\nUser=root");
     has(&self::setup(&image, "--espocrm /srv/link").unwrap_err(), &["cannot be written"]);
     has(&self::setup(&image, "--espocrm /srv/loop").unwrap_err(), &["/srv/loop"]);
-    has(&self::setup(&image, "--espocrm crm").unwrap_err(), &["crm"]);
     assert!(image.is_untouched());
+    image.put(CONFIG, "espocrm = 'srv/a'");
+    image.espocrm("/srv/a");
+    has(&self::setup(&image, "").unwrap_err(), &[CONFIG, "begins with a slash"]);
 }
 
 #[test]
@@ -299,5 +316,5 @@ fn files_that_do_not_fit_are_passed_over() {
     let fifo = image.at("/etc/systemd/system/fifo.service");
     std::fs::create_dir_all(fifo.parent().unwrap()).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
-    has(&setup(&image, "--espocrm /srv/a/").unwrap(), &["/srv/a and"]);
+    has(&setup(&image, "--espocrm /srv/a/").unwrap(), &["/srv/a, as"]);
 }

@@ -53,11 +53,15 @@ fn a_unit_of_any_name_and_in_any_words_goes() {
         "[Service]\nWorkingDirectory=/home/ann/my crm\nExecStart=/usr/bin/php \\\n   websocket.php\n",
     );
     machine.adopt(&[]).unwrap();
+    // As it is enabled in an image.
+    let wanted = "/etc/systemd/system/multi-user.target.wants/espocrm-websocket.service";
+    machine.link(wanted, "/usr/lib/systemd/system/espocrm-websocket.service");
     expect(&machine.text(CONFIG), &["\nespocrm = \"/home/ann/my crm\"\n"]);
     expect(&machine.text(DROP_IN), &["BindPaths=\"/home/ann/my crm\"\n"]);
     assert!(!machine.has("/etc/systemd/system/crm-live.service"));
     machine.adopt(&["--undo", "crm-live"]).unwrap();
-    assert!(machine.has("/etc/systemd/system/crm-live.service") && !machine.has(DROP_IN));
+    assert!(machine.has("/etc/systemd/system/crm-live.service"));
+    assert!(!machine.has(DROP_IN) && !machine.has(wanted));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs;
 
 use super::Machine;
 use super::machine::{CONFIG, DROP_IN, expect};
+use crate::support::{TempDir, command, run};
 
 #[test]
 fn the_only_espocrm_is_found_wherever_it_is() {
@@ -23,10 +24,22 @@ fn the_only_espocrm_is_found_wherever_it_is() {
     ] {
         let machine = Machine::new();
         machine.espocrm(dir);
-        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir} and runs as web")]);
+        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir}, as user web")]);
         expect(&machine.text(CONFIG), &[&format!("\nespocrm = \"{dir}\"\n")]);
         assert_eq!(machine.written(), [CONFIG, DROP_IN]);
     }
+}
+
+#[test]
+fn a_directory_may_be_named_from_here() {
+    let machine = Machine::new();
+    let dir = TempDir::new("here");
+    let name = dir.path().canonicalize().unwrap();
+    machine.espocrm(name.to_str().unwrap());
+    let mut setup = command();
+    setup.args(["setup", "--espocrm", ".", "--root"]).arg(machine.at("/")).current_dir(&name);
+    assert_eq!(run(setup).status.code(), Some(0));
+    expect(&machine.text(CONFIG), &[&format!("\nespocrm = \"{}\"\n", name.display())]);
 }
 
 #[test]
