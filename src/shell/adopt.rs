@@ -63,11 +63,11 @@ impl Adopt {
         self.carry_out(&Machine::open(self.setup.root.as_deref())?)
     }
 
-    fn carry_out(&self, machine: &Machine<'_>) -> Result<()> {
+    fn carry_out(&self, machine: &Machine) -> Result<()> {
         if self.undo { self.give_back(machine) } else { self.take(machine) }
     }
 
-    fn take(&self, machine: &Machine<'_>) -> Result<()> {
+    fn take(&self, machine: &Machine) -> Result<()> {
         let files = &machine.files;
         let old = self.choose(files)?;
         let plan = self.plan(files, &old)?;
@@ -150,7 +150,7 @@ impl Adopt {
         Ok(plan)
     }
 
-    fn give_back(&self, machine: &Machine<'_>) -> Result<()> {
+    fn give_back(&self, machine: &Machine) -> Result<()> {
         let kept = self.kept(&machine.files)?;
         kept.check(&machine.files)?;
         restore(machine, &kept)?;
@@ -187,7 +187,7 @@ impl Adopt {
 }
 
 /// Stops the old unit, removes it, and has ours run.
-fn exchange(machine: &Machine<'_>, kept: &Kept, plan: &Plan) -> Result<()> {
+fn exchange(machine: &Machine, kept: &Kept, plan: &Plan) -> Result<()> {
     if let Some(systemctl) = &machine.systemctl {
         systemctl.run(&["stop", &kept.unit])?;
     }
@@ -201,7 +201,7 @@ fn exchange(machine: &Machine<'_>, kept: &Kept, plan: &Plan) -> Result<()> {
 }
 
 /// Puts the old unit back after ours has failed, and says so.
-fn undone(machine: &Machine<'_>, kept: &Kept, plan: &Plan, error: &Fatal) -> Fatal {
+fn undone(machine: &Machine, kept: &Kept, plan: &Plan, error: &Fatal) -> Fatal {
     let (old, new) = (&kept.unit, &kept.service);
     let files = &machine.files;
     let restored = restore(machine, kept)
@@ -224,7 +224,7 @@ fn undone(machine: &Machine<'_>, kept: &Kept, plan: &Plan, error: &Fatal) -> Fat
 }
 
 /// Stops ours, and puts the old unit back as it was.
-fn restore(machine: &Machine<'_>, kept: &Kept) -> Result<()> {
+fn restore(machine: &Machine, kept: &Kept) -> Result<()> {
     let files = &machine.files;
     if let Some(systemctl) = &machine.systemctl {
         // It is not there any more if the package is gone.

@@ -22,8 +22,9 @@ pub(super) use plan::{Plan, shell_word};
 pub(super) use search::{OldUnit, drop_ins, old_units};
 pub(super) use service::{UNITS, drop_in_of};
 
+use std::env;
 use std::ffi::OsString;
-use std::path::{self, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use lexopt::prelude::{Long, ValueExt};
 
@@ -70,7 +71,7 @@ impl Setup {
         self.carry_out(&Machine::open(self.root.as_deref())?)
     }
 
-    fn carry_out(&self, machine: &Machine<'_>) -> Result<()> {
+    fn carry_out(&self, machine: &Machine) -> Result<()> {
         let plan = match Plan::make(&machine.files, self, None) {
             Ok(Some(plan)) => plan,
             Ok(None) if self.at_install => return Ok(()),
@@ -122,5 +123,5 @@ impl Setup {
 
 /// A directory as the command line names it, from the root on.
 pub(super) fn absolute(dir: OsString) -> PathBuf {
-    path::absolute(&dir).unwrap_or(dir.into())
+    env::current_dir().unwrap_or_default().join(dir)
 }

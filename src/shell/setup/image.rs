@@ -1,6 +1,5 @@
 //! For the tests: a machine in a directory, with a systemd that a script plays.
 
-use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -101,16 +100,15 @@ impl Image {
     }
 
     /// Lets something be worked at it; tells what was said, and how it ended.
-    pub fn work<T>(&self, work: impl FnOnce(&Machine<'_>) -> T) -> (String, T) {
-        let mut said = Vec::new();
+    pub fn work<T>(&self, work: impl FnOnce(&Machine) -> T) -> (String, T) {
+        let place = self.at("/said");
         let machine = Machine {
             files: Files::below(&self.0),
             systemctl: Some(Systemctl::played_by(vec!["sh".into(), self.at("/systemctl").into()])),
-            out: RefCell::new(Box::new(&mut said)),
+            out: fs::File::create(&place).ok(),
         };
         let result = work(&machine);
-        drop(machine);
-        (String::from_utf8(said).unwrap(), result)
+        (fs::read_to_string(place).unwrap(), result)
     }
 }
 

@@ -1,7 +1,8 @@
 //! What `setup` and `adopt` work at.
 
-use std::cell::RefCell;
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::files::{Files, failed};
@@ -10,21 +11,21 @@ use crate::shell::fatal::{Fatal, Result};
 use crate::shell::sys;
 
 /// This machine, or an image of one.
-pub struct Machine<'a> {
+pub struct Machine {
     pub files: Files,
     /// None if systemd does not run it, as in an image.
     pub systemctl: Option<Systemctl>,
     /// What is told to the administrator.
-    pub out: RefCell<Box<dyn Write + 'a>>,
+    pub out: Option<File>,
 }
 
-impl Machine<'_> {
+impl Machine {
     /// This machine, or the image in `root`.
     ///
     /// # Errors
     /// If it may not be changed, or there is none.
     pub fn open(root: Option<&Path>) -> Result<Self> {
-        let out = RefCell::new(Box::new(io::stdout()) as Box<dyn Write>);
+        let out = io::stdout().as_fd().try_clone_to_owned().ok().map(File::from);
         if let Some(root) = root {
             let root = root.canonicalize().map_err(|error| failed(root, "opened", &error))?;
             return Ok(Self { files: Files::below(&root), systemctl: None, out });
@@ -37,6 +38,6 @@ impl Machine<'_> {
 
     /// Tells something. That nobody listens is no reason to stop halfway.
     pub fn say(&self, text: &str) {
-        let _ = writeln!(self.out.borrow_mut(), "{text}");
+        let _ = self.out.as_ref().map(|mut out| out.write_all(format!("{text}\n").as_bytes()));
     }
 }
