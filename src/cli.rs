@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
+use crate::shell::adopt::Adopt;
 use crate::shell::fatal::Fatal;
 use crate::shell::settings::{Layers, Own};
+use crate::shell::setup::Setup;
 use crate::shell::{demo, fatal, logging, run, sys};
 
 /// What was asked for.
@@ -21,6 +23,10 @@ pub enum Command {
     Check(Options),
     /// Serve the demo page.
     Demo(Own),
+    /// Make it a service of this machine.
+    Setup(Setup),
+    /// Take the place of an administrator's own unit.
+    Adopt(Adopt),
     /// Explain.
     Help,
     /// Tell the version.
@@ -62,6 +68,9 @@ Usage:
   espocrm-websocket config --espocrm DIR [options]  show the settings in force; with --check,
                                                     tell only what is wrong with them
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
+  espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
+  espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
+                                                    websocket.php; --undo: give that back
 
 Options:
   --espocrm DIR          EspoCRM's root directory
@@ -88,6 +97,9 @@ Options:
   --debug                log each event
   --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
                          (default: standard error)
+  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME
+  --at-install           setup: only what a package's script may do
+  --root DIR             setup, adopt: in the image of a machine, of which nothing is started
   -h, --help             this text
   -V, --version          the version
 
@@ -101,6 +113,16 @@ impl Command {
     /// What is not understood.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
         let mut parser = lexopt::Parser::from_args(arguments);
+        let mut begins_with = |name: &str| {
+            let first = parser.try_raw_args();
+            first.and_then(|mut first| first.next_if(|word| word == name)).is_some()
+        };
+        if begins_with("setup") {
+            return Ok(Setup::parse(&mut parser)?.map_or(Self::Help, Self::Setup));
+        }
+        if begins_with("adopt") {
+            return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
+        }
         let mut name = None;
         let mut check = false;
         let mut options = Options::default();
@@ -142,7 +164,7 @@ impl Command {
                     Ok(Self::Run(options))
                 }
                 Some(name) => Err(format!(
-                    "{} is no command (run, config, demo), and a directory is written with a slash",
+                    "{} is no command (run, config, demo, setup, adopt), and a directory is written with a slash",
                     name.to_string_lossy()
                 )
                 .into()),
@@ -166,6 +188,8 @@ impl Command {
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
             Self::Demo(flags) => demo::serve(&flags),
+            Self::Setup(setup) => setup.run(),
+            Self::Adopt(adopt) => adopt.run(),
             Self::Help => print(HELP),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }
@@ -222,6 +246,32 @@ mod tests {
     }
 
     #[test]
+    fn setup_and_adopt_have_flags_of_their_own() {
+        let Ok(Command::Setup(setup)) =
+            command("setup --espocrm /e --name n --at-install --root /image")
+        else {
+            panic!()
+        };
+        let expected = Setup {
+            espocrm: Some("/e".into()),
+            name: Some("n".to_owned()),
+            at_install: true,
+            root: Some("/image".into()),
+        };
+        assert_eq!(setup, expected);
+        let setup = Setup { at_install: false, ..expected };
+        let expected = Adopt { unit: Some("crm.service".to_owned()), setup, undo: true };
+        let line = "adopt --undo crm --name n --espocrm /e --root /image";
+        assert_eq!(command(line), Ok(Command::Adopt(expected)));
+        assert_eq!(command("setup -h"), Ok(Command::Help));
+        assert_eq!(command("adopt --help"), Ok(Command::Help));
+        for line in ["setup x", "setup --undo", "adopt a b", "adopt --at-install", "--debug setup"]
+        {
+            assert!(command(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_explained() {
         for (line, mistake) in [
             ("", "a command is missing"),
@@ -246,7 +296,18 @@ mod tests {
     fn help_tells_every_flag() {
         assert_eq!(command("run --help"), Ok(Command::Help));
         assert_eq!(command("-V"), Ok(Command::Version));
-        let flags = ["espocrm", "config", "php", "proxy-protocol", "no-worker", "debug"];
+        let flags = [
+            "espocrm",
+            "config",
+            "php",
+            "proxy-protocol",
+            "no-worker",
+            "debug",
+            "name",
+            "at-install",
+            "root",
+            "undo",
+        ];
         for flag in flags.into_iter().chain(VALUES) {
             assert!(HELP.contains(&format!("--{flag}")));
         }

@@ -1,5 +1,6 @@
 //! The shell: sockets, ZeroMQ, processes, files, the clock. It does what [`crate::core`] decides.
 
+pub mod adopt;
 pub mod bus;
 pub mod children;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod run;
 pub(crate) mod script;
 pub mod server;
 pub mod settings;
+pub mod setup;
 pub mod signals;
 pub mod stream;
 pub mod sys;

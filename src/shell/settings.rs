@@ -3,7 +3,7 @@
 mod own;
 mod span;
 
-pub use own::{Allowed, Listen, Own};
+pub use own::{Allowed, DEFAULT_FILE, Listen, Own};
 pub use span::{Span, SpanOrZero};
 
 use std::fmt;
@@ -335,8 +335,7 @@ impl Layers {
         root.ok_or_else(|| {
             Fatal::new(format!(
                 "Which EspoCRM? Name its directory by --espocrm DIR, or by a line such as \
-                 espocrm = \"/var/www/html\" in {}.",
-                own::DEFAULT_FILE
+                 espocrm = \"/var/www/html\" in {DEFAULT_FILE}."
             ))
         })
     }
@@ -344,7 +343,7 @@ impl Layers {
     /// Our configuration file, if there is one.
     #[must_use]
     pub fn file_name(&self) -> Option<&Path> {
-        let usual = Path::new(own::DEFAULT_FILE);
+        let usual = Path::new(DEFAULT_FILE);
         self.path.as_deref().or_else(|| usual.exists().then_some(usual))
     }
 

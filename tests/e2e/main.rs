@@ -22,6 +22,7 @@ mod limits;
 mod messages;
 mod proxies;
 mod revocation;
+mod setup;
 mod tls;
 mod versions;
 mod workers;

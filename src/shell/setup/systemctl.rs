@@ -1,0 +1,88 @@
+//! Asking systemd.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::shell::fatal::{Fatal, Result};
+
+/// The command `systemctl`.
+pub struct Systemctl(Vec<OsString>);
+
+impl Systemctl {
+    /// It, if systemd runs this machine.
+    pub fn here() -> Option<Self> {
+        Path::new("/run/systemd/system").is_dir().then(|| Self(vec!["systemctl".into()]))
+    }
+
+    /// Another command in its place.
+    #[cfg(test)]
+    pub fn played_by(words: Vec<OsString>) -> Self {
+        Self(words)
+    }
+
+    /// Runs it, and tells what it printed.
+    ///
+    /// # Errors
+    /// What it complained of.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let (succeeded, text) = self.ask(arguments);
+        if succeeded {
+            return Ok(text);
+        }
+        Err(Fatal::new(format!("systemctl {} failed: {text}", arguments.join(" "))))
+    }
+
+    /// Whether a unit runs.
+    pub fn is_active(&self, unit: &str) -> bool {
+        self.state(unit) == "active"
+    }
+
+    /// Whether a unit runs, or would if it did not fail.
+    pub fn is_wanted(&self, unit: &str) -> bool {
+        matches!(&*self.state(unit), "active" | "activating" | "reloading")
+    }
+
+    fn state(&self, unit: &str) -> String {
+        self.ask(&["is-active", unit]).1
+    }
+
+    /// Has systemd start a unit now and with the machine.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn bring_up(&self, unit: &str) -> Result<()> {
+        self.run(&["enable", unit])?;
+        // It may have failed too often to be started once more.
+        self.ask(&["reset-failed", unit]);
+        self.start(unit)
+    }
+
+    /// Starts a unit, from the beginning if it runs.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn start(&self, unit: &str) -> Result<()> {
+        self.run(&["restart", unit])?;
+        match &*self.state(unit) {
+            "active" => Ok(()),
+            state => Err(Fatal::new(format!("It did not stay up: systemd says {state}."))),
+        }
+    }
+
+    /// Whether it succeeded, and what it printed: its answer, if it gave one.
+    fn ask(&self, arguments: &[&str]) -> (bool, String) {
+        let mut words = self.0.iter();
+        let mut command = Command::new(words.next().cloned().unwrap_or_default());
+        command.args(words).args(arguments).stdin(Stdio::null());
+        match command.output() {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stdout);
+                let complaint = String::from_utf8_lossy(&output.stderr);
+                let text = if said.trim().is_empty() { complaint } else { said };
+                (output.status.success(), text.trim().to_owned())
+            }
+            Err(error) => (false, error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The whole of it, in an image of a machine.
+
+use std::os::unix::fs::{PermissionsExt, lchown};
+
+use super::image::Image;
+use super::*;
+use crate::shell::sys;
+
+const UNIT: &str = "espocrm-websocket.service";
+const CONFIG: &str = "/etc/espocrm-websocket/config.toml";
+const DROP_IN: &str = "/etc/systemd/system/espocrm-websocket.service.d/10-setup.conf";
+
+/// `setup` with these flags: what it says; or its complaint, if it fails.
+fn setup(image: &Image, flags: &str) -> std::result::Result<String, String> {
+    let mut parser = lexopt::Parser::from_args(flags.split_whitespace());
+    let setup = Setup::parse(&mut parser).unwrap().unwrap();
+    let (said, result) = image.work(|machine| setup.carry_out(machine));
+    result.map(|()| said).map_err(|error| error.to_string())
+}
+
+fn has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn the_only_espocrm_is_set_up_and_started() {
+    let image = Image::new();
+    image.espocrm("/var/www/html");
+    let said = setup(&image, "").unwrap();
+    has(
+        &said,
+        &["is set up for the EspoCRM in /var/www/html, as user web", CONFIG, DROP_IN, "journalctl"],
+    );
+    has(&image.text(CONFIG), &["\nespocrm = \"/var/www/html\"\n"]);
+    let drop_in = "\n[Service]\nUser=web\nGroup=webgroup\nReadWritePaths=/var/www/html/data\n";
+    has(&image.text(DROP_IN), &[drop_in]);
+    let calls = ["enable", "reset-failed", "restart", "is-active"].map(|it| format!("{it} {UNIT}"));
+    assert_eq!(image.calls(), [&["daemon-reload".to_owned()], &calls[..]].concat());
+    for path in [CONFIG, DROP_IN] {
+        assert_eq!(image.at(path).metadata().unwrap().permissions().mode() & 0o7777, 0o644);
+    }
+}
+
+#[test]
+fn what_runs_unchanged_is_left_running() {
+    let image = Image::new();
+    image.espocrm("/srv/crm");
+    setup(&image, "").unwrap();
+    image.calls();
+    has(&setup(&image, "").unwrap(), &["left as they were", "runs, and starts"]);
+    assert!(!image.calls().contains(&format!("restart {UNIT}")));
+    std::fs::remove_file(image.at("/systemctl.d/active").join(UNIT)).unwrap();
+    setup(&image, "").unwrap();
+    assert!(image.calls().contains(&format!("restart {UNIT}")));
+}
+
+#[test]
+fn a_service_that_does_not_come_up_is_told() {
+    for (how, words) in [
+        ("fails", "restart espocrm-websocket.service failed: Job for"),
+        ("dies", "systemd says activating"),
+        ("missing", "Unit file espocrm-websocket.service does not exist"),
+    ] {
+        let image = Image::new();
+        image.espocrm("/var/www/html");
+        image.put(&format!("/systemctl.d/{how}/{UNIT}"), "");
+        let error = setup(&image, "").unwrap_err();
+        has(&error, &["is set up, but does not run", words, "journalctl -n 50 -u", CONFIG]);
+        assert!(image.has(CONFIG) && image.has(DROP_IN));
+    }
+}
+
+#[test]
+fn an_installation_starts_nothing_and_an_upgrade_is_silent() {
+    let image = Image::new();
+    image.espocrm("/var/www/html");
+    has(&setup(&image, "--at-install").unwrap(), &["/var/www/html", CONFIG]);
+    assert_eq!(image.calls(), ["daemon-reload"]);
+    assert_eq!(setup(&image, "--at-install").unwrap(), "");
+    assert!(image.calls().is_empty());
+}
+
+#[test]
+fn what_cannot_be_decided_is_no_failure_of_an_installation() {
+    let image = Image::new();
+    has(&setup(&image, "").unwrap_err(), &["No EspoCRM was found", "setup --espocrm DIR"]);
+    has(&setup(&image, "--at-install").unwrap(), &["No EspoCRM was found"]);
+    has(&setup(&image, "--name x").unwrap_err(), &["setup --name x --espocrm DIR"]);
+    image.espocrm("/var/www/html");
+    image.espocrm("/srv/my crm/html");
+    image.put("/etc/nginx/conf.d/crm.conf", "server { root '/srv/my crm/html/public'; }");
+    let error = setup(&image, "").unwrap_err();
+    let commands = "\n  espocrm-websocket setup --espocrm '/srv/my crm/html'\n  \
+                    espocrm-websocket setup --name crm --espocrm /var/www/html\n";
+    has(&error, &["several", "Nothing was changed", commands, "webSocketPort"]);
+    assert_eq!(setup(&image, "--at-install").unwrap().trim_end(), error);
+    assert!(image.is_untouched() && image.calls().is_empty());
+}
+
+#[test]
+fn each_espocrm_has_a_service_of_its_own() {
+    let image = Image::new();
+    image.espocrm("/var/www/a");
+    image.espocrm("/var/www/b");
+    setup(&image, "--espocrm /var/www/a --name a").unwrap();
+    // The other one is the only one that is left.
+    has(
+        &setup(&image, "").unwrap(),
+        &["espocrm-websocket.service is set up for the EspoCRM in /var/www/b"],
+    );
+    has(&image.text("/etc/espocrm-websocket/a.toml"), &["espocrm = \"/var/www/a\""]);
+    assert!(image.has("/etc/systemd/system/espocrm-websocket@a.service.d/10-setup.conf"));
+    assert_eq!(setup(&image, "--name c --at-install").unwrap(), "");
+    has(&setup(&image, "--name c").unwrap(), &["served already"]);
+    assert!(!image.has("/etc/espocrm-websocket/c.toml"));
+    assert!(setup(&image, "--name ../c").unwrap_err().contains("no name"));
+}
+
+#[test]
+fn a_configuration_file_is_kept_but_for_its_line() {
+    let image = Image::new();
+    image.espocrm("/srv/a");
+    image.espocrm("/srv/b");
+    let text = "# mine\r\nespocrm = '/srv/a/' # here\nmax_checks = 3";
+    image.put(CONFIG, text);
+    has(&setup(&image, "").unwrap(), &["EspoCRM in /srv/a, as", "left as they were"]);
+    assert_eq!(image.text(CONFIG), text);
+    has(&setup(&image, "--espocrm /srv/b").unwrap(), &["the line espocrm was changed"]);
+    assert_eq!(image.text(CONFIG), text.replace("'/srv/a/'", "\"/srv/b\""));
+    image.put(CONFIG, "espocrm = '/srv/gone'");
+    has(&setup(&image, "").unwrap_err(), &[CONFIG, "/srv/gone", "Nothing was changed"]);
+    has(&setup(&image, "--at-install").unwrap(), &["/srv/gone"]);
+    for (text, words) in [("espocrm = 1e5", "float"), ("debug = 1", "line 1")] {
+        image.put(CONFIG, text);
+        has(&setup(&image, "--espocrm /srv/b").unwrap_err(), &[CONFIG, words]);
+        assert_eq!(image.text(CONFIG), text);
+    }
+}
+
+#[test]
+fn a_configuration_file_is_read_whatever_it_is() {
+    let image = Image::new();
+    image.espocrm("/srv/a");
+    image.put(CONFIG, "");
+    std::fs::write(image.at(CONFIG), b"\xff\xfe").unwrap();
+    has(&setup(&image, "").unwrap_err(), &["not in UTF-8"]);
+    std::fs::write(image.at(CONFIG), vec![b'#'; 2 << 20]).unwrap();
+    has(&setup(&image, "").unwrap_err(), &["more than 1 MiB"]);
+    std::fs::remove_file(image.at(CONFIG)).unwrap();
+    // A link of the administrator's stays one.
+    image.put("/srv/settings.toml", "debug = true\n");
+    image.link(CONFIG, "/srv/settings.toml");
+    setup(&image, "").unwrap();
+    assert_eq!(image.text("/srv/settings.toml"), "espocrm = \"/srv/a\"\ndebug = true\n");
+}
+
+#[test]
+fn a_unit_of_the_administrators_is_not_disturbed() {
+    let image = Image::new();
+    image.espocrm("/var/www/html");
+    let unit = "[Service]\nExecStart=php /var/www/html/websocket.php\n";
+    for name in [UNIT, "crm.service"] {
+        let path = format!("/etc/systemd/system/{name}");
+        image.put(&path, unit);
+        let error = setup(&image, "").unwrap_err();
+        has(&error, &[&path, "Nothing was changed", &format!("espocrm-websocket adopt {name}")]);
+        assert_eq!(setup(&image, "--at-install").unwrap().trim_end(), error);
+        std::fs::remove_file(image.at(&path)).unwrap();
+    }
+    assert!(image.is_untouched() && image.calls().is_empty());
+    // One for another EspoCRM is no obstacle, nor is one that was turned off.
+    image.put("/etc/systemd/system/other.service", &unit.replace("html", "other"));
+    image.link("/etc/systemd/system/off.service", "/dev/null");
+    setup(&image, "").unwrap();
+}
+
+#[test]
+fn a_file_that_hides_the_packaged_unit_is_told() {
+    let image = Image::new();
+    image.espocrm("/var/www/html");
+    image.espocrm("/var/www/.old");
+    let path = "/etc/systemd/system/espocrm-websocket.service";
+    image.put(path, "[Service]\nExecStart=/usr/local/bin/espocrm-websocket /var/www/html\n");
+    let words = [path, "hides the package's unit"];
+    has(&setup(&image, "").unwrap(), &words);
+    assert_eq!(setup(&image, "--at-install").unwrap(), "");
+    std::fs::remove_file(image.at(path)).unwrap();
+    image.link(path, "/dev/null");
+    assert!(!setup(&image, "").unwrap().contains("hides"));
+}
+
+#[test]
+fn units_of_several_espocrms_are_told() {
+    let image = Image::new();
+    for name in ["a", "b"] {
+        image.espocrm(&format!("/srv/{name}"));
+        let unit = format!("[Service]\nExecStart=php /srv/{name}/websocket.php\n");
+        image.put(&format!("/etc/systemd/system/{name}.service"), &unit);
+    }
+    // An alias is not another one.
+    image.link("/etc/systemd/system/c.service", "/etc/systemd/system/a.service");
+    let error = setup(&image, "").unwrap_err();
+    has(&error, &["Units of your own", "adopt a.service\n", "adopt b.service"]);
+    assert!(!error.contains("c.service"));
+}
+
+#[test]
+fn a_drop_in_may_make_a_unit_one_that_runs_the_script() {
+    let image = Image::new();
+    image.espocrm("/srv/a");
+    image.put("/etc/systemd/system/a.service", "[Service]\nExecStart=/bin/x\n");
+    image.put(
+        "/etc/systemd/system/a.service.d/override.conf",
+        "[Service]\nExecStart=\nExecStart=php /srv/a/websocket.php\n",
+    );
+    has(&setup(&image, "").unwrap_err(), &["adopt a.service"]);
+}
+
+#[test]
+fn roots_data_is_refused() {
+    if !sys::is_root() {
+        eprintln!("skipped: only root can have files belong to others");
+        return;
+    }
+    let image = Image::new();
+    image.espocrm("/srv/my crm");
+    std::os::unix::fs::chown(image.at("/srv/my crm/data"), Some(0), Some(0)).unwrap();
+    let error = setup(&image, "").unwrap_err();
+    has(&error, &["belongs to root", "chown -R www-data: '/srv/my crm'"]);
+    has(&setup(&image, "--at-install").unwrap(), &["belongs to root"]);
+    image.put("/etc/passwd", "apache:x:48:48::/:/x\n");
+    has(&setup(&image, "").unwrap_err(), &["chown -R apache: "]);
+    assert!(image.is_untouched());
+}
+
+#[test]
+fn the_owner_of_a_link_does_not_choose_whom_it_runs_as() {
+    if !sys::is_root() {
+        eprintln!("skipped: only root can have files belong to others");
+        return;
+    }
+    let image = Image::new();
+    image.espocrm("/srv/crm");
+    let data = image.at("/srv/crm/data");
+    std::fs::rename(&data, image.at("/srv/elsewhere")).unwrap();
+    std::os::unix::fs::symlink("../elsewhere", &data).unwrap();
+    setup(&image, "").unwrap();
+    has(&image.text(DROP_IN), &["ReadWritePaths=/srv/elsewhere\n"]);
+    lchown(&data, Some(1000), Some(1000)).unwrap();
+    has(&setup(&image, "").unwrap_err(), &["symbolic link of another user"]);
+}
+
+#[test]
+fn groups_of_root_are_not_taken() {
+    if !sys::is_root() {
+        eprintln!("skipped: only root can have files belong to others");
+        return;
+    }
+    let image = Image::new();
+    image.espocrm("/srv/crm");
+    std::os::unix::fs::chown(image.at("/srv/crm/data"), Some(4711), Some(0)).unwrap();
+    setup(&image, "").unwrap();
+    has(&image.text(DROP_IN), &["User=4711\nReadWritePaths="]);
+}
+
+#[test]
+fn links_are_kept_except_in_a_home() {
+    let image = Image::new();
+    image.espocrm("/srv/releases/2");
+    image.link("/srv/current", "releases/2");
+    setup(&image, "").unwrap();
+    has(&image.text(CONFIG), &["espocrm = \"/srv/current\""]);
+    has(&image.text(DROP_IN), &["ReadWritePaths=/srv/releases/2/data\n"]);
+    let image = Image::new();
+    image.espocrm("/home/ann/crm 100%");
+    image.link("/var/www/html", "/home/ann/crm 100%");
+    setup(&image, "").unwrap();
+    has(&image.text(CONFIG), &["espocrm = \"/home/ann/crm 100%\""]);
+    has(
+        &image.text(DROP_IN),
+        &[
+            "ReadWritePaths=\"/home/ann/crm 100%%/data\"\nProtectHome=tmpfs\nBindPaths=\"/home/ann/crm 100%%\"\n",
+        ],
+    );
+}
+
+#[test]
+fn what_cannot_be_written_into_a_unit_is_refused() {
+    let image = Image::new();
+    image.espocrm("/srv/crm\n[Service]\nUser=root");
+    has(&setup(&image, "").unwrap_err(), &["No EspoCRM was found"]);
+    let setup =
+        Setup { espocrm: Some("/srv/crm\n[Service]\nUser=root".into()), ..Setup::default() };
+    let (_, result) = image.work(|machine| setup.carry_out(machine));
+    has(&result.unwrap_err().to_string(), &["cannot be written into a unit"]);
+    image.link("/srv/loop", "loop");
+    image.link("/srv/link", "crm\n[Service]\nUser=root");
+    has(&self::setup(&image, "--espocrm /srv/link").unwrap_err(), &["cannot be written"]);
+    has(&self::setup(&image, "--espocrm /srv/loop").unwrap_err(), &["/srv/loop"]);
+    assert!(image.is_untouched());
+    image.put(CONFIG, "espocrm = 'srv/a'");
+    image.espocrm("/srv/a");
+    has(&self::setup(&image, "").unwrap_err(), &[CONFIG, "begins with a slash"]);
+}
+
+#[test]
+fn files_that_do_not_fit_are_passed_over() {
+    let image = Image::new();
+    image.espocrm("/srv/a");
+    std::fs::create_dir_all(image.at("/etc/nginx/sites-enabled/dir")).unwrap();
+    image.link("/etc/nginx/sites-enabled/gone", "../gone");
+    image.put("/etc/nginx/nginx.conf", &"root /nowhere;".repeat(100_000));
+    image.put("/etc/apache2/sites-enabled/x", &"DocumentRoot /nowhere\n".repeat(2_000));
+    let fifo = image.at("/etc/systemd/system/fifo.service");
+    std::fs::create_dir_all(fifo.parent().unwrap()).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
+    has(&setup(&image, "--espocrm /srv/a/").unwrap(), &["/srv/a, as"]);
+}
