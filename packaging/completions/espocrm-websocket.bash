@@ -32,7 +32,7 @@ _espocrm_websocket() {
         config) offered="$settings --check" ;;
         demo) offered=--listen ;;
         setup) offered="--espocrm --name --at-install --root" ;;
-        adopt) offered="--undo --root" ;;
+        adopt) offered="--undo --name --root" ;;
         *) offered="run config demo setup adopt help --help --version" ;;
     esac
     COMPREPLY=($(compgen -W "$offered" -- "$cur"))

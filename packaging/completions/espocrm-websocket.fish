@@ -10,7 +10,7 @@ complete -c espocrm-websocket -n __fish_use_subcommand -a help -d 'explain'
 complete -c espocrm-websocket -n __fish_use_subcommand -s h -l help -d 'explain'
 complete -c espocrm-websocket -n __fish_use_subcommand -s V -l version -d 'tell the version'
 
-set -l serving '__fish_seen_subcommand_from run config'
+set --local serving '__fish_seen_subcommand_from run config'
 complete -c espocrm-websocket -n "$serving" -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
 complete -c espocrm-websocket -n "$serving" -l config -rF -d 'our settings'
 complete -c espocrm-websocket -n "$serving" -l php -rF -d "PHP's command line"
@@ -33,7 +33,7 @@ complete -c espocrm-websocket -n "$serving" -l log-file -rF -d 'where the log go
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from config' -l check -d 'tell only what is wrong'
 
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup' -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup' -l name -x -d 'of one of several services'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt' -l name -x -d 'of one of several services'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup' -l at-install -d 'as packages do'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from adopt' -l undo -d 'give the replaced service back'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt' -l root -ra '(__fish_complete_directories)' -d 'of another system'
