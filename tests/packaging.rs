@@ -69,14 +69,14 @@ const SETTINGS_TO_COME: [&str; 1] = ["log_file"];
 
 #[test]
 fn what_is_to_come_has_not_come() {
-    let help = help();
-    assert!(TO_COME.iter().all(|flag| !help.contains(&format!("--{flag}"))));
+    let here = words_after(&help(), "--");
+    assert!(!TO_COME.iter().any(|flag| here.contains(*flag)), "{here:?}");
 }
 
 /// All flags without their dashes.
 fn flags() -> BTreeSet<String> {
     let mut flags = words_after(&help(), "--");
-    assert!(flags.len() > 20, "{flags:?}");
+    assert!(flags.len() > 10, "{flags:?}");
     flags.extend(TO_COME.map(str::to_owned));
     flags
 }
@@ -133,7 +133,8 @@ fn completions_have_every_flag_and_no_other() {
 #[test]
 fn completions_have_every_command_and_no_other() {
     let bash = read(BASH);
-    let offered = bash.lines().find_map(|line| line.trim().strip_prefix("*) offered=\"")).unwrap();
+    let (_, offered) = bash.split_once("\n        *) offered=\"").unwrap();
+    let (offered, _) = offered.split_once('"').unwrap();
     let offered = offered.split_whitespace().filter(|word| !word.starts_with('-'));
     assert_eq!(offered.map(str::to_owned).collect::<BTreeSet<_>>(), commands());
     assert_eq!(words_after(&read(FISH), "__fish_use_subcommand -a "), commands());
@@ -223,7 +224,7 @@ impl Configured {
             let drop_in = dir.join(format!("{name}.d"));
             if Path::new(name).extension().is_some_and(|extension| extension == "service") {
                 fs::create_dir(&drop_in).unwrap();
-                let text = "[Service]\nUser=nobody\nReadWritePaths=/var/www/html/data\n";
+                let text = "[Service]\nUser=www-data\nReadWritePaths=/var/www/html/data\n";
                 fs::write(drop_in.join("10-setup.conf"), text).unwrap();
             }
         }
