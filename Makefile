@@ -6,6 +6,7 @@ FUZZ_SECONDS ?= 300
 # Seconds for which the soak runs, and a seed that repeats its choices (none: a random one).
 export SOAK_SECONDS ?= 1800
 export SOAK_SEED ?=
+# REBUILD=1: make check-packages also builds the last commit once more and compares.
 
 # The same sources give the same binary wherever they, cargo's copies of crates and the target directory lie. These flags
 # are the same for all targets, since cargo builds everything anew if they change.
@@ -71,7 +72,7 @@ deb rpm: build
 
 check-packages: packages
 	tools/install check-packages
-	tools/check-packages
+	tools/check-packages $(if $(REBUILD),--rebuild)
 
 clean:
 	$(CARGO) clean
