@@ -1,4 +1,4 @@
-# make demo: try it. make test: the whole suite. Both install what is missing.
+# make demo: try it. make test: the whole suite. make deb, make rpm: packages. All install what is missing.
 
 CARGO := $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 # Seconds for which each fuzz target runs.
@@ -6,8 +6,20 @@ FUZZ_SECONDS ?= 300
 # Seconds for which the soak runs, and a seed that repeats its choices (none: a random one).
 export SOAK_SECONDS ?= 1800
 export SOAK_SEED ?=
+# REBUILD=1: make check-packages also builds the last commit once more and compares.
 
-.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn clean
+# The same sources give the same binary wherever they, cargo's copies of crates and the target directory lie. These flags
+# are the same for all targets, since cargo builds everything anew if they change.
+MAPPED := $(CURDIR)=espocrm-websocket \
+	$(abspath $(or $(CARGO_TARGET_DIR),target))=espocrm-websocket/target \
+	$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
+export RUSTFLAGS := $(strip $(RUSTFLAGS) $(MAPPED:%=--remap-path-prefix=%))
+# For libzmq and ring: besides what Rust does by itself.
+HARDENED := -fstack-protector-strong -D_FORTIFY_SOURCE=2
+export CFLAGS := $(strip $(CFLAGS) $(HARDENED) $(MAPPED:%=-ffile-prefix-map=%))
+export CXXFLAGS := $(strip $(CXXFLAGS) $(HARDENED) $(MAPPED:%=-ffile-prefix-map=%))
+
+.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn packages deb rpm check-packages clean
 
 build:
 	tools/install build
@@ -51,6 +63,16 @@ bench-core:
 autobahn:
 	tools/install autobahn
 	tools/autobahn
+
+packages: deb rpm
+
+deb rpm: build
+	tools/install $@
+	tools/package $@
+
+check-packages: packages
+	tools/install check-packages
+	tools/check-packages $(if $(REBUILD),--rebuild)
 
 clean:
 	$(CARGO) clean

@@ -1,0 +1,39 @@
+# bash completion of espocrm-websocket(8)
+
+_espocrm_websocket() {
+    local cur prev words cword
+    _init_completion || return
+
+    case $prev in
+        --config | --php | --log-file)
+            _filedir
+            return
+            ;;
+        --espocrm | --root)
+            _filedir -d
+            return
+            ;;
+        --origin)
+            COMPREPLY=($(compgen -W same-site -- "$cur"))
+            return
+            ;;
+        --listen | --zeromq | --max-connections | --max-per-address | --max-per-user | --trusted-proxy | --max-checks | \
+            --check-timeout | --review-interval | --ping-interval | --verdict-reuse | --name)
+            return
+            ;;
+    esac
+
+    local settings="--espocrm --config --php --listen --zeromq --max-connections --max-per-address --max-per-user
+        --trusted-proxy --proxy-protocol --origin --max-checks --check-timeout --review-interval --ping-interval
+        --verdict-reuse --no-worker --debug --log-file"
+    local offered
+    case ${words[1]} in
+        run | */*) offered=$settings ;;
+        config) offered="$settings --check" ;;
+        demo) offered=--listen ;;
+        setup) offered="--espocrm --name --at-install --root" ;;
+        adopt) offered="--undo --name --root" ;;
+        *) offered="run config demo setup adopt help --help --version" ;;
+    esac
+    COMPREPLY=($(compgen -W "$offered" -- "$cur"))
+} && complete -F _espocrm_websocket espocrm-websocket

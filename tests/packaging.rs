@@ -1,0 +1,284 @@
+//! What packages contain besides the binary: units, man pages, completions. They say what the binary
+//! says, and hold what they promise. `tools/check-packages` looks at the packages themselves.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on shall say so"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_espocrm-websocket");
+
+const SERVICE: &str = "packaging/systemd/espocrm-websocket.service";
+const INSTANCE: &str = "packaging/systemd/espocrm-websocket@.service";
+const SOCKET: &str = "packaging/systemd/espocrm-websocket.socket";
+const MANUAL: &str = "docs/man/espocrm-websocket.8";
+const SETTINGS_MANUAL: &str = "docs/man/espocrm-websocket.toml.5";
+const BASH: &str = "packaging/completions/espocrm-websocket.bash";
+const FISH: &str = "packaging/completions/espocrm-websocket.fish";
+const ZSH: &str = "packaging/completions/_espocrm-websocket";
+
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(path(""));
+    // For man: no pager, and text as it is.
+    command.env("LC_ALL", "C.UTF-8").env("MANWIDTH", "80");
+    command.output().unwrap_or_else(|error| panic!("{program}: {error}; see tools/install test"))
+}
+
+/// Runs a program that must succeed and have nothing to complain about.
+fn run_without_complaint(program: &str, arguments: &[&str]) -> String {
+    let output = run(program, arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{program} {arguments:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The words that follow `prefix` in `text`.
+fn words_after(text: &str, prefix: &str) -> BTreeSet<String> {
+    let word = |rest: &str| {
+        let end = rest.find(|c: char| !c.is_ascii_lowercase() && !"_-".contains(c));
+        rest[..end.unwrap_or(rest.len())].to_owned()
+    };
+    text.split(prefix).skip(1).map(word).filter(|word| !word.is_empty()).collect()
+}
+
+fn help() -> String {
+    run_without_complaint(BINARY, &["--help"])
+}
+
+/// Documented before the binary had them. To be removed when it has: the test of that name fails.
+const TO_COME: [&str; 6] = ["check", "undo", "name", "at-install", "root", "log-file"];
+const COMMANDS_TO_COME: [&str; 2] = ["setup", "adopt"];
+const SETTINGS_TO_COME: [&str; 1] = ["log_file"];
+
+#[test]
+fn what_is_to_come_has_not_come() {
+    let here = words_after(&help(), "--");
+    assert!(!TO_COME.iter().any(|flag| here.contains(*flag)), "{here:?}");
+}
+
+/// All flags without their dashes.
+fn flags() -> BTreeSet<String> {
+    let mut flags = words_after(&help(), "--");
+    assert!(flags.len() > 10, "{flags:?}");
+    flags.extend(TO_COME.map(str::to_owned));
+    flags
+}
+
+fn commands() -> BTreeSet<String> {
+    let mut commands = words_after(&help(), "\n  espocrm-websocket ");
+    assert!(commands.len() > 2, "{commands:?}");
+    commands.insert("help".to_owned());
+    commands.extend(COMMANDS_TO_COME.map(str::to_owned));
+    commands
+}
+
+#[test]
+fn the_manual_has_every_flag_and_no_other() {
+    assert_eq!(words_after(&read(MANUAL), "Fl -"), flags());
+}
+
+#[test]
+fn the_manual_has_every_command_and_no_other() {
+    assert_eq!(words_after(&read(MANUAL), "\n.It Cm "), commands());
+}
+
+#[test]
+fn the_manual_has_every_setting_of_the_configuration_file_and_no_other() {
+    let template = format!("\n{}", read("packaging/config.toml").replace("\n#", "\n"));
+    let is_setting = |line: &str| {
+        let (name, _) = line.split_once(" = ")?;
+        name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| name.to_owned())
+    };
+    let mut settings: BTreeSet<_> = template.lines().filter_map(is_setting).collect();
+    assert!(settings.len() > 10, "{settings:?}");
+    settings.extend(SETTINGS_TO_COME.map(str::to_owned));
+    assert_eq!(words_after(&read(SETTINGS_MANUAL), "\n.It Ic "), settings);
+}
+
+#[test]
+fn manuals_are_well_formed() {
+    for file in [MANUAL, SETTINGS_MANUAL] {
+        // Its style depends on which other manuals are installed.
+        let complaints = run("mandoc", &["-T", "lint", "-W", "warning", file]);
+        assert_eq!(String::from_utf8_lossy(&complaints.stdout), "");
+        let text = run_without_complaint("man", &["--warnings", "-E", "UTF-8", "-l", file]);
+        assert!(text.contains("SEE ALSO"), "{text}");
+    }
+}
+
+#[test]
+fn completions_have_every_flag_and_no_other() {
+    assert_eq!(words_after(&read(BASH), "--"), flags());
+    assert_eq!(words_after(&read(FISH), " -l "), flags());
+    assert_eq!(words_after(&read(ZSH), "--"), flags());
+}
+
+#[test]
+fn completions_have_every_command_and_no_other() {
+    let bash = read(BASH);
+    let (_, offered) = bash.split_once("\n        *) offered=\"").unwrap();
+    let (offered, _) = offered.split_once('"').unwrap();
+    let offered = offered.split_whitespace().filter(|word| !word.starts_with('-'));
+    assert_eq!(offered.map(str::to_owned).collect::<BTreeSet<_>>(), commands());
+    assert_eq!(words_after(&read(FISH), "__fish_use_subcommand -a "), commands());
+    let zsh = read(ZSH);
+    let (_, offered) = zsh.split_once("commands=(").unwrap();
+    let (offered, _) = offered.split_once("\n)").unwrap();
+    assert_eq!(words_after(offered, "\n    '"), commands());
+}
+
+#[test]
+fn shells_understand_what_they_are_given() {
+    run_without_complaint("bash", &["-n", BASH]);
+    run_without_complaint("bash", &["-c", &format!(". {BASH}; complete -p espocrm-websocket")]);
+    run_without_complaint("zsh", &["-n", ZSH]);
+    run_without_complaint("fish", &["-n", FISH]);
+    let offered = run_without_complaint(
+        "fish",
+        &["-N", "-c", &format!("source {FISH}; complete -C 'espocrm-websocket adopt --'")],
+    );
+    assert!(offered.contains("--undo") && !offered.contains("--php"), "{offered}");
+    for script in ["postinst", "prerm", "postrm"] {
+        let script = format!("packaging/deb/espocrm-websocket.{script}");
+        run_without_complaint("sh", &["-n", &script]);
+    }
+}
+
+/// The settings of a unit, in their order, without comments.
+fn unit(file: &str) -> String {
+    let text = read(file);
+    text.split_inclusive('\n').filter(|line| !line.starts_with(['#', '\n'])).collect()
+}
+
+#[test]
+fn the_services_differ_in_nothing_but_their_name() {
+    let expected = unit(SERVICE)
+        .replace("/config.toml", "/%i.toml")
+        .replace("of EspoCRM\n", "of EspoCRM (%i)\n")
+        .replace("SyslogIdentifier=espocrm-websocket\n", "SyslogIdentifier=espocrm-websocket@%i\n")
+        .replace("RuntimeDirectory=espocrm-websocket\n", "RuntimeDirectory=espocrm-websocket-%i\n");
+    assert_eq!(unit(INSTANCE), expected);
+}
+
+#[test]
+fn units_run_what_there_is() {
+    let units = unit(SERVICE);
+    let (used, known) = (words_after(&units, " --"), flags());
+    assert!(used.is_subset(&known), "{used:?}");
+    let used = words_after(&units, "/usr/bin/espocrm-websocket ");
+    assert!(used.is_subset(&commands()), "{used:?}");
+    assert!(units.contains("\nConditionPathExists=/etc/espocrm-websocket/config.toml\n"));
+}
+
+#[test]
+fn the_limit_of_open_files_is_enough_for_the_default_number_of_connections() {
+    let after = |text: &str, prefix: &str| {
+        let (_, rest) = text.split_once(prefix).unwrap_or_else(|| panic!("{prefix} is missing"));
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
+        rest[..end].parse::<u64>().unwrap()
+    };
+    let connections = after(&read("packaging/config.toml"), "\n#max_connections = ");
+    let accept = read("src/shell/server/accept.rs");
+    let reserved = after(&accept, "const RESERVED_DESCRIPTORS: u64 = ");
+    let over_limit = after(&accept, "const OVER_LIMIT: usize = ");
+    // The soft limit alone; the daemon raises it to the hard one.
+    let granted = after(&unit(SERVICE), "\nLimitNOFILE=");
+    assert!(connections + reserved + over_limit <= granted, "{granted}");
+}
+
+/// A directory with the units as they are after `setup`, and this binary in them.
+struct Configured {
+    dir: PathBuf,
+}
+
+impl Configured {
+    fn new(name: &str) -> Self {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        for (file, name) in [
+            (SERVICE, "espocrm-websocket.service"),
+            (INSTANCE, "espocrm-websocket@crm.service"),
+            (SOCKET, "espocrm-websocket.socket"),
+        ] {
+            let text = read(file).replace("/usr/bin/espocrm-websocket", BINARY);
+            fs::write(dir.join(name), text).unwrap();
+            let drop_in = dir.join(format!("{name}.d"));
+            if Path::new(name).extension().is_some_and(|extension| extension == "service") {
+                fs::create_dir(&drop_in).unwrap();
+                let text = "[Service]\nUser=www-data\nReadWritePaths=/var/www/html/data\n";
+                fs::write(drop_in.join("10-setup.conf"), text).unwrap();
+            }
+        }
+        Self { dir }
+    }
+
+    fn unit(&self, name: &str) -> String {
+        self.dir.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[test]
+fn systemd_understands_all_of_the_units() {
+    let units = Configured::new("units-verified");
+    for unit in
+        ["espocrm-websocket.service", "espocrm-websocket@crm.service", "espocrm-websocket.socket"]
+    {
+        let output = run("systemd-analyze", &["verify", "--man=no", &units.unit(unit)]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        // It looks at the machine's units as well.
+        let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
+        assert!(output.status.success() && ours.is_empty(), "{stderr}");
+    }
+}
+
+#[test]
+fn the_services_exposure_is_at_most_2_of_10() {
+    let units = Configured::new("units-secured");
+    for unit in ["espocrm-websocket.service", "espocrm-websocket@crm.service"] {
+        let arguments = ["security", "--offline=true", "--threshold=20", &units.unit(unit)];
+        let output = run("systemd-analyze", &arguments);
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(report.contains("Overall exposure level"), "{report}");
+        assert!(output.status.success(), "{report}");
+    }
+}
+
+#[test]
+fn packages_have_the_version_of_the_binary() {
+    let version = run_without_complaint(BINARY, &["--version"]);
+    let version = version.trim().rsplit(' ').next().unwrap();
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    let changelog = run_without_complaint("tools/package", &["changelog", "deb"]);
+    let head = format!("espocrm-websocket ({version}-1) unstable; urgency=medium\n\n  * ");
+    assert!(changelog.starts_with(&head), "{changelog}");
+    let changelog = run_without_complaint("tools/package", &["changelog", "rpm"]);
+    let head = changelog.lines().next().unwrap();
+    assert!(head.starts_with("* ") && head.ends_with(&format!(" - {version}-1")), "{changelog}");
+    // No other place has it.
+    let spec = read("packaging/rpm/espocrm-websocket.spec");
+    assert!(spec.contains("\nVersion: %{package_version}\n"));
+}
