@@ -234,14 +234,14 @@ mod tests {
                     --max-connections 7 --max-per-address 5 --max-per-user 0 \
                     --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
                     --origin same-site --origin https://a.example --max-checks 8 --check-timeout 9s --review-interval 0 \
-                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug";
+                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug --log-file l";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
                     max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
                     trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
                     origins = ['same-site', 'https://a.example']\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
-                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true";
+                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true\nlog_file = 'l'";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
     }
 

@@ -62,22 +62,10 @@ fn help() -> String {
     run_without_complaint(BINARY, &["--help"])
 }
 
-/// Documented before the binary had them. To be removed when it has: the test of that name fails.
-const TO_COME: [&str; 6] = ["check", "undo", "name", "at-install", "root", "log-file"];
-const COMMANDS_TO_COME: [&str; 2] = ["setup", "adopt"];
-const SETTINGS_TO_COME: [&str; 1] = ["log_file"];
-
-#[test]
-fn what_is_to_come_has_not_come() {
-    let here = words_after(&help(), "--");
-    assert!(!TO_COME.iter().any(|flag| here.contains(*flag)), "{here:?}");
-}
-
 /// All flags without their dashes.
 fn flags() -> BTreeSet<String> {
-    let mut flags = words_after(&help(), "--");
+    let flags = words_after(&help(), "--");
     assert!(flags.len() > 10, "{flags:?}");
-    flags.extend(TO_COME.map(str::to_owned));
     flags
 }
 
@@ -85,7 +73,6 @@ fn commands() -> BTreeSet<String> {
     let mut commands = words_after(&help(), "\n  espocrm-websocket ");
     assert!(commands.len() > 2, "{commands:?}");
     commands.insert("help".to_owned());
-    commands.extend(COMMANDS_TO_COME.map(str::to_owned));
     commands
 }
 
@@ -106,9 +93,8 @@ fn the_manual_has_every_setting_of_the_configuration_file_and_no_other() {
         let (name, _) = line.split_once(" = ")?;
         name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| name.to_owned())
     };
-    let mut settings: BTreeSet<_> = template.lines().filter_map(is_setting).collect();
+    let settings: BTreeSet<_> = template.lines().filter_map(is_setting).collect();
     assert!(settings.len() > 10, "{settings:?}");
-    settings.extend(SETTINGS_TO_COME.map(str::to_owned));
     assert_eq!(words_after(&read(SETTINGS_MANUAL), "\n.It Ic "), settings);
 }
 

@@ -294,6 +294,7 @@ mod tests {
             php: Some(_),
             listen: Some(_),
             zeromq: Some(_),
+            log_file: Some(_),
             debug: Some(_),
             max_connections: Some(_),
             max_per_address: Some(_),
