@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 300
 export SOAK_SECONDS ?= 1800
 export SOAK_SEED ?=
 
-.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn clean
+.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn test-packages clean
 
 build:
 	tools/install build
@@ -51,6 +51,11 @@ bench-core:
 autobahn:
 	tools/install autobahn
 	tools/autobahn
+
+# PACKAGES=DIR tests those in there.
+test-packages: $(if $(PACKAGES),,deb rpm)
+	tools/install containers
+	CARGO=$(CARGO) tools/container test
 
 clean:
 	$(CARGO) clean
