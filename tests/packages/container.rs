@@ -103,9 +103,9 @@ impl Container {
         self.property(unit, "ActiveState") == "active"
     }
 
-    /// `enabled`, `disabled`, `not-found`, …
+    /// `enabled`, `disabled`, …; nothing of a unit that there is not.
     pub fn enablement(&self, unit: &str) -> String {
-        self.attempt(&format!("systemctl is-enabled '{unit}' 2>/dev/null")).1.trim().to_owned()
+        self.property(unit, "UnitFileState")
     }
 
     /// Waits until it serves: `Type=notify` makes a unit active only then.

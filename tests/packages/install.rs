@@ -94,9 +94,7 @@ fn php_has_what_it_needs_in_the_sandbox_and_nothing_more(release: Release) {
             json!({
                 "how": if worker { "cli-server" } else { "cli" },
                 "user": "www-data",
-                "jit": "1",
-                "matched": 1,
-                "error": null,
+                "regular expressions are compiled": true,
                 "database": true,
                 "writable": ["data/cache/x", "data/logs/x", "/tmp/x"],
             }),
@@ -119,7 +117,7 @@ fn a_sandbox_that_is_too_tight_would_be_noticed(release: Release) {
     container.run("install -d -o www-data /var/www/html/data/logs");
     container.run(&format!("systemctl daemon-reload && systemctl restart {UNIT}"));
     let report = sandbox(&container, "alice");
-    assert!(report["error"].as_str().unwrap().contains("JIT"), "{report}");
+    assert_eq!(report["regular expressions are compiled"], false, "{report}");
     assert_eq!(report["writable"], json!(["data/cache/x", "/tmp/x"]), "{report}");
 }
 
@@ -145,14 +143,14 @@ fn sandbox(container: &Container, user: &str) -> Value {
     container.write(
         "/var/www/html/custom/commands/Sandbox.php",
         r#"<?php
-            error_clear_last();
-            $matched = @preg_match('/^(?:sand|b[aeo]x)+$/', 'sandbox');
-            $error = error_get_last();
+            // Only compiled expressions have that limit.
+            preg_match('/^(foo)+$/', str_repeat('foo', 65536));
+            $isCompiled = preg_last_error() === PREG_JIT_STACKLIMIT_ERROR;
             @mkdir('data/logs');
             @mkdir('data/cache');
             $files = array(
                 'index.php', 'application/x.php', 'custom/x', 'data/cache/x', 'data/logs/x', '/tmp/x',
-                '/srv/shared/x', '/var/lib/shared/x', '/var/www/x', '/etc/x', '/dev/shm/../x', '/run/x',
+                '/srv/shared/x', '/var/lib/shared/x', '/var/www/x', '/etc/x', '/run/x',
             );
             $isWritable = function ($file) {
                 return @file_put_contents($file, 'x') === 1;
@@ -160,9 +158,7 @@ fn sandbox(container: &Container, user: &str) -> Value {
             file_put_contents('data/sandbox.json', json_encode(array(
                 'how' => PHP_SAPI,
                 'user' => posix_getpwuid(posix_geteuid())['name'],
-                'jit' => ini_get('pcre.jit'),
-                'matched' => $matched,
-                'error' => $error ? $error['message'] : null,
+                'regular expressions are compiled' => $isCompiled,
                 'database' => is_resource(@fsockopen('10.9.8.7', 3306, $code, $message, 10)),
                 'writable' => array_values(array_filter($files, $isWritable)),
             )));

@@ -90,7 +90,8 @@ fn the_journal_has_priorities_and_no_second_time(release: Release) {
     for line in ours() {
         let message = line["MESSAGE"].as_str().unwrap();
         assert!(!message.starts_with('<'), "{message}");
-        assert!(!message.starts_with(|char: char| char.is_ascii_digit()), "{message}");
+        let has_year = message.split('-').next().is_some_and(|it| it.parse::<u32>().is_ok());
+        assert!(!has_year, "{message}");
         assert!(!message.contains("tok-"), "{message}");
     }
 }
