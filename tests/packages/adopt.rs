@@ -1,9 +1,9 @@
 //! Taking over from `websocket.php`, and giving back.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 
 use crate::container::{Container, Release};
-use crate::package::{CONFIG, install};
+use crate::package::{CONFIG, install, previous};
 use crate::standin::{self, PORT};
 use crate::support::eventually;
 use crate::tab::{self, UNIT};
@@ -12,6 +12,7 @@ on_each_release! {
     an_installation_leaves_websocket_php_alone_and_adopt_takes_over
     what_was_adopted_under_another_name_can_be_given_back
     if_ours_does_not_start_the_old_one_goes_on
+    an_upgrade_and_a_removal_leave_websocket_php_alone
 }
 
 /// As administrators write it, with the name that EspoCRM's documentation gives it.
@@ -115,20 +116,35 @@ fn what_was_adopted_under_another_name_can_be_given_back(release: Release) {
 fn if_ours_does_not_start_the_old_one_goes_on(release: Release) {
     let container = with_websocket_php(release, UNIT);
     install(&container);
-    // As if a library were missing.
-    container.run(
-        "printf '#!/bin/sh\\nexit 1\\n' >/usr/local/bin/fails && chmod 755 /usr/local/bin/fails",
-    );
-    container.write(
-        &format!("/etc/systemd/system/{UNIT}.d/99-fails.conf"),
-        "[Service]\nExecStartPre=/usr/local/bin/fails\n",
-    );
-    container.run("rm /var/www/html/command.php");
+    // Ours cannot do without this port.
+    let somebody = TcpListener::bind(tab::address(5555)).unwrap();
     let said = container.fail("espocrm-websocket adopt");
-    assert!(!said.is_empty());
-    container
-        .run(&format!("rm /etc/systemd/system/{UNIT}.d/99-fails.conf && systemctl daemon-reload"));
+    assert!(said.contains("is back") && said.contains("journalctl"), "{said}");
+    assert!(container.logged(UNIT, "5555") > 0);
     eventually("websocket.php serves again", websocket_php_serves);
     assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
     assert_eq!(container.enablement(UNIT), "enabled");
+    drop(somebody);
+    // Nothing of the attempt is in the way of the next.
+    container.run("espocrm-websocket adopt");
+    let mut tab = tab::come_back(PORT);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+}
+
+/// Whoever does not adopt it has a package that is there and does nothing.
+fn an_upgrade_and_a_removal_leave_websocket_php_alone(release: Release) {
+    let container = with_websocket_php(release, UNIT);
+    let pid = container.main_pid(UNIT);
+    let previous = previous(&container);
+    container.run(&format!("apt-get install -y {previous}"));
+    for action in ["install -y /packages/*.deb", "remove -y espocrm-websocket"] {
+        container.run(&format!("apt-get {action}"));
+        assert_eq!(container.main_pid(UNIT), pid, "{action}");
+        assert_eq!(container.enablement(UNIT), "enabled", "{action}");
+    }
+    container.run("apt-get purge -y espocrm-websocket");
+    assert_eq!(container.main_pid(UNIT), pid);
+    assert_eq!(container.enablement(UNIT), "enabled");
+    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
+    assert!(websocket_php_serves());
 }

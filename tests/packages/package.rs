@@ -28,7 +28,7 @@ pub fn previous(container: &Container) -> &'static str {
     container.run(&format!(
         "dpkg-deb -R /packages/{} /tmp/previous
         sed -i 's/^Version: .*/Version: 0.0.1/' /tmp/previous/DEBIAN/control
-        dpkg-deb -b /tmp/previous /tmp/previous.deb",
+        dpkg-deb -Zgzip -z1 -b /tmp/previous /tmp/previous.deb",
         name("deb")
     ));
     "/tmp/previous.deb"

@@ -2,6 +2,7 @@
 
 use crate::container::{Container, Release};
 use crate::package::{CONFIG, DROP_IN, install, previous};
+use crate::socket;
 use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
@@ -9,6 +10,8 @@ on_each_release! {
     tabs_come_back_by_themselves_after_an_upgrade
     an_upgrade_starts_nothing_that_was_turned_off
     an_upgrade_changes_no_setting_and_asks_nothing
+    every_service_runs_the_new_version_after_an_upgrade
+    an_upgrade_refuses_nobody_where_systemd_holds_the_port
 }
 
 fn with_previous(release: Release) -> Container {
@@ -62,4 +65,31 @@ fn an_upgrade_starts_nothing_that_was_turned_off(release: Release) {
     install(&container);
     assert_eq!(container.enablement(UNIT), "disabled");
     assert!(!container.is_active(UNIT));
+}
+
+fn every_service_runs_the_new_version_after_an_upgrade(release: Release) {
+    let container = with_previous(release);
+    standin::add_with(&container, "/srv/second", 8081, 5556);
+    container.run("espocrm-websocket setup --espocrm /srv/second --name second");
+    let second = "espocrm-websocket@second.service";
+    let pids = [UNIT, second].map(|unit| container.main_pid(unit));
+    install(&container);
+    for (unit, pid) in [UNIT, second].into_iter().zip(pids) {
+        container.wait_until_active(unit);
+        assert_ne!(container.main_pid(unit), pid, "{unit}");
+    }
+    tab::open(8081);
+    container.run("apt-get remove -y espocrm-websocket");
+    assert!(!container.is_active(second));
+}
+
+fn an_upgrade_refuses_nobody_where_systemd_holds_the_port(release: Release) {
+    let container = with_previous(release);
+    socket::turn_on(&container);
+    let mut tab = tab::open(PORT);
+    let visitor = socket::Visitor::start();
+    install(&container);
+    tab.expect_drop();
+    tab::open(PORT);
+    visitor.expect_never_refused();
 }
