@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 300
 export SOAK_SECONDS ?= 1800
 export SOAK_SEED ?=
 
-.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn test-packages clean
+.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn clean
 
 build:
 	tools/install build
@@ -20,6 +20,12 @@ test:
 	tools/install test
 	$(CARGO) build --release --locked
 	$(CARGO) test --locked
+
+# The packages, installed in containers. PACKAGES=DIR tests those in there.
+.PHONY: test-packages
+test-packages: $(if $(PACKAGES),,deb rpm)
+	tools/install containers
+	CARGO=$(CARGO) tools/container test
 
 lint:
 	tools/install lint
@@ -51,11 +57,6 @@ bench-core:
 autobahn:
 	tools/install autobahn
 	tools/autobahn
-
-# PACKAGES=DIR tests those in there.
-test-packages: $(if $(PACKAGES),,deb rpm)
-	tools/install containers
-	CARGO=$(CARGO) tools/container test
 
 clean:
 	$(CARGO) clean
