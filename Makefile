@@ -24,7 +24,6 @@ test:
 # The packages, installed in containers. PACKAGES=DIR tests those in there.
 .PHONY: test-packages
 test-packages: $(if $(PACKAGES),,deb rpm)
-	tools/install containers
 	CARGO=$(CARGO) tools/container test
 
 lint:

@@ -45,8 +45,8 @@ fn a_browser_behind_nginx_gets_what_php_sends(release: Release) {
     let without_tls = document.replace("listen 443 ssl;", "listen 8000;");
     assert_ne!(without_tls, document);
     let lines = without_tls.lines().filter(|line| !line.trim().starts_with("ssl_certificate"));
-    let site: String = lines.map(|line| format!("{line}\n")).collect();
-    container.write("/etc/nginx/conf.d/espocrm.conf", &site);
+    let site: Vec<_> = lines.collect();
+    container.write("/etc/nginx/conf.d/espocrm.conf", &site.join("\n"));
     container.run("nginx -q -t && systemctl reload nginx");
     eventually("nginx serves it", || std::net::TcpStream::connect(tab::address(8000)).is_ok());
 
@@ -142,7 +142,7 @@ fn sandbox(container: &Container, user: &str) -> Value {
     );
     container.write(
         "/var/www/html/custom/commands/Sandbox.php",
-        r#"<?php
+        r"<?php
             // Only compiled expressions have that limit.
             preg_match('/^(foo)+$/', str_repeat('foo', 65536));
             $isCompiled = preg_last_error() === PREG_JIT_STACKLIMIT_ERROR;
@@ -162,7 +162,7 @@ fn sandbox(container: &Container, user: &str) -> Value {
                 'database' => is_resource(@fsockopen('10.9.8.7', 3306, $code, $message, 10)),
                 'writable' => array_values(array_filter($files, $isWritable)),
             )));
-            return 0;"#,
+            return 0;",
     );
     container.run("rm -rf /var/www/html/data/cache /var/www/html/data/sandbox.json");
     container.run("chown -R www-data:www-data /var/www/html");

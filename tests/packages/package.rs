@@ -40,8 +40,9 @@ pub fn name(kind: &str) -> String {
     let files = std::fs::read_dir(&packages).unwrap().map(|file| file.unwrap().file_name());
     let names = files.map(|name| name.into_string().unwrap());
     let is_it = |name: &String| name.ends_with(&format!(".{kind}")) && !name.contains("dbg");
-    let mut names = names.filter(|name| is_it(name) && !name.contains(".src."));
-    let name = names.next().unwrap_or_else(|| panic!("there is no .{kind} in {packages:?}"));
-    assert_eq!(names.next(), None, "which of them in {packages:?}?");
-    name
+    let names: Vec<_> = names.filter(|name| is_it(name) && !name.contains(".src.")).collect();
+    let [name] = names.as_slice() else {
+        panic!("one .{kind} is needed in {}: {names:?}", packages.display());
+    };
+    name.clone()
 }

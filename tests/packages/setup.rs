@@ -1,4 +1,4 @@
-//! Several EspoCRMs, none, and one under /home: `espocrm-websocket setup`.
+//! No EspoCRM, several, and one under /home: `espocrm-websocket setup`.
 
 use crate::container::{Container, Release};
 use crate::package::{CONFIG, DROP_IN, install, installed};
