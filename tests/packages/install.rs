@@ -87,7 +87,7 @@ fn php_has_what_it_needs_in_the_sandbox_and_nothing_more(release: Release) {
     container.run("install -d -m 777 /srv/shared /var/lib/shared");
     for (user, worker) in [("alice", true), ("bob", false)] {
         container.run(&format!("echo 'worker = {worker}' >>{CONFIG}"));
-        container.run(&format!("systemctl reload {UNIT}"));
+        container.run(&format!("systemctl restart {UNIT}"));
         let report = sandbox(&container, user);
         assert_eq!(
             report,

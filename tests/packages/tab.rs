@@ -33,8 +33,8 @@ pub fn come_back(port: u16) -> Client {
     tab.unwrap()
 }
 
-/// `None` if the daemon is not there, or ends meanwhile.
-fn attempt(port: u16) -> Option<Client> {
+/// `None` if the daemon is not there, will not have it, or ends meanwhile.
+pub fn attempt(port: u16) -> Option<Client> {
     let mut stream = TcpStream::connect_timeout(&address(port), Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(DEADLINE)).ok()?;
     stream.write_all(request("/?authToken=tok-alice&userId=alice").as_bytes()).ok()?;
