@@ -33,6 +33,11 @@ test:
 	$(CARGO) build --release --locked
 	$(CARGO) test --locked
 
+# The packages, installed in containers. PACKAGES=DIR tests those in there.
+.PHONY: test-packages
+test-packages: $(if $(PACKAGES),,deb rpm)
+	CARGO=$(CARGO) tools/container test
+
 lint:
 	tools/install lint
 	$(CARGO) fmt --check

@@ -1,0 +1,150 @@
+//! Taking over from `websocket.php`, and giving back.
+
+use std::net::{TcpListener, TcpStream};
+
+use crate::container::{Container, Release};
+use crate::package::{CONFIG, install, previous};
+use crate::standin::{self, PORT};
+use crate::support::eventually;
+use crate::tab::{self, UNIT};
+
+on_each_release! {
+    an_installation_leaves_websocket_php_alone_and_adopt_takes_over
+    what_was_adopted_under_another_name_can_be_given_back
+    if_ours_does_not_start_the_old_one_goes_on
+    an_upgrade_and_a_removal_leave_websocket_php_alone
+}
+
+/// As administrators write it, with the name that EspoCRM's documentation gives it.
+const THEIRS: &str = "# Ours since 2019.
+[Unit]
+Description=WebSocket of our CRM
+After=network.target mariadb.service
+
+[Service]
+User=www-data
+Group=www-data
+ExecStart=/usr/bin/php /var/www/html/websocket.php
+Restart=always
+RestartSec=5
+StandardError=append:/var/log/crm-websocket.log
+
+[Install]
+WantedBy=default.target
+";
+
+/// Serves at the port, and tells who it is.
+const WEBSOCKET_PHP: &str = "<?php
+$server = stream_socket_server('tcp://0.0.0.0:8080');
+while (true) {
+    $client = @stream_socket_accept($server, 60);
+    if ($client) {
+        fwrite($client, 'websocket.php');
+        fclose($client);
+    }
+}
+";
+
+/// Debian with EspoCRM, whose websocket.php runs by this unit.
+fn with_websocket_php(release: Release, unit: &str) -> Container {
+    let container = Container::boot(release);
+    standin::add(&container, "/var/www/html");
+    container.write("/var/www/html/websocket.php", WEBSOCKET_PHP);
+    container.write(&format!("/etc/systemd/system/{unit}"), THEIRS);
+    container.run(&format!("systemctl daemon-reload && systemctl enable --now {unit} 2>&1"));
+    eventually("websocket.php serves", websocket_php_serves);
+    container
+}
+
+fn websocket_php_serves() -> bool {
+    let mut said = String::new();
+    TcpStream::connect(tab::address(PORT)).is_ok_and(|mut stream| {
+        std::io::Read::read_to_string(&mut stream, &mut said).is_ok() && said == "websocket.php"
+    })
+}
+
+fn an_installation_leaves_websocket_php_alone_and_adopt_takes_over(release: Release) {
+    let container = with_websocket_php(release, UNIT);
+    let path = format!("/etc/systemd/system/{UNIT}");
+    let pid = container.main_pid(UNIT);
+    let said = install(&container);
+    assert!(said.contains("espocrm-websocket adopt"), "{said}");
+    assert_eq!(container.main_pid(UNIT), pid, "it was started anew");
+    assert!(websocket_php_serves());
+    assert_eq!(container.read(&path), THEIRS);
+    assert!(!container.exists(CONFIG));
+
+    let said = container.run("espocrm-websocket adopt");
+    assert!(said.contains("espocrm-websocket adopt --undo"), "{said}");
+    assert!(!container.exists(&path));
+    container.wait_until_active(UNIT);
+    assert_eq!(container.enablement(UNIT), "enabled");
+    let mut tab = tab::come_back(PORT);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    drop(tab);
+
+    container.run("espocrm-websocket adopt --undo");
+    eventually("websocket.php serves again", websocket_php_serves);
+    assert_eq!(container.read(&path), THEIRS);
+    assert_eq!(container.enablement(UNIT), "enabled");
+    container.fail("pgrep -f '^/usr/bin/[e]spocrm-websocket run'");
+}
+
+fn what_was_adopted_under_another_name_can_be_given_back(release: Release) {
+    let theirs = "crm-realtime.service";
+    let container = with_websocket_php(release, theirs);
+    container.write(&format!("/etc/systemd/system/{theirs}.d/own.conf"), "[Service]\nNice=3\n");
+    container.run("systemctl daemon-reload");
+    install(&container);
+    assert!(websocket_php_serves());
+    assert!(!container.is_active(UNIT));
+
+    container.run("espocrm-websocket adopt");
+    container.wait_until_active(UNIT);
+    assert!(!container.is_active(theirs));
+    assert_eq!(container.enablement(theirs), "");
+    tab::come_back(PORT);
+
+    container.run("espocrm-websocket adopt --undo");
+    eventually("websocket.php serves again", websocket_php_serves);
+    assert_eq!(container.enablement(theirs), "enabled");
+    assert_eq!(container.property(theirs, "Nice"), "3");
+    assert_eq!(container.read(&format!("/etc/systemd/system/{theirs}")), THEIRS);
+    assert!(!container.is_active(UNIT));
+}
+
+fn if_ours_does_not_start_the_old_one_goes_on(release: Release) {
+    let container = with_websocket_php(release, UNIT);
+    install(&container);
+    // Ours cannot do without this port.
+    let somebody = TcpListener::bind(tab::address(5555)).unwrap();
+    let said = container.fail("espocrm-websocket adopt");
+    assert!(said.contains("is back") && said.contains("journalctl"), "{said}");
+    assert!(container.logged(UNIT, "5555") > 0);
+    eventually("websocket.php serves again", websocket_php_serves);
+    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
+    assert_eq!(container.enablement(UNIT), "enabled");
+    drop(somebody);
+    // Nothing of the attempt is in the way of the next.
+    container.run("espocrm-websocket adopt");
+    let mut tab = tab::come_back(PORT);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+}
+
+/// Whoever does not adopt it has a package that is there and does nothing.
+fn an_upgrade_and_a_removal_leave_websocket_php_alone(release: Release) {
+    let container = with_websocket_php(release, UNIT);
+    let pid = container.main_pid(UNIT);
+    let previous = previous(&container);
+    container.run(&format!("apt-get install -y {previous}"));
+    for action in ["install -y /packages/*.deb", "remove -y espocrm-websocket"] {
+        container.run(&format!("apt-get {action}"));
+        assert_eq!(container.main_pid(UNIT), pid, "{action}");
+        assert_eq!(container.enablement(UNIT), "enabled", "{action}");
+    }
+    container.run("apt-get purge -y espocrm-websocket");
+    assert_eq!(container.main_pid(UNIT), pid);
+    assert_eq!(container.enablement(UNIT), "enabled");
+    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
+    assert!(websocket_php_serves());
+}

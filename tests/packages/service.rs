@@ -1,0 +1,109 @@
+//! The running service: reloads, crashes, and what it tells.
+
+use std::collections::BTreeSet;
+
+use crate::container::Release;
+use crate::package::{CONFIG, installed};
+use crate::standin::PORT;
+use crate::support::eventually;
+use crate::tab::{self, UNIT};
+
+on_each_release! {
+    a_reload_keeps_the_process_and_its_tabs
+    a_broken_setting_does_not_end_what_runs
+    a_daemon_that_was_killed_comes_back
+    a_daemon_that_is_stuck_is_started_again
+    the_journal_has_priorities_and_no_second_time
+    a_stop_takes_php_with_it
+}
+
+fn a_reload_keeps_the_process_and_its_tabs(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    let pid = container.main_pid(UNIT);
+    container.run(&format!("echo 'max_per_user = 1' >>{CONFIG} && systemctl reload {UNIT}"));
+    // It goes on while systemctl has come back.
+    eventually("the new setting is in force", || tab::attempt(PORT).is_none());
+    container.wait_until_active(UNIT);
+    assert_eq!(container.main_pid(UNIT), pid);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+}
+
+fn a_broken_setting_does_not_end_what_runs(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    let pid = container.main_pid(UNIT);
+    container.run(&format!("echo 'no setting' >>{CONFIG}"));
+    container.attempt(&format!("systemctl reload {UNIT}"));
+    assert_eq!(container.main_pid(UNIT), pid);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    // Somebody who restarts it all the same is told why it does not come up.
+    container.attempt(&format!("systemctl restart {UNIT}"));
+    eventually("the journal tells", || container.logged(UNIT, "config.toml") > 0);
+    container.run(&format!("sed -i '/^no setting/d' {CONFIG}"));
+    // It is tried again for ever.
+    container.wait_until_active(UNIT);
+}
+
+fn a_daemon_that_was_killed_comes_back(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    let pid = container.main_pid(UNIT);
+    container.run(&format!("kill -KILL {pid}"));
+    tab.expect_drop();
+    let mut tab = tab::come_back(PORT);
+    assert_ne!(container.main_pid(UNIT), pid);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+}
+
+fn a_daemon_that_is_stuck_is_started_again(release: Release) {
+    let container = installed(release);
+    assert_ne!(container.property(UNIT, "WatchdogUSec"), "0");
+    let hasty = "[Service]\nWatchdogSec=2\n";
+    container.write(&format!("/etc/systemd/system/{UNIT}.d/90-hasty.conf"), hasty);
+    container.run(&format!("systemctl daemon-reload && systemctl restart {UNIT}"));
+    let mut tab = tab::open(PORT);
+    let pid = container.main_pid(UNIT);
+    container.run(&format!("kill -STOP {pid}"));
+    tab.expect_drop();
+    tab::come_back(PORT);
+    assert_ne!(container.main_pid(UNIT), pid);
+    assert!(container.logged(UNIT, "Watchdog timeout") > 0);
+}
+
+fn the_journal_has_priorities_and_no_second_time(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    // A message that nobody can read.
+    let pusher = crate::support::Pusher::connect("tcp://127.0.0.1:5555");
+    pusher.send_bytes(b"not JSON");
+    let ours = || {
+        let lines = container.journal(UNIT).into_iter();
+        lines.filter(|line| line["SYSLOG_IDENTIFIER"] == "espocrm-websocket").collect::<Vec<_>>()
+    };
+    let priorities = || {
+        let priority = |line: &serde_json::Value| line["PRIORITY"].as_str().unwrap().to_owned();
+        ours().iter().map(priority).collect::<BTreeSet<_>>()
+    };
+    // Warnings, news, and the debug log.
+    eventually("there are three", || priorities().len() >= 3);
+    assert_eq!(priorities(), ["4", "6", "7"].map(str::to_owned).into());
+    for line in ours() {
+        let message = line["MESSAGE"].as_str().unwrap();
+        assert!(!message.starts_with('<'), "{message}");
+        let has_year = message.split('-').next().is_some_and(|it| it.parse::<u32>().is_ok());
+        assert!(!has_year, "{message}");
+        assert!(!message.contains("tok-"), "{message}");
+    }
+}
+
+fn a_stop_takes_php_with_it(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    assert!(container.run("pgrep -x php").lines().count() > 0);
+    container.run(&format!("systemctl stop {UNIT}"));
+    tab.expect_drop();
+    assert_eq!(container.property(UNIT, "Result"), "success");
+    container.fail("pgrep -x php");
+}

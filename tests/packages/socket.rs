@@ -1,0 +1,87 @@
+//! Socket activation: systemd holds the port.
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::container::{Container, Release};
+use crate::package::installed;
+use crate::standin::PORT;
+use crate::tab::{self, UNIT};
+
+on_each_release! {
+    a_restart_refuses_nobody
+    a_port_below_1024_needs_no_privileges
+}
+
+const SOCKET: &str = "espocrm-websocket.socket";
+
+/// As its unit says.
+pub fn turn_on(container: &Container) {
+    container.run(&format!("systemctl stop {UNIT}"));
+    container.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
+    container.run(&format!("systemctl start {UNIT}"));
+}
+
+/// Connects again and again.
+pub struct Visitor {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<io::Result<usize>>,
+}
+
+impl Visitor {
+    pub fn start() -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            let mut count = 0;
+            while !until.load(Ordering::Relaxed) {
+                TcpStream::connect(tab::address(PORT))?;
+                count += 1;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(count)
+        });
+        Self { done, thread }
+    }
+
+    pub fn expect_never_refused(self) {
+        self.done.store(true, Ordering::Relaxed);
+        assert!(self.thread.join().unwrap().unwrap() > 10);
+    }
+}
+
+fn a_restart_refuses_nobody(release: Release) {
+    let container = installed(release);
+    turn_on(&container);
+    let visitor = Visitor::start();
+    for _ in 0..3 {
+        let pid = container.main_pid(UNIT);
+        let mut tab = tab::open(PORT);
+        container.run(&format!("systemctl restart {UNIT}"));
+        tab.expect_drop();
+        assert_ne!(container.main_pid(UNIT), pid);
+        let mut tab = tab::open(PORT);
+        tab::expect_events(&container, UNIT, &mut tab, 5555);
+    }
+    visitor.expect_never_refused();
+}
+
+fn a_port_below_1024_needs_no_privileges(release: Release) {
+    let container = installed(release);
+    container.write(
+        &format!("/etc/systemd/system/{SOCKET}.d/port.conf"),
+        "[Socket]\nListenStream=\nListenStream=81\n",
+    );
+    container.run("systemctl daemon-reload");
+    turn_on(&container);
+    let mut tab = tab::open(81);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    let pid = container.main_pid(UNIT);
+    let status = container.read(&format!("/proc/{pid}/status"));
+    assert!(status.lines().any(|line| line == "CapEff:\t0000000000000000"), "{status}");
+    assert!(TcpStream::connect(tab::address(PORT)).is_err());
+}
