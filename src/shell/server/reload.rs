@@ -290,11 +290,9 @@ impl Server {
 
     /// Tells systemd that a reload is done, if it waits for that and it is.
     pub(super) fn tell_reloaded(&mut self) {
-        let is_done = match &self.backend {
-            Backend::Espocrm(espocrm) => espocrm.reading == Reading::No,
-            _ => true,
-        };
-        if is_done && self.systemd.is_reloading() {
+        let is_busy =
+            matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.reading != Reading::No);
+        if !is_busy && self.systemd.is_reloading() {
             self.systemd.ready(&self.status());
         }
     }
