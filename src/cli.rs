@@ -10,7 +10,7 @@ use crate::shell::adopt::Adopt;
 use crate::shell::fatal::Fatal;
 use crate::shell::settings::{Layers, Own};
 use crate::shell::setup::Setup;
-use crate::shell::{demo, fatal, logging, run, sys};
+use crate::shell::{demo, fatal, health, logging, run, sys};
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Command {
     Config(Options),
     /// Find out whether the settings make sense.
     Check(Options),
+    /// Find out whether a daemon serves.
+    Health(Options),
     /// Serve the demo page.
     Demo(Own),
     /// Make it a service of this machine.
@@ -67,6 +69,8 @@ Usage:
   espocrm-websocket DIR [options]                   the same
   espocrm-websocket config --espocrm DIR [options]  show the settings in force; with --check,
                                                     tell only what is wrong with them
+  espocrm-websocket health --espocrm DIR [options]  whether a daemon with these settings serves: a
+                                                    WebSocket is opened and closed
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
   espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
   espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
@@ -154,6 +158,7 @@ impl Command {
             Some("config") if check => Ok(Self::Check(options)),
             _ if check => Err("--check belongs to the command config".into()),
             Some("run") => Ok(Self::Run(options)),
+            Some("health") => Ok(Self::Health(options)),
             Some("config") => Ok(Self::Config(options)),
             Some("demo") => Ok(Self::Demo(options.flags)),
             Some("help") => Ok(Self::Help),
@@ -164,11 +169,11 @@ impl Command {
                     Ok(Self::Run(options))
                 }
                 Some(name) => Err(format!(
-                    "{} is no command (run, config, demo, setup, adopt), and a directory is written with a slash",
+                    "{} is no command (run, config, health, demo, setup, adopt), and a directory is written with a slash",
                     name.to_string_lossy()
                 )
                 .into()),
-                None => Err("a command is missing: run, config or demo".into()),
+                None => Err("a command is missing: run, config, health, demo, setup or adopt".into()),
             },
         }
     }
@@ -185,6 +190,7 @@ impl Command {
         }
         match self {
             Self::Run(options) => run::serve(options.layers()?),
+            Self::Health(options) => health::check(options.layers()?),
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
             Self::Demo(flags) => demo::serve(&flags),

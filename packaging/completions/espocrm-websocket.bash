@@ -28,12 +28,12 @@ _espocrm_websocket() {
         --verdict-reuse --no-worker --debug --log-file"
     local offered
     case ${words[1]} in
-        run | */*) offered=$settings ;;
+        run | health | */*) offered=$settings ;;
         config) offered="$settings --check" ;;
         demo) offered=--listen ;;
         setup) offered="--espocrm --name --at-install --root" ;;
         adopt) offered="--undo --name --root" ;;
-        *) offered="run config demo setup adopt help --help --version" ;;
+        *) offered="run config health demo setup adopt help --help --version" ;;
     esac
     COMPREPLY=($(compgen -W "$offered" -- "$cur"))
 } && complete -F _espocrm_websocket espocrm-websocket

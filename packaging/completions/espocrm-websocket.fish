@@ -3,6 +3,7 @@
 complete -c espocrm-websocket -f
 complete -c espocrm-websocket -n __fish_use_subcommand -a run -d 'serve an EspoCRM'
 complete -c espocrm-websocket -n __fish_use_subcommand -a config -d 'show the settings in force'
+complete -c espocrm-websocket -n __fish_use_subcommand -a health -d 'whether a daemon serves'
 complete -c espocrm-websocket -n __fish_use_subcommand -a demo -d 'try it without EspoCRM or PHP'
 complete -c espocrm-websocket -n __fish_use_subcommand -a setup -d 'configure the service'
 complete -c espocrm-websocket -n __fish_use_subcommand -a adopt -d 'replace a service of websocket.php'
@@ -10,11 +11,11 @@ complete -c espocrm-websocket -n __fish_use_subcommand -a help -d 'explain'
 complete -c espocrm-websocket -n __fish_use_subcommand -s h -l help -d 'explain'
 complete -c espocrm-websocket -n __fish_use_subcommand -s V -l version -d 'tell the version'
 
-set --local serving '__fish_seen_subcommand_from run config'
+set --local serving '__fish_seen_subcommand_from run config health'
 complete -c espocrm-websocket -n "$serving" -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
 complete -c espocrm-websocket -n "$serving" -l config -rF -d 'our settings'
 complete -c espocrm-websocket -n "$serving" -l php -rF -d "PHP's command line"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config demo' -l listen -x -d 'where browsers connect'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health demo' -l listen -x -d 'where browsers connect'
 complete -c espocrm-websocket -n "$serving" -l zeromq -x -d 'where EspoCRM connects'
 complete -c espocrm-websocket -n "$serving" -l max-connections -x -d 'connections at a time'
 complete -c espocrm-websocket -n "$serving" -l max-per-address -x -d 'of one client address'

@@ -8,6 +8,7 @@ pub mod conn;
 pub mod demo;
 pub mod espocrm;
 pub mod fatal;
+pub mod health;
 pub mod listener;
 pub mod logging;
 pub(crate) mod net;

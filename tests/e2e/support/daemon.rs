@@ -110,9 +110,15 @@ impl Daemon {
 
     /// Starts a command and waits until it serves.
     pub fn spawn(mut command: Command) -> Self {
+        command.stdin(Stdio::null());
+        Self::spawn_with_stdin(command)
+    }
+
+    /// The same, with the standard input that the command has.
+    pub fn spawn_with_stdin(mut command: Command) -> Self {
         // Some tests hold thousands of connections.
         let _ = sys::raise_open_files();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(process.stderr.take().unwrap());

@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::authority::{Authority, EC};
 use super::{BOTH, alice, expect_alive, notification, secure};
-use crate::support::{Client, DEADLINE, Daemon, Standin, eventually, request};
+use crate::support::{Client, DEADLINE, Daemon, Standin, command, eventually, request, run};
 
 /// One ZeroMQ connection, in which messages keep their order.
 fn publisher(daemon: &Daemon) -> zmq::Socket {
@@ -55,6 +55,17 @@ fn large_messages_and_many_arrive_in_order() {
         send(&large(5_000));
         alice.expect_event(&large(5_000));
     }
+}
+
+#[test]
+fn a_health_check_sees_that_tls_answers() {
+    let authority = Authority::new();
+    let (standin, daemon) = serve(&authority);
+    let mut health = command();
+    health.args(["health", "--config", "/dev/null", "--listen", &daemon.address.to_string()]);
+    health.arg("--espocrm").arg(standin.path());
+    let told = run(health);
+    assert_eq!((told.status.code(), &*told.stderr), (Some(0), &b""[..]));
 }
 
 #[test]

@@ -1,0 +1,137 @@
+//! Whether a daemon serves, found out as a browser would: for the health checks of containers.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::fatal::{Fatal, Result};
+use super::server::Espocrm;
+use super::settings::{Layers, Settings};
+
+/// A daemon that takes longer is as good as dead for those who wait for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes of an answer that are looked at.
+const MAX_ANSWER: usize = 4_096;
+
+/// The key of RFC 6455, section 1.3, and what it is to be answered by.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// Opens a WebSocket without a token at the daemon that has these settings. It must be accepted, and
+/// closed cleanly, as that of any browser that has logged out; no access check is run for that. Of a
+/// daemon with its own TLS it is only seen that TLS answers.
+///
+/// # Errors
+/// What happened instead.
+pub fn check(layers: Layers) -> Result<()> {
+    let (_, settings) = Espocrm::open(layers, || false)?;
+    let address = reachable(settings.listen());
+    let answer = ask(address, &request(&settings, address))
+        .map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
+    let is_good = if settings.tls.value.is_some() { is_alert(&answer) } else { is_closed(&answer) };
+    if is_good {
+        return Ok(());
+    }
+    let begin = String::from_utf8_lossy(&answer);
+    let line = begin.lines().next().unwrap_or_default().escape_debug();
+    Err(Fatal::new(format!(
+        "What is served at {address} is not espocrm-websocket, or it is overloaded: it answered \
+         \"{line}\"."
+    )))
+}
+
+/// Where a client of this machine finds who listens at `address`.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+fn request(settings: &Settings, address: SocketAddr) -> String {
+    let is_proxy = settings.trusted_proxies.value.iter().any(|proxy| proxy.contains(address.ip()));
+    let introduction =
+        if settings.proxy_protocol.value && is_proxy { "PROXY UNKNOWN\r\n" } else { "" };
+    let origin = settings.origins.value.first();
+    let origin = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
+    format!(
+        "{introduction}GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Protocol: wamp\r\nSec-WebSocket-Key: {KEY}\r\n\
+         {origin}\r\n"
+    )
+}
+
+/// Sends a request, and reads what comes back until it is complete, nothing more comes or it has taken
+/// too long.
+fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
+    let start = Instant::now();
+    let mut tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
+    tcp.set_write_timeout(Some(PATIENCE))?;
+    tcp.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    let mut piece = [0; 512];
+    while !is_closed(&answer) && answer.len() < MAX_ANSWER {
+        let left = PATIENCE.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        tcp.set_read_timeout(Some(left))?;
+        match tcp.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => answer.extend_from_slice(piece.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // On a reset what came before counts.
+            Err(_) if !answer.is_empty() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answer)
+}
+
+/// Whether a WebSocket was accepted and then closed by a Close frame (RFC 6455, section 5.5.1).
+fn is_closed(answer: &[u8]) -> bool {
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    let Some((head, frames)) = end.and_then(|end| answer.split_at_checked(end + 4)) else {
+        return false;
+    };
+    let head = String::from_utf8_lossy(head);
+    head.starts_with("HTTP/1.1 101 ") && head.contains(ACCEPT) && frames.first() == Some(&0x88)
+}
+
+/// Whether TLS has answered that it does not understand (RFC 8446, section 5.1).
+fn is_alert(answer: &[u8]) -> bool {
+    answer.starts_with(&[21, 3])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_accepted_and_cleanly_closed_websocket_is_good() {
+        let head =
+            format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
+        assert!(is_closed(&[head.as_bytes(), &[0x88, 2, 3, 240]].concat()));
+        assert!(!is_closed(head.as_bytes()));
+        assert!(!is_closed(&[head.as_bytes(), &[0x81, 0]].concat()));
+        let other = head.replace("s3p", "x3p");
+        assert!(!is_closed(&[other.as_bytes(), &[0x88, 0]].concat()));
+        assert!(!is_closed(b"HTTP/1.1 503 Service Unavailable\r\n\r\n\x88"));
+        assert!(!is_closed(b""));
+        assert!(is_alert(&[21, 3, 3, 0, 2]) && !is_alert(b"HTTP"));
+    }
+
+    #[test]
+    fn who_listens_everywhere_is_found_here() {
+        for (from, to) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2"), ("10.0.0.1:3", "10.0.0.1:3")]
+        {
+            assert_eq!(reachable(from.parse().unwrap()), to.parse().unwrap());
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! `espocrm-websocket health`, by which a container finds out whether its daemon serves.
+
+use std::net::TcpListener;
+use std::process::Output;
+
+use crate::support::{Daemon, Standin, command, run};
+
+fn health(standin: &Standin, flags: &[&str]) -> Output {
+    let mut health = command();
+    health.arg("health").arg("--espocrm").arg(standin.path());
+    health.args(["--config", "/dev/null"]).args(flags);
+    run(health)
+}
+
+fn of(daemon: &Daemon, standin: &Standin, flags: &[&str]) -> Output {
+    health(standin, &[&["--listen", &daemon.address.to_string()], flags].concat())
+}
+
+fn expect_good(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*said), (Some(0), ""));
+}
+
+#[test]
+fn a_daemon_that_serves_is_healthy_and_runs_no_check_for_that() {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    expect_good(&of(&daemon, &standin, &[]));
+    assert_eq!(standin.runs(), Vec::<String>::new());
+}
+
+#[test]
+fn an_origin_or_a_proxys_header_that_the_daemon_wants_is_given() {
+    let standin = Standin::new();
+    let flags = ["--origin", "https://crm.example.com"];
+    let daemon = Daemon::start_with(&standin, &flags);
+    expect_good(&of(&daemon, &standin, &flags));
+    let flags = ["--trusted-proxy", "127.0.0.1", "--proxy-protocol"];
+    let daemon = Daemon::start_with(&standin, &flags);
+    expect_good(&of(&daemon, &standin, &flags));
+    assert_eq!(of(&daemon, &standin, &[]).status.code(), Some(1));
+}
+
+#[test]
+fn where_nobody_or_somebody_else_serves_is_told() {
+    let standin = Standin::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let other = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut tcp, _) = listener.accept().unwrap();
+        tcp.write_all(b"HTTP/1.1 418 teapot\r\n\r\n").unwrap();
+    });
+    let told = health(&standin, &["--listen", &address]);
+    other.join().unwrap();
+    let said = String::from_utf8_lossy(&told.stderr);
+    assert!(said.contains(&address) && said.contains("HTTP/1.1 418 teapot"), "{said}");
+    assert_eq!(told.status.code(), Some(1));
+    let told = health(&standin, &["--listen", &address]);
+    let said = String::from_utf8_lossy(&told.stderr);
+    assert!(said.contains(&format!("Nothing is served at {address}")), "{said}");
+    assert_eq!(told.status.code(), Some(1));
+}
