@@ -184,7 +184,7 @@ impl Command {
             logging::start(None)?;
         }
         match self {
-            Self::Run(options) => run::serve(options.layers()?),
+            Self::Run(options) => run::serve(options.layers()),
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
             Self::Demo(flags) => demo::serve(&flags),

@@ -23,6 +23,7 @@ mod messages;
 mod proxies;
 mod revocation;
 mod setup;
+mod systemd;
 mod tls;
 mod versions;
 mod workers;

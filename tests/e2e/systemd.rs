@@ -1,0 +1,107 @@
+//! What systemd hears from the daemon and gives it, with the test in systemd's place; and the log,
+//! in its journal or in a file.
+
+mod log_file;
+mod notifying;
+mod running;
+mod sockets;
+mod watchdog;
+
+use std::ffi::OsString;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use crate::support::{Standin, eventually};
+
+/// Who has started the daemon, and is told how it is.
+struct Manager {
+    /// What `NOTIFY_SOCKET` says.
+    name: OsString,
+    address: SocketAddr,
+    heard: Arc<Mutex<Vec<String>>>,
+}
+
+/// What a test says to itself.
+const END: &str = "END";
+
+impl Manager {
+    /// At a file in the stand-in's directory.
+    fn new(standin: &Standin) -> Self {
+        let path = standin.path().join("notify");
+        Self::at(SocketAddr::from_pathname(&path).unwrap(), path.into())
+    }
+
+    /// At an address that is no file.
+    fn abstracted(standin: &Standin) -> Self {
+        let name = standin.path().to_str().unwrap();
+        Self::at(SocketAddr::from_abstract_name(name).unwrap(), format!("@{name}").into())
+    }
+
+    fn at(address: SocketAddr, name: OsString) -> Self {
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let texts = Arc::clone(&heard);
+        // All the time, since the daemon does not wait; it ends with the tests.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4_096];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                texts.lock().unwrap().push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            }
+        });
+        Self { name, address, heard }
+    }
+
+    /// The texts that it has heard so far.
+    fn heard(&self) -> Vec<String> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// The text with this number, counted from 0; it may be still to come.
+    fn wait_for_number(&self, number: usize) -> String {
+        eventually(&format!("text {number} is heard"), || self.heard().len() > number);
+        self.heard().swap_remove(number)
+    }
+
+    /// Waits for a text that contains this.
+    fn wait_for(&self, text: &str) {
+        eventually(&format!("systemd hears {text:?}"), || {
+            self.heard().iter().any(|it| it.contains(text))
+        });
+    }
+
+    /// Whatever it has been told, once there is nobody left to tell more.
+    fn all(&self) -> Vec<String> {
+        UnixDatagram::unbound().unwrap().send_to_addr(END.as_bytes(), &self.address).unwrap();
+        eventually("the end is heard", || self.heard().last().is_some_and(|it| it == END));
+        let mut heard = self.heard();
+        heard.pop();
+        heard
+    }
+}
+
+/// What a text is about.
+fn kinds(texts: &[String]) -> Vec<&str> {
+    texts.iter().map(|text| text.split_once('=').unwrap().0).collect()
+}
+
+/// The command that serves a stand-in.
+fn serving(standin: &Standin, flags: &[&str]) -> Command {
+    let mut command = crate::support::command();
+    command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
+    command.args(["--no-worker", "--verdict-reuse", "0"]).args(flags);
+    command.arg("--espocrm").arg(standin.path());
+    // What a killed daemon leaves behind goes with the stand-in.
+    command.env("TMPDIR", standin.path());
+    command
+}
+
+/// A command that a shell starts after `script`, as the same process: it knows its number.
+fn after(script: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("{script}; exec \"$@\"")).arg("sh");
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
+}
