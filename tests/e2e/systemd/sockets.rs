@@ -100,7 +100,10 @@ fn it_counts_more_than_every_setting() {
     let taken = taken.local_addr().unwrap();
     standin.config("webSocketPort", taken.port());
     let listener = listener();
-    let mut daemon = activate(&listener, &standin, &["--listen", &taken.to_string()]);
+    let daemon = activate(&listener, &standin, &["--listen", &taken.to_string()]);
+    expect_served(&mut ask(&listener), &daemon);
+    drop(daemon);
+    let mut daemon = activate(&listener, &standin, &[]);
     let mut alice = ask(&listener);
     expect_served(&mut alice, &daemon);
 
@@ -111,6 +114,7 @@ fn it_counts_more_than_every_setting() {
     expect_alive(&daemon, &mut alice, 2);
     expect_served(&mut ask(&listener), &daemon);
     assert_eq!(daemon.count("Browsers are served at "), 1);
+    assert_eq!(daemon.count("[ERROR]"), 0);
 }
 
 #[test]
