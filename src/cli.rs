@@ -189,7 +189,7 @@ impl Command {
             logging::start(None)?;
         }
         match self {
-            Self::Run(options) => run::serve(options.layers()?),
+            Self::Run(options) => run::serve(options.layers()),
             Self::Health(options) => health::check(options.layers()?),
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
