@@ -61,13 +61,22 @@ impl Systemctl {
     /// Starts a unit, from the beginning if it runs.
     ///
     /// # Errors
-    /// Why it does not run.
+    /// Why it does not run, with what it logged last.
     pub fn start(&self, unit: &str) -> Result<()> {
-        self.run(&["restart", unit])?;
-        match &*self.state(unit) {
+        let started = self.run(&["restart", unit]).and_then(|_| match &*self.state(unit) {
             "active" => Ok(()),
             state => Err(Fatal::new(format!("It did not stay up: systemd says {state}."))),
-        }
+        });
+        started.map_err(|error| Fatal::new(format!("{error}{}", self.last_words(unit))))
+    }
+
+    /// The last lines that a unit logged, each in a line of its own.
+    fn last_words(&self, unit: &str) -> String {
+        let (_, status) =
+            self.ask(&["status", "--no-pager", "--full", "--lines=5", "--output=cat", unit]);
+        // What systemd says of the unit, an empty line, the log.
+        let log = status.split_once("\n\n").map(|(_, log)| log).unwrap_or_default();
+        log.lines().map(|line| format!("\n  {line}")).collect()
     }
 
     /// Whether it succeeded, and what it printed: its answer, if it gave one.
