@@ -76,7 +76,7 @@ impl Systemctl {
             self.ask(&["status", "--no-pager", "--full", "--lines=5", "--output=cat", unit]);
         // What systemd says of the unit, an empty line, the log.
         let log = status.split_once("\n\n").map(|(_, log)| log).unwrap_or_default();
-        log.lines().map(|line| format!("\n  {line}")).collect()
+        log.lines().flat_map(|line| ["\n  ", line]).collect()
     }
 
     /// Whether it succeeded, and what it printed: its answer, if it gave one.
