@@ -214,12 +214,11 @@ fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
     late.read_head();
     drop(late);
     let lines = match kind {
-        Kind::Nginx | Kind::Apache => 5,
         // Caddy logs the last one twice.
         Kind::Caddy => 6,
         // As documented, Traefik logs none of them.
         Kind::Traefik if changes.is_empty() => 0,
-        Kind::Traefik => 5,
+        Kind::Nginx | Kind::Apache | Kind::Traefik => 5,
     };
     let mut end = proxy.tls();
     end.send(b"GET /the-end HTTP/1.1\r\nHost: localhost\r\n\r\n");
