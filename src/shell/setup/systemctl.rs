@@ -6,19 +6,25 @@ use std::process::{Command, Stdio};
 
 use crate::shell::fatal::{Fatal, Result};
 
-/// The command `systemctl`.
-pub struct Systemctl(Vec<OsString>);
+/// The commands `systemctl` and `journalctl`.
+pub struct Systemctl {
+    systemctl: Vec<OsString>,
+    journalctl: Vec<OsString>,
+}
 
 impl Systemctl {
     /// It, if systemd runs this machine.
     pub fn here() -> Option<Self> {
-        Path::new("/run/systemd/system").is_dir().then(|| Self(vec!["systemctl".into()]))
+        Path::new("/run/systemd/system").is_dir().then(|| Self {
+            systemctl: vec!["systemctl".into()],
+            journalctl: vec!["journalctl".into()],
+        })
     }
 
-    /// Another command in its place.
+    /// Another command in the place of both.
     #[cfg(test)]
     pub fn played_by(words: Vec<OsString>) -> Self {
-        Self(words)
+        Self { systemctl: words.clone(), journalctl: words }
     }
 
     /// Runs it, and tells what it printed.
@@ -72,26 +78,31 @@ impl Systemctl {
 
     /// The last lines that a unit logged, each in a line of its own.
     fn last_words(&self, unit: &str) -> String {
-        let (_, status) =
-            self.ask(&["status", "--no-pager", "--full", "--lines=5", "--output=cat", unit]);
-        // What systemd says of the unit, an empty line, the log.
-        let log = status.split_once("\n\n").map(|(_, log)| log).unwrap_or_default();
+        // What ran under this name before has another id.
+        let (_, id) = self.ask(&["show", "--value", "--property=InvocationID", unit]);
+        let of_this_start = format!("_SYSTEMD_INVOCATION_ID={id}");
+        let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=5", &of_this_start];
+        let (_, log) = ask(&self.journalctl, &arguments);
         log.lines().flat_map(|line| ["\n  ", line]).collect()
     }
 
-    /// Whether it succeeded, and what it printed: its answer, if it gave one.
     fn ask(&self, arguments: &[&str]) -> (bool, String) {
-        let mut words = self.0.iter();
-        let mut command = Command::new(words.next().cloned().unwrap_or_default());
-        command.args(words).args(arguments).stdin(Stdio::null());
-        match command.output() {
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stdout);
-                let complaint = String::from_utf8_lossy(&output.stderr);
-                let text = if said.trim().is_empty() { complaint } else { said };
-                (output.status.success(), text.trim().to_owned())
-            }
-            Err(error) => (false, error.to_string()),
+        ask(&self.systemctl, arguments)
+    }
+}
+
+/// Whether a command succeeded, and what it printed: its answer, if it gave one.
+fn ask(command: &[OsString], arguments: &[&str]) -> (bool, String) {
+    let mut words = command.iter();
+    let mut command = Command::new(words.next().cloned().unwrap_or_default());
+    command.args(words).args(arguments).stdin(Stdio::null());
+    match command.output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            let text = if said.trim().is_empty() { complaint } else { said };
+            (output.status.success(), text.trim().to_owned())
         }
+        Err(error) => (false, error.to_string()),
     }
 }
