@@ -22,6 +22,8 @@ HARDENED := -fstack-protector-strong -D_FORTIFY_SOURCE=2
 export CFLAGS := $(strip $(CFLAGS) $(HARDENED) $(MAPPED:%=-ffile-prefix-map=%))
 export CXXFLAGS := $(strip $(CXXFLAGS) $(HARDENED) $(MAPPED:%=-ffile-prefix-map=%))
 
+SCRIPTS = .ci/run $(filter-out tools/autobahn-summary,$(wildcard tools/*)) $(wildcard packaging/deb/*.p*)
+
 .PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn packages deb rpm check-packages clean
 
 build:
@@ -47,6 +49,7 @@ lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	$(CARGO) deny --locked check bans licenses sources
+	shellcheck --severity=warning $(SCRIPTS)
 
 fuzz:
 	tools/install fuzz
