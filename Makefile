@@ -43,6 +43,11 @@ test:
 test-packages: $(if $(PACKAGES),,deb rpm)
 	CARGO=$(CARGO) tools/container test
 
+# docs/install.md's recipe for Docker Compose, by a Docker engine of its own.
+.PHONY: test-compose
+test-compose:
+	CARGO=$(CARGO) tools/compose
+
 lint:
 	tools/install lint
 	$(CARGO) fmt --check
