@@ -8,6 +8,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::shell::adopt::Adopt;
 use crate::shell::fatal::Fatal;
+use crate::shell::operate::{self, Operate};
 use crate::shell::settings::{Layers, Own};
 use crate::shell::setup::Setup;
 use crate::shell::{demo, fatal, health, logging, run, sys};
@@ -29,6 +30,8 @@ pub enum Command {
     Setup(Setup),
     /// Take the place of an administrator's own unit.
     Adopt(Adopt),
+    /// Ask or order a daemon that runs.
+    Operate(Operate),
     /// Explain.
     Help,
     /// Tell the version.
@@ -45,7 +48,7 @@ pub struct Options {
 }
 
 /// The flags that are followed by a value, which is understood as in the configuration file.
-const VALUES: [&str; 13] = [
+const VALUES: [&str; 15] = [
     "log-file",
     "listen",
     "zeromq",
@@ -59,6 +62,8 @@ const VALUES: [&str; 13] = [
     "review-interval",
     "ping-interval",
     "verdict-reuse",
+    "control",
+    "metrics",
 ];
 
 const HELP: &str = "\
@@ -71,6 +76,12 @@ Usage:
                                                     tell only what is wrong with them
   espocrm-websocket health --espocrm DIR [options]  whether a daemon with these settings serves: a
                                                     WebSocket is opened and closed
+  espocrm-websocket status [users|topics|connections] [--watch] [--json]
+                                                    how a running daemon is, and who is there
+  espocrm-websocket tail [--json]                   messages as they pass
+  espocrm-websocket kick USER                       end a user's connections: they come back after
+                                                    3 s, and are checked anew
+  espocrm-websocket send TOPIC [--user USER] [JSON] tell a test message, as if EspoCRM had sent it
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
   espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
   espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
@@ -98,10 +109,13 @@ Options:
   --ping-interval TIME   between two pings of a connection (default: 25s)
   --verdict-reuse TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
   --no-worker            run each check in a PHP process of its own
+  --control PATH         the control socket, or off (default: in the service's directory below /run)
+  --metrics ADDRESS:PORT where /metrics and /healthz are told, for Prometheus (default: nowhere)
   --debug                log each event
   --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
                          (default: standard error)
-  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME
+  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME; status, tail,
+                         kick, send: the daemon of that service
   --at-install           setup: only what a package's script may do
   --root DIR             setup, adopt: in the image of a machine, of which nothing is started
   -h, --help             this text
@@ -126,6 +140,9 @@ impl Command {
         }
         if begins_with("adopt") {
             return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
+        }
+        if let Some(command) = operate::COMMANDS.into_iter().find(|name| begins_with(name)) {
+            return Ok(Operate::parse(command, &mut parser)?.map_or(Self::Help, Self::Operate));
         }
         let mut name = None;
         let mut check = false;
@@ -169,11 +186,11 @@ impl Command {
                     Ok(Self::Run(options))
                 }
                 Some(name) => Err(format!(
-                    "{} is no command (run, config, health, demo, setup, adopt), and a directory is written with a slash",
+                    "{} is no command (run, config, health, status, tail, kick, send, demo, setup, adopt), and a directory is written with a slash",
                     name.to_string_lossy()
                 )
                 .into()),
-                None => Err("a command is missing: run, config, health, demo, setup or adopt".into()),
+                None => Err("a command is missing, such as run, status or setup".into()),
             },
         }
     }
@@ -196,6 +213,7 @@ impl Command {
             Self::Demo(flags) => demo::serve(&flags),
             Self::Setup(setup) => setup.run(),
             Self::Adopt(adopt) => adopt.run(),
+            Self::Operate(operate) => operate.run(),
             Self::Help => print(HELP),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }
@@ -216,6 +234,9 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::control::List;
+    use crate::shell::control::client::Target;
+    use crate::shell::operate::What;
 
     fn command(line: &str) -> Result<Command, String> {
         let arguments = line.split_whitespace().map(OsString::from);
@@ -240,14 +261,15 @@ mod tests {
                     --max-connections 7 --max-per-address 5 --max-per-user 0 \
                     --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
                     --origin same-site --origin https://a.example --max-checks 8 --check-timeout 9s --review-interval 0 \
-                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug --log-file l";
+                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug --log-file l --control off --metrics 127.0.0.1:1";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
                     max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
                     trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
                     origins = ['same-site', 'https://a.example']\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
-                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true\nlog_file = 'l'";
+                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true\nlog_file = 'l'\n\
+                    control = 'off'\nmetrics = '127.0.0.1:1'";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
     }
 
@@ -273,6 +295,46 @@ mod tests {
         assert_eq!(command("adopt --help"), Ok(Command::Help));
         for line in ["setup x", "setup --undo", "adopt a b", "adopt --at-install", "--debug setup"]
         {
+            assert!(command(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_running_daemon_is_asked_by_commands_of_their_own() {
+        let asked = |line: &str| match command(line) {
+            Ok(Command::Operate(operate)) => operate,
+            other => panic!("{line}: {other:?}"),
+        };
+        let target = Target {
+            name: Some("n".to_owned()),
+            control: Some("/c".into()),
+            config: Some("/f".into()),
+        };
+        assert_eq!(
+            asked("status --name n --watch --control /c --config /f --json"),
+            Operate { target, what: What::Status { watch: true }, json: true }
+        );
+        let what = |line: &str| asked(line).what;
+        assert_eq!(what("status"), What::Status { watch: false });
+        assert_eq!(what("status topics"), What::List(List::Topics));
+        assert_eq!(what("tail"), What::Tail);
+        assert_eq!(what("kick u"), What::Kick("u".to_owned()));
+        let [topic, user, message] = ["t", "u", "{}"].map(str::to_owned);
+        assert_eq!(what("send t {} --user u"), What::Send { topic, user: Some(user), message });
+        assert_eq!(command("status --help"), Ok(Command::Help));
+        for line in [
+            "status nobody",
+            "status users --watch",
+            "status users topics",
+            "status --user u",
+            "kick",
+            "kick a b",
+            "kick a --json",
+            "send",
+            "send a b c",
+            "tail x",
+            "tail --watch",
+        ] {
             assert!(command(line).is_err(), "{line}");
         }
     }
@@ -313,6 +375,9 @@ mod tests {
             "at-install",
             "root",
             "undo",
+            "user",
+            "watch",
+            "json",
         ];
         for flag in flags.into_iter().chain(VALUES) {
             assert!(HELP.contains(&format!("--{flag}")));

@@ -5,6 +5,7 @@ pub mod bus;
 pub mod children;
 pub mod clock;
 pub mod conn;
+pub mod control;
 pub mod demo;
 pub mod espocrm;
 pub mod fatal;
@@ -12,6 +13,7 @@ pub mod health;
 pub mod listener;
 pub mod logging;
 pub(crate) mod net;
+pub mod operate;
 pub mod random;
 pub mod run;
 #[cfg(test)]

@@ -4,10 +4,12 @@ mod accept;
 mod bus_guard;
 mod checks;
 mod clients;
+mod control;
 #[cfg(feature = "echo")]
 mod echo;
 mod messages;
 mod reload;
+mod report;
 #[cfg(test)]
 mod simulation;
 mod traffic;
@@ -32,6 +34,7 @@ use super::bus::Bus;
 use super::children::Children;
 use super::clock::Clock;
 use super::conn::Conn;
+use super::control::{self as door, Control};
 use super::demo::Demo;
 use super::fatal::{Fatal, Result};
 use super::listener::Listener;
@@ -47,7 +50,9 @@ use crate::core::frame::SharedFrame;
 use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
 use crate::core::pool::Pool;
+use crate::core::rate::Rates;
 use crate::core::reader::Incoming;
+use crate::core::stats::{End, Stats};
 use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use crate::core::timers::Timers;
@@ -67,6 +72,7 @@ pub struct Server {
     now: Time,
     settings: Settings,
     accepting: Accepting,
+    control: Control,
     bus: Bus,
     /// The bus may hold more messages.
     bus_pending: bool,
@@ -95,7 +101,12 @@ pub struct Server {
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
     ping: SharedFrame,
-    counters: Counters,
+    stats: Stats,
+    rates: Rates,
+    /// Since when all access checks fail, and when the last one did.
+    checks_fail: Option<(Time, Time)>,
+    /// Processor time of PHP, as it was told last.
+    php_time: Duration,
     bursts: Bursts,
     /// Of access checks.
     outage: Outage,
@@ -122,15 +133,6 @@ struct Ready {
     writable: bool,
     /// The peer will send nothing more.
     ended: bool,
-}
-
-/// What has happened since the start.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    connections: u64,
-    messages: u64,
-    rejected: u64,
-    deliveries: u64,
 }
 
 /// What peers can cause at will: the administrator should hear of it and not drown in it.
@@ -165,7 +167,7 @@ const SIGNALS: Token = Token(2);
 /// Of the bus: who sends.
 const SENDERS: Token = Token(3);
 /// Two tokens for each child: more than there can be processes.
-const FIRST_CHILD: usize = 16;
+const FIRST_CHILD: usize = 64;
 /// Two tokens for each worker.
 const FIRST_WORKER: usize = 1 << 20;
 const FIRST_CONN: usize = 1 << 24;
@@ -210,7 +212,9 @@ impl Server {
         afford(&mut settings);
         bus.limit_senders(accept::affordable_senders(&settings));
         let accepting = Accepting::new(listener, acceptor);
-        Ok(Self::assemble(settings, backend, signals, poll, accepting, bus))
+        let mut server = Self::assemble(settings, backend, signals, poll, accepting, bus);
+        server.open_control();
+        Ok(server)
     }
 
     fn assemble(
@@ -229,6 +233,7 @@ impl Server {
             clock,
             now: clock.now(),
             accepting,
+            control: Control::default(),
             bus,
             bus_pending: true,
             bus_broken: None,
@@ -249,7 +254,10 @@ impl Server {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
-            counters: Counters::default(),
+            stats: Stats::default(),
+            rates: Rates::default(),
+            checks_fail: None,
+            php_time: Duration::ZERO,
             bursts: Bursts::default(),
             outage: Outage::default(),
             stopping: false,
@@ -311,6 +319,7 @@ impl Server {
     /// The second half: what has happened meanwhile.
     fn take(&mut self, happened: impl Iterator<Item = Ready>) {
         self.now = self.clock.now();
+        self.rates.advance(self.now, &self.stats);
         self.backend.begin_turn();
         for ready in happened {
             self.dispatch(ready);
@@ -341,7 +350,7 @@ impl Server {
             Action::Welcome(conn) => self.welcome(conn),
             Action::Send(conn, frame) => self.send(conn, frame),
             Action::Close(conn, reason) => self.close(conn, reason),
-            Action::Drop(conn) => self.end(conn),
+            Action::Drop(conn) => self.end(conn, End::CheckFailed),
             Action::Check(ticket, urgency, check) => self.request_check(ticket, urgency, check),
             Action::Cancel(ticket) => self.access.cancel(ticket),
             Action::Forget(check) => self.access.forget_verdict(&check),
@@ -354,6 +363,7 @@ impl Server {
     fn timeout(&self) -> Option<Duration> {
         let busy = self.bus_pending
             || self.accepting.is_pending()
+            || self.control.is_pending(self.now)
             || !self.dirty.is_empty()
             || !self.unread.is_empty();
         if busy {
@@ -367,6 +377,7 @@ impl Server {
             self.workers.next_deadline(),
             self.pool.next_deadline(),
             self.accepting.paused_until(),
+            self.control.next_deadline(),
             self.next_bus_look(),
             self.systemd.next_sign(),
             look,
@@ -381,6 +392,7 @@ impl Server {
             BUS => self.bus_pending = true,
             SENDERS => self.wake_bus_guard(),
             SIGNALS => self.take_signals(),
+            Token(token) if door::TOKENS.contains(&token) => self.control_ready(Token(token)),
             Token(token) => match token.checked_sub(FIRST_CONN) {
                 None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
                 None => self.children.readable(Token(token)),
@@ -406,6 +418,7 @@ impl Server {
             }
         }
         self.accept();
+        self.control.accept(self.now, self.poll.registry());
         // While the last messages are still to be offered to the kernel, the next ones wait in
         // libzmq, not in the connections' outboxes: there only those wait that a reader is too slow
         // for.
@@ -422,6 +435,7 @@ impl Server {
         self.children.expire(self.now);
         self.expire_workers();
         self.access.expire(self.now);
+        self.control.expire(self.now);
         self.expire_conns();
         self.guard_bus();
         self.look_if_due();
@@ -437,7 +451,7 @@ impl Server {
             self.address(),
             self.endpoint(),
             self.conns.len(),
-            self.counters.messages
+            self.stats.messages
         )
     }
 
@@ -461,11 +475,12 @@ impl Server {
         self.children.kill_all();
         self.workers.kill_all();
         self.flush();
-        let Counters { connections, messages, rejected, deliveries } = self.counters;
+        let Stats { opened, messages, deliveries, .. } = self.stats;
         info!(
-            "Stopped, with {} connections open. There were {connections} since the start, and \
-             {messages} messages, delivered {deliveries} times; {rejected} were dropped.",
-            self.conns.len()
+            "Stopped, with {} connections open. There were {opened} since the start, and \
+             {messages} messages, delivered {deliveries} times; {} were dropped.",
+            self.conns.len(),
+            self.stats.dropped.iter().sum::<u64>()
         );
         self.conns.clear();
     }

@@ -20,13 +20,13 @@ const DELIVERIES: u64 = 64 * 1024;
 impl Server {
     /// Takes messages of EspoCRM, up to this turn's budget.
     pub(super) fn receive_messages(&mut self) {
-        let enough = self.counters.deliveries + DELIVERIES;
+        let enough = self.stats.deliveries + DELIVERIES;
         let mut bytes = 0;
         for _ in 0..MESSAGES {
             let published = match self.bus.receive() {
                 Received::Message(message) => {
                     bytes += message.len();
-                    self.publish(&message)
+                    self.publish(&message).map(drop)
                 }
                 Received::Rejected(rejection) => Err(rejection),
                 Received::Nothing => {
@@ -34,22 +34,26 @@ impl Server {
                     return;
                 }
             };
-            self.counters.messages += 1;
+            self.stats.messages += 1;
             if let Err(rejection) = published {
                 self.reject(rejection);
             }
-            if self.counters.deliveries >= enough || bytes >= BYTES {
+            if self.stats.deliveries >= enough || bytes >= BYTES {
                 return;
             }
         }
     }
 
-    fn publish(&mut self, bytes: &[u8]) -> Result<(), Rejection> {
+    /// Tells a message to whom it is for; how many these are.
+    pub(super) fn publish(&mut self, bytes: &[u8]) -> Result<u64, Rejection> {
         let submission = submission::parse(bytes)?;
         let mut receivers = self.hub.receivers(&submission)?.peekable();
         if receivers.peek().is_none() {
-            return Ok(());
+            drop(receivers);
+            self.show_message(&submission, 0);
+            return Ok(0);
         }
+        let before = self.stats.deliveries;
         // Encoded once, whoever receives it.
         let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
         let mut slow = Vec::new();
@@ -65,7 +69,7 @@ impl Server {
                 conn.dirty = true;
                 self.dirty.push_back(id);
             }
-            self.counters.deliveries += 1;
+            self.stats.deliveries += 1;
             debug!("send {} for connection {id}", submission.topic.escape_debug());
         }
         if let Some(user) = &submission.user {
@@ -74,12 +78,15 @@ impl Server {
         for id in slow {
             self.too_slow(id);
         }
+        let receivers = self.stats.deliveries - before;
+        self.show_message(&submission, receivers);
         self.shed();
-        Ok(())
+        Ok(receivers)
     }
 
     fn reject(&mut self, rejection: Rejection) {
-        self.counters.rejected += 1;
+        self.stats.drop(rejection);
+        self.show_rejection(rejection);
         if let Some(count) = self.bursts.rejected.entry(rejection).or_default().count(self.now) {
             warn!(
                 "A message that came by ZeroMQ was dropped: {rejection}. ({count} since this was \
