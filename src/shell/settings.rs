@@ -1,9 +1,11 @@
 //! What the daemon runs with: EspoCRM's configuration, our own file and flags, and defaults.
 
 mod own;
+mod size;
 mod span;
 
 pub use own::{Allowed, ControlAt, DEFAULT_FILE, Listen, Own};
+pub use size::Size;
 pub use span::{Span, SpanOrZero};
 
 use std::fmt;
@@ -50,6 +52,8 @@ pub struct Settings {
     pub proxy_protocol: Sourced<bool>,
     /// Origins of pages that may connect; none if all may.
     pub origins: Sourced<Vec<Origin>>,
+    /// Bytes that all connections may hold together beyond what each costs while it is idle.
+    pub max_buffered: Sourced<usize>,
     /// PHP processes at a time that check access.
     pub max_checks: Sourced<usize>,
     /// After which a check is killed.
@@ -202,6 +206,9 @@ impl Settings {
             trusted_proxies: layers.pick(|own| own.trusted_proxies.clone(), || None, Vec::new()),
             proxy_protocol: layers.pick(|own| own.proxy_protocol, || None, false),
             origins: origins(layers, facts)?,
+            max_buffered: {
+                layers.pick(|own| own.max_buffered.map(usize::from), || None, limits::MAX_HELD)
+            },
             max_checks: {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 layers.pick(|own| own.max_checks, || None, 2 * cores)
@@ -296,7 +303,8 @@ impl Settings {
     #[must_use]
     pub fn worst_case(&self) -> usize {
         let children = self.max_checks.value + self.workers();
-        limits::worst_case(self.max_connections.value, self.tls.value.is_some(), children)
+        let (connections, held) = (self.max_connections.value, self.max_buffered.value);
+        limits::worst_case(connections, self.tls.value.is_some(), held, children)
     }
 
     /// Browsers connect to a socket that systemd has opened.
@@ -552,6 +560,8 @@ impl fmt::Display for Settings {
         row("trusted_proxies", &list(&proxies.value, "none"), &proxies.source)?;
         row("proxy_protocol", &self.proxy_protocol.value, &self.proxy_protocol.source)?;
         row("origins", &list(&self.origins.value, "all"), &self.origins.source)?;
+        let buffered = &self.max_buffered;
+        row("max_buffered", &Size::bytes(buffered.value), &buffered.source)?;
         row("memory at most", &megabytes(self.worst_case()), &"docs/limits.md")?;
         row("max_checks", &self.max_checks.value, &self.max_checks.source)?;
         let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
