@@ -465,4 +465,31 @@ mod tests {
         let told = misdirected(&sends(None, "Redis"), "tcp://127.0.0.1:5555").unwrap();
         assert!(told.contains("Redis"), "{told}");
     }
+
+    #[test]
+    fn the_file_that_is_shipped_tells_the_defaults() {
+        const SHIPPED: &str = include_str!("../../packaging/config.toml");
+        let told = Own::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        // What is no default there, but an example.
+        let told = Own {
+            php: None,
+            log_file: None,
+            max_per_address: None,
+            trusted_proxies: None,
+            origins: None,
+            max_checks: None,
+            control: None,
+            metrics: None,
+            ..told
+        };
+        let facts = Facts::new(serde_json::Map::new(), &json!({}));
+        let default = Settings::resolve(&Layers::default(), &facts).unwrap();
+        let resolved = Settings::resolve(&Layers::of_flags(told), &facts).unwrap();
+        let values = |settings: &Settings| {
+            let text = settings.to_string();
+            let value = |line: &str| line.get(..50).unwrap_or(line).to_owned();
+            text.lines().map(value).collect::<Vec<_>>()
+        };
+        assert_eq!(values(&resolved), values(&default));
+    }
 }
