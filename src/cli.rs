@@ -11,7 +11,7 @@ use crate::shell::fatal::Fatal;
 use crate::shell::operate::{self, Operate};
 use crate::shell::settings::{Layers, Own};
 use crate::shell::setup::Setup;
-use crate::shell::suggest::did_you_mean;
+use crate::shell::suggest::{did_you_mean, nearest};
 use crate::shell::{demo, fatal, health, logging, run, sys};
 
 /// What was asked for.
@@ -140,8 +140,9 @@ impl Command {
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
         Self::understand(arguments).map_err(|error| match error {
             lexopt::Error::UnexpectedOption(flag) => {
-                let meant = did_you_mean(&flag, flags());
-                format!("there is no option {flag} here{meant}").into()
+                let meant = nearest(flag.trim_start_matches('-'), flags());
+                let meant = meant.map(|name| format!("; did you mean --{name}?"));
+                format!("there is no option {flag} here{}", meant.unwrap_or_default()).into()
             }
             error => error,
         })
@@ -248,10 +249,10 @@ fn is_directory(argument: &OsStr) -> bool {
     argument.to_string_lossy().contains('/') || argument == "."
 }
 
-/// Every option, with its dashes.
+/// Every option, without its dashes.
 fn flags() -> impl Iterator<Item = &'static str> {
     let words = HELP.split(|c: char| !c.is_ascii_lowercase() && c != '-');
-    words.filter(|word| word.starts_with("--"))
+    words.filter_map(|word| word.strip_prefix("--"))
 }
 
 fn print(text: &str) -> fatal::Result<()> {

@@ -1,6 +1,7 @@
 //! The log, on standard error, which may be a file of ours. It holds nothing up, and one record is one
 //! line, whatever a peer has put into it.
 
+mod fold;
 mod last;
 
 use std::fmt::{self, Write as _};
@@ -9,12 +10,15 @@ use std::io::{self, ErrorKind, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 pub use last::{Line, last};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
 use time::macros::format_description;
+
+use fold::Again;
 
 use super::fatal::{Fatal, Result};
 use super::sys;
@@ -71,6 +75,22 @@ pub fn reopen(path: &Path) -> Result<()> {
     })
 }
 
+/// After which time [`unfold`] has something to tell; never, if no line has come again.
+#[must_use]
+pub fn unfolds_in() -> Option<Duration> {
+    let due = fold::fold().next_due()?;
+    Some(due.saturating_duration_since(Instant::now()))
+}
+
+/// Tells how often the last line has come again, if that is due.
+pub fn unfold() {
+    let due = fold::fold().take_due(Instant::now());
+    if let Some(Again { level, text, times }) = due {
+        // Which nothing is folded with, since it is told once a minute.
+        log::log!(level, "{times} more times: {text}");
+    }
+}
+
 /// Whether each event is logged.
 pub fn set_debug(debug: bool) {
     log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
@@ -113,23 +133,44 @@ impl<L: Log> Log for Printable<L> {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let text = Escaped(record.args());
-        if record.level() <= Level::Warn && self.enabled(record.metadata()) {
-            last::keep(record.level(), text.to_string());
+        let (level, metadata) = (record.level(), record.metadata());
+        if !self.enabled(metadata) {
+            return;
         }
-        let mut printable = Record::builder();
-        printable.metadata(record.metadata().clone());
-        match self.style {
-            Style::Plain => self.inner.log(&printable.args(format_args!("{text}")).build()),
-            Style::Journal => {
-                let priority = priority(record.level());
-                self.inner.log(&printable.args(format_args!("<{priority}>{text}")).build());
+        let text = Escaped(record.args()).to_string();
+        // Each event is to be seen in debug mode.
+        if level <= Level::Info {
+            let (again, is_new) = fold::fold().take(Instant::now(), level, &text);
+            if let Some(Again { level, text, times }) = again {
+                let metadata = Metadata::builder().level(level).target(metadata.target()).build();
+                self.write(&metadata, &format!("{times} more times: {text}"));
             }
+            if !is_new {
+                return;
+            }
+        }
+        self.write(metadata, &text);
+        if level <= Level::Warn {
+            last::keep(level, text);
         }
     }
 
     fn flush(&self) {
         self.inner.flush();
+    }
+}
+
+impl<L: Log> Printable<L> {
+    fn write(&self, metadata: &Metadata<'_>, text: &str) {
+        let mut record = Record::builder();
+        record.metadata(metadata.clone());
+        match self.style {
+            Style::Plain => self.inner.log(&record.args(format_args!("{text}")).build()),
+            Style::Journal => {
+                let priority = priority(metadata.level());
+                self.inner.log(&record.args(format_args!("<{priority}>{text}")).build());
+            }
+        }
     }
 }
 
@@ -260,26 +301,6 @@ impl<O: Output> Write for Lines<O> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Keeps a line that a peer can cause at will from filling the log.
-#[derive(Debug, Default)]
-pub struct Burst {
-    last: Option<Time>,
-    unsaid: u64,
-}
-
-impl Burst {
-    /// Counts an event; says how many there were since the last time if it is to be logged now.
-    /// That is at once, and then once a minute.
-    pub fn count(&mut self, now: Time) -> Option<u64> {
-        self.unsaid += 1;
-        if self.last.is_some_and(|last| now.since(last).as_secs() < 60) {
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
     }
 }
 
@@ -416,17 +437,5 @@ mod tests {
         assert!(!outage.failed(Time::from_millis(1_060_000)));
         assert_eq!(outage.worked(), None);
         assert!(outage.failed(Time::from_millis(1_060_001)));
-    }
-
-    #[test]
-    fn a_burst_is_said_once_a_minute() {
-        let mut burst = Burst::default();
-        let mut count = |millis| burst.count(Time::from_millis(millis));
-        assert_eq!(count(5), Some(1));
-        assert_eq!(count(6), None);
-        assert_eq!(count(60_004), None);
-        assert_eq!(count(60_005), Some(3));
-        assert_eq!(count(60_006), None);
-        assert_eq!(count(900_000), Some(2));
     }
 }

@@ -1,6 +1,7 @@
 //! The event loop: one thread, one poll, every socket.
 
 mod accept;
+mod bursts;
 mod bus_guard;
 mod checks;
 mod clients;
@@ -20,7 +21,7 @@ mod work;
 pub use accept::afford;
 pub use reload::Espocrm;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{self, SocketAddr};
 use std::time::Duration;
@@ -38,7 +39,7 @@ use super::control::{self as door, Control};
 use super::demo::Demo;
 use super::fatal::{Fatal, Result};
 use super::listener::Listener;
-use super::logging::{self, Burst, Outage};
+use super::logging::{self, Outage};
 use super::settings::Settings;
 use super::signals::{Pending, Signals};
 use super::sys;
@@ -53,10 +54,10 @@ use crate::core::pool::Pool;
 use crate::core::rate::Rates;
 use crate::core::reader::Incoming;
 use crate::core::stats::{End, Stats};
-use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use crate::core::timers::Timers;
 use accept::Accepting;
+use bursts::Bursts;
 
 /// The daemon. It owns all I/O; what is to be done it asks the core.
 ///
@@ -133,32 +134,6 @@ struct Ready {
     writable: bool,
     /// The peer will send nothing more.
     ended: bool,
-}
-
-/// What peers can cause at will: the administrator should hear of it and not drown in it.
-#[derive(Debug, Default)]
-struct Bursts {
-    /// Each for itself: one reason must not hide another.
-    rejected: BTreeMap<Rejection, Burst>,
-    refused: Burst,
-    over_limit: Burst,
-    no_descriptor: Burst,
-    slow: Burst,
-    memory: Burst,
-    handshakes: Burst,
-    per_address: Burst,
-    per_user: Burst,
-    logins: Burst,
-    origin: Burst,
-    introduction: Burst,
-    bus_senders: Burst,
-    bus_memory: Burst,
-    bus_descriptors: Burst,
-    flooded: Burst,
-    too_many_subscriptions: Burst,
-    queue_full: Burst,
-    user_full: Burst,
-    tls: Burst,
 }
 
 const LISTENER: Token = Token(0);
@@ -380,10 +355,12 @@ impl Server {
             self.control.next_deadline(),
             self.next_bus_look(),
             self.systemd.next_sign(),
+            self.bursts.next_due(),
             look,
         ];
-        let next = deadlines.into_iter().flatten().min()?;
-        Some(next.since(self.clock.now()))
+        let next = deadlines.into_iter().flatten().min();
+        let next = next.map(|next| next.since(self.clock.now()));
+        next.into_iter().chain(logging::unfolds_in()).min()
     }
 
     fn dispatch(&mut self, ready: Ready) {
@@ -439,6 +416,8 @@ impl Server {
         self.expire_conns();
         self.guard_bus();
         self.look_if_due();
+        self.bursts.tell(self.now);
+        logging::unfold();
         if self.systemd.next_sign().is_some_and(|at| at <= self.now) {
             self.systemd.give_sign(self.now, &self.status());
         }

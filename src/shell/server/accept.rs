@@ -8,6 +8,7 @@ use std::time::Duration;
 use log::warn;
 use mio::Token;
 
+use super::bursts::Cause;
 use super::{FIRST_CONN, Server};
 use crate::core::id::ConnId;
 use crate::core::limits::{HANDSHAKE_DEADLINE, MAX_HANDSHAKES};
@@ -151,7 +152,7 @@ impl Server {
         let limit = self.settings.max_connections.value;
         let over_limit = self.conns.len() >= limit;
         if over_limit {
-            if let Some(count) = self.bursts.over_limit.count(self.now) {
+            if let Some(count) = self.bursts.count(Cause::OverLimit, self.now) {
                 warn!(
                     "The limit of {limit} connections is reached; {count} were turned away and will \
                      try again. Raise max_connections, or find out who opens so many."
@@ -206,7 +207,7 @@ impl Server {
         if newcomers.len() > MAX_HANDSHAKES
             && let Some(oldest) = newcomers.pop_front()
         {
-            if let Some(count) = self.bursts.handshakes.count(self.now) {
+            if let Some(count) = self.bursts.count(Cause::Handshakes, self.now) {
                 warn!(
                     "{MAX_HANDSHAKES} connections have not completed their upgrade: the slowest \
                      are ended, {count} since this was last said. Somebody may want to keep \
@@ -221,7 +222,7 @@ impl Server {
     /// again.
     fn pause(&mut self, error: &io::Error) {
         self.stats.accept_failures += 1;
-        if self.bursts.no_descriptor.count(self.now).is_some() {
+        if self.bursts.count(Cause::NoDescriptor, self.now).is_some() {
             warn!(
                 "Connections cannot be accepted for the moment: {error}. Raise LimitNOFILE in the \
                  unit, or lower max_connections."

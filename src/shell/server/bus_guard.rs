@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use log::{error, info, warn};
 
+use super::bursts::Cause;
 use super::{BUS, Backend, SENDERS, Server};
 use crate::core::limits::{self, MAX_ZEROMQ};
 use crate::core::time::Time;
@@ -55,13 +56,13 @@ impl Server {
     }
 
     fn say(&mut self, excess: Excess) {
-        let (bursts, endpoint) = (&mut self.bursts, self.bus.endpoint());
-        let burst = match excess {
-            Excess::Descriptors(_) => &mut bursts.bus_descriptors,
-            Excess::Senders(..) => &mut bursts.bus_senders,
-            Excess::Memory(_) => &mut bursts.bus_memory,
+        let cause = match excess {
+            Excess::Descriptors(_) => Cause::BusDescriptors,
+            Excess::Senders(..) => Cause::BusSenders,
+            Excess::Memory(_) => Cause::BusMemory,
         };
-        let Some(count) = burst.count(self.now) else { return };
+        let Some(count) = self.bursts.count(cause, self.now) else { return };
+        let endpoint = self.bus.endpoint();
         match excess {
             Excess::Descriptors(_) => warn!(
                 "EspoCRM cannot be accepted at {endpoint} for the moment: there are no more \

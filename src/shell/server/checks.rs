@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use log::{info, warn};
 
+use super::bursts::Cause;
 use super::{Backend, Server};
 use crate::core::access::{Answer, JobId, QueueFull};
 use crate::core::check::{Check, Ticket, Urgency};
@@ -31,7 +32,7 @@ impl Server {
         }
         if full == QueueFull::ForUser
             && urgency == Urgency::Subscription
-            && let Some(count) = self.bursts.user_full.count(self.now)
+            && let Some(count) = self.bursts.count(Cause::UserFull, self.now)
         {
             warn!(
                 "User {user} wants so many topics at once that {MAX_WAITING_OF_USER} checks wait: \
@@ -43,7 +44,7 @@ impl Server {
             let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
             self.answers.push(Answer { ticket, verdict });
         } else {
-            if let Some(count) = self.bursts.queue_full.count(self.now) {
+            if let Some(count) = self.bursts.count(Cause::QueueFull, self.now) {
                 warn!(
                     "Too many access checks wait for PHP: {count} tabs were sent away and will come \
                      back. Find out why EspoCRM answers so slowly."

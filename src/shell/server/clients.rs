@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use log::warn;
 
 use super::Server;
+use super::bursts::Cause;
 use crate::core::id::ConnId;
 use crate::core::limits::MAX_LOGINS_OF_ADDRESS;
 use crate::core::network::{self, ClientKey};
@@ -51,7 +52,7 @@ impl Server {
         let limit = limit(self.settings.max_per_address.value);
         let before = self.addresses.count(client).connections;
         if before >= limit {
-            if let Some(count) = self.bursts.per_address.count(self.now) {
+            if let Some(count) = self.bursts.count(Cause::PerAddress, self.now) {
                 warn!(
                     "The address {client} has {before} connections, and may have {limit}; {count} \
                      were turned away since this was last said. If it is a proxy's, name it in \
@@ -100,7 +101,7 @@ impl Server {
         let client = self.conn(id).and_then(|conn| conn.client);
         let logins = client.map_or(0, |client| self.addresses.count(client).logins);
         if let Some(client) = client.filter(|_| logins >= MAX_LOGINS_OF_ADDRESS) {
-            if let Some(count) = self.bursts.logins.count(self.now) {
+            if let Some(count) = self.bursts.count(Cause::Logins, self.now) {
                 warn!(
                     "{MAX_LOGINS_OF_ADDRESS} logins of the address {client} wait to be checked; \
                      {count} more were told to come back since this was last said."
@@ -123,7 +124,7 @@ impl Server {
         if connections < limit {
             return false;
         }
-        if let Some(count) = self.bursts.per_user.count(self.now) {
+        if let Some(count) = self.bursts.count(Cause::PerUser, self.now) {
             warn!(
                 "User {} has {connections} connections, which is the limit; {count} were turned \
                  away since this was last said. Raise max_per_user if so many are wanted.",
@@ -159,7 +160,7 @@ impl Server {
             return true;
         }
         self.count_end(id, End::Origin);
-        if let Some(count) = self.bursts.origin.count(self.now) {
+        if let Some(count) = self.bursts.count(Cause::Origin, self.now) {
             let origin = head.origin().map_or("none".into(), String::from_utf8_lossy);
             warn!(
                 "A page was refused whose origin is not among origins: {}. ({count} since this was \

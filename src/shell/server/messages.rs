@@ -3,6 +3,7 @@
 use log::{debug, warn};
 
 use super::Server;
+use super::bursts::Cause;
 use crate::core::frame::SharedFrame;
 use crate::core::submission::{self, Rejection};
 use crate::core::wamp;
@@ -87,7 +88,7 @@ impl Server {
     fn reject(&mut self, rejection: Rejection) {
         self.stats.drop(rejection);
         self.show_rejection(rejection);
-        if let Some(count) = self.bursts.rejected.entry(rejection).or_default().count(self.now) {
+        if let Some(count) = self.bursts.count(Cause::Rejected(rejection), self.now) {
             warn!(
                 "A message that came by ZeroMQ was dropped: {rejection}. ({count} since this was \
                  last said.) If EspoCRM did not send it, find out who can reach {}.",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use log::{info, warn};
 
 use super::Server;
+use super::bursts::Cause;
 use crate::core::id::ConnId;
 use crate::core::limits::MAX_OUTBOX;
 use crate::core::stats::End;
@@ -86,7 +87,7 @@ impl Server {
             && let Some((holds, id)) = holders.pop()
         {
             held -= holds;
-            if let Some(count) = self.bursts.memory.count(self.now) {
+            if let Some(count) = self.bursts.count(Cause::Memory, self.now) {
                 let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
                 warn!(
                     "Connections together hold more than {limit} bytes of what is incomplete or \
@@ -268,7 +269,7 @@ impl Server {
     /// A reader that cannot keep up is ended; its tab comes back.
     pub(super) fn too_slow(&mut self, id: ConnId) {
         let waiting = self.conn(id).map_or(0, |conn| conn.outbox.bytes());
-        if let Some(count) = self.bursts.slow.count(self.now) {
+        if let Some(count) = self.bursts.count(Cause::Slow, self.now) {
             warn!(
                 "A browser could not keep up with what it was sent: {waiting} bytes waited for it, \
                  of at most {MAX_OUTBOX}. It was disconnected and will come back. ({count} since \
@@ -279,7 +280,7 @@ impl Server {
     }
 
     pub(super) fn no_tls(&mut self, error: &io::Error) {
-        if let Some(count) = self.bursts.tls.count(self.now) {
+        if let Some(count) = self.bursts.count(Cause::Tls, self.now) {
             info!(
                 "A TLS handshake failed: {error}. ({count} since this was last said.) If browsers \
                  cannot connect: the port speaks TLS, so the address must begin with wss://, and \

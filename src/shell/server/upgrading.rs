@@ -2,6 +2,7 @@
 
 use log::{info, warn};
 
+use super::bursts::Cause;
 use super::{Backend, Server};
 use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
@@ -72,7 +73,7 @@ impl Server {
                 (introduction.client, upgrading.introduced(introduction.length))
             }
             Err(Malformed) => {
-                if let Some(count) = self.bursts.introduction.count(self.now) {
+                if let Some(count) = self.bursts.count(Cause::Introduction, self.now) {
                     warn!(
                         "A trusted proxy began a connection without a header of the PROXY \
                          protocol. ({count} since this was last said.) Turn it on in the proxy, or \
@@ -129,7 +130,7 @@ impl Server {
 
     fn refuse(&mut self, id: ConnId, refusal: Refusal) {
         if refusal != Refusal::Unavailable
-            && let Some(count) = self.bursts.refused.count(self.now)
+            && let Some(count) = self.bursts.count(Cause::Refused, self.now)
         {
             info!(
                 "A request that opens no WebSocket was refused: {refusal}. ({count} since this was \

@@ -3,6 +3,7 @@
 use log::warn;
 
 use super::Server;
+use super::bursts::Cause;
 use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
 use crate::core::limits::{
@@ -71,7 +72,7 @@ impl Server {
 
     /// A peer that sends so much is no browser, or one that has gone wild.
     fn flooded(&mut self, id: ConnId) {
-        if let Some(count) = self.bursts.flooded.count(self.now) {
+        if let Some(count) = self.bursts.count(Cause::Flooded, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
             warn!(
                 "A tab of user {user} sent more than {MAX_FRAMES_PER_SECOND} messages or \
@@ -156,7 +157,7 @@ impl Server {
 
     pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
         self.stats.leave_out(LimitHit::Subscriptions);
-        if let Some(count) = self.bursts.too_many_subscriptions.count(self.now) {
+        if let Some(count) = self.bursts.count(Cause::TooManySubscriptions, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)");
             warn!(
                 "A tab of user {user} wants more than {MAX_SUBSCRIPTIONS} subscriptions: no more \

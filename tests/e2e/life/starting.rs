@@ -273,7 +273,7 @@ fn mistakes_in_our_own_file_are_named_with_their_line() {
 fn mistakes_on_the_command_line_are_named() {
     let standin = Standin::new();
     for (flags, words) in [
-        (["--port", "8080"], ["'--port'", "--help"]),
+        (["--port", "8080"], ["--port", "--help"]),
         (["--max-checks", "0"], ["at least 1", "--help"]),
         (["--listen", "localhost"], ["no address to listen at", "127.0.0.1"]),
         (["--ping-interval", "soon"], ["a length of time", "\"20s\""]),
