@@ -6,7 +6,7 @@ use super::upgrade::{self, Head};
 use super::wamp::Quoted;
 
 /// What is asked for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// `GET /metrics`
     Metrics,

@@ -53,12 +53,6 @@ impl Control {
         serde_json::from_str(&self.get(target)).unwrap()
     }
 
-    pub fn post(&self, target: &str, body: &str) -> Value {
-        let (status, body) = self.ask("POST", target, body);
-        assert_eq!(status, 200, "{target}: {body}");
-        serde_json::from_str(&body).unwrap()
-    }
-
     /// A number of its status.
     pub fn number(&self, pointer: &str) -> u64 {
         let status = self.json("/status");
