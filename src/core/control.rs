@@ -216,7 +216,7 @@ fn submission(topic: &str, user: Option<&str>, body: &[u8]) -> Vec<u8> {
     // At the end: of a repeated key the last one counts.
     let mut ours = format!("{comma}\"topicId\":{}", Quoted(topic));
     if let Some(user) = user {
-        ours += &format!(",\"userId\":{}", Quoted(user));
+        ours = format!("{ours},\"userId\":{}", Quoted(user));
     }
     [b"{", fields, ours.as_bytes(), b"}"].concat()
 }

@@ -185,12 +185,9 @@ impl Control {
     /// Reads and writes what can be.
     fn go_on(&mut self, now: Time, number: usize) -> Option<(Asker, Request)> {
         let peer = self.peers.get_mut(number)?;
-        let request = match peer.read() {
-            Ok(request) => request,
-            Err(_) => {
-                self.remove(number);
-                return None;
-            }
+        let Ok(request) = peer.read() else {
+            self.remove(number);
+            return None;
         };
         if let Some(request) = request {
             return Some((Asker(number), request));

@@ -254,14 +254,11 @@ fn sum(counts: &Json) -> u64 {
 
 /// `12.3/s`
 fn rate(status: &Json, before: Option<(&Json, Duration)>, name: &str, pointer: &str) -> String {
-    let (events, time) = match before {
-        Some((before, ago)) => {
-            (number(status, pointer).saturating_sub(number(before, pointer)), ago)
-        }
-        None => {
-            let seconds = number(status, "/uptime_seconds").clamp(1, 60);
-            (number(status, &format!("/last_minute/{name}")), Duration::from_secs(seconds))
-        }
+    let (events, time) = if let Some((before, ago)) = before {
+        (number(status, pointer).saturating_sub(number(before, pointer)), ago)
+    } else {
+        let seconds = number(status, "/uptime_seconds").clamp(1, 60);
+        (number(status, &format!("/last_minute/{name}")), Duration::from_secs(seconds))
     };
     let millis = time.as_millis().max(1);
     format!("{}/s", tenths((u128::from(events) * 10_000 + millis / 2) / millis))

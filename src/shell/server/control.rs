@@ -248,16 +248,18 @@ impl Server {
     pub(super) fn root(&self) -> String {
         match &self.backend {
             Backend::Espocrm(espocrm) => espocrm.root().display().to_string(),
-            _ => "the demo".to_owned(),
+            Backend::Demo(_) => "the demo".to_owned(),
+            #[cfg(test)]
+            Backend::Scripted(_) => String::new(),
         }
     }
 }
 
 /// Those with the largest numbers, and how many there are.
-fn most<'a>(
-    mut items: Vec<(&'a str, usize)>,
+fn most(
+    mut items: Vec<(&str, usize)>,
     limit: usize,
-) -> (usize, impl Iterator<Item = (&'a str, usize)>) {
+) -> (usize, impl Iterator<Item = (&str, usize)>) {
     items.sort_unstable_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
     (items.len(), items.into_iter().take(limit))
 }

@@ -54,7 +54,9 @@ fn after_known_traffic_the_status_is_true() {
     pusher.send(&json!({"topicId": "recordUpdate.Account.2"}));
     let notification = json!({"topicId": "newNotification", "userId": "bob"});
     pusher.send(&notification);
-    tabs.iter_mut().for_each(|tab| tab.expect_events([&update, &update]));
+    for tab in &mut tabs {
+        tab.expect_events([&update, &update]);
+    }
     bob.expect_event(&notification);
 
     let status = control.json("/status");
