@@ -141,8 +141,9 @@ fn kick(client: &Client, user: &str) -> Result<()> {
     print(&match number(&answer, "/connections") {
         0 => format!("User {user} has no connections. It is the user's id that counts.\n"),
         count => format!(
-            "{} of user {user} ended; the tabs come back after 3 s and are checked anew.\n",
-            plural(count, "connection was", "connections were")
+            "{} of user {user} {} ended; the tabs come back after 3 s and are checked anew.\n",
+            plural(count, "connection", "connections"),
+            if count == 1 { "was" } else { "were" }
         ),
     })
 }
@@ -225,7 +226,7 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -241,7 +242,7 @@ fn encoded(text: &str) -> String {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
                 encoded.push(char::from(byte));
             }
-            other => encoded += &format!("%{other:02X}"),
+            other => encoded = format!("{encoded}%{other:02X}"),
         }
     }
     encoded

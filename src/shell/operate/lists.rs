@@ -65,7 +65,7 @@ pub fn table(list: List, answer: &Json) -> String {
     }
     let total = number(answer, "/total");
     if total > items.len() as u64 {
-        shown += &format!("{} of {} {name} are shown.\n", items.len(), grouped(total));
+        shown = format!("{shown}{} of {} {name} are shown.\n", items.len(), grouped(total));
     }
     shown
 }
