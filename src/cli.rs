@@ -45,7 +45,7 @@ pub struct Options {
 }
 
 /// The flags that are followed by a value, which is understood as in the configuration file.
-const VALUES: [&str; 13] = [
+const VALUES: [&str; 15] = [
     "log-file",
     "listen",
     "zeromq",
@@ -59,6 +59,8 @@ const VALUES: [&str; 13] = [
     "review-interval",
     "ping-interval",
     "verdict-reuse",
+    "control",
+    "metrics",
 ];
 
 const HELP: &str = "\
@@ -98,6 +100,8 @@ Options:
   --ping-interval TIME   between two pings of a connection (default: 25s)
   --verdict-reuse TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
   --no-worker            run each check in a PHP process of its own
+  --control PATH         the control socket, or off (default: in the service's directory below /run)
+  --metrics ADDRESS:PORT where /metrics and /healthz are told, for Prometheus (default: nowhere)
   --debug                log each event
   --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
                          (default: standard error)
@@ -240,14 +244,15 @@ mod tests {
                     --max-connections 7 --max-per-address 5 --max-per-user 0 \
                     --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
                     --origin same-site --origin https://a.example --max-checks 8 --check-timeout 9s --review-interval 0 \
-                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug --log-file l";
+                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug --log-file l --control off --metrics 127.0.0.1:1";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
                     max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
                     trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
                     origins = ['same-site', 'https://a.example']\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
-                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true\nlog_file = 'l'";
+                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true\nlog_file = 'l'\n\
+                    control = 'off'\nmetrics = '127.0.0.1:1'";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
     }
 

@@ -157,3 +157,22 @@ pub const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Pings that may go unanswered before a connection counts as lost.
 pub const MAX_UNANSWERED_PINGS: u8 = 2;
+
+/// Bytes of the head of a request at the control socket. Those of `curl` have 100, Prometheus's 300.
+pub const MAX_CONTROL_HEAD: usize = 4 * 1024;
+
+/// Bytes of a test message that is sent through it.
+pub const MAX_CONTROL_BODY: usize = 64 * 1024;
+
+/// Connections to the control socket at a time, and to the metrics' port: 16 in all. Each holds a
+/// request, what waits to be read by it, or [`MAX_TAIL`].
+pub const MAX_CONTROL: usize = 8;
+
+/// Items of a list that the control socket tells, of about 200 B each: 2 MB while it is read.
+pub const MAX_LISTED: usize = 10_000;
+
+/// Bytes of lines that wait for somebody who watches messages pass, and does not read.
+pub const MAX_TAIL: usize = 64 * 1024;
+
+/// How long a request at the control socket may take, its answer included.
+pub const CONTROL_DEADLINE: Duration = Duration::from_secs(10);

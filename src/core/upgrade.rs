@@ -156,7 +156,11 @@ impl Head<'_, '_> {
         Some(Credentials { user: id("userId")?, token: id("authToken")? })
     }
 
-    fn values<'a>(&'a self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+    /// The values of the lines with this name.
+    pub(super) fn values<'a>(
+        &'a self,
+        name: &'static str,
+    ) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         let headers = self.headers.iter();
         headers
             .filter(move |header| header.name.eq_ignore_ascii_case(name))

@@ -72,7 +72,7 @@ pub fn event(topic: &str, event: &str) -> String {
 }
 
 /// Formats a text as a JSON string.
-struct Quoted<'a>(&'a str);
+pub(super) struct Quoted<'a>(pub &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,8 +1,8 @@
 //! Where the core's `now` comes from.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::core::time::Time;
+use crate::core::time::{Date, Time};
 
 /// A monotonic clock, read once per turn of the loop.
 #[derive(Clone, Copy, Debug)]
@@ -30,4 +30,17 @@ impl Clock {
             Self::Stopped(now) => now,
         }
     }
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The date and time in UTC.
+#[must_use]
+pub fn date() -> String {
+    Date(unix_millis()).to_string()
 }

@@ -11,7 +11,7 @@ use super::bus::Bus;
 use super::espocrm::Facts;
 use super::fatal::{Fatal, Result};
 use super::server::{Backend, Server};
-use super::settings::{Layers, Listen, Own, Settings};
+use super::settings::{ControlAt, Layers, Listen, Own, Settings};
 use super::signals::Signals;
 use super::systemd::Systemd;
 use crate::core::check::Check;
@@ -59,6 +59,8 @@ fn settings(flags: &Own) -> Result<Settings> {
     {
         return Err(only_here("--zeromq"));
     }
+    // Beside a real daemon, whose it is.
+    flags.control.get_or_insert(ControlAt::Off);
     let settings = Settings::resolve(&Layers::of_flags(flags), &facts())?;
     if settings.listen().ip().is_loopback() { Ok(settings) } else { Err(only_here("--listen")) }
 }

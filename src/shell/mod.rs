@@ -5,6 +5,7 @@ pub mod bus;
 pub mod children;
 pub mod clock;
 pub mod conn;
+pub mod control;
 pub mod demo;
 pub mod espocrm;
 pub mod fatal;

@@ -4,6 +4,7 @@ mod accept;
 mod bus_guard;
 mod checks;
 mod clients;
+mod control;
 #[cfg(feature = "echo")]
 mod echo;
 mod messages;
@@ -32,6 +33,7 @@ use super::bus::Bus;
 use super::children::Children;
 use super::clock::Clock;
 use super::conn::Conn;
+use super::control::{self as door, Control};
 use super::demo::Demo;
 use super::fatal::{Fatal, Result};
 use super::listener::Listener;
@@ -67,6 +69,7 @@ pub struct Server {
     now: Time,
     settings: Settings,
     accepting: Accepting,
+    control: Control,
     bus: Bus,
     /// The bus may hold more messages.
     bus_pending: bool,
@@ -165,7 +168,7 @@ const SIGNALS: Token = Token(2);
 /// Of the bus: who sends.
 const SENDERS: Token = Token(3);
 /// Two tokens for each child: more than there can be processes.
-const FIRST_CHILD: usize = 16;
+const FIRST_CHILD: usize = 64;
 /// Two tokens for each worker.
 const FIRST_WORKER: usize = 1 << 20;
 const FIRST_CONN: usize = 1 << 24;
@@ -206,7 +209,9 @@ impl Server {
         afford(&mut settings);
         bus.limit_senders(accept::affordable_senders(&settings));
         let accepting = Accepting::new(listener, acceptor);
-        Ok(Self::assemble(settings, backend, signals, poll, accepting, bus))
+        let mut server = Self::assemble(settings, backend, signals, poll, accepting, bus);
+        server.open_control();
+        Ok(server)
     }
 
     fn assemble(
@@ -225,6 +230,7 @@ impl Server {
             clock,
             now: clock.now(),
             accepting,
+            control: Control::default(),
             bus,
             bus_pending: true,
             bus_broken: None,
@@ -350,6 +356,7 @@ impl Server {
     fn timeout(&self) -> Option<Duration> {
         let busy = self.bus_pending
             || self.accepting.is_pending()
+            || self.control.is_pending(self.now)
             || !self.dirty.is_empty()
             || !self.unread.is_empty();
         if busy {
@@ -363,6 +370,7 @@ impl Server {
             self.workers.next_deadline(),
             self.pool.next_deadline(),
             self.accepting.paused_until(),
+            self.control.next_deadline(),
             self.next_bus_look(),
             self.systemd.next_sign(),
             look,
@@ -377,6 +385,7 @@ impl Server {
             BUS => self.bus_pending = true,
             SENDERS => self.wake_bus_guard(),
             SIGNALS => self.take_signals(),
+            Token(token) if door::TOKENS.contains(&token) => self.control_ready(Token(token)),
             Token(token) => match token.checked_sub(FIRST_CONN) {
                 None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
                 None => self.children.readable(Token(token)),
@@ -402,6 +411,7 @@ impl Server {
             }
         }
         self.accept();
+        self.control.accept(self.now, self.poll.registry());
         // While the last messages are still to be offered to the kernel, the next ones wait in
         // libzmq, not in the connections' outboxes: there only those wait that a reader is too slow
         // for.
@@ -418,6 +428,7 @@ impl Server {
         self.children.expire(self.now);
         self.expire_workers();
         self.access.expire(self.now);
+        self.control.expire(self.now);
         self.expire_conns();
         self.guard_bus();
         self.look_if_due();

@@ -3,7 +3,7 @@
 mod own;
 mod span;
 
-pub use own::{Allowed, DEFAULT_FILE, Listen, Own};
+pub use own::{Allowed, ControlAt, DEFAULT_FILE, Listen, Own};
 pub use span::{Span, SpanOrZero};
 
 use std::fmt;
@@ -62,6 +62,10 @@ pub struct Settings {
     pub verdict_reuse: Sourced<Duration>,
     /// How checks are run.
     pub means: Sourced<Means>,
+    /// Where the control socket is.
+    pub control: Sourced<ControlAt>,
+    /// Where metrics are told, if they are.
+    pub metrics: Sourced<Option<SocketAddr>>,
     /// Whether EspoCRM sends anything and its pages connect.
     pub enabled: bool,
     /// EspoCRM's version.
@@ -216,6 +220,8 @@ impl Settings {
                 layers.pick(|own| own.verdict_reuse.map(Duration::from), || None, VERDICT_REUSE)
             },
             means: means(layers, facts),
+            control: layers.pick(|own| own.control.clone(), || None, ControlAt::Usual),
+            metrics: layers.pick(|own| own.metrics.map(Some), || None, None),
             enabled: facts.is_true("useWebSocket"),
             version: facts.version.clone(),
             categories: facts.categories.clone(),
@@ -260,6 +266,12 @@ impl Settings {
                 "Whoever can reach {} can send messages to EspoCRM's users. Keep that port behind a \
                  firewall, or bind 127.0.0.1 by webSocketZeroMQSubscriberDsn.",
                 self.zeromq.value.escape_debug()
+            );
+        }
+        if let Some(address) = self.metrics.value.filter(|address| !address.ip().is_loopback()) {
+            warn!(
+                "Whoever can reach {address} can read the metrics. Keep that port behind a firewall, \
+                 or set metrics to one of 127.0.0.1."
             );
         }
     }
@@ -550,6 +562,11 @@ impl fmt::Display for Settings {
         let reuse = &self.verdict_reuse;
         row("verdict_reuse", &Span::from(reuse.value), &reuse.source)?;
         row("checks by", &self.means.value, &self.means.source)?;
+        row("control", &self.control.value, &self.control.source)?;
+        match &self.metrics.value {
+            None => row("metrics", &"off", &self.metrics.source)?,
+            Some(address) => row("metrics", address, &self.metrics.source)?,
+        }
         writeln!(f, "\ncategories")?;
         for (name, category) in self.categories.iter() {
             let segments = category.parameters.iter().map(|parameter| format!(".<{parameter}>"));

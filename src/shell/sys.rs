@@ -119,6 +119,21 @@ pub fn user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// The user as whom the other side of a Unix socket runs, or ran when it connected.
+///
+/// # Errors
+/// Those of `getsockopt(2)`.
+pub fn peer_user(socket: RawFd) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
+    // SAFETY: it writes to the struct that it is given, and not beyond the length.
+    let done = unsafe {
+        let place = (&raw mut peer).cast();
+        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(peer.uid) }
+}
+
 /// Whether this runs as root.
 #[must_use]
 pub fn is_root() -> bool {

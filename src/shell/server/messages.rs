@@ -26,7 +26,7 @@ impl Server {
             let published = match self.bus.receive() {
                 Received::Message(message) => {
                     bytes += message.len();
-                    self.publish(&message)
+                    self.publish(&message).map(drop)
                 }
                 Received::Rejected(rejection) => Err(rejection),
                 Received::Nothing => {
@@ -44,12 +44,16 @@ impl Server {
         }
     }
 
-    fn publish(&mut self, bytes: &[u8]) -> Result<(), Rejection> {
+    /// Tells a message to whom it is for; how many these are.
+    pub(super) fn publish(&mut self, bytes: &[u8]) -> Result<u64, Rejection> {
         let submission = submission::parse(bytes)?;
         let mut receivers = self.hub.receivers(&submission)?.peekable();
         if receivers.peek().is_none() {
-            return Ok(());
+            drop(receivers);
+            self.show_message(&submission, 0);
+            return Ok(0);
         }
+        let before = self.counters.deliveries;
         // Encoded once, whoever receives it.
         let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
         let mut slow = Vec::new();
@@ -74,12 +78,15 @@ impl Server {
         for id in slow {
             self.too_slow(id);
         }
+        let receivers = self.counters.deliveries - before;
+        self.show_message(&submission, receivers);
         self.shed();
-        Ok(())
+        Ok(receivers)
     }
 
     fn reject(&mut self, rejection: Rejection) {
         self.counters.rejected += 1;
+        self.show_rejection(rejection);
         if let Some(count) = self.bursts.rejected.entry(rejection).or_default().count(self.now) {
             warn!(
                 "A message that came by ZeroMQ was dropped: {rejection}. ({count} since this was \

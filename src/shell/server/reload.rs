@@ -360,7 +360,12 @@ impl Server {
             info!("EspoCRM's settings have not changed.");
         }
         self.hub.reload(Some(new.categories.clone()));
+        let doors = |settings: &Settings| (settings.control.clone(), settings.metrics.clone());
+        let are_others = doors(&new) != doors(&self.settings);
         self.settings = new;
+        if are_others {
+            self.open_control();
+        }
         self.apply_to_hub();
     }
 

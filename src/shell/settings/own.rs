@@ -52,6 +52,22 @@ pub struct Own {
     pub verdict_reuse: Option<SpanOrZero>,
     /// Whether PHP workers check access.
     pub worker: Option<bool>,
+    /// Where the control socket is.
+    pub control: Option<ControlAt>,
+    /// Where metrics are told.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where the control socket is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ControlAt {
+    /// In the directory that systemd gives, or the one of the package.
+    #[default]
+    Usual,
+    /// There is none.
+    Off,
+    /// This is its name.
+    Path(PathBuf),
 }
 
 /// An address, with or without a port.
@@ -80,7 +96,7 @@ struct Setting {
 }
 
 /// Every setting.
-const SETTINGS: [Setting; 18] = [
+const SETTINGS: [Setting; 20] = [
     Setting { name: "espocrm", set: |own, text| put(&mut own.espocrm, text) },
     Setting { name: "php", set: |own, text| put(&mut own.php, text) },
     Setting { name: "listen", set: |own, text| put(&mut own.listen, text) },
@@ -99,6 +115,8 @@ const SETTINGS: [Setting; 18] = [
     Setting { name: "ping_interval", set: |own, text| put(&mut own.ping_interval, text) },
     Setting { name: "verdict_reuse", set: |own, text| put(&mut own.verdict_reuse, text) },
     Setting { name: "worker", set: |own, text| put(&mut own.worker, text) },
+    Setting { name: "control", set: |own, text| put(&mut own.control, text) },
+    Setting { name: "metrics", set: |own, text| address(&mut own.metrics, text) },
 ];
 
 /// Read if no other file is named and this one exists.
@@ -217,6 +235,36 @@ fn limit(place: &mut Option<usize>, text: &str) -> std::result::Result<(), Strin
     if *place == Some(0) { Err("it must be at least 1".to_owned()) } else { Ok(()) }
 }
 
+fn address(place: &mut Option<SocketAddr>, text: &str) -> std::result::Result<(), String> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    *place = Some(address.ok_or_else(|| {
+        format!("{text:?}: an address with a port is expected, such as 127.0.0.1:9170")
+    })?);
+    Ok(())
+}
+
+impl FromStr for ControlAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "" | "off" => Ok(Self::Off),
+            path if path.starts_with('/') => Ok(Self::Path(path.into())),
+            _ => Err("the whole path of a socket is expected, or off".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ControlAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usual => f.write_str("in the runtime directory"),
+            Self::Off => f.write_str("off"),
+            Self::Path(path) => path.to_string_lossy().escape_debug().fmt(f),
+        }
+    }
+}
+
 impl FromStr for Listen {
     type Err = String;
 
@@ -254,7 +302,8 @@ mod tests {
              max_per_address = 100\nmax_per_user = 0\ntrusted_proxies = ['10.0.0.0/8', '::1']\n\
              proxy_protocol = true\norigins = ['same-site', 'https://portal.example.com/']\n\
              max_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
-             ping_interval = 20\nverdict_reuse = 0\nworker = false\n",
+             ping_interval = 20\nverdict_reuse = 0\nworker = false\n\
+             control = '/run/a/control.sock'\nmetrics = '127.0.0.1:9170'\n",
         );
         let expected = Own {
             espocrm: Some("/srv/crm".into()),
@@ -278,6 +327,8 @@ mod tests {
             ping_interval: Some(Duration::from_secs(20).into()),
             verdict_reuse: Some(Duration::ZERO.into()),
             worker: Some(false),
+            control: Some(ControlAt::Path("/run/a/control.sock".into())),
+            metrics: Some("127.0.0.1:9170".parse().unwrap()),
         };
         assert_eq!(own, Ok(expected));
         assert_eq!(Own::from_toml(""), Ok(Own::default()));
@@ -308,6 +359,8 @@ mod tests {
             ping_interval: Some(_),
             verdict_reuse: Some(_),
             worker: Some(_),
+            control: Some(_),
+            metrics: Some(_),
         } = all
         else {
             panic!("{all:?}");
@@ -330,6 +383,9 @@ mod tests {
             ("\nping_interval = 'soon'", "a length of time is expected"),
             ("\ntrusted_proxies = ['proxy']", "proxy"),
             ("\norigins = ['*']", "an origin is expected"),
+            ("\ncontrol = 'here'", "the whole path of a socket"),
+            ("\nmetrics = '9170'", "an address with a port"),
+            ("\nmetrics = '127.0.0.1:0'", "an address with a port"),
             ("\nport = 8080", "there is no setting \"port\""),
             ("\nx", "line 2"),
             ("\nphp = '\u{1b}[2J'", "\u{fffd}"),

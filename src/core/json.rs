@@ -1,0 +1,78 @@
+//! JSON as it is written: a few fields at a time, in their order.
+
+use std::fmt::{Display, Write};
+
+use super::wamp::Quoted;
+
+/// An object, or a list, that is being written.
+#[derive(Debug)]
+pub struct Json {
+    text: String,
+    end: char,
+    is_empty: bool,
+}
+
+impl Json {
+    /// An object without fields.
+    #[must_use]
+    pub fn object() -> Self {
+        Self { text: "{".to_owned(), end: '}', is_empty: true }
+    }
+
+    /// A list without items.
+    #[must_use]
+    pub fn list() -> Self {
+        Self { text: "[".to_owned(), end: ']', is_empty: true }
+    }
+
+    /// Adds a field that is a text.
+    pub fn text(&mut self, name: &str, value: &str) -> &mut Self {
+        self.field(name, &Quoted(value))
+    }
+
+    /// Adds a field that is a number, a truth value, or JSON already.
+    pub fn field(&mut self, name: &str, value: &dyn Display) -> &mut Self {
+        let _ = write!(self.separated(), "{}:{value}", Quoted(name));
+        self
+    }
+
+    /// Adds an item that is a text.
+    pub fn item(&mut self, value: &str) -> &mut Self {
+        self.element(&Quoted(value))
+    }
+
+    /// Adds an item that is a number or JSON already.
+    pub fn element(&mut self, value: &dyn Display) -> &mut Self {
+        let _ = write!(self.separated(), "{value}");
+        self
+    }
+
+    /// The whole of it.
+    #[must_use]
+    pub fn end(mut self) -> String {
+        self.text.push(self.end);
+        self.text
+    }
+
+    fn separated(&mut self) -> &mut String {
+        if !std::mem::take(&mut self.is_empty) {
+            self.text.push(',');
+        }
+        &mut self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_written_as_json() {
+        let mut inner = Json::list();
+        inner.element(&1).item("\"\u{7}ä");
+        let mut json = Json::object();
+        json.text("a\n", "b").field("c", &true).field("d", &inner.end());
+        assert_eq!(json.end(), r#"{"a\n":"b","c":true,"d":[1,"\"\u0007ä"]}"#);
+        assert_eq!((Json::object().end(), Json::list().end()), ("{}".into(), "[]".into()));
+    }
+}
