@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::shell::adopt::Adopt;
+use crate::shell::doctor::Doctor;
 use crate::shell::fatal::Fatal;
 use crate::shell::settings::{Layers, Own};
 use crate::shell::setup::Setup;
@@ -23,6 +24,8 @@ pub enum Command {
     Check(Options),
     /// Find out whether a daemon serves.
     Health(Options),
+    /// Find out what keeps real-time from working.
+    Doctor(Doctor),
     /// Serve the demo page.
     Demo(Own),
     /// Make it a service of this machine.
@@ -73,6 +76,8 @@ Usage:
                                                     tell only what is wrong with them
   espocrm-websocket health --espocrm DIR [options]  whether a daemon with these settings serves: a
                                                     WebSocket is opened and closed
+  espocrm-websocket doctor [--espocrm DIR] [--json] go through the whole chain, from EspoCRM to the
+                                                    browser, and tell what is wrong and what to do
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
   espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
   espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
@@ -105,9 +110,11 @@ Options:
   --debug                log each event
   --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
                          (default: standard error)
-  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME
+  --name NAME            setup, adopt, doctor: for a further EspoCRM, as espocrm-websocket@NAME
+  --json                 doctor: for machines
   --at-install           setup: only what a package's script may do
-  --root DIR             setup, adopt: in the image of a machine, of which nothing is started
+  --root DIR             setup, adopt: in the image of a machine, of which nothing is started;
+                         doctor: the files of web server, PHP and systemd are there
   -h, --help             this text
   -V, --version          the version
 
@@ -127,6 +134,9 @@ impl Command {
         };
         if begins_with("setup") {
             return Ok(Setup::parse(&mut parser)?.map_or(Self::Help, Self::Setup));
+        }
+        if begins_with("doctor") {
+            return Ok(Doctor::parse(&mut parser)?.map_or(Self::Help, Self::Doctor));
         }
         if begins_with("adopt") {
             return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
@@ -173,11 +183,11 @@ impl Command {
                     Ok(Self::Run(options))
                 }
                 Some(name) => Err(format!(
-                    "{} is no command (run, config, health, demo, setup, adopt), and a directory is written with a slash",
+                    "{} is no command (run, config, health, doctor, demo, setup, adopt), and a directory is written with a slash",
                     name.to_string_lossy()
                 )
                 .into()),
-                None => Err("a command is missing: run, config, health, demo, setup or adopt".into()),
+                None => Err("a command is missing: run, config, health, doctor, demo, setup or adopt".into()),
             },
         }
     }
@@ -197,6 +207,7 @@ impl Command {
             Self::Health(options) => health::check(options.layers()?),
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
+            Self::Doctor(doctor) => doctor.run(),
             Self::Demo(flags) => demo::serve(&flags),
             Self::Setup(setup) => setup.run(),
             Self::Adopt(adopt) => adopt.run(),
@@ -316,6 +327,7 @@ mod tests {
             "debug",
             "name",
             "at-install",
+            "json",
             "root",
             "undo",
         ];

@@ -221,7 +221,11 @@ fn version(version: &Version) -> Finding {
         );
     }
     if !version.is_at_least(first) {
-        return Finding::bad("version", found, "It is too old: 5.6 is the first that is supported.");
+        return Finding::bad(
+            "version",
+            found,
+            "It is too old: 5.6 is the first that is supported.",
+        );
     }
     if version.is_at_least((last + 1, 0)) {
         return Finding::doubt(
@@ -272,9 +276,12 @@ mod tests {
     #[test]
     fn whose_files_they_are_matters() {
         let name = |user: u32| format!("user{user}");
-        for (owner, me, state) in
-            [(33, 0, State::Good), (33, 33, State::Good), (33, 7, State::Doubt), (0, 0, State::Doubt)]
-        {
+        for (owner, me, state) in [
+            (33, 0, State::Good),
+            (33, 33, State::Good),
+            (33, 7, State::Doubt),
+            (0, 0, State::Doubt),
+        ] {
             assert_eq!(owned("/e", owner, me, name).state, state, "{owner} {me}");
         }
     }

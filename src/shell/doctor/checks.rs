@@ -89,7 +89,9 @@ fn plain(verdict: &Verdict, took: Duration, case: &Case) -> Finding {
         Verdict::Granted => Finding::bad(
             STEP,
             "A wrong token was accepted",
-            format!("Somebody has changed what {root}/command.php does. Nobody is to be let in so."),
+            format!(
+                "Somebody has changed what {root}/command.php does. Nobody is to be let in so."
+            ),
         ),
         Verdict::Unchecked(failure) => {
             let mut fix = format!(
@@ -142,8 +144,7 @@ fn ask_twice(
     workers.start(poll.registry(), clock.now(), id, command).map_err(failed)?;
     let mut ask = || {
         let start = Instant::now();
-        let errand =
-            Errand { job: JobId::default(), convention: settings.version.convention() };
+        let errand = Errand { job: JobId::default(), convention: settings.version.convention() };
         let deadline = clock.now().after(settings.check_timeout.value);
         workers.run(poll.registry(), id, errand, &check.arguments, deadline).map_err(failed)?;
         let mut outcomes = Vec::new();
@@ -167,9 +168,7 @@ fn ask_twice(
                 let exit = Exit::Status(done.status);
                 Ok((read(settings, check, exit, &done.output, said), start.elapsed()))
             }
-            Some(Ok(Reply::Unable)) => {
-                Err("it cannot run EspoCRM's commands".to_owned())
-            }
+            Some(Ok(Reply::Unable)) => Err("it cannot run EspoCRM's commands".to_owned()),
             Some(Err(Trouble::NoGood(why))) => Err(why),
             Some(Err(Trouble::TimedOut)) | None => Err("it did not answer in time".to_owned()),
         }

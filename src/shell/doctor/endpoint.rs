@@ -94,18 +94,23 @@ fn meet(
             (host, bound)
         }
         (one, other) if one == other => {
-            return Finding::good(STEP, format!("EspoCRM sends to {to}, where the daemon receives"));
+            return Finding::good(
+                STEP,
+                format!("EspoCRM sends to {to}, where the daemon receives"),
+            );
         }
-        (
-            Endpoint::Other { transport: one, .. },
-            Endpoint::Other { transport: other, .. },
-        ) if one == other => return apart("the paths differ".to_owned()),
+        (Endpoint::Other { transport: one, .. }, Endpoint::Other { transport: other, .. })
+            if one == other =>
+        {
+            return apart("the paths differ".to_owned());
+        }
         _ => return apart("these are different kinds of connections".to_owned()),
     };
     if matches!(host, "*" | "") {
         return apart("a sender has to name one host, and * is none".to_owned());
     }
-    let good = Finding::good(STEP, format!("EspoCRM sends to {to}, and the daemon receives at {at}"));
+    let good =
+        Finding::good(STEP, format!("EspoCRM sends to {to}, and the daemon receives at {at}"));
     let Some(found) = addresses(host) else {
         return Finding::unknown(STEP, format!("{}: {host} could not be looked up", good.found));
     };
@@ -172,7 +177,8 @@ mod tests {
             "slow" => None,
             host => literal(host).map(|it| vec![it]),
         };
-        let is_own = |address: IpAddr| address.is_loopback() || address == IpAddr::from([10, 0, 0, 5]);
+        let is_own =
+            |address: IpAddr| address.is_loopback() || address == IpAddr::from([10, 0, 0, 5]);
         let finding = meet(to, at, &mut addresses, &is_own);
         (finding.state, finding.found)
     }

@@ -104,7 +104,8 @@ fn fpms(files: &Files, stop: Stop<'_>) -> Vec<Web> {
         if finished.exit != Ok(Exit::Status(0)) {
             return None;
         }
-        let has_it = finished.stdout.split(|byte| *byte == b'\n').any(|it| it.trim_ascii() == b"zmq");
+        let has_it =
+            finished.stdout.split(|byte| *byte == b'\n').any(|it| it.trim_ascii() == b"zmq");
         Some(Web { name, has_it })
     };
     found.iter().filter_map(ask).take(8).collect()

@@ -80,8 +80,9 @@ pub fn look(
 fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
     let Timeout { seconds, by } = timeout;
     let ping = ping.as_secs().max(1);
-    let found =
-        format!("The proxy ends idle connections after {seconds} s ({by}); pings come every {ping} s");
+    let found = format!(
+        "The proxy ends idle connections after {seconds} s ({by}); pings come every {ping} s"
+    );
     let wanted = (2 * ping + 10).max(DEFAULT);
     let directive = if by.contains("proxy_read_timeout") {
         format!("proxy_read_timeout {wanted}s;")
@@ -201,9 +202,8 @@ fn read(
 
 fn apache(files: &Files, port: u16) -> Option<Timeout> {
     const MAIN: [&str; 2] = ["/etc/apache2/apache2.conf", "/etc/httpd/conf/httpd.conf"];
-    let text = |path: &Path| {
-        String::from_utf8_lossy(&files.read(path).unwrap_or_default()).into_owned()
-    };
+    let text =
+        |path: &Path| String::from_utf8_lossy(&files.read(path).unwrap_or_default()).into_owned();
     let main: String = MAIN.iter().map(|path| text(Path::new(path))).collect();
     let sites = SITES.iter().filter(|it| !it.contains("nginx"));
     let sites = sites.flat_map(|pattern| files.find(pattern)).take(MOST_FILES);

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::report::Finding;
@@ -105,7 +104,9 @@ impl Port {
             Kind::Ours => Finding::good(step, who),
             Kind::Manager => Finding::good(
                 step,
-                format!("{what} {port} is held by systemd for espocrm-websocket.socket, or another"),
+                format!(
+                    "{what} {port} is held by systemd for espocrm-websocket.socket, or another"
+                ),
             ),
             Kind::Original => Finding::bad(
                 step,
@@ -216,11 +217,6 @@ fn command(words: &[&str]) -> String {
     let shown: Vec<&str> = words.iter().copied().take(3).collect();
     let text: String = shown.join(" ").chars().take(100).collect();
     if text.is_empty() { "unknown".to_owned() } else { text }
-}
-
-/// Whose process it is.
-pub fn user_of(pid: u32) -> Option<u32> {
-    Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
 #[cfg(test)]

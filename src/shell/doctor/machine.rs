@@ -46,9 +46,10 @@ fn judge_selinux(enforce: Option<&str>, boolean: Option<&str>) -> Finding {
     }
     // The present value, and the one that was asked for.
     match boolean.and_then(|it| it.split_whitespace().next()) {
-        Some("1") => {
-            Finding::good(STEP, "SELinux is in force, and lets the web server connect to the daemon")
-        }
+        Some("1") => Finding::good(
+            STEP,
+            "SELinux is in force, and lets the web server connect to the daemon",
+        ),
         Some(_) => Finding::bad(
             STEP,
             "SELinux keeps the web server from connecting to the daemon",
@@ -94,11 +95,8 @@ fn judge_zeromq(zeromq: &str, is_open: bool, wanted: bool) -> Finding {
 
 /// Whether others can pass by the proxy.
 pub fn port_exposure(case: &Case, files: &Files, port: &Port, direct: Option<bool>) -> Finding {
-    let is_open = if port.is_ours() {
-        port.is_open()
-    } else {
-        !case.settings.address.value.is_loopback()
-    };
+    let is_open =
+        if port.is_ours() { port.is_open() } else { !case.settings.address.value.is_loopback() };
     judge_port(port.number, is_open, direct, is_container(files))
 }
 

@@ -44,7 +44,7 @@ pub fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -> bool)
 }
 
 /// What the script says.
-pub type Answer = std::result::Result<Value, String>;
+pub type Answer = Result<Value, String>;
 
 fn read(output: &[u8]) -> Option<Value> {
     let mut lines = output.split(|byte| *byte == b'\n').filter_map(|it| it.strip_prefix(MARK));

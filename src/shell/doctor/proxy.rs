@@ -95,7 +95,8 @@ fn fill(line: &str, place: &Place, daemon: &Daemon<'_>) -> String {
     let mut line = line.replace(TARGET, daemon.address).replace(HOST, &place.host);
     if daemon.tls {
         line = line.replace("http://", "https://").replace("ws://", "wss://");
-        line = line.replace(&[" ", daemon.address].concat(), &[" https://", daemon.address].concat());
+        line =
+            line.replace(&[" ", daemon.address].concat(), &[" https://", daemon.address].concat());
     }
     match place.location() {
         LOCATION => line,
@@ -120,7 +121,7 @@ mod tests {
         let place =
             Place { tls: true, host: "x.example.org".to_owned(), port: 443, path: path.to_owned() };
         let daemon =
-            Daemon { serves: true, address: "127.0.0.1:8081", port: 8081, tls, picky: false };
+            Daemon { serves: true, address: "127.0.0.1:8081", port: 8081, tls, origins: &[] };
         proxy.snippet(&place, &daemon)
     }
 
@@ -138,7 +139,10 @@ mod tests {
             assert!(nginx.lines().any(|it| it.trim() == line), "{line}: {nginx}");
         }
         let apache = snippet(Proxy::Apache, "/wss", false);
-        assert!(apache.contains("ProxyPass \"/wss\" \"ws://127.0.0.1:8081/\" timeout=60"), "{apache}");
+        assert!(
+            apache.contains("ProxyPass \"/wss\" \"ws://127.0.0.1:8081/\" timeout=60"),
+            "{apache}"
+        );
         assert_eq!(apache.lines().count(), 3, "{apache}");
         let caddy = snippet(Proxy::Caddy, "/wss", false);
         assert!(caddy.contains("reverse_proxy /wss* 127.0.0.1:8081\n"), "{caddy}");

@@ -33,15 +33,15 @@ pub struct Daemon<'a> {
     pub port: u16,
     /// Whether it does TLS by itself.
     pub tls: bool,
-    /// Whether only certain pages may connect.
-    pub picky: bool,
+    /// Origins of pages that may connect, if not all may.
+    pub origins: &'a [Origin],
 }
 
 const STEP: &str = "public-url";
 const ADDRESS: &str = "address";
 
 /// Ours closes a WebSocket without a token by this code (RFC 6455, section 7.4.1).
-const POLICY: [u8; 4] = [0x88, 2, 3, 240];
+const POLICY: [u8; 2] = [3, 240];
 
 impl Place {
     /// What EspoCRM's pages make of its settings.
@@ -112,7 +112,11 @@ impl Place {
     /// As a browser sends it: without a default port.
     fn host_header(&self) -> String {
         let default = if self.tls { 443 } else { 80 };
-        if self.port == default { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
+        if self.port == default {
+            self.host.clone()
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     fn task(&self, origin: &str) -> Value {
@@ -138,7 +142,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Looks at both: which address it is, and what answers there. Returns the address.
+/// Looks at both: which address it is, and what answers there. Returns that, if anything does.
 pub fn look(
     case: &Case,
     files: &Files,
@@ -165,7 +169,7 @@ pub fn look(
             let visit = Visit::of(&answer);
             let proxy = Proxy::find(visit.server().as_deref(), files);
             report.add(visit.judge(&place, daemon, &|| proxy.snippet(&place, daemon)));
-            Some((place, proxy))
+            (visit.phase != "connect").then_some((place, proxy))
         }
         Err(error) => {
             report.add(Finding::unknown(STEP, format!("{place} could not be visited: {error}")));
@@ -190,7 +194,15 @@ fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<Place>
     let behind = site.split_once("://").map_or("", |(_, rest)| rest);
     let authority = behind.split(['/', '?', '#']).next().unwrap_or_default();
     let has_port = !authority.ends_with(']') && authority.contains(':');
-    let finding = if is_https && !place.tls {
+    let may_connect =
+        daemon.origins.is_empty() || daemon.origins.iter().any(|it| it.is(site.as_bytes()));
+    let finding = if !may_connect {
+        Finding::bad(
+            ADDRESS,
+            format!("{found}; but the daemon refuses pages from EspoCRM's siteUrl, {site}"),
+            "Add its origin, or \"same-site\", to origins in our configuration.",
+        )
+    } else if is_https && !place.tls {
         Finding::bad(
             ADDRESS,
             found,
@@ -300,8 +312,9 @@ impl Visit {
     }
 
     fn is_ours(&self) -> bool {
-        health::is_closed(&self.answer)
-            && self.answer.windows(POLICY.len()).any(|bytes| bytes == POLICY)
+        let end = self.answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+        let code = end.and_then(|end| self.answer.get(end + 6..end + 8));
+        health::is_closed(&self.answer) && code == Some(&POLICY)
     }
 
     fn judge(&self, place: &Place, daemon: &Daemon<'_>, snippet: &dyn Fn() -> String) -> Finding {
@@ -431,7 +444,9 @@ impl Visit {
             let begin = String::from_utf8_lossy(&self.answer);
             let line = begin.lines().next().unwrap_or_default();
             let line: String = line.escape_debug().take(100).collect();
-            let said = if line.is_empty() { "does not answer".to_owned() } else {
+            let said = if line.is_empty() {
+                "does not answer".to_owned()
+            } else {
                 format!("answers {line}, which is no HTTP")
             };
             return bad(what(&said), "Look into the log of the web server.".to_owned());
@@ -444,12 +459,13 @@ impl Visit {
                     let _ = write!(found, ", through {server}");
                 }
                 if let Some(certificate) = &self.certificate {
-                    let days = (certificate.until - self.now) / 86_400;
+                    let left = certificate.until - self.now;
+                    let days = left / 86_400;
                     if days < 7 {
                         return Finding::doubt(
                             STEP,
-                            found,
-                            format!("But its certificate expires in {days} days: certbot renew"),
+                            found + ", with a certificate that expires soon",
+                            format!("In {} hours. Renew it: certbot renew", left / 3_600),
                         );
                     }
                     let _ = write!(found, ", with a certificate for {days} more days");
@@ -486,12 +502,6 @@ impl Visit {
             401 => bad(
                 what("answers 401: it wants a password"),
                 format!("Browsers cannot be asked for one there: except {location} from it."),
-            ),
-            403 if daemon.picky => bad(
-                what("answers 403"),
-                "The daemon lets only pages from certain origins connect. Does its setting origins \
-                 name that of siteUrl, or \"same-site\"? Or a rule of the web server forbids it."
-                    .to_owned(),
             ),
             403 => bad(
                 what("answers 403"),
@@ -564,7 +574,7 @@ mod tests {
     }
 
     const DAEMON: Daemon<'_> =
-        Daemon { serves: true, address: "127.0.0.1:8080", port: 8080, tls: false, picky: false };
+        Daemon { serves: true, address: "127.0.0.1:8080", port: 8080, tls: false, origins: &[] };
 
     #[test]
     fn odd_addresses_are_told() {
@@ -583,6 +593,10 @@ mod tests {
         let elsewhere = Daemon { port: 8081, ..DAEMON };
         assert_eq!(address("http://crm", None, &elsewhere).1.state, State::Doubt);
         assert_eq!(address("https://crm", None, &elsewhere).1.state, State::Good);
+        let origins = [Origin::of("https://a").unwrap()];
+        let picky = Daemon { origins: &origins, ..DAEMON };
+        assert_eq!(address("https://a/x", None, &picky).1.state, State::Good);
+        assert_eq!(address("https://b", None, &picky).1.state, State::Bad);
         let secure = Daemon { tls: true, ..DAEMON };
         assert_eq!(address("http://crm", None, &secure).1.state, State::Bad);
     }
@@ -597,6 +611,9 @@ mod tests {
         Visit { phase: "answer".to_owned(), answer, ..Visit::default() }
     }
 
+    /// The end of a WebSocket as our daemon sends it.
+    const CLOSE: &[u8] = b"\x88\x06\x03\xf0text";
+
     fn switched() -> String {
         let accept = health::ACCEPT;
         format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}")
@@ -604,7 +621,7 @@ mod tests {
 
     #[test]
     fn our_own_answer_is_good_for_as_long_as_the_certificate_is() {
-        let mut visit = answer(&switched(), &POLICY);
+        let mut visit = answer(&switched(), CLOSE);
         assert!(judged(&visit, &DAEMON).is_good());
         let until = |days: i64| Some(Certificate { until: days * 86_400, ..Default::default() });
         visit.certificate = until(60);
@@ -620,7 +637,6 @@ mod tests {
     #[test]
     fn each_other_answer_is_explained() {
         let down = Daemon { serves: false, ..DAEMON };
-        let picky = Daemon { picky: true, ..DAEMON };
         for (head, daemon, found, fix) in [
             ("HTTP/1.1 200 OK", &DAEMON, "200", "SNIPPET"),
             ("HTTP/1.1 404 Not Found", &DAEMON, "does not pass /wss on", "SNIPPET"),
@@ -630,7 +646,6 @@ mod tests {
             ("HTTP/1.1 301 x\r\nLocation: https://a/b", &DAEMON, "to https://a/b", "SNIPPET"),
             ("HTTP/1.1 401 x", &DAEMON, "password", "except /wss"),
             ("HTTP/1.1 403 x", &DAEMON, "403", "SNIPPET"),
-            ("HTTP/1.1 403 x", &picky, "403", "origins"),
             ("HTTP/1.1 502 x", &DAEMON, "does not reach", "127.0.0.1:8080"),
             ("HTTP/1.1 503 x", &down, "does not reach", "see above"),
             ("SSH-2.0-x", &DAEMON, "no HTTP", "log"),
@@ -686,7 +701,7 @@ mod tests {
         assert!(judged(&refused, &DAEMON).fix.contains("firewall"));
         let unknown = unreached("php_network_getaddresses: getaddrinfo failed", Vec::new());
         assert!(judged(&unknown, &DAEMON).fix.contains("DNS"));
-        let ours = [switched().as_bytes(), b"\r\n\r\n", &POLICY].concat();
+        let ours = [switched().as_bytes(), b"\r\n\r\n", CLOSE].concat();
         let hairpin = unreached("Connection timed out", ours);
         assert_eq!(judged(&hairpin, &DAEMON).state, State::Doubt);
         assert_eq!(judged(&Visit::default(), &DAEMON).state, State::Unknown);

@@ -119,25 +119,26 @@ impl Report {
     /// # Errors
     /// If real-time does not work.
     pub fn end(self) -> Result<()> {
-        let count = |state| self.findings.iter().filter(|it| it.state == state).count();
-        let (faults, doubts) = (count(State::Bad), count(State::Doubt));
         if self.json {
             let list = Value::Array(self.findings.iter().map(Finding::json).collect());
             say(&format!("{list:#}\n"));
         }
-        if faults == 0 {
-            if !self.json {
-                let doubts = match doubts {
-                    0 => String::new(),
-                    1 => " One thing is worth a look: see !".to_owned(),
-                    doubts => format!(" {doubts} things are worth a look: see !"),
-                };
-                say(&["\nReal-time works, as far as can be seen from here.", &doubts, "\n"].concat());
-            }
-            return Ok(());
+        let summary = self.summary()?;
+        if !self.json {
+            say(&["\n", &summary, "\n"].concat());
         }
-        let many = if faults == 1 { "One step fails" } else { "Several steps fail" };
-        Err(Fatal::new([many, ". Mend the first \u{2717} first, and try again."].concat()))
+        Ok(())
+    }
+
+    fn summary(&self) -> Result<String> {
+        let has = |state| self.findings.iter().any(|it| it.state == state);
+        if has(State::Bad) {
+            return Err(Fatal::new(
+                "Something fails. Mend the first \u{2717} first, and try again.",
+            ));
+        }
+        let doubts = if has(State::Doubt) { " But have a look at what is marked by !" } else { "" };
+        Ok(["Real-time works, as far as can be seen from here.", doubts].concat())
     }
 }
 
@@ -176,9 +177,8 @@ mod tests {
         assert!(!report.add(Finding::doubt("b", "", "")));
         report.skip(&[("c", "The rest")], "b is odd");
         assert_eq!(report.findings[2].found, "The rest: b is odd");
-        assert_eq!(report.end(), Ok(()));
-        let mut report = Report::new(true);
-        report.add(Finding::bad("a", "", ""));
-        assert!(report.end().is_err());
+        assert!(report.summary().unwrap().ends_with('!'));
+        report.add(Finding::bad("d", "", ""));
+        assert!(report.summary().is_err());
     }
 }

@@ -122,10 +122,9 @@ impl Unit {
                      {started}"
                 ),
             ),
-            ("loaded", _) if self.condition == "no" => bad(
-                format!("{name} was not started, because it is not set up"),
-                setup,
-            ),
+            ("loaded", _) if self.condition == "no" => {
+                bad(format!("{name} was not started, because it is not set up"), setup)
+            }
             ("loaded", _) => bad(format!("{name} does not run ({})", self.active), started),
             _ if serves => Finding::unknown(
                 STEP,
