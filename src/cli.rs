@@ -9,6 +9,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 use crate::shell::adopt::Adopt;
 use crate::shell::doctor::Doctor;
 use crate::shell::fatal::Fatal;
+use crate::shell::operate::{self, Operate};
 use crate::shell::settings::{Layers, Own};
 use crate::shell::setup::Setup;
 use crate::shell::{demo, fatal, health, logging, run, sys};
@@ -32,6 +33,8 @@ pub enum Command {
     Setup(Setup),
     /// Take the place of an administrator's own unit.
     Adopt(Adopt),
+    /// Ask or order a daemon that runs.
+    Operate(Operate),
     /// Explain.
     Help,
     /// Tell the version.
@@ -78,6 +81,12 @@ Usage:
                                                     WebSocket is opened and closed
   espocrm-websocket doctor [--espocrm DIR] [--json] go through the whole chain, from EspoCRM to the
                                                     browser, and tell what is wrong and what to do
+  espocrm-websocket status [users|topics|connections] [--watch] [--json]
+                                                    how a running daemon is, and who is there
+  espocrm-websocket tail [--json]                   messages as they pass
+  espocrm-websocket kick USER                       end a user's connections: they come back after
+                                                    3 s, and are checked anew
+  espocrm-websocket send TOPIC [--user USER] [JSON] tell a test message, as if EspoCRM had sent it
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
   espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
   espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
@@ -110,8 +119,8 @@ Options:
   --debug                log each event
   --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
                          (default: standard error)
-  --name NAME            setup, adopt, doctor: for a further EspoCRM, as espocrm-websocket@NAME
-  --json                 doctor: for machines
+  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME; doctor, status,
+                         tail, kick, send: the daemon of that service
   --at-install           setup: only what a package's script may do
   --root DIR             setup, adopt: in the image of a machine, of which nothing is started;
                          doctor: the files of web server, PHP and systemd are there
@@ -140,6 +149,9 @@ impl Command {
         }
         if begins_with("adopt") {
             return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
+        }
+        if let Some(command) = operate::COMMANDS.into_iter().find(|name| begins_with(name)) {
+            return Ok(Operate::parse(command, &mut parser)?.map_or(Self::Help, Self::Operate));
         }
         let mut name = None;
         let mut check = false;
@@ -183,11 +195,11 @@ impl Command {
                     Ok(Self::Run(options))
                 }
                 Some(name) => Err(format!(
-                    "{} is no command (run, config, health, doctor, demo, setup, adopt), and a directory is written with a slash",
+                    "{} is no command (run, config, health, doctor, status, tail, kick, send, demo, setup, adopt), and a directory is written with a slash",
                     name.to_string_lossy()
                 )
                 .into()),
-                None => Err("a command is missing: run, config, health, doctor, demo, setup or adopt".into()),
+                None => Err("a command is missing, such as run, status or setup".into()),
             },
         }
     }
@@ -211,6 +223,7 @@ impl Command {
             Self::Demo(flags) => demo::serve(&flags),
             Self::Setup(setup) => setup.run(),
             Self::Adopt(adopt) => adopt.run(),
+            Self::Operate(operate) => operate.run(),
             Self::Help => print(HELP),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }
@@ -231,6 +244,9 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::control::List;
+    use crate::shell::control::client::Target;
+    use crate::shell::operate::What;
 
     fn command(line: &str) -> Result<Command, String> {
         let arguments = line.split_whitespace().map(OsString::from);
@@ -294,6 +310,46 @@ mod tests {
     }
 
     #[test]
+    fn a_running_daemon_is_asked_by_commands_of_their_own() {
+        let asked = |line: &str| match command(line) {
+            Ok(Command::Operate(operate)) => operate,
+            other => panic!("{line}: {other:?}"),
+        };
+        let target = Target {
+            name: Some("n".to_owned()),
+            control: Some("/c".into()),
+            config: Some("/f".into()),
+        };
+        assert_eq!(
+            asked("status --name n --watch --control /c --config /f --json"),
+            Operate { target, what: What::Status { watch: true }, json: true }
+        );
+        let what = |line: &str| asked(line).what;
+        assert_eq!(what("status"), What::Status { watch: false });
+        assert_eq!(what("status topics"), What::List(List::Topics));
+        assert_eq!(what("tail"), What::Tail);
+        assert_eq!(what("kick u"), What::Kick("u".to_owned()));
+        let [topic, user, message] = ["t", "u", "{}"].map(str::to_owned);
+        assert_eq!(what("send t {} --user u"), What::Send { topic, user: Some(user), message });
+        assert_eq!(command("status --help"), Ok(Command::Help));
+        for line in [
+            "status nobody",
+            "status users --watch",
+            "status users topics",
+            "status --user u",
+            "kick",
+            "kick a b",
+            "kick a --json",
+            "send",
+            "send a b c",
+            "tail x",
+            "tail --watch",
+        ] {
+            assert!(command(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_explained() {
         for (line, mistake) in [
             ("", "a command is missing"),
@@ -327,9 +383,11 @@ mod tests {
             "debug",
             "name",
             "at-install",
-            "json",
             "root",
             "undo",
+            "user",
+            "watch",
+            "json",
         ];
         for flag in flags.into_iter().chain(VALUES) {
             assert!(HELP.contains(&format!("--{flag}")));

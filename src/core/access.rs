@@ -260,6 +260,15 @@ impl Access {
         self.jobs.get(&id).map(|job| job.urgency)
     }
 
+    /// When the check that runs as `id` was started.
+    #[must_use]
+    pub fn began(&self, id: JobId) -> Option<Time> {
+        match self.jobs.get(&id)?.state {
+            State::Running(began) => Some(began),
+            State::Queued | State::Retry(_) => None,
+        }
+    }
+
     /// Whether [`start`](Self::start) may find something.
     #[must_use]
     pub fn can_start(&self) -> bool {
@@ -275,6 +284,11 @@ impl Access {
     /// Whoever asks for this again wants to know anew.
     pub fn forget_verdict(&mut self, check: &Check) {
         self.recent.forget(check);
+    }
+
+    /// Whatever was granted to this user has to be checked anew.
+    pub fn forget_user(&mut self, user: &str) {
+        self.recent.forget_user(user);
     }
 
     /// For how long a grant counts for whoever asks for the same, from the beginning of its check.

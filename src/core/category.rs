@@ -125,6 +125,14 @@ impl Categories {
         })
     }
 
+    /// The name of the category that a topic is of.
+    #[must_use]
+    pub fn name_of(&self, topic: &str) -> Option<&str> {
+        let rest = self.find(topic)?.1.map_or(0, |rest| rest.len() + 1);
+        let name = topic.get(..topic.len() - rest)?;
+        self.by_name.get_key_value(name).map(|(name, _)| name.as_str())
+    }
+
     /// Finds what has to be asked for a topic. A topic is a category's name, then its parameters,
     /// separated by dots; whatever follows them just makes another topic. Names may hold dots: the
     /// longest one counts.

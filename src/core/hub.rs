@@ -221,6 +221,34 @@ impl Hub {
         users.find(user).and_then(|user| users.value(user)).map_or(0, SmallVec::len)
     }
 
+    /// The authenticated connections of a user.
+    #[must_use]
+    pub fn connections(&self, user: &str) -> Vec<ConnId> {
+        let users = &self.directory.users;
+        let conns = users.find(user).and_then(|user| users.value(user));
+        conns.map_or(Vec::new(), |conns| conns.to_vec())
+    }
+
+    /// The users who are there, and how many connections each has.
+    pub fn users(&self) -> impl Iterator<Item = (&str, usize)> {
+        let users = self.directory.users.iter().map(|(user, conns)| (user, conns.len()));
+        users.filter(|(_, conns)| *conns > 0)
+    }
+
+    /// The topics that anybody may see, and how many connections each is told to.
+    pub fn topics(&self) -> impl Iterator<Item = (&str, usize)> {
+        let topics = self.directory.topics.iter().map(|(topic, conns)| (topic, conns.len()));
+        topics.filter(|(_, conns)| *conns > 0)
+    }
+
+    /// How many subscriptions a connection has, those that wait for a check included.
+    #[must_use]
+    pub fn subscriptions(&self, conn: ConnId) -> usize {
+        let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
+        let session = session.filter(|session| session.conn == conn);
+        session.map_or(0, |session| session.subscriptions.len())
+    }
+
     /// The categories in force.
     #[must_use]
     pub fn categories(&self) -> &Categories {

@@ -34,6 +34,11 @@ pub enum Rejection {
     UnknownTopic,
 }
 
+impl Rejection {
+    /// Their names, in their order.
+    pub const NAMES: &[&str] = &["too_big", "multipart", "malformed", "too_deep", "unknown_topic"];
+}
+
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -107,6 +107,11 @@ impl Children {
         }
     }
 
+    /// The numbers of those that are not reaped.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        self.running.iter().map(|(_, child)| child.process.id())
+    }
+
     /// Reads the output that `token` announces.
     pub fn readable(&mut self, token: Token) {
         let number = token.0.saturating_sub(self.first_token) / 2;

@@ -29,8 +29,12 @@ pub struct Conn {
     pub outbox: Outbox,
     /// Whose it counts as, if that is known.
     pub client: Option<ClientKey>,
+    /// Why it is refused or ends was counted.
+    pub counted: bool,
     /// It counts as a login of that client.
     pub logging_in: bool,
+    /// The second in which it has come.
+    pub since: u32,
     /// When it has to be looked at: a deadline, or the next ping.
     pub due: Time,
     /// When its timer fires, if it has one.
@@ -104,13 +108,22 @@ pub struct Upgrading {
 impl Conn {
     /// A connection just accepted.
     #[must_use]
-    pub fn new(id: ConnId, stream: Stream, upgrading: Upgrading, deadline: Time) -> Self {
+    pub fn new(
+        id: ConnId,
+        stream: Stream,
+        upgrading: Upgrading,
+        now: Time,
+        deadline: Time,
+    ) -> Self {
+        let now = u32::try_from(now.as_millis() / 1_000).unwrap_or(u32::MAX);
         Self {
             id,
             phase: Phase::Upgrading(upgrading.into()),
             outbox: Outbox::default(),
             client: None,
+            counted: false,
             logging_in: false,
+            since: now,
             due: deadline,
             armed: None,
             held: 0,

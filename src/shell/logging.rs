@@ -1,12 +1,16 @@
 //! The log, on standard error, which may be a file of ours. It holds nothing up, and one record is one
 //! line, whatever a peer has put into it.
 
+mod last;
+
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+pub use last::{Line, last};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
@@ -110,6 +114,9 @@ impl<L: Log> Log for Printable<L> {
 
     fn log(&self, record: &Record<'_>) {
         let text = Escaped(record.args());
+        if record.level() <= Level::Warn && self.enabled(record.metadata()) {
+            last::keep(record.level(), text.to_string());
+        }
         let mut printable = Record::builder();
         printable.metadata(record.metadata().clone());
         match self.style {

@@ -14,6 +14,7 @@ pub mod health;
 pub mod listener;
 pub mod logging;
 pub(crate) mod net;
+pub mod operate;
 pub mod random;
 pub mod run;
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod control;
 mod echo;
 mod messages;
 mod reload;
+mod report;
 #[cfg(test)]
 mod simulation;
 mod traffic;
@@ -50,7 +51,9 @@ use crate::core::frame::SharedFrame;
 use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
 use crate::core::pool::Pool;
+use crate::core::rate::Rates;
 use crate::core::reader::Incoming;
+use crate::core::stats::{End, Stats};
 use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use crate::core::timers::Timers;
@@ -99,7 +102,12 @@ pub struct Server {
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
     ping: SharedFrame,
-    counters: Counters,
+    stats: Stats,
+    rates: Rates,
+    /// Since when all access checks fail, and when the last one did.
+    checks_fail: Option<(Time, Time)>,
+    /// Processor time of PHP, as it was told last.
+    php_time: Duration,
     bursts: Bursts,
     /// Of access checks.
     outage: Outage,
@@ -126,15 +134,6 @@ struct Ready {
     writable: bool,
     /// The peer will send nothing more.
     ended: bool,
-}
-
-/// What has happened since the start.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    connections: u64,
-    messages: u64,
-    rejected: u64,
-    deliveries: u64,
 }
 
 /// What peers can cause at will: the administrator should hear of it and not drown in it.
@@ -252,7 +251,10 @@ impl Server {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
-            counters: Counters::default(),
+            stats: Stats::default(),
+            rates: Rates::default(),
+            checks_fail: None,
+            php_time: Duration::ZERO,
             bursts: Bursts::default(),
             outage: Outage::default(),
             stopping: false,
@@ -314,6 +316,7 @@ impl Server {
     /// The second half: what has happened meanwhile.
     fn take(&mut self, happened: impl Iterator<Item = Ready>) {
         self.now = self.clock.now();
+        self.rates.advance(self.now, &self.stats);
         self.backend.begin_turn();
         for ready in happened {
             self.dispatch(ready);
@@ -344,7 +347,7 @@ impl Server {
             Action::Welcome(conn) => self.welcome(conn),
             Action::Send(conn, frame) => self.send(conn, frame),
             Action::Close(conn, reason) => self.close(conn, reason),
-            Action::Drop(conn) => self.end(conn),
+            Action::Drop(conn) => self.end(conn, End::CheckFailed),
             Action::Check(ticket, urgency, check) => self.request_check(ticket, urgency, check),
             Action::Cancel(ticket) => self.access.cancel(ticket),
             Action::Forget(check) => self.access.forget_verdict(&check),
@@ -445,7 +448,7 @@ impl Server {
             self.address(),
             self.endpoint(),
             self.conns.len(),
-            self.counters.messages
+            self.stats.messages
         )
     }
 
@@ -469,11 +472,12 @@ impl Server {
         self.children.kill_all();
         self.workers.kill_all();
         self.flush();
-        let Counters { connections, messages, rejected, deliveries } = self.counters;
+        let Stats { opened, messages, deliveries, .. } = self.stats;
         info!(
-            "Stopped, with {} connections open. There were {connections} since the start, and \
-             {messages} messages, delivered {deliveries} times; {rejected} were dropped.",
-            self.conns.len()
+            "Stopped, with {} connections open. There were {opened} since the start, and \
+             {messages} messages, delivered {deliveries} times; {} were dropped.",
+            self.conns.len(),
+            self.stats.dropped.iter().sum::<u64>()
         );
         self.conns.clear();
     }

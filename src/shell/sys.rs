@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Raises the limit of open files to what the administrator allows, and returns it.
 #[must_use]
@@ -71,6 +72,43 @@ pub fn resident() -> usize {
         value.split_whitespace().next()?.parse::<usize>().ok()
     });
     kilobytes.sum::<usize>() * 1024
+}
+
+/// Processor time of this process.
+#[must_use]
+pub fn own_time() -> Duration {
+    used(libc::RUSAGE_SELF)
+}
+
+/// Processor time of the children that have been reaped, and of theirs.
+#[must_use]
+pub fn time_of_children() -> Duration {
+    used(libc::RUSAGE_CHILDREN)
+}
+
+fn used(whose: libc::c_int) -> Duration {
+    // SAFETY: it only writes to the struct that it is given, for which zeros are valid.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(whose, &raw mut usage);
+        usage
+    };
+    let times = [usage.ru_utime, usage.ru_stime].map(|time| {
+        let micros = u64::try_from(time.tv_usec).unwrap_or(0);
+        Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0)) + Duration::from_micros(micros)
+    });
+    times.iter().sum()
+}
+
+/// Processor time of a process that runs, its own children not counted; none if that cannot be told.
+#[must_use]
+pub fn time_of(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name stands in parentheses and may hold anything.
+    let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let ticks = rest.split(' ').skip(11).take(2).filter_map(|time| time.parse::<u64>().ok());
+    // The kernel tells them in hundredths of a second, on all machines that we know of.
+    Duration::from_millis(10 * ticks.sum::<u64>())
 }
 
 /// Takes over the first descriptors after the standard streams, which whoever has started us has opened

@@ -103,6 +103,12 @@ impl Workers {
         Self { running: Slab::new(), dying: Vec::new(), first_token }
     }
 
+    /// The numbers of those that are not reaped.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        let running = self.running.iter().map(|(_, worker)| worker.process.id());
+        running.chain(self.dying.iter().map(process::Child::id))
+    }
+
     /// Starts a worker by a command that runs PHP's web server.
     ///
     /// # Errors

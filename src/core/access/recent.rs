@@ -50,6 +50,11 @@ impl Recent {
         self.granted.remove(check);
     }
 
+    /// The same for all that a user was granted.
+    pub fn forget_user(&mut self, user: &str) {
+        self.granted.retain(|check, _| *check.user != *user);
+    }
+
     /// Lets go of what counts no longer.
     fn expire(&mut self, now: Time) {
         while let Some((until, check)) = self.order.front()
@@ -107,6 +112,11 @@ mod tests {
         assert!(recent.holds(at(3_500), &check("a")));
         recent.renew(Duration::from_secs(3));
         assert!(!recent.holds(at(3_500), &check("b")));
+        recent.granted(at(3_500), &check("d"), at(3_500));
+        recent.forget_user("v");
+        assert!(recent.holds(at(3_500), &check("d")));
+        recent.forget_user("u");
+        assert!(!recent.holds(at(3_500), &check("d")));
         recent.renew(Duration::ZERO);
         recent.granted(NOW, &check("a"), NOW);
         assert!(!recent.holds(NOW, &check("a")));

@@ -11,6 +11,7 @@ use mio::Token;
 use super::{FIRST_CONN, Server};
 use crate::core::id::ConnId;
 use crate::core::limits::{HANDSHAKE_DEADLINE, MAX_HANDSHAKES};
+use crate::core::stats::End;
 use crate::core::time::Time;
 use crate::shell::conn::{Conn, Phase, Upgrading};
 use crate::shell::listener::Listener;
@@ -157,6 +158,8 @@ impl Server {
                 );
             }
             if self.conns.len() >= limit + OVER_LIMIT {
+                self.stats.opened += 1;
+                self.stats.end(End::ConnectionLimit);
                 return;
             }
         }
@@ -172,13 +175,16 @@ impl Server {
         let id = ConnId::new(narrow, self.accepting.serial);
         let deadline = self.now.after(HANDSHAKE_DEADLINE);
         let upgrading = Upgrading::new(peer, introduction, over_limit);
-        let conn = entry.insert(Conn::new(id, stream, upgrading, deadline));
+        let conn = entry.insert(Conn::new(id, stream, upgrading, self.now, deadline));
         if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
             self.conns.remove(slot);
             return self.pause(&error);
         }
         self.arm(id);
-        self.counters.connections += 1;
+        self.stats.opened += 1;
+        if over_limit {
+            self.count_end(id, End::ConnectionLimit);
+        }
         self.limit_handshakes(id);
         if let Some(client) = self.client_of_peer(peer) {
             self.will_belong_to(id, client);
@@ -207,13 +213,14 @@ impl Server {
                      browsers from connecting."
                 );
             }
-            self.end(oldest);
+            self.end(oldest, End::HandshakeLimit);
         }
     }
 
     /// Out of descriptors or memory: whoever is connected is served on, and in a second we try
     /// again.
     fn pause(&mut self, error: &io::Error) {
+        self.stats.accept_failures += 1;
         if self.bursts.no_descriptor.count(self.now).is_some() {
             warn!(
                 "Connections cannot be accepted for the moment: {error}. Raise LimitNOFILE in the \

@@ -107,6 +107,7 @@ impl Server {
     }
 
     fn bus_is_new(&mut self) {
+        self.stats.bus_rebuilt += 1;
         // For kernels on which a child cannot close what it inherits.
         sys::mark_close_on_exec();
         sys::trim_heap();

@@ -8,6 +8,7 @@ use super::{Backend, Server};
 use crate::core::access::{Answer, JobId, QueueFull};
 use crate::core::check::{Check, Ticket, Urgency};
 use crate::core::limits::MAX_WAITING_OF_USER;
+use crate::core::stats::{End, LimitHit};
 use crate::core::verdict::{self, Failure, Verdict};
 use crate::core::version::Convention;
 use crate::shell::children::{Finished, Task};
@@ -17,11 +18,17 @@ impl Server {
         let user = Rc::clone(&check.user);
         let full = match self.access.request(self.now, ticket, check, urgency) {
             Ok(true) => {
+                self.stats.checks_reused += 1;
                 return self.answers.push(Answer { ticket, verdict: Verdict::Granted });
             }
             Ok(false) => return,
             Err(full) => full,
         };
+        if urgency == Urgency::Review {
+            self.stats.leave_out(LimitHit::Reviews);
+        } else if full == QueueFull::ForUser {
+            self.stats.leave_out(LimitHit::UserChecks);
+        }
         if full == QueueFull::ForUser
             && urgency == Urgency::Subscription
             && let Some(count) = self.bursts.user_full.count(self.now)
@@ -43,7 +50,8 @@ impl Server {
                 );
             }
             // Without a Close frame, so that it comes back and asks again.
-            self.end(ticket.conn);
+            let is_login = urgency == Urgency::Authentication;
+            self.end(ticket.conn, if is_login { End::Crowded } else { End::CheckQueue });
         }
     }
 
@@ -77,6 +85,7 @@ impl Server {
         let command = espocrm.installation.check(check);
         let timeout = self.settings.check_timeout.value;
         let registry = self.poll.registry();
+        self.stats.run(false);
         if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
             let failure = Failure::NotStarted(error.to_string());
             self.finish_check(id, check, &Verdict::Unchecked(failure));
@@ -114,7 +123,19 @@ impl Server {
 
     pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
         let answered = self.answers.len();
-        let is_review = self.access.urgency(id) == Some(Urgency::Review);
+        let urgency = self.access.urgency(id);
+        let is_review = urgency == Some(Urgency::Review);
+        if let Some((urgency, began)) = urgency.zip(self.access.began(id)) {
+            // It may have ended in the turn in which it was started, at an earlier look at the clock.
+            let took = self.clock.now().since(began).as_millis();
+            self.stats.check(urgency, verdict, u64::try_from(took).unwrap_or(u64::MAX));
+            let worked = !matches!(verdict, Verdict::Unchecked(_));
+            self.checks_fail = match self.checks_fail {
+                _ if worked => None,
+                Some((since, _)) => Some((since, self.now)),
+                None => Some((self.now, self.now)),
+            };
+        }
         self.access.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else {
             if let Some(count) = self.outage.worked() {

@@ -8,6 +8,7 @@ use super::Server;
 use crate::core::id::ConnId;
 use crate::core::limits::MAX_LOGINS_OF_ADDRESS;
 use crate::core::network::{self, ClientKey};
+use crate::core::stats::End;
 use crate::core::upgrade::{Credentials, Head};
 use crate::shell::conn::Phase;
 use crate::shell::settings::Settings;
@@ -57,8 +58,9 @@ impl Server {
                      trusted_proxies; if it is that of many users, raise max_per_address."
                 );
             }
+            self.count_end(id, End::AddressLimit);
             if before >= limit.saturating_add(OVER_LIMIT) {
-                self.end(id);
+                self.end(id, End::AddressLimit);
                 return false;
             }
         }
@@ -92,6 +94,7 @@ impl Server {
     /// told to come back.
     pub(super) fn is_crowded(&mut self, id: ConnId, credentials: Option<&Credentials>) -> bool {
         if self.access.is_crowded() {
+            self.count_end(id, End::Crowded);
             return true;
         }
         let client = self.conn(id).and_then(|conn| conn.client);
@@ -103,9 +106,15 @@ impl Server {
                      {count} more were told to come back since this was last said."
                 );
             }
+            self.count_end(id, End::LoginLimit);
             return true;
         }
-        credentials.is_some_and(|it| self.has_too_many(&it.user, self.hub.connections_of(&it.user)))
+        let has_too_many = credentials
+            .is_some_and(|it| self.has_too_many(&it.user, self.hub.connections_of(&it.user)));
+        if has_too_many {
+            self.count_end(id, End::UserLimit);
+        }
+        has_too_many
     }
 
     /// Whether a user who has so many connections may have no more.
@@ -145,10 +154,11 @@ impl Server {
     }
 
     /// Whether a page of the request's origin may connect.
-    pub(super) fn may_connect(&mut self, head: &Head<'_, '_>) -> bool {
+    pub(super) fn may_connect(&mut self, id: ConnId, head: &Head<'_, '_>) -> bool {
         if allows(&self.settings, head) {
             return true;
         }
+        self.count_end(id, End::Origin);
         if let Some(count) = self.bursts.origin.count(self.now) {
             let origin = head.origin().map_or("none".into(), String::from_utf8_lossy);
             warn!(

@@ -20,7 +20,7 @@ const DELIVERIES: u64 = 64 * 1024;
 impl Server {
     /// Takes messages of EspoCRM, up to this turn's budget.
     pub(super) fn receive_messages(&mut self) {
-        let enough = self.counters.deliveries + DELIVERIES;
+        let enough = self.stats.deliveries + DELIVERIES;
         let mut bytes = 0;
         for _ in 0..MESSAGES {
             let published = match self.bus.receive() {
@@ -34,11 +34,11 @@ impl Server {
                     return;
                 }
             };
-            self.counters.messages += 1;
+            self.stats.messages += 1;
             if let Err(rejection) = published {
                 self.reject(rejection);
             }
-            if self.counters.deliveries >= enough || bytes >= BYTES {
+            if self.stats.deliveries >= enough || bytes >= BYTES {
                 return;
             }
         }
@@ -53,7 +53,7 @@ impl Server {
             self.show_message(&submission, 0);
             return Ok(0);
         }
-        let before = self.counters.deliveries;
+        let before = self.stats.deliveries;
         // Encoded once, whoever receives it.
         let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
         let mut slow = Vec::new();
@@ -69,7 +69,7 @@ impl Server {
                 conn.dirty = true;
                 self.dirty.push_back(id);
             }
-            self.counters.deliveries += 1;
+            self.stats.deliveries += 1;
             debug!("send {} for connection {id}", submission.topic.escape_debug());
         }
         if let Some(user) = &submission.user {
@@ -78,14 +78,14 @@ impl Server {
         for id in slow {
             self.too_slow(id);
         }
-        let receivers = self.counters.deliveries - before;
+        let receivers = self.stats.deliveries - before;
         self.show_message(&submission, receivers);
         self.shed();
         Ok(receivers)
     }
 
     fn reject(&mut self, rejection: Rejection) {
-        self.counters.rejected += 1;
+        self.stats.drop(rejection);
         self.show_rejection(rejection);
         if let Some(count) = self.bursts.rejected.entry(rejection).or_default().count(self.now) {
             warn!(

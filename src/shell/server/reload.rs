@@ -252,7 +252,10 @@ impl Server {
                 self.access.set_paused(true);
                 self.hub.begin_reload();
             }
-            Err(error) => espocrm.could_not_be_read(now, &error),
+            Err(error) => {
+                espocrm.could_not_be_read(now, &error);
+                self.stats.reload(false);
+            }
         }
     }
 
@@ -267,8 +270,12 @@ impl Server {
                 espocrm.outdated = None;
                 espocrm.trouble.clear();
                 match espocrm.read(&facts) {
-                    Ok(settings) => self.apply(settings),
+                    Ok(settings) => {
+                        self.stats.reload(true);
+                        self.apply(settings);
+                    }
                     Err(error) => {
+                        self.stats.reload(false);
                         keep_old(&error);
                         // At least how verdicts are told is known.
                         self.settings.version = facts.version;
@@ -278,6 +285,7 @@ impl Server {
             }
             Err(error) => {
                 espocrm.could_not_be_read(self.now, &error);
+                self.stats.reload(false);
                 self.hub.reload(None);
             }
         }

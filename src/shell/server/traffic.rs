@@ -8,6 +8,7 @@ use log::{info, warn};
 use super::Server;
 use crate::core::id::ConnId;
 use crate::core::limits::{MAX_HELD, MAX_OUTBOX};
+use crate::core::stats::End;
 use crate::shell::conn::{Conn, Overdue, Phase};
 use crate::shell::stream::Written;
 use crate::shell::sys;
@@ -58,7 +59,7 @@ impl Server {
         match conn.write() {
             Ok(Written::Blocked) => {}
             Ok(Written::All) => conn.written(),
-            Err(_) => return self.end(id),
+            Err(_) => return self.end(id, End::Left),
         }
         self.weigh(id);
     }
@@ -92,7 +93,7 @@ impl Server {
                      this was last said, now one of user {user} with {holds} bytes."
                 );
             }
-            self.end(id);
+            self.end(id, End::Memory);
         }
     }
 
@@ -152,7 +153,7 @@ impl Server {
             Ok(0) => {
                 // Who says nothing more may still listen.
                 self.flush_one(id);
-                self.end(id);
+                self.end(id, End::Left);
             }
             Ok(length) => {
                 let more = conn.may_have_more(length, scratch.len(), ended);
@@ -162,9 +163,10 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 if error.kind() == io::ErrorKind::InvalidData {
+                    self.count_end(id, End::Tls);
                     self.no_tls(&error);
                 }
-                self.end(id);
+                self.end(id, End::Left);
             }
         }
         false
@@ -195,8 +197,15 @@ impl Server {
                 match conn.ping(next_ping) {
                     Ok(()) => self.send(id, self.ping.clone()),
                     // Without a Close frame: a browser that was only asleep comes back.
-                    Err(Overdue::Deadline | Overdue::Lost | Overdue::Incomplete) => {
-                        self.end(id);
+                    Err(why @ (Overdue::Deadline | Overdue::Lost | Overdue::Incomplete)) => {
+                        self.end(
+                            id,
+                            match why {
+                                Overdue::Lost => End::PingLost,
+                                Overdue::Incomplete => End::Incomplete,
+                                _ => End::Handshake,
+                            },
+                        );
                         continue;
                     }
                     Err(Overdue::Lagging) => {
@@ -230,8 +239,21 @@ impl Server {
         }
     }
 
+    /// Counts why a connection is refused or ends, unless that is known already.
+    pub(super) fn count_end(&mut self, id: ConnId, why: End) {
+        let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
+        if let Some(conn) = conn
+            && !std::mem::replace(&mut conn.counted, true)
+        {
+            self.stats.end(why);
+        }
+    }
+
     /// Ends TCP, without a Close frame.
-    pub(super) fn end(&mut self, id: ConnId) {
+    pub(super) fn end(&mut self, id: ConnId, why: End) {
+        if self.conn(id).is_some() {
+            self.count_end(id, why);
+        }
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Ended;
             conn.outbox.clear();
@@ -252,7 +274,7 @@ impl Server {
                  this was last said.)"
             );
         }
-        self.end(id);
+        self.end(id, End::Slow);
     }
 
     pub(super) fn no_tls(&mut self, error: &io::Error) {

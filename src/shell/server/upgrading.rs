@@ -9,6 +9,7 @@ use crate::core::limits::CLOSE_DEADLINE;
 use crate::core::network::ClientKey;
 use crate::core::proxy_protocol::{self, Malformed};
 use crate::core::reader::Reader;
+use crate::core::stats::End;
 use crate::core::timers;
 use crate::core::upgrade::{self, Refusal, Upgrade};
 use crate::shell::conn::Phase;
@@ -43,7 +44,7 @@ impl Server {
                 if !room || request.over_limit || self.is_crowded(id, credentials) {
                     return self.refuse(id, Refusal::Unavailable);
                 }
-                if !self.may_connect(&head) {
+                if !self.may_connect(id, &head) {
                     upgrade.credentials = None;
                 }
                 self.begin_websocket(id, upgrade);
@@ -78,7 +79,7 @@ impl Server {
                          proxy_protocol off here."
                     );
                 }
-                return self.end(id);
+                return self.end(id, End::ProxyHeader);
             }
         };
         if let Some(client) = client {
@@ -96,7 +97,7 @@ impl Server {
             Ok(()) => self.read_later(id),
             Err(error) => {
                 self.no_tls(&error);
-                self.end(id);
+                self.end(id, End::Tls);
             }
         }
     }
@@ -116,7 +117,10 @@ impl Server {
                 self.hub.open(id, &credentials);
             }
             // After the upgrade: an HTTP error would make the browser try again for ever.
-            None => self.close(id, CloseReason::Refused),
+            None => {
+                self.count_end(id, End::NoToken);
+                self.close(id, CloseReason::Refused);
+            }
         }
         // At once: whatever the check needs to be started, the browser is not kept waiting for it.
         // It may be gone already: then the hub closes what it has opened.
@@ -133,6 +137,8 @@ impl Server {
                  upgrade on."
             );
         }
+        // Of one that came when there were too many that was said before.
+        self.count_end(id, End::NotWebSocket);
         self.respond(id, refusal.response());
     }
 

@@ -10,6 +10,7 @@ use crate::core::limits::{
 };
 use crate::core::outbox::Full;
 use crate::core::reader::Incoming;
+use crate::core::stats::{End, LimitHit};
 use crate::core::wamp;
 use crate::shell::conn::Phase;
 use crate::shell::random;
@@ -87,14 +88,14 @@ impl Server {
         if let Some(user) = self.hub.user(id).map(str::to_owned) {
             let others = self.hub.connections_of(&user).saturating_sub(1);
             if self.has_too_many(&user, others) {
-                return self.end(id);
+                return self.end(id, End::UserLimit);
             }
         }
         match random::hex() {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
                 warn!("The kernel has no random numbers: {error}. A tab was sent away.");
-                self.end(id);
+                self.end(id, End::CheckFailed);
             }
         }
     }
@@ -117,6 +118,19 @@ impl Server {
     /// Ends a connection cleanly: a Close frame, and a while for the browser to answer it. Its tab
     /// does not come back before it is reloaded.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        let is_login = self.conn(id).is_some_and(|conn| conn.logging_in);
+        self.count_end(
+            id,
+            match reason {
+                CloseReason::Refused if is_login => End::TokenDenied,
+                CloseReason::Refused => End::TokenRevoked,
+                CloseReason::Forbidden => End::Forbidden,
+                CloseReason::Protocol => End::Protocol,
+                CloseReason::Malformed => End::Malformed,
+                CloseReason::TooBig => End::TooBig,
+                CloseReason::Flood => End::Flood,
+            },
+        );
         self.end_login(id);
         self.hub.close(id);
         self.send(id, SharedFrame::close(reason));
@@ -129,6 +143,7 @@ impl Server {
 
     /// Both sides have closed: what waits is written, then TCP is ended.
     fn finish(&mut self, id: ConnId) {
+        self.count_end(id, End::Left);
         self.end_login(id);
         self.hub.close(id);
         let Some(conn) = self.conn(id) else { return };
@@ -140,6 +155,7 @@ impl Server {
     }
 
     pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
+        self.stats.leave_out(LimitHit::Subscriptions);
         if let Some(count) = self.bursts.too_many_subscriptions.count(self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)");
             warn!(

@@ -41,6 +41,8 @@ impl Server {
             self.workers.stop(worker);
             self.worker_failed(worker, &error.to_string());
             self.start_plainly(id, check, convention);
+        } else {
+            self.stats.run(true);
         }
     }
 
@@ -146,6 +148,7 @@ impl Server {
     }
 
     fn worker_failed(&mut self, worker: WorkerId, why: &str) {
+        self.stats.worker_failures += 1;
         match self.pool.failed(self.now, worker) {
             Next::GiveUp => give_up(why),
             Next::Stop | Next::Wait => info!("A PHP worker was stopped: {why}."),

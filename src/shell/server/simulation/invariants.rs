@@ -30,6 +30,11 @@ pub fn check_lists(server: &mut Server) {
         assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
     }
     assert_eq!(server.held, held);
+    // Each connection is counted when it comes, and once more when it is known why it goes.
+    let uncounted = server.conns.iter().filter(|(_, conn)| !conn.counted).count() as u64;
+    let stats = &server.stats;
+    assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());
+    assert!(server.conns.iter().all(|(_, conn)| conn.counted || !conn.has_ended()));
     assert!(ended.iter().all(|slot| server.conns.contains(*slot)));
 }
 

@@ -1,0 +1,277 @@
+//! How a daemon is, on a screen of 80 columns and 24 lines.
+
+use std::time::Duration;
+
+use serde_json::Value as Json;
+
+use super::lists::span;
+use super::{grouped, number, printable, text};
+
+/// One column less than a terminal has: some go on in the next line when the last one is used.
+pub const COLUMNS: usize = 79;
+
+/// One line less, for the prompt.
+pub const LINES: usize = 23;
+
+/// Columns of what stands before each row.
+const LABEL: usize = 14;
+
+/// Where the lines of the screen come together.
+struct Screen(Vec<String>);
+
+/// The screen for an answer of the daemon. `before`: an earlier one, and how long ago that was, from
+/// which rates are told; else they are those of the last minute.
+pub fn screen(status: &Json, before: Option<(&Json, Duration)>) -> Vec<String> {
+    let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
+    let mut screen = Screen(Vec::new());
+    screen.head(status);
+
+    let open = "/connections/open";
+    screen.row(
+        "Connections",
+        &[
+            format!("{} of {}", count(status, open), count(status, "/connections/max")),
+            format!("users {}", count(status, "/connections/users")),
+            format!("opened {}", count(status, "/connections/opened")),
+            rate("connections", "/connections/opened"),
+        ],
+    );
+    let mut refused = counted(status, "/connections/refused");
+    refused.extend(some("no_descriptor", number(status, "/connections/accept_failures")));
+    screen.row("  refused", &or_none(refused));
+    screen.row("  ended", &or_none(counted(status, "/connections/ended")));
+    screen.row("Subscriptions", &or_none(counted(status, "/subscriptions")));
+    screen.row(
+        "Messages",
+        &[
+            format!("received {}", count(status, "/messages/received")),
+            rate("messages", "/messages/received"),
+            format!("deliveries {}", count(status, "/messages/deliveries")),
+            rate("deliveries", "/messages/deliveries"),
+        ],
+    );
+    let mut dropped = counted(status, "/messages/dropped");
+    dropped.extend(some("socket_renewed", number(status, "/messages/bus_rebuilt")));
+    screen.row("  dropped", &or_none(dropped));
+
+    let checks = number(status, "/checks/count");
+    let average = number(status, "/checks/milliseconds").checked_div(checks).unwrap_or(0);
+    screen.row(
+        "Checks",
+        &[
+            format!("{} by {}", grouped(checks), text(status, "/checks/by")),
+            rate("checks", "/checks/count"),
+            format!("running {}", count(status, "/checks/running")),
+            format!("waiting {}", count(status, "/checks/queued")),
+        ],
+    );
+    for kind in ["login", "subscription", "review"] {
+        let of_kind = format!("/checks/{kind}");
+        let label = format!("  {kind}");
+        if status.pointer(&of_kind).is_some_and(|counts| sum(counts) > 0) {
+            screen.row(&label, &counted(status, &of_kind));
+        }
+    }
+    let php = Duration::from_millis(number(status, "/checks/php_cpu_milliseconds"));
+    screen.row(
+        "  cost",
+        &[
+            format!("{average} ms each"),
+            format!("workers {}", count(status, "/checks/runs/worker")),
+            format!("plain PHP {}", count(status, "/checks/runs/plain")),
+            format!("reused {}", count(status, "/checks/reused")),
+            format!("PHP's processor time {} s", tenths(php.as_millis() / 100)),
+        ],
+    );
+    let mut hit = counted(status, "/left_out");
+    hit.extend(some("failed_workers", number(status, "/checks/worker_failures")));
+    hit.extend(some("failed_reloads", number(status, "/reloads/failed")));
+    if !hit.is_empty() {
+        screen.row("Limits hit", &hit);
+    }
+    screen.row(
+        "Memory",
+        &[
+            format!(
+                "{} of at most {}",
+                megabytes(number(status, "/memory/resident_bytes")),
+                megabytes(number(status, "/memory/worst_case_bytes"))
+            ),
+            format!("held by connections {}", megabytes(number(status, "/memory/held_bytes"))),
+        ],
+    );
+    screen.row(
+        "Settings",
+        &[
+            format!("per user {}", count(status, "/settings/max_per_user")),
+            format!("per address {}", count(status, "/settings/max_per_address")),
+            format!("checks {}", count(status, "/settings/max_checks")),
+            format!("reviews {}", text(status, "/settings/review_interval")),
+            format!("pings {}", text(status, "/settings/ping_interval")),
+        ],
+    );
+    screen.warnings(status);
+    screen.0.truncate(LINES);
+    screen.0
+}
+
+/// The same in one line.
+pub fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
+    let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
+    let troubles = status.get("troubles").and_then(Json::as_array).map_or(0, Vec::len);
+    [
+        format!("connections {}", count(status, "/connections/open")),
+        format!("messages {}", rate("messages", "/messages/received")),
+        format!("deliveries {}", rate("deliveries", "/messages/deliveries")),
+        format!("dropped {}", grouped(status.pointer("/messages/dropped").map_or(0, sum))),
+        format!("checks {}", rate("checks", "/checks/count")),
+        format!("waiting {}", count(status, "/checks/queued")),
+        format!("memory {}", megabytes(number(status, "/memory/resident_bytes"))),
+        if troubles == 0 { "serving".to_owned() } else { text(status, "/troubles/0") },
+    ]
+    .join(", ")
+}
+
+impl Screen {
+    fn head(&mut self, status: &Json) {
+        let left = format!(
+            "espocrm-websocket {}, EspoCRM {} in {}",
+            text(status, "/version"),
+            text(status, "/espocrm"),
+            text(status, "/root")
+        );
+        let right = format!("up {}", span(number(status, "/uptime_seconds")));
+        let room = COLUMNS.saturating_sub(right.chars().count() + 2);
+        self.0.push(format!("{:<room$}  {right}", cut(&left, room)));
+        let tls = status.get("tls").and_then(Json::as_bool).unwrap_or(false);
+        let scheme = if tls { "wss" } else { "ws" };
+        let places = format!(
+            "{scheme}://{}, EspoCRM sends to {}",
+            text(status, "/listen"),
+            text(status, "/zeromq")
+        );
+        let troubles: Vec<&str> = status
+            .get("troubles")
+            .and_then(Json::as_array)
+            .map(|troubles| troubles.iter().filter_map(Json::as_str).collect())
+            .unwrap_or_default();
+        if troubles.is_empty() {
+            self.row("Serving", &[places]);
+        } else {
+            for trouble in troubles {
+                self.row("TROUBLE", &[printable(trouble)]);
+            }
+            self.row("At", &[places]);
+        }
+        self.0.push(String::new());
+    }
+
+    /// A row of a few items, in two lines at most.
+    fn row(&mut self, label: &str, items: &[String]) {
+        let room = COLUMNS - LABEL;
+        let mut lines = vec![String::new()];
+        for (number, item) in items.iter().enumerate() {
+            let comma = if number + 1 < items.len() { "," } else { "" };
+            let item = format!("{item}{comma}");
+            for word in pieces(&item, room) {
+                let Some(last) = lines.last_mut() else { break };
+                if last.is_empty() {
+                    *last = word;
+                } else if last.chars().count() + 1 + word.chars().count() <= room {
+                    *last = format!("{last} {word}");
+                } else {
+                    lines.push(word);
+                }
+            }
+        }
+        if lines.len() > 2 {
+            lines.truncate(2);
+            if let Some(last) = lines.last_mut() {
+                *last = cut(last, room - 4) + " ...";
+            }
+        }
+        for (number, line) in lines.iter().enumerate() {
+            let label = if number == 0 { label } else { "" };
+            self.0.push(format!("{label:<LABEL$}{line}").trim_end().to_owned());
+        }
+    }
+
+    /// The last ones that there is room for, the latest first.
+    fn warnings(&mut self, status: &Json) {
+        let empty = Vec::new();
+        let lines = status.get("warnings").and_then(Json::as_array).unwrap_or(&empty);
+        for (number, line) in lines.iter().rev().enumerate() {
+            let label = if number == 0 { "Warnings" } else { "" };
+            let at = text(line, "/at").replace('T', " ");
+            let at = at.get(5..16).unwrap_or_default();
+            let what = text(line, "/text");
+            let before = self.0.len();
+            self.row(label, &[format!("{at} UTC {what}")]);
+            if self.0.len() > LINES {
+                self.0.truncate(before);
+                return;
+            }
+        }
+    }
+}
+
+/// The words of an item; one that is an item of two or three words stays together.
+fn pieces(item: &str, room: usize) -> Vec<String> {
+    if item.chars().count() <= 30 {
+        return vec![item.to_owned()];
+    }
+    item.split(' ').map(|word| cut(word, room)).collect()
+}
+
+fn cut(text: &str, length: usize) -> String {
+    text.chars().take(length).collect()
+}
+
+fn count(status: &Json, pointer: &str) -> String {
+    grouped(number(status, pointer))
+}
+
+/// What was counted by name, the most first, without what never happened.
+fn counted(status: &Json, pointer: &str) -> Vec<String> {
+    let counts = status.pointer(pointer).and_then(Json::as_object).into_iter().flatten();
+    let mut counts: Vec<_> =
+        counts.filter_map(|(name, count)| Some((count.as_u64()?, name))).collect();
+    counts.sort_unstable_by_key(|(count, name)| (std::cmp::Reverse(*count), *name));
+    counts.into_iter().filter_map(|(count, name)| some(name, count)).collect()
+}
+
+fn some(name: &str, count: u64) -> Option<String> {
+    (count > 0).then(|| format!("{} {}", printable(name), grouped(count)))
+}
+
+fn or_none(items: Vec<String>) -> Vec<String> {
+    if items.is_empty() { vec!["none".to_owned()] } else { items }
+}
+
+fn sum(counts: &Json) -> u64 {
+    counts.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
+}
+
+/// `12.3/s`
+fn rate(status: &Json, before: Option<(&Json, Duration)>, name: &str, pointer: &str) -> String {
+    let (events, time) = match before {
+        Some((before, ago)) => {
+            (number(status, pointer).saturating_sub(number(before, pointer)), ago)
+        }
+        None => {
+            let seconds = number(status, "/uptime_seconds").clamp(1, 60);
+            (number(status, &format!("/last_minute/{name}")), Duration::from_secs(seconds))
+        }
+    };
+    let millis = time.as_millis().max(1);
+    format!("{}/s", tenths((u128::from(events) * 10_000 + millis / 2) / millis))
+}
+
+fn tenths(tenths: u128) -> String {
+    let whole = u64::try_from(tenths / 10).unwrap_or(u64::MAX);
+    format!("{}.{}", grouped(whole), tenths % 10)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", tenths(u128::from(bytes / 100_000)))
+}
