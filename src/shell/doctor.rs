@@ -117,13 +117,12 @@ impl Doctor {
             stopped
         };
         let mut report = Report::new(self.json);
-        let serves = match Case::open(self, &files, &mut report, &mut stop) {
-            Some(case) => self.examine(&case, &service, &files, &mut report, &mut stop),
-            None => {
-                report.skip(&OF_ESPOCRM, "it needs EspoCRM's settings");
-                false
-            }
-        };
+        let mut serves = false;
+        if let Some(case) = Case::open(self, &files, &mut report, &mut stop) {
+            serves = self.examine(&case, &service, &files, &mut report, &mut stop);
+        } else {
+            report.skip(&OF_ESPOCRM, "it needs EspoCRM's settings");
+        }
         service::look(&files, &service, serves, &mut report, &mut stop);
         report.add(machine::selinux(&files));
         report.add(machine::clock(&mut stop));
@@ -182,14 +181,11 @@ impl Doctor {
             (!serves, "the daemon does not answer"),
             (is_foreign, "somebody else receives there"),
         ];
-        match because.iter().find(|(hinders, _)| *hinders) {
-            Some((_, because)) => {
-                report.skip(&[("message", "A message to the daemon")], because);
-            }
-            None => {
-                let to = endpoint::submission(case);
-                report.add(passage::message(case, &to, control.as_ref(), stop));
-            }
+        if let Some((_, because)) = because.iter().find(|(hinders, _)| *hinders) {
+            report.skip(&[("message", "A message to the daemon")], because);
+        } else {
+            let to = endpoint::submission(case);
+            report.add(passage::message(case, &to, control.as_ref(), stop));
         }
 
         let address = health::reachable(listen).to_string();

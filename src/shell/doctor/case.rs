@@ -150,7 +150,7 @@ fn find(layers: &Layers, files: &Files) -> Result<PathBuf> {
             found.push(last);
             let mut text = String::from("There are several. Name the one that is meant:");
             for it in found {
-                text = text + "\n  espocrm-websocket doctor --espocrm ";
+                text += "\n  espocrm-websocket doctor --espocrm ";
                 text += &shell_word(&it.dir.to_string_lossy());
             }
             Err(Fatal::new(text))

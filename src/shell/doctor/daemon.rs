@@ -18,9 +18,12 @@ use crate::shell::settings::ControlAt;
 pub struct Said {
     pub pid: Option<u32>,
     version: String,
+    root: String,
     listen: String,
-    uptime: Option<u64>,
-    connections: Option<u64>,
+    uptime: u64,
+    connections: u64,
+    /// What it is not well of.
+    troubles: Vec<String>,
 }
 
 /// What it is asked by, and what it has said.
@@ -75,7 +78,8 @@ pub fn ask(doctor: &Doctor, case: &Case, serves: bool) -> (Option<Control>, Find
     match asked {
         Ok((client, answer)) => {
             let said = Said::of(&answer);
-            let finding = said.judge(&case.settings.listen().to_string());
+            let root = case.espocrm.root().display().to_string();
+            let finding = said.judge(&root, &case.settings.listen().to_string());
             (Some(Control { client, said }), finding)
         }
         Err(error) if serves => {
@@ -99,29 +103,46 @@ impl Said {
         let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
         let text =
             |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let number = |name: &str| answer.get(name).and_then(Value::as_u64);
+        let troubles = answer.get("troubles").and_then(Value::as_array);
+        let troubles = troubles.into_iter().flatten().filter_map(Value::as_str);
+        let connections = answer.get("connections").and_then(|it| it.get("open"));
         Self {
-            pid: number("pid").and_then(|pid| u32::try_from(pid).ok()),
+            pid: answer.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()),
             version: text("version"),
+            root: text("root"),
             listen: text("listen"),
-            uptime: number("uptime"),
-            connections: number("connections"),
+            uptime: answer.get("uptime_seconds").and_then(Value::as_u64).unwrap_or(0),
+            connections: connections.and_then(Value::as_u64).unwrap_or(0),
+            troubles: troubles.map(str::to_owned).collect(),
         }
     }
 
-    fn judge(&self, listen: &str) -> Finding {
+    fn judge(&self, root: &str, listen: &str) -> Finding {
         const STEP: &str = "control";
-        let mut found = format!("The daemon says: version {}", self.version);
-        if let Some(uptime) = self.uptime {
-            found += &format!(", up for {uptime} s");
+        let found = format!(
+            "The daemon says: up for {}, {} connections",
+            lasting(self.uptime),
+            self.connections
+        );
+        if self.root != root {
+            return Finding::doubt(
+                STEP,
+                format!("{found}; but it serves the EspoCRM in {}", self.root),
+                "Is another daemon meant? Name its service by --name, or its socket by --control.",
+            );
         }
-        if let Some(connections) = self.connections {
-            found += &format!(", {connections} connections");
+        if self.listen != listen {
+            return Finding::doubt(
+                STEP,
+                format!("{found}; but it listens at {}, not at {listen}", self.listen),
+                "The settings have changed since it was started, or it was started with others: \
+                 restart it. Under espocrm-websocket.socket of systemd it is that unit that counts.",
+            );
         }
         if self.version != env!("CARGO_PKG_VERSION") {
             return Finding::doubt(
                 STEP,
-                found,
+                format!("{found}; but it is version {}", self.version),
                 concat!(
                     "This program is version ",
                     env!("CARGO_PKG_VERSION"),
@@ -129,16 +150,25 @@ impl Said {
                 ),
             );
         }
-        if !self.listen.is_empty() && self.listen != listen {
+        if !self.troubles.is_empty() {
             return Finding::doubt(
                 STEP,
-                format!("{found}; it listens at {}, not at {listen}", self.listen),
-                "The settings have changed since it was started, or it was started with others: \
-                 restart it. Or it is another daemon: name that by --name.",
+                [&found, "; and it has troubles"].concat(),
+                self.troubles.join("\n"),
             );
         }
         Finding::good(STEP, found)
     }
+}
+
+fn lasting(seconds: u64) -> String {
+    let (unit, length) = match seconds {
+        0..120 => ("s", 1),
+        120..7_200 => ("min", 60),
+        7_200..172_800 => ("h", 3_600),
+        _ => ("days", 86_400),
+    };
+    format!("{} {unit}", seconds / length)
 }
 
 #[cfg(test)]
@@ -150,17 +180,26 @@ mod tests {
     fn what_the_daemon_says_is_judged() {
         let version = env!("CARGO_PKG_VERSION");
         let answer = format!(
-            "{{\"version\":\"{version}\",\"pid\":7,\"listen\":\"127.0.0.1:1\",\"uptime\":5,\
-             \"connections\":3}}"
+            "{{\"version\":\"{version}\",\"pid\":7,\"listen\":\"127.0.0.1:1\",\"root\":\"/e\",\
+             \"uptime_seconds\":500,\"connections\":{{\"open\":3}},\"troubles\":[]}}"
         );
-        let said = Said::of(answer.as_bytes());
-        assert_eq!((said.pid, said.connections), (Some(7), Some(3)));
-        let finding = said.judge("127.0.0.1:1");
-        assert!(finding.is_good() && finding.found.contains("3 connections"), "{}", finding.found);
-        assert_eq!(said.judge("127.0.0.1:2").state, State::Doubt);
-        let old = Said { version: "0.0.9".to_owned(), ..said };
-        assert_eq!(old.judge("127.0.0.1:1").state, State::Doubt);
+        let said = || Said::of(answer.as_bytes());
+        assert_eq!((said().pid, said().connections), (Some(7), 3));
+        let finding = said().judge("/e", "127.0.0.1:1");
+        assert!(finding.is_good(), "{}", finding.found);
+        assert!(finding.found.ends_with("up for 8 min, 3 connections"), "{}", finding.found);
+        for (said, expected) in [
+            (Said { listen: "127.0.0.1:2".to_owned(), ..said() }, "listens at"),
+            (Said { root: "/other".to_owned(), ..said() }, "serves the EspoCRM in /other"),
+            (Said { version: "0.0.9".to_owned(), ..said() }, "version 0.0.9"),
+            (Said { troubles: vec!["x".to_owned()], ..said() }, "troubles"),
+        ] {
+            let finding = said.judge("/e", "127.0.0.1:1");
+            assert_eq!(finding.state, State::Doubt);
+            assert!(finding.found.contains(expected), "{}", finding.found);
+        }
         assert_eq!(Said::of(b"x"), Said::default());
+        assert_eq!([0, 7_200, 1_000_000].map(lasting), ["0 s", "2 h", "11 days"]);
     }
 
     #[test]

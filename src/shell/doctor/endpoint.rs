@@ -55,14 +55,14 @@ pub fn look(case: &Case, stop: Stop<'_>) -> Finding {
         );
     }
     let (to, at) = (submission(case), &case.settings.zeromq.value);
-    let mut addresses = |host: &str| match literal(host) {
-        Some(address) => Some(vec![address]),
-        None => {
-            let task = json!({"task": "resolve", "host": host});
-            let answer = php::ask(&case.espocrm, &task, stop).ok()?;
-            let list = answer.get("addresses").and_then(Value::as_array)?;
-            Some(list.iter().filter_map(|it| it.as_str()?.parse().ok()).collect())
+    let mut addresses = |host: &str| {
+        if let Some(address) = literal(host) {
+            return Some(vec![address]);
         }
+        let task = json!({"task": "resolve", "host": host});
+        let answer = php::ask(&case.espocrm, &task, stop).ok()?;
+        let list = answer.get("addresses").and_then(Value::as_array)?;
+        Some(list.iter().filter_map(|it| it.as_str()?.parse().ok()).collect())
     };
     meet(&to, at, &mut addresses, &is_own)
 }

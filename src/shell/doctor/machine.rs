@@ -1,4 +1,4 @@
-//! The machine itself: SELinux, ports that are open to the world, the clock, limits, memory, disk.
+//! The machine itself: `SELinux`, ports that are open to the world, the clock, limits, memory, disk.
 
 use std::fs;
 use std::path::Path;

@@ -2,9 +2,10 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -64,8 +65,7 @@ pub fn message(case: &Case, to: &str, control: Option<&Control>, stop: Stop<'_>)
     const STEP: &str = "message";
     let mark = format!("doctor-{}", random::hex().unwrap_or_default());
     let message = json!({"topicId": "newNotification", "userId": mark}).to_string();
-    let watched = control.and_then(|control| control.client.lines("/tail").ok());
-    let watched = watched.map(|lines| collect(lines));
+    let watched = control.and_then(|it| it.client.lines_within("/tail", PATIENCE).ok());
     let took = match send(case, to, &message, stop) {
         Ok(took) => took,
         Err(error) => {
@@ -88,12 +88,15 @@ pub fn message(case: &Case, to: &str, control: Option<&Control>, stop: Stop<'_>)
         );
     };
     let end = Instant::now() + PATIENCE;
-    while let Ok(line) = watched.recv_timeout(end.saturating_duration_since(Instant::now())) {
+    for line in watched.map_while(Result::ok) {
         if line.contains(&mark) {
             return Finding::good(
                 STEP,
                 format!("A message that PHP sends to {to} arrives at the daemon, in {took} ms"),
             );
+        }
+        if Instant::now() > end {
+            break;
         }
     }
     Finding::bad(
@@ -113,19 +116,6 @@ fn send(case: &Case, to: &str, message: &str, stop: Stop<'_>) -> Result<u64, Str
     })
 }
 
-/// Lines as they come, to be waited for.
-fn collect(lines: impl Iterator<Item = io::Result<String>> + Send + 'static) -> Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in lines.map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                break;
-            }
-        }
-    });
-    receiver
-}
-
 /// This very program as a daemon without EspoCRM, which ends with us.
 struct Demo {
     process: Child,
@@ -135,23 +125,26 @@ struct Demo {
 
 impl Demo {
     fn start() -> Result<Self, String> {
+        let failed = |error: io::Error| error.to_string();
+        // Unlike a pipe it can be read with a deadline.
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        ours.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         // The one that runs, even if another has taken its place on the disk.
         let mut command = Command::new("/proc/self/exe");
         command.args(["demo", "--listen", "127.0.0.1:0"]).process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
         sys::tie(&mut command);
-        let process = command.spawn().map_err(|error| error.to_string())?;
+        let process = command.spawn().map_err(failed)?;
+        // Its end is then the end of what it says.
+        drop(command);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         // From here on it ends whatever happens.
         let mut demo = Self { process, address, zeromq: String::new() };
-        let Some(said) = demo.process.stderr.take() else { return Err(String::new()) };
-        let lines = collect(BufReader::new(said).lines());
+        let mut lines = BufReader::new(ours).lines();
         let mut last = String::new();
-        let end = Instant::now() + PATIENCE;
         while demo.zeromq.is_empty() || demo.address.port() == 0 {
-            let left = end.saturating_duration_since(Instant::now());
-            let Ok(line) = lines.recv_timeout(left) else {
-                return Err(format!("That daemon does not start. {last}"));
+            let Some(Ok(line)) = lines.next() else {
+                return Err(["That daemon does not start. ", &last].concat());
             };
             let words = line.trim_end_matches('.');
             if let Some((_, address)) = words.split_once("Browsers are served at http://") {

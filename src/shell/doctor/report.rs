@@ -120,8 +120,9 @@ impl Report {
     /// If real-time does not work.
     pub fn end(self) -> Result<()> {
         if self.json {
-            let list = Value::Array(self.findings.iter().map(Finding::json).collect());
-            say(&format!("{list:#}\n"));
+            // A line for each, for those who read it after all.
+            let list: Vec<_> = self.findings.iter().map(|it| it.json().to_string()).collect();
+            say(&["[\n", &list.join(",\n"), "\n]\n"].concat());
         }
         let summary = self.summary()?;
         if !self.json {

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use super::Site;
-use crate::support::{Port, eventually};
+use crate::support::{Daemon, Port, command, eventually};
 
 /// Listens at a port that somebody has reserved.
 fn hold(port: &Port) -> TcpListener {
@@ -134,12 +134,23 @@ fn a_daemon_with_other_settings_or_without_a_control_socket() {
     let listen = site.port.address().port();
     site.settings("verdict_reuse = '0'");
     let diagnosis = site.examine();
-    diagnosis.good("control", "version");
+    diagnosis.good("control", "0 connections");
     let other = Port::reserve();
     site.standin.config("webSocketPort", other.address().port());
     let diagnosis = site.examine();
     diagnosis.warning("control", &[&format!("listens at 127.0.0.1:{listen}"), "restart it"]);
     site.standin.config("webSocketPort", listen);
+    let another = crate::support::Standin::new();
+    let mut other = command();
+    other.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
+    other.arg(another.path()).arg("--control").arg(site.at("/other.sock"));
+    let _other = Daemon::spawn(other);
+    std::fs::write(
+        site.config(),
+        format!("listen = '127.0.0.1'\ncontrol = '{}'\n", site.at("/other.sock").display()),
+    )
+    .unwrap();
+    site.examine().warning("control", &["it serves the EspoCRM in", "--name"]);
     // Then it is at least seen that the message is taken.
     std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
     let diagnosis = site.examine();
