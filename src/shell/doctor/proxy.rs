@@ -13,10 +13,37 @@ pub enum Proxy {
     Unknown,
 }
 
-const NGINX: &str = include_str!("../../../docs/proxies/nginx.conf");
-const APACHE: &str = include_str!("../../../docs/proxies/apache.conf");
-const CADDY: &str = include_str!("../../../docs/proxies/Caddyfile");
-const TRAEFIK: &str = include_str!("../../../docs/proxies/traefik.yml");
+// Of the documents in docs/proxies, word for word.
+const NGINX: &str = "\
+    location /wss {
+        proxy_pass http://127.0.0.1:8080;
+        proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection \"upgrade\";
+        proxy_set_header Host $host;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_read_timeout 60s;
+        error_log /dev/null;
+    }";
+const APACHE: &str = "    ProxyPass \"/wss\" \"ws://127.0.0.1:8080/\" timeout=60 retry=0";
+const CADDY: &str = "    reverse_proxy /wss* 127.0.0.1:8080";
+const TRAEFIK: &str = "\
+http:
+  routers:
+    espocrm-websocket:
+      rule: \"Host(`crm.example.com`) && PathPrefix(`/wss`)\"
+      entryPoints:
+        - websecure
+      service: espocrm-websocket
+      tls: {}
+      observability:
+        accessLogs: false
+        tracing: false
+  services:
+    espocrm-websocket:
+      loadBalancer:
+        servers:
+          - url: \"http://127.0.0.1:8080\"";
 
 /// What the documents name, and is another here.
 const HOST: &str = "crm.example.com";
@@ -57,17 +84,12 @@ impl Proxy {
     /// What to write into its configuration, for this site.
     pub fn snippet(self, place: &Place, daemon: &Daemon<'_>) -> String {
         let (what, text) = match self {
-            Self::Nginx => (
-                "nginx, in the server block of this site:",
-                between(NGINX, "    location ", "    }\n"),
-            ),
+            Self::Nginx => ("nginx, in the server block of this site:", NGINX),
             Self::Apache => (
                 "Apache, in the VirtualHost of this site, after: a2enmod proxy_http proxy_wstunnel",
-                between(APACHE, "    ProxyPass ", "\n"),
+                APACHE,
             ),
-            Self::Caddy => {
-                ("Caddy, in the block of this site:", between(CADDY, "\treverse_proxy ", "\n"))
-            }
+            Self::Caddy => ("Caddy, in the block of this site:", CADDY),
             Self::Traefik => ("Traefik, as a file of its file provider:", TRAEFIK),
             Self::Unknown => {
                 return format!(
@@ -80,13 +102,10 @@ impl Proxy {
         };
         let mut snippet = String::from(what);
         for line in text.lines() {
-            let content = line.trim_start();
-            if !content.is_empty() && !content.starts_with('#') {
-                snippet.push_str("\n  ");
-                snippet.push_str(&fill(line, place, daemon));
-            }
+            snippet.push_str("\n  ");
+            snippet.push_str(&fill(line, place, daemon));
         }
-        snippet.replace('\t', "    ") + "\nAll of it: " + DOCUMENTS
+        snippet + "\nAll of it: " + DOCUMENTS
     }
 }
 
@@ -105,14 +124,6 @@ fn fill(line: &str, place: &Place, daemon: &Daemon<'_>) -> String {
     }
 }
 
-/// From the first line that begins so to the next such end.
-fn between<'a>(text: &'a str, begin: &str, end: &str) -> &'a str {
-    let Some(start) = text.find(&["\n", begin].concat()) else { return "" };
-    let text = text.get(start + 1..).unwrap_or_default();
-    let length = text.find(end).map_or(text.len(), |at| at + end.len());
-    text.get(..length).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,8 +136,28 @@ mod tests {
         proxy.snippet(&place, &daemon)
     }
 
+    /// The lines of a text that count.
+    fn lines(text: &str) -> Vec<&str> {
+        let lines = text.lines().map(str::trim);
+        lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+    }
+
     #[test]
-    fn snippets_are_the_documented_ones_with_this_sites_names() {
+    fn snippets_are_parts_of_the_documents() {
+        for (snippet, document) in [
+            (NGINX, include_str!("../../../docs/proxies/nginx.conf")),
+            (APACHE, include_str!("../../../docs/proxies/apache.conf")),
+            (CADDY, include_str!("../../../docs/proxies/Caddyfile")),
+            (TRAEFIK, include_str!("../../../docs/proxies/traefik.yml")),
+        ] {
+            let (snippet, document) = (lines(snippet), lines(document));
+            assert!(document.windows(snippet.len()).any(|it| it == snippet), "{snippet:#?}");
+        }
+        assert_eq!(lines(TRAEFIK), lines(include_str!("../../../docs/proxies/traefik.yml")));
+    }
+
+    #[test]
+    fn snippets_have_the_names_of_the_site() {
         let nginx = snippet(Proxy::Nginx, "/wss", false);
         for line in [
             "location /wss {",

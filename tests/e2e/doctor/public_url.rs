@@ -151,7 +151,7 @@ fn a_certificate_of_an_authority_for_as_long_as_it_is_valid() {
     let examine = || certified(&trusted, &issued).examine();
     examine().only_warning("public-url", &["expires soon", "certbot renew"]);
     date(&authority, "good", 90);
-    examine().good("public-url", "as it should, with a certificate for ");
+    examine().good("public-url", ", with a certificate for ");
     date(&authority, "good", -1);
     examine().only_failure("public-url", &["has expired", "certbot renew"]);
 }
