@@ -5,7 +5,7 @@ _espocrm_websocket() {
     _init_completion || return
 
     case $prev in
-        --config | --php | --log-file)
+        --config | --php | --log-file | --control)
             _filedir
             return
             ;;
@@ -18,22 +18,27 @@ _espocrm_websocket() {
             return
             ;;
         --listen | --zeromq | --max-connections | --max-per-address | --max-per-user | --trusted-proxy | --max-checks | \
-            --check-timeout | --review-interval | --ping-interval | --verdict-reuse | --name)
+            --check-timeout | --review-interval | --ping-interval | --verdict-reuse | --metrics | --name | --user)
             return
             ;;
     esac
 
     local settings="--espocrm --config --php --listen --zeromq --max-connections --max-per-address --max-per-user
         --trusted-proxy --proxy-protocol --origin --max-checks --check-timeout --review-interval --ping-interval
-        --verdict-reuse --no-worker --debug --log-file"
+        --verdict-reuse --no-worker --control --metrics --debug --log-file"
+    local daemon="--name --control --config"
     local offered
     case ${words[1]} in
         run | health | */*) offered=$settings ;;
         config) offered="$settings --check" ;;
+        status) offered="users topics connections --watch --json $daemon" ;;
+        tail) offered="--json $daemon" ;;
+        kick) offered=$daemon ;;
+        send) offered="--user $daemon" ;;
         demo) offered=--listen ;;
         setup) offered="--espocrm --name --at-install --root" ;;
         adopt) offered="--undo --name --root" ;;
-        *) offered="run config health demo setup adopt help --help --version" ;;
+        *) offered="run config health status tail kick send demo setup adopt help --help --version" ;;
     esac
     COMPREPLY=($(compgen -W "$offered" -- "$cur"))
 } && complete -F _espocrm_websocket espocrm-websocket

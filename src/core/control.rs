@@ -6,7 +6,7 @@ use super::upgrade::{self, Head};
 use super::wamp::Quoted;
 
 /// What is asked for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// `GET /metrics`
     Metrics,
@@ -49,6 +49,8 @@ pub enum Door {
 pub enum Refusal {
     /// 400: not HTTP, or a parameter is missing, unknown or makes no sense.
     BadRequest(&'static str),
+    /// 403: neither root nor the daemon's user.
+    Forbidden,
     /// 404: there is nothing of that name.
     NotFound,
     /// 405: only this method is allowed.
@@ -121,6 +123,9 @@ impl Refusal {
     pub fn response(self) -> String {
         let text = match self {
             Self::BadRequest(text) => return error("400 Bad Request", "", text),
+            Self::Forbidden => {
+                return error("403 Forbidden", "", "Only root and the daemon's user may ask it.");
+            }
             Self::NotFound => "There is nothing of that name here.",
             Self::Method(method) => {
                 let allow = format!("Allow: {method}\r\n");
@@ -351,6 +356,7 @@ mod tests {
     fn an_answer_says_how_long_it_is() {
         let refusals = [
             Refusal::BadRequest("x"),
+            Refusal::Forbidden,
             Refusal::NotFound,
             Refusal::Method("GET"),
             Refusal::LengthRequired,

@@ -146,11 +146,12 @@ impl Control {
     }
 
     fn let_in(&mut self, now: Time, registry: &Registry, door: Door, stream: Stream) {
-        // The socket's mode says the same, unless somebody has changed it.
-        if !stream.user().is_none_or(|user| user == 0 || user == sys::user()) {
-            return;
-        }
+        let may_ask = stream.user().is_none_or(|user| user == 0 || user == sys::user());
         let mut peer = Peer::new(stream, door, now.after(CONTROL_DEADLINE));
+        if !may_ask {
+            // The socket's mode says the same, unless somebody has changed it.
+            return peer.turn_away(&Refusal::Forbidden.response());
+        }
         if !self.make_room(door) {
             return peer.turn_away(&Refusal::Busy.response());
         }

@@ -141,8 +141,9 @@ fn kick(client: &Client, user: &str) -> Result<()> {
     print(&match number(&answer, "/connections") {
         0 => format!("User {user} has no connections. It is the user's id that counts.\n"),
         count => format!(
-            "{} of user {user} ended; the tabs come back after 3 s and are checked anew.\n",
-            plural(count, "connection was", "connections were")
+            "{} of user {user} {} ended; the tabs come back after 3 s and are checked anew.\n",
+            plural(count, "connection", "connections"),
+            if count == 1 { "was" } else { "were" }
         ),
     })
 }

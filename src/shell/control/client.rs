@@ -151,13 +151,17 @@ impl Client {
             let head = format!(
                 "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
             );
-            stream.write_all(&[head.as_bytes(), body].concat())?;
+            // Who is turned away is told so without being heard.
+            let written = stream.write_all(&[head.as_bytes(), body].concat());
             let mut reader = BufReader::new(stream);
             let mut head = String::new();
             while reader.by_ref().take(MAX_HEAD).read_line(&mut head)? > 0
                 && !head.ends_with("\r\n\r\n")
-                && head.len() < 16 * 1024
+                && (head.len() as u64) < MAX_HEAD
             {}
+            if head.is_empty() {
+                written?;
+            }
             Ok((reader, head))
         };
         let (mut reader, head) = exchange().map_err(|error: io::Error| self.trouble(&error))?;

@@ -23,6 +23,8 @@ struct Screen(Vec<String>);
 /// which rates are told; else they are those of the last minute.
 pub fn screen(status: &Json, before: Option<(&Json, Duration)>) -> Vec<String> {
     let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
+    let with_rate =
+        |name: &str, pointer: &str| format!("{} ({})", count(status, pointer), rate(name, pointer));
     let mut screen = Screen(Vec::new());
     screen.head(status);
 
@@ -32,8 +34,7 @@ pub fn screen(status: &Json, before: Option<(&Json, Duration)>) -> Vec<String> {
         &[
             format!("{} of {}", count(status, open), count(status, "/connections/max")),
             format!("users {}", count(status, "/connections/users")),
-            format!("opened {}", count(status, "/connections/opened")),
-            rate("connections", "/connections/opened"),
+            format!("opened {}", with_rate("connections", "/connections/opened")),
         ],
     );
     let mut refused = counted(status, "/connections/refused");
@@ -44,23 +45,22 @@ pub fn screen(status: &Json, before: Option<(&Json, Duration)>) -> Vec<String> {
     screen.row(
         "Messages",
         &[
-            format!("received {}", count(status, "/messages/received")),
-            rate("messages", "/messages/received"),
-            format!("deliveries {}", count(status, "/messages/deliveries")),
-            rate("deliveries", "/messages/deliveries"),
+            format!("received {}", with_rate("messages", "/messages/received")),
+            format!("deliveries {}", with_rate("deliveries", "/messages/deliveries")),
         ],
     );
     let mut dropped = counted(status, "/messages/dropped");
     dropped.extend(some("socket_renewed", number(status, "/messages/bus_rebuilt")));
     screen.row("  dropped", &or_none(dropped));
 
+    let by = text(status, "/checks/by");
     let checks = number(status, "/checks/count");
     let average = number(status, "/checks/milliseconds").checked_div(checks).unwrap_or(0);
     screen.row(
         "Checks",
         &[
-            format!("{} by {}", grouped(checks), text(status, "/checks/by")),
-            rate("checks", "/checks/count"),
+            with_rate("checks", "/checks/count"),
+            format!("by {}", by.split(" (").next().unwrap_or_default()),
             format!("running {}", count(status, "/checks/running")),
             format!("waiting {}", count(status, "/checks/queued")),
         ],
@@ -274,4 +274,84 @@ fn tenths(tenths: u128) -> String {
 
 fn megabytes(bytes: u64) -> String {
     format!("{} MB", tenths(u128::from(bytes / 100_000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::stats::{End, LimitHit};
+    use crate::core::submission::Rejection;
+    use serde_json::json;
+
+    fn all(names: &[&str], count: u64) -> Json {
+        names.iter().map(|name| ((*name).to_owned(), json!(count))).collect()
+    }
+
+    /// A daemon to which everything has happened, most of it often.
+    fn busy() -> Json {
+        let long = "x".repeat(400);
+        let many = 123_456_789_012_u64;
+        let checks = all(&["granted", "denied", "failed"], many);
+        let warning = json!({"at": "2026-01-31T12:59:59.999Z", "level": "WARN", "text": long});
+        json!({
+            "version": long, "espocrm": long, "root": long, "listen": long, "zeromq": long,
+            "uptime_seconds": many, "tls": true, "troubles": [long, "a", "b", long],
+            "connections": {
+                "open": many, "max": many, "users": many, "opened": many,
+                "refused": all(End::NAMES, many), "ended": all(End::NAMES, many),
+                "accept_failures": many,
+            },
+            "subscriptions": {long.clone(): many, "b": many, "c": 0},
+            "left_out": all(LimitHit::NAMES, many),
+            "messages": {
+                "received": many, "deliveries": many, "bus_rebuilt": many,
+                "dropped": all(Rejection::NAMES, many),
+            },
+            "checks": {
+                "by": long, "running": many, "queued": many, "login": checks,
+                "subscription": checks, "review": checks, "reused": many, "count": many,
+                "runs": {"worker": many, "plain": many}, "worker_failures": many,
+                "milliseconds": many, "php_cpu_milliseconds": many,
+            },
+            "reloads": {"failed": many},
+            "memory": {"resident_bytes": many, "worst_case_bytes": many, "held_bytes": many},
+            "settings": {"max_per_user": many, "review_interval": long},
+            "warnings": vec![warning; 10],
+        })
+    }
+
+    #[test]
+    fn whatever_has_happened_fits_a_terminal() {
+        for status in [busy(), json!({}), json!({"warnings": busy()["warnings"]})] {
+            let lines = screen(&status, None);
+            assert!(lines.len() <= LINES, "{} lines", lines.len());
+            for line in &lines {
+                assert!(line.chars().count() <= COLUMNS, "{line}");
+                assert_eq!(line.trim_end(), line);
+            }
+        }
+    }
+
+    #[test]
+    fn troubles_come_first_and_the_latest_warning_before_earlier_ones() {
+        let warning = |text: &str| json!({"at": "2026-01-31T12:59:59.999Z", "text": text});
+        let status = json!({
+            "troubles": ["The limit is reached."], "warnings": [warning("a"), warning("b\n")],
+        });
+        let lines = screen(&status, None);
+        assert_eq!(lines[1], "TROUBLE       The limit is reached.");
+        assert_eq!(lines[lines.len() - 2], "Warnings      01-31 12:59 UTC b?");
+        assert_eq!(lines[lines.len() - 1], "              01-31 12:59 UTC a");
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_minute_or_since_an_earlier_look() {
+        let now = json!({"uptime_seconds": 3_600, "last_minute": {"messages": 90},
+            "messages": {"received": 1_000}});
+        let rate = |before| rate(&now, before, "messages", "/messages/received");
+        assert_eq!(rate(None), "1.5/s");
+        let before = json!({"messages": {"received": 900}});
+        assert_eq!(rate(Some((&before, Duration::from_millis(1_500)))), "66.7/s");
+        assert_eq!(rate(Some((&json!({}), Duration::ZERO))), "1,000,000.0/s");
+    }
 }

@@ -277,3 +277,82 @@ fn named_list(name: &str, total: usize, items: impl Iterator<Item = String>) -> 
     json.field("total", &total).field(name, &list.end());
     json.end()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::access::JobId;
+    use crate::core::check::{Check, Ticket, Urgency};
+    use crate::core::id::ConnId;
+    use crate::core::time::Time;
+    use crate::core::verdict::{Failure, Verdict};
+    use crate::shell::bus::Bus;
+    use crate::shell::clock::Clock;
+    use crate::shell::espocrm::Facts;
+    use crate::shell::listener::Listener;
+    use crate::shell::script::{Arrivals, Checks, Journal, Messages, Random};
+    use crate::shell::server::accept::Accepting;
+    use crate::shell::settings::{Layers, Own, Settings};
+    use crate::shell::signals::Signals;
+
+    fn server() -> Server {
+        let facts = Facts::new(serde_json::Map::new(), &serde_json::Value::Null);
+        let settings = Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap();
+        let journal = Journal::default();
+        let random = || Random::new(1);
+        Server::assemble(
+            settings,
+            Backend::Scripted(Checks::new(&journal)),
+            Signals::none().unwrap(),
+            mio::Poll::new().unwrap(),
+            Accepting::new(Listener::scripted(Arrivals::new(&journal, random())), None),
+            Bus::scripted(Messages::new(&journal, random())),
+        )
+    }
+
+    fn set_clock(server: &mut Server, seconds: u64) {
+        server.now = Time::from_millis(seconds * 1_000);
+        server.clock = Clock::Stopped(server.now);
+    }
+
+    /// A check that is made at this second.
+    fn check(server: &mut Server, seconds: u64, verdict: &Verdict) {
+        set_clock(server, seconds);
+        let id = ConnId::new(0, u32::try_from(seconds).unwrap());
+        let ticket = Ticket { conn: id, serial: Ticket::AUTHENTICATION };
+        let check = Check::authentication("token", "user");
+        let now = server.now;
+        server.access.request(now, ticket, check, Urgency::Authentication).unwrap();
+        let (job, check): (JobId, _) = server.access.start(now).unwrap();
+        server.finish_check(job, &check, verdict);
+    }
+
+    #[test]
+    fn only_an_outage_that_lasts_is_a_trouble_and_only_while_it_is_known() {
+        let failed = Verdict::Unchecked(Failure::TimedOut);
+        let mut server = server();
+        check(&mut server, 100, &failed);
+        assert_eq!(server.troubles(), [""; 0]);
+        // Nobody has tried again.
+        set_clock(&mut server, 200);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 159, &failed);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 160, &failed);
+        let trouble = "No access check has worked for more than a minute.";
+        assert_eq!(server.troubles(), [trouble]);
+        set_clock(&mut server, 459);
+        assert_eq!(server.troubles(), [trouble]);
+        // By now it may work again: nobody has come who could tell.
+        set_clock(&mut server, 460);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 461, &failed);
+        assert_eq!(server.troubles(), [trouble]);
+        // No is an answer.
+        check(&mut server, 462, &Verdict::Denied);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 463, &failed);
+        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.stats.checks[0], [0, 1, 5]);
+    }
+}

@@ -81,7 +81,7 @@ impl Daemon {
     pub fn with_workers(standin: &Standin, flags: &[&str]) -> Self {
         let mut command = command();
         command.arg("run").arg("--espocrm").arg(standin.path());
-        command.args(["--config", "/dev/null", "--debug"]).args(flags);
+        command.args(["--config", "/dev/null", "--debug", "--control", "off"]).args(flags);
         if !flags.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1"]);
         }

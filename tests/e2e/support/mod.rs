@@ -3,6 +3,7 @@
 mod alice;
 mod chromium;
 mod client;
+mod control;
 mod daemon;
 mod group;
 mod php;
@@ -16,6 +17,7 @@ mod standin;
 pub use alice::{alice, expect_alive, notification};
 pub use chromium::{Chromium, Page};
 pub use client::{Client, Frame, GOOD_HEAD, request};
+pub use control::{Control, ask_port};
 pub use daemon::{Daemon, command, command_as_nobody, is_root, run};
 pub use group::{Group, program};
 pub use php::Php;

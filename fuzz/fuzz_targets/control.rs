@@ -1,0 +1,49 @@
+//! Requests at the control socket and the metrics' port, in any chunking: the same request is found,
+//! the port offers two paths only, and what is to be sent has the topic and the user that were asked for.
+#![no_main]
+
+use espocrm_websocket::core::control::{self, Door, List, Request};
+use espocrm_websocket::core::limits::{MAX_CONTROL_BODY, MAX_LISTED, MAX_PARAMETER};
+use espocrm_websocket::core::submission;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((choice, bytes)) = input.split_first() else { return };
+    let door = if choice % 2 == 0 { Door::Control } else { Door::Metrics };
+    let request = match control::parse(bytes, door) {
+        Ok(Some(request)) => request,
+        Ok(None) => {
+            for end in 0..bytes.len() {
+                assert_eq!(control::parse(&bytes[..end], door), Ok(None));
+            }
+            return;
+        }
+        Err(refusal) => {
+            let response = refusal.response();
+            let (head, body) = response.split_once("\r\n\r\n").unwrap();
+            assert!(head.ends_with(&format!("Content-Length: {}", body.len())));
+            return;
+        }
+    };
+    for end in 0..bytes.len() {
+        match control::parse(&bytes[..end], door) {
+            Ok(None) => {}
+            early => assert_eq!(early.as_ref(), Ok(&Some(request.clone()))),
+        }
+    }
+    match &request {
+        Request::Metrics | Request::Health => {}
+        _ if door == Door::Metrics => panic!("{request:?}"),
+        Request::Kick(user) => assert!((1..=MAX_PARAMETER).contains(&user.len())),
+        Request::List(List::Users | List::Topics | List::Connections, limit) => {
+            assert!(*limit <= MAX_LISTED);
+        }
+        Request::Send(message) => {
+            assert!(message.len() <= MAX_CONTROL_BODY + 64 * 1024);
+            if let Ok(message) = submission::parse(message) {
+                assert!(!message.topic.is_empty());
+            }
+        }
+        Request::Status | Request::Tail => {}
+    }
+});

@@ -1,0 +1,236 @@
+//! Metrics, as a real Prometheus reads them; dashboard, alerts and documentation know no others.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    Client, Control, Daemon, Group, Port, Pusher, Standin, TempDir, ask_port, eventually, program,
+    run,
+};
+
+fn docs(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring").join(file)
+}
+
+fn promtool() -> Command {
+    let mut promtool = program("/usr/bin/promtool");
+    promtool.current_dir(docs(""));
+    promtool
+}
+
+/// A daemon to which something has happened.
+fn used(standin: &Standin, metrics: SocketAddr) -> (Daemon, Client) {
+    let mut daemon = Daemon::start_with(standin, &["--metrics", &metrics.to_string()]);
+    let mut alice = daemon.connect("alice");
+    daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
+    let pusher = Pusher::connect(&daemon.zeromq);
+    let update = json!({"topicId": "recordUpdate.Account.1"});
+    pusher.send(&update);
+    pusher.send_bytes(b"{}");
+    alice.expect_event(&update);
+    daemon.wait_for("A message that came by ZeroMQ was dropped");
+    Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
+    (daemon, alice)
+}
+
+/// The names of all series.
+fn names(metrics: &str) -> BTreeSet<String> {
+    let series = metrics.lines().filter(|line| !line.starts_with('#'));
+    series.map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect()
+}
+
+/// The names of ours, and of the process's, in a text.
+fn mentioned(text: &str) -> BTreeSet<String> {
+    let words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
+    let ours = |word: &&str| {
+        word.starts_with("espocrm_websocket_")
+            || (word.starts_with("process_") && *word != "process_")
+    };
+    words.filter(ours).map(str::to_owned).collect()
+}
+
+#[test]
+fn promtool_has_nothing_to_say_against_the_metrics() {
+    let standin = Standin::new();
+    let port = Port::reserve();
+    let (_daemon, _alice) = used(&standin, port.address());
+    let (_, text) = ask_port(port.address(), "GET", "/metrics");
+    let mut check = promtool();
+    check.args(["check", "metrics"]).stdin(Stdio::piped());
+    check.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = check.spawn().unwrap();
+    check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert_eq!((output.status.success(), String::from_utf8_lossy(&said).trim()), (true, ""));
+    // What users and messages choose is not in there.
+    for word in ["alice", "bob", "Account", "127.0.0.1"] {
+        assert!(!text.contains(word), "{word} is in\n{text}");
+    }
+}
+
+#[test]
+fn dashboard_alerts_and_documentation_know_the_metrics_that_there_are() {
+    let standin = Standin::new();
+    let port = Port::reserve();
+    let (_daemon, _alice) = used(&standin, port.address());
+    let (_, text) = ask_port(port.address(), "GET", "/metrics");
+    let there = names(&text);
+    assert!(there.len() > 25, "{there:?}");
+    let mut shown = BTreeSet::new();
+    for file in ["grafana.json", "alerts.yml", "alerts_test.yml"] {
+        let text = fs::read_to_string(docs(file)).unwrap();
+        let mentioned = mentioned(&text);
+        assert!(!mentioned.is_empty(), "{file}");
+        let unknown: Vec<_> = mentioned.difference(&there).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+        shown.extend(mentioned);
+    }
+    let unseen: Vec<_> = there.difference(&shown).collect();
+    assert!(unseen.is_empty(), "the dashboard does not show {unseen:?}");
+    let dashboard = fs::read(docs("grafana.json")).unwrap();
+    serde_json::from_slice::<Value>(&dashboard).unwrap();
+
+    let manual = fs::read_to_string(docs("../monitoring.md")).unwrap();
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    for family in families.map(|line| line.split(' ').next().unwrap()) {
+        let name = family.strip_prefix("espocrm_websocket_").unwrap_or(family);
+        assert!(manual.contains(&format!("`{name}`")), "docs/monitoring.md lacks {name}");
+    }
+    let values = text.lines().filter(|line| line.starts_with("espocrm_websocket_connections_"));
+    for value in values.filter_map(|line| line.split("reason=\"").nth(1)?.split('"').next()) {
+        assert!(manual.contains(&format!("`{value}`")), "docs/monitoring.md lacks {value}");
+    }
+}
+
+#[test]
+fn the_alerts_are_well_formed_and_fire_when_they_should_and_only_then() {
+    for arguments in [
+        &["check", "rules", "alerts.yml"][..],
+        &["test", "rules", "alerts_test.yml"],
+        &["check", "config", "prometheus.yml"],
+    ] {
+        let mut check = promtool();
+        check.args(arguments);
+        let output = run(check);
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+    }
+    // None is forgotten by the test.
+    let alerts = fs::read_to_string(docs("alerts.yml")).unwrap();
+    let test = fs::read_to_string(docs("alerts_test.yml")).unwrap();
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert_eq!(test.matches(&format!(" {alert} ")).count(), 1, "{alert}");
+        assert_eq!(test.matches(&format!("\"{alert}\"")).count(), 1, "{alert}");
+    }
+}
+
+/// A real Prometheus with the configuration of the documentation, for this daemon.
+struct Prometheus {
+    _process: Group,
+    port: Port,
+    _dir: TempDir,
+}
+
+impl Prometheus {
+    fn start(metrics: SocketAddr) -> Self {
+        let dir = TempDir::new("prometheus");
+        let config = fs::read_to_string(docs("prometheus.yml")).unwrap();
+        assert!(config.contains("127.0.0.1:9170") && config.contains("interval: 15s"));
+        let config = config.replace("127.0.0.1:9170", &metrics.to_string());
+        let config = config.replace("interval: 15s", "interval: 1s");
+        fs::write(dir.path().join("prometheus.yml"), config).unwrap();
+        fs::copy(docs("alerts.yml"), dir.path().join("alerts.yml")).unwrap();
+        let port = Port::reserve();
+        let mut command = program("/usr/bin/prometheus");
+        command.current_dir(dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"]);
+        command.arg(format!("--web.listen-address={}", port.address()));
+        Self { _process: Group::start(command), port, _dir: dir }
+    }
+
+    /// The values of a query, with the label that tells them apart.
+    fn query(&self, query: &str) -> Vec<(String, f64)> {
+        let Some(body) = self.get(&format!("/api/v1/query?query={query}")) else {
+            return Vec::new();
+        };
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        let results = answer["data"]["result"].as_array().unwrap_or_else(|| panic!("{body}"));
+        let value = |result: &Value| {
+            let reason = result["metric"]["reason"].as_str().unwrap_or_default();
+            (reason.to_owned(), result["value"][1].as_str().unwrap().parse().unwrap())
+        };
+        results.iter().map(value).collect()
+    }
+
+    /// Nothing while it does not listen.
+    fn get(&self, target: &str) -> Option<String> {
+        use std::io::Read;
+        let mut stream = std::net::TcpStream::connect(self.port.address()).ok()?;
+        let request = format!("GET {target} HTTP/1.0\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.contains(" 200 ").then(|| body.to_owned())
+    }
+
+    fn expect(&self, query: &str, expected: &[(&str, f64)]) {
+        let expected: Vec<_> =
+            expected.iter().map(|(label, value)| ((*label).to_owned(), *value)).collect();
+        let mut told = Vec::new();
+        eventually(&format!("{query} is {expected:?}"), || {
+            let is = self.query(query);
+            if is != told {
+                println!("{query} is {is:?}");
+                told = is;
+            }
+            told == expected
+        });
+    }
+}
+
+#[test]
+fn a_real_prometheus_reads_what_has_happened() {
+    let standin = Standin::new();
+    let port = Port::reserve();
+    let (daemon, alice) = used(&standin, port.address());
+    let prometheus = Prometheus::start(port.address());
+    prometheus.expect("up", &[("", 1.0)]);
+    prometheus.expect("espocrm_websocket_connections", &[("", 1.0)]);
+    prometheus.expect("espocrm_websocket_healthy", &[("", 1.0)]);
+    prometheus.expect("espocrm_websocket_deliveries_total", &[("", 1.0)]);
+    let dropped = "espocrm_websocket_messages_dropped_total%3E0";
+    prometheus.expect(dropped, &[("malformed", 1.0)]);
+    let ended = "espocrm_websocket_connections_ended_total%3E0";
+    prometheus.expect(ended, &[("token_denied", 1.0)]);
+    drop(alice);
+    prometheus.expect("espocrm_websocket_connections", &[("", 0.0)]);
+    let rules = prometheus.get("/api/v1/rules").unwrap();
+    let rules: Value = serde_json::from_str(&rules).unwrap();
+    let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap();
+    assert_eq!(rules.len(), 7);
+    // Its own time counts from the same moment.
+    let started = prometheus.query("time()-process_start_time_seconds");
+    assert!((0.0..600.0).contains(&started[0].1), "{started:?}");
+    daemon.stop("TERM");
+    prometheus.expect("up", &[("", 0.0)]);
+}
+
+#[test]
+fn the_control_socket_tells_the_same_metrics() {
+    let standin = Standin::new();
+    let (_daemon, control) = Control::start(&standin, &[]);
+    let mut check = promtool();
+    check.args(["check", "metrics"]).stdin(Stdio::piped());
+    let mut check = check.spawn().unwrap();
+    let text = control.get("/metrics");
+    check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(check.wait().unwrap().success());
+}

@@ -1,0 +1,70 @@
+//! `/healthz` is red when the daemon is not really serving. That all access checks have failed for a
+//! minute is tested beside the code, with a clock that can be set.
+
+use crate::support::{Client, Control, Daemon, Standin, eventually};
+
+fn expect_green(control: &Control) {
+    eventually("it is green", || control.ask("GET", "/healthz", "") == (200, "ok\n".to_owned()));
+    assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 1\n"));
+}
+
+/// Waits until it is red for this reason.
+fn expect_red(control: &Control, why: &str) {
+    eventually(&format!("it is red because {why}"), || {
+        let (status, body) = control.ask("GET", "/healthz", "");
+        status == 503 && body.contains(why)
+    });
+}
+
+#[test]
+fn it_is_red_at_the_limit_of_connections() {
+    let standin = Standin::new();
+    let (daemon, control) = Control::start(&standin, &["--max-connections", "2"]);
+    expect_green(&control);
+    let tabs = [daemon.connect("alice"), daemon.connect("bob")];
+    expect_red(&control, "The limit of 2 connections is reached.");
+    assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 0\n"));
+    let screen = control.say(&["status"]);
+    assert!(screen.contains("TROUBLE       The limit of 2 connections is reached."), "{screen}");
+    drop(tabs);
+    expect_green(&control);
+}
+
+#[test]
+fn it_is_red_without_descriptors_and_can_still_be_asked() {
+    let standin = Standin::new();
+    let (daemon, control) = Control::start(&standin, &[]);
+    let _alice = daemon.connect("alice");
+    daemon.leave_descriptors(0);
+    let waiting = Client::tcp(daemon.address);
+    expect_red(&control, "Connections cannot be accepted for want of descriptors");
+    assert!(control.number("/connections/accept_failures") > 0);
+    daemon.unlimit("Max open files", "nofile");
+    drop(waiting);
+    expect_green(&control);
+}
+
+#[test]
+fn it_is_red_while_espocrms_messages_are_not_received() {
+    let standin = Standin::new();
+    let (mut daemon, control) = Control::start(&standin, &[]);
+    daemon.leave_descriptors(0);
+    // There is nobody whom libzmq could send away: it rests.
+    let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
+    let waiting = std::net::TcpStream::connect(&zeromq).unwrap();
+    daemon.wait_for("EspoCRM cannot be accepted at");
+    expect_red(&control, &format!("EspoCRM's messages are not received at {}", daemon.zeromq));
+    daemon.unlimit("Max open files", "nofile");
+    drop(waiting);
+    expect_green(&control);
+}
+
+#[test]
+fn checks_that_fail_for_a_moment_are_no_reason() {
+    let standin = Standin::new();
+    let (daemon, control): (Daemon, _) = Control::start(&standin, &[]);
+    standin.set("failure", "exit255");
+    Client::open(daemon.address, "alice", "tok-alice").expect_drop();
+    control.expect("/checks/login/failed", 1);
+    expect_green(&control);
+}

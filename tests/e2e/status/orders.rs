@@ -1,0 +1,171 @@
+//! `kick`, `send` and `tail`.
+
+use std::io::{BufRead, BufReader, Write};
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Control, Daemon, Pusher, Standin, eventually, run};
+
+#[test]
+fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
+    let standin = Standin::new();
+    let path = Control::path(&standin);
+    // What was granted counts for an hour, unless it is forgotten.
+    let flags = ["--verdict-reuse", "1h", "--control", path.to_str().unwrap()];
+    let daemon = Daemon::start_with(&standin, &flags);
+    let control = Control::at(&path);
+    let mut tabs = [daemon.connect("alice"), daemon.connect("alice")];
+    let mut bob = daemon.connect("bob");
+    let login = "AuthTokenCheck tok-alice alice";
+    assert_eq!(standin.count(login), 1);
+    let said = control.say(&["kick", "alice"]);
+    assert!(said.starts_with("2 connections of user alice were ended"), "{said}");
+    tabs.iter_mut().for_each(Client::expect_drop);
+    bob.expect_silence();
+    control.expect("/connections/ended/kicked", 2);
+    daemon.connect("alice");
+    assert_eq!(standin.count(login), 2);
+    // Of nobody else.
+    daemon.connect("bob");
+    assert_eq!(standin.count("AuthTokenCheck tok-bob bob"), 1);
+    let said = control.say(&["kick", "nobody \u{1b}[2J"]);
+    assert!(said.contains("has no connections"), "{said}");
+}
+
+#[test]
+fn what_is_sent_reaches_only_those_who_may_see_it() {
+    let standin = Standin::new();
+    let (mut daemon, control) = Control::start(&standin, &[]);
+    let mut alice = daemon.connect("alice");
+    let mut bob = daemon.connect("bob");
+    let topic = "recordUpdate.Account.1";
+    daemon.subscribe(&mut alice, "alice", topic);
+    daemon.subscribe(&mut alice, "alice", "newNotification");
+    daemon.subscribe(&mut bob, "bob", "newNotification");
+    standin.write_raw("standin/denied-bob", "1\n");
+    bob.subscribe(topic);
+    daemon.wait_for("check access failed for topic recordUpdate.Account.1 for user bob");
+
+    assert_eq!(control.say(&["send", topic]), "It was told to 1 connection.\n");
+    alice.expect_event(&json!({"topicId": topic}));
+    let said = control.say(&["send", "newNotification", "--user", "bob", "{\"a\": [1]}"]);
+    assert_eq!(said, "It was told to 1 connection.\n");
+    let message = json!({"a": [1], "topicId": "newNotification", "userId": "bob"});
+    bob.expect_event(&message);
+    assert_eq!(control.say(&["send", "newNotification"]), "It was told to 2 connections.\n");
+    alice.expect_event(&json!({"topicId": "newNotification"}));
+    bob.expect_event(&json!({"topicId": "newNotification"}));
+    let said = control.say(&["send", topic, "--user", "bob"]);
+    assert!(said.contains("no connection"), "{said}");
+    alice.expect_silence();
+    bob.expect_silence();
+    assert_eq!(control.number("/messages/received"), 4);
+}
+
+#[test]
+fn what_espocrm_could_not_send_is_refused_in_the_same_way() {
+    let standin = Standin::new();
+    let (daemon, control) = Control::start(&standin, &[]);
+    let mut alice = daemon.connect("alice");
+    for (arguments, why) in [
+        (&["send", "nothing.we.know"][..], "is of no category"),
+        (&["send", "newNotification", "[1]"], "is not a JSON object"),
+        (&["send", "newNotification", "{"], "is not a JSON object"),
+    ] {
+        let output = control.run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("The message was dropped") && said.contains(why), "{said}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+    let dropped = control.json("/status")["messages"]["dropped"].clone();
+    assert_eq!((&dropped["unknown_topic"], &dropped["malformed"]), (&json!(1), &json!(2)));
+    let (status, _) = control.ask("POST", "/send?topic=newNotification", &"x".repeat(70_000));
+    assert_eq!(status, 413);
+    alice.expect_silence();
+}
+
+#[test]
+fn tail_shows_what_passes_to_whoever_watches() {
+    let standin = Standin::new();
+    let (mut daemon, control) = Control::start(&standin, &[]);
+    let mut alice = daemon.connect("alice");
+    daemon.subscribe(&mut alice, "alice", "newNotification");
+    let mut command = crate::support::command();
+    command.args(["tail", "--control"]).arg(Control::path(&standin));
+    command.stdout(std::process::Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let mut shown = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
+    // It watches from some moment on.
+    let pusher = Pusher::connect(&daemon.zeromq);
+    let mut next = || shown.next().unwrap();
+    let probe = json!({"topicId": "appParamsUpdate"});
+    eventually("it watches", || {
+        pusher.send(&probe);
+        control.number("/messages/received") > 0
+    });
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    pusher.send(&json!({"topicId": "newNotification", "userId": "alice"}));
+    pusher.send(&json!({"topicId": "newNotification\u{1b}[2J"}));
+    pusher.send(&json!({"topicId": "newNotification.\u{1b}[2J\u{202e}"}));
+    let mut first = next();
+    while first.contains("appParamsUpdate") {
+        assert!(first.contains("  to all  0 receivers  "), "{first}");
+        first = next();
+    }
+    assert!(first.ends_with("  newNotification  to user alice  1 receiver  46 bytes"), "{first}");
+    let dropped = next();
+    assert!(dropped.contains("  DROPPED: its topicId is of no category"), "{dropped}");
+    let odd = next();
+    assert!(odd.contains("  newNotification.?[2J?  to all  0 receivers  "), "{odd}");
+    // The daemon's end is its end.
+    daemon.stop("TERM");
+    assert_eq!(process.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_tail_that_is_not_read_holds_nobody_up_and_is_told_what_it_has_missed() {
+    const COUNT: usize = 20_000;
+    let standin = Standin::new();
+    let (mut daemon, control) = Control::start(&standin, &[]);
+    let mut alice = daemon.connect("alice");
+    daemon.subscribe(&mut alice, "alice", "newNotification");
+    let mut tail = control.connect();
+    tail.write_all(b"GET /tail HTTP/1.1\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(tail).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "HTTP/1.1 200 OK");
+    let memory = daemon.status("VmRSS");
+    let pusher = Pusher::connect(&daemon.zeromq);
+    for number in 0..COUNT {
+        let message = json!({"topicId": "newNotification", "userId": "alice", "number": number});
+        pusher.send(&message);
+        alice.expect_event(&message);
+    }
+    let grown = daemon.status("VmRSS").saturating_sub(memory);
+    assert!(grown < 4 * 1024, "{grown} kB");
+    let mut lines = lines.skip_while(|line| !line.is_empty()).skip(1);
+    let (mut shown, mut lost) = (0, 0);
+    while shown + lost < COUNT {
+        let line: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
+        match line["lost"].as_u64() {
+            Some(count) => lost += usize::try_from(count).unwrap(),
+            None => shown += 1,
+        }
+    }
+    assert_eq!(shown + lost, COUNT);
+    assert!(lost > 0 && shown > 0, "{shown} were shown, {lost} were not");
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
+    let standin = Standin::new();
+    let (daemon, control) = Control::start(&standin, &[]);
+    daemon.signal("STOP");
+    let path = Control::path(&standin);
+    let mut command = crate::support::command();
+    command.args(["status", "--control"]).arg(&path);
+    let output = run(command);
+    daemon.signal("CONT");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("does not answer: it is stopped, or too busy"), "{said}");
+    control.get("/status");
+}

@@ -1,0 +1,236 @@
+//! What an administrator sees, on a terminal and elsewhere.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Control, Daemon, Pusher, Standin, command, eventually, run};
+
+const COLUMNS: usize = 80;
+const LINES: usize = 24;
+
+/// A daemon to which much has happened.
+fn busy(standin: &Standin) -> (Daemon, Control, Vec<Client>) {
+    let (mut daemon, control) = Control::start(standin, &["--max-per-user", "1234"]);
+    let mut tabs: Vec<Client> = (0..20).map(|n| daemon.connect(&format!("user{n}"))).collect();
+    for (number, tab) in tabs.iter_mut().enumerate() {
+        tab.subscribe(&format!("recordUpdate.Account.{number}"));
+        tab.subscribe("newNotification");
+        tab.subscribe("streamUpdate.Account.1");
+        tab.subscribe("recordUpdate.Account.deny");
+    }
+    control.expect("/subscriptions/streamUpdate", 20);
+    let pusher = Pusher::connect(&daemon.zeromq);
+    for bytes in [&b"x"[..], &b"[".repeat(600), &vec![b'x'; 1_200_000]] {
+        pusher.send_bytes(bytes);
+    }
+    pusher.send_parts(&[b"a", b"b"]);
+    pusher.send(&json!({"topicId": "unknown"}));
+    Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
+    let mut stranger = Client::tcp(daemon.address);
+    stranger.send(b"GET / HTTP/1.1\r\n\r\n");
+    daemon.wait_for("A request that opens no WebSocket was refused");
+    control.expect("/messages/received", 5);
+    (daemon, control, tabs)
+}
+
+#[test]
+fn the_status_fits_a_terminal_and_a_tired_administrator() {
+    let standin = Standin::new();
+    let (daemon, control, tabs) = busy(&standin);
+    let screen = control.say(&["status"]);
+    println!("{screen}");
+    assert!(screen.lines().count() < LINES, "{screen}");
+    for line in screen.lines() {
+        assert!(line.chars().count() < COLUMNS, "{line}");
+    }
+    for text in [
+        format!("ws://{}, EspoCRM sends to {}", daemon.address, daemon.zeromq),
+        "\nConnections   20 of 10,000, users 20, opened 2".to_owned(),
+        "malformed 1".to_owned(),
+        "token_denied 1".to_owned(),
+        "per user 1,234".to_owned(),
+        "\nWarnings ".to_owned(),
+    ] {
+        assert!(screen.contains(&text), "{text} is not in\n{screen}");
+    }
+    drop(tabs);
+}
+
+/// What a terminal shows in the end, and whether its cursor is to be seen. It knows what we use.
+struct Terminal {
+    lines: Vec<String>,
+    row: usize,
+    column: usize,
+    is_cursor_shown: bool,
+    wraps: bool,
+    drawn: usize,
+}
+
+impl Terminal {
+    fn show(text: &str) -> Self {
+        let lines = vec![String::new(); LINES];
+        let mut terminal =
+            Self { lines, row: 0, column: 0, is_cursor_shown: true, wraps: true, drawn: 0 };
+        let mut rest = text;
+        while let Some(char) = rest.chars().next() {
+            rest = &rest[char.len_utf8()..];
+            match char {
+                '\u{1b}' => {
+                    let end = rest.find(|char: char| char.is_ascii_alphabetic()).unwrap();
+                    terminal.command(&rest[..=end]);
+                    rest = &rest[end + 1..];
+                }
+                '\r' => terminal.column = 0,
+                '\n' => {
+                    terminal.row += 1;
+                    assert!(terminal.row < LINES || rest.is_empty(), "it scrolls");
+                }
+                char => {
+                    assert!(
+                        terminal.column < COLUMNS,
+                        "a line wraps: {}",
+                        terminal.lines[terminal.row]
+                    );
+                    let line = &mut terminal.lines[terminal.row];
+                    let begin: String = line.chars().take(terminal.column).collect();
+                    let end: String = line.chars().skip(terminal.column + 1).collect();
+                    *line = format!("{begin}{char}{end}");
+                    terminal.column += 1;
+                }
+            }
+        }
+        terminal
+    }
+
+    fn command(&mut self, command: &str) {
+        match command {
+            "[H" => {
+                (self.row, self.column) = (0, 0);
+                self.drawn += 1;
+            }
+            "[K" => {
+                let line = &mut self.lines[self.row];
+                *line = line.chars().take(self.column).collect();
+            }
+            "[J" => self.lines[self.row..].iter_mut().for_each(String::clear),
+            "[2J" => self.lines.iter_mut().for_each(String::clear),
+            "[?25l" => self.is_cursor_shown = false,
+            "[?25h" => self.is_cursor_shown = true,
+            "[?7l" => self.wraps = false,
+            "[?7h" => self.wraps = true,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn watch_draws_a_screen_that_does_not_wrap_and_gives_the_terminal_back() {
+    let standin = Standin::new();
+    let (_daemon, control, tabs) = busy(&standin);
+    let typescript = standin.path().join("typescript");
+    // A pseudo terminal of this size; what is interrupted is what runs in it.
+    let watch = format!(
+        "stty rows {LINES} cols {COLUMNS}; exec {} status --watch --control {}",
+        command().get_program().to_str().unwrap(),
+        Control::path(&standin).display()
+    );
+    let mut script = Command::new("script");
+    script.args(["-qfe", "-c", &watch]).arg(&typescript);
+    script.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut script = script.spawn().unwrap();
+    let shown = || {
+        let text = std::fs::read_to_string(&typescript).unwrap_or_default();
+        // What script itself says.
+        let text = text.split_once('\n').map_or("", |(_, text)| text);
+        let text = text.split("\nScript done").next().unwrap_or_default();
+        text.replace("\r\r\n", "\r\n")
+    };
+    eventually("it has been drawn three times", || shown().matches("\x1b[J").count() >= 3);
+    drop(tabs);
+    control.expect("/connections/open", 0);
+    let before = shown().matches("\x1b[J").count();
+    eventually("it is drawn again", || shown().matches("\x1b[J").count() >= before + 2);
+    let watching = watching_at(&Control::path(&standin).display().to_string());
+    crate::support::Process::signal(watching, "INT");
+    let mut status = None;
+    eventually("it ends", || {
+        status = script.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success());
+    let terminal = Terminal::show(&shown());
+    assert!(terminal.is_cursor_shown && terminal.wraps);
+    assert!(terminal.drawn >= 5);
+    let screen = terminal.lines.join("\n");
+    assert!(
+        screen.contains("\nConnections   0 of 10,000, users 0, opened 22 (0.0/s)\n"),
+        "{screen}"
+    );
+}
+
+/// The process that watches this control socket.
+fn watching_at(path: &str) -> u32 {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let found = numbers.find(|number| {
+        let words = crate::support::Process::arguments(*number);
+        words.get(1).is_some_and(|word| word == "status")
+            && words.last().is_some_and(|it| it == path)
+    });
+    found.unwrap()
+}
+
+#[test]
+fn elsewhere_watch_writes_a_line_each_time_until_nobody_reads() {
+    let standin = Standin::new();
+    let (daemon, control) = Control::start(&standin, &[]);
+    let path = Control::path(&standin);
+    let watch = |flags: &str, lines: usize| {
+        let mut shell = Command::new("sh");
+        let program = command().get_program().to_str().unwrap().to_owned();
+        let script =
+            format!("\"{program}\" status --watch {flags} --control \"$0\" | head -n {lines}");
+        shell.args(["-c", &script]).arg(&path);
+        String::from_utf8(run(shell).stdout).unwrap()
+    };
+    let shown = watch("", 2);
+    assert_eq!(shown.lines().count(), 2);
+    for line in shown.lines() {
+        assert!(line.contains("Z connections 0, messages 0.0/s, "), "{line}");
+        assert!(line.ends_with(", serving"), "{line}");
+    }
+    let shown = watch("--json", 1);
+    let status: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(status["pid"], daemon.pid());
+    control.get("/status");
+}
+
+#[test]
+fn a_daemon_that_is_restarted_is_waited_for() {
+    let standin = Standin::new();
+    let (daemon, _) = Control::start(&standin, &[]);
+    let path = Control::path(&standin);
+    let lines = standin.path().join("lines");
+    let mut watch = command();
+    watch.args(["status", "--watch", "--control"]).arg(&path);
+    watch.stdout(std::fs::File::create(&lines).unwrap());
+    let mut watch = watch.spawn().unwrap();
+    let shown = || std::fs::read_to_string(&lines).unwrap();
+    let serving = || shown().matches("serving").count();
+    eventually("it is seen", || serving() > 0);
+    daemon.stop("TERM");
+    eventually("its end is told", || shown().contains("No daemon answers at"));
+    let (_daemon, _) = Control::start(&standin, &[]);
+    let before = serving();
+    eventually("the other one is seen", || serving() > before);
+    crate::support::Process::signal(watch.id(), "TERM");
+    let mut ended = None;
+    eventually("it ends", || {
+        std::thread::sleep(Duration::from_millis(10));
+        ended = watch.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert!(ended.unwrap().success());
+}
