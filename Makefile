@@ -22,6 +22,8 @@ HARDENED := -fstack-protector-strong -D_FORTIFY_SOURCE=2
 export CFLAGS := $(strip $(CFLAGS) $(HARDENED) $(MAPPED:%=-ffile-prefix-map=%))
 export CXXFLAGS := $(strip $(CXXFLAGS) $(HARDENED) $(MAPPED:%=-ffile-prefix-map=%))
 
+SCRIPTS = .ci/run $(filter-out tools/autobahn-summary,$(wildcard tools/*)) $(wildcard packaging/deb/*.p*)
+
 .PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn packages deb rpm check-packages clean
 
 build:
@@ -41,12 +43,18 @@ test:
 test-packages: $(if $(PACKAGES),,deb rpm)
 	CARGO=$(CARGO) tools/container test
 
+# docs/install.md's recipe for Docker Compose, by a Docker engine of its own.
+.PHONY: test-compose
+test-compose:
+	CARGO=$(CARGO) tools/compose
+
 lint:
 	tools/install lint
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	$(CARGO) deny --locked check bans licenses sources
+	shellcheck --severity=warning $(SCRIPTS)
 
 fuzz:
 	tools/install fuzz

@@ -1,6 +1,6 @@
 //! The command line: parsed once, into something meaningful.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -12,6 +12,7 @@ use crate::shell::fatal::Fatal;
 use crate::shell::operate::{self, Operate};
 use crate::shell::settings::{Layers, Own};
 use crate::shell::setup::Setup;
+use crate::shell::suggest::did_you_mean;
 use crate::shell::{demo, fatal, health, logging, run, sys};
 
 /// What was asked for.
@@ -51,7 +52,7 @@ pub struct Options {
 }
 
 /// The flags that are followed by a value, which is understood as in the configuration file.
-const VALUES: [&str; 15] = [
+const VALUES: [&str; 16] = [
     "log-file",
     "listen",
     "zeromq",
@@ -60,6 +61,7 @@ const VALUES: [&str; 15] = [
     "max-per-user",
     "trusted-proxy",
     "origin",
+    "max-buffered",
     "max-checks",
     "check-timeout",
     "review-interval",
@@ -67,6 +69,12 @@ const VALUES: [&str; 15] = [
     "verdict-reuse",
     "control",
     "metrics",
+];
+
+/// What may be asked for.
+const COMMANDS: [&str; 12] = [
+    "run", "config", "health", "doctor", "status", "tail", "kick", "send", "demo", "setup",
+    "adopt", "help",
 ];
 
 const HELP: &str = "\
@@ -108,6 +116,8 @@ Options:
   --proxy-protocol       these proxies begin each connection by a PROXY header (v1 or v2)
   --origin ORIGIN        the only pages that may connect: https://crm.example.com, or same-site
                          for that of EspoCRM's siteUrl; may be repeated
+  --max-buffered SIZE    what all connections together may hold that is incomplete or waits to be
+                         written (default: 64MiB)
   --max-checks N         PHP processes at a time that check access (default: 2 per core)
   --check-timeout TIME   after which a check is killed (default: 20s)
   --review-interval TIME between two checks of what was granted, 0 for none (default: 5m)
@@ -136,6 +146,16 @@ impl Command {
     /// # Errors
     /// What is not understood.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
+        Self::understand(arguments).map_err(|error| match error {
+            lexopt::Error::UnexpectedOption(flag) => {
+                let meant = did_you_mean(&flag, flags());
+                format!("there is no option {flag} here{meant}").into()
+            }
+            error => error,
+        })
+    }
+
+    fn understand(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
         let mut parser = lexopt::Parser::from_args(arguments);
         let mut begins_with = |name: &str| {
             let first = parser.try_raw_args();
@@ -153,7 +173,7 @@ impl Command {
         if let Some(command) = operate::COMMANDS.into_iter().find(|name| begins_with(name)) {
             return Ok(Operate::parse(command, &mut parser)?.map_or(Self::Help, Self::Operate));
         }
-        let mut name = None;
+        let (mut name, mut dir) = (None, None);
         let mut check = false;
         let mut options = Options::default();
         let flags = &mut options.flags;
@@ -176,31 +196,36 @@ impl Command {
                     };
                     flags.set(&setting, &parser.value()?.string()?)?;
                 }
+                // A directory, as `php websocket.php` was replaced word for word.
+                Value(value) if dir.is_none() && is_directory(&value) => dir = Some(value),
                 Value(value) if name.is_none() => name = Some(value),
                 other => return Err(other.unexpected()),
             }
         }
-        match name.as_deref().and_then(|name| name.to_str()) {
+        if let Some(dir) = dir.clone()
+            && flags.espocrm.replace(dir.into()).is_some()
+        {
+            return Err("EspoCRM's directory is named twice, by --espocrm and without".into());
+        }
+        match name.as_deref().map(OsStr::to_string_lossy).as_deref() {
             Some("config") if check => Ok(Self::Check(options)),
             _ if check => Err("--check belongs to the command config".into()),
             Some("run") => Ok(Self::Run(options)),
             Some("health") => Ok(Self::Health(options)),
             Some("config") => Ok(Self::Config(options)),
+            Some("demo") if options.names_an_espocrm() => Err("the demo has no EspoCRM and no \
+                configuration: it takes --listen, --zeromq, limits and times only"
+                .into()),
             Some("demo") => Ok(Self::Demo(options.flags)),
             Some("help") => Ok(Self::Help),
-            _ => match name {
-                // A directory, as `php websocket.php` was replaced word for word.
-                Some(name) if name.to_string_lossy().contains('/') || name == "." => {
-                    options.flags.espocrm = Some(name.into());
-                    Ok(Self::Run(options))
-                }
-                Some(name) => Err(format!(
-                    "{} is no command (run, config, health, doctor, status, tail, kick, send, demo, setup, adopt), and a directory is written with a slash",
-                    name.to_string_lossy()
-                )
-                .into()),
-                None => Err("a command is missing, such as run, status or setup".into()),
-            },
+            Some(name) => {
+                let meant = did_you_mean(name, COMMANDS);
+                let end =
+                    if meant.is_empty() { ": a directory is written with a slash" } else { "" };
+                Err(format!("there is no command {name}{meant}{end}").into())
+            }
+            None if dir.is_some() => Ok(Self::Run(options)),
+            None => Err("a command is missing, such as run, status or setup".into()),
         }
     }
 
@@ -215,7 +240,7 @@ impl Command {
             logging::start(None)?;
         }
         match self {
-            Self::Run(options) => run::serve(options.layers()?),
+            Self::Run(options) => run::serve(options.layers()),
             Self::Health(options) => health::check(options.layers()?),
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
@@ -230,6 +255,17 @@ impl Command {
     }
 }
 
+/// EspoCRM's, without a flag.
+fn is_directory(argument: &OsStr) -> bool {
+    argument.to_string_lossy().contains('/') || argument == "."
+}
+
+/// Every option, with its dashes.
+fn flags() -> impl Iterator<Item = &'static str> {
+    let words = HELP.split(|c: char| !c.is_ascii_lowercase() && c != '-');
+    words.filter(|word| word.starts_with("--"))
+}
+
 fn print(text: &str) -> fatal::Result<()> {
     let written = std::io::stdout().write_all(text.as_bytes());
     written.map_err(|error| Fatal::new(format!("Standard output cannot be written: {error}.")))
@@ -238,6 +274,11 @@ fn print(text: &str) -> fatal::Result<()> {
 impl Options {
     fn layers(self) -> fatal::Result<Layers> {
         Layers::new(self.flags, self.config)
+    }
+
+    fn names_an_espocrm(&self) -> bool {
+        let Own { espocrm, php, log_file, .. } = &self.flags;
+        [&self.config, espocrm, php, log_file].into_iter().any(Option::is_some)
     }
 }
 
@@ -263,6 +304,8 @@ mod tests {
         assert_eq!(command("run --espocrm=/var/www/html"), Ok(Command::Run(at("/var/www/html"))));
         assert_eq!(command("--espocrm ./x run"), Ok(Command::Run(at("./x"))));
         assert_eq!(command("."), Ok(Command::Run(at("."))));
+        assert_eq!(command("run /var/www/html"), Ok(Command::Run(at("/var/www/html"))));
+        assert_eq!(command("config ./x"), Ok(Command::Config(at("./x"))));
     }
 
     #[test]
@@ -270,14 +313,14 @@ mod tests {
         let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
                     --max-connections 7 --max-per-address 5 --max-per-user 0 \
                     --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
-                    --origin same-site --origin https://a.example --max-checks 8 --check-timeout 9s --review-interval 0 \
+                    --origin same-site --origin https://a.example --max-buffered 16MiB --max-checks 8 --check-timeout 9s --review-interval 0 \
                     --ping-interval 10s --verdict-reuse 1s --no-worker --debug --log-file l --control off --metrics 127.0.0.1:1";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
                     max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
                     trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
-                    origins = ['same-site', 'https://a.example']\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
+                    origins = ['same-site', 'https://a.example']\nmax_buffered = '16MiB'\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
                     ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true\nlog_file = 'l'\n\
                     control = 'off'\nmetrics = '127.0.0.1:1'";
         assert_eq!(Own::from_toml(file), Ok(options.flags));
@@ -353,9 +396,21 @@ mod tests {
     fn mistakes_are_explained() {
         for (line, mistake) in [
             ("", "a command is missing"),
-            ("serve", "serve is no command"),
+            ("serve", "there is no command serve: a directory"),
+            ("satus", "there is no command satus; did you mean status?"),
             ("run extra", "extra"),
-            ("run --port 1", "port"),
+            ("run --port 1", "there is no option --port here"),
+            (
+                "run --max-conections 1",
+                "no option --max-conections here; did you mean --max-connections?",
+            ),
+            ("setup --espcrm /x", "did you mean --espocrm?"),
+            ("status --wach", "did you mean --watch?"),
+            ("/a --espocrm /b", "named twice"),
+            ("run /a /b", "/b"),
+            ("demo --espocrm /a", "the demo has no EspoCRM"),
+            ("demo /a", "the demo has no EspoCRM"),
+            ("demo --log-file l", "the demo has no EspoCRM"),
             ("run --max-checks 0", "at least 1"),
             ("run --max-checks x", "x"),
             ("run --listen localhost", "no address"),

@@ -87,18 +87,6 @@ fn the_manual_has_every_command_and_no_other() {
 }
 
 #[test]
-fn the_manual_has_every_setting_of_the_configuration_file_and_no_other() {
-    let template = format!("\n{}", read("packaging/config.toml").replace("\n#", "\n"));
-    let is_setting = |line: &str| {
-        let (name, _) = line.split_once(" = ")?;
-        name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| name.to_owned())
-    };
-    let settings: BTreeSet<_> = template.lines().filter_map(is_setting).collect();
-    assert!(settings.len() > 10, "{settings:?}");
-    assert_eq!(words_after(&read(SETTINGS_MANUAL), "\n.It Ic "), settings);
-}
-
-#[test]
 fn manuals_are_well_formed() {
     for file in [MANUAL, SETTINGS_MANUAL] {
         // Its style depends on which other manuals are installed.

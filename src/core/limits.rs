@@ -47,8 +47,11 @@ pub const MAX_OUTBOX_LASTING: usize = 128 * 1024;
 /// Bytes that all connections hold together, beyond what each costs while it is idle: heads and
 /// messages that are incomplete, frames that wait to be written (counted in full for each that
 /// waits for them), topics, prefixes. A tab of EspoCRM holds under 1 KB, so that ten thousand stay
-/// below 10 MB. Past it those are ended that hold the most.
+/// below 10 MB. Past it those are ended that hold the most. The setting `max_buffered` changes it.
 pub const MAX_HELD: usize = 64 * 1024 * 1024;
+
+/// Of these, what `max_buffered` must leave: room for one connection that takes all that it may.
+pub const MIN_HELD: usize = 4 * 1024 * 1024;
 
 /// Connections that have not completed their upgrade. Past it the oldest of them is ended: a
 /// browser needs a moment, so whoever is the oldest of so many was slow on purpose. Their heads
@@ -141,10 +144,11 @@ pub const fn accounted(connections: usize, tls: bool, held: usize, checks: usize
     PROCESS + connections * each + held + checks * TICKET
 }
 
-/// Bytes of memory that the daemon takes at most. `children`: PHP processes at a time.
+/// Bytes of memory that the daemon takes at most. `held`: bytes that connections may hold together,
+/// [`MAX_HELD`] by default; `children`: PHP processes at a time.
 #[must_use]
-pub const fn worst_case(connections: usize, tls: bool, children: usize) -> usize {
-    let all = accounted(connections, tls, MAX_HELD, MAX_WAITING_CHECKS);
+pub const fn worst_case(connections: usize, tls: bool, held: usize, children: usize) -> usize {
+    let all = accounted(connections, tls, held, MAX_WAITING_CHECKS);
     all + MAX_ZEROMQ + children * MAX_CHILD_OUTPUT
 }
 

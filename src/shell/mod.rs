@@ -24,6 +24,7 @@ pub mod settings;
 pub mod setup;
 pub mod signals;
 pub mod stream;
+pub(crate) mod suggest;
 pub mod sys;
 pub mod systemd;
 pub mod tls;

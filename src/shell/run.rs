@@ -10,14 +10,17 @@ use super::server::{self, Backend, Espocrm, Server};
 use super::settings::{Layers, megabytes};
 use super::signals::Signals;
 use super::sys;
-use super::systemd::Systemd;
+use super::systemd::{self, Systemd};
 
 /// Serves the EspoCRM that `layers` name until a signal ends it.
 ///
 /// # Errors
 /// Why it cannot be served, and what to do.
-pub fn serve(layers: Layers) -> Result<()> {
-    let served = logging::start(layers.log_file().as_deref()).and_then(|()| until_stopped(layers));
+pub fn serve(layers: Result<Layers>) -> Result<()> {
+    let served = layers.and_then(|layers| {
+        logging::start(layers.log_file().as_deref())?;
+        until_stopped(layers)
+    });
     if let Err(error) = &served
         && !error.is_stop()
     {
@@ -27,6 +30,8 @@ pub fn serve(layers: Layers) -> Result<()> {
 }
 
 fn until_stopped(layers: Layers) -> Result<()> {
+    // First: nothing of ours has their numbers yet.
+    let sockets = systemd::listening_sockets()?;
     let mut signals = Signals::new().map_err(|error| Fatal::new(error.to_string()))?;
     let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
     let root = espocrm.root().display().to_string();
@@ -58,7 +63,7 @@ fn until_stopped(layers: Layers) -> Result<()> {
         );
     }
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
-    let mut server = Server::new(settings, Backend::Espocrm(espocrm), signals)?;
+    let mut server = Server::new(settings, Backend::Espocrm(espocrm), sockets, signals)?;
     info!("Browsers are served at {scheme}://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
     let settings = server.settings();

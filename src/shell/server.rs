@@ -23,7 +23,7 @@ pub use reload::Espocrm;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{self, SocketAddr};
 use std::time::Duration;
 
 use log::info;
@@ -43,7 +43,7 @@ use super::logging::{self, Burst, Outage};
 use super::settings::Settings;
 use super::signals::{Pending, Signals};
 use super::sys;
-use super::systemd::{self, Systemd};
+use super::systemd::Systemd;
 use super::workers::Workers;
 use crate::core::access::{Access, Answer};
 use crate::core::addresses::Addresses;
@@ -180,18 +180,22 @@ const EVENTS: usize = 1_024;
 const SCRATCH: usize = 16 * 1024;
 
 impl Server {
-    /// Binds both ports: browsers and EspoCRM can connect from now on. Where systemd has opened the one
-    /// for browsers, that one counts.
+    /// Binds both ports: browsers and EspoCRM can connect from now on. Where systemd has opened
+    /// `sockets` for browsers, those count.
     ///
     /// # Errors
     /// If that is not possible: why, and what to do.
-    pub fn new(mut settings: Settings, mut backend: Backend, mut signals: Signals) -> Result<Self> {
+    pub fn new(
+        mut settings: Settings,
+        mut backend: Backend,
+        sockets: Vec<net::TcpListener>,
+        mut signals: Signals,
+    ) -> Result<Self> {
         let trouble = |error: io::Error| Fatal::new(format!("The event loop cannot run: {error}."));
         let poll = Poll::new().map_err(trouble)?;
         let registry = poll.registry();
         signals.register(registry, SIGNALS).map_err(trouble)?;
         let acceptor = backend.acceptor(&settings)?;
-        let sockets = systemd::listening_sockets()?;
         let mut listener = if sockets.is_empty() {
             Listener::bind(&settings)?
         } else {

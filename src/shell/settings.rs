@@ -1,14 +1,20 @@
 //! What the daemon runs with: EspoCRM's configuration, our own file and flags, and defaults.
 
+mod layers;
 mod own;
+mod size;
 mod span;
+mod table;
 
+pub use layers::Layers;
 pub use own::{Allowed, ControlAt, DEFAULT_FILE, Listen, Own};
+pub use size::Size;
 pub use span::{Span, SpanOrZero};
+pub use table::megabytes;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log::{info, warn};
@@ -50,6 +56,8 @@ pub struct Settings {
     pub proxy_protocol: Sourced<bool>,
     /// Origins of pages that may connect; none if all may.
     pub origins: Sourced<Vec<Origin>>,
+    /// Bytes that all connections may hold together beyond what each costs while it is idle.
+    pub max_buffered: Sourced<usize>,
     /// PHP processes at a time that check access.
     pub max_checks: Sourced<usize>,
     /// After which a check is killed.
@@ -120,15 +128,6 @@ pub struct TlsFiles {
     pub passphrase: Option<String>,
 }
 
-/// Our own settings: the command line's, then the file's.
-#[derive(Clone, Debug, Default)]
-pub struct Layers {
-    flags: Own,
-    file: Own,
-    /// The file's name, if the command line names one.
-    path: Option<PathBuf>,
-}
-
 /// A tab holds one connection; 10,000 need about 10 MB here and 40 MB in the kernel.
 const MAX_CONNECTIONS: usize = 10_000;
 
@@ -157,7 +156,7 @@ impl Settings {
         let secure = facts.is_true("webSocketUseSecureServer");
         let tls = if secure { Some(tls_files(facts)?) } else { None };
         let max_connections = layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS);
-        let settings = Self {
+        let mut settings = Self {
             php: layers.pick(
                 |own| own.php.clone(),
                 || from(facts.text("phpExecutablePath").map(PathBuf::from), "phpExecutablePath"),
@@ -202,6 +201,9 @@ impl Settings {
             trusted_proxies: layers.pick(|own| own.trusted_proxies.clone(), || None, Vec::new()),
             proxy_protocol: layers.pick(|own| own.proxy_protocol, || None, false),
             origins: origins(layers, facts)?,
+            max_buffered: {
+                layers.pick(|own| own.max_buffered.map(usize::from), || None, limits::MAX_HELD)
+            },
             max_checks: {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 layers.pick(|own| own.max_checks, || None, 2 * cores)
@@ -225,8 +227,9 @@ impl Settings {
             enabled: facts.is_true("useWebSocket"),
             version: facts.version.clone(),
             categories: facts.categories.clone(),
-            misdirected: misdirected(facts),
+            misdirected: None,
         };
+        settings.misdirected = misdirected(facts, &settings.zeromq.value);
         if settings.proxy_protocol.value && settings.trusted_proxies.value.is_empty() {
             return Err(Fatal::new(
                 "proxy_protocol is on, but trusted_proxies names no proxy. Name those from which \
@@ -296,7 +299,8 @@ impl Settings {
     #[must_use]
     pub fn worst_case(&self) -> usize {
         let children = self.max_checks.value + self.workers();
-        limits::worst_case(self.max_connections.value, self.tls.value.is_some(), children)
+        let (connections, held) = (self.max_connections.value, self.max_buffered.value);
+        limits::worst_case(connections, self.tls.value.is_some(), held, children)
     }
 
     /// Browsers connect to a socket that systemd has opened.
@@ -309,79 +313,6 @@ impl Settings {
     #[must_use]
     pub fn listen(&self) -> SocketAddr {
         SocketAddr::new(self.address.value, self.port.value)
-    }
-}
-
-impl Layers {
-    /// The command line alone.
-    #[must_use]
-    pub fn of_flags(flags: Own) -> Self {
-        Self { flags, ..Self::default() }
-    }
-
-    /// Reads the configuration file: the one at `path`, or else that of the package, if it exists.
-    ///
-    /// # Errors
-    /// If it cannot be read or understood: where, and what is wrong.
-    pub fn new(flags: Own, path: Option<PathBuf>) -> Result<Self> {
-        let mut layers = Self { flags, file: Own::default(), path };
-        layers.read_file()?;
-        Ok(layers)
-    }
-
-    /// Reads the configuration file again.
-    ///
-    /// # Errors
-    /// If it cannot be read or understood; what it said before stays.
-    pub fn read_file(&mut self) -> Result<()> {
-        self.file = Own::from_file(self.path.as_deref())?;
-        Ok(())
-    }
-
-    /// EspoCRM's root directory.
-    ///
-    /// # Errors
-    /// If nobody names it.
-    pub fn root(&self) -> Result<&Path> {
-        let root = self.flags.espocrm.as_deref().or(self.file.espocrm.as_deref());
-        root.ok_or_else(|| {
-            Fatal::new(format!(
-                "Which EspoCRM? Name its directory by --espocrm DIR, or by a line such as \
-                 espocrm = \"/var/www/html\" in {DEFAULT_FILE}."
-            ))
-        })
-    }
-
-    /// Our configuration file, if there is one.
-    #[must_use]
-    pub fn file_name(&self) -> Option<&Path> {
-        let usual = Path::new(DEFAULT_FILE);
-        self.path.as_deref().or_else(|| usual.exists().then_some(usual))
-    }
-
-    /// The PHP that is to be run, if it is named.
-    #[must_use]
-    pub fn php(&self) -> Option<&Path> {
-        self.flags.php.as_deref().or(self.file.php.as_deref())
-    }
-
-    /// The file that the log goes to, if it is to be one.
-    #[must_use]
-    pub fn log_file(&self) -> Option<PathBuf> {
-        let file = self.flags.log_file.as_ref().or(self.file.log_file.as_ref())?;
-        Some(self.root().map_or(file.clone(), |root| root.join(file)))
-    }
-
-    fn pick<T>(
-        &self,
-        own: impl Fn(&Own) -> Option<T>,
-        espocrm: impl FnOnce() -> Option<Sourced<T>>,
-        default: T,
-    ) -> Sourced<T> {
-        let flag = own(&self.flags).map(|value| Sourced { value, source: Source::Flag });
-        let file = || own(&self.file).map(|value| Sourced { value, source: Source::File });
-        let found = flag.or_else(file).or_else(espocrm);
-        found.unwrap_or(Sourced { value: default, source: Source::Default })
     }
 }
 
@@ -403,16 +334,21 @@ fn means(layers: &Layers, facts: &Facts) -> Sourced<Means> {
     Sourced { value, source: wanted.source }
 }
 
-/// Whether EspoCRM sends its messages by another way, or to another port than it has us receive at.
-fn misdirected(facts: &Facts) -> Option<String> {
+/// Whether EspoCRM sends its messages by another way, or to another port than `at`, where we receive.
+fn misdirected(facts: &Facts, at: &str) -> Option<String> {
     if let Some(messager) = facts.text("webSocketMessager").filter(|text| text != "ZeroMQ") {
         return Some(format!("its webSocketMessager is {messager:?}, not ZeroMQ"));
     }
-    let (to, at) = ("webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn");
-    let port = |name| Some(facts.text(name)?.rsplit_once(':')?.1.to_owned());
-    let ports = (port(to)?, port(at).unwrap_or("5555".to_owned()));
-    (ports.0 != ports.1)
-        .then(|| format!("its {to} names port {:?}, its {at} port {:?}", ports.0, ports.1))
+    const NAME: &str = "webSocketZeroMQSubmissionDsn";
+    let to = facts.text(NAME).unwrap_or("tcp://localhost:5555".to_owned());
+    // Of TCP only the port can be compared: the host may have many names. "*" is any free one.
+    let end = |dsn: &str| match dsn.rsplit_once(':') {
+        Some((begin, port)) if begin.starts_with("tcp://") => port.to_owned(),
+        _ => dsn.to_owned(),
+    };
+    let (to_end, at_end) = (end(&to), end(at));
+    (to_end != at_end && at_end != "*")
+        .then(|| format!("its {NAME} is {to:?}, and they are received at {at:?}"))
 }
 
 fn origins(layers: &Layers, facts: &Facts) -> Result<Sourced<Vec<Origin>>> {
@@ -469,121 +405,6 @@ impl fmt::Debug for TlsFiles {
     }
 }
 
-impl fmt::Display for Means {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Workers(1) => f.write_str("a warm PHP worker"),
-            Self::Workers(limit) => write!(f, "up to {limit} warm PHP workers"),
-            Self::Plain(reason) => write!(f, "a PHP process for each ({reason})"),
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::Espocrm(parameter) => write!(f, "EspoCRM: {parameter}"),
-            Self::File => f.write_str("configuration file"),
-            Self::Flag => f.write_str("command line"),
-            Self::Systemd => f.write_str("systemd's socket"),
-        }
-    }
-}
-
-/// A number of bytes, rounded up.
-#[must_use]
-pub fn megabytes(bytes: usize) -> String {
-    format!("{} MB", bytes.div_ceil(1_000_000))
-}
-
-fn list(items: &[impl fmt::Display], none: &str) -> String {
-    if items.is_empty() {
-        return none.to_owned();
-    }
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-}
-
-fn escaped(path: &Path) -> String {
-    path.to_string_lossy().escape_debug().to_string()
-}
-
-/// The table that `espocrm-websocket config` prints.
-impl fmt::Display for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, value: &dyn fmt::Display, source: &dyn fmt::Display| {
-            writeln!(f, "{name:<16}{:<35} {source}", value.to_string())
-        };
-        let Self { php, address, port, zeromq, tls, debug, .. } = self;
-        row("espocrm", &self.version, &"EspoCRM: version")?;
-        row("enabled", &self.enabled, &"EspoCRM: useWebSocket")?;
-        row("php", &escaped(&php.value), &php.source)?;
-        row("address", &address.value, &address.source)?;
-        row("port", &port.value, &port.source)?;
-        row("zeromq", &zeromq.value.escape_debug(), &zeromq.source)?;
-        match &tls.value {
-            None => row("tls", &"no", &tls.source)?,
-            Some(files) => {
-                let source = "EspoCRM: webSocketSslCertificateFile";
-                row("tls", &escaped(&files.certificate), &source)?;
-                if let Some(key) = &files.key {
-                    let source = "EspoCRM: webSocketSslCertificateLocalPrivateKey";
-                    row("", &escaped(key), &source)?;
-                }
-                if files.passphrase.is_some() {
-                    row("", &"passphrase set", &"EspoCRM: webSocketSslCertificatePassphrase")?;
-                }
-            }
-        }
-        row("debug", &debug.value, &debug.source)?;
-        match &self.log_file.value {
-            None => row("log_file", &"standard error", &self.log_file.source)?,
-            Some(file) => row("log_file", &escaped(file), &self.log_file.source)?,
-        }
-        row("max_connections", &self.max_connections.value, &self.max_connections.source)?;
-        let limit = |limit: &Sourced<usize>| match limit.value {
-            0 => "none".to_owned(),
-            limit => limit.to_string(),
-        };
-        let of_address = &self.max_per_address;
-        row("max_per_address", &limit(of_address), &of_address.source)?;
-        row("max_per_user", &limit(&self.max_per_user), &self.max_per_user.source)?;
-        let proxies = &self.trusted_proxies;
-        row("trusted_proxies", &list(&proxies.value, "none"), &proxies.source)?;
-        row("proxy_protocol", &self.proxy_protocol.value, &self.proxy_protocol.source)?;
-        row("origins", &list(&self.origins.value, "all"), &self.origins.source)?;
-        row("memory at most", &megabytes(self.worst_case()), &"docs/limits.md")?;
-        row("max_checks", &self.max_checks.value, &self.max_checks.source)?;
-        let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
-        row("check_timeout", &Span::from(timeout.value), &timeout.source)?;
-        let review = &self.review_interval;
-        row("review_interval", &Span::from(review.value), &review.source)?;
-        row("ping_interval", &Span::from(interval.value), &interval.source)?;
-        let reuse = &self.verdict_reuse;
-        row("verdict_reuse", &Span::from(reuse.value), &reuse.source)?;
-        row("checks by", &self.means.value, &self.means.source)?;
-        row("control", &self.control.value, &self.control.source)?;
-        match &self.metrics.value {
-            None => row("metrics", &"off", &self.metrics.source)?,
-            Some(address) => row("metrics", address, &self.metrics.source)?,
-        }
-        writeln!(f, "\ncategories")?;
-        for (name, category) in self.categories.iter() {
-            let segments = category.parameters.iter().map(|parameter| format!(".<{parameter}>"));
-            let topic =
-                (name.to_owned() + &segments.collect::<String>()).escape_debug().to_string();
-            match &category.access {
-                Access::Everybody => writeln!(f, "  {topic:<34}open to every user")?,
-                Access::Checked(_, command) => {
-                    writeln!(f, "  {topic:<34}{}", command.escape_debug())?;
-                }
-                Access::Nobody(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -612,5 +433,63 @@ mod tests {
         );
         assert!(shown.contains(r"/a\nport 1") && shown.contains("passphrase set"), "{shown}");
         assert!(!shown.contains("tiger") && !format!("{settings:?}").contains("tiger"));
+    }
+
+    #[test]
+    fn where_espocrm_sends_is_compared_with_where_we_receive() {
+        let sends = |dsn: Option<&str>, messager: &str| {
+            let mut parameters = json!({"webSocketMessager": messager});
+            if let Some(dsn) = dsn {
+                parameters["webSocketZeroMQSubmissionDsn"] = json!(dsn);
+            }
+            Facts::new(parameters.as_object().unwrap().clone(), &json!({}))
+        };
+        for (to, at) in [
+            (Some("tcp://localhost:5555"), "tcp://127.0.0.1:5555"),
+            (Some("tcp://daemon:7777"), "tcp://*:7777"),
+            (None, "tcp://127.0.0.1:5555"),
+            (Some("tcp://localhost:1"), "tcp://127.0.0.1:*"),
+            (Some("ipc:///run/a"), "ipc:///run/a"),
+        ] {
+            assert_eq!(misdirected(&sends(to, "ZeroMQ"), at), None, "{to:?} {at}");
+        }
+        for (to, at) in [
+            (Some("tcp://localhost:5556"), "tcp://127.0.0.1:5555"),
+            (None, "tcp://127.0.0.1:5556"),
+            (Some("tcp://localhost:5555"), "ipc:///run/a"),
+            (Some("ipc:///run/b"), "ipc:///run/a"),
+        ] {
+            let told = misdirected(&sends(to, "ZeroMQ"), at).unwrap();
+            assert!(told.contains(to.unwrap_or("localhost:5555")) && told.contains(at), "{told}");
+        }
+        let told = misdirected(&sends(None, "Redis"), "tcp://127.0.0.1:5555").unwrap();
+        assert!(told.contains("Redis"), "{told}");
+    }
+
+    #[test]
+    fn the_file_that_is_shipped_tells_the_defaults() {
+        const SHIPPED: &str = include_str!("../../packaging/config.toml");
+        let told = Own::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        // What is no default there, but an example.
+        let told = Own {
+            php: None,
+            log_file: None,
+            max_per_address: None,
+            trusted_proxies: None,
+            origins: None,
+            max_checks: None,
+            control: None,
+            metrics: None,
+            ..told
+        };
+        let facts = Facts::new(serde_json::Map::new(), &json!({}));
+        let default = Settings::resolve(&Layers::default(), &facts).unwrap();
+        let resolved = Settings::resolve(&Layers::of_flags(told), &facts).unwrap();
+        let values = |settings: &Settings| {
+            let text = settings.to_string();
+            let value = |line: &str| line.get(..50).unwrap_or(line).to_owned();
+            text.lines().map(value).collect::<Vec<_>>()
+        };
+        assert_eq!(values(&resolved), values(&default));
     }
 }

@@ -92,7 +92,8 @@ impl Systemd {
 }
 
 /// The listening sockets that systemd has opened for us; none if it has not, or they were taken
-/// before.
+/// before. To be called before anything else is opened: a number that was announced and is free would
+/// become another file's.
 ///
 /// # Errors
 /// If one of them is no listening TCP socket.

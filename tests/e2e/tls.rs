@@ -40,7 +40,7 @@ fn over(tcp: TcpStream, config: &Arc<ClientConfig>) -> Tab {
 }
 
 /// A tab of alice's that gets notifications.
-fn alice(daemon: &Daemon, config: &Arc<ClientConfig>) -> Tab {
+pub fn alice(daemon: &Daemon, config: &Arc<ClientConfig>) -> Tab {
     let mut alice = connect(daemon.address, config);
     alice.upgrade("/?authToken=tok-alice&userId=alice");
     alice.expect_welcome();

@@ -3,7 +3,7 @@
 use std::net::{TcpListener, TcpStream};
 
 use crate::container::{Container, Release};
-use crate::package::{CONFIG, install, previous};
+use crate::package::{CONFIG, install, name, previous};
 use crate::standin::{self, PORT};
 use crate::support::eventually;
 use crate::tab::{self, UNIT};
@@ -13,6 +13,7 @@ on_each_release! {
     what_was_adopted_under_another_name_can_be_given_back
     if_ours_does_not_start_the_old_one_goes_on
     an_upgrade_and_a_removal_leave_websocket_php_alone
+    without_a_package_a_line_of_the_unit_is_enough
 }
 
 /// As administrators write it, with the name that EspoCRM's documentation gives it.
@@ -120,6 +121,9 @@ fn if_ours_does_not_start_the_old_one_goes_on(release: Release) {
     let somebody = TcpListener::bind(tab::address(5555)).unwrap();
     let said = container.fail("espocrm-websocket adopt");
     assert!(said.contains("is back") && said.contains("journalctl"), "{said}");
+    // What it logged is quoted.
+    let words = "EspoCRM's messages cannot be received at tcp://127.0.0.1:5555: it is in use";
+    assert!(said.contains(words), "{said}");
     assert!(container.logged(UNIT, "5555") > 0);
     eventually("websocket.php serves again", websocket_php_serves);
     assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
@@ -147,4 +151,24 @@ fn an_upgrade_and_a_removal_leave_websocket_php_alone(release: Release) {
     assert_eq!(container.enablement(UNIT), "enabled");
     assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
     assert!(websocket_php_serves());
+}
+
+/// As docs/install.md says it for those who build it themselves.
+fn without_a_package_a_line_of_the_unit_is_enough(release: Release) {
+    let container = with_websocket_php(release, UNIT);
+    container.run(&format!(
+        "dpkg-deb -x /packages/{} /tmp/built && install /tmp/built/usr/bin/espocrm-websocket \
+         /usr/local/bin/",
+        name("deb")
+    ));
+    let (theirs, ours) = ("/usr/bin/php /var/www/html/websocket.php", "/var/www/html");
+    let ours = format!("/usr/local/bin/espocrm-websocket {ours}");
+    let unit = THEIRS.replace(theirs, &ours).replace("StandardError", "#StandardError");
+    container.write(&format!("/etc/systemd/system/{UNIT}"), &unit);
+    container.run(&format!("systemctl daemon-reload && systemctl restart {UNIT}"));
+    let mut tab = tab::come_back(PORT);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    container.run(&format!("systemctl stop {UNIT}"));
+    tab.expect_drop();
+    assert_eq!(container.logged(UNIT, "Stopped, with 1 connections open"), 1);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::container::Release;
 use crate::package::{CONFIG, installed};
 use crate::standin::PORT;
-use crate::support::eventually;
+use crate::support::{Client, eventually};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
@@ -23,7 +23,7 @@ fn a_reload_keeps_the_process_and_its_tabs(release: Release) {
     let pid = container.main_pid(UNIT);
     container.run(&format!("echo 'max_per_user = 1' >>{CONFIG} && systemctl reload {UNIT}"));
     // It goes on while systemctl has come back.
-    eventually("the new setting is in force", || tab::attempt(PORT).is_none());
+    eventually("the new setting is in force", || Client::attempt(tab::address(PORT)).is_none());
     container.wait_until_active(UNIT);
     assert_eq!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);

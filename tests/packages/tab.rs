@@ -1,12 +1,10 @@
 //! A browser's tab, as EspoCRM's client is: it comes back after an unclean end.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use crate::container::Container;
 use crate::standin::notification;
-use crate::support::{Client, DEADLINE, Pusher, eventually, request};
+use crate::support::{Client, Pusher, eventually};
 
 /// The daemon's unit that most tests are about.
 pub const UNIT: &str = "espocrm-websocket.service";
@@ -27,25 +25,10 @@ pub fn open_as(port: u16, user: &str) -> Client {
 pub fn come_back(port: u16) -> Client {
     let mut tab = None;
     eventually("a tab comes back", || {
-        tab = attempt(port);
+        tab = Client::attempt(address(port));
         tab.is_some()
     });
     tab.unwrap()
-}
-
-/// `None` if the daemon is not there, will not have it, or ends meanwhile.
-pub fn attempt(port: u16) -> Option<Client> {
-    let mut stream = TcpStream::connect_timeout(&address(port), Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(DEADLINE)).ok()?;
-    stream.write_all(request("/?authToken=tok-alice&userId=alice").as_bytes()).ok()?;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).ok()?;
-        head.extend(byte);
-    }
-    let mut tab = Client::over(stream);
-    (head.starts_with(b"HTTP/1.1 101 ") && tab.next()?.opcode == 1).then_some(tab)
 }
 
 /// Shows that a tab of alice's gets what EspoCRM sends, from subscribing on.

@@ -1,13 +1,14 @@
 //! An upgrade as it comes unattended at night, while tabs are open.
 
 use crate::container::{Container, Release};
-use crate::package::{CONFIG, DROP_IN, install, previous};
+use crate::package::{CONFIG, DROP_IN, install, installed, previous};
 use crate::socket;
 use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
     tabs_come_back_by_themselves_after_an_upgrade
+    an_older_package_is_a_way_back
     an_upgrade_starts_nothing_that_was_turned_off
     an_upgrade_changes_no_setting_and_asks_nothing
     every_service_runs_the_new_version_after_an_upgrade
@@ -41,6 +42,25 @@ fn tabs_come_back_by_themselves_after_an_upgrade(release: Release) {
         *tab = tab::come_back(PORT);
     }
     tab::expect_events(&container, UNIT, &mut tabs[0], 5555);
+}
+
+/// As docs/install.md says it.
+fn an_older_package_is_a_way_back(release: Release) {
+    let container = installed(release);
+    container.run(&format!("echo 'max_per_user = 7 # ours' >>{CONFIG}"));
+    let kept = || (container.read(CONFIG), container.read(DROP_IN));
+    let before = kept();
+    let previous = previous(&container);
+    let mut tab = tab::open(PORT);
+    let pid = container.main_pid(UNIT);
+    container.run(&format!("apt-get install -y --allow-downgrades {previous}"));
+    assert_eq!(version(&container), "0.0.1");
+    container.wait_until_active(UNIT);
+    assert_ne!(container.main_pid(UNIT), pid, "the newer one still runs");
+    tab.expect_drop();
+    let mut tab = tab::come_back(PORT);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    assert_eq!(kept(), before);
 }
 
 fn an_upgrade_changes_no_setting_and_asks_nothing(release: Release) {

@@ -134,7 +134,7 @@ fn what_fails_is_taken_back_at_once() {
     for unit in [OURS, "crm.service"] {
         for (how, words) in [
             ("fails", "Job for espocrm-websocket.service failed"),
-            ("dies", "systemd says activating"),
+            ("dies", "systemd says activating.\n  Nothing can be served.\n  Mend it.\nYour own"),
             ("missing", "does not exist"),
         ] {
             let image = machine(unit);

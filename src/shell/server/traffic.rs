@@ -7,7 +7,7 @@ use log::{info, warn};
 
 use super::Server;
 use crate::core::id::ConnId;
-use crate::core::limits::{MAX_HELD, MAX_OUTBOX};
+use crate::core::limits::MAX_OUTBOX;
 use crate::core::stats::End;
 use crate::shell::conn::{Conn, Overdue, Phase};
 use crate::shell::stream::Written;
@@ -74,21 +74,22 @@ impl Server {
     /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
     pub(super) fn shed(&mut self) {
         let mut held = self.held + self.hub.held();
-        if held <= MAX_HELD {
+        let limit = self.settings.max_buffered.value;
+        if held <= limit {
             return;
         }
         let holders =
             self.conns.iter().map(|(_, conn)| (conn.held() + self.hub.held_by(conn.id), conn.id));
         let mut holders: Vec<_> = holders.filter(|(holds, _)| *holds > 0).collect();
         holders.sort_unstable();
-        while held > MAX_HELD / 4 * 3
+        while held > limit / 4 * 3
             && let Some((holds, id)) = holders.pop()
         {
             held -= holds;
             if let Some(count) = self.bursts.memory.count(self.now) {
                 let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
                 warn!(
-                    "Connections together hold more than {MAX_HELD} bytes of what is incomplete or \
+                    "Connections together hold more than {limit} bytes of what is incomplete or \
                      waits to be written. Those that hold the most are disconnected: {count} since \
                      this was last said, now one of user {user} with {holds} bytes."
                 );

@@ -8,10 +8,12 @@ use std::str::FromStr;
 use toml_span::Value;
 use toml_span::value::ValueInner;
 
-use super::{Span, SpanOrZero};
+use super::{Size, Span, SpanOrZero};
+use crate::core::limits::MIN_HELD;
 use crate::core::network::Network;
 use crate::core::origin::{NoOrigin, Origin};
 use crate::shell::fatal::{Fatal, Result};
+use crate::shell::suggest::did_you_mean;
 
 /// What may stand in the configuration file; the flags of the command line have the same names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Own {
     pub proxy_protocol: Option<bool>,
     /// Origins of pages that may connect.
     pub origins: Option<Vec<Allowed>>,
+    /// What all connections may hold together that is incomplete or waits to be written.
+    pub max_buffered: Option<Size>,
     /// PHP processes at a time that check access.
     pub max_checks: Option<usize>,
     /// After which a check is killed.
@@ -96,7 +100,7 @@ struct Setting {
 }
 
 /// Every setting.
-const SETTINGS: [Setting; 20] = [
+const SETTINGS: [Setting; 21] = [
     Setting { name: "espocrm", set: |own, text| put(&mut own.espocrm, text) },
     Setting { name: "php", set: |own, text| put(&mut own.php, text) },
     Setting { name: "listen", set: |own, text| put(&mut own.listen, text) },
@@ -109,6 +113,7 @@ const SETTINGS: [Setting; 20] = [
     Setting { name: "trusted_proxies", set: |own, text| push(&mut own.trusted_proxies, text) },
     Setting { name: "proxy_protocol", set: |own, text| put(&mut own.proxy_protocol, text) },
     Setting { name: "origins", set: |own, text| push(&mut own.origins, text) },
+    Setting { name: "max_buffered", set: |own, text| buffered(&mut own.max_buffered, text) },
     Setting { name: "max_checks", set: |own, text| limit(&mut own.max_checks, text) },
     Setting { name: "check_timeout", set: |own, text| put(&mut own.check_timeout, text) },
     Setting { name: "review_interval", set: |own, text| put(&mut own.review_interval, text) },
@@ -130,8 +135,10 @@ impl Own {
     pub fn from_file(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::from_toml(&text)
-                .map_err(|error| Fatal::new(format!("{}: {error}", path.display()))),
+            Ok(text) => Self::from_toml(&text).map_err(|mistakes| {
+                let told = |mistake: &str| format!("{}: {mistake}", path.display());
+                Fatal::new(mistakes.lines().map(told).collect::<Vec<_>>().join("\n"))
+            }),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }
@@ -144,7 +151,7 @@ impl Own {
     /// Reads the text of a configuration file.
     ///
     /// # Errors
-    /// What is wrong, and where.
+    /// What is wrong, and where: a line for each mistake.
     pub fn from_toml(text: &str) -> std::result::Result<Self, String> {
         let at = |offset: usize, error: &str| {
             let line = text.get(..offset).unwrap_or_default().split('\n').count();
@@ -157,11 +164,18 @@ impl Own {
             at(error.span.start, &text)
         })?;
         let ValueInner::Table(table) = file.take() else { return Ok(own) };
+        let mut mistakes = Vec::new();
         for (key, value) in table {
-            let offset = key.span.start;
-            own.set_value(&key.name, value).map_err(|error| at(offset, &error))?;
+            if let Err(mistake) = own.set_value(&key.name, value) {
+                mistakes.push((key.span.start, mistake));
+            }
         }
-        Ok(own)
+        if mistakes.is_empty() {
+            return Ok(own);
+        }
+        mistakes.sort_unstable();
+        let told = mistakes.iter().map(|(offset, mistake)| at(*offset, mistake));
+        Err(told.collect::<Vec<_>>().join("\n"))
     }
 
     /// Sets one to what a text says; a list gets one item more.
@@ -207,8 +221,22 @@ fn text(value: ValueInner<'_>) -> std::result::Result<String, &'static str> {
 
 fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
     SETTINGS.iter().find(|setting| setting.name == name).ok_or_else(|| {
-        let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
-        format!("there is no setting {name:?}; there are {}", names.join(", "))
+        if ["webSocket", "useWebSocket", "siteUrl", "phpExecutablePath"]
+            .iter()
+            .any(|begin| name.starts_with(begin))
+        {
+            return format!(
+                "{name:?} is a parameter of EspoCRM, whose place is EspoCRM's data/config.php; it is \
+                 read from there"
+            );
+        }
+        let names = SETTINGS.iter().map(|setting| setting.name);
+        let meant = did_you_mean(&name.replace('-', "_"), names.clone());
+        if meant.is_empty() {
+            let names: Vec<_> = names.collect();
+            return format!("there is no setting {name:?}; there are {}", names.join(", "));
+        }
+        format!("there is no setting {name:?}{meant}")
     })
 }
 
@@ -233,6 +261,12 @@ where
 fn limit(place: &mut Option<usize>, text: &str) -> std::result::Result<(), String> {
     put(place, text)?;
     if *place == Some(0) { Err("it must be at least 1".to_owned()) } else { Ok(()) }
+}
+
+fn buffered(place: &mut Option<Size>, text: &str) -> std::result::Result<(), String> {
+    put(place, text)?;
+    let enough = place.is_some_and(|size| usize::from(size) >= MIN_HELD);
+    if enough { Ok(()) } else { Err(format!("it must be at least {}", Size::bytes(MIN_HELD))) }
 }
 
 fn address(place: &mut Option<SocketAddr>, text: &str) -> std::result::Result<(), String> {
@@ -301,7 +335,7 @@ mod tests {
              zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nlog_file = 'data/logs/websocket.log'\nmax_connections = 500\n\
              max_per_address = 100\nmax_per_user = 0\ntrusted_proxies = ['10.0.0.0/8', '::1']\n\
              proxy_protocol = true\norigins = ['same-site', 'https://portal.example.com/']\n\
-             max_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
+             max_buffered = '16MiB'\nmax_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
              ping_interval = 20\nverdict_reuse = 0\nworker = false\n\
              control = '/run/a/control.sock'\nmetrics = '127.0.0.1:9170'\n",
         );
@@ -321,6 +355,7 @@ mod tests {
                 Allowed::SameSite,
                 Allowed::Origin(Origin::of("https://portal.example.com").unwrap()),
             ]),
+            max_buffered: Some(Size::bytes(16 << 20)),
             max_checks: Some(1),
             check_timeout: Some(Duration::from_secs(10).into()),
             review_interval: Some(Duration::ZERO.into()),
@@ -353,6 +388,7 @@ mod tests {
             trusted_proxies: Some(_),
             proxy_protocol: Some(_),
             origins: Some(_),
+            max_buffered: Some(_),
             max_checks: Some(_),
             check_timeout: Some(_),
             review_interval: Some(_),
@@ -386,12 +422,25 @@ mod tests {
             ("\ncontrol = 'here'", "the whole path of a socket"),
             ("\nmetrics = '9170'", "an address with a port"),
             ("\nmetrics = '127.0.0.1:0'", "an address with a port"),
-            ("\nport = 8080", "there is no setting \"port\""),
+            ("\nport = 8080", "there is no setting \"port\"; there are espocrm, php"),
+            ("\nmax_conections = 5", "did you mean max_connections?"),
+            ("\nping-interval = 5", "did you mean ping_interval?"),
+            ("\nwebSocketPort = 8080", "a parameter of EspoCRM"),
+            ("\nmax_buffered = '1MiB'", "at least 4MiB"),
+            ("\nmax_buffered = 'much'", "a number of bytes"),
             ("\nx", "line 2"),
             ("\nphp = '\u{1b}[2J'", "\u{fffd}"),
         ] {
             let error = Own::from_toml(text).unwrap_err();
             assert!(error.contains(mistake) && error.contains("line 2"), "{error}");
         }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "worker = 1\nphp = 'x'\nlistne = '::'\nmax_connections = 10_000\ndebug = 'no'";
+        let mistakes = Own::from_toml(text).unwrap_err();
+        let lines: Vec<_> = mistakes.lines().map(|line| line.split_once(": ").unwrap().0).collect();
+        assert_eq!(lines, ["line 1", "line 3", "line 5"], "{mistakes}");
     }
 }

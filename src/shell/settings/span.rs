@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A length of time, not zero: `20s`, `500ms`, `2m`, `1h`; a bare number counts seconds.
+/// A length of time, not zero: `20s`, `500ms`, `2m`, `1h`, `1d`; a bare number counts seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(Duration);
 
@@ -37,6 +37,7 @@ impl FromStr for SpanOrZero {
             "" | "s" => 1_000,
             "m" | "min" => 60_000,
             "h" => 3_600_000,
+            "d" => 86_400_000,
             _ => return Err(NoSpan),
         };
         let millis = number.checked_mul(millis).ok_or(NoSpan)?;
@@ -79,7 +80,9 @@ impl fmt::Display for Span {
 
 impl fmt::Display for NoSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a length of time is expected, such as \"20s\", \"500ms\" or \"2m\"")
+        f.write_str(
+            "a length of time is expected, such as \"20s\", \"500ms\", \"2m\", \"1h\" or \"1d\"",
+        )
     }
 }
 
@@ -89,9 +92,14 @@ mod tests {
 
     #[test]
     fn units_are_understood() {
-        for (text, millis) in
-            [("25", 25_000), ("25s", 25_000), ("25 s", 25_000), ("500ms", 500), ("2m", 120_000)]
-        {
+        for (text, millis) in [
+            ("25", 25_000),
+            ("25s", 25_000),
+            ("25 s", 25_000),
+            ("500ms", 500),
+            ("2m", 120_000),
+            ("1d", 86_400_000),
+        ] {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(millis))), "{text}");
         }
         for text in [
@@ -101,7 +109,7 @@ mod tests {
             "0ms",
             "-1s",
             "1.5s",
-            "1d",
+            "1w",
             "é",
             "99999999999999999999",
             "9999999999999999h",

@@ -7,25 +7,31 @@ use std::process::{Command, Stdio};
 use super::files::Files;
 use crate::shell::fatal::{Fatal, Result};
 
-/// The command `systemctl`.
-pub struct Systemctl(Vec<OsString>);
+/// The commands `systemctl` and `journalctl`.
+pub struct Systemctl {
+    systemctl: Vec<OsString>,
+    journalctl: Vec<OsString>,
+}
 
 impl Systemctl {
     /// It, if systemd runs this machine.
     pub fn here() -> Option<Self> {
-        Path::new("/run/systemd/system").is_dir().then(|| Self(vec!["systemctl".into()]))
+        Self::of(&Files::below(Path::new("/")))
     }
 
     /// It, if systemd runs the machine with these files.
     pub fn of(files: &Files) -> Option<Self> {
         let runs = files.resolve(Path::new("/run/systemd/system")).is_ok();
-        runs.then(|| Self(vec!["systemctl".into()]))
+        runs.then(|| Self {
+            systemctl: vec!["systemctl".into()],
+            journalctl: vec!["journalctl".into()],
+        })
     }
 
-    /// Another command in its place.
+    /// Another command in the place of both.
     #[cfg(test)]
     pub fn played_by(words: Vec<OsString>) -> Self {
-        Self(words)
+        Self { systemctl: words.clone(), journalctl: words }
     }
 
     /// Runs it, and tells what it printed.
@@ -68,28 +74,42 @@ impl Systemctl {
     /// Starts a unit, from the beginning if it runs.
     ///
     /// # Errors
-    /// Why it does not run.
+    /// Why it does not run, with what it logged last.
     pub fn start(&self, unit: &str) -> Result<()> {
-        self.run(&["restart", unit])?;
-        match &*self.state(unit) {
+        let started = self.run(&["restart", unit]).and_then(|_| match &*self.state(unit) {
             "active" => Ok(()),
             state => Err(Fatal::new(format!("It did not stay up: systemd says {state}."))),
-        }
+        });
+        started.map_err(|error| Fatal::new(format!("{error}{}", self.last_words(unit))))
     }
 
-    /// Whether it succeeded, and what it printed: its answer, if it gave one.
+    /// The last lines that a unit logged, each in a line of its own.
+    fn last_words(&self, unit: &str) -> String {
+        // What ran under this name before has another id.
+        let (_, id) = self.ask(&["show", "--value", "--property=InvocationID", unit]);
+        let of_this_start = format!("_SYSTEMD_INVOCATION_ID={id}");
+        let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=5", &of_this_start];
+        let (_, log) = ask(&self.journalctl, &arguments);
+        log.lines().flat_map(|line| ["\n  ", line]).collect()
+    }
+
     fn ask(&self, arguments: &[&str]) -> (bool, String) {
-        let mut words = self.0.iter();
-        let mut command = Command::new(words.next().cloned().unwrap_or_default());
-        command.args(words).args(arguments).stdin(Stdio::null());
-        match command.output() {
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stdout);
-                let complaint = String::from_utf8_lossy(&output.stderr);
-                let text = if said.trim().is_empty() { complaint } else { said };
-                (output.status.success(), text.trim().to_owned())
-            }
-            Err(error) => (false, error.to_string()),
+        ask(&self.systemctl, arguments)
+    }
+}
+
+/// Whether a command succeeded, and what it printed: its answer, if it gave one.
+fn ask(command: &[OsString], arguments: &[&str]) -> (bool, String) {
+    let mut words = command.iter();
+    let mut command = Command::new(words.next().cloned().unwrap_or_default());
+    command.args(words).args(arguments).stdin(Stdio::null());
+    match command.output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            let text = if said.trim().is_empty() { complaint } else { said };
+            (output.status.success(), text.trim().to_owned())
         }
+        Err(error) => (false, error.to_string()),
     }
 }

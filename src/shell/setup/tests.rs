@@ -59,8 +59,12 @@ fn what_runs_unchanged_is_left_running() {
 #[test]
 fn a_service_that_does_not_come_up_is_told() {
     for (how, words) in [
-        ("fails", "restart espocrm-websocket.service failed: Job for"),
-        ("dies", "systemd says activating"),
+        (
+            "fails",
+            "restart espocrm-websocket.service failed: Job for espocrm-websocket.service failed.\n  \
+             Nothing can be served.\n  Mend it.\nLook",
+        ),
+        ("dies", "systemd says activating.\n  Nothing can be served.\n  Mend it.\nLook"),
         ("missing", "Unit file espocrm-websocket.service does not exist"),
     ] {
         let image = Image::new();

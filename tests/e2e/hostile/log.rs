@@ -3,56 +3,11 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, PipeReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::notification;
-use crate::support::{Client, Daemon, Php, Port, Standin, command, eventually, is_root};
-
-/// A daemon at ports that are known before, since nobody may read where they are.
-struct Mute {
-    process: Child,
-    browsers: Port,
-    zeromq: Port,
-}
-
-impl Mute {
-    fn start(standin: &Standin, mut command: Command, stderr: impl Into<Stdio>) -> Self {
-        let (browsers, zeromq) = (Port::reserve(), Port::reserve());
-        command.args(["run", "--config", "/dev/null", "--debug", "--no-worker"]);
-        command.arg("--espocrm").arg(standin.path());
-        command.args(["--listen", &browsers.address().to_string()]);
-        command.args(["--zeromq", &format!("tcp://{}", zeromq.address())]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        let process = command.spawn().unwrap();
-        eventually("it listens", || std::net::TcpStream::connect(browsers.address()).is_ok());
-        Self { process, browsers, zeromq }
-    }
-
-    /// A tab of alice's that gets notifications.
-    fn alice(&self) -> Client {
-        let mut alice = Client::open(self.browsers.address(), "alice", "tok-alice");
-        alice.expect_welcome();
-        alice.subscribe("newNotification");
-        alice.expect_silence();
-        alice
-    }
-
-    fn expect_alive(&mut self, alice: &mut Client, number: usize) {
-        assert_eq!(self.process.try_wait().unwrap(), None);
-        alice.expect_silence();
-        Php::send(&format!("tcp://{}", self.zeromq.address()), &[notification(number)]);
-        alice.expect_event(&notification(number));
-    }
-}
-
-impl Drop for Mute {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::support::{Client, Daemon, Mute, Php, Standin, command, eventually, is_root};
 
 /// Has many long lines logged.
 fn chatter(client: &mut Client) {
@@ -147,7 +102,7 @@ fn a_full_disk_loses_lines_and_no_more() {
     command.arg(crate::support::command().get_program());
     let mut mute = Mute::start(&standin, command, Stdio::inherit());
     let mut alice = mute.alice();
-    let seen = format!("/proc/{}/root{}", mute.process.id(), disk.display());
+    let seen = format!("/proc/{}/root{}", mute.pid(), disk.display());
     let log = Path::new(&seen).join("log");
     chatter(&mut alice);
     mute.expect_alive(&mut alice, 1);

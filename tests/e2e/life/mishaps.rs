@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{alice, expect_alive, free_port};
 use crate::support::{
-    Client, Daemon, Process, Standin, command, eventually, is_root, request, run,
+    Client, Daemon, Port, Process, Standin, command, eventually, is_root, request, run,
 };
 
 #[test]
@@ -166,9 +166,15 @@ fn a_version_cannot_forge_lines_of_the_log() {
 fn messages_that_do_not_come_here_are_warned_of() {
     for (name, value, warning) in [
         ("webSocketMessager", json!("Redis"), "webSocketMessager is \"Redis\""),
-        ("webSocketZeroMQSubmissionDsn", json!("tcp://localhost:1"), "names port \"1\""),
+        (
+            "webSocketZeroMQSubmissionDsn",
+            json!("tcp://localhost:1"),
+            "its webSocketZeroMQSubmissionDsn is \"tcp://localhost:1\"",
+        ),
     ] {
         let mut standin = Standin::new();
+        let zeromq = Port::reserve();
+        standin.config("webSocketZeroMQSubscriberDsn", format!("tcp://{}", zeromq.address()));
         standin.config(name, value);
         let mut daemon = Daemon::start(&standin);
         daemon.wait_for(warning);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -57,6 +57,22 @@ impl Client {
         let mut client = Self::tcp(address);
         client.upgrade(&format!("/?authToken={token}&userId={user}"));
         client
+    }
+
+    /// A tab of alice's that is welcome; `None` if the daemon is not there, will not have it, or ends
+    /// meanwhile.
+    pub fn attempt(address: SocketAddr) -> Option<Self> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).ok()?;
+        stream.write_all(request("/?authToken=tok-alice&userId=alice").as_bytes()).ok()?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).ok()?;
+            head.extend(byte);
+        }
+        let mut tab = Self::over(stream);
+        (head.starts_with(b"HTTP/1.1 101 ") && tab.next()?.opcode == 1).then_some(tab)
     }
 
     /// Sends nothing more.

@@ -110,18 +110,23 @@ impl Daemon {
 
     /// Starts a command and waits until it serves.
     pub fn spawn(mut command: Command) -> Self {
-        command.stdin(Stdio::null());
-        Self::spawn_with_stdin(command)
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Self::spawn_with_streams(command)
     }
 
-    /// The same, with the standard input that the command has.
-    pub fn spawn_with_stdin(mut command: Command) -> Self {
+    /// The same with the standard input and output that the command was given.
+    pub fn spawn_with_streams(mut command: Command) -> Self {
         // Some tests hold thousands of connections.
         let _ = sys::raise_open_files();
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = process.stderr.take().unwrap();
+        Self::watch(process, stderr)
+    }
+
+    /// Reads the log of a process and waits until it serves.
+    pub fn watch(process: Child, log: impl Read + Send + 'static) -> Self {
+        let stderr = BufReader::new(log);
         let log = Arc::new(Mutex::new(Vec::new()));
-        let stderr = BufReader::new(process.stderr.take().unwrap());
         let lines = Arc::clone(&log);
         let reader = std::thread::spawn(move || {
             for line in stderr.split(b'\n').map_while(Result::ok) {

@@ -11,7 +11,7 @@ pub struct Group(Child);
 pub fn program(path: &str) -> Command {
     assert!(
         Path::new(path).exists(),
-        "{path} is missing: the tests need Debian's packages nginx, apache2, caddy and chromium"
+        "{path} is missing: the tests need what tools/install test installs"
     );
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig=TERM", path]);

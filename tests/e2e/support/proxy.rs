@@ -1,5 +1,6 @@
 //! A real proxy with TLS in front of the daemon, configured as documented.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +17,7 @@ pub enum Kind {
     Nginx,
     Apache,
     Caddy,
+    Traefik,
 }
 
 /// A proxy with a directory of its own, at a port of its own.
@@ -64,9 +66,20 @@ impl Proxy {
         let mut proxy = Self { kind, process: Group::start(command), port, dir };
         eventually("the proxy serves", || {
             assert!(proxy.process.is_running(), "it has ended: {}", proxy.logs());
-            TcpStream::connect(proxy.address()).is_ok()
+            proxy.answers().is_ok()
         });
         proxy
+    }
+
+    /// Whether it answers with the certificate that it is to have.
+    fn answers(&self) -> std::io::Result<()> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let tls = ClientConnection::new(self.trust(), name).unwrap();
+        let tcp = TcpStream::connect(self.address())?;
+        tcp.set_read_timeout(Some(DEADLINE))?;
+        let mut tls = StreamOwned::new(tls, tcp);
+        tls.write_all(b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        tls.read_exact(&mut [0])
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -128,6 +141,7 @@ impl Proxy {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
                 return;
             }
+            Kind::Traefik => unreachable!("it looks at its file by itself"),
         };
         self.process.signal(signal);
         eventually("the proxy has reloaded", || self.logs().contains(said));
@@ -161,6 +175,7 @@ impl Kind {
             Self::Nginx => "nginx.conf",
             Self::Apache => "apache.conf",
             Self::Caddy => "Caddyfile",
+            Self::Traefik => "traefik.yml",
         };
         Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/proxies").join(name)
     }
@@ -178,7 +193,7 @@ impl Kind {
     ) -> Vec<(&'static str, String)> {
         let dir = dir.display();
         let mut substitutes = vec![("127.0.0.1:8080", daemon.to_string())];
-        if self != Self::Caddy {
+        if matches!(self, Self::Nginx | Self::Apache) {
             substitutes.extend([
                 ("/etc/ssl/certs/crm.example.com.pem", format!("{dir}/certificate.pem")),
                 ("/etc/ssl/private/crm.example.com.key", format!("{dir}/key.pem")),
@@ -205,6 +220,16 @@ impl Kind {
                     format!("\nlocalhost {{\n\ttls {dir}/certificate.pem {dir}/key.pem\n"),
                 ),
                 ("/var/log/caddy", dir.to_string()),
+            ],
+            Self::Traefik => vec![
+                ("crm.example.com", "localhost".to_owned()),
+                (
+                    "\nhttp:\n",
+                    format!(
+                        "\ntls:\n  certificates:\n    - certFile: {dir}/certificate.pem\n      \
+                         keyFile: {dir}/key.pem\nhttp:\n"
+                    ),
+                ),
             ],
         });
         substitutes
@@ -258,6 +283,21 @@ impl Kind {
                 for home in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
                     command.env(home, dir);
                 }
+                command
+            }
+            Self::Traefik => {
+                // Its static configuration. The documented file is one of its file provider.
+                std::fs::rename(dir.join("site"), dir.join("site.yml")).unwrap();
+                let text = format!(
+                    "entryPoints:\n  websecure:\n    address: \"{address}\"\n\
+                     providers:\n  file:\n    filename: {here}/site.yml\n\
+                     accessLog:\n  filePath: {here}/access.log\n\
+                     global:\n  checkNewVersion: false\n  sendAnonymousUsage: false\n"
+                );
+                std::fs::write(dir.join("main.yml"), text).unwrap();
+                let traefik = concat!(env!("CARGO_MANIFEST_DIR"), "/target/traefik/bin/traefik");
+                let mut command = program(traefik);
+                command.arg(format!("--configFile={here}/main.yml"));
                 command
             }
         }

@@ -1,0 +1,109 @@
+//! The recipe for Docker Compose of docs/install.md, by a real engine: what an administrator copies,
+//! with no more around it than every EspoCRM in Docker has. `make test-compose` starts an engine of its
+//! own and runs this.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "a test that cannot go on shall say so"
+)]
+
+#[expect(dead_code, unused_imports, reason = "the tests of the daemon use all of it")]
+#[path = "../e2e/support/mod.rs"]
+mod support;
+
+mod project;
+
+use std::process::Command;
+
+use serde_json::json;
+
+use project::Project;
+use support::{Standin, eventually};
+
+#[test]
+#[ignore = "needs a Docker engine: make test-compose"]
+fn the_daemon_is_healthy_and_tabs_get_what_php_sends() {
+    let standin = espocrm();
+    let project = Project::up(&standin);
+    eventually("it is healthy", || project.health() == "healthy");
+    let mut tab = project.connect();
+    project.expect_event(&mut tab, 1);
+    // PHP of the image answers, as the web server's user.
+    let runs = standin.path().join("data/standin/runs");
+    let owner = Command::new("stat").args(["-c", "%u"]).arg(runs).output().unwrap();
+    assert_eq!(String::from_utf8(owner.stdout).unwrap(), "33\n");
+
+    let log = project.log();
+    assert!(log.contains("[INFO ] Browsers are served at ws://0.0.0.0:8080."), "{log}");
+    assert!(!log.contains('\u{1b}') && !log.contains("tok-alice"), "{log}");
+}
+
+#[test]
+#[ignore = "needs a Docker engine: make test-compose"]
+fn tabs_come_back_after_a_restart_and_after_a_kill() {
+    let standin = espocrm();
+    let project = Project::up(&standin);
+    let mut tab = project.connect();
+    let ends: [&dyn Fn(); 2] = [&|| project.signal("KILL"), &|| project.restart()];
+    for end in ends {
+        end();
+        tab.expect_drop();
+        tab = project.connect();
+        project.expect_event(&mut tab, 1);
+    }
+    project.stop();
+    tab.expect_drop();
+    // It was not killed after the time in which it may end by itself.
+    assert_eq!(project.inspect("{{.State.ExitCode}}"), "0");
+    assert!(project.log().contains("[INFO ] Stopped, with 1 connections open."));
+}
+
+#[test]
+#[ignore = "needs a Docker engine: make test-compose"]
+fn before_espocrm_is_installed_it_is_started_again_and_again() {
+    let standin = espocrm();
+    let (config, away) = ("data/config.php", "data/config.away");
+    let rename = |from: &str, to: &str| {
+        std::fs::rename(standin.path().join(from), standin.path().join(to)).unwrap();
+    };
+    let bootstrap = ("bootstrap.php", "bootstrap.away");
+    rename(config, away);
+    rename(bootstrap.0, bootstrap.1);
+    let project = Project::up(&standin);
+    eventually("it was restarted", || {
+        project.inspect("{{.RestartCount}}").parse::<u32>().unwrap() >= 2
+    });
+    assert!(project.log().contains("/var/www/html"), "{}", project.log());
+    rename(away, config);
+    rename(bootstrap.1, bootstrap.0);
+    let mut tab = project.connect();
+    project.expect_event(&mut tab, 1);
+}
+
+#[test]
+#[ignore = "needs a Docker engine: make test-compose"]
+fn a_daemon_that_is_stuck_is_unhealthy() {
+    let standin = espocrm();
+    let project = Project::up(&standin);
+    eventually("it is healthy", || project.health() == "healthy");
+    project.signal("STOP");
+    eventually("it is unhealthy", || project.health() == "unhealthy");
+    project.signal("CONT");
+    eventually("it is healthy again", || project.health() == "healthy");
+}
+
+/// An EspoCRM as one in Docker is configured.
+fn espocrm() -> Standin {
+    let mut standin = Standin::new();
+    standin.config("webSocketPort", json!(null));
+    standin.config("webSocketZeroMQSubscriberDsn", "tcp://*:7777");
+    standin.config("webSocketZeroMQSubmissionDsn", "tcp://espocrm-websocket:7777");
+    let chown = Command::new("chown").args(["-R", "33:33"]).arg(standin.path()).status();
+    assert!(chown.unwrap().success());
+    standin
+}

@@ -1,0 +1,59 @@
+//! The daemon under test, where its log goes somewhere else than to the test.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use super::{Client, Php, Port, Standin, eventually, notification};
+
+/// A daemon at ports that are known before, since nobody may read where they are.
+pub struct Mute {
+    process: Child,
+    browsers: Port,
+    zeromq: Port,
+}
+
+impl Mute {
+    pub fn start(standin: &Standin, mut command: Command, stderr: impl Into<Stdio>) -> Self {
+        let (browsers, zeromq) = (Port::reserve(), Port::reserve());
+        command.args(["run", "--config", "/dev/null", "--debug", "--no-worker"]);
+        command.arg("--espocrm").arg(standin.path());
+        command.args(["--listen", &browsers.address().to_string()]);
+        command.args(["--zeromq", &format!("tcp://{}", zeromq.address())]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let process = command.spawn().unwrap();
+        eventually("it listens", || std::net::TcpStream::connect(browsers.address()).is_ok());
+        Self { process, browsers, zeromq }
+    }
+
+    /// Where browsers connect.
+    pub fn address(&self) -> SocketAddr {
+        self.browsers.address()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// A tab of alice's that gets notifications.
+    pub fn alice(&self) -> Client {
+        let mut alice = Client::open(self.browsers.address(), "alice", "tok-alice");
+        alice.expect_welcome();
+        alice.subscribe("newNotification");
+        alice.expect_silence();
+        alice
+    }
+
+    pub fn expect_alive(&mut self, alice: &mut Client, number: usize) {
+        assert_eq!(self.process.try_wait().unwrap(), None);
+        alice.expect_silence();
+        Php::send(&format!("tcp://{}", self.zeromq.address()), &[notification(number)]);
+        alice.expect_event(&notification(number));
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

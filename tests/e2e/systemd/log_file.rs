@@ -1,0 +1,172 @@
+//! The log in systemd's journal, and in a file of ours.
+
+use std::fs::{self, File};
+use std::io::{PipeReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::serving;
+use crate::support::{Client, Daemon, Mute, Process, Standin, command, eventually, is_root, run};
+
+/// Serves with a pipe of ours as standard error, of which `JOURNAL_STREAM` says `stream`.
+fn with_stream(standin: &Standin, stream: impl Fn(u64, u64) -> String) -> Daemon {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let writer = OwnedFd::from(writer);
+    let file = File::from(writer.try_clone().unwrap()).metadata().unwrap();
+    let mut command = serving(standin, &[]);
+    command.env("JOURNAL_STREAM", stream(file.dev(), file.ino()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+    let process = command.spawn().unwrap();
+    drop(command);
+    Daemon::watch(process, reader)
+}
+
+#[test]
+fn the_journal_gets_priorities_and_no_time() {
+    let mut standin = Standin::new();
+    standin.config("useWebSocket", false);
+    let mut daemon = with_stream(&standin, |dev, ino| format!("{dev}:{ino}"));
+    daemon.connect("alice");
+    standin.write_raw("config.php", "<?php return [");
+    let error = daemon.reload("The settings that are in force stay.");
+    assert!(error.starts_with("<3>"), "{error}");
+    for begin in ["<6>espocrm-websocket ", "<6>Browsers are served at ws://", "<4>EspoCRM's useW"] {
+        assert!(daemon.log().iter().any(|line| line.starts_with(begin)), "{begin}");
+    }
+    // What was sent for alice's login.
+    assert!(daemon.log().iter().any(|line| line.starts_with("<7>")));
+    for line in daemon.log() {
+        let text = line.split_once('>').unwrap().1;
+        assert!(line.starts_with('<') && !text.starts_with(['[', '<', ' ']), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_the_journal_gets_the_time() {
+    let standin = Standin::new();
+    let streams: [fn(u64, u64) -> String; 4] = [
+        |dev, ino| format!("{dev}:{}", ino + 1),
+        |dev, ino| format!("{}:{ino}", dev + 1),
+        |dev, ino| format!("{dev}:{ino}1"),
+        |_, _| String::new(),
+    ];
+    for stream in streams {
+        let daemon = with_stream(&standin, stream);
+        daemon.connect("alice");
+        for line in daemon.log() {
+            let (time, text) = line.split_once(' ').unwrap();
+            assert!(time.len() == 24 && time.ends_with('Z') && text.starts_with('['), "{line}");
+        }
+    }
+}
+
+/// Serves with this log file. What still comes on standard error is read by the caller.
+fn with_log_file(standin: &Standin, file: &str) -> (Mute, PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = command();
+    command.args(["--log-file", file]);
+    (Mute::start(standin, command, writer), reader)
+}
+
+/// Waits until a file contains this.
+fn wait_for(file: &Path, text: &str) {
+    eventually(&format!("{} says {text:?}", file.display()), || read(file).contains(text));
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_default()
+}
+
+#[test]
+fn the_log_file_lies_in_espocrms_directory_and_holds_everything() {
+    let standin = Standin::new();
+    fs::create_dir_all(standin.path().join("data/logs")).unwrap();
+    let file = standin.path().join("data/logs/websocket.log");
+    fs::write(&file, "what was there before\n").unwrap();
+    let (mut mute, mut stderr) = with_log_file(&standin, "data/logs/websocket.log");
+    let mut alice = mute.alice();
+    standin.set("failure", "crash");
+    let _bob = Client::open(mute.address(), "bob", "tok-bob");
+    wait_for(&file, "PHP Fatal error");
+    mute.expect_alive(&mut alice, 1);
+    let text = read(&file);
+    assert!(text.starts_with("what was there before\n20"), "{text}");
+    assert!(text.contains("[INFO ] espocrm-websocket ") && text.contains("Browsers are"), "{text}");
+    assert!(!text.contains("tok-"), "{text}");
+    // It is not standard error any more: that has ended.
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+}
+
+#[test]
+fn a_log_file_that_was_moved_away_is_opened_anew() {
+    let standin = Standin::new();
+    let path = |name: &str| standin.path().join(name);
+    let (mut mute, _stderr) = with_log_file(&standin, "log");
+    let mut alice = mute.alice();
+    // EspoCRM's secrets are not in it, and still it is nobody else's business.
+    assert_eq!(fs::metadata(path("log")).unwrap().permissions().mode() & 0o137, 0);
+    fs::rename(path("log"), path("log.1")).unwrap();
+    alice.subscribe("unknown.1");
+    wait_for(&path("log.1"), "unknown.1");
+    Process::signal(mute.pid(), "HUP");
+    wait_for(&path("log"), "EspoCRM's settings have not changed");
+    alice.subscribe("unknown.2");
+    wait_for(&path("log"), "unknown.2");
+    let old = read(&path("log.1"));
+    assert!(!old.contains("are read again") && !old.contains("unknown.2"), "{old}");
+    mute.expect_alive(&mut alice, 1);
+}
+
+#[test]
+fn a_log_file_that_cannot_be_opened_anew_goes_on() {
+    let standin = Standin::new();
+    let path = |name: &str| standin.path().join(name);
+    fs::create_dir(path("logs")).unwrap();
+    let (mut mute, _stderr) = with_log_file(&standin, "logs/log");
+    let mut alice = mute.alice();
+    fs::rename(path("logs"), path("away")).unwrap();
+    Process::signal(mute.pid(), "HUP");
+    let old = path("away/log");
+    wait_for(&old, "EspoCRM's settings have not changed");
+    let error = format!("[ERROR] The log file {} cannot be opened: ", path("logs/log").display());
+    assert!(read(&old).contains(&error), "{}", read(&old));
+    mute.expect_alive(&mut alice, 1);
+    // And is opened as soon as it can be.
+    fs::rename(path("away"), path("logs")).unwrap();
+    fs::rename(path("logs/log"), path("logs/log.1")).unwrap();
+    Process::signal(mute.pid(), "HUP");
+    wait_for(&path("logs/log"), "EspoCRM's settings have not changed");
+}
+
+#[test]
+fn a_log_file_that_cannot_be_opened_is_explained_at_once() {
+    let standin = Standin::new();
+    let path = |name: &str| standin.path().join(name);
+    fs::create_dir(path("dir")).unwrap();
+    let fifo = Command::new("mkfifo").arg(path("fifo")).status().unwrap();
+    assert!(fifo.success());
+    symlink("elsewhere", path("link")).unwrap();
+    // Whom a link could lead astray is root.
+    let link = is_root().then_some(("link", "symbolic links"));
+    let others = [
+        ("nowhere/log", "No such file or directory"),
+        ("dir", "directory"),
+        ("fifo", "No such device"),
+        ("bootstrap.php/log", "Not a directory"),
+    ];
+    for (name, why) in others.into_iter().chain(link) {
+        let output = run(serving(&standin, &["--log-file", name]));
+        assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let named = format!("The log file {} cannot be opened: ", path(name).display());
+        for words in [&*named, why, "Its directory must exist", "see log_file"] {
+            assert!(said.contains(words), "{words:?} is missing in: {said}");
+        }
+        assert_eq!(standin.probes(), 0);
+    }
+    assert!(!path("elsewhere").exists());
+}

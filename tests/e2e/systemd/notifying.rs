@@ -1,0 +1,156 @@
+//! How the daemon is: starting, ready, reloading, stopping, failed.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+
+use super::{Manager, kinds, serving};
+use crate::support::{Daemon, Group, Standin, alice, eventually, run};
+
+/// A PHP of [`Standin::php`] that does not tell the settings while `data/standin/gate` exists.
+const GATE: &str = "echo > data/standin/begun; \
+    while [ $# = 0 ] && [ -e data/standin/gate ] && kill -0 $PPID; do sleep 0.02; done";
+
+#[test]
+fn it_is_ready_when_both_ports_accept_and_not_before() {
+    for manager in [Manager::new, Manager::abstracted] {
+        let standin = Standin::new();
+        let php = standin.php("php", GATE);
+        let manager = manager(&standin);
+        standin.set("gate", "");
+        let mut command = serving(&standin, &["--php", &php]);
+        command.env("NOTIFY_SOCKET", &manager.name).stdout(Stdio::null()).stderr(Stdio::null());
+        let _daemon = Group::start(command);
+        let begun = standin.path().join("data/standin/begun");
+        eventually("the settings are asked for", || begun.exists());
+        assert!(manager.heard().is_empty());
+
+        standin.unset("gate");
+        let ready = manager.wait_for_number(0);
+        let status = ready.strip_prefix("READY=1\nSTATUS=Serving ").unwrap();
+        let (browsers, status) = status.split_once(", EspoCRM sends to tcp://").unwrap();
+        let (zeromq, status) = status.split_once(". ").unwrap();
+        // At the first attempt.
+        for address in [browsers, zeromq] {
+            TcpStream::connect(address).unwrap();
+        }
+        assert_eq!(status, "0 connections, 0 messages received.");
+    }
+}
+
+#[test]
+fn a_reload_is_told_with_its_moment_and_its_end() {
+    let standin = Standin::new();
+    let php = standin.php("php", GATE);
+    let manager = Manager::new(&standin);
+    let mut command = serving(&standin, &["--php", &php]);
+    command.env("NOTIFY_SOCKET", &manager.name);
+    let mut daemon = Daemon::spawn(command);
+    let mut alice = alice(&daemon);
+    standin.set("gate", "");
+    let before = monotonic_micros();
+    daemon.signal("HUP");
+    let reloading = manager.wait_for_number(1);
+    let moment = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+    let moment: u64 = moment.parse().unwrap();
+    let after = monotonic_micros();
+    assert!((before..=after).contains(&moment), "{before} {moment} {after}");
+
+    // Once more meanwhile: it is done when the settings have been read once more.
+    daemon.signal("HUP");
+    assert!(manager.wait_for_number(2).starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    alice.expect_silence();
+    assert_eq!(manager.heard().len(), 3);
+    standin.unset("gate");
+    let ready = manager.wait_for_number(3);
+    assert!(ready.starts_with("READY=1\nSTATUS=Serving "), "{ready}");
+    assert!(ready.ends_with(" 1 connections, 0 messages received."), "{ready}");
+    assert_eq!(standin.probes(), 3);
+
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    let all = manager.all();
+    assert_eq!(kinds(&all), ["READY", "RELOADING", "RELOADING", "READY", "STOPPING"]);
+    assert_eq!(all[4], "STOPPING=1");
+}
+
+/// Microseconds of the clock that systemd compares by, as PHP tells them.
+fn monotonic_micros() -> u64 {
+    let output = Command::new("php").args(["-r", "echo intdiv(hrtime(true), 1000);"]).output();
+    String::from_utf8(output.unwrap().stdout).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_reload_that_fails_has_an_end_as_well() {
+    type Step<'a> = &'a dyn Fn(&mut Standin);
+    let away = |standin: &Standin, from: &str, to: &str| {
+        std::fs::rename(standin.path().join(from), standin.path().join(to)).unwrap();
+    };
+    let cases: [(Step, Step); 3] = [
+        (&|it| it.write_raw("config.php", "<?php return ["), &|it| it.config("useWebSocket", true)),
+        (&|it| it.config("webSocketPort", "eighty"), &|it| it.config("webSocketPort", 0)),
+        // Then there is nothing to wait for.
+        (&|it| away(it, "php", "away"), &|it| away(it, "away", "php")),
+    ];
+    for (break_it, repair_it) in cases {
+        let mut standin = Standin::new();
+        let php = standin.php("php", "");
+        let manager = Manager::new(&standin);
+        let mut command = serving(&standin, &["--php", &php]);
+        command.env("NOTIFY_SOCKET", &manager.name);
+        let mut daemon = Daemon::spawn(command);
+        break_it(&mut standin);
+        daemon.reload("The settings that are in force stay.");
+        manager.wait_for_number(2);
+        repair_it(&mut standin);
+        daemon.reload("have not changed");
+        manager.wait_for_number(4);
+        daemon.signal("TERM");
+        daemon.wait();
+        let all = manager.all();
+        let expected = ["READY", "RELOADING", "READY", "RELOADING", "READY", "STOPPING"];
+        assert_eq!(kinds(&all), expected);
+    }
+}
+
+#[test]
+fn a_start_that_fails_tells_why_and_nothing_else() {
+    let standin = Standin::new();
+    let path = |name: &str| standin.path().join(name).to_str().unwrap().to_owned();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let broken = path("own.toml");
+    std::fs::write(&broken, "\nmax_checks = 0\n").unwrap();
+    let tcp = format!("tcp://{taken}");
+    for (flags, why) in [
+        (["--listen", &taken.to_string()], format!("Browsers cannot be served at {taken}: it is")),
+        (["--zeromq", &tcp], format!("EspoCRM's messages cannot be received at {tcp}: it is in")),
+        (["--php", "/nonexistent/php"], "PHP could not be started as /nonexistent/php".to_owned()),
+        (["--log-file", "none/log"], format!("The log file {} cannot be", path("none/log"))),
+        // An error of several lines, in what is read before anything else.
+        (["--config", &broken], format!("{broken}: line 2: max_checks: it must be at least 1")),
+    ] {
+        let _ = std::fs::remove_file(path("notify"));
+        let manager = Manager::new(&standin);
+        let mut command = serving(&standin, &flags);
+        command.env("NOTIFY_SOCKET", &manager.name);
+        let output = run(command);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let all = manager.all();
+        assert_eq!(all.len(), 1, "{all:?}");
+        let status = all[0].strip_prefix("STATUS=").unwrap();
+        assert!(status.starts_with(&why) && !status.contains('\n'), "{status:?}");
+    }
+}
+
+#[test]
+fn a_manager_that_is_not_there_does_not_matter() {
+    let standin = Standin::new();
+    for name in ["/nonexistent/notify", "@nobody", "", "@", "relative", "vsock:2:1"] {
+        let mut command = serving(&standin, &[]);
+        command.env("NOTIFY_SOCKET", name).env("WATCHDOG_USEC", "200000");
+        let mut daemon = Daemon::spawn(command);
+        daemon.connect("alice").expect_silence();
+        daemon.reload("have not changed");
+        daemon.stop("TERM");
+    }
+}

@@ -1,0 +1,126 @@
+//! What a unit of systemd runs: as whom, after which check, and what the kernel may end.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use crate::support::{
+    Client, Daemon, Standin, command, command_as_nobody, eventually, is_root, run,
+};
+
+/// `config --check` for a stand-in.
+fn check(standin: &Standin, flags: &[&str]) -> Output {
+    let mut command = command();
+    command.args(["config", "--check"]).args(flags).arg("--espocrm").arg(standin.path());
+    if !flags.contains(&"--config") {
+        command.args(["--config", "/dev/null"]);
+    }
+    run(command)
+}
+
+#[test]
+fn settings_that_are_sound_are_checked_without_a_word() {
+    let output = check(&Standin::new(), &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_doubt_about_settings_is_said_and_no_mistake() {
+    let mut standin = Standin::new();
+    standin.config("useWebSocket", false);
+    let output = check(&standin, &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("[WARN ] EspoCRM's useWebSocket is off"), "{said}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_mistake_in_settings_is_told() {
+    let mut standin = Standin::new();
+    let file = standin.path().join("own.toml");
+    std::fs::write(&file, "\nmax_checks = 0\n").unwrap();
+    let broken = ["--config", file.to_str().unwrap()];
+    let expect = |output: Output, words: &str| {
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(words) && output.stdout.is_empty(), "{said}");
+    };
+    expect(check(&standin, &broken), "own.toml: line 2: max_checks: it must be at least 1");
+    expect(check(&standin, &["--php", "/nonexistent/php"]), "PHP could not be started");
+    standin.config("webSocketPort", "eighty");
+    expect(check(&standin, &[]), "webSocketPort is \"eighty\"");
+    standin.write_raw("config.php", "<?php return [");
+    expect(check(&standin, &[]), "PHP Parse error");
+}
+
+/// The command that serves a stand-in as a user to whom permissions mean something.
+fn as_nobody(standin: &Standin) -> Command {
+    let mut command = command_as_nobody(standin);
+    command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm", "."]);
+    command
+}
+
+#[test]
+fn whoever_does_not_own_espocrms_data_is_warned() {
+    if !is_root() {
+        return;
+    }
+    let standin = Standin::new();
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(standin.path().join("data/standin"), open).unwrap();
+    let mut daemon = Daemon::spawn(as_nobody(&standin));
+    let warning = daemon.wait_for("This runs as user 65534, but ");
+    assert!(warning.contains("/data belongs to user 0: PHP may not be able to write"), "{warning}");
+    assert!(
+        warning.contains("[WARN ]") && warning.contains("espocrm-websocket setup"),
+        "{warning}"
+    );
+    drop(daemon);
+
+    standin.give_to_nobody();
+    let daemon = Daemon::spawn(as_nobody(&standin));
+    assert_eq!(daemon.count("This runs as"), 0);
+    assert_eq!(daemon.count("[WARN ]"), 0);
+    drop(daemon);
+
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for("This runs as root, which it does not need");
+}
+
+#[test]
+fn root_is_warned_that_php_runs_as_root() {
+    if !is_root() {
+        return;
+    }
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for("This runs as root, and so does PHP, because ");
+}
+
+/// When memory runs out, the kernel ends what can be repeated.
+#[test]
+fn php_gives_way_before_the_daemon() {
+    let standin = Standin::new();
+    standin.set("failure", "hang");
+    let score = |process: &str| {
+        let score = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj")).unwrap();
+        score.trim().parse::<i32>().unwrap()
+    };
+    let daemon = Daemon::start(&standin);
+    let _tab = Client::open(daemon.address, "alice", "tok-alice");
+    eventually("a check hangs", || standin.runs().len() == 1);
+    let children = daemon.children();
+    assert_eq!(children.len(), 1);
+    assert_eq!(score(&children[0].pid.to_string()), 500);
+    assert_eq!(score(&daemon.pid().to_string()), score("self"));
+    drop(daemon);
+
+    standin.unset("failure");
+    let daemon = Daemon::with_workers(&standin, &[]);
+    daemon.connect("alice");
+    eventually("a worker runs", || !daemon.workers().is_empty());
+    for worker in daemon.workers() {
+        assert_eq!(score(&worker.to_string()), 500);
+    }
+}

@@ -1,0 +1,196 @@
+//! Listening sockets that systemd has opened, and keeps while the daemon is restarted.
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+
+use super::{after, serving};
+use crate::support::{Client, Daemon, Port, Standin, expect_alive, request};
+use crate::tls::authority::{Authority, EC};
+use crate::tls::{self, secure};
+
+/// Sockets after the standard streams, as systemd passes them on: a process gets its streams from
+/// us, and the shell renames them.
+const ONE: &str = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$";
+const TWO: &str =
+    "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=a:b";
+
+/// The command that serves a stand-in at this socket.
+fn at(socket: impl Into<OwnedFd>, standin: &Standin, flags: &[&str]) -> Command {
+    let mut command = after(ONE, &serving(standin, flags));
+    command.stdin(Stdio::from(socket.into())).stdout(Stdio::null());
+    command
+}
+
+fn activate(listener: &TcpListener, standin: &Standin, flags: &[&str]) -> Daemon {
+    Daemon::spawn_with_streams(at(listener.try_clone().unwrap(), standin, flags))
+}
+
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// A tab of alice's that has asked, and has no answer yet.
+fn ask(listener: &TcpListener) -> Client {
+    let mut client = Client::tcp(listener.local_addr().unwrap());
+    client.send(request("/?authToken=tok-alice&userId=alice").as_bytes());
+    client
+}
+
+/// Has its answer come, and messages.
+fn expect_served(client: &mut Client, daemon: &Daemon) {
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    client.expect_welcome();
+    client.subscribe("newNotification");
+    expect_alive(daemon, client, 1);
+}
+
+#[test]
+fn who_came_before_the_daemon_is_served() {
+    let standin = Standin::new();
+    let listener = listener();
+    let mut early = ask(&listener);
+    let daemon = activate(&listener, &standin, &[]);
+    assert_eq!(daemon.address, listener.local_addr().unwrap());
+    expect_served(&mut early, &daemon);
+    expect_served(&mut ask(&listener), &daemon);
+}
+
+#[test]
+fn several_sockets_are_served() {
+    let standin = Standin::new();
+    let (four, six) = (listener(), TcpListener::bind("[::1]:0").unwrap());
+    let mut early = [ask(&six), ask(&four)];
+    let mut command = after(TWO, &serving(&standin, &[]));
+    let descriptor = |socket: &TcpListener| OwnedFd::from(socket.try_clone().unwrap());
+    command.stdin(Stdio::from(descriptor(&four))).stdout(Stdio::from(descriptor(&six)));
+    let daemon = Daemon::spawn_with_streams(command);
+    for client in &mut early {
+        expect_served(client, &daemon);
+    }
+    drop(early);
+    for socket in [&six, &four, &six] {
+        expect_served(&mut ask(socket), &daemon);
+    }
+}
+
+#[test]
+fn who_comes_during_a_restart_is_served_by_the_new_daemon() {
+    let standin = Standin::new();
+    let listener = listener();
+    let mut daemon = activate(&listener, &standin, &[]);
+    let mut before = ask(&listener);
+    expect_served(&mut before, &daemon);
+    for _ in 0..2 {
+        daemon.stop("TERM");
+        before.expect_drop();
+        let mut between = ask(&listener);
+        daemon = activate(&listener, &standin, &[]);
+        expect_served(&mut between, &daemon);
+        before = between;
+    }
+}
+
+#[test]
+fn it_counts_more_than_every_setting() {
+    let mut standin = Standin::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    standin.config("webSocketPort", taken.port());
+    let listener = listener();
+    let daemon = activate(&listener, &standin, &["--listen", &taken.to_string()]);
+    expect_served(&mut ask(&listener), &daemon);
+    drop(daemon);
+    let mut daemon = activate(&listener, &standin, &[]);
+    let mut alice = ask(&listener);
+    expect_served(&mut alice, &daemon);
+
+    let port = Port::reserve();
+    standin.config("webSocketPort", port.address().port());
+    daemon.reload("have not changed");
+    assert!(TcpStream::connect(port.address()).is_err());
+    expect_alive(&daemon, &mut alice, 2);
+    expect_served(&mut ask(&listener), &daemon);
+    assert_eq!(daemon.count("Browsers are served at "), 1);
+    assert_eq!(daemon.count("[ERROR]"), 0);
+}
+
+#[test]
+fn its_connections_may_have_our_own_tls() {
+    let authority = Authority::new();
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    let listener = listener();
+    let mut daemon = activate(&listener, &standin, &[]);
+    daemon.wait_for(&format!("wss://{}", listener.local_addr().unwrap()));
+    let mut alice = tls::alice(&daemon, &authority.client(tls::BOTH));
+    expect_alive(&daemon, &mut alice, 1);
+}
+
+#[test]
+fn what_is_no_listening_tcp_socket_is_explained() {
+    let standin = Standin::new();
+    let listener = listener();
+    let file = File::create(standin.path().join("file")).unwrap();
+    let unix = UnixListener::bind(standin.path().join("unix")).unwrap();
+    let sockets: [OwnedFd; 4] = [
+        UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+        TcpStream::connect(listener.local_addr().unwrap()).unwrap().into(),
+        file.into(),
+        unix.into(),
+    ];
+    for socket in sockets {
+        let mut command = at(socket, &standin, &[]);
+        command.stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        for words in ["A socket that systemd has opened for us cannot be used: ", "ListenStream="] {
+            assert!(said.contains(words), "{words:?} is missing in: {said}");
+        }
+    }
+}
+
+#[test]
+fn what_was_opened_for_another_process_is_left_alone() {
+    let standin = Standin::new();
+    let listener = listener();
+    let address = listener.local_addr().unwrap();
+    for script in [
+        "exec 3<&0; export LISTEN_FDS=1 LISTEN_PID=1",
+        "exec 3<&0; export LISTEN_FDS=1",
+        "exec 3<&0; export LISTEN_FDS=0 LISTEN_PID=$$",
+        "exec 3<&0; export LISTEN_FDS=-1 LISTEN_PID=$$",
+        "exec 3<&0; export LISTEN_PID=$$",
+    ] {
+        let mut command = after(script, &serving(&standin, &[]));
+        let socket = OwnedFd::from(listener.try_clone().unwrap());
+        command.stdin(Stdio::from(socket)).stdout(Stdio::null());
+        let daemon = Daemon::spawn_with_streams(command);
+        assert_ne!(daemon.address, address, "{script}");
+        daemon.connect("alice").expect_silence();
+    }
+}
+
+#[test]
+fn sockets_that_were_announced_and_are_not_there_are_none() {
+    let standin = Standin::new();
+    let script = "export LISTEN_FDS=3 LISTEN_PID=$$";
+    let daemon = Daemon::spawn(after(script, &serving(&standin, &[])));
+    daemon.connect("alice").expect_silence();
+}
+
+/// It lets everybody in, and by them others than this machine could come.
+#[test]
+fn the_demo_takes_none() {
+    let listener = listener();
+    let mut demo = crate::support::command();
+    demo.args(["demo", "--listen", "127.0.0.1:0"]);
+    let mut command = after(ONE, &demo);
+    let socket = OwnedFd::from(listener.try_clone().unwrap());
+    command.stdin(Stdio::from(socket)).stdout(Stdio::null());
+    let demo = Daemon::spawn_with_streams(command);
+    assert_ne!(demo.address, listener.local_addr().unwrap());
+}

@@ -1,0 +1,74 @@
+//! Signs that the event loop goes round.
+
+use super::{Manager, after, kinds, serving};
+use crate::support::{Client, Daemon, Standin, eventually};
+
+/// How many signs have come.
+fn signs(manager: &Manager) -> usize {
+    manager.heard().iter().filter(|text| text.starts_with("WATCHDOG=1\n")).count()
+}
+
+fn expect_more_signs(manager: &Manager) {
+    let before = signs(manager);
+    eventually("signs come", || signs(manager) >= before + 4);
+}
+
+#[test]
+fn signs_come_again_and_again_and_say_what_is_going_on() {
+    // A process's number is known to a shell that becomes it.
+    for script in ["unset WATCHDOG_PID", "export WATCHDOG_PID=$$"] {
+        let standin = Standin::new();
+        let manager = Manager::new(&standin);
+        let mut command = after(script, &serving(&standin, &["--check-timeout", "1h"]));
+        command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", "200000");
+        command.env("WATCHDOG_PID", "1");
+        let daemon = Daemon::spawn(command);
+        expect_more_signs(&manager);
+        assert!(manager.heard()[0].starts_with("READY=1\n"));
+        let status = |connections| {
+            let (address, zeromq) = (daemon.address, &daemon.zeromq);
+            format!(
+                "WATCHDOG=1\nSTATUS=Serving {address}, EspoCRM sends to {zeromq}. {connections} \
+                 connections, 0 messages received."
+            )
+        };
+        manager.wait_for(&status(0));
+        let tabs = [daemon.connect("alice"), daemon.connect("bob")];
+        manager.wait_for(&status(2));
+
+        // A PHP that hangs is no reason for a restart.
+        standin.set("failure", "hang");
+        let _waiting = Client::open(daemon.address, "carol", "tok-carol");
+        eventually("a check hangs", || standin.runs().len() == 3 && !daemon.children().is_empty());
+        expect_more_signs(&manager);
+        drop(tabs);
+        manager.wait_for(&status(1));
+    }
+}
+
+#[test]
+fn nobody_is_watched_in_anothers_place() {
+    for (pid, micros) in [("1", "200000"), ("", "200000"), ("1x", "200000")].into_iter().chain([
+        ("ours", "0"),
+        ("ours", ""),
+        ("ours", "200ms"),
+        ("ours", "-1"),
+    ]) {
+        let standin = Standin::new();
+        let manager = Manager::new(&standin);
+        let script = match pid {
+            "ours" => "export WATCHDOG_PID=$$".to_owned(),
+            pid => format!("export WATCHDOG_PID={pid}"),
+        };
+        let mut command = after(&script, &serving(&standin, &[]));
+        command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", micros);
+        let mut daemon = Daemon::spawn(command);
+        // The first sign would come at once.
+        daemon.connect("alice").expect_silence();
+        daemon.reload("have not changed");
+        manager.wait_for_number(2);
+        daemon.signal("TERM");
+        daemon.wait();
+        assert_eq!(kinds(&manager.all()), ["READY", "RELOADING", "READY", "STOPPING"]);
+    }
+}
