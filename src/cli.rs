@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::shell::adopt::Adopt;
+use crate::shell::doctor::Doctor;
 use crate::shell::fatal::Fatal;
 use crate::shell::operate::{self, Operate};
 use crate::shell::settings::{Layers, Own};
@@ -25,6 +26,8 @@ pub enum Command {
     Check(Options),
     /// Find out whether a daemon serves.
     Health(Options),
+    /// Find out what keeps real-time from working.
+    Doctor(Doctor),
     /// Serve the demo page.
     Demo(Own),
     /// Make it a service of this machine.
@@ -69,8 +72,10 @@ const VALUES: [&str; 16] = [
 ];
 
 /// What may be asked for.
-const COMMANDS: [&str; 11] =
-    ["run", "config", "health", "status", "tail", "kick", "send", "demo", "setup", "adopt", "help"];
+const COMMANDS: [&str; 12] = [
+    "run", "config", "health", "doctor", "status", "tail", "kick", "send", "demo", "setup",
+    "adopt", "help",
+];
 
 const HELP: &str = "\
 The real-time daemon of EspoCRM, a drop-in for its websocket.php.
@@ -82,6 +87,8 @@ Usage:
                                                     tell only what is wrong with them
   espocrm-websocket health --espocrm DIR [options]  whether a daemon with these settings serves: a
                                                     WebSocket is opened and closed
+  espocrm-websocket doctor [--espocrm DIR] [--json] go through the whole chain, from EspoCRM to the
+                                                    browser, and tell what is wrong and what to do
   espocrm-websocket status [users|topics|connections] [--watch] [--json]
                                                     how a running daemon is, and who is there
   espocrm-websocket tail [--json]                   messages as they pass
@@ -122,10 +129,11 @@ Options:
   --debug                log each event
   --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
                          (default: standard error)
-  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME; status, tail,
-                         kick, send: the daemon of that service
+  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME; doctor, status,
+                         tail, kick, send: the daemon of that service
   --at-install           setup: only what a package's script may do
-  --root DIR             setup, adopt: in the image of a machine, of which nothing is started
+  --root DIR             setup, adopt: in the image of a machine, of which nothing is started;
+                         doctor: the files of web server, PHP and systemd are there
   -h, --help             this text
   -V, --version          the version
 
@@ -156,6 +164,9 @@ impl Command {
         };
         if begins_with("setup") {
             return Ok(Setup::parse(&mut parser)?.map_or(Self::Help, Self::Setup));
+        }
+        if begins_with("doctor") {
+            return Ok(Doctor::parse(&mut parser)?.map_or(Self::Help, Self::Doctor));
         }
         if begins_with("adopt") {
             return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
@@ -234,6 +245,7 @@ impl Command {
             Self::Health(options) => health::check(options.layers()?),
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
+            Self::Doctor(doctor) => doctor.run(),
             Self::Demo(flags) => demo::serve(&flags),
             Self::Setup(setup) => setup.run(),
             Self::Adopt(adopt) => adopt.run(),

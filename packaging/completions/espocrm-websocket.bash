@@ -31,6 +31,7 @@ _espocrm_websocket() {
     case ${words[1]} in
         run | health | */*) offered=$settings ;;
         config) offered="$settings --check" ;;
+        doctor) offered="--espocrm --json --php --listen --zeromq --root $daemon" ;;
         status) offered="users topics connections --watch --json $daemon" ;;
         tail) offered="--json $daemon" ;;
         kick) offered=$daemon ;;
@@ -38,7 +39,7 @@ _espocrm_websocket() {
         demo) offered=--listen ;;
         setup) offered="--espocrm --name --at-install --root" ;;
         adopt) offered="--undo --name --root" ;;
-        *) offered="run config health status tail kick send demo setup adopt help --help --version" ;;
+        *) offered="run config health doctor status tail kick send demo setup adopt help --help --version" ;;
     esac
     COMPREPLY=($(compgen -W "$offered" -- "$cur"))
 } && complete -F _espocrm_websocket espocrm-websocket

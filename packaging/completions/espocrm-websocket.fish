@@ -4,6 +4,7 @@ complete -c espocrm-websocket -f
 complete -c espocrm-websocket -n __fish_use_subcommand -a run -d 'serve an EspoCRM'
 complete -c espocrm-websocket -n __fish_use_subcommand -a config -d 'show the settings in force'
 complete -c espocrm-websocket -n __fish_use_subcommand -a health -d 'whether a daemon serves'
+complete -c espocrm-websocket -n __fish_use_subcommand -a doctor -d 'what is wrong, and what to do'
 complete -c espocrm-websocket -n __fish_use_subcommand -a status -d 'how a running daemon is'
 complete -c espocrm-websocket -n __fish_use_subcommand -a tail -d 'messages as they pass'
 complete -c espocrm-websocket -n __fish_use_subcommand -a kick -d "end a user's connections"
@@ -16,11 +17,11 @@ complete -c espocrm-websocket -n __fish_use_subcommand -s h -l help -d 'explain'
 complete -c espocrm-websocket -n __fish_use_subcommand -s V -l version -d 'tell the version'
 
 set --local serving '__fish_seen_subcommand_from run config health'
-complete -c espocrm-websocket -n "$serving" -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health status tail kick send' -l config -rF -d 'our settings'
-complete -c espocrm-websocket -n "$serving" -l php -rF -d "PHP's command line"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health demo' -l listen -x -d 'where browsers connect'
-complete -c espocrm-websocket -n "$serving" -l zeromq -x -d 'where EspoCRM connects'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status tail kick send' -l config -rF -d 'our settings'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l php -rF -d "PHP's command line"
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor demo' -l listen -x -d 'where browsers connect'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l zeromq -x -d 'where EspoCRM connects'
 complete -c espocrm-websocket -n "$serving" -l max-connections -x -d 'connections at a time'
 complete -c espocrm-websocket -n "$serving" -l max-per-address -x -d 'of one client address'
 complete -c espocrm-websocket -n "$serving" -l max-per-user -x -d 'of one user'
@@ -33,7 +34,7 @@ complete -c espocrm-websocket -n "$serving" -l review-interval -x -d 'between tw
 complete -c espocrm-websocket -n "$serving" -l ping-interval -x -d 'between two pings of a connection'
 complete -c espocrm-websocket -n "$serving" -l verdict-reuse -x -d 'for which a grant counts'
 complete -c espocrm-websocket -n "$serving" -l no-worker -d 'a PHP process for each check'
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health status tail kick send' -l control -rF -d 'the control socket'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status tail kick send' -l control -rF -d 'the control socket'
 complete -c espocrm-websocket -n "$serving" -l metrics -x -d 'where Prometheus asks'
 complete -c espocrm-websocket -n "$serving" -l debug -d 'log each event'
 complete -c espocrm-websocket -n "$serving" -l log-file -rF -d 'where the log goes'
@@ -41,11 +42,11 @@ complete -c espocrm-websocket -n '__fish_seen_subcommand_from config' -l check -
 
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from status' -xa 'users topics connections'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from status' -l watch -d 'again and again'
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from status tail' -l json -d 'for programs'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from doctor status tail' -l json -d 'for programs'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from send' -l user -x -d 'to one user'
 
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup' -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt status tail kick send' -l name -x -d 'of one of several services'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt doctor status tail kick send' -l name -x -d 'of one of several services'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup' -l at-install -d 'as packages do'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from adopt' -l undo -d 'give the replaced service back'
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt' -l root -ra '(__fish_complete_directories)' -d 'of another system'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt doctor' -l root -ra '(__fish_complete_directories)' -d 'of another system'

@@ -20,7 +20,7 @@ use queue::Queue;
 use recent::Recent;
 
 /// Names one run of checks; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(u64);
 
 /// The verdict for one ticket.

@@ -15,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 4_096;
 
 /// The key of RFC 6455, section 1.3, and what it is to be answered by.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Opens a WebSocket without a token at the daemon that has these settings. It must be accepted, and
 /// closed cleanly, as that of any browser that has logged out; no access check is run for that. Of a
@@ -26,8 +26,13 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// What happened instead.
 pub fn check(layers: Layers) -> Result<()> {
     let (_, settings) = Espocrm::open(layers, || false)?;
+    look(&settings)
+}
+
+/// The same, with settings that are known.
+pub(super) fn look(settings: &Settings) -> Result<()> {
     let address = reachable(settings.listen());
-    let answer = ask(address, &request(&settings, address))
+    let answer = ask(address, &request(settings, address))
         .map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
     let is_good = if settings.tls.value.is_some() { is_alert(&answer) } else { is_closed(&answer) };
     if is_good {
@@ -42,7 +47,7 @@ pub fn check(layers: Layers) -> Result<()> {
 }
 
 /// Where a client of this machine finds who listens at `address`.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -94,7 +99,7 @@ fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
 }
 
 /// Whether a WebSocket was accepted and then closed by a Close frame (RFC 6455, section 5.5.1).
-fn is_closed(answer: &[u8]) -> bool {
+pub(super) fn is_closed(answer: &[u8]) -> bool {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
     let Some((head, frames)) = end.and_then(|end| answer.split_at_checked(end + 4)) else {
         return false;

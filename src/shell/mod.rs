@@ -7,6 +7,7 @@ pub mod clock;
 pub mod conn;
 pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod espocrm;
 pub mod fatal;
 pub mod health;

@@ -22,6 +22,7 @@ foreach (array(
     'webSocketSslCertificateFile',
     'webSocketSslCertificateLocalPrivateKey',
     'webSocketSslCertificatePassphrase',
+    'webSocketUrl',
     'webSocketUseSecureServer',
     'webSocketZeroMQSubmissionDsn',
     'webSocketZeroMQSubscriberDsn',

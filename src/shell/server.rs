@@ -18,6 +18,7 @@ mod upgrading;
 mod websocket;
 mod work;
 
+pub(super) use accept::RESERVED_DESCRIPTORS;
 pub use accept::afford;
 pub use reload::Espocrm;
 

@@ -19,8 +19,10 @@ mod tests;
 pub(super) use files::{Files, failed};
 pub(super) use machine::Machine;
 pub(super) use plan::{Plan, shell_word};
-pub(super) use search::{OldUnit, drop_ins, old_units};
-pub(super) use service::{UNITS, drop_in_of};
+pub(super) use search::{OldUnit, SITES, drop_ins, espocrms, old_units};
+pub(super) use service::{Service, UNITS, drop_in_of};
+pub(super) use sites::{Token, next as next_token};
+pub(super) use systemctl::Systemctl;
 
 use std::env;
 use std::ffi::OsString;

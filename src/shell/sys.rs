@@ -1,10 +1,13 @@
 //! What the standard library does not offer: the only place with `unsafe`.
 #![expect(unsafe_code, reason = "system calls; each block says why it is sound")]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -195,6 +198,26 @@ pub fn has_ended(child: u32) -> bool {
     }
 }
 
+/// Bytes and files for which a file system has room.
+///
+/// # Errors
+/// Those of `statvfs(3)`.
+pub fn free_space(path: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: it reads a C string and writes to the struct that it is given, for which zeros are
+    // valid.
+    let space = unsafe {
+        let mut space: libc::statvfs = std::mem::zeroed();
+        if libc::statvfs(path.as_ptr(), &raw mut space) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        space
+    };
+    // Some file systems do not count files.
+    let files = if space.f_files == 0 { u64::MAX } else { space.f_favail };
+    Ok((space.f_bavail.saturating_mul(space.f_frsize), files))
+}
+
 /// A file that exists in memory only, to be read from its beginning.
 ///
 /// # Errors
@@ -289,6 +312,14 @@ mod tests {
         let output = command.output().unwrap();
         // The fourth is the directory that ls itself reads.
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
+    }
+
+    #[test]
+    fn a_file_system_has_room() {
+        let (bytes, files) = free_space(&std::env::temp_dir()).unwrap();
+        assert!(bytes > 0 && files > 0);
+        assert!(free_space(Path::new("/nonexistent")).is_err());
+        assert!(free_space(Path::new("/\0")).is_err());
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod support;
 mod browser;
 mod checks;
 mod contract;
+mod doctor;
 mod health;
 mod hostile;
 mod life;

@@ -111,6 +111,21 @@ impl Client {
         Ok(reader.lines())
     }
 
+    /// The same, where each line comes within this time or is an error.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is an error.
+    pub fn lines_within(
+        &self,
+        target: &str,
+        patience: Duration,
+    ) -> Result<io::Lines<BufReader<UnixStream>>> {
+        let (reader, _) = self.ask("GET", target, b"")?;
+        let limited = reader.get_ref().set_read_timeout(Some(patience));
+        limited.map_err(|error| self.trouble(&error))?;
+        Ok(reader.lines())
+    }
+
     fn whole(&self, method: &str, target: &str, body: &[u8]) -> Result<Vec<u8>> {
         let (mut reader, length) = self.ask(method, target, body)?;
         let mut answer = Vec::new();

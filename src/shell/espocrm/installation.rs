@@ -159,8 +159,16 @@ impl Installation {
     /// # Errors
     /// If the script cannot be handed over.
     pub fn probe(&self) -> io::Result<Command> {
+        self.script(PROBE)
+    }
+
+    /// The command that runs a script of ours.
+    ///
+    /// # Errors
+    /// If the script cannot be handed over.
+    pub fn script(&self, text: &str) -> io::Result<Command> {
         let mut command = self.command();
-        command.stdin(sys::memory_file(PROBE.as_bytes())?);
+        command.stdin(sys::memory_file(text.as_bytes())?);
         Ok(command)
     }
 

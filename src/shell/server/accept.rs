@@ -45,7 +45,7 @@ const ACCEPTS: usize = 256;
 const OVER_LIMIT: usize = 64;
 
 /// Descriptors that are not connections': libzmq's, PHP's pipes, EspoCRM's processes, the log.
-const RESERVED_DESCRIPTORS: u64 = 256;
+pub const RESERVED_DESCRIPTORS: u64 = 256;
 
 impl Accepting {
     pub fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {

@@ -29,7 +29,7 @@ pub struct OldUnit {
 }
 
 /// The files of nginx and Apache in which sites are described.
-const SITES: [&str; 8] = [
+pub const SITES: [&str; 8] = [
     "/etc/nginx/sites-enabled/*",
     "/etc/nginx/conf.d/*.conf",
     "/etc/nginx/nginx.conf",

@@ -32,13 +32,16 @@ pub fn document_roots(text: &[u8]) -> Vec<PathBuf> {
     roots
 }
 
-enum Token {
+/// What a web server's configuration is made of.
+pub enum Token {
+    /// A word, without its quotes.
     Word(Vec<u8>),
     /// What ends a statement.
     End(u8),
 }
 
-fn next(mut text: &[u8]) -> Option<(Token, &[u8])> {
+/// The next token, and what follows it.
+pub fn next(mut text: &[u8]) -> Option<(Token, &[u8])> {
     loop {
         let (&byte, rest) = text.split_first()?;
         text = match byte {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::files::Files;
 use crate::shell::fatal::{Fatal, Result};
 
 /// The commands `systemctl` and `journalctl`.
@@ -15,7 +16,13 @@ pub struct Systemctl {
 impl Systemctl {
     /// It, if systemd runs this machine.
     pub fn here() -> Option<Self> {
-        Path::new("/run/systemd/system").is_dir().then(|| Self {
+        Self::of(&Files::below(Path::new("/")))
+    }
+
+    /// It, if systemd runs the machine with these files.
+    pub fn of(files: &Files) -> Option<Self> {
+        let runs = files.resolve(Path::new("/run/systemd/system")).is_ok();
+        runs.then(|| Self {
             systemctl: vec!["systemctl".into()],
             journalctl: vec!["journalctl".into()],
         })

@@ -39,6 +39,16 @@ impl Proxy {
 
     /// Starts it with some of the documented text replaced.
     pub fn start_with(kind: Kind, daemon: SocketAddr, changes: &[(&str, &str)]) -> Self {
+        Self::start_as(kind, daemon, changes, certify)
+    }
+
+    /// The same, with the files `certificate.pem` and `key.pem` that `certify` puts into a directory.
+    pub fn start_as(
+        kind: Kind,
+        daemon: SocketAddr,
+        changes: &[(&str, &str)],
+        certify: impl FnOnce(&Path),
+    ) -> Self {
         let dir = TempDir::new("proxy");
         let port = Port::reserve();
         certify(dir.path());
@@ -76,10 +86,20 @@ impl Proxy {
         self.port.address()
     }
 
+    /// Its certificate, PEM.
+    pub fn certificate(&self) -> PathBuf {
+        self.dir.path().join("certificate.pem")
+    }
+
+    /// Its configuration, as far as it is documented.
+    pub fn site(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("site")).unwrap()
+    }
+
     /// What a browser needs that trusts it.
     pub fn trust(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
-        let certificate = CertificateDer::from_pem_file(self.dir.path().join("certificate.pem"));
+        let certificate = CertificateDer::from_pem_file(self.certificate());
         roots.add(certificate.unwrap()).unwrap();
         Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
     }
@@ -287,7 +307,7 @@ impl Kind {
 /// Makes a certificate for localhost that signs itself.
 fn certify(dir: &Path) {
     let mut openssl = Command::new("openssl");
-    openssl.args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+    openssl.args(["req", "-x509", "-nodes", "-days", "90", "-subj", "/CN=localhost"]);
     openssl.args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
     openssl.args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
     openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);

@@ -1,0 +1,212 @@
+//! The daemon that is to serve: whether it answers, and what it says of itself.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::Doctor;
+use super::case::Case;
+use super::listening::Port;
+use super::report::Finding;
+use crate::shell::control::client::{Client, Target};
+use crate::shell::fatal::{Fatal, Result};
+use crate::shell::health;
+use crate::shell::settings::ControlAt;
+
+/// What it says at its control socket.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    pub pid: Option<u32>,
+    version: String,
+    root: String,
+    listen: String,
+    uptime: u64,
+    connections: u64,
+    /// What it is not well of.
+    troubles: Vec<String>,
+}
+
+/// What it is asked by, and what it has said.
+pub struct Control {
+    pub client: Client,
+    pub said: Said,
+}
+
+/// Whether it answers as browsers find it.
+pub fn answers(case: &Case, port: &Port, service: &str) -> Finding {
+    judge(health::look(&case.settings), port, service)
+}
+
+fn judge(answer: Result<()>, port: &Port, service: &str) -> Finding {
+    const STEP: &str = "daemon";
+    let error = match answer {
+        Ok(()) => return Finding::good(STEP, "The daemon answers, and closes what has no token"),
+        Err(error) => error,
+    };
+    let log = format!("journalctl -n 50 -u {service}");
+    if port.is_free() {
+        return Finding::bad(
+            STEP,
+            "The daemon does not run: nobody listens at its port",
+            format!(
+                "Start it: systemctl start {service}\nIf it does not stay up: {log}\nOr espocrm-websocket setup, \
+                 which makes it a service."
+            ),
+        );
+    }
+    if port.is_ours() {
+        return Finding::bad(
+            STEP,
+            "The daemon does not answer as it should",
+            format!("{error}\nLook into its log: {log}\nThen: systemctl restart {service}"),
+        );
+    }
+    Finding::bad(
+        STEP,
+        "What answers at the daemon's port is not espocrm-websocket",
+        format!("{error}\nSee above who holds that port."),
+    )
+}
+
+/// What it says at its control socket.
+pub fn ask(doctor: &Doctor, case: &Case, serves: bool) -> (Option<Control>, Finding) {
+    const STEP: &str = "control";
+    let asked = client(doctor, case).and_then(|client| {
+        let answer = client.get("/status")?;
+        Ok((client, answer))
+    });
+    match asked {
+        Ok((client, answer)) => {
+            let said = Said::of(&answer);
+            let root = case.espocrm.root().display().to_string();
+            let finding = said.judge(&root, &case.settings.listen().to_string());
+            (Some(Control { client, said }), finding)
+        }
+        Err(error) if serves => {
+            (None, Finding::unknown(STEP, format!("The control socket: {error}")))
+        }
+        Err(_) => (None, Finding::unknown(STEP, "The control socket: the daemon does not answer")),
+    }
+}
+
+fn client(doctor: &Doctor, case: &Case) -> Result<Client> {
+    let control: Option<PathBuf> = match &case.settings.control.value {
+        ControlAt::Off => return Err(Fatal::new("control is off.")),
+        ControlAt::Path(path) => Some(path.clone()),
+        ControlAt::Usual => None,
+    };
+    Target { name: doctor.name.clone(), control, config: doctor.config.clone() }.client()
+}
+
+impl Said {
+    fn of(answer: &[u8]) -> Self {
+        let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
+        let text =
+            |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let troubles = answer.get("troubles").and_then(Value::as_array);
+        let troubles = troubles.into_iter().flatten().filter_map(Value::as_str);
+        let connections = answer.get("connections").and_then(|it| it.get("open"));
+        Self {
+            pid: answer.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()),
+            version: text("version"),
+            root: text("root"),
+            listen: text("listen"),
+            uptime: answer.get("uptime_seconds").and_then(Value::as_u64).unwrap_or(0),
+            connections: connections.and_then(Value::as_u64).unwrap_or(0),
+            troubles: troubles.map(str::to_owned).collect(),
+        }
+    }
+
+    fn judge(&self, root: &str, listen: &str) -> Finding {
+        const STEP: &str = "control";
+        let found = format!(
+            "The daemon says: up for {}, {} connections",
+            lasting(self.uptime),
+            self.connections
+        );
+        if self.root != root {
+            return Finding::doubt(
+                STEP,
+                format!("{found}; but it serves the EspoCRM in {}", self.root),
+                "Is another daemon meant? Name its service by --name, or its socket by --control.",
+            );
+        }
+        if self.listen != listen {
+            return Finding::doubt(
+                STEP,
+                format!("{found}; but it listens at {}, not at {listen}", self.listen),
+                "The settings have changed since it was started, or it was started with others: \
+                 restart it. Under espocrm-websocket.socket of systemd it is that unit that counts.",
+            );
+        }
+        if self.version != env!("CARGO_PKG_VERSION") {
+            return Finding::doubt(
+                STEP,
+                format!("{found}; but it is version {}", self.version),
+                concat!(
+                    "This program is version ",
+                    env!("CARGO_PKG_VERSION"),
+                    ": restart the daemon to have it run that, too."
+                ),
+            );
+        }
+        if !self.troubles.is_empty() {
+            return Finding::doubt(
+                STEP,
+                [&found, "; and it has troubles"].concat(),
+                self.troubles.join("\n"),
+            );
+        }
+        Finding::good(STEP, found)
+    }
+}
+
+fn lasting(seconds: u64) -> String {
+    let (unit, length) = match seconds {
+        0..120 => ("s", 1),
+        120..7_200 => ("min", 60),
+        7_200..172_800 => ("h", 3_600),
+        _ => ("days", 86_400),
+    };
+    format!("{} {unit}", seconds / length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::State;
+    use super::*;
+
+    #[test]
+    fn what_the_daemon_says_is_judged() {
+        let version = env!("CARGO_PKG_VERSION");
+        let answer = format!(
+            "{{\"version\":\"{version}\",\"pid\":7,\"listen\":\"127.0.0.1:1\",\"root\":\"/e\",\
+             \"uptime_seconds\":500,\"connections\":{{\"open\":3}},\"troubles\":[]}}"
+        );
+        let said = || Said::of(answer.as_bytes());
+        assert_eq!((said().pid, said().connections), (Some(7), 3));
+        let finding = said().judge("/e", "127.0.0.1:1");
+        assert!(finding.is_good(), "{}", finding.found);
+        assert!(finding.found.ends_with("up for 8 min, 3 connections"), "{}", finding.found);
+        for (said, expected) in [
+            (Said { listen: "127.0.0.1:2".to_owned(), ..said() }, "listens at"),
+            (Said { root: "/other".to_owned(), ..said() }, "serves the EspoCRM in /other"),
+            (Said { version: "0.0.9".to_owned(), ..said() }, "version 0.0.9"),
+            (Said { troubles: vec!["x".to_owned()], ..said() }, "troubles"),
+        ] {
+            let finding = said.judge("/e", "127.0.0.1:1");
+            assert_eq!(finding.state, State::Doubt);
+            assert!(finding.found.contains(expected), "{}", finding.found);
+        }
+        assert_eq!(Said::of(b"x"), Said::default());
+        assert_eq!([0, 7_200, 1_000_000].map(lasting), ["0 s", "2 h", "11 days"]);
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_explained_by_who_holds_its_port() {
+        let answer = || Err(Fatal::new("Nothing."));
+        let free = judge(answer(), &Port::default(), "x.service");
+        assert!(free.found.contains("does not run"), "{}", free.found);
+        assert!(judge(Ok(()), &Port::default(), "x.service").is_good());
+    }
+}

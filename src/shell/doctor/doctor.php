@@ -1,0 +1,144 @@
+<?php
+// Run by espocrm-websocket doctor in EspoCRM's root, by EspoCRM's user: does what only PHP can, or
+// what PHP does in EspoCRM, and prints what came of it in one line of JSON. Nothing of EspoCRM is
+// loaded. Written for PHP 5.6 and later.
+
+call_user_func(function () {
+    ini_set('display_errors', 'stderr');
+    $task = json_decode((string) getenv('ESPOCRM_WEBSOCKET_DOCTOR'), true);
+
+    // Which PHP this is.
+    $about = function () {
+        $unwritable = array();
+        foreach (array('data', 'data/cache', 'data/logs') as $dir) {
+            if (is_dir($dir) && !is_writable($dir)) {
+                $unwritable[] = $dir;
+            }
+        }
+
+        return array(
+            'version' => PHP_VERSION,
+            'sapi' => PHP_SAPI,
+            'ini' => (string) php_ini_loaded_file(),
+            'scanned' => trim((string) getenv('PHP_INI_SCAN_DIR')) ?: PHP_CONFIG_FILE_SCAN_DIR,
+            'opcache' => extension_loaded('Zend OPcache'),
+            'openssl' => extension_loaded('openssl'),
+            'zmq' => class_exists('ZMQContext', false) ? (string) phpversion('zmq') : null,
+            'unwritable' => $unwritable,
+        );
+    };
+
+    // The addresses of a name.
+    $resolve = function () use ($task) {
+        return array('addresses' => gethostbynamel($task['host']) ?: array());
+    };
+
+    // Sends a message as EspoCRM does: by a connection of its own, for which it waits up to a second.
+    $send = function () use ($task) {
+        $start = microtime(true);
+        $context = new ZMQContext(1, false);
+        $socket = $context->getSocket(ZMQ::SOCKET_PUSH);
+        $socket->setSockOpt(ZMQ::SOCKOPT_LINGER, 1000);
+        $socket->connect($task['dsn']);
+        $socket->send($task['message']);
+        $socket->disconnect($task['dsn']);
+        unset($socket, $context);
+
+        return array('ms' => (int) round(1000 * (microtime(true) - $start)));
+    };
+
+    // Opens a WebSocket as a browser does, without a token.
+    $upgrade = function ($address, $verify) use ($task) {
+        $said = array();
+        set_error_handler(function ($number, $text) use (&$said) {
+            $said[] = preg_replace('/^\w+\(\): /', '', $text);
+
+            return true;
+        });
+        $failed = function ($phase, $error) use (&$said) {
+            return array('phase' => $phase, 'error' => trim(implode(' ', $said) . ' ' . $error));
+        };
+        $context = stream_context_create(array('ssl' => array(
+            'verify_peer' => $verify,
+            'verify_peer_name' => $verify,
+            'allow_self_signed' => false,
+            'peer_name' => trim($task['host'], '[]'),
+            'SNI_enabled' => true,
+            'capture_peer_cert' => true,
+            'capture_peer_cert_chain' => true,
+        )));
+        $url = 'tcp://' . $address . ':' . $task['port'];
+        $stream = stream_socket_client($url, $number, $error, 10, STREAM_CLIENT_CONNECT, $context);
+        if (!$stream) {
+            return $failed('connect', $said === array() ? $error : '');
+        }
+        stream_set_timeout($stream, 10);
+        $result = array('phase' => 'answer');
+        if ($task['tls']) {
+            $methods = STREAM_CRYPTO_METHOD_TLSv1_2_CLIENT;
+            if (defined('STREAM_CRYPTO_METHOD_TLSv1_3_CLIENT')) {
+                $methods |= STREAM_CRYPTO_METHOD_TLSv1_3_CLIENT;
+            }
+            if (!stream_socket_enable_crypto($stream, true, $methods)) {
+                return $failed('tls', $said === array() ? 'the connection was ended' : '');
+            }
+            $options = stream_context_get_options($context);
+            $certificate = openssl_x509_parse($options['ssl']['peer_certificate']);
+            $names = isset($certificate['extensions']['subjectAltName'])
+                ? $certificate['extensions']['subjectAltName'] : '';
+            $result['certificate'] = array(
+                'names' => str_replace(array('DNS:', 'IP Address:'), '', $names),
+                'until' => (int) $certificate['validTo_time_t'],
+                'from' => (int) $certificate['validFrom_time_t'],
+                'own' => $certificate['subject'] == $certificate['issuer'],
+                'issuer' => isset($certificate['issuer']['CN']) ? $certificate['issuer']['CN'] : '',
+                'length' => count($options['ssl']['peer_certificate_chain']),
+            );
+        }
+        fwrite($stream, base64_decode($task['request']));
+        $answer = '';
+        $end = microtime(true) + 10;
+        while (strlen($answer) < 16384 && microtime(true) < $end) {
+            $piece = fread($stream, 4096);
+            if ($piece === false || $piece === '') {
+                break;
+            }
+            $answer .= $piece;
+            $head = strpos($answer, "\r\n\r\n");
+            $isSwitch = preg_match('/^HTTP\/1\.1 101 /', $answer);
+            if ($head !== false && (!$isSwitch || strlen($answer) >= $head + 8)) {
+                break;
+            }
+        }
+        $result['answer'] = base64_encode($answer);
+
+        return $result;
+    };
+
+    // If the certificate is no good, who answers nevertheless; and if nobody can be reached, whether
+    // this machine would have answered.
+    $visit = function () use ($task, $upgrade) {
+        $result = $upgrade($task['host'], true);
+        if ($result['phase'] === 'tls') {
+            $other = $upgrade($task['host'], false);
+            $result['certificate'] = isset($other['certificate']) ? $other['certificate'] : null;
+        } elseif ($result['phase'] === 'connect') {
+            $here = $upgrade('127.0.0.1', true);
+            $result['answer'] = isset($here['answer']) ? $here['answer'] : null;
+        }
+        $result['now'] = time();
+
+        return $result;
+    };
+
+    $tasks = array('about' => $about, 'resolve' => $resolve, 'send' => $send, 'visit' => $visit);
+    try {
+        $result = $tasks[$task['task']]();
+    } catch (Exception $exception) {
+        $result = array('phase' => 'exception', 'error' => $exception->getMessage());
+    } catch (Throwable $exception) {
+        $result = array('phase' => 'exception', 'error' => $exception->getMessage());
+    }
+    $options = defined('JSON_INVALID_UTF8_SUBSTITUTE') ? JSON_INVALID_UTF8_SUBSTITUTE : 0;
+    echo "\nespocrm-websocket-doctor:" . json_encode($result, $options | JSON_PARTIAL_OUTPUT_ON_ERROR) . "\n";
+});

@@ -1,0 +1,50 @@
+//! `espocrm-websocket doctor`: what is well is said to be, and each link that is broken is named.
+
+mod espocrm;
+mod machine;
+mod passage;
+mod php;
+mod ports;
+mod public_url;
+mod site;
+mod undisturbed;
+
+use site::Site;
+
+/// A site at localhost is none that others could use: that alone is told here.
+#[test]
+fn a_healthy_chain_is_good_at_every_step() {
+    let site = Site::healthy();
+    let diagnosis = site.examine();
+    let odd: Vec<_> = diagnosis.steps.iter().filter(|step| step.state != "ok").collect();
+    assert_eq!(odd.len(), 1, "{odd:#?}");
+    assert_eq!((&*odd[0].step, &*odd[0].state), ("address", "warning"));
+    assert_eq!(diagnosis.status, 0);
+    diagnosis.good("public-url", "through nginx");
+    diagnosis.good("message", "arrives at the daemon");
+    diagnosis.good("worker", "once it is warm");
+    diagnosis.good("idle-timeout", "after 60 s (proxy_read_timeout)");
+}
+
+#[test]
+fn people_get_a_line_for_each_step_with_the_fix_beneath_it() {
+    let site = Site::healthy();
+    let text = site.told(&[]);
+    assert!(text.contains("\u{2713} useWebSocket is on\n"), "{text}");
+    assert!(text.contains("! Browsers connect to wss://localhost:"), "{text}");
+    assert!(text.contains("\n    Only a browser on this very machine finds that."), "{text}");
+    assert!(text.contains("\nReal-time works, as far as can be seen from here."), "{text}");
+    let steps = site.examine().steps.len();
+    let marks = ["\u{2713} ", "! ", "\u{2717} ", "\u{2013} "];
+    let lines = text.lines().filter(|line| marks.iter().any(|mark| line.starts_with(mark)));
+    assert_eq!(lines.count(), steps);
+}
+
+#[test]
+fn what_is_not_understood_is_told() {
+    let site = Site::healthy();
+    let output = site.run(&["--port", "1"]);
+    assert_eq!(output.status.code(), Some(2));
+    let output = site.run(&["--root", "/nonexistent"]);
+    assert_eq!(output.status.code(), Some(1));
+}

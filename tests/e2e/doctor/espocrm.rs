@@ -1,0 +1,151 @@
+//! EspoCRM cannot be found, read or understood, or does not want real-time.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::Site;
+use super::site::Diagnosis;
+use crate::support::{command_as_nobody, is_root, run};
+
+/// Runs a line of shell on a file.
+fn shell(line: &str, path: &Path) {
+    assert!(Command::new("sh").arg("-c").arg(line).arg(path).status().unwrap().success());
+}
+
+#[test]
+fn a_configuration_file_that_makes_no_sense() {
+    let site = Site::healthy();
+    site.settings("nonsense = 1");
+    let diagnosis = site.examine();
+    diagnosis.only_failure("configuration", &["config.toml", "nonsense"]);
+    diagnosis.unknown("espocrm", &["configuration"]);
+    diagnosis.unknown("public-url", &[]);
+    // The machine is looked at all the same.
+    diagnosis.good("selinux", "not in force");
+}
+
+#[test]
+fn a_directory_without_espocrm() {
+    let site = Site::healthy();
+    let diagnosis = Diagnosis::of(&site.run_with(&["--espocrm", "/nonexistent"], &["--json"]));
+    diagnosis.only_failure("espocrm", &["/nonexistent", "--espocrm DIR"]);
+    diagnosis.unknown("php", &["no EspoCRM"]);
+    let empty = site.at("/run");
+    let espocrm = ["--espocrm", empty.to_str().unwrap()];
+    Diagnosis::of(&site.run_with(&espocrm, &["--json"]))
+        .only_failure("espocrm", &["holds no bootstrap.php"]);
+}
+
+#[test]
+fn no_name_and_nothing_or_several_to_be_found() {
+    let site = Site::healthy();
+    let unnamed = || Diagnosis::of(&site.run_with(&[], &["--json"]));
+    unnamed().only_failure("espocrm", &["Which EspoCRM?"]);
+    for dir in ["/var/www/html", "/var/www/crm"] {
+        for file in ["bootstrap.php", "command.php", "data/config.php"] {
+            site.put(&format!("{dir}/{file}"), "<?php\n");
+        }
+    }
+    unnamed().only_failure("espocrm", &["--espocrm /var/www/html", "--espocrm /var/www/crm"]);
+    // Of one it is tried; it is none that works.
+    site.remove("/var/www/crm/command.php");
+    let diagnosis = unnamed();
+    diagnosis.failure("espocrm-settings", &["/var/www/html"]);
+}
+
+#[test]
+fn a_user_who_may_not_read_it() {
+    let site = Site::healthy();
+    if !is_root() {
+        return;
+    }
+    shell("chown -R root: \"$0\"", site.standin.path());
+    let private = site.standin.path().join("command.php");
+    shell("chmod 600 \"$0\"", &private);
+    let mut command = command_as_nobody(&site.standin);
+    command.args(["doctor", "--json", "--config", "/dev/null"]);
+    command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
+    let diagnosis = Diagnosis::of(&run(command));
+    diagnosis.first_failure("espocrm", &["may not be read by this user"]);
+}
+
+#[test]
+fn another_user_than_its_owner() {
+    let site = Site::healthy();
+    if !is_root() {
+        return;
+    }
+    let mut command = command_as_nobody(&site.standin);
+    shell("chown 33:33 \"$0\"", &site.standin.path().join("data"));
+    command.args(["doctor", "--json", "--config", "/dev/null"]);
+    command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
+    let diagnosis = Diagnosis::of(&run(command));
+    diagnosis.warning("espocrm", &["Run the doctor as root"]);
+    diagnosis.failure("data", &["cannot write into EspoCRM's data"]);
+}
+
+#[test]
+fn espocrm_that_belongs_to_root() {
+    let site = Site::healthy();
+    if is_root() {
+        shell("chown 0:0 \"$0\"", &site.standin.path().join("data"));
+        site.examine().only_warning("espocrm", &["belongs to root", "chown"]);
+    }
+}
+
+#[test]
+fn espocrm_that_does_not_start() {
+    let site = Site::healthy();
+    for failure in ["crash", "exit255", "killed"] {
+        site.standin.set("probe-failure", failure);
+        let diagnosis = site.examine();
+        diagnosis.only_failure("espocrm-settings", &["data/logs"]);
+        diagnosis.good("php", "with opcache");
+        diagnosis.unknown("enabled", &["could not be asked"]);
+    }
+}
+
+#[test]
+fn settings_that_make_no_sense() {
+    let mut site = Site::healthy();
+    site.standin.config("webSocketPort", "many");
+    let diagnosis = site.examine();
+    diagnosis.only_failure("espocrm-settings", &["webSocketPort", "many"]);
+}
+
+#[test]
+fn categories_that_are_not_served() {
+    let site = Site::healthy();
+    site.standin.custom_categories(&json!({"odd": 7}));
+    site.own();
+    site.examine().only_warning("espocrm-settings", &["odd", "app/webSocket.json"]);
+}
+
+#[test]
+fn versions_that_are_too_old_too_new_or_unknown() {
+    let mut site = Site::healthy();
+    site.standin.config("version", "5.5.3");
+    site.examine().first_failure("version", &["5.5.3", "too old"]);
+    site.standin.config("version", "11.0.0");
+    site.examine().only_warning("version", &["11.0.0", "newer"]);
+    site.standin.config("version", "@@version");
+    site.examine().only_warning("version", &["@@version"]);
+}
+
+#[test]
+fn real_time_that_is_off() {
+    let mut site = Site::healthy();
+    site.standin.config("useWebSocket", false);
+    site.examine().only_failure("enabled", &["Administration, Settings"]);
+}
+
+#[test]
+fn directories_that_cannot_be_written() {
+    let site = Site::healthy();
+    let cache = site.standin.path().join("data/cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    shell("chmod 555 \"$0\"; [ $(id -u) != 0 ] || chown 0:0 \"$0\"", &cache);
+    site.examine().only_failure("data", &["data/cache", "chown"]);
+}

@@ -1,0 +1,120 @@
+//! The machine: its service, SELinux, ports, clock and limits.
+
+use super::Site;
+
+#[test]
+fn states_of_the_service() {
+    let site = Site::healthy();
+    for (from, to, found) in [
+        ("UnitFileState=enabled", "UnitFileState=disabled", "not start with the machine"),
+        ("NRestarts=0", "NRestarts=4", "restarted 4 times"),
+        ("ActiveState=active", "ActiveState=inactive", "A daemon serves, but"),
+        ("ActiveState=active", "ActiveState=activating", "is starting"),
+    ] {
+        site.our_unit(from, to);
+        site.examine().only_warning("service", &[found, "espocrm-websocket.service"]);
+    }
+    for (from, to, found) in [
+        ("LoadState=loaded", "LoadState=masked", "unmask"),
+        ("ActiveState=active", "ActiveState=failed", "has failed"),
+        (
+            "ActiveState=active\nSubState=running",
+            "ActiveState=activating\nSubState=auto-restart",
+            "again and again",
+        ),
+    ] {
+        site.our_unit(from, to);
+        site.examine().only_failure("service", &[found, "espocrm-websocket.service"]);
+    }
+    site.our_unit("LoadState=loaded", "LoadState=not-found");
+    site.examine().unknown("service", &["knows no espocrm-websocket.service"]);
+    site.program("systemctl", "echo 'Failed to connect to bus' >&2; exit 1");
+    site.examine().unknown("service", &["Failed to connect to bus"]);
+    std::fs::remove_dir_all(site.at("/run/systemd")).unwrap();
+    site.examine().unknown("service", &["systemd does not run here"]);
+}
+
+#[test]
+fn a_service_that_does_not_run() {
+    let site = Site::without_proxy();
+    site.our_unit("ActiveState=active", "ActiveState=inactive");
+    site.examine().failure("service", &["does not run", "systemctl enable --now"]);
+    site.our_unit(
+        "ActiveState=active\nSubState=running\nResult=success\nNRestarts=0\nConditionResult=yes",
+        "ActiveState=inactive\nConditionResult=no",
+    );
+    site.examine().failure("service", &["not set up", "espocrm-websocket setup"]);
+    site.our_unit("LoadState=loaded", "LoadState=not-found");
+    site.examine().failure("service", &["knows no", "Install the package"]);
+}
+
+#[test]
+fn one_of_several_services() {
+    let site = Site::healthy();
+    let output = site.run(&["--json", "--name", "sales"]);
+    let diagnosis = super::site::Diagnosis::of(&output);
+    diagnosis.unknown("service", &["espocrm-websocket@sales.service"]);
+}
+
+#[test]
+fn a_unit_of_the_original_that_is_still_there() {
+    let site = Site::healthy();
+    let unit = "[Service]\nExecStart=/usr/bin/php /var/www/html/websocket.php\n";
+    site.put("/etc/systemd/system/crm.service", unit);
+    site.unit("crm.service", "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n");
+    site.examine().only_failure("old-unit", &["crm.service still runs", "adopt crm.service"]);
+    site.unit("crm.service", "LoadState=loaded\nUnitFileState=enabled\nActiveState=inactive\n");
+    site.examine().only_warning("old-unit", &["crm.service will start", "disable --now"]);
+    site.unit("crm.service", "LoadState=loaded\nUnitFileState=disabled\nActiveState=inactive\n");
+    site.examine().good("old-unit", "No unit");
+}
+
+#[test]
+fn selinux_that_keeps_the_web_server_away() {
+    let site = Site::healthy();
+    site.put("/sys/fs/selinux/enforce", "1");
+    site.put("/sys/fs/selinux/booleans/httpd_can_network_connect", "0 0");
+    site.examine().only_failure("selinux", &["setsebool -P httpd_can_network_connect 1"]);
+    site.put("/sys/fs/selinux/booleans/httpd_can_network_connect", "1 1");
+    site.examine().good("selinux", "lets the web server connect");
+}
+
+#[test]
+fn a_port_for_browsers_that_others_reach() {
+    let site = Site::healthy();
+    // As it would be after a restart.
+    let mut site = site;
+    site.daemon.take().unwrap().stop("TERM");
+    std::fs::write(site.config(), "max_checks = 2\ncontrol = 'off'\n").unwrap();
+    site.examine().warning("port-exposure", &["through a proxy", "listen = \"127.0.0.1\""]);
+    site.put("/run/.containerenv", "");
+    site.examine().good("port-exposure", "of a container");
+}
+
+#[test]
+fn a_clock_that_nobody_keeps_right() {
+    let site = Site::healthy();
+    site.program("timedatectl", "echo no");
+    site.examine().only_warning("clock", &["set-ntp"]);
+    site.program("timedatectl", "exit 1");
+    site.examine().good("clock", "may be right");
+}
+
+#[test]
+fn limits_of_the_running_daemon() {
+    let site = Site::healthy();
+    site.daemon.as_ref().unwrap().limit("--nofile=1024:");
+    site.examine().only_warning("open-files", &["1024", "LimitNOFILE=10256"]);
+}
+
+#[test]
+fn more_connections_than_there_is_memory_for() {
+    let site = Site::healthy();
+    site.settings("max_connections = 1000000000");
+    let diagnosis = site.examine();
+    diagnosis.only_warning("memory", &["Lower max_connections"]);
+    diagnosis.warning("open-files", &[]);
+    site.settings("");
+    site.put("/sys/fs/cgroup/memory.max", "1000000\n");
+    site.examine().only_warning("memory", &["Lower max_connections"]);
+}

@@ -1,0 +1,49 @@
+//! Messages that do not get through.
+
+use super::Site;
+use crate::support::Port;
+
+/// PHP has the extension, but cannot send.
+#[test]
+fn php_that_cannot_send() {
+    let site = Site::healthy();
+    let shell = "case \"$ESPOCRM_WEBSOCKET_DOCTOR\" in *'\"send\"'*) echo no >&2; exit 9;; esac";
+    let php = site.standin.php("php", shell);
+    site.settings(&format!("php = '{php}'"));
+    let diagnosis = site.examine();
+    diagnosis.first_failure("loop", &["status 9: no"]);
+    diagnosis.failure("message", &["status 9: no"]);
+}
+
+/// Where nobody listens PHP waits for a second, and so does every user who saves something.
+#[test]
+fn a_message_that_nobody_takes() {
+    let mut site = Site::healthy();
+    let nobody = Port::reserve().address().port();
+    for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {
+        site.standin.config(name, format!("tcp://127.0.0.1:{nobody}"));
+    }
+    // So the daemon was not told.
+    std::fs::write(
+        site.config(),
+        format!("listen = '127.0.0.1:{}'\ncontrol = 'off'\n", site.port.address().port()),
+    )
+    .unwrap();
+    let diagnosis = site.examine();
+    diagnosis.failure("message", &["is taken by nobody", "waits a second"]);
+}
+
+/// Two daemons: messages go to one, and browsers to the other.
+#[test]
+fn a_message_that_another_daemon_takes() {
+    let mut site = Site::healthy();
+    let other = crate::support::Daemon::demo();
+    for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {
+        site.standin.config(name, other.zeromq.clone());
+    }
+    let daemon = site.daemon.as_ref().unwrap();
+    // It reads its settings again by itself only when somebody needs them.
+    assert_eq!(daemon.count("tell"), 0);
+    let diagnosis = site.examine();
+    diagnosis.only_failure("message", &["not by this daemon"]);
+}

@@ -1,0 +1,116 @@
+//! PHP is missing, broken, or lacks what is needed; its access checks fail.
+
+use super::Site;
+
+/// A site whose PHP does something else first.
+fn with_php(site: &Site, shell: &str) {
+    let php = site.standin.php("php", shell);
+    site.settings(&format!("php = '{php}'"));
+}
+
+#[test]
+fn php_that_is_missing_or_dies() {
+    let site = Site::healthy();
+    site.settings("php = '/nonexistent/php'");
+    let diagnosis = site.examine();
+    diagnosis.only_failure("php", &["/nonexistent/php", "php-cli"]);
+    diagnosis.unknown("espocrm-settings", &["PHP does not run"]);
+    for (shell, said) in [
+        ("kill -SEGV $$", "signal 11"),
+        ("echo broken >&2; exit 3", "status 3: broken"),
+        ("exit 0", "something unexpected"),
+    ] {
+        with_php(&site, shell);
+        site.examine().only_failure("php", &[said]);
+    }
+}
+
+#[test]
+fn the_php_that_espocrm_names_counts() {
+    let mut site = Site::healthy();
+    site.standin.config("phpExecutablePath", "/nonexistent/php8");
+    site.examine().only_failure("php", &["/nonexistent/php8", "phpExecutablePath"]);
+}
+
+#[test]
+fn php_without_opcache() {
+    let site = Site::healthy();
+    with_php(&site, "exec php -n -d extension=zmq.so -d extension=posix.so \"$@\"");
+    let diagnosis = site.examine();
+    diagnosis.only_warning("php", &["without opcache", "zend_extension"]);
+    diagnosis.unknown("worker", &["no opcache"]);
+}
+
+#[test]
+fn php_without_zeromq() {
+    let site = Site::healthy();
+    with_php(&site, "exec php -n \"$@\"");
+    site.put("/etc/os-release", "ID=debian\n");
+    let diagnosis = site.examine();
+    diagnosis.only_failure("zmq-command-line", &["apt install php8.", "-zmq"]);
+    diagnosis.unknown("loop", &["cannot send"]);
+    diagnosis.unknown("message", &["cannot send"]);
+}
+
+#[test]
+fn a_web_servers_php_without_zeromq() {
+    let site = Site::healthy();
+    site.put("/etc/os-release", "ID=\"fedora\"\n");
+    site.put("/etc/php/8.2/fpm/conf.d/20-zmq.ini", "; extension=zmq.so\n");
+    site.examine().only_failure("zmq-web", &["fpm 8.2", "dnf install php-pecl-zmq"]);
+    site.put("/etc/php/8.4/apache2/conf.d/20-zmq.ini", "extension=zmq.so\n");
+    site.examine().only_warning("zmq-web", &["fpm 8.2", "apache2 8.4"]);
+    // One that can be asked itself.
+    site.script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\nzmq\\n'");
+    site.examine().good("zmq-web", "php-fpm8.2, apache2 8.4");
+    site.remove("/etc/php/8.4/apache2/conf.d/20-zmq.ini");
+    std::fs::remove_dir_all(site.at("/etc/php")).unwrap();
+    site.script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\njson\\n'");
+    site.examine().only_failure("zmq-web", &["php-fpm8.2"]);
+    site.remove("/usr/sbin/php-fpm8.2");
+    site.examine().unknown("zmq-web", &["phpinfo"]);
+}
+
+#[test]
+fn a_check_that_fails() {
+    let site = Site::healthy();
+    for (failure, said) in [
+        ("exit255", "status 255"),
+        ("error", "SQLSTATE"),
+        ("crash", "on purpose"),
+        ("killed", "signal 9"),
+    ] {
+        site.standin.set("failure", failure);
+        let diagnosis = site.examine();
+        diagnosis.only_failure("check", &[said, "AuthTokenCheck x y", "data/logs"]);
+        diagnosis.unknown("worker", &["plain check"]);
+    }
+}
+
+#[test]
+fn a_check_that_takes_long() {
+    let site = Site::healthy();
+    site.standin.set("delay", "2100");
+    site.examine().only_warning("check", &["only after", "overloaded"]);
+}
+
+#[test]
+fn a_check_that_lets_everybody_in() {
+    let site = Site::healthy();
+    std::fs::write(site.standin.path().join("command.php"), "<?php echo 'doctor';").unwrap();
+    site.examine().failure("check", &["A wrong token was accepted"]);
+}
+
+#[test]
+fn a_worker_that_fails() {
+    let site = Site::healthy();
+    with_php(&site, "case \" $* \" in *' -S '*) echo no >&2; exit 3;; esac");
+    site.examine().only_warning("worker", &["exit status: 3", "worker = false"]);
+}
+
+#[test]
+fn workers_that_nobody_wants() {
+    let site = Site::healthy();
+    site.settings("worker = false");
+    site.examine().unknown("worker", &["so it is set"]);
+}

@@ -1,0 +1,160 @@
+//! Somebody else is where the daemon should be, or it does not answer.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use super::Site;
+use crate::support::{Daemon, Port, command, eventually};
+
+/// Listens at a port that somebody has reserved.
+fn hold(port: &Port) -> TcpListener {
+    TcpListener::bind(port.address()).unwrap()
+}
+
+/// EspoCRM's own daemon, as far as it listens.
+struct Original(Child);
+
+impl Original {
+    fn start(site: &Site, port: &Port) -> Self {
+        let path = site.standin.path().join("websocket.php");
+        let script = format!(
+            "<?php $server = stream_socket_server('tcp://{}'); sleep(600);",
+            port.address()
+        );
+        std::fs::write(&path, script).unwrap();
+        let mut php = Command::new("php");
+        let child = php.arg(path).stdin(Stdio::null()).spawn().unwrap();
+        let original = Self(child);
+        eventually("it listens", || std::net::TcpStream::connect(port.address()).is_ok());
+        original
+    }
+}
+
+impl Drop for Original {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_daemon_that_does_not_run() {
+    let mut site = Site::healthy();
+    site.daemon.take().unwrap().stop("TERM");
+    let diagnosis = site.examine();
+    diagnosis.first_failure("daemon", &["does not run", "systemctl start"]);
+    diagnosis.good("port", "is free");
+    diagnosis.good("zeromq-port", "is free");
+    diagnosis.unknown("control", &["does not answer"]);
+    diagnosis.unknown("message", &["does not answer"]);
+    diagnosis.failure("public-url", &["502", "does not reach the daemon"]);
+    diagnosis.good("loop", "arrives");
+    diagnosis.unknown("open-files", &["no daemon"]);
+}
+
+#[test]
+fn a_daemon_that_hangs() {
+    let site = Site::healthy();
+    let daemon = site.daemon.as_ref().unwrap();
+    daemon.signal("STOP");
+    let diagnosis = site.examine();
+    daemon.signal("CONT");
+    diagnosis.first_failure("daemon", &["does not answer as it should", "systemctl restart"]);
+    diagnosis.good("port", "espocrm-websocket");
+}
+
+#[test]
+fn another_program_at_the_port_for_browsers() {
+    let site = Site::without_proxy();
+    let _other = hold(&site.port);
+    let diagnosis = site.examine();
+    diagnosis.first_failure("port", &["e2e", "webSocketPort", "ss -ltnp"]);
+    diagnosis.failure("daemon", &["not espocrm-websocket"]);
+}
+
+#[test]
+fn another_program_at_the_port_for_messages() {
+    let site = Site::without_proxy();
+    let _other = hold(&site.zeromq);
+    let diagnosis = site.examine();
+    diagnosis.first_failure("zeromq-port", &["e2e", "webSocketZeroMQSubmissionDsn"]);
+    diagnosis.unknown("message", &[]);
+}
+
+#[test]
+fn espocrms_own_daemon_that_still_runs() {
+    let site = Site::without_proxy();
+    let _original = Original::start(&site, &site.port);
+    let diagnosis = site.examine();
+    diagnosis.first_failure("port", &["EspoCRM's own daemon", "espocrm-websocket adopt"]);
+}
+
+#[test]
+fn endpoints_that_do_not_meet() {
+    let mut site = Site::healthy();
+    let port = site.zeromq.address().port();
+    let mut submission = |dsn: &str| {
+        site.standin.config("webSocketZeroMQSubmissionDsn", dsn);
+        site.examine()
+    };
+    let diagnosis = submission("tcp://localhost:1");
+    diagnosis.only_failure("zeromq", &["the ports differ", "webSocketZeroMQSubmissionDsn"]);
+    diagnosis.unknown("message", &["not certain"]);
+    submission("ipc:///tmp/none").only_failure("zeromq", &["different kinds"]);
+    submission(&format!("tcp://*:{port}")).only_failure("zeromq", &["* is none"]);
+    submission(&format!("tcp://192.0.2.1:{port}")).only_failure("zeromq", &["another machine"]);
+    submission(&format!("tcp://127.0.0.2:{port}")).only_failure("zeromq", &["addresses differ"]);
+    submission(&format!("tcp://0.0.0.0:{port}")).only_warning("zeromq", &["127.0.0.1"]);
+    site.standin.config("webSocketMessager", "Redis");
+    site.examine().only_failure("zeromq", &["webSocketMessager is Redis"]);
+}
+
+#[test]
+fn our_own_setting_for_messages_counts() {
+    let site = Site::healthy();
+    site.settings("zeromq = 'tcp://127.0.0.1:1'");
+    site.examine().only_failure("zeromq", &["the ports differ", "tcp://127.0.0.1:1"]);
+}
+
+#[test]
+fn a_port_for_messages_that_others_reach() {
+    let mut site = Site::without_proxy();
+    let port = site.zeromq.address().port();
+    site.standin.config("webSocketZeroMQSubscriberDsn", format!("tcp://*:{port}"));
+    let diagnosis = site.examine();
+    diagnosis.failure("zeromq-exposure", &["Other machines", "tcp://127.0.0.1:5555"]);
+    site.put("/.dockerenv", "");
+    let diagnosis = site.examine();
+    diagnosis.warning("zeromq-exposure", &["publish it nowhere"]);
+}
+
+#[test]
+fn a_daemon_with_other_settings_or_without_a_control_socket() {
+    let mut site = Site::healthy();
+    let listen = site.port.address().port();
+    site.settings("verdict_reuse = '0'");
+    let diagnosis = site.examine();
+    diagnosis.good("control", "0 connections");
+    let other = Port::reserve();
+    site.standin.config("webSocketPort", other.address().port());
+    let diagnosis = site.examine();
+    diagnosis.warning("control", &[&format!("listens at 127.0.0.1:{listen}"), "restart it"]);
+    site.standin.config("webSocketPort", listen);
+    let another = crate::support::Standin::new();
+    let mut other = command();
+    other.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
+    other.arg(another.path()).arg("--control").arg(site.at("/other.sock"));
+    let _other = Daemon::spawn(other);
+    std::fs::write(
+        site.config(),
+        format!("listen = '127.0.0.1'\ncontrol = '{}'\n", site.at("/other.sock").display()),
+    )
+    .unwrap();
+    site.examine().warning("control", &["it serves the EspoCRM in", "--name"]);
+    // Then it is at least seen that the message is taken.
+    std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
+    let diagnosis = site.examine();
+    diagnosis.unknown("control", &["control is off"]);
+    diagnosis.good("message", "is taken");
+    assert_eq!(diagnosis.status, 0);
+}

@@ -1,0 +1,281 @@
+//! What browsers meet: names, certificates, proxies.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::thread;
+
+use super::Site;
+use crate::support::{Kind, Port, Proxy};
+use crate::tls::authority::{Authority, EC, Issued};
+
+/// A site that serves, whose proxy is made for its daemon.
+fn behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
+    let mut site = Site::without_proxy();
+    site.serve();
+    let proxy = Proxy::start_with(kind, site.port.address(), changes);
+    site.put_proxy(proxy);
+    site
+}
+
+const UPGRADE: &str = "        proxy_set_header Upgrade $http_upgrade;\n";
+
+#[test]
+fn a_proxy_that_does_not_pass_the_upgrade_on() {
+    let site = behind(Kind::Nginx, &[(UPGRADE, "")]);
+    let fix = ["nginx", "as an upgrade", "proxy_set_header Upgrade $http_upgrade;"];
+    let diagnosis = site.examine();
+    diagnosis.only_failure("public-url", &fix);
+    let target = format!("proxy_pass http://{};", site.port.address());
+    diagnosis.failure("public-url", &["location /wss {", &target]);
+    let site = behind(Kind::Nginx, &[("        proxy_http_version 1.1;\n", "")]);
+    site.examine().only_failure("public-url", &fix);
+}
+
+#[test]
+fn a_proxy_that_knows_nothing_of_it() {
+    let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
+    site.examine().only_failure("public-url", &["404", "location /wss {"]);
+    let site = behind(Kind::Apache, &[("\"/wss\"", "\"/other\"")]);
+    site.examine().only_failure("public-url", &["Apache", "404", "ProxyPass \"/wss\""]);
+    let site = behind(Kind::Caddy, &[("reverse_proxy /wss*", "reverse_proxy /other*")]);
+    site.examine().only_failure("public-url", &["Caddy", "reverse_proxy /wss* 127.0.0.1:"]);
+}
+
+#[test]
+fn each_proxy_as_it_is_documented() {
+    let site = behind(Kind::Apache, &[]);
+    site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
+    let diagnosis = site.examine();
+    diagnosis.good("public-url", "answers as it should");
+    diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
+    let site = behind(Kind::Caddy, &[]);
+    let diagnosis = site.examine();
+    diagnosis.good("public-url", "answers as it should");
+    assert_eq!(diagnosis.status, 0);
+}
+
+#[test]
+fn a_proxy_that_leads_elsewhere() {
+    let mut site = Site::without_proxy();
+    site.serve();
+    let nobody = Port::reserve();
+    site.put_proxy(Proxy::start(Kind::Nginx, nobody.address()));
+    let here = site.port.address().to_string();
+    let diagnosis = site.examine();
+    diagnosis.only_failure("public-url", &["502", "But the daemon answers at", &here]);
+    diagnosis.unknown("idle-timeout", &["leads to port"]);
+}
+
+/// nginx, with something else in the place of passing it on.
+fn instead(directive: &str) -> Site {
+    let line = "proxy_pass http://127.0.0.1:8080;";
+    behind(Kind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
+}
+
+#[test]
+fn a_proxy_that_redirects_forbids_or_wants_a_password() {
+    for (directive, parts) in [
+        (
+            "return 301 https://crm.example.org/wss;",
+            ["redirects to https://crm.example.org/wss", "follows no redirect"],
+        ),
+        ("return 403;", ["answers 403", "allow it"]),
+        ("return 401;", ["answers 401", "except /wss"]),
+        ("return 200 page;", ["answers 200", "location /wss {"]),
+        ("return 503;", ["answers 503", "does not reach"]),
+        ("return 444;", ["does not answer", "log"]),
+    ] {
+        instead(directive).examine().only_failure("public-url", &parts);
+    }
+}
+
+/// Answers each connection by these bytes, once its request has come.
+fn answer_by(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for tcp in listener.incoming() {
+            let mut tcp = tcp.unwrap();
+            let mut request = [0; 4096];
+            let _ = tcp.read(&mut request);
+            let _ = tcp.write_all(bytes);
+        }
+    });
+    address
+}
+
+#[test]
+fn a_websocket_that_is_not_ours() {
+    let other = answer_by(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x88\x02\x03\xe8",
+    );
+    let mut site = Site::without_proxy();
+    site.serve();
+    site.url(&format!("ws://localhost:{}/", other.port()));
+    site.standin.config("siteUrl", "http://localhost");
+    site.examine().only_failure("public-url", &["not ours"]);
+    let nonsense = answer_by(b"SSH-2.0-OpenSSH\r\n");
+    site.url(&format!("ws://localhost:{}/", nonsense.port()));
+    site.examine().only_failure("public-url", &["SSH-2.0-OpenSSH", "no HTTP"]);
+}
+
+/// A site behind nginx with this certificate, if it is good.
+fn certified(trusted: &Path, issued: &Issued) -> Site {
+    let mut site = Site::without_proxy();
+    site.serve();
+    let proxy = Proxy::start_as(Kind::Nginx, site.port.address(), &[], |dir| {
+        fs::copy(&issued.certificate, dir.join("certificate.pem")).unwrap();
+        fs::copy(&issued.key, dir.join("key.pem")).unwrap();
+    });
+    site.distrust(proxy);
+    site.trust(trusted.to_owned());
+    site
+}
+
+/// Has an authority's certificate be valid for another time.
+fn date(authority: &Authority, name: &str, days: i32) {
+    authority.openssl(&format!(
+        "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -set_serial 77 -extfile openssl.cnf \
+         -extensions server -days {days} -out {name}.pem"
+    ));
+}
+
+#[test]
+fn a_certificate_of_an_authority_for_as_long_as_it_is_valid() {
+    let authority = Authority::new();
+    let trusted = authority.path("ca.pem");
+    let issued = authority.issue("good", EC);
+    let examine = || certified(&trusted, &issued).examine();
+    examine().only_warning("public-url", &["expires soon", "certbot renew"]);
+    date(&authority, "good", 90);
+    examine().good("public-url", ", with a certificate for ");
+    date(&authority, "good", -1);
+    examine().only_failure("public-url", &["has expired", "certbot renew"]);
+}
+
+#[test]
+fn a_certificate_that_nobody_trusts() {
+    let authority = Authority::new();
+    let issued = authority.issue("good", EC);
+    let stranger = Authority::new();
+    let site = certified(&stranger.path("ca.pem"), &issued);
+    site.examine().only_failure("public-url", &["not trusted", "fullchain.pem", "Authority"]);
+    // Its authority has another one above it, which is trusted, but is not sent along.
+    authority.issue_authority("middle");
+    let leaf = authority.issue_by("middle", "leaf", EC, "server");
+    let site = certified(&authority.path("ca.pem"), &leaf);
+    site.examine().only_failure("public-url", &["not trusted", "fullchain.pem", "middle"]);
+}
+
+#[test]
+fn a_certificate_that_signs_itself() {
+    let mut site = Site::without_proxy();
+    site.serve();
+    let proxy = Proxy::start(Kind::Nginx, site.port.address());
+    site.distrust(proxy);
+    site.examine().only_failure("public-url", &["signs itself", "certbot"]);
+}
+
+#[test]
+fn a_certificate_for_another_name() {
+    let authority = Authority::new();
+    let config = authority.path("openssl.cnf");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(config, text.replace("DNS:localhost", "DNS:crm.example.org")).unwrap();
+    let issued = authority.issue("other", EC);
+    let site = certified(&authority.path("ca.pem"), &issued);
+    let parts = ["another name", "It is for crm.example.org, not for localhost"];
+    site.examine().only_failure("public-url", &parts);
+}
+
+#[test]
+fn no_tls_where_browsers_speak_it() {
+    let mut site = Site::without_proxy();
+    site.serve();
+    site.url(&format!("wss://localhost:{}/", site.port.address().port()));
+    let diagnosis = site.examine();
+    diagnosis.only_failure("public-url", &["no TLS is spoken there"]);
+}
+
+#[test]
+fn nobody_where_browsers_connect() {
+    let mut site = Site::without_proxy();
+    site.serve();
+    let nobody = Port::reserve();
+    site.url(&format!("wss://localhost:{}/", nobody.address().port()));
+    let diagnosis = site.examine();
+    diagnosis.only_failure("public-url", &["cannot be reached", "Connection refused", "firewall"]);
+    diagnosis.unknown("idle-timeout", &["was not found"]);
+}
+
+#[test]
+fn a_daemon_that_browsers_meet_without_a_proxy() {
+    let mut site = Site::without_proxy();
+    site.serve();
+    site.standin.config("siteUrl", "http://localhost");
+    site.url(&format!("ws://localhost:{}/", site.port.address().port()));
+    let diagnosis = site.examine();
+    diagnosis.good("public-url", "answers as it should");
+    diagnosis.good("idle-timeout", "No proxy is in between");
+    assert_eq!(diagnosis.status, 0);
+}
+
+#[test]
+fn a_daemon_with_tls_of_its_own() {
+    let authority = Authority::new();
+    let issued = authority.issue("good", EC);
+    let mut site = Site::without_proxy();
+    date(&authority, "good", 90);
+    crate::tls::secure(&mut site.standin, &issued);
+    site.serve();
+    site.trust(authority.path("ca.pem"));
+    site.url(&format!("wss://localhost:{}/", site.port.address().port()));
+    let diagnosis = site.examine();
+    diagnosis.good("daemon", "answers");
+    diagnosis.good("public-url", "answers as it should, with a certificate");
+    assert_eq!(diagnosis.status, 0);
+    // Pages without TLS would not find it.
+    site.standin.config("siteUrl", "http://localhost");
+    site.url(&format!("ws://localhost:{}/", site.port.address().port()));
+    site.examine().failure("address", &["the daemon speaks TLS"]);
+}
+
+#[test]
+fn addresses_that_make_no_sense() {
+    let mut site = Site::healthy();
+    site.url("https://localhost/wss");
+    let diagnosis = site.examine();
+    diagnosis.only_failure("address", &["must begin with wss://"]);
+    diagnosis.unknown("public-url", &[]);
+    site.url(&format!("ws://localhost:{}/", site.port.address().port()));
+    site.examine().only_failure("address", &["may not connect to ws://"]);
+    site.url("");
+    site.standin.config("siteUrl", "localhost");
+    site.examine().only_failure("address", &["siteUrl", "no address"]);
+}
+
+#[test]
+fn pages_that_the_daemon_refuses() {
+    let site = Site::healthy();
+    site.settings("origins = ['https://crm.example.org']");
+    site.examine().only_failure("address", &["refuses pages", "same-site"]);
+}
+
+#[test]
+fn a_proxy_that_is_impatient() {
+    let with = |time: &str| {
+        behind(Kind::Nginx, &[("proxy_read_timeout 60s", &format!("proxy_read_timeout {time}"))])
+    };
+    let diagnosis = with("10s").examine();
+    diagnosis.only_failure("idle-timeout", &["after 10 s", "proxy_read_timeout 60s;"]);
+    with("40s").examine().only_warning("idle-timeout", &["after 40 s"]);
+    let site = behind(Kind::Apache, &[("timeout=60", "timeout=9")]);
+    site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
+    site.examine().only_failure("idle-timeout", &["after 9 s", "timeout=60"]);
+    let site = with("60s");
+    site.settings("ping_interval = '59s'");
+    site.examine().only_warning("idle-timeout", &["pings come every 59 s"]);
+}
