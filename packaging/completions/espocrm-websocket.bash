@@ -17,13 +17,13 @@ _espocrm_websocket() {
             COMPREPLY=($(compgen -W same-site -- "$cur"))
             return
             ;;
-        --listen | --zeromq | --max-connections | --max-per-address | --max-per-user | --trusted-proxy | --max-checks | \
+        --listen | --zeromq | --max-connections | --max-per-address | --max-per-user | --max-buffered | --trusted-proxy | --max-checks | \
             --check-timeout | --review-interval | --ping-interval | --verdict-reuse | --metrics | --name | --user)
             return
             ;;
     esac
 
-    local settings="--espocrm --config --php --listen --zeromq --max-connections --max-per-address --max-per-user
+    local settings="--espocrm --config --php --listen --zeromq --max-connections --max-per-address --max-per-user --max-buffered
         --trusted-proxy --proxy-protocol --origin --max-checks --check-timeout --review-interval --ping-interval
         --verdict-reuse --no-worker --control --metrics --debug --log-file"
     local daemon="--name --control --config"

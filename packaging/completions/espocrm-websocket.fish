@@ -25,6 +25,7 @@ complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health 
 complete -c espocrm-websocket -n "$serving" -l max-connections -x -d 'connections at a time'
 complete -c espocrm-websocket -n "$serving" -l max-per-address -x -d 'of one client address'
 complete -c espocrm-websocket -n "$serving" -l max-per-user -x -d 'of one user'
+complete -c espocrm-websocket -n "$serving" -l max-buffered -x -d 'what all connections together may hold'
 complete -c espocrm-websocket -n "$serving" -l trusted-proxy -x -d 'a proxy that is believed'
 complete -c espocrm-websocket -n "$serving" -l proxy-protocol -d 'these proxies begin by a PROXY header'
 complete -c espocrm-websocket -n "$serving" -l origin -xa same-site -d 'the only pages that may connect'
