@@ -58,7 +58,7 @@ fn the_manual_says_what_the_configuration_file_says() {
     let mut text = String::new();
     for Setting { name, line, about } in settings() {
         writeln!(text, ".It Ic {name}").unwrap();
-        for words in wrapped(about) {
+        for words in wrapped(&about) {
             writeln!(text, "{words}").unwrap();
         }
         writeln!(text, ".Dl {}", roff(line)).unwrap();
@@ -98,9 +98,9 @@ fn every_setting_has_its_flag() {
 }
 
 /// Text as lines of a manual's source.
-fn wrapped(text: String) -> Vec<String> {
+fn wrapped(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in roff(&text).split(' ') {
+    for word in roff(text).split(' ') {
         let line = lines.last_mut().unwrap();
         if !line.is_empty() && line.len() + word.len() >= 80 || line.ends_with('.') {
             lines.push(word.to_owned());

@@ -14,6 +14,7 @@ mod listening;
 mod machine;
 mod passage;
 mod php;
+mod place;
 mod proxy;
 mod public_url;
 mod report;

@@ -336,10 +336,10 @@ fn means(layers: &Layers, facts: &Facts) -> Sourced<Means> {
 
 /// Whether EspoCRM sends its messages by another way, or to another port than `at`, where we receive.
 fn misdirected(facts: &Facts, at: &str) -> Option<String> {
+    const NAME: &str = "webSocketZeroMQSubmissionDsn";
     if let Some(messager) = facts.text("webSocketMessager").filter(|text| text != "ZeroMQ") {
         return Some(format!("its webSocketMessager is {messager:?}, not ZeroMQ"));
     }
-    const NAME: &str = "webSocketZeroMQSubmissionDsn";
     let to = facts.text(NAME).unwrap_or("tcp://localhost:5555".to_owned());
     // Of TCP only the port can be compared: the host may have many names. "*" is any free one.
     let end = |dsn: &str| match dsn.rsplit_once(':') {

@@ -18,7 +18,7 @@ fn a_healthy_chain_is_good_at_every_step() {
     let diagnosis = site.examine();
     let odd: Vec<_> = diagnosis.steps.iter().filter(|step| step.state != "ok").collect();
     assert_eq!(odd.len(), 1, "{odd:#?}");
-    assert_eq!((&*odd[0].step, &*odd[0].state), ("address", "warning"));
+    assert_eq!((&*odd[0].name, &*odd[0].state), ("address", "warning"));
     assert_eq!(diagnosis.status, 0);
     diagnosis.good("public-url", "through nginx");
     diagnosis.good("message", "arrives at the daemon");

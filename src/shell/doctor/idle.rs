@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::place::Place;
 use super::proxy::Proxy;
-use super::public_url::{Daemon, Place};
+use super::public_url::Daemon;
 use super::report::Finding;
 use crate::shell::setup::{Files, SITES, Token, next_token};
 

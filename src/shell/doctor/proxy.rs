@@ -1,6 +1,7 @@
 //! The proxy in front of the daemon: which it is, and what it has to be told.
 
-use super::public_url::{Daemon, Place};
+use super::place::Place;
+use super::public_url::Daemon;
 use crate::shell::setup::Files;
 
 /// Which proxy.

@@ -1,6 +1,7 @@
 //! PHP is missing, broken, or lacks what is needed; its access checks fail.
 
 use super::Site;
+use super::site::shell_script;
 
 /// A site whose PHP does something else first.
 fn with_php(site: &Site, shell: &str) {
@@ -61,11 +62,11 @@ fn a_web_servers_php_without_zeromq() {
     site.put("/etc/php/8.4/apache2/conf.d/20-zmq.ini", "extension=zmq.so\n");
     site.examine().only_warning("zmq-web", &["fpm 8.2", "apache2 8.4"]);
     // One that can be asked itself.
-    site.script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\nzmq\\n'");
+    shell_script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\nzmq\\n'");
     site.examine().good("zmq-web", "php-fpm8.2, apache2 8.4");
     site.remove("/etc/php/8.4/apache2/conf.d/20-zmq.ini");
     std::fs::remove_dir_all(site.at("/etc/php")).unwrap();
-    site.script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\njson\\n'");
+    shell_script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\njson\\n'");
     site.examine().only_failure("zmq-web", &["php-fpm8.2"]);
     site.remove("/usr/sbin/php-fpm8.2");
     site.examine().unknown("zmq-web", &["phpinfo"]);

@@ -24,7 +24,7 @@ pub struct Site {
 /// What was told of one step.
 #[derive(Debug)]
 pub struct Step {
-    pub step: String,
+    pub name: String,
     pub state: String,
     pub found: String,
     pub fix: String,
@@ -155,14 +155,7 @@ impl Site {
 
     /// A program of the machine, as a shell script.
     pub fn program(&self, name: &str, script: &str) {
-        self.script(&self.path("bin").join(name), script);
-    }
-
-    /// The same, in a place of its own.
-    pub fn script(&self, path: &Path, script: &str) {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        shell_script(&self.path("bin").join(name), script);
     }
 
     /// Where a file of the machine is.
@@ -206,7 +199,7 @@ impl Diagnosis {
             .unwrap_or_else(|error| panic!("{error}: {output:?}"));
         let text = |step: &Value, name: &str| step[name].as_str().unwrap_or_default().to_owned();
         let steps = list.as_array().unwrap().iter().map(|step| Step {
-            step: text(step, "step"),
+            name: text(step, "step"),
             state: text(step, "state"),
             found: text(step, "found"),
             fix: text(step, "fix"),
@@ -220,7 +213,7 @@ impl Diagnosis {
             let needs_fix = ["failure", "warning"].contains(&&*step.state);
             assert_eq!(!step.fix.is_empty(), needs_fix, "{step:?}");
         }
-        let mut names: Vec<_> = steps.iter().map(|step| &step.step).collect();
+        let mut names: Vec<_> = steps.iter().map(|step| &step.name).collect();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 29, "each step is told once: {steps:#?}");
@@ -228,7 +221,7 @@ impl Diagnosis {
     }
 
     pub fn step(&self, name: &str) -> &Step {
-        let step = self.steps.iter().find(|step| step.step == name);
+        let step = self.steps.iter().find(|step| step.name == name);
         step.unwrap_or_else(|| panic!("no step {name}: {:#?}", self.steps))
     }
 
@@ -245,7 +238,7 @@ impl Diagnosis {
     pub fn first_failure(&self, name: &str, parts: &[&str]) {
         self.expect(name, "failure", parts);
         let first = self.steps.iter().find(|step| step.state == "failure").unwrap();
-        assert_eq!(first.step, name, "{:#?}", self.steps);
+        assert_eq!(first.name, name, "{:#?}", self.steps);
         assert_eq!(self.status, 1);
     }
 
@@ -277,4 +270,11 @@ impl Diagnosis {
     pub fn good(&self, name: &str, part: &str) {
         self.expect(name, "ok", &[part]);
     }
+}
+
+/// A program that is a shell script.
+pub fn shell_script(path: &Path, script: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
