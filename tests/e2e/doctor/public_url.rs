@@ -50,10 +50,11 @@ fn each_proxy_as_it_is_documented() {
     let diagnosis = site.examine();
     diagnosis.good("public-url", "answers as it should");
     diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
-    let site = behind(Kind::Caddy, &[]);
-    let diagnosis = site.examine();
-    diagnosis.good("public-url", "answers as it should");
-    assert_eq!(diagnosis.status, 0);
+    for kind in [Kind::Caddy, Kind::Traefik] {
+        let diagnosis = behind(kind, &[]).examine();
+        diagnosis.good("public-url", "answers as it should");
+        assert_eq!(diagnosis.status, 0);
+    }
 }
 
 #[test]

@@ -66,7 +66,11 @@ impl Proxy {
         let mut proxy = Self { kind, process: Group::start(command), port, dir };
         eventually("the proxy serves", || {
             assert!(proxy.process.is_running(), "it has ended: {}", proxy.logs());
-            proxy.answers().is_ok()
+            match kind {
+                // It listens before it knows its site.
+                Kind::Traefik => proxy.answers().is_ok(),
+                _ => TcpStream::connect(proxy.address()).is_ok(),
+            }
         });
         proxy
     }
@@ -287,7 +291,7 @@ impl Kind {
             }
             Self::Traefik => {
                 // Its static configuration. The documented file is one of its file provider.
-                std::fs::rename(dir.join("site"), dir.join("site.yml")).unwrap();
+                std::fs::copy(dir.join("site"), dir.join("site.yml")).unwrap();
                 let text = format!(
                     "entryPoints:\n  websecure:\n    address: \"{address}\"\n\
                      providers:\n  file:\n    filename: {here}/site.yml\n\
