@@ -39,10 +39,13 @@ impl Proxy {
 
     /// Starts it with some of the documented text replaced.
     pub fn start_with(kind: Kind, daemon: SocketAddr, changes: &[(&str, &str)]) -> Self {
-        Self::start_as(kind, daemon, changes, certify)
+        let proxy = Self::start_as(kind, daemon, changes, certify);
+        eventually("the proxy serves", || proxy.answers().is_ok());
+        proxy
     }
 
     /// The same, with the files `certificate.pem` and `key.pem` that `certify` puts into a directory.
+    /// It need not be one that anybody trusts.
     pub fn start_as(
         kind: Kind,
         daemon: SocketAddr,
@@ -64,9 +67,9 @@ impl Proxy {
         let file = |name| Stdio::from(std::fs::File::create(dir.path().join(name)).unwrap());
         command.stdout(file("stdout.log")).stderr(file("stderr.log"));
         let mut proxy = Self { kind, process: Group::start(command), port, dir };
-        eventually("the proxy serves", || {
+        eventually("the proxy listens", || {
             assert!(proxy.process.is_running(), "it has ended: {}", proxy.logs());
-            proxy.answers().is_ok()
+            TcpStream::connect(proxy.address()).is_ok()
         });
         proxy
     }
