@@ -50,10 +50,11 @@ fn each_proxy_as_it_is_documented() {
     let diagnosis = site.examine();
     diagnosis.good("public-url", "answers as it should");
     diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
-    let site = behind(Kind::Caddy, &[]);
-    let diagnosis = site.examine();
-    diagnosis.good("public-url", "answers as it should");
-    assert_eq!(diagnosis.status, 0);
+    for kind in [Kind::Caddy, Kind::Traefik] {
+        let diagnosis = behind(kind, &[]).examine();
+        diagnosis.good("public-url", "answers as it should");
+        assert_eq!(diagnosis.status, 0);
+    }
 }
 
 #[test]
@@ -241,6 +242,20 @@ fn a_daemon_with_tls_of_its_own() {
     site.standin.config("siteUrl", "http://localhost");
     site.url(&format!("ws://localhost:{}/", site.port.address().port()));
     site.examine().failure("address", &["the daemon speaks TLS"]);
+}
+
+#[test]
+fn a_site_that_sends_browsers_on_to_https() {
+    let plain = answer_by(b"HTTP/1.1 301 Moved\r\nLocation: https://crm.example.org/\r\n\r\n");
+    let mut site = Site::without_proxy();
+    site.serve();
+    site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
+    site.url(&format!("ws://localhost:{}/", site.port.address().port()));
+    let diagnosis = site.examine();
+    diagnosis.only_failure("address", &["sent on to https://crm.example.org/", "siteUrl to https"]);
+    let plain = answer_by(b"HTTP/1.1 200 OK\r\n\r\n");
+    site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
+    assert_eq!(site.examine().status, 0);
 }
 
 #[test]
