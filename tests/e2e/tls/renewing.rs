@@ -172,7 +172,8 @@ fn it_is_said_until_when_a_certificate_is_valid() {
 /// Renews `server.pem` with its key.
 fn sign(authority: &Authority, days: usize) {
     authority.openssl(&format!(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial {} -days {days} -out new.pem",
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial {} -extfile openssl.cnf \
+         -extensions server -days {days} -out new.pem",
         1_000 + days
     ));
     std::fs::rename(authority.path("new.pem"), authority.path("server.pem")).unwrap();
