@@ -11,7 +11,7 @@
 )]
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SOURCE: &str = include_str!("../packaging/config.toml");
@@ -23,7 +23,7 @@ struct Setting {
     name: &'static str,
     /// What is written in the file: its default, or an example.
     line: &'static str,
-    /// Sentences.
+    /// Sentences, of which one tells the default.
     about: String,
 }
 
@@ -32,15 +32,33 @@ fn settings() -> Vec<Setting> {
     let paragraphs = SOURCE.split("\n\n").skip(1);
     let setting = |paragraph: &'static str| {
         let (about, line) = paragraph.trim_end().rsplit_once('\n').unwrap();
+        let commented_out = line.starts_with('#');
         let line = line.strip_prefix('#').unwrap_or(line);
         let words = about.lines().map(|line| line.strip_prefix("# ").expect(line));
         let about = words.collect::<Vec<_>>().join(" ");
-        let (name, _) = line.split_once(" = ").expect(line);
-        Setting { name, line, about }
+        let (name, value) = line.split_once(" = ").expect(line);
+        let is_told = about.contains("Default:") || !commented_out;
+        let default = if is_told { String::new() } else { format!(" Default: {value}.") };
+        Setting { name, line, about: about + &default }
     };
     let settings: Vec<_> = paragraphs.map(setting).collect();
     assert!(settings.len() > 20);
     settings
+}
+
+fn help() -> String {
+    let help = Command::new(env!("CARGO_BIN_EXE_espocrm-websocket")).arg("--help").output();
+    String::from_utf8(help.unwrap().stdout).unwrap()
+}
+
+/// What the help says of a flag: what follows it, and what it is for.
+fn of_flag<'a>(help: &'a str, flag: &str) -> (&'a str, &'a str) {
+    let begin = format!("\n  --{flag} ");
+    let (_, about) = help.split_once(&begin).unwrap_or_else(|| panic!("{begin:?} is missing"));
+    let about = about.split("\n  -").next().unwrap();
+    let (value, _) = about.split_once(' ').unwrap();
+    let is_value = value.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b':');
+    (if is_value { value } else { "" }, about)
 }
 
 /// The flag that does the same.
@@ -69,11 +87,15 @@ fn the_manual_says_what_the_configuration_file_says() {
 
 #[test]
 fn the_document_says_what_the_configuration_file_says() {
-    let mut text = String::new();
+    let (help, mut text) = (help(), String::new());
     for Setting { name, line, about } in settings() {
         let flag = flag(name);
+        let (value, about_flag) = of_flag(&help, &flag);
+        let flag = [&flag, value].join(" ");
+        let flag = flag.trim_end();
+        let end = if about_flag.contains("may be repeated") { ", may be repeated" } else { "" };
         write!(text, "### `{name}`\n\n{about}\n\n```toml\n{line}\n```\n\n").unwrap();
-        writeln!(text, "On the command line: `--{flag}`.\n").unwrap();
+        writeln!(text, "On the command line: `--{flag}`{end}.\n").unwrap();
     }
     let begin = "<!-- From packaging/config.toml, by UPDATE=1 cargo test --test settings -->\n\n";
     expect(DOCUMENT, begin, "<!-- End -->\n", &text);
@@ -81,19 +103,49 @@ fn the_document_says_what_the_configuration_file_says() {
 
 #[test]
 fn every_setting_has_its_flag() {
-    let help = Command::new(env!("CARGO_BIN_EXE_espocrm-websocket")).arg("--help").output();
-    let help = String::from_utf8(help.unwrap().stdout).unwrap();
-    for Setting { name, line, .. } in settings() {
-        let flag = format!("\n  --{} ", flag(name));
-        let (_, about) = help.split_once(&flag).unwrap_or_else(|| panic!("{flag:?} is missing"));
-        let about = about.split("\n  -").next().unwrap();
-        // Where the file shows the default itself, the help tells the same.
-        let value = line.split_once(" = ").unwrap().1.trim_matches('"');
-        let is_plain = value.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if is_plain && !["true", "false", "php", "4", "5000"].contains(&value) {
-            let default = format!("default: {value}");
-            assert!(about.contains(&default), "{default:?} is missing: {about}");
+    let help = help();
+    for Setting { name, about, .. } in settings() {
+        let (value, said) = of_flag(&help, &flag(name));
+        // A flag without a value, or a list, is empty without it.
+        let is_empty = value.is_empty() || said.contains("may be repeated");
+        if let Some((_, default)) = about.split_once(" Default: ").filter(|_| !is_empty) {
+            assert!(said.contains("(default: "), "--{}: {said}", flag(name));
+            let default = default.trim_end_matches('.').trim_matches('"');
+            if default.bytes().all(|byte| byte.is_ascii_digit()) || name.ends_with("_interval") {
+                assert!(said.contains(&format!("default: {default}")), "{default}: {said}");
+            }
         }
+    }
+}
+
+/// What else may stand on the command line.
+const NO_SETTINGS: [&str; 10] =
+    ["config", "check", "name", "at-install", "root", "undo", "user", "watch", "json", "version"];
+
+#[test]
+fn every_flag_is_a_setting_or_known_to_be_none() {
+    let settings: Vec<_> = settings().iter().map(|setting| flag(setting.name)).collect();
+    for line in help().lines() {
+        let Some((_, flag)) = line.split_once("--").filter(|(begin, _)| begin.trim().len() < 4)
+        else {
+            continue;
+        };
+        let flag = flag.split(' ').next().unwrap();
+        let is_known = settings.iter().any(|name| name == flag) || NO_SETTINGS.contains(&flag);
+        assert!(is_known || flag == "help", "--{flag}");
+    }
+}
+
+#[test]
+fn the_document_has_every_parameter_of_espocrm_that_is_asked_for() {
+    let probe = include_str!("../src/shell/probe.php");
+    let (_, list) = probe.split_once("foreach (array(\n").unwrap();
+    let (list, _) = list.split_once(") as $name").unwrap();
+    let document = std::fs::read_to_string(path(DOCUMENT)).unwrap();
+    let names: Vec<_> = list.split('\'').skip(1).step_by(2).collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        assert!(document.contains(&format!("`{name}`")), "{name}");
     }
 }
 
@@ -117,10 +169,14 @@ fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('"', "\\(dq").replace('…', "...")
 }
 
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
 /// What stands in a file between two lines must be `text`; or is made so.
 #[track_caller]
 fn expect(file: &str, begin: &str, end: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let path = path(file);
     let whole = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = whole.split_once(begin).unwrap_or_else(|| panic!("{file}: no {begin:?}"));
     let (found, after) = rest.split_once(end).unwrap_or_else(|| panic!("{file}: no {end:?}"));

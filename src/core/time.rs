@@ -35,8 +35,18 @@ impl Time {
 }
 
 /// Milliseconds since 1970, shown as in the log: `2026-01-31T12:59:59.999Z`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Date(pub u64);
+
+impl Date {
+    /// Without the time of the day: `2026-01-31`.
+    #[must_use]
+    pub fn day(self) -> String {
+        let mut text = self.to_string();
+        text.truncate(text.find('T').unwrap_or(text.len()));
+        text
+    }
+}
 
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -99,7 +99,11 @@ pub fn read(
 #[must_use]
 pub fn first_line(output: &[u8]) -> String {
     let line = output.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
-    let line = line.unwrap_or_default().trim_ascii();
+    let mut line = line.unwrap_or_default().trim_ascii();
+    // The sentence of the log in which it stands has a full stop of its own.
+    while let [rest @ .., b'.'] = line {
+        line = rest;
+    }
     let line = line.get(..line.len().min(MAX_LINE)).unwrap_or_default();
     String::from_utf8_lossy(line).escape_debug().to_string()
 }
@@ -175,6 +179,21 @@ mod tests {
         assert_eq!(topic(Both, 1, ""), Verdict::Denied);
         assert!(is_unchecked(&topic(Both, 1, "true")));
         assert_eq!(auth(Both, 0, "6b030f5b450565077"), Verdict::Granted);
+    }
+
+    #[test]
+    fn of_what_php_prints_the_first_line_is_told_as_part_of_a_sentence() {
+        for (output, line) in [
+            ("", ""),
+            ("\n \nError: no.\nmore", "Error: no"),
+            ("  and so on...  ", "and so on"),
+            ("...", ""),
+            ("9.2.7", "9.2.7"),
+            ("a\u{1b}b", "a\\u{1b}b"),
+        ] {
+            assert_eq!(first_line(output.as_bytes()), line, "{output}");
+        }
+        assert_eq!(first_line(&[b'x'; 2 * MAX_LINE]).len(), MAX_LINE);
     }
 
     #[test]

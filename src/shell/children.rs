@@ -164,6 +164,15 @@ impl Children {
         timeout: Duration,
         mut stop: impl FnMut() -> bool,
     ) -> io::Result<Finished> {
+        Self::run_until(command, timeout, &mut stop)
+    }
+
+    /// Not once more for each kind of `stop`.
+    fn run_until(
+        command: Command,
+        timeout: Duration,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> io::Result<Finished> {
         let clock = Clock::start();
         let mut poll = Poll::new()?;
         let mut children = Self::new(0);

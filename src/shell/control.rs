@@ -13,11 +13,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use log::Level;
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
-use super::settings::Settings;
+use super::settings::{ControlAt, Settings};
 use super::sys;
 use crate::core::control::{Door, Refusal, Request};
 use crate::core::limits::{CLOSE_DEADLINE, CONTROL_DEADLINE, MAX_CONTROL};
@@ -52,25 +53,28 @@ const FIRST_PEER: usize = TOKENS.start + 2;
 pub struct Asker(usize);
 
 impl Control {
-    /// Opens the doors that are wanted. What cannot be had is returned as warnings: it is no reason
-    /// not to serve.
-    pub fn open(&mut self, registry: &Registry, settings: &Settings) -> Vec<String> {
-        let mut warnings = Vec::new();
+    /// Opens the doors that are wanted. What cannot be had is returned for the log: it is no reason
+    /// not to serve, nor to warn of if nobody has asked for it.
+    pub fn open(&mut self, registry: &Registry, settings: &Settings) -> Vec<(Level, String)> {
+        let mut missing = Vec::new();
         // The old ones first: they may be in the way.
         (self.socket, self.port) = (None, None);
-        match Socket::open(&settings.control.value) {
+        let at = &settings.control.value;
+        match Socket::open(at) {
             Ok(socket) => self.socket = socket,
-            Err(error) => warnings.push(error),
+            Err(error) if *at == ControlAt::Usual => missing.push((Level::Info, error)),
+            Err(error) => missing.push((Level::Warn, error)),
         }
         match settings.metrics.value.map(open_port).transpose() {
             Ok(port) => self.port = port,
-            Err(error) => warnings.push(error),
+            Err(error) => missing.push((Level::Warn, error)),
         }
-        let registered = self.register(registry);
-        warnings.extend(registered.err().map(|error| format!("No control socket: {error}.")));
+        if let Err(error) = self.register(registry) {
+            missing.push((Level::Warn, format!("There is no control socket: {error}.")));
+        }
         self.spare = File::open("/dev/null").ok();
         self.pending = true;
-        warnings
+        missing
     }
 
     fn register(&mut self, registry: &Registry) -> io::Result<()> {

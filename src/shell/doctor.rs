@@ -163,7 +163,7 @@ impl Doctor {
             ),
         });
         report.add(answers);
-        let (control, finding) = daemon::ask(self, case, serves);
+        let (control, finding) = daemon::ask(self, case, serves, ours(&port));
         report.add(finding);
         let pid = control.as_ref().and_then(|control| control.said.pid);
         let pid = pid.or_else(|| ours(&port));

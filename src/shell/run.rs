@@ -7,10 +7,11 @@ use log::{info, warn};
 use super::fatal::{Fatal, Result};
 use super::logging;
 use super::server::{self, Backend, Espocrm, Server};
-use super::settings::{Layers, megabytes};
+use super::settings::{DEFAULT_FILE, Layers, megabytes};
 use super::signals::Signals;
 use super::sys;
 use super::systemd::{self, Systemd};
+use super::tls::Acceptor;
 
 /// Serves the EspoCRM that `layers` name until a signal ends it.
 ///
@@ -36,11 +37,16 @@ fn until_stopped(layers: Layers) -> Result<()> {
     let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
     let root = espocrm.root().display().to_string();
     info!(
-        "espocrm-websocket {} for EspoCRM {} in {root}, {} categories.",
+        "espocrm-websocket {} for EspoCRM {} in {root}, {} categories, {}.",
         env!("CARGO_PKG_VERSION"),
         settings.version,
         settings.categories.iter().count(),
+        espocrm.php(),
     );
+    match espocrm.file_name() {
+        Some(file) => info!("The configuration file is {}.", file.display()),
+        None => info!("There is no configuration file {DEFAULT_FILE}: defaults are in force."),
+    }
     settings.log_doubts();
     settings.log_means();
     if sys::is_root() {
@@ -82,8 +88,11 @@ fn until_stopped(layers: Layers) -> Result<()> {
 /// # Errors
 /// What is wrong with them, and what to do.
 pub fn check(layers: Layers) -> Result<()> {
-    let (_, settings) = Espocrm::open(layers, || false)?;
+    let (espocrm, settings) = Espocrm::open(layers, || false)?;
     settings.log_doubts();
+    if let Some(files) = &settings.tls.value {
+        Acceptor::load(espocrm.root(), files)?;
+    }
     Ok(())
 }
 

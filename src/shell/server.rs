@@ -171,6 +171,9 @@ impl Server {
         let registry = poll.registry();
         signals.register(registry, SIGNALS).map_err(trouble)?;
         let acceptor = backend.acceptor(&settings)?;
+        if let Some(acceptor) = &acceptor {
+            acceptor.log_validity(None);
+        }
         let mut listener = if sockets.is_empty() {
             Listener::bind(&settings)?
         } else {
@@ -455,6 +458,7 @@ impl Server {
         self.children.kill_all();
         self.workers.kill_all();
         self.flush();
+        self.bursts.tell_all();
         let Stats { opened, messages, deliveries, .. } = self.stats;
         info!(
             "Stopped, with {} connections open. There were {opened} since the start, and \

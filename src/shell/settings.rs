@@ -279,10 +279,13 @@ impl Settings {
         }
     }
 
-    /// That there are no workers, and why.
+    /// How access is checked.
     pub fn log_means(&self) {
-        if let Means::Plain(reason) = self.means.value {
-            info!("Each access check is run in a PHP process of its own: {reason}.");
+        match self.means.value {
+            Means::Workers(_) => info!("Access is checked by {}.", self.means.value),
+            Means::Plain(reason) => {
+                info!("Each access check is run in a PHP process of its own: {reason}.");
+            }
         }
     }
 
@@ -469,19 +472,11 @@ mod tests {
     #[test]
     fn the_file_that_is_shipped_tells_the_defaults() {
         const SHIPPED: &str = include_str!("../../packaging/config.toml");
-        let told = Own::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
-        // What is no default there, but an example.
-        let told = Own {
-            php: None,
-            log_file: None,
-            max_per_address: None,
-            trusted_proxies: None,
-            origins: None,
-            max_checks: None,
-            control: None,
-            metrics: None,
-            ..told
-        };
+        // Where the text tells a default, the value is an example.
+        let is_default = |it: &&str| !it.contains("Default:") && !it.contains("\nespocrm =");
+        let defaults = SHIPPED.split("\n\n").filter(is_default).collect::<Vec<_>>().join("\n");
+        let told = Own::from_toml(&defaults.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        assert!(told.max_connections.is_some() && told.worker.is_some());
         let facts = Facts::new(serde_json::Map::new(), &json!({}));
         let default = Settings::resolve(&Layers::default(), &facts).unwrap();
         let resolved = Settings::resolve(&Layers::of_flags(told), &facts).unwrap();

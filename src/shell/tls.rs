@@ -1,22 +1,32 @@
 //! Our own TLS: certificate and key as EspoCRM's configuration names them.
 
+mod validity;
+
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64ct::{Base64, Encoding};
+use log::{info, warn};
 use pkcs8::EncryptedPrivateKeyInfo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::{ServerConfig, ServerConnection};
 
+use super::clock;
 use super::fatal::{Fatal, Result};
 use super::settings::TlsFiles;
+use crate::core::time::Date;
 
 /// What a TLS connection is begun with: TLS 1.2 and 1.3, one certificate.
 #[derive(Clone)]
-pub struct Acceptor(Arc<ServerConfig>);
+pub struct Acceptor {
+    config: Arc<ServerConfig>,
+    certificate: PathBuf,
+    /// The last moment at which the certificate is valid, if that could be read.
+    end: Option<Date>,
+}
 
 const CERTIFICATE: &str = "webSocketSslCertificateFile";
 const KEY: &str = "webSocketSslCertificateLocalPrivateKey";
@@ -44,6 +54,7 @@ impl Acceptor {
                 private_key(&path, KEY, &read(&path, KEY)?, files.passphrase.as_deref())?
             }
         };
+        let end = chain.first().and_then(|certificate| validity::end(certificate));
         let config = config(chain, key).map_err(|error| {
             let why = match error {
                 rustls::Error::InconsistentKeys(_) => "it does not belong to the key".to_owned(),
@@ -51,7 +62,22 @@ impl Acceptor {
             };
             trouble(&path, CERTIFICATE, &why)
         })?;
-        Ok(Self(Arc::new(config)))
+        Ok(Self { config: Arc::new(config), certificate: path, end })
+    }
+
+    /// Tells until when the certificate is valid, unless it is that of `before`.
+    pub fn log_validity(&self, before: Option<&Self>) {
+        let Some(end) = self.end else { return };
+        let path = self.certificate.display();
+        if end < Date(clock::unix_millis()) {
+            warn!(
+                "The certificate {path} is not valid since {}: browsers do not connect. Renew it; the \
+                 new one is noticed.",
+                end.day()
+            );
+        } else if before.is_none_or(|before| before.end != self.end) {
+            info!("The certificate {path} is valid until {}.", end.day());
+        }
     }
 
     /// Begins a connection.
@@ -60,7 +86,7 @@ impl Acceptor {
     /// None that a peer could cause.
     pub fn accept(&self) -> io::Result<ServerConnection> {
         let mut connection =
-            ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
+            ServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other)?;
         // What waits to be sent waits in our outbox, where it is shared and counted.
         connection.set_buffer_limit(Some(16 * 1024));
         Ok(connection)

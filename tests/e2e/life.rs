@@ -1,7 +1,9 @@
 //! Starting, reloading, stopping.
 
 mod mishaps;
+mod own_file;
 mod reloading;
+mod said;
 mod settings;
 mod starting;
 mod stopping;

@@ -46,6 +46,7 @@ macro_rules! on_each_release {
 
 mod adopt;
 mod install;
+mod operate;
 mod remove;
 mod rpm;
 mod service;

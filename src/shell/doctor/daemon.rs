@@ -69,7 +69,12 @@ fn judge(answer: Result<()>, port: &Port, service: &str) -> Finding {
 }
 
 /// What it says at its control socket.
-pub fn ask(doctor: &Doctor, case: &Case, serves: bool) -> (Option<Control>, Finding) {
+pub fn ask(
+    doctor: &Doctor,
+    case: &Case,
+    serves: bool,
+    holder: Option<u32>,
+) -> (Option<Control>, Finding) {
     const STEP: &str = "control";
     let asked = client(doctor, case).and_then(|client| {
         let answer = client.get("/status")?;
@@ -79,7 +84,7 @@ pub fn ask(doctor: &Doctor, case: &Case, serves: bool) -> (Option<Control>, Find
         Ok((client, answer)) => {
             let said = Said::of(&answer);
             let root = case.espocrm.root().display().to_string();
-            let finding = said.judge(&root, &case.settings.listen().to_string());
+            let finding = said.judge(&root, &case.settings.listen().to_string(), holder);
             (Some(Control { client, said }), finding)
         }
         Err(error) if serves => {
@@ -117,7 +122,8 @@ impl Said {
         }
     }
 
-    fn judge(&self, root: &str, listen: &str) -> Finding {
+    /// `holder`: the daemon that holds the port for browsers.
+    fn judge(&self, root: &str, listen: &str, holder: Option<u32>) -> Finding {
         const STEP: &str = "control";
         let found = format!(
             "The daemon says: up for {}, {} connections",
@@ -137,6 +143,16 @@ impl Said {
                 format!("{found}; but it listens at {}, not at {listen}", self.listen),
                 "The settings have changed since it was started, or it was started with others: \
                  restart it. Under espocrm-websocket.socket of systemd it is that unit that counts.",
+            );
+        }
+        if let (Some(pid), Some(holder)) = (self.pid, holder)
+            && pid != holder
+        {
+            return Finding::doubt(
+                STEP,
+                format!("{found}; but it is process {pid}, and the port is held by {holder}"),
+                "Two daemons run. Stop the one that is not wanted; a second EspoCRM needs ports of \
+                 its own.",
             );
         }
         if self.version != env!("CARGO_PKG_VERSION") {
@@ -185,7 +201,7 @@ mod tests {
         );
         let said = || Said::of(answer.as_bytes());
         assert_eq!((said().pid, said().connections), (Some(7), 3));
-        let finding = said().judge("/e", "127.0.0.1:1");
+        let finding = said().judge("/e", "127.0.0.1:1", Some(7));
         assert!(finding.is_good(), "{}", finding.found);
         assert!(finding.found.ends_with("up for 8 min, 3 connections"), "{}", finding.found);
         for (said, expected) in [
@@ -194,10 +210,11 @@ mod tests {
             (Said { version: "0.0.9".to_owned(), ..said() }, "version 0.0.9"),
             (Said { troubles: vec!["x".to_owned()], ..said() }, "troubles"),
         ] {
-            let finding = said.judge("/e", "127.0.0.1:1");
+            let finding = said.judge("/e", "127.0.0.1:1", None);
             assert_eq!(finding.state, State::Doubt);
             assert!(finding.found.contains(expected), "{}", finding.found);
         }
+        assert_eq!(said().judge("/e", "127.0.0.1:1", Some(8)).state, State::Doubt);
         assert_eq!(Said::of(b"x"), Said::default());
         assert_eq!([0, 7_200, 1_000_000].map(lasting), ["0 s", "2 h", "11 days"]);
     }

@@ -180,7 +180,7 @@ mod tests {
         let is_own =
             |address: IpAddr| address.is_loopback() || address == IpAddr::from([10, 0, 0, 5]);
         let finding = meet(to, at, &mut addresses, &is_own);
-        (finding.state, finding.found)
+        (finding.state, finding.found.into_owned())
     }
 
     #[test]

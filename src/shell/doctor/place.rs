@@ -48,7 +48,7 @@ impl Place {
         Ok(Self { port, path: path.to_owned(), ..place })
     }
 
-    fn parse(tls: bool, rest: &str, default: u16) -> Option<Self> {
+    pub fn parse(tls: bool, rest: &str, default: u16) -> Option<Self> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at_checked(end)?;
         // Not to be told to anybody.
@@ -83,7 +83,7 @@ impl Place {
     }
 
     /// As a browser sends it: without a default port.
-    fn host_header(&self) -> String {
+    pub fn host_header(&self) -> String {
         let default = if self.tls { 443 } else { 80 };
         if self.port == default {
             self.host.clone()
@@ -100,6 +100,11 @@ impl Place {
              Upgrade: websocket\r\nOrigin: {origin}\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: wamp\r\n\r\n"
         );
+        self.visit(&request)
+    }
+
+    /// The task of sending this request to it.
+    pub fn visit(&self, request: &str) -> Value {
         let request = Base64::encode_string(request.as_bytes());
         json!({
             "task": "visit", "host": self.host, "port": self.port, "tls": self.tls,

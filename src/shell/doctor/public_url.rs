@@ -46,7 +46,7 @@ pub fn look(
     let site = case.facts.text("siteUrl").unwrap_or_default();
     let url = case.facts.text("webSocketUrl");
     let (place, finding) = address(&site, url.as_deref(), daemon);
-    report.add(finding);
+    report.add(redirected(&site, case, stop).unwrap_or(finding));
     let Some(place) = place else {
         report.skip(&[(STEP, "The address for browsers")], "there is none");
         return None;
@@ -69,6 +69,25 @@ pub fn look(
             None
         }
     }
+}
+
+/// EspoCRM's siteUrl is http, but browsers are sent to https: their pages may then not connect to what
+/// is made of it.
+fn redirected(site: &str, case: &Case, stop: Stop<'_>) -> Option<Finding> {
+    let (scheme, rest) = site.split_once("://")?;
+    let place = Place::parse(false, rest, 80).filter(|_| scheme.eq_ignore_ascii_case("http"))?;
+    let (path, host) = (&place.path, place.host_header());
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let visit = Visit::of(&php::ask(&case.espocrm, &place.visit(&request), stop).ok()?);
+    let to = visit.header("Location").filter(|it| it.starts_with("https://"))?;
+    matches!(visit.status()?, 301..=308).then(|| {
+        Finding::bad(
+            ADDRESS,
+            format!("EspoCRM's siteUrl is {site}, but browsers are sent on to {to}"),
+            "Their pages may then not connect to ws://. Set siteUrl to https:// in EspoCRM, \
+             Administration, Settings: pages then connect to wss://SITE/wss.",
+        )
+    })
 }
 
 /// Which address a browser makes of EspoCRM's settings, and whether it makes sense.

@@ -1,5 +1,6 @@
 //! What was found, step by step.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use serde_json::{Map, Value};
@@ -25,9 +26,9 @@ pub struct Finding {
     /// Its name, for machines.
     pub step: &'static str,
     pub state: State,
-    pub found: String,
+    pub found: Cow<'static, str>,
     /// What to do, in lines.
-    pub fix: String,
+    pub fix: Cow<'static, str>,
 }
 
 /// All findings, told as they come.
@@ -37,20 +38,37 @@ pub struct Report {
 }
 
 impl Finding {
-    pub fn good(step: &'static str, found: impl Into<String>) -> Self {
-        Self { step, state: State::Good, found: found.into(), fix: String::new() }
+    pub fn good(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(step, State::Good, found.into(), Cow::Borrowed(""))
     }
 
-    pub fn unknown(step: &'static str, found: impl Into<String>) -> Self {
-        Self { state: State::Unknown, ..Self::good(step, found) }
+    pub fn unknown(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(step, State::Unknown, found.into(), Cow::Borrowed(""))
     }
 
-    pub fn doubt(step: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { state: State::Doubt, fix: fix.into(), ..Self::good(step, found) }
+    pub fn doubt(
+        step: &'static str,
+        found: impl Into<Cow<'static, str>>,
+        fix: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::new(step, State::Doubt, found.into(), fix.into())
     }
 
-    pub fn bad(step: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { state: State::Bad, fix: fix.into(), ..Self::good(step, found) }
+    pub fn bad(
+        step: &'static str,
+        found: impl Into<Cow<'static, str>>,
+        fix: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::new(step, State::Bad, found.into(), fix.into())
+    }
+
+    fn new(
+        step: &'static str,
+        state: State,
+        found: Cow<'static, str>,
+        fix: Cow<'static, str>,
+    ) -> Self {
+        Self { step, state, found, fix }
     }
 
     pub fn is_good(&self) -> bool {
@@ -82,7 +100,7 @@ impl Finding {
             State::Unknown => "unknown",
         };
         let fix = Some(&self.fix).filter(|fix| !fix.is_empty());
-        let fix = fix.map_or(Value::Null, |fix| fix.as_str().into());
+        let fix = fix.map_or(Value::Null, |fix| fix.to_string().into());
         let mut object = Map::new();
         object.insert("step".to_owned(), self.step.into());
         object.insert("state".to_owned(), state.into());

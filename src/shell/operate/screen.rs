@@ -65,11 +65,11 @@ pub fn screen(status: &Json, before: Option<(&Json, Duration)>) -> Vec<String> {
             format!("waiting {}", count(status, "/checks/queued")),
         ],
     );
-    for kind in ["login", "subscription", "review"] {
+    for (kind, label) in [("login", "  login"), ("subscription", "  topic"), ("review", "  review")]
+    {
         let of_kind = format!("/checks/{kind}");
-        let label = format!("  {kind}");
         if status.pointer(&of_kind).is_some_and(|counts| sum(counts) > 0) {
-            screen.row(&label, &counted(status, &of_kind));
+            screen.row(label, &counted(status, &of_kind));
         }
     }
     let php = Duration::from_millis(number(status, "/checks/php_cpu_milliseconds"));

@@ -74,6 +74,9 @@ impl Accepting {
     }
 
     pub fn replace_acceptor(&mut self, acceptor: Option<Acceptor>) {
+        if let Some(new) = &acceptor {
+            new.log_validity(self.acceptor.as_ref());
+        }
         self.acceptor = acceptor;
     }
 
@@ -152,9 +155,9 @@ impl Server {
         let limit = self.settings.max_connections.value;
         let over_limit = self.conns.len() >= limit;
         if over_limit {
-            if let Some(count) = self.bursts.count(Cause::OverLimit, self.now) {
+            if self.bursts.begins(Cause::OverLimit, self.now) {
                 warn!(
-                    "The limit of {limit} connections is reached; {count} were turned away and will \
+                    "The limit of {limit} connections is reached: further ones are turned away and \
                      try again. Raise max_connections, or find out who opens so many."
                 );
             }
@@ -207,11 +210,10 @@ impl Server {
         if newcomers.len() > MAX_HANDSHAKES
             && let Some(oldest) = newcomers.pop_front()
         {
-            if let Some(count) = self.bursts.count(Cause::Handshakes, self.now) {
+            if self.bursts.begins(Cause::Handshakes, self.now) {
                 warn!(
                     "{MAX_HANDSHAKES} connections have not completed their upgrade: the slowest \
-                     are ended, {count} since this was last said. Somebody may want to keep \
-                     browsers from connecting."
+                     are ended. Somebody may want to keep browsers from connecting."
                 );
             }
             self.end(oldest, End::HandshakeLimit);
@@ -222,7 +224,7 @@ impl Server {
     /// again.
     fn pause(&mut self, error: &io::Error) {
         self.stats.accept_failures += 1;
-        if self.bursts.count(Cause::NoDescriptor, self.now).is_some() {
+        if self.bursts.begins(Cause::NoDescriptor, self.now) {
             warn!(
                 "Connections cannot be accepted for the moment: {error}. Raise LimitNOFILE in the \
                  unit, or lower max_connections."

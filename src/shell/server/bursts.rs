@@ -49,18 +49,18 @@ struct Burst {
 const INTERVAL: Duration = Duration::from_secs(60);
 
 impl Bursts {
-    /// Counts it; says how many there were since the last time if it is to be told now. That is at
-    /// once, and then once a minute.
-    pub fn count(&mut self, cause: Cause, now: Time) -> Option<u64> {
-        let Some(burst) = self.0.get_mut(&cause) else {
-            self.0.insert(cause, Burst { told: now, untold: 0 });
-            return Some(1);
-        };
-        burst.untold += 1;
-        (now.since(burst.told) >= INTERVAL).then(|| {
-            burst.told = now;
-            std::mem::take(&mut burst.untold)
-        })
+    /// Counts it. Whether it is to be told now: it has not happened for a minute. Otherwise
+    /// [`tell`](Self::tell) tells how often it has.
+    pub fn begins(&mut self, cause: Cause, now: Time) -> bool {
+        self.tell(now);
+        if let Some(burst) = self.0.get_mut(&cause)
+            && now.since(burst.told) < INTERVAL
+        {
+            burst.untold += 1;
+            return false;
+        }
+        self.0.insert(cause, Burst { told: now, untold: 0 });
+        true
     }
 
     /// When something is to be told that has not been; never, if all has.
@@ -69,11 +69,16 @@ impl Bursts {
         untold.map(|burst| burst.told.after(INTERVAL)).min()
     }
 
-    /// Tells how often it has happened since the last time, when that is over or goes on in silence.
+    /// Tells of whatever was told a minute ago how often it has happened since.
     pub fn tell(&mut self, now: Time) {
         for (cause, count) in self.take_due(now) {
             log!(cause.level(), "{count} more since that was said: {cause}.");
         }
+    }
+
+    /// Tells at the end what has not been told.
+    pub fn tell_all(&mut self) {
+        self.tell(Time::from_millis(u64::MAX));
     }
 
     fn take_due(&mut self, now: Time) -> Vec<(Cause, u64)> {
@@ -141,32 +146,44 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_told_once_a_minute() {
+    fn a_burst_is_told_when_it_begins_and_each_cause_for_itself() {
         let mut bursts = Bursts::default();
-        let mut count = |millis| bursts.count(Cause::Slow, at(millis));
-        assert_eq!(count(5), Some(1));
-        assert_eq!(count(6), None);
-        assert_eq!(count(60_004), None);
-        assert_eq!(count(60_005), Some(3));
-        assert_eq!(count(60_006), None);
-        assert_eq!(count(900_000), Some(2));
-        assert_eq!(bursts.count(Cause::Memory, at(900_001)), Some(1));
+        let mut begins = |cause, millis| bursts.begins(cause, at(millis));
+        assert!(begins(Cause::Slow, 5));
+        assert!(!begins(Cause::Slow, 6));
+        assert!(begins(Cause::Memory, 7));
+        assert!(!begins(Cause::Slow, 60_004));
+        assert!(begins(Cause::Slow, 60_005));
+        assert!(!begins(Cause::Slow, 60_006));
+        assert!(begins(Cause::Slow, 900_000));
+        assert!(begins(Cause::Memory, 900_000));
+    }
+
+    #[test]
+    fn what_was_only_counted_is_told_at_the_end() {
+        let mut bursts = Bursts::default();
+        for millis in [5, 6, 7] {
+            bursts.begins(Cause::Slow, at(millis));
+        }
+        bursts.begins(Cause::Tls, at(8));
+        assert_eq!(bursts.take_due(at(u64::MAX)), [(Cause::Slow, 2)]);
+        assert_eq!(bursts.take_due(at(u64::MAX)), []);
     }
 
     #[test]
     fn how_a_burst_went_on_is_told_when_it_is_over() {
         let mut bursts = Bursts::default();
         assert_eq!(bursts.next_due(), None);
-        bursts.count(Cause::Slow, at(1_000));
-        bursts.count(Cause::Tls, at(2_000));
+        bursts.begins(Cause::Slow, at(1_000));
+        bursts.begins(Cause::Tls, at(2_000));
         assert_eq!(bursts.next_due(), None);
-        bursts.count(Cause::Tls, at(3_000));
+        bursts.begins(Cause::Tls, at(3_000));
         assert_eq!(bursts.next_due(), Some(at(62_000)));
         assert_eq!(bursts.take_due(at(61_999)), []);
         assert_eq!(bursts.take_due(at(62_000)), [(Cause::Tls, 1)]);
         assert_eq!(bursts.next_due(), None);
         // It is told at once when it begins anew, and nothing is kept of what is over.
         assert!(bursts.0.is_empty());
-        assert_eq!(bursts.count(Cause::Tls, at(62_001)), Some(1));
+        assert!(bursts.begins(Cause::Tls, at(62_001)));
     }
 }

@@ -61,23 +61,23 @@ impl Server {
             Excess::Senders(..) => Cause::BusSenders,
             Excess::Memory(_) => Cause::BusMemory,
         };
-        let Some(count) = self.bursts.count(cause, self.now) else { return };
+        if !self.bursts.begins(cause, self.now) {
+            return;
+        }
         let endpoint = self.bus.endpoint();
         match excess {
             Excess::Descriptors(_) => warn!(
                 "EspoCRM cannot be accepted at {endpoint} for the moment: there are no more \
-                 descriptors, or there is no memory ({count} times since this was last said). Raise \
-                 LimitNOFILE in the unit."
+                 descriptors, or there is no memory. Raise LimitNOFILE in the unit."
             ),
             Excess::Senders(senders, most) => warn!(
                 "The socket at {endpoint} for EspoCRM's messages is opened anew: {senders} senders \
-                 are connected to it, of at most {most} ({count} times since this was last said). \
-                 Find out who can reach it."
+                 are connected to it, of at most {most}. Find out who can reach it."
             ),
             Excess::Memory(bytes) => warn!(
                 "The socket at {endpoint} for EspoCRM's messages is opened anew: what it was sent \
-                 takes {bytes} bytes, of at most {MAX_ZEROMQ} ({count} times since this was last \
-                 said). Find out who can reach it, and sends so much."
+                 takes {bytes} bytes, of at most {MAX_ZEROMQ}. Find out who can reach it, and sends \
+                 so much."
             ),
         }
     }

@@ -32,11 +32,11 @@ impl Server {
         }
         if full == QueueFull::ForUser
             && urgency == Urgency::Subscription
-            && let Some(count) = self.bursts.count(Cause::UserFull, self.now)
+            && self.bursts.begins(Cause::UserFull, self.now)
         {
             warn!(
                 "User {user} wants so many topics at once that {MAX_WAITING_OF_USER} checks wait: \
-                 no more are taken for now. ({count} since this was last said.)"
+                 no more are taken for now."
             );
         }
         if full == QueueFull::ForUser || urgency == Urgency::Review {
@@ -44,10 +44,10 @@ impl Server {
             let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
             self.answers.push(Answer { ticket, verdict });
         } else {
-            if let Some(count) = self.bursts.count(Cause::QueueFull, self.now) {
+            if self.bursts.begins(Cause::QueueFull, self.now) {
                 warn!(
-                    "Too many access checks wait for PHP: {count} tabs were sent away and will come \
-                     back. Find out why EspoCRM answers so slowly."
+                    "Too many access checks wait for PHP: tabs are sent away and will come back. Find \
+                     out why EspoCRM answers so slowly."
                 );
             }
             // Without a Close frame, so that it comes back and asks again.

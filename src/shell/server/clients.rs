@@ -52,11 +52,11 @@ impl Server {
         let limit = limit(self.settings.max_per_address.value);
         let before = self.addresses.count(client).connections;
         if before >= limit {
-            if let Some(count) = self.bursts.count(Cause::PerAddress, self.now) {
+            if self.bursts.begins(Cause::PerAddress, self.now) {
                 warn!(
-                    "The address {client} has {before} connections, and may have {limit}; {count} \
-                     were turned away since this was last said. If it is a proxy's, name it in \
-                     trusted_proxies; if it is that of many users, raise max_per_address."
+                    "The address {client} has {before} connections, and may have {limit}: \
+                     further ones are turned away. If it is a proxy's, name it in trusted_proxies; \
+                     if it is that of many users, raise max_per_address."
                 );
             }
             self.count_end(id, End::AddressLimit);
@@ -101,10 +101,10 @@ impl Server {
         let client = self.conn(id).and_then(|conn| conn.client);
         let logins = client.map_or(0, |client| self.addresses.count(client).logins);
         if let Some(client) = client.filter(|_| logins >= MAX_LOGINS_OF_ADDRESS) {
-            if let Some(count) = self.bursts.count(Cause::Logins, self.now) {
+            if self.bursts.begins(Cause::Logins, self.now) {
                 warn!(
-                    "{MAX_LOGINS_OF_ADDRESS} logins of the address {client} wait to be checked; \
-                     {count} more were told to come back since this was last said."
+                    "{MAX_LOGINS_OF_ADDRESS} logins of the address {client} wait to be checked: \
+                     further ones are told to come back."
                 );
             }
             self.count_end(id, End::LoginLimit);
@@ -124,10 +124,10 @@ impl Server {
         if connections < limit {
             return false;
         }
-        if let Some(count) = self.bursts.count(Cause::PerUser, self.now) {
+        if self.bursts.begins(Cause::PerUser, self.now) {
             warn!(
-                "User {} has {connections} connections, which is the limit; {count} were turned \
-                 away since this was last said. Raise max_per_user if so many are wanted.",
+                "User {} has {connections} connections, which is the limit: further ones are \
+                 turned away. Raise max_per_user if so many are wanted.",
                 user.escape_debug()
             );
         }
@@ -160,11 +160,11 @@ impl Server {
             return true;
         }
         self.count_end(id, End::Origin);
-        if let Some(count) = self.bursts.count(Cause::Origin, self.now) {
+        if self.bursts.begins(Cause::Origin, self.now) {
             let origin = head.origin().map_or("none".into(), String::from_utf8_lossy);
             warn!(
-                "A page was refused whose origin is not among origins: {}. ({count} since this was \
-                 last said.) If it is one of EspoCRM's, add it.",
+                "A page was refused whose origin is not among origins: {}. If it is one of \
+                 EspoCRM's, add it.",
                 origin.escape_debug()
             );
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use log::{info, warn};
+use log::{info, log};
 use mio::Token;
 
 use super::{Backend, Server};
@@ -31,8 +31,8 @@ const METRICS: &str = "text/plain; version=0.0.4";
 impl Server {
     /// Opens what is set of control socket and metrics' port.
     pub(super) fn open_control(&mut self) {
-        for warning in self.control.open(self.poll.registry(), &self.settings) {
-            warn!("{warning}");
+        for (level, text) in self.control.open(self.poll.registry(), &self.settings) {
+            log!(level, "{text}");
         }
         if let Some(path) = self.control.path() {
             info!("The control socket is {}.", path.display());

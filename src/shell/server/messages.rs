@@ -88,10 +88,10 @@ impl Server {
     fn reject(&mut self, rejection: Rejection) {
         self.stats.drop(rejection);
         self.show_rejection(rejection);
-        if let Some(count) = self.bursts.count(Cause::Rejected(rejection), self.now) {
+        if self.bursts.begins(Cause::Rejected(rejection), self.now) {
             warn!(
-                "A message that came by ZeroMQ was dropped: {rejection}. ({count} since this was \
-                 last said.) If EspoCRM did not send it, find out who can reach {}.",
+                "A message that came by ZeroMQ was dropped: {rejection}. If EspoCRM did not \
+                 send it, find out who can reach {}.",
                 self.bus.endpoint()
             );
         }

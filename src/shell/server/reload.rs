@@ -22,6 +22,8 @@ pub struct Espocrm {
     pub(super) installation: Installation,
     pub(super) router: Option<Router>,
     layers: Layers,
+    /// The version of the PHP that was asked first.
+    php_version: String,
     watch: Watch,
     reading: Reading,
     /// They could not be read since they have changed; when that is tried again.
@@ -70,6 +72,7 @@ impl Espocrm {
             installation,
             router: None,
             layers,
+            php_version: facts.php.clone(),
             watch,
             reading: Reading::No,
             outdated: None,
@@ -79,7 +82,12 @@ impl Espocrm {
             next_look: Time::default().after(LOOK_INTERVAL),
             rest_until: Time::default(),
         };
+        let asked = espocrm.installation.clone();
         let settings = espocrm.resolve(&facts)?;
+        if espocrm.installation != asked {
+            // That of another one.
+            espocrm.php_version.clear();
+        }
         Ok((espocrm, settings))
     }
 
@@ -87,6 +95,22 @@ impl Espocrm {
     #[must_use]
     pub fn root(&self) -> &Path {
         self.installation.root()
+    }
+
+    /// The PHP that checks access, with its version if that is known.
+    #[must_use]
+    pub fn php(&self) -> String {
+        let php = self.installation.php().display();
+        match &*self.php_version {
+            "" => format!("PHP {php}"),
+            version => format!("PHP {version} ({php})"),
+        }
+    }
+
+    /// Our configuration file, if there is one.
+    #[must_use]
+    pub fn file_name(&self) -> Option<&Path> {
+        self.layers.file_name()
     }
 
     /// The user who owns its data.
@@ -363,7 +387,12 @@ impl Server {
         let asked_for = self.was_asked_for();
         if new != self.settings {
             let count = new.categories.iter().count();
-            info!("EspoCRM's settings have changed: EspoCRM {}, {count} categories.", new.version);
+            let changes = new.changes_from(&self.settings);
+            let changes = if changes.is_empty() { changes } else { format!(" Now: {changes}.") };
+            let version = &new.version;
+            info!(
+                "EspoCRM's settings have changed: EspoCRM {version}, {count} categories.{changes}"
+            );
         } else if asked_for {
             info!("EspoCRM's settings have not changed.");
         }
@@ -375,6 +404,8 @@ impl Server {
             self.open_control();
         }
         self.apply_to_hub();
+        // They may hold less from now on.
+        self.shed();
     }
 
     fn listen(&mut self, settings: &Settings) -> Result<()> {

@@ -11,6 +11,7 @@ use crate::core::id::ConnId;
 use crate::core::limits::MAX_OUTBOX;
 use crate::core::stats::End;
 use crate::shell::conn::{Conn, Overdue, Phase};
+use crate::shell::settings::Size;
 use crate::shell::stream::Written;
 use crate::shell::sys;
 
@@ -87,12 +88,13 @@ impl Server {
             && let Some((holds, id)) = holders.pop()
         {
             held -= holds;
-            if let Some(count) = self.bursts.count(Cause::Memory, self.now) {
+            if self.bursts.begins(Cause::Memory, self.now) {
                 let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
                 warn!(
-                    "Connections together hold more than {limit} bytes of what is incomplete or \
-                     waits to be written. Those that hold the most are disconnected: {count} since \
-                     this was last said, now one of user {user} with {holds} bytes."
+                    "Connections together hold more than {} of what is incomplete or waits to be \
+                     written. Those that hold the most are disconnected, first one of user {user} \
+                     with {holds} bytes. Raise max_buffered if this is said often.",
+                    Size::bytes(limit)
                 );
             }
             self.end(id, End::Memory);
@@ -269,22 +271,21 @@ impl Server {
     /// A reader that cannot keep up is ended; its tab comes back.
     pub(super) fn too_slow(&mut self, id: ConnId) {
         let waiting = self.conn(id).map_or(0, |conn| conn.outbox.bytes());
-        if let Some(count) = self.bursts.count(Cause::Slow, self.now) {
+        if self.bursts.begins(Cause::Slow, self.now) {
             warn!(
                 "A browser could not keep up with what it was sent: {waiting} bytes waited for it, \
-                 of at most {MAX_OUTBOX}. It was disconnected and will come back. ({count} since \
-                 this was last said.)"
+                 of at most {MAX_OUTBOX}. It was disconnected and will come back."
             );
         }
         self.end(id, End::Slow);
     }
 
     pub(super) fn no_tls(&mut self, error: &io::Error) {
-        if let Some(count) = self.bursts.count(Cause::Tls, self.now) {
+        if self.bursts.begins(Cause::Tls, self.now) {
             info!(
-                "A TLS handshake failed: {error}. ({count} since this was last said.) If browsers \
-                 cannot connect: the port speaks TLS, so the address must begin with wss://, and \
-                 the certificate must be valid for the site's name."
+                "A TLS handshake failed: {error}. If browsers cannot connect: the port speaks TLS, \
+                 so the address must begin with wss://, and the certificate must be valid for the \
+                 site's name."
             );
         }
     }

@@ -73,11 +73,10 @@ impl Server {
                 (introduction.client, upgrading.introduced(introduction.length))
             }
             Err(Malformed) => {
-                if let Some(count) = self.bursts.count(Cause::Introduction, self.now) {
+                if self.bursts.begins(Cause::Introduction, self.now) {
                     warn!(
                         "A trusted proxy began a connection without a header of the PROXY \
-                         protocol. ({count} since this was last said.) Turn it on in the proxy, or \
-                         proxy_protocol off here."
+                         protocol. Turn it on in the proxy, or proxy_protocol off here."
                     );
                 }
                 return self.end(id, End::ProxyHeader);
@@ -129,13 +128,10 @@ impl Server {
     }
 
     fn refuse(&mut self, id: ConnId, refusal: Refusal) {
-        if refusal != Refusal::Unavailable
-            && let Some(count) = self.bursts.count(Cause::Refused, self.now)
-        {
+        if refusal != Refusal::Unavailable && self.bursts.begins(Cause::Refused, self.now) {
             info!(
-                "A request that opens no WebSocket was refused: {refusal}. ({count} since this was \
-                 last said.) If browsers cannot connect, the proxy in front does not pass the \
-                 upgrade on."
+                "A request that opens no WebSocket was refused: {refusal}. If browsers cannot \
+                 connect, the proxy in front does not pass the upgrade on."
             );
         }
         // Of one that came when there were too many that was said before.

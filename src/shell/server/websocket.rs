@@ -72,12 +72,12 @@ impl Server {
 
     /// A peer that sends so much is no browser, or one that has gone wild.
     fn flooded(&mut self, id: ConnId) {
-        if let Some(count) = self.bursts.count(Cause::Flooded, self.now) {
+        if self.bursts.begins(Cause::Flooded, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
             warn!(
                 "A tab of user {user} sent more than {MAX_FRAMES_PER_SECOND} messages or \
                  {MAX_CONTROL_FRAMES_PER_SECOND} pings in a second. It was closed, and stays so until \
-                 its page is reloaded. ({count} since this was last said.)"
+                 its page is reloaded."
             );
         }
         self.close(id, CloseReason::Flood);
@@ -157,11 +157,11 @@ impl Server {
 
     pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
         self.stats.leave_out(LimitHit::Subscriptions);
-        if let Some(count) = self.bursts.count(Cause::TooManySubscriptions, self.now) {
+        if self.bursts.begins(Cause::TooManySubscriptions, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)");
             warn!(
                 "A tab of user {user} wants more than {MAX_SUBSCRIPTIONS} subscriptions: no more \
-                 are taken. ({count} since this was last said.)"
+                 are taken."
             );
         }
     }

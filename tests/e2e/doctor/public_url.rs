@@ -245,6 +245,20 @@ fn a_daemon_with_tls_of_its_own() {
 }
 
 #[test]
+fn a_site_that_sends_browsers_on_to_https() {
+    let plain = answer_by(b"HTTP/1.1 301 Moved\r\nLocation: https://crm.example.org/\r\n\r\n");
+    let mut site = Site::without_proxy();
+    site.serve();
+    site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
+    site.url(&format!("ws://localhost:{}/", site.port.address().port()));
+    let diagnosis = site.examine();
+    diagnosis.only_failure("address", &["sent on to https://crm.example.org/", "siteUrl to https"]);
+    let plain = answer_by(b"HTTP/1.1 200 OK\r\n\r\n");
+    site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
+    assert_eq!(site.examine().status, 0);
+}
+
+#[test]
 fn addresses_that_make_no_sense() {
     let mut site = Site::healthy();
     site.url("https://localhost/wss");

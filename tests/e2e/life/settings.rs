@@ -180,7 +180,7 @@ fn espocrms_later_files_win() {
 }
 
 /// What is shown for a stand-in.
-fn config(standin: &Standin, flags: &[&str]) -> String {
+pub fn config(standin: &Standin, flags: &[&str]) -> String {
     let mut command = command();
     command.arg("config").arg("--espocrm").arg(standin.path()).args(flags);
     if !flags.contains(&"--config") {
@@ -192,7 +192,7 @@ fn config(standin: &Standin, flags: &[&str]) -> String {
 }
 
 /// Value and source in the line of this name.
-fn row<'a>(shown: &'a str, name: &str) -> (&'a str, &'a str) {
+pub fn row<'a>(shown: &'a str, name: &str) -> (&'a str, &'a str) {
     let line = shown.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
     let (_, rest) = line.split_at(name.len());
     let (value, source) = rest.trim().split_once("  ").unwrap();

@@ -284,7 +284,7 @@ fn mistakes_on_the_command_line_are_named() {
     }
     let mut command = command();
     command.arg("html");
-    expect_refusal(command, &["html is no command", "a directory is written with a slash"]);
+    expect_refusal(command, &["there is no command html", "a directory is written with a slash"]);
 }
 
 /// The command that would serve a stand-in.

@@ -1,5 +1,7 @@
 //! Certificates are renewed while the daemon runs.
 
+use std::process::Command;
+
 use serde_json::json;
 
 use super::authority::{Authority, EC, Issued, RSA};
@@ -145,4 +147,43 @@ fn the_log_says_that_the_port_speaks_tls() {
     plain.read_to_end();
     let line = daemon.wait_for("A TLS handshake failed");
     assert!(line.contains("wss://"), "{line}");
+}
+
+#[test]
+fn it_is_said_until_when_a_certificate_is_valid() {
+    let authority = Authority::new();
+    let installed = authority.issue("server", EC);
+    let mut standin = Standin::new();
+    secure(&mut standin, &installed);
+    let mut daemon = Daemon::start(&standin);
+    let certificate = installed.certificate.display().to_string();
+    let told = format!("The certificate {certificate} is valid until {}.", end(&installed));
+    daemon.wait_for(&told);
+    // The same one is not worth a word, but one that is valid for longer is.
+    daemon.reload("have not changed");
+    assert_eq!(daemon.count(&told), 1);
+    sign(&authority, 400);
+    daemon.reload(&format!("is valid until {}.", end(&installed)));
+    sign(&authority, 0);
+    let told = daemon.reload("is not valid since");
+    assert!(told.contains("[WARN ]") && told.contains(&end(&installed)), "{told}");
+}
+
+/// Renews `server.pem` with its key.
+fn sign(authority: &Authority, days: usize) {
+    authority.openssl(&format!(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial {} -extfile openssl.cnf \
+         -extensions server -days {days} -out new.pem",
+        1_000 + days
+    ));
+    std::fs::rename(authority.path("new.pem"), authority.path("server.pem")).unwrap();
+}
+
+/// The last day of a certificate, as openssl tells it.
+fn end(issued: &Issued) -> String {
+    let mut openssl = Command::new("openssl");
+    openssl.args(["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"]);
+    let told = openssl.arg(&issued.certificate).output().unwrap().stdout;
+    let told = String::from_utf8(told).unwrap();
+    told.strip_prefix("notAfter=").unwrap()[..10].to_owned()
 }

@@ -1,0 +1,155 @@
+//! What the log says of the daemon itself, and how it is kept short.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, DEADLINE, Daemon, Standin, command, eventually};
+
+#[test]
+fn the_start_tells_what_was_found_and_what_will_be_done() {
+    let standin = Standin::new();
+    let file = standin.path().join("own.toml");
+    std::fs::write(&file, "listen = '127.0.0.1'\nmax_connections = 500\n").unwrap();
+    let mut program = command();
+    program.args(["run", "--espocrm"]).arg(standin.path()).arg("--config").arg(&file);
+    program.env("TMPDIR", standin.path());
+    let daemon = Daemon::spawn(program);
+    let php = Command::new("php").args(["-r", "echo PHP_VERSION;"]).output().unwrap();
+    let php = String::from_utf8(php.stdout).unwrap();
+    let log = daemon.log().join("\n");
+    let root = standin.path().canonicalize().unwrap();
+    for words in [
+        format!(" for EspoCRM 9.2.7 in {}, 6 categories, PHP {php} (php).", root.display()),
+        format!("The configuration file is {}.", file.display()),
+        "Access is checked by ".to_owned(),
+        format!("Browsers are served at ws://{}.", daemon.address),
+        format!("EspoCRM's messages are received at {}.", daemon.zeromq),
+        "At most 500 connections and ".to_owned(),
+    ] {
+        assert!(log.contains(&words), "{words}\n{log}");
+    }
+}
+
+/// The one that checks is another than the one that was asked first.
+#[test]
+fn of_a_php_that_has_not_been_asked_no_version_is_claimed() {
+    let mut standin = Standin::new();
+    let php = standin.php("named", "");
+    standin.config("phpExecutablePath", &*php);
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for(&format!(" 6 categories, PHP {php}."));
+    daemon.reload("have not changed");
+}
+
+#[test]
+fn a_reload_tells_what_has_changed_by_it() {
+    let mut standin = Standin::new();
+    let file = standin.path().join("own.toml");
+    std::fs::write(&file, "listen = '127.0.0.1'\nmax_per_user = 7\n").unwrap();
+    let mut program = command();
+    program.args(["run", "--espocrm"]).arg(standin.path()).arg("--config").arg(&file);
+    program.env("TMPDIR", standin.path());
+    let mut daemon = Daemon::spawn(program);
+    standin.config("webSocketDebugMode", true);
+    std::fs::write(&file, "listen = '127.0.0.1'\norigins = ['same-site']\n").unwrap();
+    let told = daemon.reload("settings have changed");
+    let (_, now) = told.split_once(" Now: ").unwrap();
+    assert_eq!(
+        now,
+        "debug true (EspoCRM: webSocketDebugMode), max_per_user 250 (default), \
+         origins http://localhost (configuration file)."
+    );
+    // Other categories are no setting of ours.
+    standin.custom_categories(&serde_json::json!({"more": {}}));
+    standin.clear_cache();
+    let told = daemon.reload("settings have changed");
+    assert!(told.ends_with(" 7 categories."), "{told}");
+}
+
+const OFF: &str = "EspoCRM's useWebSocket is off";
+
+#[test]
+fn a_line_that_comes_again_is_counted_until_another_one_comes() {
+    let mut standin = Standin::new();
+    standin.config("useWebSocket", false);
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for(OFF);
+    // Each time EspoCRM's configuration changes it is in doubt again: the first time after other
+    // lines. What is said in debug mode in between does not matter.
+    let read = "it is read again";
+    for number in 1..=3 {
+        // It differs by its length.
+        standin.config("odd", "x".repeat(number));
+        eventually("it is read again", || {
+            daemon.connect("alice").expect_silence();
+            daemon.count(read) == number
+        });
+    }
+    let lines = daemon.log().len();
+    assert_eq!(daemon.count(OFF), 2);
+    daemon.reload("settings are read again");
+    let log = daemon.log().split_off(lines);
+    let again = log.iter().position(|line| line.contains(&format!("2 more times: {OFF}"))).unwrap();
+    assert!(log[again].contains("[WARN ] "), "{log:#?}");
+    assert!(log[again + 1].contains("settings are read again"), "{log:#?}");
+    // After that line it is a new one.
+    daemon.wait_for_after(lines + again + 1, OFF);
+}
+
+/// Requests that open no WebSocket.
+fn refused(daemon: &Daemon, count: usize) {
+    for _ in 0..count {
+        let mut client = Client::tcp(daemon.address);
+        client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert!(client.read_to_end().starts_with(b"HTTP/1.1 426 "));
+    }
+}
+
+const REFUSED: &str = "A request that opens no WebSocket was refused";
+const MORE: &str = "more since that was said: requests that open no WebSocket were refused.";
+
+#[test]
+fn what_was_only_counted_is_told_at_the_end() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    refused(&daemon, 4);
+    assert_eq!(daemon.count(REFUSED), 1);
+    daemon.signal("TERM");
+    daemon.wait();
+    let line = daemon.wait_for(MORE);
+    assert!(line.ends_with(&format!("[INFO ] 3 {MORE}")), "{line}");
+}
+
+#[test]
+#[ignore = "takes more than a minute"]
+fn what_was_only_counted_is_told_within_a_minute_or_so_though_nothing_more_comes() {
+    let mut standin = Standin::new();
+    standin.config("useWebSocket", false);
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for(OFF);
+    refused(&daemon, 3);
+    patiently(|| daemon.count(MORE) > 0);
+    assert_eq!(daemon.count(&format!("2 {MORE}")), 1);
+    // And a line that came again, by a fold.
+    standin.config("odd", "x");
+    daemon.connect("alice").expect_silence();
+    standin.config("odd", "xx");
+    eventually("it is read again", || {
+        daemon.connect("alice").expect_silence();
+        daemon.count("it is read again") == 2
+    });
+    patiently(|| daemon.count(&format!(" times: {OFF}")) > 0);
+    // Then it sleeps.
+    let cpu = daemon.cpu();
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(daemon.cpu(), cpu);
+}
+
+/// Waits for what comes after a minute.
+fn patiently(condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60) + DEADLINE);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,75 @@
+//! What an administrator asks afterwards, as root.
+
+use serde_json::Value;
+
+use crate::container::{Container, Release};
+use crate::package::{CONFIG, installed};
+use crate::standin::PORT;
+use crate::tab::{self, UNIT};
+
+on_each_release! {
+    a_service_tells_how_it_is_to_root_and_to_nobody_else
+    a_further_service_is_asked_by_its_name
+    the_doctor_finds_fault_with_nothing_but_what_is_not_there
+}
+
+fn a_service_tells_how_it_is_to_root_and_to_nobody_else(release: Release) {
+    let container = installed(release);
+    let _tab = tab::open(PORT);
+    let status = container.run("espocrm-websocket status --json");
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["connections"]["open"], 1, "{status}");
+    let socket = "/run/espocrm-websocket/control.sock";
+    let owner = container.run(&format!("stat -c '%U %a' {socket}"));
+    assert_eq!(owner.trim(), "www-data 600");
+    let as_nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+    let refused = container.fail(&format!("{as_nobody} espocrm-websocket status"));
+    assert!(refused.contains("root"), "{refused}");
+    // The sandbox keeps nobody from being watched.
+    container.run(&format!("echo 'metrics = \"127.0.0.1:9170\"' >>{CONFIG}"));
+    container.run(&format!("systemctl reload {UNIT}"));
+    crate::support::eventually("metrics are told", || {
+        std::net::TcpStream::connect(tab::address(9170)).is_ok()
+    });
+    container.run(&format!("systemctl stop {UNIT}"));
+    assert!(!container.exists(socket));
+    let gone = container.fail("espocrm-websocket status");
+    assert!(gone.contains("systemctl status"), "{gone}");
+}
+
+fn a_further_service_is_asked_by_its_name(release: Release) {
+    let container = installed(release);
+    crate::standin::add_with(&container, "/srv/second", 8081, 5556);
+    container.run("espocrm-websocket setup --espocrm /srv/second --name second");
+    container.wait_until_active("espocrm-websocket@second.service");
+    let told = container.run("espocrm-websocket status --name second");
+    assert!(told.contains("/srv/second") && told.contains(":8081"), "{told}");
+    let told = container.run("espocrm-websocket status");
+    assert!(told.contains("/var/www/html") && !told.contains(":8081"), "{told}");
+}
+
+fn the_doctor_finds_fault_with_nothing_but_what_is_not_there(release: Release) {
+    let container = installed(release);
+    // An installer writes it.
+    container.write("/etc/hosts", "127.0.0.1 localhost\n");
+    let faults = |container: &Container| {
+        // A fault is no failure here.
+        let told = container.run("espocrm-websocket doctor --json 2>/dev/null || true");
+        let steps: Vec<Value> = serde_json::from_str(&told).unwrap();
+        assert!(steps.len() > 20, "{told}");
+        let bad = steps.into_iter().filter(|step| step["state"] == "failure");
+        let bad = bad.inspect(|step| eprintln!("{step}"));
+        bad.map(|step| step["step"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // Debian 13 has no ZeroMQ extension for PHP.
+    let expected: &[&str] = match release {
+        Release::Bookworm => &[],
+        Release::Trixie => &["zmq-command-line"],
+    };
+    assert_eq!(faults(&container), expected);
+    let before = container.main_pid(UNIT);
+    container.run(&format!("systemctl stop {UNIT}"));
+    assert!(faults(&container).len() > expected.len());
+    container.run(&format!("systemctl start {UNIT}"));
+    assert_ne!(container.main_pid(UNIT), before);
+}
