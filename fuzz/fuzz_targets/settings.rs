@@ -58,10 +58,13 @@ fn file(bytes: &[u8]) {
     match Own::from_toml(text) {
         Ok(own) => judge(&own, &Facts::new(Default::default(), &json!({"open": []}))),
         Err(error) => {
-            let number = error.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
-            let number: usize = number.unwrap().0.parse().unwrap();
-            assert!((1..=text.split('\n').count()).contains(&number), "{error}");
-            expect_plain(&error);
+            // One for each mistake.
+            for line in error.split('\n') {
+                let number = line.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
+                let number: usize = number.unwrap().0.parse().unwrap();
+                assert!((1..=text.split('\n').count()).contains(&number), "{error}");
+                expect_plain(line);
+            }
         }
     }
 }
