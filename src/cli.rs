@@ -8,6 +8,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::shell::adopt::Adopt;
 use crate::shell::doctor::Doctor;
+use crate::shell::espocrm::RunAs;
 use crate::shell::fatal::Fatal;
 use crate::shell::operate::{self, Operate};
 use crate::shell::settings::{Layers, Own};
@@ -49,6 +50,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Settings that win over those of the file.
     pub flags: Own,
+    /// As whom PHP runs.
+    pub run_as: RunAs,
 }
 
 /// The flags that are followed by a value, which is understood as in the configuration file.
@@ -103,6 +106,10 @@ Usage:
 Options:
   --espocrm DIR          EspoCRM's root directory
   --config FILE          our settings (default: /etc/espocrm-websocket/config.toml, if it exists)
+  --user USER            the user who runs EspoCRM's PHP when this runs as root, or, for setup and
+                         adopt, the whole service (default: the owner of EspoCRM's data/)
+  --allow-root           let PHP run as root where data/ belongs to root: only for containers that
+                         have no other user
   --php PATH             PHP's command line (default: EspoCRM's phpExecutablePath, or php)
   --listen ADDRESS       where browsers connect: 127.0.0.1, 0.0.0.0:8080, [::]:8080
                          (default: 0.0.0.0, and the port of EspoCRM's configuration)
@@ -183,6 +190,8 @@ impl Command {
                 Long("help") | Short('h') => return Ok(Self::Help),
                 Long("version") | Short('V') => return Ok(Self::Version),
                 Long("config") => options.config = Some(parser.value()?.into()),
+                Long("user") => options.run_as.user = Some(parser.value()?.string()?),
+                Long("allow-root") => options.run_as.allow_root = true,
                 Long("espocrm") => flags.espocrm = Some(parser.value()?.into()),
                 Long("php") => flags.php = Some(parser.value()?.into()),
                 Long("no-worker") => flags.worker = Some(false),
@@ -274,12 +283,13 @@ fn print(text: &str) -> fatal::Result<()> {
 
 impl Options {
     fn layers(self) -> fatal::Result<Layers> {
-        Layers::new(self.flags, self.config)
+        Ok(Layers::new(self.flags, self.config)?.run_as(self.run_as))
     }
 
     fn names_an_espocrm(&self) -> bool {
         let Own { espocrm, php, log_file, .. } = &self.flags;
         [&self.config, espocrm, php, log_file].into_iter().any(Option::is_some)
+            || self.run_as != RunAs::default()
     }
 }
 
@@ -296,7 +306,7 @@ mod tests {
     }
 
     fn at(dir: &str) -> Options {
-        Options { flags: Own { espocrm: Some(dir.into()), ..Own::default() }, config: None }
+        Options { flags: Own { espocrm: Some(dir.into()), ..Own::default() }, ..Options::default() }
     }
 
     #[test]
@@ -328,22 +338,35 @@ mod tests {
     }
 
     #[test]
+    fn the_user_of_php_is_named_by_flags() {
+        let run_as = RunAs { user: Some("web".to_owned()), allow_root: true, ..RunAs::default() };
+        let options = Options { run_as: run_as.clone(), ..at("/e") };
+        assert_eq!(command("health /e --user web --allow-root"), Ok(Command::Health(options)));
+        let Ok(Command::Doctor(doctor)) = command("doctor --user web --allow-root") else {
+            panic!()
+        };
+        assert_eq!(doctor.run_as, run_as);
+        assert!(command("demo --user web").is_err() && command("setup --allow-root").is_err());
+    }
+
+    #[test]
     fn setup_and_adopt_have_flags_of_their_own() {
         let Ok(Command::Setup(setup)) =
-            command("setup --espocrm /e --name n --at-install --root /image")
+            command("setup --espocrm /e --name n --user web --at-install --root /image")
         else {
             panic!()
         };
         let expected = Setup {
             espocrm: Some("/e".into()),
             name: Some("n".to_owned()),
+            user: Some("web".to_owned()),
             at_install: true,
             root: Some("/image".into()),
         };
         assert_eq!(setup, expected);
         let setup = Setup { at_install: false, ..expected };
         let expected = Adopt { unit: Some("crm.service".to_owned()), setup, undo: true };
-        let line = "adopt --undo crm --name n --espocrm /e --root /image";
+        let line = "adopt --undo crm --name n --user web --espocrm /e --root /image";
         assert_eq!(command(line), Ok(Command::Adopt(expected)));
         assert_eq!(command("setup -h"), Ok(Command::Help));
         assert_eq!(command("adopt --help"), Ok(Command::Help));
@@ -437,11 +460,12 @@ mod tests {
             "proxy-protocol",
             "no-worker",
             "debug",
+            "user",
+            "allow-root",
             "name",
             "at-install",
             "root",
             "undo",
-            "user",
             "watch",
             "json",
         ];

@@ -10,9 +10,8 @@ use std::path::Path;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use super::fatal::{Fatal, Result};
-use super::setup::{
-    Files, Machine, OldUnit, Plan, Setup, UNITS, absolute, drop_in_of, old_units, shell_word,
-};
+use super::setup::{Files, Machine, OldUnit, Plan, Setup, UNITS, absolute, drop_in_of, old_units};
+use super::shell_word::shell_word;
 use kept::Kept;
 
 /// Which unit, and what to do with it.
@@ -42,6 +41,7 @@ impl Adopt {
                 Long("help") | Short('h') => return Ok(None),
                 Long("espocrm") => adopt.setup.espocrm = Some(absolute(parser.value()?)),
                 Long("name") => adopt.setup.name = Some(parser.value()?.string()?),
+                Long("user") => adopt.setup.user = Some(parser.value()?.string()?),
                 Long("root") => adopt.setup.root = Some(parser.value()?.into()),
                 Long("undo") => adopt.undo = true,
                 Value(unit) if adopt.unit.is_none() => {
@@ -136,7 +136,7 @@ impl Adopt {
                  Name its directory:\n  espocrm-websocket adopt --espocrm DIR {name}"
             )));
         };
-        let setup = Setup { espocrm: Some(dir), name: self.setup.name.clone(), ..Setup::default() };
+        let setup = Setup { espocrm: Some(dir), root: None, ..self.setup.clone() };
         // With a directory there is always something to do.
         let plan = Plan::make(files, &setup, Some(&old.name))?;
         let plan = plan.ok_or_else(|| Fatal::new("There is nothing to do."))?;

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use lexopt::prelude::{Long, Short, ValueExt};
 
+use super::espocrm::RunAs;
 use super::fatal::{Fatal, Result};
 use super::health;
 use super::settings::Own;
@@ -46,6 +47,8 @@ pub struct Doctor {
     pub root: Option<PathBuf>,
     /// Settings that the daemon has on its command line.
     pub flags: Own,
+    /// As whom EspoCRM's PHP runs.
+    pub run_as: RunAs,
 }
 
 /// Whether somebody wants it to end.
@@ -89,6 +92,8 @@ impl Doctor {
                 Long("name") => doctor.name = Some(parser.value()?.string()?),
                 Long("root") => doctor.root = Some(parser.value()?.into()),
                 Long("json") => doctor.json = true,
+                Long("user") => doctor.run_as.user = Some(parser.value()?.string()?),
+                Long("allow-root") => doctor.run_as.allow_root = true,
                 Long(name @ ("php" | "listen" | "zeromq" | "control")) => {
                     let name = name.to_owned();
                     doctor.flags.set(&name, &parser.value()?.string()?)?;

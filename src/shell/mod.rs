@@ -22,6 +22,7 @@ pub(crate) mod script;
 pub mod server;
 pub mod settings;
 pub mod setup;
+pub(crate) mod shell_word;
 pub mod signals;
 pub mod stream;
 pub(crate) mod suggest;

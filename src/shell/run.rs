@@ -49,25 +49,7 @@ fn until_stopped(layers: Layers) -> Result<()> {
     }
     settings.log_doubts();
     settings.log_means();
-    if sys::is_root() {
-        match espocrm.owner() {
-            Some(0) => warn!(
-                "This runs as root, and so does PHP, because {root}/data belongs to root. It should \
-                 belong to the web server's user, and this run as that user."
-            ),
-            _ => warn!(
-                "This runs as root, which it does not need: run it as the owner of {root}/data. PHP \
-                 is run as that owner."
-            ),
-        }
-    } else if let Some(owner) = espocrm.owner().filter(|owner| *owner != sys::user()) {
-        warn!(
-            "This runs as user {}, but {root}/data belongs to user {owner}: PHP may not be able to \
-             write EspoCRM's caches and logs. Run it as that user; espocrm-websocket setup, as root, \
-             sees to that.",
-            sys::user()
-        );
-    }
+    warn_of_user(&espocrm);
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
     let mut server = Server::new(settings, Backend::Espocrm(espocrm), sockets, signals)?;
     info!("Browsers are served at {scheme}://{}.", server.address());
@@ -81,6 +63,31 @@ fn until_stopped(layers: Layers) -> Result<()> {
         settings.max_checks.value,
     );
     server.run(Systemd::of_environment())
+}
+
+/// Warns if the daemon or PHP runs as another user than it should.
+fn warn_of_user(espocrm: &Espocrm) {
+    let data = espocrm.root().join("data");
+    let (identity, shown) = (espocrm.identity(), data.display());
+    if identity.is_root() {
+        warn!(
+            "PHP runs as root because of --allow-root: the code of the web site can change \
+             everything. Give {shown} to the web server's user, and run the daemon as that user."
+        );
+    } else if sys::is_root() {
+        warn!(
+            "The daemon runs as root, which it does not need; PHP runs as {name}. Run the daemon as \
+             {name}: espocrm-websocket setup does that.",
+            name = identity.name()
+        );
+    } else if !identity.owns(&data) {
+        warn!(
+            "The daemon and PHP run as {}, who does not own {shown}: PHP may not be able to write \
+             EspoCRM's caches and logs. Run the daemon as the owner: espocrm-websocket setup, as \
+             root, does that.",
+            identity.name()
+        );
+    }
 }
 
 /// Finds out whether the settings make sense, and tells nothing else.

@@ -18,8 +18,9 @@ mod tests;
 
 pub(super) use files::{Files, failed};
 pub(super) use machine::Machine;
-pub(super) use plan::{Plan, shell_word};
+pub(super) use plan::Plan;
 pub(super) use search::{OldUnit, SITES, drop_ins, espocrms, old_units};
+pub use service::service_user;
 pub(super) use service::{Service, UNITS, drop_in_of};
 pub(super) use sites::{Token, next as next_token};
 pub(super) use systemctl::Systemctl;
@@ -33,12 +34,14 @@ use lexopt::prelude::{Long, ValueExt};
 use super::fatal::Result;
 
 /// What is to be set up.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Setup {
     /// EspoCRM's root directory; it is searched for if nobody names it.
     pub espocrm: Option<PathBuf>,
     /// The name of a service of its own, for a further EspoCRM.
     pub name: Option<String>,
+    /// The user as whom the service runs; the owner of EspoCRM's `data/` if it is not named.
+    pub user: Option<String>,
     /// Whether a package's script asks: what cannot be decided is said, and no failure.
     pub at_install: bool,
     /// Where the machine's `/` is, if it is an image.
@@ -57,6 +60,7 @@ impl Setup {
                 Long("help") | lexopt::Arg::Short('h') => return Ok(None),
                 Long("espocrm") => setup.espocrm = Some(absolute(parser.value()?)),
                 Long("name") => setup.name = Some(parser.value()?.string()?),
+                Long("user") => setup.user = Some(parser.value()?.string()?),
                 Long("at-install") => setup.at_install = true,
                 Long("root") => setup.root = Some(parser.value()?.into()),
                 other => return Err(other.unexpected()),

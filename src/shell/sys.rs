@@ -264,6 +264,24 @@ pub fn tie(command: &mut Command) {
     }
 }
 
+/// Has a command run as another user, with no way to gain privileges again. Only for root.
+pub fn run_as(command: &mut Command, user: u32, group: u32, groups: &[u32]) {
+    let groups: Vec<libc::gid_t> = groups.to_vec();
+    // SAFETY: between fork and exec only calls that are async-signal-safe are allowed; these are
+    // plain system calls. The groups live as long as the closure.
+    unsafe {
+        command.pre_exec(move || {
+            // Before: of a process that has changed its user the kernel keeps this file for root.
+            give_way();
+            let done = libc::setgroups(groups.len(), groups.as_ptr()) == 0
+                && libc::setgid(group) == 0
+                && libc::setuid(user) == 0
+                && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+            if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+        });
+    }
+}
+
 /// Has the kernel end this process before others when memory runs out: a check can be repeated.
 fn give_way() {
     // SAFETY: plain system calls, with a C string and bytes that live as long as the program.

@@ -10,8 +10,8 @@ use crate::core::version::Version;
 use crate::shell::espocrm::{Facts, Installation};
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::settings::{Layers, Settings};
-use crate::shell::setup::{Files, Service, espocrms, shell_word};
-use crate::shell::sys;
+use crate::shell::setup::{Files, Service, espocrms};
+use crate::shell::shell_word::shell_word;
 
 /// An EspoCRM, as far as it could be found out.
 pub struct Case {
@@ -47,7 +47,18 @@ impl Case {
             return None;
         };
         let php = layers.php().unwrap_or(Path::new("php"));
-        let espocrm = match find(&layers, files).and_then(|root| Installation::new(&root, php)) {
+        let root = find(&layers, files).and_then(|root| Installation::locate(&root));
+        if let Ok(root) = &root
+            && files.is_image()
+            && root.starts_with(files.at(Path::new("/")))
+        {
+            let found = format!("EspoCRM is in {}, a directory of another system", root.display());
+            report.add(Finding::unknown("espocrm", found));
+            skip(report, 1, "nothing of another system is executed");
+            return None;
+        }
+        let espocrm = root.and_then(|root| Installation::new(&root, php, layers.user()));
+        let espocrm = match espocrm {
             Ok(espocrm) => espocrm,
             Err(error) => {
                 report.add(Finding::bad("espocrm", "No EspoCRM to serve", error.to_string()));
@@ -55,10 +66,11 @@ impl Case {
                 return None;
             }
         };
-        let (owner, me) = (espocrm.owner().map_or(0, |(user, _)| user), sys::user());
-        let name = |user| files.name_of("/etc/passwd", user);
-        report.add(owned(&espocrm.root().display().to_string(), owner, me, name));
-        let user = name(if me == 0 { owner } else { me });
+        let identity = espocrm.identity();
+        let owns = identity.owns(&espocrm.root().join("data"));
+        let root = espocrm.root().display().to_string();
+        report.add(owned(&root, identity.name(), identity.is_root(), owns));
+        let user = identity.name().to_owned();
 
         let about = match php::ask(&espocrm, &About::task(), stop) {
             Ok(answer) => About::of(&answer),
@@ -129,6 +141,7 @@ fn configuration(doctor: &Doctor) -> Result<(Layers, Finding)> {
     // Without a name it need not exist.
     let named = doctor.name.as_ref().map(|_| service.config());
     let layers = Layers::new(doctor.flags.clone(), doctor.config.clone().or(named))?;
+    let layers = layers.run_as(doctor.run_as.clone());
     let found = match layers.file_name() {
         Some(file) => format!("Our own configuration is {}", file.display()),
         None => "No configuration of our own: defaults and EspoCRM's settings count".to_owned(),
@@ -136,31 +149,31 @@ fn configuration(doctor: &Doctor) -> Result<(Layers, Finding)> {
     Ok((layers, Finding::good("configuration", found)))
 }
 
-/// The EspoCRM that is named, or the only one of this machine.
+/// The EspoCRM that is named, or the only one that root has put into a directory of this machine.
 fn find(layers: &Layers, files: &Files) -> Result<PathBuf> {
     let unnamed = match layers.root() {
         Ok(root) => return Ok(root.to_owned()),
         Err(error) => error,
     };
-    let mut found = espocrms(files);
-    match (found.pop(), found.is_empty()) {
-        (Some(one), true) => Ok(files.at(&one.dir)),
-        (None, _) => Err(unnamed),
-        (Some(last), false) => {
-            found.push(last);
-            let mut text = String::from("There are several. Name the one that is meant:");
-            for it in found {
-                text += "\n  espocrm-websocket doctor --espocrm ";
-                text += &shell_word(&it.dir.to_string_lossy());
-            }
-            Err(Fatal::new(text))
-        }
+    let found = espocrms(files);
+    let mut by_root = found.iter().filter(|it| it.by_root);
+    if let (Some(one), None) = (by_root.next(), by_root.next()) {
+        return Ok(files.at(&one.dir));
     }
+    if found.is_empty() {
+        return Err(unnamed);
+    }
+    let mut text = String::from("Name the EspoCRM that is meant:");
+    for it in found {
+        text += "\n  espocrm-websocket doctor --espocrm ";
+        text += &shell_word(&it.dir.to_string_lossy());
+    }
+    Err(Fatal::new(text))
 }
 
-fn owned(root: &str, owner: u32, me: u32, name: impl Fn(u32) -> String) -> Finding {
-    let found = format!("EspoCRM is in {root}, and belongs to {}", name(owner));
-    if owner == 0 {
+fn owned(root: &str, user: &str, is_root: bool, owns: bool) -> Finding {
+    let found = format!("EspoCRM is in {root}, and its PHP runs as {user}");
+    if is_root {
         return Finding::doubt(
             "espocrm",
             found,
@@ -168,10 +181,10 @@ fn owned(root: &str, owner: u32, me: u32, name: impl Fn(u32) -> String) -> Findi
              chown -R www-data: and the directory.",
         );
     }
-    if me != 0 && me != owner {
+    if !owns {
         return Finding::doubt(
             "espocrm",
-            format!("{found}, while this runs as {}", name(me)),
+            found + ", who does not own data/",
             "Run the doctor as root: it then runs PHP as EspoCRM's owner, and sees who holds ports.",
         );
     }
@@ -274,15 +287,11 @@ mod tests {
     }
 
     #[test]
-    fn whose_files_they_are_matters() {
-        let name = |user: u32| format!("user{user}");
-        for (owner, me, state) in [
-            (33, 0, State::Good),
-            (33, 33, State::Good),
-            (33, 7, State::Doubt),
-            (0, 0, State::Doubt),
-        ] {
-            assert_eq!(owned("/e", owner, me, name).state, state, "{owner} {me}");
+    fn it_matters_who_runs_php() {
+        for (is_root, owns, state) in
+            [(false, true, State::Good), (false, false, State::Doubt), (true, true, State::Doubt)]
+        {
+            assert_eq!(owned("/e", "web", is_root, owns).state, state, "{is_root} {owns}");
         }
     }
 

@@ -1,6 +1,5 @@
 //! A real access check, with a token that is nobody's: it must be denied, and not fail.
 
-use std::fmt::Write;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,6 @@ use crate::shell::clock::Clock;
 use crate::shell::espocrm::{Installation, Router};
 use crate::shell::random;
 use crate::shell::settings::{Means, Settings};
-use crate::shell::setup::shell_word;
 use crate::shell::workers::{Errand, Outcome, Trouble, Workers};
 
 /// A tab waits for one when it connects, and for two when a record is opened.
@@ -94,17 +92,11 @@ fn plain(verdict: &Verdict, took: Duration, case: &Case) -> Finding {
             ),
         ),
         Verdict::Unchecked(failure) => {
-            let mut fix = format!(
+            let fix = format!(
                 "{failure}.\nTabs come back every 3 s for as long as this is so. Look into \
-                 {root}/data/logs, and try it, as root:\n  cd {}",
-                shell_word(&root.to_string())
-            );
-            let php = shell_word(&case.espocrm.php().to_string_lossy());
-            let user = shell_word(&case.user);
-            let _ = write!(
-                fix,
-                " && runuser -u {user} -- {php} command.php AuthTokenCheck x y; echo $?\n\
-                 Nothing and a 1 would be right (a 0 before EspoCRM 9.2)."
+                 {root}/data/logs, and try it, as root:\n  {}; echo $?\n\
+                 Nothing and a 1 would be right (a 0 before EspoCRM 9.2).",
+                case.espocrm.by_hand("AuthTokenCheck x y")
             );
             Finding::bad(STEP, "An access check fails", fix)
         }

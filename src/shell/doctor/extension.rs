@@ -92,8 +92,12 @@ fn judge(webs: &[Web], install: impl FnOnce() -> String) -> Finding {
     }
 }
 
-/// Those of PHP's process manager, which tell it themselves.
+/// Those of PHP's process manager, which are asked, unless they are another system's: nothing of that
+/// is executed.
 fn fpms(files: &Files, stop: Stop<'_>) -> Vec<Web> {
+    if files.is_image() {
+        return Vec::new();
+    }
     let mut found: Vec<PathBuf> = FPM.iter().flat_map(|pattern| find(files, pattern)).collect();
     found.dedup();
     let ask = |path: &PathBuf| {

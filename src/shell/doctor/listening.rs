@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use super::report::Finding;
-use crate::shell::setup::shell_word;
+use crate::shell::shell_word::shell_word;
 
 /// A listening TCP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]

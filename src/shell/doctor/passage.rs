@@ -15,6 +15,7 @@ use super::case::Case;
 use super::daemon::Control;
 use super::php;
 use super::report::Finding;
+use crate::shell::espocrm::Identity;
 use crate::shell::{health, random, sys};
 
 /// Far more than anything here takes that works.
@@ -47,7 +48,7 @@ pub fn own_loop(case: &Case, stop: Stop<'_>) -> Finding {
 
 fn through_own(case: &Case, stop: Stop<'_>) -> Result<Duration, String> {
     let failed = |error: io::Error| format!("The WebSocket: {error}");
-    let demo = Demo::start()?;
+    let demo = Demo::start(case.espocrm.identity())?;
     let mut tab = Tab::open(demo.address).map_err(failed)?;
     tab.send(0x81, br#"[5,"newNotification"]"#).map_err(failed)?;
     tab.send(0x89, b"taken").map_err(failed)?;
@@ -124,7 +125,7 @@ struct Demo {
 }
 
 impl Demo {
-    fn start() -> Result<Self, String> {
+    fn start(identity: &Identity) -> Result<Self, String> {
         let failed = |error: io::Error| error.to_string();
         // Unlike a pipe it can be read with a deadline.
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
@@ -133,6 +134,7 @@ impl Demo {
         let mut command = Command::new("/proc/self/exe");
         command.args(["demo", "--listen", "127.0.0.1:0"]).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
+        identity.apply(&mut command);
         sys::tie(&mut command);
         let process = command.spawn().map_err(failed)?;
         // Its end is then the end of what it says.

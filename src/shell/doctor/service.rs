@@ -2,7 +2,8 @@
 
 use super::Stop;
 use super::report::{Finding, Report};
-use crate::shell::setup::{Files, OldUnit, Service, Systemctl, old_units, shell_word};
+use crate::shell::setup::{Files, OldUnit, Service, Systemctl, old_units};
+use crate::shell::shell_word::shell_word;
 
 const STEP: &str = "service";
 const OLD: &str = "old-unit";

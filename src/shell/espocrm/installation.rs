@@ -1,25 +1,27 @@
 //! Where an EspoCRM is, and how its PHP is run.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{Facts, Router};
+use super::{Facts, Identity, Router, RunAs};
 use crate::core::check::Check;
 use crate::core::verdict::{Exit, Failure};
 use crate::shell::children::{Children, Finished};
 use crate::shell::fatal::{Fatal, Result};
+use crate::shell::shell_word::shell_word;
 use crate::shell::sys;
 
-/// An EspoCRM's root directory and the PHP that runs its commands.
+/// An EspoCRM's root directory, the PHP that runs its commands, and the user as whom it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
     root: PathBuf,
     php: PathBuf,
+    identity: Identity,
 }
 
 /// How long EspoCRM may take to tell its settings. It needs 50 to 160 ms.
@@ -64,31 +66,29 @@ pub const WORKER_OPTIONS: [&str; 31] = [
     "opcache.validate_timestamps=1",
 ];
 
-/// What the service manager tells us, and nobody else.
-const OURS_ALONE: [&str; 8] = [
-    "LISTEN_FDNAMES",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "MAINPID",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-    "JOURNAL_STREAM",
-];
-
 impl Installation {
-    /// The EspoCRM in `root`, run by `php`: a path, or a name to be found in `PATH`.
+    /// The EspoCRM in `root`, run by `php`: a path, or a name to be found in `PATH`. Its user is
+    /// determined here and does not change.
+    ///
+    /// # Errors
+    /// If there is no EspoCRM, if it cannot be read, or if its user is not certain.
+    pub fn new(root: &Path, php: &Path, run_as: &RunAs) -> Result<Self> {
+        let root = Self::locate(root)?;
+        let identity = Identity::of(&root, run_as)?;
+        Ok(Self { root, php: php.to_owned(), identity })
+    }
+
+    /// The path without symbolic links of the EspoCRM in `root`.
     ///
     /// # Errors
     /// If there is no EspoCRM, or if it cannot be read.
-    pub fn new(root: &Path, php: &Path) -> Result<Self> {
+    pub fn locate(root: &Path) -> Result<PathBuf> {
         let root = root.canonicalize().map_err(|error| {
             let root = root.display();
             Fatal::new(format!("{root}: {error}. Name EspoCRM's directory by --espocrm DIR."))
         })?;
         for file in ["bootstrap.php", "command.php"] {
-            std::fs::File::open(root.join(file))
-                .map_err(|error| no_espocrm(&root, file, &error))?;
+            open_file(&root.join(file)).map_err(|error| no_espocrm(&root, file, &error))?;
         }
         if !root.join("data").is_dir() {
             let root = root.display();
@@ -97,20 +97,13 @@ impl Installation {
                  by --espocrm DIR."
             )));
         }
-        Ok(Self { root, php: php.to_owned() })
-    }
-
-    /// The user who owns EspoCRM's data, whom PHP is run as.
-    #[must_use]
-    pub fn owner(&self) -> Option<(u32, u32)> {
-        let data = self.root.join("data").metadata().ok()?;
-        Some((data.uid(), data.gid()))
+        Ok(root)
     }
 
     /// The same EspoCRM, run by another PHP.
     #[must_use]
     pub fn with_php(&self, php: &Path) -> Self {
-        Self { root: self.root.clone(), php: php.to_owned() }
+        Self { php: php.to_owned(), ..self.clone() }
     }
 
     /// EspoCRM's root directory.
@@ -123,6 +116,19 @@ impl Installation {
     #[must_use]
     pub fn php(&self) -> &Path {
         &self.php
+    }
+
+    /// The user as whom PHP runs.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The command line by which an administrator, as root, runs `command.php` with these words.
+    #[must_use]
+    pub fn by_hand(&self, words: &str) -> String {
+        let php = shell_word(&self.php.to_string_lossy());
+        self.identity.by_hand(&self.root, &format!("{php} command.php {words}"))
     }
 
     /// The command that answers an access check.
@@ -200,9 +206,8 @@ impl Installation {
             format!(" and said: {complaint}")
         };
         Err(Fatal::new(format!(
-            "EspoCRM in {root} {what}{said}. Look into {root}/data/logs, and try: cd {root} && {} \
-             command.php",
-            self.php.display()
+            "EspoCRM in {root} {what}{said}. See {root}/data/logs, and try as root: {}",
+            self.by_hand("AuthTokenCheck x y")
         )))
     }
 
@@ -233,18 +238,16 @@ impl Installation {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.php);
         command.current_dir(&self.root);
-        for name in OURS_ALONE {
-            command.env_remove(name);
-        }
-        // EspoCRM's files belong to the web server's user; caches that root writes would lock it
-        // out.
-        if sys::is_root()
-            && let Some((user, group)) = self.owner().filter(|(user, _)| *user != 0)
-        {
-            command.uid(user).gid(group);
-        }
+        self.identity.apply(&mut command);
         command
     }
+}
+
+/// Opens a regular file, without waiting for anything else.
+fn open_file(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("not a regular file")) }
 }
 
 fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Fatal {

@@ -10,7 +10,7 @@ use log::{debug, error, info, warn};
 use super::{Backend, LISTENER, Server, accept};
 use crate::core::time::Time;
 use crate::shell::children::{Finished, Task};
-use crate::shell::espocrm::{Facts, Installation, PROBE_TIMEOUT, Router, Watch};
+use crate::shell::espocrm::{Facts, Identity, Installation, PROBE_TIMEOUT, Router, Watch};
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::listener::Listener;
 use crate::shell::logging;
@@ -64,7 +64,7 @@ impl Espocrm {
     pub fn open(layers: Layers, stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
         let root = layers.root()?;
         let php = layers.php().unwrap_or(Path::new("php"));
-        let installation = Installation::new(root, php)?;
+        let installation = Installation::new(root, php, layers.user())?;
         let mut watch = Watch::new(installation.root());
         let facts = installation.ask(stop)?;
         watch.has_been_read();
@@ -113,10 +113,10 @@ impl Espocrm {
         self.layers.file_name()
     }
 
-    /// The user who owns its data.
+    /// The user as whom PHP runs.
     #[must_use]
-    pub fn owner(&self) -> Option<u32> {
-        self.installation.owner().map(|(user, _)| user)
+    pub fn identity(&self) -> &Identity {
+        self.installation.identity()
     }
 
     /// Whether by now it may be another version than the one whose settings are in force.
@@ -150,12 +150,12 @@ impl Espocrm {
     /// What EspoCRM has told, together with our own file as it is now.
     fn read(&mut self, facts: &Facts) -> Result<Settings> {
         self.layers.read_file()?;
-        let root = self.layers.root().and_then(|root| Installation::new(root, Path::new("php")))?;
-        if root.root() != self.root() {
+        let root = self.layers.root().and_then(Installation::locate)?;
+        if root != self.root() {
             warn!(
                 "Another EspoCRM is to be served, that in {}: restart the daemon for that. It goes \
                  on with {}.",
-                root.root().display(),
+                root.display(),
                 self.root().display()
             );
         }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_FILE, Own, Source, Sourced};
+use crate::shell::espocrm::RunAs;
 use crate::shell::fatal::{Fatal, Result};
+use crate::shell::setup::service_user;
 
 /// Our own settings: the command line's, then the file's.
 #[derive(Clone, Debug, Default)]
@@ -12,7 +14,9 @@ pub struct Layers {
     file: Own,
     /// The file's name, if the command line names one.
     path: Option<PathBuf>,
+    run_as: RunAs,
 }
+
 impl Layers {
     /// The command line alone.
     #[must_use]
@@ -25,9 +29,26 @@ impl Layers {
     /// # Errors
     /// If it cannot be read or understood: where, and what is wrong.
     pub fn new(flags: Own, path: Option<PathBuf>) -> Result<Self> {
-        let mut layers = Self { flags, file: Own::default(), path };
+        let mut layers = Self { flags, path, ..Self::default() };
         layers.read_file()?;
         Ok(layers)
+    }
+
+    /// Has PHP run as the user whom the administrator names, or else as that of the systemd service
+    /// that has this configuration file, if its EspoCRM is meant.
+    #[must_use]
+    pub fn run_as(mut self, mut run_as: RunAs) -> Self {
+        if self.flags.espocrm.is_none() {
+            run_as.service_user = self.file_name().and_then(service_user);
+        }
+        self.run_as = run_as;
+        self
+    }
+
+    /// As whom PHP runs, as far as it is named.
+    #[must_use]
+    pub fn user(&self) -> &RunAs {
+        &self.run_as
     }
 
     /// Reads the configuration file again.

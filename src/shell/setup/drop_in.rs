@@ -1,13 +1,11 @@
 //! What a machine adds to the package's unit.
 
-use super::files::is_plain;
+use crate::shell::shell_word::is_plain;
 
 /// The drop-in of a service.
 pub struct DropIn<'a> {
     /// Whom it runs as.
     pub user: &'a str,
-    /// None: the user's own.
-    pub group: Option<&'a str>,
     /// EspoCRM's `data/`, where it really is.
     pub data: &'a str,
     /// Directories in people's homes, all of which are hidden otherwise.
@@ -22,9 +20,6 @@ impl DropIn<'_> {
              file beside it:\n# that of systemctl edit.\n[Service]\nUser={}\n",
             self.user
         );
-        if let Some(group) = self.group {
-            text = text + "Group=" + group + "\n";
-        }
         text = text + "ReadWritePaths=" + &escape(self.data) + "\n";
         if !self.homes.is_empty() {
             text += "ProtectHome=tmpfs\n";
@@ -53,17 +48,16 @@ mod tests {
         changes belong into another file beside it:\n# that of systemctl edit.\n";
 
     #[test]
-    fn user_group_and_data_are_named() {
-        let drop_in =
-            DropIn { user: "www-data", group: Some("web"), data: "/var/www/html/data", homes: &[] };
-        let expected = "[Service]\nUser=www-data\nGroup=web\nReadWritePaths=/var/www/html/data\n";
+    fn user_and_data_are_named() {
+        let drop_in = DropIn { user: "www-data", data: "/var/www/html/data", homes: &[] };
+        let expected = "[Service]\nUser=www-data\nReadWritePaths=/var/www/html/data\n";
         assert_eq!(drop_in.render("espocrm-websocket setup"), [COMMENT, expected].concat());
     }
 
     #[test]
     fn a_home_is_let_in() {
         let homes = ["/home/ann/my crm", "/home/ann/data"];
-        let drop_in = DropIn { user: "1000", group: None, data: "/home/ann/data", homes: &homes };
+        let drop_in = DropIn { user: "1000", data: "/home/ann/data", homes: &homes };
         let expected = "[Service]\nUser=1000\nReadWritePaths=/home/ann/data\nProtectHome=tmpfs\n\
                         BindPaths=\"/home/ann/my crm\"\nBindPaths=/home/ann/data\n";
         assert_eq!(drop_in.render("espocrm-websocket setup"), [COMMENT, expected].concat());

@@ -8,10 +8,18 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use crate::shell::fatal::{Fatal, Result};
+use crate::shell::shell_word::is_plain;
 use crate::shell::sys;
 
 /// Where the machine's `/` is. Paths are the machine's own everywhere else.
 pub struct Files(PathBuf);
+
+/// A line of `/etc/passwd`.
+struct User {
+    name: String,
+    uid: u32,
+    gid: u32,
+}
 
 /// What is read of a file, at most.
 const MOST_BYTES: u64 = 1 << 20;
@@ -27,6 +35,11 @@ impl Files {
         Self(root.to_owned())
     }
 
+    /// Whether these are the files of another system than the one that runs.
+    pub fn is_image(&self) -> bool {
+        self.0 != Path::new("/")
+    }
+
     /// Where a path is to be found. Links are not followed: they would lead out of an image.
     pub fn at(&self, path: &Path) -> PathBuf {
         self.0.join(path.strip_prefix("/").unwrap_or(path))
@@ -34,6 +47,24 @@ impl Files {
 
     /// The path without symbolic links, if something is there.
     pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        self.walk(path, &mut |_| ())
+    }
+
+    /// Whether only root decides what is at a path: every directory on the way to it, links
+    /// included, belongs to root, and not everybody may write to it. In an image root is the owner
+    /// of its root directory.
+    pub fn is_placed_by_root(&self, path: &Path) -> bool {
+        let Ok(root) = self.0.metadata().map(|metadata| metadata.uid()) else { return false };
+        let mut trusted = true;
+        let walked = self.walk(path, &mut |dir| {
+            let metadata = dir.metadata();
+            trusted &= metadata.is_ok_and(|it| it.uid() == root && it.mode() & 0o002 == 0);
+        });
+        walked.is_ok() && trusted
+    }
+
+    /// Resolves a path, and shows each directory in which a name of it is found.
+    fn walk(&self, path: &Path, visit: &mut dyn FnMut(&Path)) -> io::Result<PathBuf> {
         let mut resolved = PathBuf::from("/");
         let mut rest = names(path);
         let mut links = 0;
@@ -42,6 +73,7 @@ impl Files {
                 resolved.pop();
                 continue;
             }
+            visit(&self.at(&resolved));
             let next = resolved.join(name);
             let place = self.at(&next);
             if !place.symlink_metadata()?.is_symlink() {
@@ -172,23 +204,34 @@ impl Files {
         self.at(&dir).join(path.file_name().unwrap_or_default())
     }
 
-    /// The name that `/etc/passwd` or `/etc/group` gives to a number, or else the number.
-    pub fn name_of(&self, list: &str, number: u32) -> String {
-        let list = self.read(Path::new(list)).unwrap_or_default();
-        let number = number.to_string();
+    /// The name of a user, or the number if there is none.
+    pub fn user_name(&self, uid: u32) -> String {
+        self.find_user(|user| user.uid == uid).map_or_else(|| uid.to_string(), |user| user.name)
+    }
+
+    /// The primary group of a user, if it is known.
+    pub fn primary_group(&self, uid: u32) -> Option<u32> {
+        self.find_user(|user| user.uid == uid).map(|user| user.gid)
+    }
+
+    /// The number of a user who is named by a name or a number.
+    pub fn user_id(&self, user: &str) -> Option<u32> {
+        let found = self.find_user(|known| known.name == user);
+        found.map(|user| user.uid).or_else(|| user.parse().ok())
+    }
+
+    /// The first user in `/etc/passwd` of this kind.
+    fn find_user(&self, is_meant: impl Fn(&User) -> bool) -> Option<User> {
+        let list = self.read(Path::new("/etc/passwd")).unwrap_or_default();
         let list = String::from_utf8_lossy(&list);
-        let name = list.lines().find_map(|line| {
+        let mut users = list.lines().filter_map(|line| {
             let mut fields = line.split(':');
             let name = fields.next().filter(|name| is_plain(name) && !name.is_empty())?;
-            (fields.nth(1) == Some(&number)).then_some(name)
+            let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+            Some(User { name: name.to_owned(), uid, gid })
         });
-        name.unwrap_or(&number).to_owned()
+        users.find(is_meant)
     }
-}
-
-/// Whether a text has no character that any kind of file could take for something else.
-pub fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
 }
 
 /// Why something could not be done to a file.

@@ -1,18 +1,20 @@
 //! What is going to be written, decided before anything is.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::Setup;
 use super::config_file::{self, with_espocrm};
 use super::drop_in::DropIn;
-use super::files::{Files, failed, is_plain};
-use super::search::{OldUnit, configured, espocrms, is_tame, old_units};
+use super::files::{Files, failed};
+use super::search::{Found, OldUnit, configured, espocrms, is_tame, old_units};
 use super::service::{Service, UNITS};
+use super::unit::Unit;
 use crate::shell::espocrm::Installation;
+use crate::shell::espocrm::ownership::{self, Ambiguity};
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::settings::Own;
+use crate::shell::shell_word::shell_word;
 
 /// Both files of a service.
 pub struct Plan {
@@ -24,6 +26,8 @@ pub struct Plan {
     pub user: String,
     /// The configuration file as it was, if there is one.
     pub old: Option<String>,
+    /// Commands for other EspoCRMs that were found and are not served, each in a line of its own.
+    others: String,
     config: String,
     drop_in: String,
 }
@@ -48,14 +52,16 @@ impl Plan {
         let wrong = |error| Fatal::new(format!("{shown}: {error}. Nothing was changed."));
         let named = Own::from_toml(old.as_deref().unwrap_or_default()).map_err(wrong)?.espocrm;
         let units = old_units(files);
-        let dir = match setup.espocrm.as_ref().or(named.as_ref()) {
-            Some(dir) => dir.clone(),
+        let (dir, others) = match setup.espocrm.as_ref().or(named.as_ref()) {
+            Some(dir) => (dir.clone(), String::new()),
             None => match choose(files, &service, &units)? {
-                Some(dir) => dir,
+                Some(choice) => choice,
                 None => return Ok(None),
             },
         };
-        let espocrm = Espocrm::open(files, &dir).map_err(|error| match &named {
+        let user = setup.user.clone().or_else(|| kept_user(files, &service, setup.at_install));
+        let again = format!("espocrm-websocket setup{}", service.flag());
+        let espocrm = Espocrm::open(files, &dir, user, &again).map_err(|error| match &named {
             Some(named) if *named == dir => Fatal::new(format!(
                 "{shown} names an EspoCRM that cannot be served. {error} Nothing was changed."
             )),
@@ -93,7 +99,7 @@ impl Plan {
         };
         let drop_in = espocrm.drop_in(&service);
         let Espocrm { dir, user, .. } = espocrm;
-        Ok(Some(Self { service, dir, user, old, config, drop_in }))
+        Ok(Some(Self { service, dir, user, old, others, config, drop_in }))
     }
 
     /// Writes it. False if everything is as it was.
@@ -114,7 +120,7 @@ impl Plan {
             Some(old) if *old == self.config => "its settings, left as they were",
             Some(_) => "its settings, of which the line espocrm was changed",
         };
-        format!(
+        let mut text = format!(
             "{} is set up for the EspoCRM in {}, as user {}.\n  {}  {config}\n  {}  its user and what \
              it may write",
             self.service.unit(),
@@ -122,7 +128,14 @@ impl Plan {
             self.user,
             self.service.config().display(),
             self.service.drop_in().display()
-        )
+        );
+        if !self.others.is_empty() {
+            text = text
+                + "\nOther EspoCRMs were found in directories that other users than root control. \
+                   They are not served. If one is to be:"
+                + &self.others;
+        }
+        text
     }
 
     /// The service runs.
@@ -155,6 +168,13 @@ impl Plan {
     }
 }
 
+/// The user that a service has already. An upgrade leaves it as it is.
+fn kept_user(files: &Files, service: &Service, at_install: bool) -> Option<String> {
+    let text = files.read(&service.drop_in()).ok().filter(|_| at_install)?;
+    let user = Unit::read(&text).user?;
+    files.user_id(&user).is_some_and(|uid| uid != 0).then_some(user)
+}
+
 /// What a unit needs to know of an EspoCRM.
 struct Espocrm {
     /// As it is to be written into files.
@@ -162,13 +182,14 @@ struct Espocrm {
     real: PathBuf,
     data: PathBuf,
     user: String,
-    group: Option<String>,
 }
 
 impl Espocrm {
-    fn open(files: &Files, dir: &Path) -> Result<Self> {
+    /// Examines the EspoCRM in `dir`. Without a `user` it is the owner of `data/` as that is now;
+    /// nothing is examined twice. `again` is the command that can name one.
+    fn open(files: &Files, dir: &Path, user: Option<String>, again: &str) -> Result<Self> {
         let real = files.resolve(dir).unwrap_or_else(|_| dir.to_owned());
-        let installation = Installation::new(&files.at(&real), Path::new("php"))?;
+        Installation::locate(&files.at(&real))?;
         let shown = dir.display();
         if !dir.is_absolute() || !is_tame(dir) || !is_tame(&real) {
             return Err(Fatal::new(format!(
@@ -176,23 +197,22 @@ impl Espocrm {
                  with a slash, is UTF-8 and has no control characters."
             )));
         }
-        let gone = |error| failed(&dir.join("data"), "looked at", &error);
-        let link = files.at(&real).join("data").symlink_metadata().map_err(gone)?;
-        let data = files.resolve(&real.join("data")).map_err(gone)?;
-        let (user, group) = installation.owner().unwrap_or_default();
-        if user == 0 {
-            let web = web_user(files);
+        let (user, data) = match user {
+            Some(user) => {
+                let data = files.resolve(&real.join("data"));
+                let data = data.map_err(|error| failed(&dir.join("data"), "opened", &error))?;
+                (known(files, user)?, data)
+            }
+            None => {
+                let owner = ownership::owner(&files.at(&real), |uid| files.primary_group(uid));
+                let owner = owner.map_err(|why| unclear(files, dir, &why, again))?;
+                (files.user_name(owner), real.join("data"))
+            }
+        };
+        if !is_tame(&data) {
             return Err(Fatal::new(format!(
-                "{shown}/data belongs to root, and as root it will not run. EspoCRM's files belong \
-                 to the web server's user:\n  chown -R {web}: {}\nThen run this again.",
-                shell_word(&dir.to_string_lossy())
-            )));
-        }
-        // Who owns a link could choose whom the service runs as.
-        if link.is_symlink() && ![0, user].contains(&link.uid()) {
-            return Err(Fatal::new(format!(
-                "{shown}/data is a symbolic link of another user than the directory that it leads \
-                 to. Have them belong to the same."
+                "{shown}/data cannot be written into a unit of systemd: it has control characters, \
+                 or is not UTF-8."
             )));
         }
         let roundabout = dir.components().any(|it| it == Component::ParentDir);
@@ -201,9 +221,7 @@ impl Espocrm {
             // Without a slash at the end.
             dir: written.components().collect::<PathBuf>().to_string_lossy().into_owned(),
             data,
-            user: files.name_of("/etc/passwd", user),
-            // Not root's: its user's own.
-            group: (group != 0).then(|| files.name_of("/etc/group", group)),
+            user,
             real,
         })
     }
@@ -217,10 +235,40 @@ impl Espocrm {
         if is_home(&self.data) && !self.data.starts_with(&self.real) {
             homes.push(&*data);
         }
-        let (user, group) = (&*self.user, self.group.as_deref());
         let again = format!("espocrm-websocket setup{}", service.flag());
-        DropIn { user, group, data: &data, homes: &homes }.render(&again)
+        DropIn { user: &self.user, data: &data, homes: &homes }.render(&again)
     }
+}
+
+/// A user that the administrator has named, if a service can run as that one.
+fn known(files: &Files, user: String) -> Result<String> {
+    match files.user_id(&user) {
+        Some(0) => Err(Fatal::new(
+            "The service does not run as root. Nothing was changed. Name the web server's user: \
+             --user NAME (www-data, apache or nginx).",
+        )),
+        Some(_) => Ok(user),
+        None => Err(Fatal::new(format!(
+            "There is no user {user:?} in /etc/passwd. Nothing was changed. Name another one, or this \
+             one by its number."
+        ))),
+    }
+}
+
+fn unclear(files: &Files, dir: &Path, why: &Ambiguity, again: &str) -> Fatal {
+    let shown = dir.display();
+    let word = shell_word(&dir.to_string_lossy());
+    let web = web_user(files);
+    Fatal::new(match why {
+        Ambiguity::Root => format!(
+            "{shown}/data belongs to root, and the service does not run as root. EspoCRM's files \
+             belong to the web server's user:\n  chown -R {web}: {word}\nThen run this again."
+        ),
+        _ => format!(
+            "The user who is to run the service is not certain: {shown}/data {why}. Name the user:\n  \
+             {again} --espocrm {word} --user {web}"
+        ),
+    })
 }
 
 /// Where the unit cannot see anything unless it is let in.
@@ -237,44 +285,59 @@ fn web_user(files: &Files) -> &'static str {
     known.into_iter().find(is_there).unwrap_or("www-data")
 }
 
-/// The only EspoCRM that nothing of ours serves; none if there is none any more.
-fn choose(files: &Files, service: &Service, units: &[OldUnit]) -> Result<Option<PathBuf>> {
+/// The only EspoCRM that root has put where it is and that nothing of ours serves, and the commands
+/// for those that other users have put there; none if all are served.
+fn choose(
+    files: &Files,
+    service: &Service,
+    units: &[OldUnit],
+) -> Result<Option<(PathBuf, String)>> {
     let mut found = espocrms(files);
-    let others = configured(files);
+    let served = configured(files);
     let all = found.len();
-    found.retain(|it| !others.contains(&it.real));
-    match found.as_slice() {
-        [one] => Ok(Some(one.dir.clone())),
+    found.retain(|it| !served.contains(&it.real));
+    let (mut by_root, by_others): (Vec<_>, Vec<_>) = found.into_iter().partition(|it| it.by_root);
+    match (by_root.as_slice(), by_others.as_slice()) {
+        ([one], others) => {
+            Ok(Some((one.dir.clone(), commands(others, service, vec![service.flag()]))))
+        }
         _ if !units.is_empty() => Err(adopt_first(&units.iter().collect::<Vec<_>>(), service)),
-        [] if all > 0 => Ok(None),
-        [] => Err(Fatal::new(format!(
+        ([], []) if all > 0 => Ok(None),
+        ([], []) => Err(Fatal::new(format!(
             "No EspoCRM was found: neither in the document roots of nginx and Apache nor in \
              /var/www, /srv, /opt, /usr/share/nginx, /home/*/public_html and the like. Nothing was \
              changed. Name its directory:\n  espocrm-websocket setup{} --espocrm DIR",
             service.flag()
         ))),
-        several => {
-            let mut text = "There are several EspoCRMs. Nothing was changed. Each gets a service \
-                            of its own, the first of these the usual one:"
-                .to_owned();
-            let mut names: Vec<String> = Vec::new();
-            for it in several {
-                let dir = it.dir.to_string_lossy();
-                let flag =
-                    if names.is_empty() { service.flag() } else { name_for(&it.dir, &names) };
-                text = text
-                    + "\n  espocrm-websocket setup"
-                    + &flag
-                    + " --espocrm "
-                    + &shell_word(&dir);
-                names.push(flag);
-            }
-            text += "\nTwo cannot use the same ports: see webSocketPort, \
-                     webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn in EspoCRM's \
-                     data/config.php.";
-            Err(Fatal::new(text))
+        ([], others) => Err(Fatal::new(format!(
+            "EspoCRM was found, but in a directory that other users than root control. Nothing was \
+             changed. If it is to be served:{}",
+            commands(others, service, Vec::new())
+        ))),
+        _ => {
+            by_root.extend(by_others);
+            Err(Fatal::new(format!(
+                "There are several EspoCRMs. Nothing was changed. Each gets a service of its own, \
+                 the first of these the usual one:{}\nTwo cannot use the same ports: see \
+                 webSocketPort, webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn in \
+                 EspoCRM's data/config.php.",
+                commands(&by_root, service, Vec::new())
+            )))
         }
     }
+}
+
+/// The commands that set up each of these, each in a line of its own, with other names for their
+/// services than those that are `taken`.
+fn commands(found: &[Found], service: &Service, mut taken: Vec<String>) -> String {
+    let mut text = String::new();
+    for it in found {
+        let flag = if taken.is_empty() { service.flag() } else { name_for(&it.dir, &taken) };
+        let dir = it.dir.to_string_lossy();
+        text = text + "\n  espocrm-websocket setup" + &flag + " --espocrm " + &shell_word(&dir);
+        taken.push(flag);
+    }
+    text
 }
 
 /// A flag with a name for the service of the EspoCRM in this directory, unlike these.
@@ -315,9 +378,4 @@ fn adopt_first(units: &[&OldUnit], service: &Service) -> Fatal {
         text = text + "\n  espocrm-websocket adopt" + &flag + " " + &shell_word(&unit.name);
     }
     Fatal::new(text)
-}
-
-/// A word as a shell takes it.
-pub fn shell_word(word: &str) -> String {
-    if is_plain(word) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }

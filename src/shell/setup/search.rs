@@ -15,6 +15,8 @@ pub struct Found {
     pub dir: PathBuf,
     /// The same without symbolic links.
     pub real: PathBuf,
+    /// Whether root has put it there: only then it may be chosen without being named.
+    pub by_root: bool,
 }
 
 /// A unit of the administrator's own that runs `websocket.php`.
@@ -83,7 +85,8 @@ pub fn espocrms(files: &Files) -> Vec<Found> {
             && is_tame(&real)
             && !found.iter().any(|found| found.real == real)
         {
-            found.push(Found { dir, real });
+            let by_root = files.is_placed_by_root(&dir);
+            found.push(Found { dir, real, by_root });
         }
     }
     found

@@ -1,7 +1,9 @@
 //! The service that serves one EspoCRM: the usual one, or one with a name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::files::Files;
+use super::unit::Unit;
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::settings::DEFAULT_FILE;
 
@@ -75,9 +77,46 @@ pub fn drop_in_of(unit: &str) -> PathBuf {
     format!("{UNITS}/{unit}.d/{DROP_IN}").into()
 }
 
+/// The user of the service of this machine that has this configuration file, as its drop-ins name it.
+#[must_use]
+pub fn service_user(config: &Path) -> Option<String> {
+    user_of(&Files::below(Path::new("/")), config)
+}
+
+fn user_of(files: &Files, config: &Path) -> Option<String> {
+    let name = config.file_stem()?.to_str()?;
+    let name = Some(name.to_owned()).filter(|name| name != "config");
+    let service = Service::new(name).ok().filter(|service| service.config() == config)?;
+    let mut text = Vec::new();
+    for drop_in in files.find(&format!("{UNITS}/{}.d/*.conf", service.unit())) {
+        text.extend(files.read(&drop_in).unwrap_or_default());
+        text.push(b'\n');
+    }
+    Unit::read(&text).user
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::image::Image;
     use super::*;
+
+    #[test]
+    fn the_user_of_a_service_is_found_by_its_configuration() {
+        let image = Image::new();
+        let files = Files::below(&image.at("/"));
+        let user = |config: &str| user_of(&files, Path::new(config));
+        let dir = "/etc/systemd/system/espocrm-websocket";
+        assert_eq!(user("/etc/espocrm-websocket/config.toml"), None);
+        image.put(&format!("{dir}.service.d/10-setup.conf"), "[Service]\nUser=web\n");
+        image.put(&format!("{dir}@sales.service.d/10-setup.conf"), "[Service]\nUser=sales\n");
+        assert_eq!(user("/etc/espocrm-websocket/config.toml").as_deref(), Some("web"));
+        assert_eq!(user("/etc/espocrm-websocket/sales.toml").as_deref(), Some("sales"));
+        image.put(&format!("{dir}.service.d/override.conf"), "[Service]\nUser=other\n");
+        assert_eq!(user("/etc/espocrm-websocket/config.toml").as_deref(), Some("other"));
+        for config in ["/srv/config.toml", "/etc/espocrm-websocket/none.toml", "/", ""] {
+            assert_eq!(user(config), None, "{config}");
+        }
+    }
 
     #[test]
     fn a_name_makes_another_service() {

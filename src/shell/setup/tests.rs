@@ -34,7 +34,7 @@ fn the_only_espocrm_is_set_up_and_started() {
         &["is set up for the EspoCRM in /var/www/html, as user web", CONFIG, DROP_IN, "journalctl"],
     );
     has(&image.text(CONFIG), &["\nespocrm = \"/var/www/html\"\n"]);
-    let drop_in = "\n[Service]\nUser=web\nGroup=webgroup\nReadWritePaths=/var/www/html/data\n";
+    let drop_in = "\n[Service]\nUser=web\nReadWritePaths=/var/www/html/data\n";
     has(&image.text(DROP_IN), &[drop_in]);
     let calls = ["enable", "reset-failed", "restart", "is-active"].map(|it| format!("{it} {UNIT}"));
     assert_eq!(image.calls(), [&["daemon-reload".to_owned()], &calls[..]].concat());
@@ -240,33 +240,107 @@ fn roots_data_is_refused() {
 }
 
 #[test]
-fn the_owner_of_a_link_does_not_choose_whom_it_runs_as() {
-    if !sys::is_root() {
-        eprintln!("skipped: only root can have files belong to others");
-        return;
-    }
+fn a_link_does_not_choose_the_user() {
     let image = Image::new();
     image.espocrm("/srv/crm");
     let data = image.at("/srv/crm/data");
     std::fs::rename(&data, image.at("/srv/elsewhere")).unwrap();
     std::os::unix::fs::symlink("../elsewhere", &data).unwrap();
-    setup(&image, "").unwrap();
-    has(&image.text(DROP_IN), &["ReadWritePaths=/srv/elsewhere\n"]);
-    lchown(&data, Some(1000), Some(1000)).unwrap();
-    has(&setup(&image, "").unwrap_err(), &["symbolic link of another user"]);
+    let command = "setup --espocrm /srv/crm --user www-data";
+    has(&setup(&image, "").unwrap_err(), &["/srv/crm/data is a symbolic link", command]);
+    has(&setup(&image, "--at-install").unwrap(), &["is a symbolic link"]);
+    assert!(image.is_untouched());
+    setup(&image, "--user web").unwrap();
+    has(&image.text(DROP_IN), &["User=web\nReadWritePaths=/srv/elsewhere\n"]);
+    // An upgrade changes nothing of that.
+    assert_eq!(setup(&image, "--at-install"), Ok(String::new()));
+    for (user, why) in [("root", "does not run as root"), ("0", "as root"), ("who", "no user")] {
+        has(&setup(&image, &format!("--user {user}")).unwrap_err(), &[why]);
+    }
 }
 
 #[test]
-fn groups_of_root_are_not_taken() {
+fn an_upgrade_leaves_the_user_as_it_is() {
     if !sys::is_root() {
         eprintln!("skipped: only root can have files belong to others");
         return;
     }
     let image = Image::new();
     image.espocrm("/srv/crm");
-    std::os::unix::fs::chown(image.at("/srv/crm/data"), Some(4711), Some(0)).unwrap();
     setup(&image, "").unwrap();
-    has(&image.text(DROP_IN), &["User=4711\nReadWritePaths="]);
+    // As by a process of the web server's user that renames another user's directory to data.
+    std::os::unix::fs::chown(image.at("/srv/crm/data"), Some(4711), None).unwrap();
+    assert_eq!(setup(&image, "--at-install"), Ok(String::new()));
+    has(&image.text(DROP_IN), &["User=web\n"]);
+    setup(&image, "").unwrap();
+    has(&image.text(DROP_IN), &["User=4711\n"]);
+    // Root is no user to be kept.
+    image.put(DROP_IN, "[Service]\nUser=root\n");
+    setup(&image, "--at-install").unwrap();
+    has(&image.text(DROP_IN), &["User=4711\n"]);
+}
+
+#[test]
+fn another_users_directory_does_not_choose_the_user() {
+    if !sys::is_root() {
+        eprintln!("skipped: only root can have files belong to others");
+        return;
+    }
+    let image = Image::new();
+    image.espocrm("/srv/crm");
+    let own = |path: &str, user: u32, mode: u32| {
+        let place = image.at(path);
+        std::os::unix::fs::chown(&place, Some(user), Some(user)).unwrap();
+        std::fs::set_permissions(place, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    own("/srv/crm", 1000, 0o755);
+    own("/srv/crm/data", 4711, 0o777);
+    has(&setup(&image, "--espocrm /srv/crm").unwrap_err(), &["not certain", "--user www-data"]);
+    own("/srv/crm/data", 4711, 0o755);
+    has(&setup(&image, "--espocrm /srv/crm").unwrap_err(), &["no config.php of its owner"]);
+    own("/srv/crm/data/config.php", 4711, 0o644);
+    setup(&image, "--espocrm /srv/crm").unwrap();
+    has(&image.text(DROP_IN), &["User=4711\n"]);
+}
+
+#[test]
+fn only_what_root_has_put_there_is_chosen() {
+    if !sys::is_root() {
+        eprintln!("skipped: only root can have files belong to others");
+        return;
+    }
+    let image = Image::new();
+    image.espocrm("/home/bob/public_html");
+    std::os::unix::fs::chown(image.at("/home/bob"), Some(1000), Some(1000)).unwrap();
+    let command = "setup --espocrm /home/bob/public_html";
+    for flags in ["", "--at-install"] {
+        let said = setup(&image, flags).unwrap_or_else(|error| error);
+        has(&said, &["other users than root control", command]);
+        assert!(image.is_untouched());
+    }
+    // A link of root into that directory changes nothing.
+    image.link("/var/www/html", "/home/bob/public_html");
+    has(&setup(&image, "--at-install").unwrap(), &["other users than root control"]);
+    image.espocrm("/srv/crm");
+    let said = setup(&image, "--at-install").unwrap();
+    let others = "They are not served. If one is to be:\n  espocrm-websocket setup --name";
+    has(&said, &["is set up for the EspoCRM in /srv/crm", others]);
+    has(&setup(&image, &command[6..]).unwrap(), &["EspoCRM in /home/bob/public_html"]);
+}
+
+#[test]
+fn the_group_of_the_directory_is_not_taken() {
+    if !sys::is_root() {
+        eprintln!("skipped: only root can have files belong to others");
+        return;
+    }
+    let image = Image::new();
+    image.espocrm("/srv/crm");
+    for group in [0, 42] {
+        std::os::unix::fs::chown(image.at("/srv/crm/data"), Some(4711), Some(group)).unwrap();
+        setup(&image, "").unwrap();
+        has(&image.text(DROP_IN), &["User=4711\nReadWritePaths="]);
+    }
 }
 
 #[test]
