@@ -16,6 +16,7 @@
 mod daemon;
 mod tree;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -128,6 +129,10 @@ fn prepare(dir: &Path) {
     run(Command::new("cp").arg("-r").arg(standin).arg(dir));
     std::fs::write(dir.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
     run(Command::new("php").arg(dir.join("weigh.php")).arg(dir).arg(WEIGHT));
+    // Root does not run the PHP of a site.
+    if dir.metadata().unwrap().uid() == 0 {
+        run(Command::new("chown").args(["-R", "65534:65534"]).arg(dir));
+    }
     // opcache keeps no file that is younger.
     std::thread::sleep(Duration::from_secs(3));
 }

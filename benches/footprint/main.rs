@@ -22,6 +22,7 @@ mod process;
 mod table;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -209,6 +210,11 @@ impl Bench {
         assert!(Command::new("cp").arg("-r").arg(source).arg(&root).status().unwrap().success());
         fs::write(root.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
         let mut command = Command::new(&self.binary);
+        // Root does not run the PHP of a site.
+        if root.metadata().unwrap().uid() == 0 {
+            let mut chown = Command::new("chown");
+            assert!(chown.args(["-R", "65534:65534"]).arg(&root).status().unwrap().success());
+        }
         command.arg("run").arg("--espocrm").arg(root).args(["--config", "/dev/null"]);
         command.args(["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"]);
         Some(Process::daemon(&mut command))

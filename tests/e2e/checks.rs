@@ -9,7 +9,7 @@ use crate::support::{Client, DEADLINE, Daemon, Php, Process, Standin, eventually
 
 /// A PHP of [`Standin::php`] that lets no check begin while `data/standin/gate` exists.
 const GATE: &str = "case $1 in command.php) \
-    while [ -e data/standin/gate ] && kill -0 $PPID; do sleep 0.02; done;; esac";
+    while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
 
 /// How a check can fail, and what the log then says. `missing` and `no-command` take away a file;
 /// the others are the stand-in's.

@@ -19,6 +19,7 @@ mod contract;
 mod doctor;
 mod health;
 mod hostile;
+mod identity;
 mod life;
 mod limits;
 mod messages;

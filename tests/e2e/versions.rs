@@ -8,7 +8,7 @@ use crate::support::{Client, Daemon, Php, Standin, eventually};
 
 /// Lets no command begin while `data/standin/gate` exists.
 const GATE: &str = "case $1 in command.php) \
-    while [ -e data/standin/gate ] && kill -0 $PPID; do sleep 0.02; done;; esac";
+    while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
 
 #[test]
 fn every_version_tells_good_from_bad() {

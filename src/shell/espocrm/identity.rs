@@ -54,7 +54,17 @@ pub struct Account {
 /// `PHPRC` and `PHP_INI_SCAN_DIR` name php.ini and further configuration: container images set them
 /// to enable extensions. Configuration files of EspoCRM that are written by hand for containers
 /// (`config-override.php`) read `ESPOCRM_…`.
-const KEPT: [&str; 7] = ["PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PHPRC", "PHP_INI_SCAN_DIR"];
+const KEPT: [&str; 9] = [
+    "PATH",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TMPDIR",
+    "PHPRC",
+    "PHP_INI_SCAN_DIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
 const KEPT_PREFIXES: [&str; 2] = ["LC_", "ESPOCRM_"];
 
 /// Where programs are found if this process has no `PATH`.

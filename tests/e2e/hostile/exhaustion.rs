@@ -71,7 +71,6 @@ fn a_check_that_finds_no_descriptors_is_made_later() {
 fn where_no_process_can_be_started_tabs_come_back_until_there_can() {
     for workers in [false, true] {
         let standin = Standin::new();
-        standin.give_to_nobody();
         let mut command = command_as_nobody(&standin);
         command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
         command.args(["--espocrm", ".", "--verdict-reuse", "0"]);

@@ -11,7 +11,7 @@ use crate::support::{Client, Daemon, Php, Standin, command, eventually, run};
 /// A PHP of [`Standin::php`] that lets no check begin while `data/standin/gate` exists, and does
 /// not tell the settings while `data/standin/probe-gate` does.
 const GATES: &str = "case $# in 0) gate=probe-gate;; *) gate=gate;; esac; \
-    while [ -e data/standin/$gate ] && kill -0 $PPID; do sleep 0.02; done";
+    while [ -e data/standin/$gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 const CHANGED: &str = "EspoCRM's settings have changed";
 const STAY: &str = "The settings that are in force stay.";

@@ -1,16 +1,14 @@
 //! The beginning, and what keeps it from happening.
 
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
 
 use super::{alice, expect_alive};
-use crate::support::{
-    Client, Daemon, Php, Standin, TempDir, command, command_as_nobody, is_root, run,
-};
+use crate::support::{Client, Daemon, Php, Standin, TempDir, command, command_as_nobody, run};
 
 #[test]
 fn a_directory_alone_is_served() {
@@ -81,32 +79,6 @@ fn checks_are_run_by_the_php_that_espocrm_names() {
 }
 
 #[test]
-fn what_root_starts_runs_as_the_owner_of_espocrms_data() {
-    if !is_root() {
-        return;
-    }
-    let standin = Standin::new();
-    let look = "id -u > data/standin/uid.$#; id -G > data/standin/groups.$#";
-    let php = standin.php("php", look);
-    let chown = |owner: &str| {
-        let data = standin.path().join("data");
-        assert!(Command::new("chown").args(["-R", owner]).arg(data).status().unwrap().success());
-    };
-    chown("65534:65534");
-    let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
-    daemon.wait_for("This runs as root");
-    daemon.connect("alice");
-    // The probe has no arguments, a login has four.
-    for arguments in [0, 4] {
-        for name in ["uid", "groups"] {
-            let file = standin.path().join(format!("data/standin/{name}.{arguments}"));
-            assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "65534", "{name}");
-        }
-    }
-    assert_eq!(standin.path().join("data/cache").metadata().unwrap().uid(), 65_534);
-}
-
-#[test]
 fn a_directory_that_is_no_espocrm_is_explained() {
     let empty = TempDir::new("empty");
     let half = Standin::new();
@@ -154,7 +126,7 @@ fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
         let standin = Standin::new();
         standin.set("probe-failure", failure);
         let root = standin.path().display();
-        let try_this = format!("{root}/data/logs, and try: cd {root} && php command.php");
+        let try_this = format!("{root}/data/logs, and try as root: cd {root} && runuser -u ");
         expect_refusal(at(&standin, &[]), &[words, &try_this]);
     }
     let standin = Standin::new();

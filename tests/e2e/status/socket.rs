@@ -45,7 +45,6 @@ fn root_may_ask_a_daemon_of_another_user() {
         return;
     }
     let standin = Standin::new();
-    standin.give_to_nobody();
     let path = Control::path(&standin);
     let mut command = command_as_nobody(&standin);
     command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm", "."]);
@@ -165,7 +164,6 @@ fn run_by_hand_it_has_one_in_run_if_it_may() {
         let output = run(ask);
         assert!(output.status.success(), "{}", errors(&output));
     }
-    standin.give_to_nobody();
     let mut command = command_as_nobody(&standin);
     command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm", "."]);
     command.env_remove("RUNTIME_DIRECTORY");

@@ -1,6 +1,7 @@
 //! A copy of the stand-in EspoCRM.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -46,6 +47,7 @@ impl Standin {
         std::fs::create_dir_all(standin.path().join("data/standin")).unwrap();
         standin.write("config.php", &standin.config);
         standin.write_raw("config-override.php", GATE);
+        standin.give_to_nobody();
         standin
     }
 
@@ -71,8 +73,9 @@ impl Standin {
         self.write("config.php", &self.config);
     }
 
-    /// Has it belong to a user to whom permissions mean something, if that can be had.
-    pub fn give_to_nobody(&self) {
+    /// Has it belong to a user to whom permissions mean something, if that can be had: root does not
+    /// run the PHP of a site.
+    fn give_to_nobody(&self) {
         if super::is_root() {
             let mut chown = Command::new("chown");
             chown.args(["-R", "65534:65534"]).arg(self.path());
@@ -97,6 +100,11 @@ impl Standin {
         let path = self.path().join("data").join(file);
         let temporary = path.with_extension("new");
         std::fs::write(&temporary, text).unwrap();
+        if super::is_root() {
+            // Some are written by PHP as well.
+            let owner = self.path().metadata().unwrap();
+            std::os::unix::fs::chown(&temporary, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
         std::fs::rename(temporary, path).unwrap();
     }
 

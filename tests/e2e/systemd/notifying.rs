@@ -8,7 +8,7 @@ use crate::support::{Daemon, Group, Standin, alice, eventually, run};
 
 /// A PHP of [`Standin::php`] that does not tell the settings while `data/standin/gate` exists.
 const GATE: &str = "echo > data/standin/begun; \
-    while [ $# = 0 ] && [ -e data/standin/gate ] && kill -0 $PPID; do sleep 0.02; done";
+    while [ $# = 0 ] && [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 #[test]
 fn it_is_ready_when_both_ports_accept_and_not_before() {
