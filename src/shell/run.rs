@@ -4,6 +4,7 @@ use std::io::Write;
 
 use log::{info, warn};
 
+use super::espocrm::Router;
 use super::fatal::{Fatal, Result};
 use super::logging;
 use super::server::{self, Backend, Espocrm, Server};
@@ -68,6 +69,7 @@ fn until_stopped(layers: Layers) -> Result<()> {
             sys::user()
         );
     }
+    Router::sweep();
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
     let mut server = Server::new(settings, Backend::Espocrm(espocrm), sockets, signals)?;
     info!("Browsers are served at {scheme}://{}.", server.address());
