@@ -108,8 +108,8 @@ struct Dying {
 const START_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A worker does nothing else when it is asked for a check, and begins it within milliseconds. It
-/// does not if others hold so many connections to its port that PHP accepts no more, or if the
-/// machine is overloaded.
+/// does not if others hold so many connections to its port that PHP accepts no more (then it also
+/// prints errors without end), or if the machine is overloaded.
 const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What a worker writes to its error output, followed by the nonce, when it begins a check.
@@ -248,12 +248,15 @@ impl Workers {
             {
                 sys::kill_group(worker.process.id());
             }
-            if !told.has_address {
+            if let Some(trouble) = worker.flood() {
+                Err(trouble)
+            } else if !told.has_address {
                 return;
-            }
-            match worker.connect(registry, Token(token.0 + 1)) {
-                Ok(()) => return,
-                Err(error) => Err(Trouble::NoGood(error.to_string())),
+            } else {
+                match worker.connect(registry, Token(token.0 + 1)) {
+                    Ok(()) => return,
+                    Err(error) => Err(Trouble::NoGood(error.to_string())),
+                }
             }
         } else {
             match worker.converse() {
@@ -374,10 +377,20 @@ impl Worker {
         }
         if self.printed > MAX_CHILD_OUTPUT {
             // As a plain check that prints so much. It is then reaped as any other that has ended.
-            heard.is_more = false;
             sys::kill_group(self.process.id());
+            heard = Heard { has_address: false, is_more: false };
         }
         heard
+    }
+
+    /// Why it was killed while it ran a check, if it has printed too much.
+    fn flood(&self) -> Option<Trouble> {
+        let call = self.call.as_ref().filter(|_| self.printed > MAX_CHILD_OUTPUT)?;
+        if self.address.is_some() && !call.begun {
+            // PHP's web server prints without end that it can accept no more connections.
+            return Some(Trouble::NotBegun);
+        }
+        Some(Trouble::NoGood("it wrote more than 1 MiB to its error output".to_owned()))
     }
 
     /// Takes a piece of its error output. Whether it has just told where it listens.
