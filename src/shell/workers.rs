@@ -501,3 +501,26 @@ fn kill(process: process::Child, dying: &mut Vec<Dying>) {
     sys::kill_group(process.id());
     dying.push(Dying { process, since: Instant::now() });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::pool::{Lane, Pool};
+
+    #[test]
+    fn a_killed_worker_that_does_not_exit_is_counted_until_it_is_reaped() {
+        let poll = mio::Poll::new().unwrap();
+        let mut workers = Workers::new(0);
+        let Some(Lane::New(id)) = Pool::new(1).take(Time::default(), 0) else { panic!() };
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        workers.start(poll.registry(), Time::default(), id, command).unwrap();
+        let late = Instant::now() + 2 * STUCK_AFTER;
+        assert_eq!(workers.stuck_at(late), 0);
+        workers.stop(id);
+        assert_eq!((workers.stuck_at(late), workers.stuck_at(workers.dying[0].since)), (1, 0));
+        assert_eq!(workers.processes().count(), 1);
+        workers.kill_all();
+        assert_eq!((workers.stuck_at(late), workers.processes().count()), (0, 0));
+    }
+}
