@@ -98,7 +98,7 @@ fn a_huge_request_ends_a_worker_before_it_takes_much_memory() {
         }
         let resident = peak(worker);
         assert!(resident < 280_000_000, "{resident}");
-        drop(tcp);
+        eventually("it has ended", || Process::find(worker).is_none());
         daemon.connect("alice");
     }
     assert_eq!((daemon.count("could not be checked"), daemon.count(GIVEN_UP)), (0, 0));
