@@ -40,10 +40,24 @@ pub struct Pool {
     limit: usize,
     workers: Vec<Worker>,
     next_id: u32,
+    /// Workers that were killed and have not exited: they keep their place.
+    stuck: usize,
     /// Workers that were no good, since one has answered.
     failures: u32,
+    /// Workers that began no check, whether others have answered in between or not: whoever
+    /// obstructs them may let some checks pass.
+    obstructions: Window,
+    /// Workers that ended by themselves or were no good, with or without answers in between.
+    losses: Window,
     /// After [`MAX_FAILURES`] every check is run plainly until then.
     given_up_until: Option<Time>,
+}
+
+/// How often something happened within [`REST`].
+#[derive(Debug, Default)]
+struct Window {
+    since: Time,
+    count: u32,
 }
 
 #[derive(Debug)]
@@ -69,6 +83,12 @@ const BACKLOG: usize = 16;
 /// Workers in a row that were no good before they are given up.
 const MAX_FAILURES: u32 = 2;
 
+/// Workers that began no check before workers are given up: each delays a check by seconds.
+const MAX_OBSTRUCTIONS: u32 = 2;
+
+/// Workers that were lost before workers are given up: starting one costs more than a plain check.
+const MAX_LOSSES: u32 = 10;
+
 /// For how long they are given up. What was wrong may be mended.
 const REST: Duration = Duration::from_secs(600);
 
@@ -76,7 +96,21 @@ impl Pool {
     /// Has at most `limit` workers at a time.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit, workers: Vec::new(), next_id: 0, failures: 0, given_up_until: None }
+        Self {
+            limit,
+            workers: Vec::new(),
+            next_id: 0,
+            stuck: 0,
+            failures: 0,
+            obstructions: Window::default(),
+            losses: Window::default(),
+            given_up_until: None,
+        }
+    }
+
+    /// How many workers were killed and have not exited.
+    pub fn set_stuck(&mut self, count: usize) {
+        self.stuck = count;
     }
 
     /// On what the next check is to run; `None` if it has to wait for a worker. `waiting` is how
@@ -92,7 +126,11 @@ impl Pool {
             return Some(Lane::Idle(worker.id));
         }
         let count = self.workers.len();
-        if count >= self.limit || waiting < count * BACKLOG {
+        if count == 0 && self.stuck >= self.limit {
+            // There is none to wait for.
+            return Some(Lane::Plain);
+        }
+        if count + self.stuck >= self.limit || waiting < count * BACKLOG {
             return None;
         }
         let id = WorkerId(self.next_id);
@@ -121,15 +159,27 @@ impl Pool {
     pub fn failed(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         let worker = self.workers.swap_remove(index);
-        if worker.idle.is_some() {
-            // Nothing was lost.
-            return Next::Stop;
+        let too_many = self.losses.add(now) >= MAX_LOSSES;
+        // No check was lost with one that was idle.
+        if worker.idle.is_none() {
+            self.failures += 1;
         }
-        self.failures += 1;
-        if self.failures < MAX_FAILURES {
-            return Next::Stop;
+        if too_many || self.failures >= MAX_FAILURES { self.give_up(now) } else { Next::Stop }
+    }
+
+    /// A worker has not begun a check, though it had nothing else to do: it accepts no requests.
+    pub fn obstructed(&mut self, now: Time, id: WorkerId) -> Next {
+        let next = self.failed(now, id);
+        if self.obstructions.add(now) < MAX_OBSTRUCTIONS || next == Next::GiveUp {
+            return next;
         }
+        self.give_up(now)
+    }
+
+    fn give_up(&mut self, now: Time) -> Next {
         self.failures = 0;
+        self.obstructions = Window::default();
+        self.losses = Window::default();
         // Tried again later, which is not worth a word.
         let again = self.given_up_until.replace(now.after(REST)).is_some();
         if again { Next::Stop } else { Next::GiveUp }
@@ -168,6 +218,8 @@ impl Pool {
     pub fn renew(&mut self, limit: usize) -> Vec<WorkerId> {
         self.limit = limit;
         self.failures = 0;
+        self.obstructions = Window::default();
+        self.losses = Window::default();
         self.given_up_until = None;
         for worker in &mut self.workers {
             worker.outdated = true;
@@ -195,6 +247,17 @@ impl Pool {
         let leaving = self.workers.iter().filter(|worker| leaves(worker)).map(|it| it.id).collect();
         self.workers.retain(|worker| !leaves(worker));
         leaving
+    }
+}
+
+impl Window {
+    /// Counts once more; returns how often it happened.
+    fn add(&mut self, now: Time) -> u32 {
+        if now >= self.since.after(REST) {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count += 1;
+        self.count
     }
 }
 
@@ -303,6 +366,67 @@ mod tests {
         let c = new(pool.take(NOW, 0));
         assert_eq!(pool.unable(NOW, c), Next::GiveUp);
         assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+    }
+
+    #[test]
+    fn workers_that_begin_no_check_are_given_up_though_others_answered_in_between() {
+        let mut pool = Pool::new(1);
+        let obstruct = |pool: &mut Pool, now| {
+            let id = new(pool.take(now, 0));
+            for _ in 0..3 {
+                assert_eq!(pool.answered(now, id), Next::Wait);
+                assert_eq!(pool.take(now, 0), Some(Lane::Idle(id)));
+            }
+            pool.obstructed(now, id)
+        };
+        assert_eq!(obstruct(&mut pool, NOW), Next::Stop);
+        // Long ago it does not count.
+        let later = NOW.after(REST);
+        assert_eq!(obstruct(&mut pool, later), Next::Stop);
+        assert_eq!(obstruct(&mut pool, later), Next::GiveUp);
+        assert_eq!(pool.take(later, 0), Some(Lane::Plain));
+        let again = later.after(REST);
+        assert_eq!(obstruct(&mut pool, again), Next::Stop);
+        assert_eq!(obstruct(&mut pool, again), Next::GiveUp);
+        // Two that never answered.
+        let again = again.after(REST);
+        for next in [Next::Stop, Next::Stop] {
+            let id = new(pool.take(again, 0));
+            assert_eq!(pool.obstructed(again, id), next, "not logged twice");
+        }
+        assert_eq!(pool.take(again, 0), Some(Lane::Plain));
+        pool.renew(1);
+        new(pool.take(again, 0));
+    }
+
+    #[test]
+    fn workers_that_end_again_and_again_while_idle_are_given_up() {
+        let mut pool = Pool::new(1);
+        for round in 1..=MAX_LOSSES {
+            let id = new(pool.take(NOW, 0));
+            pool.answered(NOW, id);
+            let next = if round < MAX_LOSSES { Next::Stop } else { Next::GiveUp };
+            assert_eq!(pool.failed(NOW, id), next, "{round}");
+        }
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+        let later = NOW.after(REST);
+        assert_eq!(pool.failed(later, new(Pool::new(1).take(later, 0))), Next::Stop);
+        new(pool.take(later, 0));
+    }
+
+    #[test]
+    fn a_worker_that_cannot_be_killed_keeps_its_place() {
+        let mut pool = Pool::new(2);
+        pool.set_stuck(1);
+        let a = new(pool.take(NOW, 10_000));
+        assert_eq!(pool.take(NOW, 10_000), None);
+        pool.answered(NOW, a);
+        assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+        pool.failed(NOW, a);
+        pool.set_stuck(2);
+        assert_eq!(pool.take(NOW, 10_000), Some(Lane::Plain));
+        pool.set_stuck(0);
+        new(pool.take(NOW, 10_000));
     }
 
     #[test]

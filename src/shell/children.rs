@@ -1,9 +1,9 @@
 //! PHP as child processes: started, read, timed, killed and reaped without ever waiting for them.
 
 use std::io::{self, Read};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{self, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::unix::pipe::Receiver;
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -71,7 +71,7 @@ impl Children {
         Self { running: Slab::new(), first_token }
     }
 
-    /// Starts a command in a process group of its own, which is killed after `timeout`.
+    /// Starts a command in a session and process group of its own, which is killed after `timeout`.
     ///
     /// # Errors
     /// Those of starting a process and of registering its output.
@@ -83,7 +83,7 @@ impl Children {
         mut command: Command,
         timeout: Duration,
     ) -> io::Result<()> {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         sys::tie(&mut command);
         let mut process = command.spawn()?;
         let entry = self.running.vacant_entry();
@@ -147,12 +147,13 @@ impl Children {
         alive.map(|(_, child)| child.deadline).min()
     }
 
-    /// Kills everything and waits for its end.
+    /// Kills everything and waits for its end, but not for ever.
     pub fn kill_all(&mut self) {
-        for mut child in self.running.drain() {
-            sys::kill_group(child.process.id());
-            let _ = child.process.wait();
+        let mut killed: Vec<_> = self.running.drain().map(|child| child.process).collect();
+        for process in &killed {
+            sys::kill_group(process.id());
         }
+        reap_killed(&mut killed);
     }
 
     /// Runs one command to its end, with nothing else to be done meanwhile but to `stop` it.
@@ -198,6 +199,20 @@ impl Children {
                 return Ok(finished);
             }
         }
+    }
+}
+
+/// Waits for the end of processes that were killed. One in an uninterruptible system call (a network
+/// file system without its server) may never end: it must not keep us from ending.
+pub(super) fn reap_killed(processes: &mut Vec<process::Child>) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let start = Instant::now();
+    loop {
+        processes.retain_mut(|process| matches!(process.try_wait(), Ok(None)));
+        if processes.is_empty() || start.elapsed() >= PATIENCE {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use log::{info, warn};
 
+use super::espocrm::Router;
 use super::fatal::{Fatal, Result};
 use super::logging;
 use super::server::{self, Backend, Espocrm, Server};
@@ -50,6 +51,7 @@ fn until_stopped(layers: Layers) -> Result<()> {
     settings.log_doubts();
     settings.log_means();
     warn_of_user(&espocrm);
+    Router::sweep();
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
     let mut server = Server::new(settings, Backend::Espocrm(espocrm), sockets, signals)?;
     info!("Browsers are served at {scheme}://{}.", server.address());

@@ -443,6 +443,7 @@ impl Server {
         if child {
             self.reap_children();
             self.reap_workers();
+            self.reap_orphans();
         }
         if reload {
             self.systemd.reloading();

@@ -237,9 +237,53 @@ pub fn memory_file(content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+/// Reaps child processes that have exited and that we did not start. PID 1 of a container becomes the
+/// parent of every orphan in it. `is_ours` names the processes whose status we still need.
+pub fn reap_orphans(is_ours: impl Fn(u32) -> bool) {
+    loop {
+        // SAFETY: both calls only write to the struct, for which zeros are valid. Neither waits.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let peek = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            if libc::waitid(libc::P_ALL, 0, &raw mut info, peek) != 0 {
+                return;
+            }
+            let Ok(pid @ 1..) = u32::try_from(info.si_pid()) else { return };
+            // One of ours that exited just now: its own SIGCHLD leads back here.
+            if is_ours(pid) {
+                return;
+            }
+            if libc::waitid(libc::P_PID, pid, &raw mut info, libc::WEXITED | libc::WNOHANG) != 0 {
+                return;
+            }
+        }
+    }
+}
+
+/// Limits the private memory (`RLIMIT_DATA`) of a child and of each of its descendants.
+pub fn limit_memory(command: &mut Command, bytes: libc::rlim_t) {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are plain system
+    // calls on a struct of their own.
+    unsafe {
+        command.pre_exec(move || {
+            let mut limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+            libc::getrlimit(libc::RLIMIT_DATA, &raw mut limit);
+            limit.rlim_max = limit.rlim_max.min(bytes);
+            limit.rlim_cur = limit.rlim_max.min(limit.rlim_cur);
+            // Lowering cannot fail.
+            libc::setrlimit(libc::RLIMIT_DATA, &raw const limit);
+            Ok(())
+        });
+    }
+}
+
 /// Makes a child end with us, and keeps every descriptor except the standard streams from it.
 /// libzmq does not mark all of its own as close-on-exec, and those that it accepts in its thread
 /// only a moment later.
+///
+/// The child leads a session and a process group of its own: it has no controlling terminal, so that
+/// it cannot read from the administrator's terminal or insert input into it, and [`kill_group`] ends
+/// it with its children. It must not lead a process group yet (no `process_group(0)`).
 pub fn tie(command: &mut Command) {
     let parent = std::process::id();
     let most = open_files().rlim_max;
@@ -249,6 +293,9 @@ pub fn tie(command: &mut Command) {
     // `mark_close_on_exec`.
     unsafe {
         command.pre_exec(move || {
+            if libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             if libc::getppid().cast_unsigned() != parent {
                 // We have ended in between.
@@ -330,6 +377,30 @@ mod tests {
         let output = command.output().unwrap();
         // The fourth is the directory that ls itself reads.
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
+    }
+
+    #[test]
+    fn a_child_leads_a_session_without_a_terminal() {
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/stat");
+        tie(&mut command);
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let pid = output.split(' ').next().unwrap();
+        let (_, rest) = output.rsplit_once(") ").unwrap();
+        // State, parent, process group, session, terminal.
+        let fields: Vec<&str> = rest.split(' ').collect();
+        assert_eq!(&fields[2..5], [pid, pid, "0"]);
+    }
+
+    #[test]
+    fn the_memory_of_a_child_is_limited() {
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/limits");
+        limit_memory(&mut command, 1 << 28);
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let line = output.lines().find(|line| line.starts_with("Max data size")).unwrap();
+        let values: Vec<&str> = line.split_whitespace().skip(3).collect();
+        assert_eq!(&values[..2], ["268435456", "268435456"]);
     }
 
     #[test]

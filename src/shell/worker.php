@@ -32,6 +32,8 @@ final class Answer
     public static function begin($nonce)
     {
         self::$nonce = $nonce;
+        // The daemon tells by this a check that takes long from a worker that accepts no requests.
+        fwrite(STDERR, 'espocrm-websocket begins ' . $nonce . "\n");
         // Called for each piece that is printed.
         ob_start(array(__CLASS__, 'collect'), 1);
     }

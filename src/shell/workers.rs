@@ -3,9 +3,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
 use std::process::{self, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use mio::unix::pipe::Receiver;
@@ -13,6 +12,7 @@ use mio::{Interest, Registry, Token};
 use slab::Slab;
 use socket2::SockRef;
 
+use super::children::reap_killed;
 use super::{random, sys};
 use crate::core::access::JobId;
 use crate::core::errand::{self, Nonsense, Reply};
@@ -27,7 +27,7 @@ use crate::core::version::Convention;
 pub struct Workers {
     running: Slab<Worker>,
     /// Killed, and not yet reaped.
-    dying: Vec<process::Child>,
+    dying: Vec<Dying>,
     /// A worker has two tokens from here on: its error output and its connection.
     first_token: usize,
 }
@@ -55,8 +55,13 @@ pub struct Outcome {
 /// Why a worker has not answered.
 #[derive(Debug)]
 pub enum Trouble {
-    /// The check took longer than it may.
-    TimedOut,
+    /// The check took longer than it may. `begun`: the worker had begun it.
+    TimedOut {
+        /// Otherwise something keeps the worker from accepting requests.
+        begun: bool,
+    },
+    /// The worker has not begun the check, though it had nothing else to do.
+    NotBegun,
     /// It has not started, has ended or answered nonsense. Why, for the log.
     NoGood(String),
 }
@@ -67,8 +72,11 @@ struct Worker {
     stderr: Receiver,
     /// What a command prints belongs into the answer. What comes here instead is missing there.
     stdout: Receiver,
-    /// What it has said before it told its port.
+    /// What it has said before it told its port; then the end of what it said, in which the notice
+    /// that it has begun a check may be incomplete.
     said: Vec<u8>,
+    /// Bytes on its error output since it was started or asked last.
+    printed: usize,
     /// Until when it must have told it.
     start_by: Time,
     address: Option<SocketAddr>,
@@ -80,6 +88,9 @@ struct Worker {
 struct Call {
     errand: Errand,
     deadline: Time,
+    /// Until when the worker must have begun it.
+    begin_by: Time,
+    begun: bool,
     nonce: String,
     /// What is still to be written.
     request: Vec<u8>,
@@ -87,8 +98,33 @@ struct Call {
     answer: Vec<u8>,
 }
 
+/// A worker that was killed.
+struct Dying {
+    process: process::Child,
+    since: Instant,
+}
+
 /// PHP says at once where it listens.
 const START_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A worker does nothing else when it is asked for a check, and begins it within milliseconds. It
+/// does not if others hold so many connections to its port that PHP accepts no more (then it also
+/// prints errors without end), or if the machine is overloaded.
+const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a worker writes to its error output, followed by the nonce, when it begins a check.
+const BEGUN: &str = "espocrm-websocket begins ";
+
+/// Bytes of its error output that are read before other events of the loop are handled.
+const MAX_READ: usize = 64 * 1024;
+
+/// Private memory of a worker; one that checks EspoCRM's access takes 20 to 60 MB. PHP allocates
+/// whatever a request announces before the router can reject it: this ends the worker and not the
+/// machine. A check that needs more is run again by the plain command.
+const MAX_MEMORY: u64 = 256 * 1024 * 1024;
+
+/// After this time a killed worker that has not exited is stuck in the kernel, and keeps its place.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// Bytes in which it does.
 const MAX_SAID: usize = 16 * 1024;
@@ -106,7 +142,17 @@ impl Workers {
     /// The numbers of those that are not reaped.
     pub fn processes(&self) -> impl Iterator<Item = u32> {
         let running = self.running.iter().map(|(_, worker)| worker.process.id());
-        running.chain(self.dying.iter().map(process::Child::id))
+        running.chain(self.dying.iter().map(|it| it.process.id()))
+    }
+
+    /// Workers that were killed some time ago and still have not exited.
+    #[must_use]
+    pub fn stuck(&self) -> usize {
+        self.stuck_at(Instant::now())
+    }
+
+    fn stuck_at(&self, now: Instant) -> usize {
+        self.dying.iter().filter(|it| now.duration_since(it.since) >= STUCK_AFTER).count()
     }
 
     /// Starts a worker by a command that runs PHP's web server.
@@ -121,9 +167,10 @@ impl Workers {
         mut command: Command,
     ) -> io::Result<()> {
         let secret = random::hex()?;
-        command.env("ESPOCRM_WEBSOCKET_SECRET", &secret).process_group(0);
+        command.env("ESPOCRM_WEBSOCKET_SECRET", &secret);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         sys::tie(&mut command);
+        sys::limit_memory(&mut command, MAX_MEMORY);
         let mut process = command.spawn()?;
         let entry = self.running.vacant_entry();
         let token = Token(self.first_token + 2 * entry.key());
@@ -144,6 +191,7 @@ impl Workers {
                     stderr,
                     stdout,
                     said: Vec::new(),
+                    printed: 0,
                     start_by: now.after(START_DEADLINE),
                     address: None,
                     secret,
@@ -168,7 +216,8 @@ impl Workers {
         id: WorkerId,
         errand: Errand,
         words: &[Box<str>],
-        deadline: Time,
+        now: Time,
+        timeout: Duration,
     ) -> io::Result<()> {
         let nonce = random::hex()?;
         let first_token = self.first_token;
@@ -178,7 +227,13 @@ impl Workers {
         };
         let request = errand::request(&worker.secret, &nonce, words);
         let (tcp, answer) = (None, Vec::new());
-        worker.call = Some(Call { errand, deadline, nonce, request, tcp, answer });
+        let deadline = now.after(timeout);
+        // One that was just started first says where it listens.
+        let ready_by = if worker.address.is_some() { now } else { worker.start_by };
+        let begin_by = ready_by.after(BEGIN_DEADLINE);
+        worker.printed = 0;
+        worker.call =
+            Some(Call { errand, deadline, begin_by, begun: false, nonce, request, tcp, answer });
         worker.connect(registry, Token(first_token + 2 * key + 1))
     }
 
@@ -188,12 +243,20 @@ impl Workers {
         let Some(worker) = self.running.get_mut(number / 2) else { return };
         let result = if number.is_multiple_of(2) {
             let told = worker.listen();
-            if !told {
-                return;
+            if told.is_more
+                && registry.reregister(&mut worker.stderr, token, Interest::READABLE).is_err()
+            {
+                sys::kill_group(worker.process.id());
             }
-            match worker.connect(registry, Token(token.0 + 1)) {
-                Ok(()) => return,
-                Err(error) => Err(Trouble::NoGood(error.to_string())),
+            if let Some(trouble) = worker.flood() {
+                Err(trouble)
+            } else if !told.has_address {
+                return;
+            } else {
+                match worker.connect(registry, Token(token.0 + 1)) {
+                    Ok(()) => return,
+                    Err(error) => Err(Trouble::NoGood(error.to_string())),
+                }
             }
         } else {
             match worker.converse() {
@@ -207,11 +270,17 @@ impl Workers {
 
     /// Takes the workers that have ended by themselves; those in `ended` had nothing to do.
     pub fn reap(&mut self, outcomes: &mut Vec<Outcome>, ended: &mut Vec<WorkerId>) {
-        self.dying.retain_mut(|process| matches!(process.try_wait(), Ok(None)));
-        let gone = |(key, worker): (usize, &mut Worker)| match worker.process.try_wait() {
-            Ok(None) => None,
-            Ok(Some(status)) => Some((key, status.to_string())),
-            Err(error) => Some((key, error.to_string())),
+        self.dying.retain_mut(|dying| matches!(dying.process.try_wait(), Ok(None)));
+        let gone = |(key, worker): (usize, &mut Worker)| {
+            if !sys::has_ended(worker.process.id()) {
+                return None;
+            }
+            // What it has started ends with it. Until it is reaped the group's number is its own.
+            sys::kill_group(worker.process.id());
+            match worker.process.wait() {
+                Ok(status) => Some((key, status.to_string())),
+                Err(error) => Some((key, error.to_string())),
+            }
         };
         for (key, how) in self.running.iter_mut().filter_map(gone).collect::<Vec<_>>() {
             if let Some(worker) = self.running.get_mut(key) {
@@ -236,7 +305,10 @@ impl Workers {
                 return Some((key, Trouble::NoGood(why)));
             }
             let call = worker.call.as_ref()?;
-            (call.deadline <= now).then_some((key, Trouble::TimedOut))
+            if call.deadline <= now {
+                return Some((key, Trouble::TimedOut { begun: call.begun }));
+            }
+            (!call.begun && call.begin_by <= now).then_some((key, Trouble::NotBegun))
         };
         for (key, why) in self.running.iter().filter_map(overdue).collect::<Vec<_>>() {
             self.finish(key, Err(why), outcomes);
@@ -248,7 +320,9 @@ impl Workers {
     pub fn next_deadline(&self) -> Option<Time> {
         let starts = self.running.iter().filter(|(_, worker)| worker.address.is_none());
         let calls = self.running.iter().filter_map(|(_, worker)| worker.call.as_ref());
-        starts.map(|(_, worker)| worker.start_by).chain(calls.map(|call| call.deadline)).min()
+        let begins = calls.clone().filter(|call| !call.begun).map(|call| call.begin_by);
+        let deadlines = calls.map(|call| call.deadline).chain(begins);
+        starts.map(|(_, worker)| worker.start_by).chain(deadlines).min()
     }
 
     /// Stops a worker that has nothing to do.
@@ -259,14 +333,12 @@ impl Workers {
         }
     }
 
-    /// Kills everything and waits for its end.
+    /// Kills everything and waits for its end, but not for ever.
     pub fn kill_all(&mut self) {
         for worker in self.running.drain() {
             kill(worker.process, &mut self.dying);
         }
-        for mut process in self.dying.drain(..) {
-            let _ = process.wait();
-        }
+        reap_killed(&mut self.dying.drain(..).map(|it| it.process).collect());
     }
 
     /// A worker that has not answered is of no further use.
@@ -284,21 +356,64 @@ impl Workers {
 }
 
 impl Worker {
-    /// Reads its error output. Whether it has just told where it listens.
-    fn listen(&mut self) -> bool {
+    /// Reads its error output.
+    fn listen(&mut self) -> Heard {
+        let mut heard = Heard { has_address: false, is_more: true };
         let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = self.stderr.read(&mut buffer) {
-            if self.said.len() < MAX_SAID {
-                self.said.extend_from_slice(buffer.get(..length).unwrap_or_default());
+        let mut read = 0;
+        while read < MAX_READ && self.printed <= MAX_CHILD_OUTPUT {
+            match self.stderr.read(&mut buffer) {
+                Ok(length @ 1..) => {
+                    read += length;
+                    self.printed += length;
+                    heard.has_address |= self.hear(buffer.get(..length).unwrap_or_default());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => {
+                    heard.is_more = false;
+                    break;
+                }
             }
         }
-        if self.address.is_some() {
-            // Whatever else it says stands in EspoCRM's log, too.
-            self.said = Vec::new();
-            return false;
+        if self.printed > MAX_CHILD_OUTPUT {
+            // As a plain check that prints so much. It is then reaped as any other that has ended.
+            sys::kill_group(self.process.id());
+            heard = Heard { has_address: false, is_more: false };
         }
-        self.address = address(&self.said);
-        self.address.is_some()
+        heard
+    }
+
+    /// Why it was killed while it ran a check, if it has printed too much.
+    fn flood(&self) -> Option<Trouble> {
+        let call = self.call.as_ref().filter(|_| self.printed > MAX_CHILD_OUTPUT)?;
+        if self.address.is_some() && !call.begun {
+            // PHP's web server prints without end that it can accept no more connections.
+            return Some(Trouble::NotBegun);
+        }
+        Some(Trouble::NoGood("it wrote more than 1 MiB to its error output".to_owned()))
+    }
+
+    /// Takes a piece of its error output. Whether it has just told where it listens.
+    fn hear(&mut self, piece: &[u8]) -> bool {
+        if self.address.is_none() {
+            if self.said.len() < MAX_SAID {
+                self.said.extend_from_slice(piece);
+            }
+            self.address = address(&self.said);
+            return self.address.is_some();
+        }
+        // Whatever else it says stands in EspoCRM's log, too.
+        match &mut self.call {
+            Some(call) if !call.begun => {
+                let notice = [BEGUN, &call.nonce].concat();
+                self.said.extend_from_slice(piece);
+                call.begun = self.said.windows(notice.len()).any(|it| it == notice.as_bytes());
+                let rest = self.said.len().saturating_sub(notice.len());
+                drop(self.said.drain(..rest));
+            }
+            _ => self.said.clear(),
+        }
+        false
     }
 
     /// Begins the call that waits for it, once it is known where the worker listens.
@@ -353,12 +468,20 @@ impl Worker {
 
     /// What it said instead of where it listens.
     fn complaint(&self) -> String {
-        if self.said.trim_ascii().is_empty() {
+        if self.address.is_some() || self.said.trim_ascii().is_empty() {
             String::new()
         } else {
             format!(", and said {}", first_line(&self.said))
         }
     }
+}
+
+/// What was read of a worker's error output.
+struct Heard {
+    /// It has just told where it listens.
+    has_address: bool,
+    /// There may be more to read.
+    is_more: bool,
 }
 
 /// Not connected yet, or nothing for now.
@@ -374,7 +497,30 @@ fn address(said: &[u8]) -> Option<SocketAddr> {
     (address.ip().is_loopback() && address.port() != 0).then_some(address)
 }
 
-fn kill(process: process::Child, dying: &mut Vec<process::Child>) {
+fn kill(process: process::Child, dying: &mut Vec<Dying>) {
     sys::kill_group(process.id());
-    dying.push(process);
+    dying.push(Dying { process, since: Instant::now() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::pool::{Lane, Pool};
+
+    #[test]
+    fn a_killed_worker_that_does_not_exit_is_counted_until_it_is_reaped() {
+        let poll = mio::Poll::new().unwrap();
+        let mut workers = Workers::new(0);
+        let Some(Lane::New(id)) = Pool::new(1).take(Time::default(), 0) else { panic!() };
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        workers.start(poll.registry(), Time::default(), id, command).unwrap();
+        let late = Instant::now() + 2 * STUCK_AFTER;
+        assert_eq!(workers.stuck_at(late), 0);
+        workers.stop(id);
+        assert_eq!((workers.stuck_at(late), workers.stuck_at(workers.dying[0].since)), (1, 0));
+        assert_eq!(workers.processes().count(), 1);
+        workers.kill_all();
+        assert_eq!((workers.stuck_at(late), workers.processes().count()), (0, 0));
+    }
 }

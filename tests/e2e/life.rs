@@ -2,6 +2,7 @@
 
 mod mishaps;
 mod own_file;
+mod pid_one;
 mod reloading;
 mod said;
 mod settings;

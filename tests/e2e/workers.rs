@@ -1,6 +1,7 @@
 //! Checks by warm PHP workers, and by plain PHP where there can be none.
 
 mod answers;
+mod attacks;
 mod fairness;
 mod killing;
 mod life;

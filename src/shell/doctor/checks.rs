@@ -137,8 +137,8 @@ fn ask_twice(
     let mut ask = || {
         let start = Instant::now();
         let errand = Errand { job: JobId::default(), convention: settings.version.convention() };
-        let deadline = clock.now().after(settings.check_timeout.value);
-        workers.run(poll.registry(), id, errand, &check.arguments, deadline).map_err(failed)?;
+        let (now, timeout) = (clock.now(), settings.check_timeout.value);
+        workers.run(poll.registry(), id, errand, &check.arguments, now, timeout).map_err(failed)?;
         let mut outcomes = Vec::new();
         let mut ended = Vec::new();
         let mut events = Events::with_capacity(8);
@@ -162,7 +162,10 @@ fn ask_twice(
             }
             Some(Ok(Reply::Unable)) => Err("it cannot run EspoCRM's commands".to_owned()),
             Some(Err(Trouble::NoGood(why))) => Err(why),
-            Some(Err(Trouble::TimedOut)) | None => Err("it did not answer in time".to_owned()),
+            Some(Err(Trouble::NotBegun)) => Err("it did not accept the request".to_owned()),
+            Some(Err(Trouble::TimedOut { .. })) | None => {
+                Err("it did not answer in time".to_owned())
+            }
         }
     };
     Ok([ask()?, ask()?])

@@ -4,7 +4,6 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -132,7 +131,7 @@ impl Demo {
         ours.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         // The one that runs, even if another has taken its place on the disk.
         let mut command = Command::new("/proc/self/exe");
-        command.args(["demo", "--listen", "127.0.0.1:0"]).process_group(0);
+        command.args(["demo", "--listen", "127.0.0.1:0"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
         identity.apply(&mut command);
         sys::tie(&mut command);

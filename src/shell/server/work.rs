@@ -13,12 +13,14 @@ use crate::core::errand::{Done, Reply};
 use crate::core::pool::{Lane, Next, WorkerId};
 use crate::core::verdict::{self, Exit, Failure, Verdict};
 use crate::shell::espocrm::Router;
+use crate::shell::sys;
 use crate::shell::workers::{Errand, Outcome, Trouble};
 
 impl Server {
     /// On what the next check is to run; `None` if it has to wait for a worker.
     pub(super) fn lane(&mut self, waiting: usize) -> Option<Lane> {
         if let Backend::Espocrm(_) = self.backend {
+            self.pool.set_stuck(self.workers.stuck());
             return self.pool.take(self.now, waiting);
         }
         Some(Lane::Plain)
@@ -32,11 +34,12 @@ impl Server {
             Lane::Idle(worker) => (worker, Ok(())),
             Lane::New(worker) => (worker, self.start_worker(worker)),
         };
-        let deadline = self.now.after(self.settings.check_timeout.value);
+        let (now, timeout) = (self.now, self.settings.check_timeout.value);
         let errand = Errand { job: id, convention };
         let registry = self.poll.registry();
-        let running = started
-            .and_then(|()| self.workers.run(registry, worker, errand, &check.arguments, deadline));
+        let words = &check.arguments;
+        let running =
+            started.and_then(|()| self.workers.run(registry, worker, errand, words, now, timeout));
         if let Err(error) = running {
             self.workers.stop(worker);
             self.worker_failed(worker, &error.to_string());
@@ -65,9 +68,19 @@ impl Server {
         let (mut outcomes, mut ended) = (Vec::new(), Vec::new());
         self.workers.reap(&mut outcomes, &mut ended);
         for worker in ended {
-            self.worker_failed(worker, "it ended");
+            self.worker_failed(worker, "it ended while it had nothing to do");
         }
         self.take_outcomes(outcomes);
+    }
+
+    /// In a container without an init process we are PID 1: what PHP's processes leave behind becomes
+    /// our child. Called after the processes that we know have been reaped.
+    pub(super) fn reap_orphans(&self) {
+        if std::process::id() == 1 {
+            let is_ours =
+                |pid| self.children.processes().chain(self.workers.processes()).any(|it| it == pid);
+            sys::reap_orphans(is_ours);
+        }
     }
 
     /// Stops workers that take too long, and those that have nothing to do any more.
@@ -111,7 +124,11 @@ impl Server {
                     Next::Stop
                 }
                 Ok(Reply::Unable) => self.pool.unable(self.now, worker),
-                Err(Trouble::TimedOut) => self.pool.stopped(self.now, worker),
+                Err(Trouble::TimedOut { begun: true }) => self.pool.stopped(self.now, worker),
+                Err(Trouble::TimedOut { begun: false } | Trouble::NotBegun) => {
+                    self.worker_obstructed(worker);
+                    Next::Stop
+                }
                 Err(Trouble::NoGood(why)) => {
                     let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
                     self.worker_failed(worker, &why);
@@ -136,14 +153,23 @@ impl Server {
                         verdict::read(convention, &check.affirmation, exit, &output, line);
                     self.finish_check(errand.job, &check, &verdict);
                 }
-                Err(Trouble::TimedOut) => {
+                Err(Trouble::TimedOut { .. }) => {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
                     self.finish_check(errand.job, &check, &verdict);
                 }
-                Ok(Reply::Unable) | Err(Trouble::NoGood(_)) => {
+                Ok(Reply::Unable) | Err(Trouble::NoGood(_) | Trouble::NotBegun) => {
                     self.start_plainly(errand.job, &check, errand.convention);
                 }
             }
+        }
+    }
+
+    /// A worker had nothing else to do and did not begin a check.
+    fn worker_obstructed(&mut self, worker: WorkerId) {
+        self.stats.worker_failures += 1;
+        match self.pool.obstructed(self.now, worker) {
+            Next::GiveUp => give_up(OBSTRUCTED),
+            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {OBSTRUCTED}."),
         }
     }
 
@@ -155,6 +181,10 @@ impl Server {
         }
     }
 }
+
+/// Both words that the log needs: for the one that was stopped, and for the end of workers.
+const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local user \
+     holds many connections to its port on 127.0.0.1 (ss -tnp shows whose they are)";
 
 fn give_up(why: &str) {
     warn!(

@@ -107,6 +107,39 @@ fn a_check_that_a_worker_was_killed_at_is_run_again() {
 }
 
 #[test]
+fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_after_two() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    for round in 0..2 {
+        daemon.connect("alice");
+        let paused = worker(&daemon);
+        Process::signal(paused, "STOP");
+        let runs = standin.means().len();
+        daemon.connect("alice");
+        assert_eq!(standin.means()[runs..], ["plain"]);
+        eventually("it is killed", || !Process::is_running(paused));
+        eventually("it is logged", || daemon.count("it did not begin a check") == round + 1);
+        assert_eq!(daemon.count(GIVEN_UP), round);
+        daemon.connect("alice");
+    }
+    assert_eq!(daemon.workers().len(), 0);
+    assert_eq!(daemon.count("could not be checked"), 0);
+}
+
+#[test]
+fn a_check_that_takes_long_is_left_to_the_worker_that_has_begun_it() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    daemon.connect("alice");
+    let first = worker(&daemon);
+    // Longer than a worker may take to begin.
+    standin.set("delay", "6000");
+    daemon.connect("alice");
+    expect_means(&standin, "worker");
+    assert_eq!((worker(&daemon), standin.runs().len()), (first, 2));
+}
+
+#[test]
 fn a_worker_that_is_paused_is_replaced_when_its_check_takes_too_long() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-timeout", "3s", "--verdict-reuse", "0"]);

@@ -29,7 +29,7 @@ fn secret(worker: u32) -> String {
 }
 
 /// Where a process listens, as the kernel writes it.
-fn listeners(pid: u32) -> Vec<String> {
+pub(super) fn listeners(pid: u32) -> Vec<String> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let links = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
     let sockets: Vec<String> = links
@@ -52,7 +52,7 @@ fn listeners(pid: u32) -> Vec<String> {
 }
 
 /// Where the worker listens.
-fn address(worker: u32) -> SocketAddr {
+pub(super) fn address(worker: u32) -> SocketAddr {
     let listeners = listeners(worker);
     assert_eq!(listeners.len(), 1, "{listeners:?}");
     let (host, port) = listeners[0].split_once(':').unwrap();

@@ -1,0 +1,52 @@
+//! As the only process of a container, which has no init process.
+
+use std::process::{Command, Stdio};
+
+use crate::support::{Daemon, Process, Standin, command, eventually};
+
+/// Leaves a process behind that nothing of ours knows: it has left the process group.
+const ORPHAN: &str = "
+shell_exec('setsid sh -c \"echo >> data/standin/orphans; sleep 0.2\" > /dev/null 2>&1 &');
+";
+
+const UNSHARE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+
+#[test]
+fn as_pid_1_it_reaps_what_php_leaves_behind() {
+    let mut probe = Command::new("unshare");
+    let probe = probe.args(UNSHARE).arg("true").stderr(Stdio::null()).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: unshare(1) may not make a PID namespace here.");
+        return;
+    }
+    let standin = Standin::new();
+    let file = standin.path().join("bootstrap.php");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text + ORPHAN).unwrap();
+    for means in ["--no-worker", "--debug"] {
+        let mut unshare = Command::new("unshare");
+        unshare.args(UNSHARE).arg(command().get_program());
+        unshare.args(["run", "--config", "/dev/null", "--control", "off", "--debug", means]);
+        unshare.args(["--listen", "127.0.0.1", "--verdict-reuse", "0", "--espocrm"]);
+        unshare.arg(standin.path()).env("TMPDIR", standin.path());
+        let mut daemon = Daemon::spawn(unshare);
+        let mut tab = daemon.connect("alice");
+        for id in 0..10 {
+            daemon.subscribe(&mut tab, "alice", &format!("recordUpdate.Account.{id}"));
+        }
+        let orphans = std::fs::read_to_string(standin.path().join("data/standin/orphans")).unwrap();
+        // Some were killed before they had left the group, and are orphans all the same.
+        assert!(!orphans.is_empty());
+        let children = daemon.children();
+        let [init] = &children[..] else { panic!("{} children of unshare", children.len()) };
+        eventually("nothing but workers is left", || {
+            let children = Process::children_of(init.pid);
+            let is_worker =
+                |it: &Process| Process::arguments(it.pid).iter().any(|word| word == "-S");
+            children.iter().all(|it| it.state != 'Z' && is_worker(it))
+        });
+        // No status of our own was lost.
+        assert_eq!(daemon.count("could not be checked"), 0);
+        daemon.connect("bob");
+    }
+}
