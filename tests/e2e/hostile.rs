@@ -5,6 +5,7 @@ mod exhaustion;
 mod leaks;
 mod log;
 mod messages;
+mod terminal;
 mod zeromq;
 
 use std::time::Duration;

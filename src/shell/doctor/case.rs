@@ -153,7 +153,7 @@ fn find(layers: &Layers, files: &Files) -> Result<PathBuf> {
                 text += "\n  espocrm-websocket doctor --espocrm ";
                 text += &shell_word(&it.dir.to_string_lossy());
             }
-            Err(Fatal::new(text))
+            Err(Fatal::lines(text))
         }
     }
 }

@@ -10,6 +10,7 @@ use super::drop_in::DropIn;
 use super::files::{Files, failed, is_plain};
 use super::search::{OldUnit, configured, espocrms, is_tame, old_units};
 use super::service::{Service, UNITS};
+use crate::core::printable::printable;
 use crate::shell::espocrm::Installation;
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::settings::Own;
@@ -45,7 +46,7 @@ impl Plan {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(&path, "read", &error)),
         };
-        let wrong = |error| Fatal::new(format!("{shown}: {error}. Nothing was changed."));
+        let wrong = |error| Fatal::lines(format!("{shown}: {error}. Nothing was changed."));
         let named = Own::from_toml(old.as_deref().unwrap_or_default()).map_err(wrong)?.espocrm;
         let units = old_units(files);
         let dir = match setup.espocrm.as_ref().or(named.as_ref()) {
@@ -81,7 +82,7 @@ impl Plan {
         let text = old.as_deref().unwrap_or(config_file::TEMPLATE);
         let config = match named.filter(|_| adopted.is_some()).map(|dir| files.resolve(&dir)) {
             Some(Ok(dir)) if dir != espocrm.real => {
-                return Err(Fatal::new(format!(
+                return Err(Fatal::lines(format!(
                     "{shown} is that of another EspoCRM, in {}. Nothing was changed. Choose a name \
                      for a second service:\n  espocrm-websocket adopt --name NAME {}",
                     dir.display(),
@@ -134,7 +135,7 @@ impl Plan {
     /// The service does not run.
     pub fn is_down(&self, error: &Fatal) -> Fatal {
         let unit = self.service.unit();
-        Fatal::new(format!(
+        Fatal::lines(format!(
             "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
              {unit}\nand at what it would do: espocrm-websocket config --config {}",
             self.service.config().display()
@@ -182,7 +183,7 @@ impl Espocrm {
         let (user, group) = installation.owner().unwrap_or_default();
         if user == 0 {
             let web = web_user(files);
-            return Err(Fatal::new(format!(
+            return Err(Fatal::lines(format!(
                 "{shown}/data belongs to root, and as root it will not run. EspoCRM's files belong \
                  to the web server's user:\n  chown -R {web}: {}\nThen run this again.",
                 shell_word(&dir.to_string_lossy())
@@ -247,7 +248,7 @@ fn choose(files: &Files, service: &Service, units: &[OldUnit]) -> Result<Option<
         [one] => Ok(Some(one.dir.clone())),
         _ if !units.is_empty() => Err(adopt_first(&units.iter().collect::<Vec<_>>(), service)),
         [] if all > 0 => Ok(None),
-        [] => Err(Fatal::new(format!(
+        [] => Err(Fatal::lines(format!(
             "No EspoCRM was found: neither in the document roots of nginx and Apache nor in \
              /var/www, /srv, /opt, /usr/share/nginx, /home/*/public_html and the like. Nothing was \
              changed. Name its directory:\n  espocrm-websocket setup{} --espocrm DIR",
@@ -272,7 +273,7 @@ fn choose(files: &Files, service: &Service, units: &[OldUnit]) -> Result<Option<
             text += "\nTwo cannot use the same ports: see webSocketPort, \
                      webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn in EspoCRM's \
                      data/config.php.";
-            Err(Fatal::new(text))
+            Err(Fatal::lines(text))
         }
     }
 }
@@ -314,10 +315,15 @@ fn adopt_first(units: &[&OldUnit], service: &Service) -> Fatal {
     for unit in units {
         text = text + "\n  espocrm-websocket adopt" + &flag + " " + &shell_word(&unit.name);
     }
-    Fatal::new(text)
+    Fatal::lines(text)
 }
 
 /// A word as a shell takes it.
 pub fn shell_word(word: &str) -> String {
-    if is_plain(word) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if is_plain(word) {
+        word.to_owned()
+    } else {
+        // What is not printable is shown, and cannot be pasted.
+        format!("'{}'", printable(word).replace('\'', "'\\''"))
+    }
 }
