@@ -4,11 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use espocrm_websocket::cli::Command;
+use espocrm_websocket::core::printable::{Printable, PrintableLines};
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(error) => {
+            // It repeats arguments.
+            let error = Printable(error);
             complain(&format!("{error}\nTry: espocrm-websocket --help"));
             return ExitCode::from(2);
         }
@@ -25,5 +28,5 @@ fn main() -> ExitCode {
 
 /// Standard error may be full or closed: that is no reason to crash.
 fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "espocrm-websocket: {text}");
+    let _ = writeln!(std::io::stderr(), "espocrm-websocket: {}", PrintableLines(text));
 }

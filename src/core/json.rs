@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write};
 
+use super::printable::printable_json;
 use super::wamp::Quoted;
 
 /// An object, or a list, that is being written.
@@ -27,18 +28,18 @@ impl Json {
 
     /// Adds a field that is a text.
     pub fn text(&mut self, name: &str, value: &str) -> &mut Self {
-        self.field(name, &Quoted(value))
+        self.field(name, &quoted(value))
     }
 
     /// Adds a field that is a number, a truth value, or JSON already.
     pub fn field(&mut self, name: &str, value: &dyn Display) -> &mut Self {
-        let _ = write!(self.separated(), "{}:{value}", Quoted(name));
+        let _ = write!(self.separated(), "{}:{value}", quoted(name));
         self
     }
 
     /// Adds an item that is a text.
     pub fn item(&mut self, value: &str) -> &mut Self {
-        self.element(&Quoted(value))
+        self.element(&quoted(value))
     }
 
     /// Adds an item that is a number or JSON already.
@@ -62,6 +63,11 @@ impl Json {
     }
 }
 
+/// A JSON string, of printable characters only: administrators read it on a terminal.
+fn quoted(text: &str) -> String {
+    printable_json(&Quoted(text).to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +79,9 @@ mod tests {
         let mut json = Json::object();
         json.text("a\n", "b").field("c", &true).field("d", &inner.end());
         assert_eq!(json.end(), r#"{"a\n":"b","c":true,"d":[1,"\"\u0007ä"]}"#);
+        let mut json = Json::list();
+        json.item("\u{9b}2J\u{7f}\u{202e}\u{e0001}");
+        assert_eq!(json.end(), r#"["\u009b2J\u007f\u202e\udb40\udc01"]"#);
         assert_eq!((Json::object().end(), Json::list().end()), ("{}".into(), "[]".into()));
     }
 }

@@ -53,9 +53,9 @@ pub const MAX_HELD: usize = 64 * 1024 * 1024;
 /// Of these, what `max_buffered` must leave: room for one connection that takes all that it may.
 pub const MIN_HELD: usize = 4 * 1024 * 1024;
 
-/// Connections that have not completed their upgrade. Past it the oldest of them is ended: a
-/// browser needs a moment, so whoever is the oldest of so many was slow on purpose. Their heads
-/// are counted by [`MAX_HELD`].
+/// Connections that have not completed their upgrade. Past it the oldest one of the client address
+/// that has the most is ended, so that a flood from one address does not affect others. Their heads
+/// are counted by [`MAX_HELD`]; the order costs at most 300 B for each: 300 KiB.
 pub const MAX_HANDSHAKES: usize = 1_024;
 
 /// Logins of one client address that wait to be checked; the tabs of an office behind one address
@@ -137,11 +137,14 @@ pub const PROCESS: usize = 12 * 1024 * 1024;
 
 /// Bytes of memory that are accounted for, of the daemon without libzmq and without PHP's processes:
 /// so many `connections` that hold so many bytes together, with or without our own TLS, and so many
-/// tickets that wait for access `checks`.
+/// tickets that wait for access `checks`. It is `usize::MAX` if that is more than can be counted.
 #[must_use]
 pub const fn accounted(connections: usize, tls: bool, held: usize, checks: usize) -> usize {
     let each = if tls { CONNECTION + TLS_CONNECTION } else { CONNECTION };
-    PROCESS + connections * each + held + checks * TICKET
+    PROCESS
+        .saturating_add(connections.saturating_mul(each))
+        .saturating_add(held)
+        .saturating_add(checks.saturating_mul(TICKET))
 }
 
 /// Bytes of memory that the daemon takes at most. `held`: bytes that connections may hold together,
@@ -149,7 +152,7 @@ pub const fn accounted(connections: usize, tls: bool, held: usize, checks: usize
 #[must_use]
 pub const fn worst_case(connections: usize, tls: bool, held: usize, children: usize) -> usize {
     let all = accounted(connections, tls, held, MAX_WAITING_CHECKS);
-    all + MAX_ZEROMQ + children * MAX_CHILD_OUTPUT
+    all.saturating_add(MAX_ZEROMQ).saturating_add(children.saturating_mul(MAX_CHILD_OUTPUT))
 }
 
 /// From accepting a connection to the end of its upgrade, TLS included.
@@ -180,3 +183,19 @@ pub const MAX_TAIL: usize = 64 * 1024;
 
 /// How long a request at the control socket may take, its answer included.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_case_of_extreme_settings_is_the_largest_number() {
+        let most = usize::MAX;
+        for (connections, held, children) in [(most, 0, 0), (0, most, 0), (0, 0, most)] {
+            assert_eq!(worst_case(connections, true, held, children), most);
+            assert_eq!(worst_case(connections, false, held, children), most);
+        }
+        assert_eq!(accounted(most, true, most, most), most);
+        assert_eq!(worst_case(10_000, false, MAX_HELD, 6), 175_620_096);
+    }
+}

@@ -18,7 +18,7 @@ pub struct Network {
 pub struct NoNetwork(String);
 
 /// What counts as one client: an IPv4 address, or the /64 that an IPv6 host may choose from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientKey(NonZeroU64);
 
 /// Items of `X-Forwarded-For` that are looked at; a request passes one or two proxies.

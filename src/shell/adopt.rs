@@ -108,7 +108,7 @@ impl Adopt {
             for unit in &units {
                 text = text + "\n  espocrm-websocket adopt " + &shell_word(&unit.name);
             }
-            return Err(Fatal::new(text));
+            return Err(Fatal::lines(text));
         }
         units.pop().ok_or_else(|| {
             let unit = self.unit.as_ref().map(|name| format!(" named {name}")).unwrap_or_default();
@@ -118,7 +118,7 @@ impl Adopt {
             for name in Kept::names(files) {
                 text = text + "\n" + &name + " was adopted already.";
             }
-            Fatal::new(text + "\nTo serve an EspoCRM that has no unit: espocrm-websocket setup")
+            Fatal::lines(text + "\nTo serve an EspoCRM that has no unit: espocrm-websocket setup")
         })
     }
 
@@ -131,7 +131,7 @@ impl Adopt {
             )));
         }
         let Some(dir) = self.setup.espocrm.clone().or_else(|| old.dir.clone()) else {
-            return Err(Fatal::new(format!(
+            return Err(Fatal::lines(format!(
                 "Which EspoCRM {name} serves cannot be told from its command. Nothing was changed. \
                  Name its directory:\n  espocrm-websocket adopt --espocrm DIR {name}"
             )));
@@ -178,7 +178,7 @@ impl Adopt {
                 for name in &names {
                     text = text + "\n  espocrm-websocket adopt --undo " + &shell_word(name);
                 }
-                return Err(Fatal::new(text));
+                return Err(Fatal::lines(text));
             }
             _ => return Err(Fatal::new("No such unit was adopted. Nothing was changed.")),
         };
@@ -216,7 +216,7 @@ fn undone(machine: &Machine, kept: &Kept, plan: &Plan, error: &Fatal) -> Fatal {
             shell_word(old)
         ),
     };
-    Fatal::new(format!(
+    Fatal::lines(format!(
         "{new} could not take the place of {old}. {error}\n{end}\nLook into the log: journalctl -n \
          50 -u {new}\nand at what it would do: espocrm-websocket config --espocrm {}",
         shell_word(&plan.dir)
@@ -241,7 +241,7 @@ fn restore(machine: &Machine, kept: &Kept) -> Result<()> {
         systemctl.run(&["daemon-reload"])?;
         if kept.active {
             let started = systemctl.start(&kept.unit);
-            started.map_err(|error| Fatal::new(format!("Its file is back. {error}")))?;
+            started.map_err(|error| Fatal::lines(format!("Its file is back. {error}")))?;
         }
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::core::printable::{printable, printable_lines};
+
 /// An error that ends the program: what happened, to what, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fatal(Option<String>);
@@ -10,9 +12,15 @@ pub struct Fatal(Option<String>);
 pub type Result<T> = std::result::Result<T, Fatal>;
 
 impl Fatal {
-    /// For the administrator's eyes: never with a secret in it.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self(Some(message.into()))
+    /// For the administrator's eyes: never with a secret in it. Line feeds in it come from outside
+    /// and are escaped, as is everything else that is not printable.
+    pub fn new(message: impl AsRef<str>) -> Self {
+        Self(Some(printable(message.as_ref())))
+    }
+
+    /// The same for a message of several lines. Text from outside in it must be escaped already.
+    pub fn lines(message: impl AsRef<str>) -> Self {
+        Self(Some(printable_lines(message.as_ref())))
     }
 
     /// A signal has ended the start.

@@ -4,7 +4,6 @@
 mod fold;
 mod last;
 
-use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write, stderr};
 use std::os::fd::AsFd;
@@ -22,6 +21,7 @@ use fold::Again;
 
 use super::fatal::{Fatal, Result};
 use super::sys;
+use crate::core::printable::Printable;
 use crate::core::time::Time;
 
 /// Starts the log, in `file` if one is given; later calls do not change how it looks. Each line is the
@@ -50,7 +50,7 @@ pub fn start(file: Option<&Path>) -> Result<()> {
         .build();
     let lines = Lines::new(StandardError, style);
     let inner = WriteLogger::new(LevelFilter::Debug, config, lines);
-    let _ = log::set_boxed_logger(Box::new(Printable { inner, style }));
+    let _ = log::set_boxed_logger(Box::new(Escaping { inner, style }));
     set_debug(false);
     Ok(())
 }
@@ -64,7 +64,11 @@ pub fn reopen(path: &Path) -> Result<()> {
     // A pipe that nobody reads must not hold us up; and where root follows links that others may make,
     // it writes into their files.
     let follow = if sys::is_root() { libc::O_NOFOLLOW } else { 0 };
-    options.append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK | follow);
+    options
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | follow);
     let opened = options.open(path).and_then(|file| sys::replace_standard_error(&file));
     opened.map_err(|error| {
         Fatal::new(format!(
@@ -122,12 +126,12 @@ fn priority(level: Level) -> u8 {
 }
 
 /// Escapes what is not printable: line feeds, what steers a terminal, what turns text around.
-struct Printable<L> {
+struct Escaping<L> {
     inner: L,
     style: Style,
 }
 
-impl<L: Log> Log for Printable<L> {
+impl<L: Log> Log for Escaping<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.inner.enabled(metadata)
     }
@@ -137,7 +141,7 @@ impl<L: Log> Log for Printable<L> {
         if !self.enabled(metadata) {
             return;
         }
-        let text = Escaped(record.args()).to_string();
+        let text = Printable(record.args()).to_string();
         // Each event is to be seen in debug mode.
         if level <= Level::Info {
             let (again, is_new) = fold::fold().take(Instant::now(), level, &text);
@@ -160,7 +164,7 @@ impl<L: Log> Log for Printable<L> {
     }
 }
 
-impl<L: Log> Printable<L> {
+impl<L: Log> Escaping<L> {
     fn write(&self, metadata: &Metadata<'_>, text: &str) {
         let mut record = Record::builder();
         record.metadata(metadata.clone());
@@ -171,28 +175,6 @@ impl<L: Log> Printable<L> {
                 self.inner.log(&record.args(format_args!("<{priority}>{text}")).build());
             }
         }
-    }
-}
-
-struct Escaped<'a>(&'a fmt::Arguments<'a>);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(Escaping(f), "{}", self.0)
-    }
-}
-
-struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
-
-impl fmt::Write for Escaping<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return self.0.write_str(text);
-        }
-        text.chars().try_for_each(|char| match char {
-            ' '..='~' => self.0.write_char(char),
-            _ => write!(self.0, "{}", char.escape_debug()),
-        })
     }
 }
 
@@ -413,14 +395,6 @@ mod tests {
             assert!(text(&mut lines).ends_with("€ ...\n"));
             assert!(lines.line.capacity() <= MAX_LINE);
         }
-    }
-
-    #[test]
-    fn what_is_not_printable_is_escaped() {
-        let arguments = "it's \"a\" \\ Київ\n\r\u{1b}[2J\u{202e}\u{200b}\u{85}\0";
-        let escaped = Escaped(&format_args!("<{arguments}>")).to_string();
-        let expected = "<it's \"a\" \\ Київ\\n\\r\\u{1b}[2J\\u{202e}\\u{200b}\\u{85}\\0>";
-        assert_eq!(escaped, expected);
     }
 
     #[test]

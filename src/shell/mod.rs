@@ -16,6 +16,7 @@ pub mod logging;
 pub(crate) mod net;
 pub mod operate;
 pub mod random;
+pub mod regular_file;
 pub mod run;
 #[cfg(test)]
 pub(crate) mod script;

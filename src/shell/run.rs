@@ -13,6 +13,7 @@ use super::signals::Signals;
 use super::sys;
 use super::systemd::{self, Systemd};
 use super::tls::Acceptor;
+use crate::core::printable::{Printable, printable_lines};
 
 /// Serves the EspoCRM that `layers` name until a signal ends it.
 ///
@@ -115,6 +116,8 @@ pub fn show(layers: Layers) -> Result<()> {
     settings.log_doubts();
     server::afford(&mut settings);
     let root = espocrm.root().display();
+    let (file, root) = (Printable(file), Printable(root));
     let text = format!("{:<16}{file}\n{:<16}{root}\n{settings}", "file", "root");
+    let text = printable_lines(&text);
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fatal::new(error.to_string()))
 }

@@ -301,7 +301,7 @@ impl Settings {
     /// Bytes of memory that the daemon takes at most, PHP's processes not included.
     #[must_use]
     pub fn worst_case(&self) -> usize {
-        let children = self.max_checks.value + self.workers();
+        let children = self.max_checks.value.saturating_add(self.workers());
         let (connections, held) = (self.max_connections.value, self.max_buffered.value);
         limits::worst_case(connections, self.tls.value.is_some(), held, children)
     }

@@ -1,12 +1,15 @@
 //! Words of a command line that an administrator copies into a shell.
 
+use crate::core::printable::printable;
+
 /// A word as a POSIX shell reads it: quoted if it contains anything but letters, digits and `/._-`.
+/// Characters that are not printable are escaped for display; the shell does not read those back.
 #[must_use]
 pub fn shell_word(word: &str) -> String {
     if is_plain(word) && !word.is_empty() {
         word.to_owned()
     } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
+        format!("'{}'", printable(word).replace('\'', "'\\''"))
     }
 }
 

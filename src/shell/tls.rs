@@ -9,6 +9,8 @@ use std::sync::Arc;
 use base64ct::{Base64, Encoding};
 use log::{info, warn};
 use pkcs8::EncryptedPrivateKeyInfo;
+use pkcs8::pkcs5::EncryptionScheme;
+use pkcs8::pkcs5::pbes2::Kdf;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
@@ -16,6 +18,7 @@ use rustls::{ServerConfig, ServerConnection};
 
 use super::clock;
 use super::fatal::{Fatal, Result};
+use super::regular_file;
 use super::settings::TlsFiles;
 use crate::core::time::Date;
 
@@ -31,6 +34,13 @@ pub struct Acceptor {
 const CERTIFICATE: &str = "webSocketSslCertificateFile";
 const KEY: &str = "webSocketSslCertificateLocalPrivateKey";
 const PASSPHRASE: &str = "webSocketSslCertificatePassphrase";
+
+/// Iterations to derive the key that a private key is encrypted with; about a second. openssl's
+/// default is 2,048.
+const MAX_ITERATIONS: u32 = 1_000_000;
+
+/// Bytes that scrypt uses for that, times its parallelization. openssl's default is 16 MiB.
+const MAX_SCRYPT: u64 = 64 * 1024 * 1024;
 
 impl Acceptor {
     /// Reads certificate and key; relative names count from EspoCRM's `root`.
@@ -110,7 +120,7 @@ fn config(
 }
 
 fn read(path: &Path, parameter: &str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| match error.kind() {
+    regular_file::read(path).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => trouble(path, parameter, "this user may not read it"),
         _ => trouble(path, parameter, &error.to_string()),
     })
@@ -140,6 +150,14 @@ fn private_key(
         let Some(passphrase) = passphrase else {
             return Err(trouble(&format!("its key is encrypted, but {PASSPHRASE} is not set")));
         };
+        if is_too_costly(&info.encryption_algorithm) {
+            return Err(trouble(&format!(
+                "to decrypt its key takes too long or too much memory: at most {MAX_ITERATIONS} \
+                 iterations of PBKDF2, or {} MiB for scrypt, are accepted. Encrypt it again: openssl \
+                 pkcs8 -topk8 -v2 aes256 -in OLD -out NEW",
+                MAX_SCRYPT >> 20
+            )));
+        }
         let key = info.decrypt(passphrase).map_err(|error| match error {
             // What a wrong passphrase makes of it has no padding, or is no key.
             pkcs8::Error::EncryptedPrivateKey(
@@ -159,6 +177,23 @@ fn private_key(
         rustls::pki_types::pem::Error::NoItemsFound => trouble("it holds no private key"),
         error => trouble(&format!("its key is damaged: {error:?}")),
     })
+}
+
+/// Whether decryption would hold the event loop up, or use much memory: whoever writes the key file
+/// chooses that.
+fn is_too_costly(scheme: &EncryptionScheme<'_>) -> bool {
+    let EncryptionScheme::Pbes2(parameters) = scheme else { return false };
+    match &parameters.kdf {
+        Kdf::Pbkdf2(kdf) => kdf.iteration_count > MAX_ITERATIONS,
+        Kdf::Scrypt(kdf) => {
+            // The memory for one block; blocks are computed one after the other.
+            let memory = kdf.cost_parameter.saturating_mul(128 * u64::from(kdf.block_size));
+            let cost = memory.saturating_mul(u64::from(kdf.parallelization));
+            // The crate does not expect 0.
+            cost == 0 || cost > MAX_SCRYPT
+        }
+        _ => false,
+    }
 }
 
 fn unusual(error: &impl std::fmt::Display) -> String {

@@ -1,6 +1,7 @@
 //! Our own TLS, with certificates as the openssl command makes them.
 
 pub mod authority;
+mod files;
 mod introduced;
 mod keys;
 mod renewing;

@@ -1,6 +1,5 @@
 //! The other side of the control socket: what our own commands ask a running daemon.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -49,7 +48,7 @@ impl Target {
             name.map(|name| Path::new("/etc/espocrm-websocket").join(format!("{name}.toml")));
         let file = self.config.clone().or(named).unwrap_or_else(|| DEFAULT_FILE.into());
         // Who may not read it may still know the usual place.
-        let own = fs::read_to_string(&file).ok().and_then(|text| Own::from_toml(&text).ok());
+        let own = Own::text_of(&file).ok().and_then(|text| Own::from_toml(&text).ok());
         match own.and_then(|own| own.control) {
             Some(ControlAt::Path(path)) => Client::find(name, Some(&path)),
             Some(ControlAt::Off) => Err(Fatal::new(format!(

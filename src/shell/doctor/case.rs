@@ -168,7 +168,7 @@ fn find(layers: &Layers, files: &Files) -> Result<PathBuf> {
         text += "\n  espocrm-websocket doctor --espocrm ";
         text += &shell_word(&it.dir.to_string_lossy());
     }
-    Err(Fatal::new(text))
+    Err(Fatal::lines(text))
 }
 
 fn owned(root: &str, user: &str, is_root: bool, owns: bool) -> Finding {

@@ -1,7 +1,8 @@
 //! Who listens at a port of this machine: as `/proc` tells it.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -46,7 +47,7 @@ pub struct Port {
 }
 
 /// Bytes of a process's arguments that are looked at.
-const MOST_ARGUMENTS: usize = 4_096;
+const MOST_ARGUMENTS: u64 = 4_096;
 
 impl Port {
     /// Looks at those who listen at `number` and keep others from listening at `address`.
@@ -191,8 +192,10 @@ fn find(sockets: &[Socket]) -> Option<Holder> {
 
 impl Holder {
     fn of(pid: u32) -> Self {
-        let mut list = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        list.truncate(MOST_ARGUMENTS);
+        let mut list = Vec::new();
+        if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
+            let _ = file.take(MOST_ARGUMENTS).read_to_end(&mut list);
+        }
         let list = String::from_utf8_lossy(&list);
         let words: Vec<&str> = list.split_terminator('\0').collect();
         Self { pid, command: command(&words), kind: kind(pid, &words) }

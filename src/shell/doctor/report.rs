@@ -5,6 +5,7 @@ use std::io::Write;
 
 use serde_json::{Map, Value};
 
+use crate::core::printable::{printable, printable_json};
 use crate::shell::fatal::{Fatal, Result};
 
 /// How a step looks.
@@ -104,9 +105,13 @@ impl Finding {
         let mut object = Map::new();
         object.insert("step".to_owned(), self.step.into());
         object.insert("state".to_owned(), state.into());
-        object.insert("found".to_owned(), printable(&self.found).into());
+        object.insert("found".to_owned(), self.found.as_ref().into());
         object.insert("fix".to_owned(), fix);
         Value::Object(object)
+    }
+
+    fn line(&self) -> String {
+        printable_json(&self.json().to_string())
     }
 }
 
@@ -139,7 +144,7 @@ impl Report {
     pub fn end(self) -> Result<()> {
         if self.json {
             // A line for each, for those who read it after all.
-            let list: Vec<_> = self.findings.iter().map(|it| it.json().to_string()).collect();
+            let list: Vec<_> = self.findings.iter().map(Finding::line).collect();
             say(&["[\n", &list.join(",\n"), "\n]\n"].concat());
         }
         let summary = self.summary()?;
@@ -167,11 +172,6 @@ fn say(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Nothing that a terminal would take for a command.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,7 +181,9 @@ mod tests {
         assert_eq!(Finding::good("a", "It runs").text(), "\u{2713} It runs\n");
         assert_eq!(Finding::unknown("a", "Not seen").text(), "\u{2013} Not seen\n");
         let doubt = Finding::doubt("a", "Odd\u{1b}[2J", "Do this:\n  so\u{7}");
-        assert_eq!(doubt.text(), "! Odd\u{fffd}[2J\n    Do this:\n      so\u{fffd}\n");
+        assert_eq!(doubt.text(), "! Odd\\u{1b}[2J\n    Do this:\n      so\\u{7}\n");
+        let line = r#"{"fix":"a\n\u202e","found":"Odd\u001b[2J","#;
+        assert!(Finding::doubt("a", "Odd\u{1b}[2J", "a\n\u{202e}").line().starts_with(line));
         let bad = Finding::bad("a", "Broken", "Mend it");
         assert_eq!(bad.text(), "\u{2717} Broken\n    Mend it\n");
         let json = r#"{"step":"a","state":"failure","found":"Broken","fix":"Mend it"}"#;

@@ -1,9 +1,7 @@
 //! Where an EspoCRM is, and how its PHP is run.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,7 +12,7 @@ use crate::core::verdict::{Exit, Failure};
 use crate::shell::children::{Children, Finished};
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::shell_word::shell_word;
-use crate::shell::sys;
+use crate::shell::{regular_file, sys};
 
 /// An EspoCRM's root directory, the PHP that runs its commands, and the user as whom it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +86,8 @@ impl Installation {
             Fatal::new(format!("{root}: {error}. Name EspoCRM's directory by --espocrm DIR."))
         })?;
         for file in ["bootstrap.php", "command.php"] {
-            open_file(&root.join(file)).map_err(|error| no_espocrm(&root, file, &error))?;
+            regular_file::open(&root.join(file))
+                .map_err(|error| no_espocrm(&root, file, &error))?;
         }
         if !root.join("data").is_dir() {
             let root = root.display();
@@ -241,13 +240,6 @@ impl Installation {
         self.identity.apply(&mut command);
         command
     }
-}
-
-/// Opens a regular file, without waiting for anything else.
-fn open_file(path: &Path) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("not a regular file")) }
 }
 
 fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Fatal {

@@ -119,7 +119,7 @@ mod tests {
         ]});
         assert_eq!(
             table(List::Users, &users),
-            "CONNECTIONS  USER\n      1,200  al?ice\n          1  bob\n2 of 3 users are shown.\n"
+            "CONNECTIONS  USER\n      1,200  al\\u{1b}ice\n          1  bob\n2 of 3 users are shown.\n"
         );
         let connections = json!({"total": 1, "connections": [{
             "id": 57, "user": null, "address": "192.0.2.1", "stage": "login", "seconds": 61,
@@ -137,7 +137,7 @@ mod tests {
     fn a_message_is_one_line() {
         let line = json!({"at": "2026-01-31T12:59:59.999Z", "topic": "a.b\n", "user": "u",
             "receivers": 2, "bytes": 1});
-        assert_eq!(message(&line), "12:59:59.999  a.b?  to user u  2 receivers  1 byte");
+        assert_eq!(message(&line), "12:59:59.999  a.b\\n  to user u  2 receivers  1 byte");
         let line = json!({"at": "2026-01-31T12:59:59.999Z", "rejected": "it is too big"});
         assert_eq!(message(&line), "12:59:59.999  DROPPED: it is too big");
         assert_eq!(message(&json!({"lost": 1})), "(1 message not shown: this is read too slowly)");

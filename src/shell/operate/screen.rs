@@ -337,7 +337,7 @@ mod tests {
         });
         let lines = screen(&status, None);
         assert_eq!(lines[1], "TROUBLE       The limit is reached.");
-        assert_eq!(lines[lines.len() - 2], "Warnings      01-31 12:59 UTC b?");
+        assert_eq!(lines[lines.len() - 2], "Warnings      01-31 12:59 UTC b\\n");
         assert_eq!(lines[lines.len() - 1], "              01-31 12:59 UTC a");
     }
 

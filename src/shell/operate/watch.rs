@@ -7,6 +7,7 @@ use mio::{Events, Poll, Token};
 use serde_json::Value as Json;
 
 use super::{Client, parse, print, print_while_read, screen};
+use crate::core::printable::printable_json;
 use crate::shell::clock;
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::signals::Signals;
@@ -32,7 +33,7 @@ pub fn watch(client: &Client, json: bool) -> Result<()> {
     let _screen = if is_screen { Some(Drawing::begin()?) } else { None };
     loop {
         let shown = if json {
-            String::from_utf8_lossy(&latest.0) + "\n"
+            printable_json(&String::from_utf8_lossy(&latest.0)) + "\n"
         } else {
             let status = parse(&latest.0)?;
             let earlier = before.as_ref().filter(|(earlier, _)| {
@@ -46,7 +47,7 @@ pub fn watch(client: &Client, json: bool) -> Result<()> {
                 format!("{} {}\n", clock::date(), screen::line(&status, earlier))
             };
             before = Some((status, latest.1));
-            text.into()
+            text
         };
         if !print_while_read(&shown)? {
             return Ok(());

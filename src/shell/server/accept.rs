@@ -1,6 +1,5 @@
 //! Taking connections.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,11 +9,13 @@ use mio::Token;
 
 use super::bursts::Cause;
 use super::{FIRST_CONN, Server};
+use crate::core::handshakes::{Handshakes, Surplus};
 use crate::core::id::ConnId;
 use crate::core::limits::{HANDSHAKE_DEADLINE, MAX_HANDSHAKES};
+use crate::core::network::ClientKey;
 use crate::core::stats::End;
 use crate::core::time::Time;
-use crate::shell::conn::{Conn, Phase, Upgrading};
+use crate::shell::conn::{Conn, Upgrading};
 use crate::shell::listener::Listener;
 use crate::shell::net::TcpStream;
 use crate::shell::settings::Settings;
@@ -32,9 +33,8 @@ pub(super) struct Accepting {
     paused_until: Option<Time>,
     /// How many connections there have been.
     serial: u32,
-    /// Connections in the order in which they came; all that have not completed their upgrade are
-    /// among them.
-    newcomers: VecDeque<ConnId>,
+    /// Connections that have not completed their upgrade.
+    handshakes: Handshakes,
 }
 
 /// Connections accepted in one turn.
@@ -55,7 +55,7 @@ impl Accepting {
             pending: true,
             paused_until: None,
             serial: 0,
-            newcomers: VecDeque::new(),
+            handshakes: Handshakes::new(MAX_HANDSHAKES),
         }
     }
 
@@ -95,6 +95,11 @@ impl Accepting {
 
     pub fn paused_until(&self) -> Option<Time> {
         self.paused_until
+    }
+
+    #[cfg(test)]
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
     }
 
     /// A stream with TLS, if that is wanted; after a proxy's header if there is an `introduction`.
@@ -161,7 +166,7 @@ impl Server {
                      try again. Raise max_connections, or find out who opens so many."
                 );
             }
-            if self.conns.len() >= limit + OVER_LIMIT {
+            if self.conns.len() >= limit.saturating_add(OVER_LIMIT) {
                 self.stats.opened += 1;
                 self.stats.end(End::ConnectionLimit);
                 return;
@@ -189,35 +194,34 @@ impl Server {
         if over_limit {
             self.count_end(id, End::ConnectionLimit);
         }
-        self.limit_handshakes(id);
-        if let Some(client) = self.client_of_peer(peer) {
+        let client = self.client_of_peer(peer);
+        self.begin_handshake(id, client.unwrap_or(ClientKey::of(peer)));
+        if let Some(client) = client {
             self.will_belong_to(id, client);
         }
     }
 
-    /// Ends the oldest handshake if with this one there are too many.
-    fn limit_handshakes(&mut self, newcomer: ConnId) {
-        let newcomers = &mut self.accepting.newcomers;
-        newcomers.push_back(newcomer);
-        if newcomers.len() <= MAX_HANDSHAKES {
-            return;
+    /// Counts a handshake, and ends another one if there are too many.
+    fn begin_handshake(&mut self, id: ConnId, client: ClientKey) {
+        let handshakes = &mut self.accepting.handshakes;
+        handshakes.begin(id, client);
+        let Some(Surplus { id: oldest, client, count }) = handshakes.surplus() else { return };
+        if self.bursts.begins(Cause::Handshakes, self.now) {
+            warn!(
+                "{MAX_HANDSHAKES} connections have not completed their upgrade, {count} of them                  from {client}, more than from any other address. The oldest of these is closed for                  each new connection. If {client} is not a proxy of yours, block it in the firewall."
+            );
         }
-        let conns = &self.conns;
-        newcomers.retain(|id| {
-            let conn = conns.get(id.slot()).filter(|conn| conn.id == *id);
-            conn.is_some_and(|conn| matches!(conn.phase, Phase::Upgrading(_)))
-        });
-        if newcomers.len() > MAX_HANDSHAKES
-            && let Some(oldest) = newcomers.pop_front()
-        {
-            if self.bursts.begins(Cause::Handshakes, self.now) {
-                warn!(
-                    "{MAX_HANDSHAKES} connections have not completed their upgrade: the slowest \
-                     are ended. Somebody may want to keep browsers from connecting."
-                );
-            }
-            self.end(oldest, End::HandshakeLimit);
-        }
+        self.end(oldest, End::HandshakeLimit);
+    }
+
+    /// A proxy has named the client of a connection whose handshake is in progress.
+    pub(super) fn assign_handshake(&mut self, id: ConnId, client: ClientKey) {
+        self.accepting.handshakes.assign(id, client);
+    }
+
+    /// A handshake is complete, or its connection has ended.
+    pub(super) fn end_handshake(&mut self, id: ConnId) {
+        self.accepting.handshakes.end(id);
     }
 
     /// Out of descriptors or memory: whoever is connected is served on, and in a second we try

@@ -263,6 +263,7 @@ impl Server {
             conn.outbox.clear();
             self.ended.push(id.slot());
             self.weigh(id);
+            self.end_handshake(id);
             self.leave(id);
             self.hub.close(id);
         }

@@ -83,7 +83,9 @@ impl Server {
             }
         };
         if let Some(client) = client {
-            self.will_belong_to(id, ClientKey::of(client));
+            let client = ClientKey::of(client);
+            self.assign_handshake(id, client);
+            self.will_belong_to(id, client);
         }
         let Some(conn) = self.conn(id) else { return };
         if !conn.is_tls() {
@@ -107,6 +109,7 @@ impl Server {
         let Some(conn) = self.conn(id) else { return };
         conn.phase = Phase::Open(Reader::default());
         conn.due = due;
+        self.end_handshake(id);
         self.arm(id);
         self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
         match upgrade.credentials {
@@ -144,6 +147,7 @@ impl Server {
         self.send(id, SharedFrame::encoded(response.into_bytes()));
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Finishing;
+            self.end_handshake(id);
             self.limit(id, CLOSE_DEADLINE);
         }
     }

@@ -12,7 +12,9 @@ use super::{Size, Span, SpanOrZero};
 use crate::core::limits::MIN_HELD;
 use crate::core::network::Network;
 use crate::core::origin::{NoOrigin, Origin};
+use crate::core::printable::{Printable, printable};
 use crate::shell::fatal::{Fatal, Result};
+use crate::shell::regular_file;
 use crate::shell::suggest::did_you_mean;
 
 /// What may stand in the configuration file; the flags of the command line have the same names.
@@ -134,10 +136,10 @@ impl Own {
     /// If the file cannot be read or understood: where, and what is wrong.
     pub fn from_file(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
-        match std::fs::read_to_string(path) {
+        match Self::text_of(path) {
             Ok(text) => Self::from_toml(&text).map_err(|mistakes| {
-                let told = |mistake: &str| format!("{}: {mistake}", path.display());
-                Fatal::new(mistakes.lines().map(told).collect::<Vec<_>>().join("\n"))
+                let told = |mistake: &str| format!("{}: {mistake}", Printable(path.display()));
+                Fatal::lines(mistakes.lines().map(told).collect::<Vec<_>>().join("\n"))
             }),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self::default())
@@ -146,6 +148,17 @@ impl Own {
                 Err(Fatal::new(format!("{}: {error}. Check the file's name.", path.display())))
             }
         }
+    }
+
+    /// The text of a configuration file. `/dev/null` stands for an empty one.
+    ///
+    /// # Errors
+    /// If it cannot be read, is not a regular file, or larger than 1 MiB.
+    pub fn text_of(path: &Path) -> std::io::Result<String> {
+        if path == Path::new("/dev/null") {
+            return Ok(String::new());
+        }
+        regular_file::read_to_string(path)
     }
 
     /// Reads the text of a configuration file.
@@ -160,7 +173,7 @@ impl Own {
         let mut own = Self::default();
         let mut file = toml_span::parse(text).map_err(|error| {
             // It repeats what it does not understand.
-            let text = error.to_string().replace(char::is_control, "\u{fffd}");
+            let text = printable(&error.to_string());
             at(error.span.start, &text)
         })?;
         let ValueInner::Table(table) = file.take() else { return Ok(own) };
@@ -429,7 +442,7 @@ mod tests {
             ("\nmax_buffered = '1MiB'", "at least 4MiB"),
             ("\nmax_buffered = 'much'", "a number of bytes"),
             ("\nx", "line 2"),
-            ("\nphp = '\u{1b}[2J'", "\u{fffd}"),
+            ("\nphp = '\u{1b}[2J'", "\\u{1b}"),
         ] {
             let error = Own::from_toml(text).unwrap_err();
             assert!(error.contains(mistake) && error.contains("line 2"), "{error}");

@@ -1,15 +1,15 @@
 //! The files of the machine, or of an image of one that lies in some directory.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::shell_word::is_plain;
-use crate::shell::sys;
+use crate::shell::{regular_file, sys};
 
 /// Where the machine's `/` is. Paths are the machine's own everywhere else.
 pub struct Files(PathBuf);
@@ -20,9 +20,6 @@ struct User {
     uid: u32,
     gid: u32,
 }
-
-/// What is read of a file, at most.
-const MOST_BYTES: u64 = 1 << 20;
 
 /// What is looked at in a directory, at most.
 const MOST_ENTRIES: usize = 1_000;
@@ -95,17 +92,7 @@ impl Files {
 
     /// A regular file's content.
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let place = self.at(&self.resolve(path)?);
-        // To open a pipe may take for ever.
-        if !place.metadata()?.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        let mut content = Vec::new();
-        File::open(place)?.take(MOST_BYTES + 1).read_to_end(&mut content)?;
-        if content.len() as u64 > MOST_BYTES {
-            return Err(io::Error::other("it has more than 1 MiB"));
-        }
-        Ok(content)
+        regular_file::read(&self.at(&self.resolve(path)?))
     }
 
     /// What there is by a pattern with `*` as, or at the beginning of, a name; in order, and hidden

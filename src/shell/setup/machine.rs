@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::files::{Files, failed};
 use super::systemctl::Systemctl;
+use crate::core::printable::printable_lines;
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::sys;
 
@@ -38,6 +39,7 @@ impl Machine {
 
     /// Tells something. That nobody listens is no reason to stop halfway.
     pub fn say(&self, text: &str) {
-        let _ = self.out.as_ref().map(|mut out| out.write_all(format!("{text}\n").as_bytes()));
+        let text = printable_lines(text) + "\n";
+        let _ = self.out.as_ref().map(|mut out| out.write_all(text.as_bytes()));
     }
 }

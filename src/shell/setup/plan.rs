@@ -49,7 +49,7 @@ impl Plan {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(&path, "read", &error)),
         };
-        let wrong = |error| Fatal::new(format!("{shown}: {error}. Nothing was changed."));
+        let wrong = |error| Fatal::lines(format!("{shown}: {error}. Nothing was changed."));
         let named = Own::from_toml(old.as_deref().unwrap_or_default()).map_err(wrong)?.espocrm;
         let units = old_units(files);
         let (dir, others) = match setup.espocrm.as_ref().or(named.as_ref()) {
@@ -87,7 +87,7 @@ impl Plan {
         let text = old.as_deref().unwrap_or(config_file::TEMPLATE);
         let config = match named.filter(|_| adopted.is_some()).map(|dir| files.resolve(&dir)) {
             Some(Ok(dir)) if dir != espocrm.real => {
-                return Err(Fatal::new(format!(
+                return Err(Fatal::lines(format!(
                     "{shown} is that of another EspoCRM, in {}. Nothing was changed. Choose a name \
                      for a second service:\n  espocrm-websocket adopt --name NAME {}",
                     dir.display(),
@@ -147,7 +147,7 @@ impl Plan {
     /// The service does not run.
     pub fn is_down(&self, error: &Fatal) -> Fatal {
         let unit = self.service.unit();
-        Fatal::new(format!(
+        Fatal::lines(format!(
             "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
              {unit}\nand at what it would do: espocrm-websocket config --config {}",
             self.service.config().display()
@@ -259,7 +259,7 @@ fn unclear(files: &Files, dir: &Path, why: &Ambiguity, again: &str) -> Fatal {
     let shown = dir.display();
     let word = shell_word(&dir.to_string_lossy());
     let web = web_user(files);
-    Fatal::new(match why {
+    Fatal::lines(match why {
         Ambiguity::Root => format!(
             "{shown}/data belongs to root, and the service does not run as root. EspoCRM's files \
              belong to the web server's user:\n  chown -R {web}: {word}\nThen run this again."
@@ -303,20 +303,20 @@ fn choose(
         }
         _ if !units.is_empty() => Err(adopt_first(&units.iter().collect::<Vec<_>>(), service)),
         ([], []) if all > 0 => Ok(None),
-        ([], []) => Err(Fatal::new(format!(
+        ([], []) => Err(Fatal::lines(format!(
             "No EspoCRM was found: neither in the document roots of nginx and Apache nor in \
              /var/www, /srv, /opt, /usr/share/nginx, /home/*/public_html and the like. Nothing was \
              changed. Name its directory:\n  espocrm-websocket setup{} --espocrm DIR",
             service.flag()
         ))),
-        ([], others) => Err(Fatal::new(format!(
+        ([], others) => Err(Fatal::lines(format!(
             "EspoCRM was found, but in a directory that other users than root control. Nothing was \
              changed. If it is to be served:{}",
             commands(others, service, Vec::new())
         ))),
         _ => {
             by_root.extend(by_others);
-            Err(Fatal::new(format!(
+            Err(Fatal::lines(format!(
                 "There are several EspoCRMs. Nothing was changed. Each gets a service of its own, \
                  the first of these the usual one:{}\nTwo cannot use the same ports: see \
                  webSocketPort, webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn in \
@@ -377,5 +377,5 @@ fn adopt_first(units: &[&OldUnit], service: &Service) -> Fatal {
     for unit in units {
         text = text + "\n  espocrm-websocket adopt" + &flag + " " + &shell_word(&unit.name);
     }
-    Fatal::new(text)
+    Fatal::lines(text)
 }

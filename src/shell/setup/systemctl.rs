@@ -43,7 +43,7 @@ impl Systemctl {
         if succeeded {
             return Ok(text);
         }
-        Err(Fatal::new(format!("systemctl {} failed: {text}", arguments.join(" "))))
+        Err(Fatal::lines(format!("systemctl {} failed: {text}", arguments.join(" "))))
     }
 
     /// Whether a unit runs.
@@ -80,7 +80,7 @@ impl Systemctl {
             "active" => Ok(()),
             state => Err(Fatal::new(format!("It did not stay up: systemd says {state}."))),
         });
-        started.map_err(|error| Fatal::new(format!("{error}{}", self.last_words(unit))))
+        started.map_err(|error| Fatal::lines(format!("{error}{}", self.last_words(unit))))
     }
 
     /// The last lines that a unit logged, each in a line of its own.

@@ -151,7 +151,7 @@ fn a_configuration_file_is_read_whatever_it_is() {
     std::fs::write(image.at(CONFIG), b"\xff\xfe").unwrap();
     has(&setup(&image, "").unwrap_err(), &["not in UTF-8"]);
     std::fs::write(image.at(CONFIG), vec![b'#'; 2 << 20]).unwrap();
-    has(&setup(&image, "").unwrap_err(), &["more than 1 MiB"]);
+    has(&setup(&image, "").unwrap_err(), &["larger than 1 MiB"]);
     std::fs::remove_file(image.at(CONFIG)).unwrap();
     // A link of the administrator's stays one.
     image.put("/srv/settings.toml", "debug = true\n");

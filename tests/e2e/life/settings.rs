@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Standin, command, run};
+use crate::support::{Daemon, Standin, command, run};
 
 #[test]
 fn every_setting_is_shown_with_its_default() {
@@ -197,4 +197,19 @@ pub fn row<'a>(shown: &'a str, name: &str) -> (&'a str, &'a str) {
     let (_, rest) = line.split_at(name.len());
     let (value, source) = rest.trim().split_once("  ").unwrap();
     (value, source.trim())
+}
+
+#[test]
+fn the_memory_of_extreme_settings_is_the_largest_number() {
+    let standin = Standin::new();
+    let most = usize::MAX.to_string();
+    let flags = ["--max-connections", "--max-buffered", "--max-checks", "--max-per-user"];
+    let all: Vec<&str> = flags.iter().flat_map(|flag| [*flag, &*most]).collect();
+    for flags in [&["--max-buffered", &most][..], &["--max-checks", &most], &all] {
+        let shown = config(&standin, flags);
+        let line = shown.lines().find(|line| line.starts_with("memory at most  ")).unwrap();
+        assert!(line.contains("18446744073710 MB"), "{line}");
+    }
+    let daemon = Daemon::start_with(&standin, &all);
+    daemon.connect("alice").expect_silence();
 }

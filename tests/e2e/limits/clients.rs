@@ -1,7 +1,9 @@
 //! Limits of one address, of one user, and of handshakes.
 
+use std::io::{Read, Write};
+
 use super::{enter, expect_503, from, target};
-use crate::support::{Client, Daemon, Standin, eventually};
+use crate::support::{Client, Daemon, Standin, eventually, request};
 
 #[test]
 fn an_address_has_its_limit_and_others_have_theirs() {
@@ -26,7 +28,7 @@ fn an_address_has_its_limit_and_others_have_theirs() {
     drop(first.pop());
     eventually("there is room again", || {
         let mut client = from("127.0.0.2", daemon.address);
-        client.send(crate::support::request(&target("dave")).as_bytes());
+        client.send(request(&target("dave")).as_bytes());
         client.read_head().starts_with("HTTP/1.1 101 ")
     });
     drop(second);
@@ -71,7 +73,7 @@ fn a_user_has_a_limit_and_other_users_have_theirs() {
     drop(second);
     eventually("there is room again", || {
         let mut client = Client::tcp(daemon.address);
-        client.send(crate::support::request(&target("alice")).as_bytes());
+        client.send(request(&target("alice")).as_bytes());
         client.read_head().starts_with("HTTP/1.1 101 ")
     });
     first.expect_silence();
@@ -110,4 +112,73 @@ fn slow_handshakes_keep_nobody_from_connecting() {
     assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));
     good.expect_silence();
     daemon.wait_for("1024 connections have not completed their upgrade");
+}
+
+/// More than 1,024 connections that send only this, from each address in turn.
+fn flood(
+    daemon: &Daemon,
+    addresses: &[&str],
+    introduction: impl Fn(usize) -> String,
+) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for number in 0..2_500 {
+        let mut client = from(addresses[number % addresses.len()], daemon.address);
+        // It may have been ended already.
+        let _ = client.stream.write_all(introduction(number).as_bytes());
+        clients.push(client);
+    }
+    clients
+}
+
+/// Begins a handshake, and completes it when the flood is over and was taken in.
+fn expect_unharmed(
+    daemon: &mut Daemon,
+    introduction: &str,
+    flood: impl FnOnce(&Daemon) -> Vec<Client>,
+) {
+    let mut slow = from("127.0.0.1", daemon.address);
+    let request = introduction.to_owned() + &request(&target("alice"));
+    let (begin, rest) = request.split_at(request.len() / 2);
+    slow.send(begin.as_bytes());
+    let mut flooding = flood(daemon);
+    let mut other = from("127.0.0.1", daemon.address);
+    other.send(introduction.as_bytes());
+    enter(other, "bob").expect_silence();
+    slow.send(rest.as_bytes());
+    assert!(slow.read_head().starts_with("HTTP/1.1 101 "));
+    slow.expect_welcome();
+    daemon.wait_for("1024 connections have not completed their upgrade");
+    assert_eq!(flooding[0].stream.read(&mut [0]).unwrap_or(0), 0);
+}
+
+#[test]
+fn a_flood_of_handshakes_from_one_address_ends_only_its_own() {
+    let standin = Standin::new();
+    // Addresses that may be a proxy's, and others.
+    let proxies: [&[&str]; 2] = [&[], &["--max-per-address", "0", "--trusted-proxy", "192.0.2.1"]];
+    for flags in proxies {
+        let mut daemon = Daemon::start_with(&standin, flags);
+        expect_unharmed(&mut daemon, "", |daemon| flood(daemon, &["127.0.0.2"], |_| String::new()));
+        let line = daemon.wait_for("1024 connections have not completed their upgrade");
+        assert!(line.contains("from 127.0.0.2, more than from any other address"), "{line}");
+    }
+}
+
+#[test]
+fn behind_a_proxy_a_flood_counts_for_the_client_that_it_names() {
+    let standin = Standin::new();
+    let flags = ["--max-per-address", "0", "--trusted-proxy", "127.0.0.0/8", "--proxy-protocol"];
+    let proxies = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];
+    let slow = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 80\r\n";
+    // One address, or one network of IPv6.
+    let clients: [fn(usize) -> String; 2] = [
+        |_| "PROXY TCP4 198.51.100.9 192.0.2.1 4711 80\r\n".to_owned(),
+        |number| {
+            format!("PROXY TCP6 2001:db8::{:x}:{number:x} 2001:db8:1::1 4711 80\r\n", number % 7)
+        },
+    ];
+    for client in clients {
+        let mut daemon = Daemon::start_with(&standin, &flags);
+        expect_unharmed(&mut daemon, slow, |daemon| flood(daemon, &proxies, client));
+    }
 }

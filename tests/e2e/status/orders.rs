@@ -116,7 +116,7 @@ fn tail_shows_what_passes_to_whoever_watches() {
     let dropped = next();
     assert!(dropped.contains("  DROPPED: its topicId is of no category"), "{dropped}");
     let odd = next();
-    assert!(odd.contains("  newNotification.?[2J?  to all  0 receivers  "), "{odd}");
+    assert!(odd.contains(r"  newNotification.\u{1b}[2J\u{202e}  to all  0 receivers  "), "{odd}");
     // The daemon's end is its end.
     daemon.stop("TERM");
     assert_eq!(process.wait().unwrap().code(), Some(1));

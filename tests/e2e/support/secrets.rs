@@ -44,7 +44,9 @@ pub fn indiscretion(text: &str) -> Option<String> {
         | '\u{2060}'..='\u{206f}'
         | '\u{ad}'
         | '\u{61c}'
-        | '\u{feff}' => true,
+        | '\u{feff}'
+        | '\u{e000}'..='\u{f8ff}'
+        | '\u{e0000}'..='\u{10ffff}' => true,
         _ => char.is_control(),
     };
     let odd = text.chars().find(|char| is_odd(*char))?;

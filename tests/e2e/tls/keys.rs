@@ -133,7 +133,10 @@ fn what_cannot_be_used_is_explained() {
             &["server.pem: it holds no cert", CERTIFICATE],
         ),
         (&|_, issued| write(&issued.key, ""), &["server.key: it holds no private key", KEY]),
-        (&|it, _| it.config(CERTIFICATE, "data"), &["/data: Is a directory", CERTIFICATE]),
+        (
+            &|it, _| it.config(CERTIFICATE, "data"),
+            &["/data: it is not a regular file", CERTIFICATE],
+        ),
         (&|it, _| it.config(CERTIFICATE, ""), &["names no file", CERTIFICATE]),
         (&|it, _| it.config(KEY, ""), &["server.pem: it holds no private key", CERTIFICATE, KEY]),
         (&|it, _| it.config(KEY, other.to_str()), &["does not belong to the key", "server.pem"]),

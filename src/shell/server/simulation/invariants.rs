@@ -8,6 +8,7 @@ use super::tab::Stage;
 use super::{FIRST_CONN, Server};
 use crate::core::id::ConnId;
 use crate::core::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE, MAX_OUTBOX};
+use crate::shell::conn::{Conn, Phase};
 
 /// The server's own lists and sums.
 pub fn check_lists(server: &mut Server) {
@@ -15,6 +16,11 @@ pub fn check_lists(server: &mut Server) {
     let unread = set(server.unread.iter().copied());
     let ended = set(server.ended.iter().copied());
     let mut held = 0;
+    let is_handshake = |conn: &Conn| matches!(conn.phase, Phase::Upgrading(_));
+    let handshakes = server.accepting.handshakes();
+    let in_progress = server.conns.iter().filter(|(_, conn)| is_handshake(conn));
+    assert!(in_progress.clone().all(|(_, conn)| handshakes.contains(conn.id)));
+    assert_eq!(in_progress.count(), handshakes.len());
     for (slot, conn) in &mut server.conns {
         assert_eq!(conn.id.slot(), slot);
         assert_eq!(ended.contains(&slot), conn.has_ended(), "{slot} is to be freed");
