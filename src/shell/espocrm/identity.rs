@@ -110,7 +110,7 @@ impl Identity {
         match found {
             Ok(uid) => Account::of(uid).map(Self::Other),
             Err(Ambiguity::Root) if run_as.allow_root => Ok(Self::Own { name: name_of(0) }),
-            Err(why) => Err(unclear(root, &why, named)),
+            Err(why) => Err(unclear(root, why, named)),
         }
     }
 
@@ -212,7 +212,7 @@ fn name_of(uid: u32) -> String {
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-fn unclear(root: &Path, why: &Ambiguity, named: Option<&String>) -> Fatal {
+fn unclear(root: &Path, why: Ambiguity, named: Option<&String>) -> Fatal {
     let shown = root.display();
     if let Some(name) = named {
         return Fatal::new(format!(

@@ -26,7 +26,7 @@ pub struct Plan {
     pub user: String,
     /// The configuration file as it was, if there is one.
     pub old: Option<String>,
-    /// Commands for other EspoCRMs that were found and are not served, each in a line of its own.
+    /// Commands for other `EspoCRMs` that were found and are not served, each in a line of its own.
     others: String,
     config: String,
     drop_in: String,
@@ -197,17 +197,14 @@ impl Espocrm {
                  with a slash, is UTF-8 and has no control characters."
             )));
         }
-        let (user, data) = match user {
-            Some(user) => {
-                let data = files.resolve(&real.join("data"));
-                let data = data.map_err(|error| failed(&dir.join("data"), "opened", &error))?;
-                (known(files, user)?, data)
-            }
-            None => {
-                let owner = ownership::owner(&files.at(&real), |uid| files.primary_group(uid));
-                let owner = owner.map_err(|why| unclear(files, dir, &why, again))?;
-                (files.user_name(owner), real.join("data"))
-            }
+        let (user, data) = if let Some(user) = user {
+            let data = files.resolve(&real.join("data"));
+            let data = data.map_err(|error| failed(&dir.join("data"), "opened", &error))?;
+            (known(files, user)?, data)
+        } else {
+            let owner = ownership::owner(&files.at(&real), |uid| files.primary_group(uid));
+            let owner = owner.map_err(|why| unclear(files, dir, why, again))?;
+            (files.user_name(owner), real.join("data"))
         };
         if !is_tame(&data) {
             return Err(Fatal::new(format!(
@@ -255,7 +252,7 @@ fn known(files: &Files, user: String) -> Result<String> {
     }
 }
 
-fn unclear(files: &Files, dir: &Path, why: &Ambiguity, again: &str) -> Fatal {
+fn unclear(files: &Files, dir: &Path, why: Ambiguity, again: &str) -> Fatal {
     let shown = dir.display();
     let word = shell_word(&dir.to_string_lossy());
     let web = web_user(files);

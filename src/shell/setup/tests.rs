@@ -1,6 +1,6 @@
 //! The whole of it, in an image of a machine.
 
-use std::os::unix::fs::{PermissionsExt, lchown};
+use std::os::unix::fs::PermissionsExt;
 
 use super::image::Image;
 use super::*;
