@@ -112,11 +112,12 @@ impl Server {
     }
 
     /// How the outcome of a check is to be read that was started under this convention. If EspoCRM
-    /// may have become another version meanwhile, only what counts in each of them is granted.
+    /// may have become another version meanwhile, only what counts in each of them is granted or
+    /// denied.
     pub(super) fn convention(&self, at_start: Convention) -> Convention {
         let in_doubt = matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt());
         if in_doubt || at_start != self.settings.version.convention() {
-            Convention::Both
+            Convention::InDoubt
         } else {
             at_start
         }
