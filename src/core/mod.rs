@@ -24,6 +24,7 @@ pub mod pool;
 pub mod proxy_protocol;
 pub mod rate;
 pub mod reader;
+pub mod self_check;
 pub mod stats;
 pub mod submission;
 pub mod time;

@@ -29,6 +29,8 @@ pub enum Failure {
     Output(String),
     /// It ended with status 0 and without output, as PHP also does when nothing was checked.
     NothingChecked,
+    /// EspoCRM grants a random token, so that what it grants says nothing.
+    Untrusted,
     /// It printed more than it may, or its output could not be read.
     Unreadable,
 }
@@ -49,6 +51,7 @@ impl std::fmt::Display for Failure {
                  files may be incomplete, or PHP is not the command line's or is started by a \
                  script that hides its exit status",
             ),
+            Self::Untrusted => f.write_str("EspoCRM accepts any token"),
             Self::Unreadable => f.write_str("PHP's output was too long or could not be read"),
         }
     }
@@ -251,9 +254,7 @@ mod tests {
         assert!(is_unchecked(&auth(Then, 0, "PHP Warning:  something")));
         assert_eq!(topic(Then, 0, "true"), Verdict::Granted);
         assert_eq!(topic(Then, 0, ""), Verdict::Denied);
-        for (status, output) in
-            [(0, "1"), (0, "Error: x"), (255, ""), (255, "true"), (1, "true")]
-        {
+        for (status, output) in [(0, "1"), (0, "Error: x"), (255, ""), (255, "true"), (1, "true")] {
             assert!(is_unchecked(&topic(Then, status, output)), "{status} {output}");
         }
     }

@@ -100,6 +100,7 @@ impl Server {
         for finished in finished {
             match finished.task {
                 Task::Probe => self.finish_reload(&finished),
+                Task::SelfCheck(convention) => self.self_checked(convention, &finished),
                 Task::Check(id, convention) => {
                     if let Some(check) = self.access.check(id) {
                         let convention = self.convention(convention);
@@ -124,6 +125,10 @@ impl Server {
     }
 
     pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
+        // Nothing is granted while EspoCRM accepts any token.
+        let untrusted = Verdict::Unchecked(Failure::Untrusted);
+        let is_untrusted = self.self_check.rejects_clients() && *verdict == Verdict::Granted;
+        let verdict = if is_untrusted { &untrusted } else { verdict };
         let answered = self.answers.len();
         let urgency = self.access.urgency(id);
         let is_review = urgency == Some(Urgency::Review);
