@@ -15,6 +15,7 @@ use crate::core::verdict::{Failure, Verdict};
 use crate::core::version::Convention;
 use crate::shell::children::{Finished, Task};
 use crate::shell::conn::Phase;
+use crate::shell::espocrm::PROBE_TIMEOUT;
 use crate::shell::random;
 
 /// Characters of a user's id.
@@ -65,7 +66,8 @@ impl Server {
         let question = self.self_check.start(question);
         let task = Task::SelfCheck(self.settings.version.convention());
         let command = espocrm.installation.check(&question);
-        let timeout = self.settings.check_timeout.value;
+        // No check is started before its end.
+        let timeout = self.settings.check_timeout.value.min(PROBE_TIMEOUT);
         let registry = self.poll.registry();
         if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
             self.self_check_failed(&error);
@@ -128,10 +130,11 @@ impl Server {
             _ => Check::AUTHENTICATION.to_owned(),
         };
         error!(
-            "EspoCRM accepted a random token as a user's login ({command}), so its access checks \
-             cannot be trusted. All connections are ended and new ones rejected (503) until it \
-             rejects such a token; that is checked every 10 s. Check which PHP phpExecutablePath \
-             names, that EspoCRM's files are complete, and that no extension replaces {}.",
+            "Self-check failed: EspoCRM accepted a random token as a login ({command}), so its \
+             access checks cannot be trusted. All connections are ended and new ones rejected (503) \
+             until it rejects such a token; that is checked every 10 s. Check which PHP \
+             phpExecutablePath names, that EspoCRM's files are complete, and that no extension \
+             replaces {}.",
             Check::AUTHENTICATION
         );
         let is_open = |phase: &Phase| matches!(phase, Phase::Open(_));
