@@ -121,20 +121,14 @@ impl Server {
     /// Ends all connections, without a Close frame: their grants are in doubt, and browsers retry
     /// until the self-check passes. New ones get 503.
     fn lock_down(&mut self) {
-        let command = match &self.backend {
-            Backend::Espocrm(espocrm) => format!(
-                "{} command.php {}",
-                espocrm.installation.php().display(),
-                Check::AUTHENTICATION
-            ),
-            _ => Check::AUTHENTICATION.to_owned(),
-        };
         error!(
-            "Self-check failed: EspoCRM accepted a random token as a login ({command}), so its \
-             access checks cannot be trusted. All connections are ended and new ones rejected (503) \
-             until it rejects such a token; that is checked every 10 s. Check which PHP \
+            "Self-check failed: EspoCRM accepted a random token as a login ({} command.php {}), so \
+             its access checks cannot be trusted. All connections are ended and new ones rejected \
+             (503) until it rejects such a token; that is checked every 10 s. Check which PHP \
              phpExecutablePath names, that EspoCRM's files are complete, and that no extension \
              replaces {}.",
+            self.settings.php.value.display(),
+            Check::AUTHENTICATION,
             Check::AUTHENTICATION
         );
         let is_open = |phase: &Phase| matches!(phase, Phase::Open(_));

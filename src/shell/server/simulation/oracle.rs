@@ -16,6 +16,7 @@ use crate::core::verdict::Verdict;
 use crate::shell::script::{Entry, Journal, Message, Number, address_of};
 use crate::shell::settings::Settings;
 
+#[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
 pub struct Oracle {
     pub now: Time,
     pub tabs: BTreeMap<Number, Tab>,
