@@ -46,6 +46,9 @@ impl Check {
     /// EspoCRM's console command that tells whether a token is valid.
     pub const AUTHENTICATION: &str = "AuthTokenCheck";
 
+    /// EspoCRM's console command that checks access to a record or a scope.
+    pub const ACCESS: &str = "AclCheck";
+
     /// Whether `token` is valid and `user`'s.
     #[must_use]
     pub fn authentication(token: &str, user: &str) -> Self {
@@ -59,7 +62,15 @@ impl Check {
     /// Whether `user` may see a topic, by the command of its category.
     #[must_use]
     pub fn topic(user: &str, arguments: Box<[Box<str>]>) -> Self {
-        Self { user: user.into(), arguments, affirmation: Affirmation::True }
+        let name = arguments.first().map_or("", |name| name);
+        let affirmation = if is_command(name, Self::ACCESS) {
+            Affirmation::True
+        } else if is_command(name, Self::AUTHENTICATION) {
+            Affirmation::UserId(user.into())
+        } else {
+            Affirmation::Status
+        };
+        Self { user: user.into(), arguments, affirmation }
     }
 
     /// Whether it asks for a token, not for a topic.
@@ -92,6 +103,12 @@ impl Check {
     }
 }
 
+/// Whether EspoCRM may run `command` for this name: it also accepts `acl-check` for `AclCheck`.
+fn is_command(name: &str, command: &str) -> bool {
+    let name = name.bytes().filter(|byte| *byte != b'-').map(|byte| byte.to_ascii_lowercase());
+    name.eq(command.bytes().map(|byte| byte.to_ascii_lowercase()))
+}
+
 /// So many characters of a token in a row are taken out of whatever is logged.
 const TELLING: usize = 5;
 
@@ -116,6 +133,20 @@ impl std::fmt::Debug for Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_extensions_command_grants_by_exit_status() {
+        let affirmation = |name: &str| Check::topic("u", [name.into()].into()).affirmation;
+        for name in ["AclCheck", "acl-check", "aclCheck", "ACLCHECK", "Acl-Check"] {
+            assert_eq!(affirmation(name), Affirmation::True, "{name}");
+        }
+        for name in ["AuthTokenCheck", "auth-token-check"] {
+            assert_eq!(affirmation(name), Affirmation::UserId("u".into()), "{name}");
+        }
+        for name in ["CustomCheck", "AclCheckMore", "MyAclCheck", "Acl"] {
+            assert_eq!(affirmation(name), Affirmation::Status, "{name}");
+        }
+    }
 
     #[test]
     fn a_token_is_never_shown() {

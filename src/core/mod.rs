@@ -26,6 +26,7 @@ pub mod printable;
 pub mod proxy_protocol;
 pub mod rate;
 pub mod reader;
+pub mod self_check;
 pub mod stats;
 pub mod submission;
 pub mod time;

@@ -66,6 +66,8 @@ struct Worker {
     /// Since when it has nothing to do, if it has nothing.
     idle: Option<Time>,
     answers: u32,
+    /// It has rejected a random token, so that what it grants counts.
+    verified: bool,
     /// It was started before something has changed: its next answer is its last.
     outdated: bool,
 }
@@ -135,7 +137,7 @@ impl Pool {
         }
         let id = WorkerId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
-        self.workers.push(Worker { id, idle: None, answers: 0, outdated: false });
+        self.workers.push(Worker { id, idle: None, answers: 0, verified: false, outdated: false });
         Some(Lane::New(id))
     }
 
@@ -153,6 +155,19 @@ impl Pool {
         }
         self.workers.swap_remove(index);
         Next::Stop
+    }
+
+    /// A worker has rejected a random token.
+    pub fn verified(&mut self, id: WorkerId) {
+        if let Some(worker) = self.find(id).and_then(|index| self.workers.get_mut(index)) {
+            worker.verified = true;
+        }
+    }
+
+    /// Whether it has.
+    #[must_use]
+    pub fn is_verified(&self, id: WorkerId) -> bool {
+        self.find(id).and_then(|index| self.workers.get(index)).is_some_and(|it| it.verified)
     }
 
     /// A worker could not be started, has ended, or has answered nonsense.
@@ -284,6 +299,19 @@ mod tests {
         assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(b)));
         assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
         assert_eq!(pool.take(NOW, 0), None);
+    }
+
+    #[test]
+    fn each_worker_is_verified_for_itself() {
+        let mut pool = Pool::new(2);
+        let a = new(pool.take(NOW, 0));
+        let b = new(pool.take(NOW, BACKLOG));
+        pool.verified(a);
+        assert!(pool.is_verified(a) && !pool.is_verified(b));
+        pool.renew(2);
+        pool.answered(NOW, a);
+        pool.verified(a);
+        assert!(!pool.is_verified(a));
     }
 
     #[test]

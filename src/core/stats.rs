@@ -83,6 +83,8 @@ named! {
         LoginLimit = "login_limit",
         /// So many checks wait that it is told to come back.
         Crowded = "check_queue",
+        /// EspoCRM accepts any token.
+        Untrusted = "self_check",
         /// Its page may not connect.
         Origin = "origin",
         /// It names no user, or no token.
@@ -105,6 +107,8 @@ named! {
         TokenRevoked = "token_revoked",
         /// Its token could not be checked.
         CheckFailed = "check_failed",
+        /// EspoCRM was found to accept any token.
+        SelfCheck = "self_check",
         /// There were too many checks for another one.
         CheckQueue = "check_queue",
         /// It called or published.

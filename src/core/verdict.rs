@@ -27,6 +27,10 @@ pub enum Failure {
     Status(i32, String),
     /// It ended well but printed something else than a verdict.
     Output(String),
+    /// It ended with status 0 and without output, as PHP also does when nothing was checked.
+    NothingChecked,
+    /// EspoCRM grants a random token, so that what it grants says nothing.
+    Untrusted,
     /// It printed more than it may, or its output could not be read.
     Unreadable,
 }
@@ -42,18 +46,42 @@ impl std::fmt::Display for Failure {
             }
             Self::Status(status, line) => write!(f, "PHP ended with status {status}: {line}"),
             Self::Output(line) => write!(f, "PHP printed something unexpected: {line}"),
+            Self::NothingChecked => f.write_str(
+                "PHP ended with status 0 and printed nothing, so nothing was checked: EspoCRM's \
+                 files may be incomplete, or PHP is not the command line's or is started by a \
+                 script that hides its exit status",
+            ),
+            Self::Untrusted => f.write_str("EspoCRM accepts any token"),
             Self::Unreadable => f.write_str("PHP's output was too long or could not be read"),
         }
     }
 }
 
-/// What a command says when it allows.
+/// How a command allows access. Exit status 0 is always required; PHP also ends with it when
+/// nothing was checked, so EspoCRM's own commands must print their answer as well.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Affirmation {
     /// `AuthTokenCheck` prints the id of the token's user, which must be this one.
     UserId(Box<str>),
-    /// An access check prints `true`.
+    /// `AclCheck` prints `true`, and for portal users `truetrue`.
     True,
+    /// An extension's command: since EspoCRM 9.2 the exit status is enough, and it may print
+    /// anything. Before, where the status is always 0, it prints exactly `true`.
+    Status,
+}
+
+impl Affirmation {
+    /// Whether the output alone allows access, whatever the version.
+    fn accepts(&self, output: &[u8]) -> bool {
+        match self {
+            Self::UserId(user) => output == user.as_bytes(),
+            Self::True => {
+                let (words, rest) = output.as_chunks::<4>();
+                !words.is_empty() && rest.is_empty() && words.iter().all(|word| word == b"true")
+            }
+            Self::Status => output == b"true",
+        }
+    }
 }
 
 /// How a PHP process ended.
@@ -80,17 +108,26 @@ pub fn read(
         Exit::Signal(signal) => return Verdict::Unchecked(Failure::Signal(signal)),
     };
     let output = output.trim_ascii();
-    match (convention, status) {
-        (Convention::ExitStatus, 0) => Verdict::Granted,
-        (_, 1) if output.is_empty() => Verdict::Denied,
-        (Convention::Output | Convention::Both, 0) => match affirmation {
-            _ if output.is_empty() => Verdict::Denied,
-            Affirmation::UserId(user) if output == user.as_bytes() => Verdict::Granted,
-            // The token is good, but it is another user's.
-            Affirmation::UserId(_) if is_id(output) => Verdict::Denied,
-            Affirmation::True if output == b"true" => Verdict::Granted,
-            _ => Verdict::Unchecked(Failure::Output(complaint())),
+    match status {
+        0 if affirmation.accepts(output) => Verdict::Granted,
+        0 if *affirmation == Affirmation::Status && convention == Convention::ExitStatus => {
+            Verdict::Granted
+        }
+        0 if output.is_empty() => match convention {
+            Convention::Output | Convention::Both => Verdict::Denied,
+            Convention::ExitStatus | Convention::InDoubt => {
+                Verdict::Unchecked(Failure::NothingChecked)
+            }
         },
+        // Before 9.2 a token that is good, but another user's.
+        0 if matches!(affirmation, Affirmation::UserId(_))
+            && matches!(convention, Convention::Output | Convention::Both)
+            && is_id(output) =>
+        {
+            Verdict::Denied
+        }
+        0 => Verdict::Unchecked(Failure::Output(complaint())),
+        1 if output.is_empty() => Verdict::Denied,
         _ => Verdict::Unchecked(Failure::Status(status, complaint())),
     }
 }
@@ -133,18 +170,71 @@ mod tests {
         read(convention, &Affirmation::True, Exit::Status(status), output.as_bytes(), String::new)
     }
 
+    fn extension(convention: Convention, status: i32, output: &str) -> Verdict {
+        read(convention, &Affirmation::Status, Exit::Status(status), output.as_bytes(), String::new)
+    }
+
+    const ALL: [Convention; 4] =
+        [Convention::ExitStatus, Convention::Output, Convention::Both, Convention::InDoubt];
+
     fn is_unchecked(verdict: &Verdict) -> bool {
         matches!(verdict, Verdict::Unchecked(_))
     }
 
     #[test]
-    fn from_9_2_on_the_exit_status_decides() {
+    fn no_version_grants_by_exit_status_alone() {
+        for convention in ALL {
+            let output = "6b030f5b450565077";
+            assert_eq!(auth(convention, 0, output), Verdict::Granted);
+            for output in ["", " \n", "true", "6b030f5b450565077 ok", "PHP Warning:  x", "-"] {
+                assert_ne!(auth(convention, 0, output), Verdict::Granted, "{output}");
+            }
+            for output in ["true", "truetrue", "truetruetrue", "true\n"] {
+                assert_eq!(topic(convention, 0, output), Verdict::Granted, "{output}");
+            }
+            for output in ["", "1", "tru", "truet", "true true", "True", "6b030f5b450565077"] {
+                assert_ne!(topic(convention, 0, output), Verdict::Granted, "{output}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_extensions_command_grants_by_exit_status_since_9_2() {
+        use Convention::{Both, ExitStatus, InDoubt, Output};
+        for output in ["", "true", "yes", "Error: x"] {
+            assert_eq!(extension(ExitStatus, 0, output), Verdict::Granted, "{output}");
+        }
+        for convention in [Output, Both, InDoubt] {
+            assert_eq!(extension(convention, 0, "true"), Verdict::Granted);
+            for output in ["yes", "truetrue", "Error: x"] {
+                assert!(is_unchecked(&extension(convention, 0, output)), "{output}");
+            }
+        }
+        assert_eq!(extension(Output, 0, ""), Verdict::Denied);
+        assert_eq!(extension(Both, 0, ""), Verdict::Denied);
+        assert!(is_unchecked(&extension(InDoubt, 0, "")));
+        for convention in ALL {
+            assert_eq!(extension(convention, 1, ""), Verdict::Denied);
+            assert!(is_unchecked(&extension(convention, 1, "Error: x")));
+            assert!(is_unchecked(&extension(convention, 255, "true")));
+        }
+    }
+
+    #[test]
+    fn since_9_2_status_0_without_an_answer_is_no_denial() {
+        let nothing = Verdict::Unchecked(Failure::NothingChecked);
+        for convention in [Convention::ExitStatus, Convention::InDoubt] {
+            assert_eq!(auth(convention, 0, ""), nothing);
+            assert_eq!(topic(convention, 0, "\n"), nothing);
+            assert!(is_unchecked(&auth(convention, 0, "0123456789abcdef0")));
+            assert!(is_unchecked(&topic(convention, 0, "Only for the command line.")));
+        }
+    }
+
+    #[test]
+    fn since_9_2_status_1_without_output_denies() {
         use Convention::ExitStatus as Now;
-        assert_eq!(auth(Now, 0, "6b030f5b450565077"), Verdict::Granted);
         assert_eq!(auth(Now, 1, ""), Verdict::Denied);
-        assert_eq!(topic(Now, 0, "true"), Verdict::Granted);
-        assert_eq!(topic(Now, 0, "truetrue"), Verdict::Granted);
-        assert_eq!(topic(Now, 0, ""), Verdict::Granted);
         assert_eq!(topic(Now, 1, ""), Verdict::Denied);
         assert_eq!(topic(Now, 1, "\n"), Verdict::Denied);
         for (status, output) in
@@ -164,9 +254,7 @@ mod tests {
         assert!(is_unchecked(&auth(Then, 0, "PHP Warning:  something")));
         assert_eq!(topic(Then, 0, "true"), Verdict::Granted);
         assert_eq!(topic(Then, 0, ""), Verdict::Denied);
-        for (status, output) in
-            [(0, "truetrue"), (0, "1"), (0, "Error: x"), (255, ""), (255, "true"), (1, "true")]
-        {
+        for (status, output) in [(0, "1"), (0, "Error: x"), (255, ""), (255, "true"), (1, "true")] {
             assert!(is_unchecked(&topic(Then, status, output)), "{status} {output}");
         }
     }
@@ -198,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_signal_is_no_verdict() {
-        for convention in [Convention::ExitStatus, Convention::Output, Convention::Both] {
+        for convention in ALL {
             let verdict =
                 read(convention, &Affirmation::True, Exit::Signal(9), b"true", String::new);
             assert_eq!(verdict, Verdict::Unchecked(Failure::Signal(9)));

@@ -51,12 +51,17 @@ impl fmt::Display for Version {
 /// How a command tells whether access is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Convention {
-    /// EspoCRM 9.2 and later: exit status 0 means allowed, whatever is printed.
+    /// EspoCRM 9.2 and later: exit status 0 with the expected output grants, 1 without output
+    /// denies. An extension's command grants by exit status 0 alone.
     ExitStatus,
-    /// Before 9.2: the exit status is always 0, the output tells.
+    /// Before 9.2: the exit status is always 0; no output denies.
     Output,
-    /// The version is not known: both must say so.
+    /// The version is not known: only what every version grants is granted, and what any of them
+    /// denies is denied.
     Both,
+    /// EspoCRM's files are changing: only what every version grants is granted, and only what
+    /// every version denies is denied.
+    InDoubt,
 }
 
 fn number(text: &str) -> Option<(u32, u32)> {

@@ -32,6 +32,8 @@ pub struct Children {
 pub enum Task {
     /// An access check, to be read by this convention.
     Check(JobId, Convention),
+    /// Checking a random token, to be read by this convention.
+    SelfCheck(Convention),
     /// Reading EspoCRM's settings.
     Probe,
 }

@@ -2,6 +2,12 @@
 // Run by espocrm-websocket in EspoCRM's root: prints the settings of this EspoCRM as EspoCRM itself
 // sees them, in one line of JSON. Written for PHP 5.6 and later.
 
+// What EspoCRM's commands answer counts only if PHP's command line runs them.
+if (PHP_SAPI !== 'cli') {
+    echo "\nespocrm-websocket-sapi:" . PHP_SAPI . "\n";
+    exit(1);
+}
+
 ob_start();
 
 include 'bootstrap.php';

@@ -11,6 +11,7 @@ mod echo;
 mod messages;
 mod reload;
 mod report;
+mod self_check;
 #[cfg(test)]
 mod simulation;
 mod traffic;
@@ -54,6 +55,7 @@ use crate::core::id::ConnId;
 use crate::core::pool::Pool;
 use crate::core::rate::Rates;
 use crate::core::reader::Incoming;
+use crate::core::self_check::SelfCheck;
 use crate::core::stats::{End, Stats};
 use crate::core::time::Time;
 use crate::core::timers::Timers;
@@ -91,6 +93,9 @@ pub struct Server {
     children: Children,
     pool: Pool,
     workers: Workers,
+    self_check: SelfCheck,
+    /// A self-check has passed since the start.
+    has_passed: bool,
     answers: Vec<Answer>,
     timers: Timers,
     /// Connections with something to be written.
@@ -193,6 +198,7 @@ impl Server {
         let accepting = Accepting::new(listener, acceptor);
         let mut server = Self::assemble(settings, backend, signals, poll, accepting, bus);
         server.open_control();
+        server.request_self_check();
         Ok(server)
     }
 
@@ -225,6 +231,8 @@ impl Server {
             children: Children::new(FIRST_CHILD),
             pool: Pool::new(settings.workers()),
             workers: Workers::new(FIRST_WORKER),
+            self_check: SelfCheck::default(),
+            has_passed: false,
             answers: Vec::new(),
             timers: Timers::default(),
             dirty: VecDeque::new(),
@@ -358,6 +366,7 @@ impl Server {
             self.accepting.paused_until(),
             self.control.next_deadline(),
             self.next_bus_look(),
+            self.next_self_check(),
             self.systemd.next_sign(),
             self.bursts.next_due(),
             look,
@@ -420,6 +429,7 @@ impl Server {
         self.expire_conns();
         self.guard_bus();
         self.look_if_due();
+        self.self_check_if_due();
         self.bursts.tell(self.now);
         logging::unfold();
         if self.systemd.next_sign().is_some_and(|at| at <= self.now) {

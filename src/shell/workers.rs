@@ -39,6 +39,8 @@ pub struct Errand {
     pub job: JobId,
     /// How its outcome is to be read.
     pub convention: Convention,
+    /// The worker has granted the check, and is asked for a random token before that counts.
+    pub verifies: bool,
 }
 
 /// How an errand has ended.

@@ -433,9 +433,9 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
 #[test]
 fn checks_end_with_the_daemon() {
     let standin = Standin::new();
-    standin.set("failure", "hang");
     // It does not wait for them.
     let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);
+    standin.set("failure", "hang");
     let mut tab = Client::open(daemon.address, "alice", "tok-alice");
     let mut children = Vec::new();
     eventually("a check hangs", || {

@@ -26,6 +26,7 @@ mod messages;
 mod metrics;
 mod proxies;
 mod revocation;
+mod self_check;
 mod setup;
 mod status;
 mod systemd;

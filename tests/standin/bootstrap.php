@@ -53,6 +53,15 @@ function standinNote($file, $line)
     file_put_contents($dir . '/' . $file, $line . "\n", FILE_APPEND | LOCK_EX);
 }
 
+/** Whether the daemon asks for a random token, as it does after each load. */
+function standinIsSelfCheck()
+{
+    list(, $name, $token, $user) = array_pad($_SERVER['argv'], 4, '');
+
+    return $name === 'AuthTokenCheck' && preg_match('/^[0-9a-f]{32}$/D', $token)
+        && preg_match('/^[0-9a-f]{17}$/D', $user);
+}
+
 /** Fails in the way that a test asks for. */
 function standinFail($failure)
 {
@@ -80,6 +89,14 @@ function standinFail($failure)
             }
         case 'crash':
             throw new Error('on purpose');
+        case 'missing-class':
+            ini_set('display_errors', '0');
+            set_exception_handler(function () {
+                exit(0);
+            });
+            new \Espo\Core\Missing();
+        case 'nothing':
+            exit(0);
     }
 }
 

@@ -78,6 +78,8 @@ fn failures_are_the_same_or_are_none_of_the_worker() {
             ("exit255", false),
             ("crash", false),
             ("flood", false),
+            ("nothing", false),
+            ("missing-class", false),
         ] {
             standin.write("data/standin/failure", failure);
             if can_be_told {

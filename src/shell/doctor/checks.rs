@@ -136,7 +136,11 @@ fn ask_twice(
     workers.start(poll.registry(), clock.now(), id, command).map_err(failed)?;
     let mut ask = || {
         let start = Instant::now();
-        let errand = Errand { job: JobId::default(), convention: settings.version.convention() };
+        let errand = Errand {
+            job: JobId::default(),
+            convention: settings.version.convention(),
+            verifies: false,
+        };
         let (now, timeout) = (clock.now(), settings.check_timeout.value);
         workers.run(poll.registry(), id, errand, &check.arguments, now, timeout).map_err(failed)?;
         let mut outcomes = Vec::new();

@@ -24,6 +24,9 @@ pub struct Facts {
 /// The line of the probe's output that counts begins so.
 const MARK: &[u8] = b"espocrm-websocket-probe:";
 
+/// A PHP that is not the command line's prints its SAPI on such a line instead.
+const SAPI_MARK: &[u8] = b"espocrm-websocket-sapi:";
+
 impl Facts {
     /// Reads the output of the probe, in which other lines may stand. `None` if it has none of ours.
     #[must_use]
@@ -36,6 +39,16 @@ impl Facts {
         let php = text(&take("php")).unwrap_or_default();
         let opcache = take("opcache") == Value::Bool(true);
         Some(Self { php, opcache, ..Self::new(parameters, &take("categories")) })
+    }
+
+    /// The SAPI of a PHP that is not the command line's, in the output of the probe; a CGI binary
+    /// also prints HTTP headers.
+    #[must_use]
+    pub fn wrong_sapi(output: &[u8]) -> Option<String> {
+        let mut lines = output.split(|byte| *byte == b'\n');
+        let name = lines.find_map(|line| line.strip_prefix(SAPI_MARK))?.trim_ascii();
+        let name = name.get(..name.len().min(32)).unwrap_or_default();
+        Some(String::from_utf8_lossy(name).escape_debug().to_string())
     }
 
     /// What an EspoCRM with these parameters and categories would say.
@@ -128,6 +141,21 @@ after"#;
         let facts = Facts::from_output(output).unwrap();
         assert_eq!((facts.version, &*facts.php), (Version::new("9.2.7"), "7.4.33"));
         assert_eq!(facts.categories.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_php_that_is_not_the_command_line_says_what_it_is() {
+        for output in [
+            &b"X-Powered-By: PHP/8.2\r\nContent-type: text/html\r\n\r\n\nespocrm-websocket-sapi:cgi-fcgi\n"[..],
+            b"espocrm-websocket-sapi: cgi-fcgi\r\n",
+        ] {
+            assert_eq!(Facts::wrong_sapi(output).as_deref(), Some("cgi-fcgi"));
+            assert_eq!(Facts::from_output(output), None);
+        }
+        assert_eq!(Facts::wrong_sapi(b"\nespocrm-websocket-probe:{}"), None);
+        assert_eq!(Facts::wrong_sapi(b"x espocrm-websocket-sapi:cgi"), None);
+        let long = [SAPI_MARK, &[0x1b; 100]].concat();
+        assert_eq!(Facts::wrong_sapi(&long).unwrap(), "\\u{1b}".repeat(32));
     }
 
     #[test]

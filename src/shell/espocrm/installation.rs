@@ -183,6 +183,9 @@ impl Installation {
     /// If EspoCRM could not tell its settings: why, as far as PHP says.
     pub fn read_probe(&self, finished: &Finished) -> Result<Facts> {
         let root = self.root.display();
+        if let Some(sapi) = Facts::wrong_sapi(&finished.stdout) {
+            return Err(self.wrong_sapi(&sapi));
+        }
         if finished.exit == Ok(Exit::Status(0))
             && let Some(facts) = Facts::from_output(&finished.stdout)
         {
@@ -231,6 +234,16 @@ impl Installation {
              (php-cli), or name it by --php PATH.",
             self.php.display(),
             self.root.display()
+        ))
+    }
+
+    /// PHP is a CGI binary or the like, which ends with status 0 whatever EspoCRM answers.
+    fn wrong_sapi(&self, sapi: &str) -> Fatal {
+        Fatal::new(format!(
+            "{} is not PHP's command line but its interface {sapi} (PHP_SAPI), with which EspoCRM \
+             checks no access. Install PHP's command line (package php-cli), and set its path as \
+             phpExecutablePath in EspoCRM's configuration or by --php PATH.",
+            self.php.display()
         ))
     }
 

@@ -100,6 +100,7 @@ impl Server {
         for finished in finished {
             match finished.task {
                 Task::Probe => self.finish_reload(&finished),
+                Task::SelfCheck(convention) => self.self_checked(convention, &finished),
                 Task::Check(id, convention) => {
                     if let Some(check) = self.access.check(id) {
                         let convention = self.convention(convention);
@@ -112,17 +113,22 @@ impl Server {
     }
 
     /// How the outcome of a check is to be read that was started under this convention. If EspoCRM
-    /// may have become another version meanwhile, only what counts in each of them is granted.
+    /// may have become another version meanwhile, only what counts in each of them is granted or
+    /// denied.
     pub(super) fn convention(&self, at_start: Convention) -> Convention {
         let in_doubt = matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt());
         if in_doubt || at_start != self.settings.version.convention() {
-            Convention::Both
+            Convention::InDoubt
         } else {
             at_start
         }
     }
 
     pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
+        // Nothing is granted while EspoCRM accepts any token.
+        let untrusted = Verdict::Unchecked(Failure::Untrusted);
+        let is_untrusted = self.self_check.rejects_clients() && *verdict == Verdict::Granted;
+        let verdict = if is_untrusted { &untrusted } else { verdict };
         let answered = self.answers.len();
         let urgency = self.access.urgency(id);
         let is_review = urgency == Some(Urgency::Review);

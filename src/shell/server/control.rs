@@ -84,6 +84,11 @@ impl Server {
         if self.bus_broken.is_some() {
             troubles.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
         }
+        if self.self_check.rejects_clients() {
+            let why = "EspoCRM accepts any token: all clients are rejected until the self-check \
+                       passes. See the log.";
+            troubles.push(why.to_owned());
+        }
         if self.accepting.paused_until().is_some() {
             let why = "Connections cannot be accepted for want of descriptors or memory.";
             troubles.push(why.to_owned());

@@ -9,6 +9,7 @@ use log::{debug, error, info, warn};
 
 use super::{Backend, LISTENER, Server, accept};
 use crate::core::time::Time;
+use crate::core::version::Version;
 use crate::shell::children::{Finished, Task};
 use crate::shell::espocrm::{Facts, Identity, Installation, PROBE_TIMEOUT, Router, Watch};
 use crate::shell::fatal::{Fatal, Result};
@@ -19,10 +20,15 @@ use crate::shell::tls::Acceptor;
 
 /// An EspoCRM that is served.
 pub struct Espocrm {
+    /// The PHP of this one was asked for the settings in force.
     pub(super) installation: Installation,
+    /// That whose PHP is being asked.
+    asked: Installation,
+    /// How often EspoCRM has named another PHP than the one that was asked, in this reload.
+    detours: u32,
     pub(super) router: Option<Router>,
     layers: Layers,
-    /// The version of the PHP that was asked first.
+    /// The version of its PHP.
     php_version: String,
     watch: Watch,
     reading: Reading,
@@ -40,6 +46,17 @@ pub struct Espocrm {
     rest_until: Time,
 }
 
+/// What the probe's answer leads to.
+enum Told {
+    Settings(Box<Settings>),
+    /// The settings of this version cannot be used.
+    Mistake(Version, Fatal),
+    /// There is no answer.
+    Nothing(Fatal),
+    /// Another PHP is to run the checks, and has to be asked.
+    Another(Installation),
+}
+
 /// Whether its settings are being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
@@ -52,6 +69,10 @@ enum Reading {
 /// Between two looks at the files while nothing is being checked.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often one reload asks another PHP: the one in force, one that we know of if that is no longer
+/// the command line's, and the one that EspoCRM names.
+const MAX_DETOURS: u32 = 2;
+
 /// After the settings were read, before a change is noticed: a file that is written whenever
 /// EspoCRM is asked must not keep us asking.
 const REST: Duration = Duration::from_secs(1);
@@ -61,15 +82,17 @@ impl Espocrm {
     ///
     /// # Errors
     /// If there is none, it does not answer, or its settings make no sense; [`Fatal::stopped`].
-    pub fn open(layers: Layers, stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
+    pub fn open(layers: Layers, mut stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
         let root = layers.root()?;
         let php = layers.php().unwrap_or(Path::new("php"));
         let installation = Installation::new(root, php, layers.user())?;
         let mut watch = Watch::new(installation.root());
-        let facts = installation.ask(stop)?;
+        let facts = installation.ask(&mut stop)?;
         watch.has_been_read();
         let mut espocrm = Self {
+            asked: installation.clone(),
             installation,
+            detours: 0,
             router: None,
             layers,
             php_version: facts.php.clone(),
@@ -82,12 +105,18 @@ impl Espocrm {
             next_look: Time::default().after(LOOK_INTERVAL),
             rest_until: Time::default(),
         };
-        let asked = espocrm.installation.clone();
-        let settings = espocrm.resolve(&facts)?;
-        if espocrm.installation != asked {
-            // That of another one.
-            espocrm.php_version.clear();
+        let mut settings = espocrm.resolve(&facts)?;
+        if settings.php.value != espocrm.asked.php() {
+            // That one will run the checks.
+            espocrm.asked = espocrm.asked.with_php(&settings.php.value);
+            let facts = espocrm.asked.ask(&mut stop)?;
+            settings = espocrm.resolve(&facts)?;
+            if settings.php.value != espocrm.asked.php() {
+                return Err(espocrm.undecided(&settings));
+            }
+            espocrm.php_version = facts.php;
         }
+        espocrm.installation = espocrm.asked.clone();
         Ok((espocrm, settings))
     }
 
@@ -125,15 +154,55 @@ impl Espocrm {
     }
 
     /// Starts the probe by `spawn`.
-    fn ask(&self, mut spawn: impl FnMut(Command) -> io::Result<()>) -> Result<()> {
-        let started = self.installation.probe().and_then(&mut spawn);
+    fn ask(&mut self, mut spawn: impl FnMut(Command) -> io::Result<()>) -> Result<()> {
+        self.detours = 0;
+        self.asked = self.installation.clone();
+        let started = self.asked.probe().and_then(&mut spawn);
         started.or_else(|_| {
             // That PHP may have been replaced by another one, which EspoCRM will name.
-            let php = self.layers.php().unwrap_or(Path::new("php"));
-            let other = self.installation.with_php(php);
-            let started = other.probe().and_then(&mut spawn);
-            started.map_err(|error| other.no_php(&error))
+            self.asked = self.known();
+            let started = self.asked.probe().and_then(&mut spawn);
+            started.map_err(|error| self.asked.no_php(&error))
         })
+    }
+
+    /// The same EspoCRM, run by the PHP that is asked first at the start.
+    fn known(&self) -> Installation {
+        self.installation.with_php(self.layers.php().unwrap_or(Path::new("php")))
+    }
+
+    /// What the answer of the PHP that was asked leads to.
+    fn told(&mut self, finished: &Finished) -> Told {
+        let may_ask = self.detours < MAX_DETOURS;
+        let facts = match self.asked.read_probe(finished) {
+            Ok(facts) => facts,
+            Err(error) => {
+                let known = self.known();
+                let is_wrong = Facts::wrong_sapi(&finished.stdout).is_some();
+                // It was replaced; EspoCRM may name another one by now.
+                let other = is_wrong && self.detours == 0 && known != self.asked;
+                return if other { Told::Another(known) } else { Told::Nothing(error) };
+            }
+        };
+        match self.read(&facts) {
+            Err(error) => Told::Mistake(facts.version, error),
+            Ok(settings) if settings.php.value == self.asked.php() => {
+                self.installation = self.asked.clone();
+                self.php_version = facts.php;
+                Told::Settings(Box::new(settings))
+            }
+            Ok(settings) if may_ask => Told::Another(self.asked.with_php(&settings.php.value)),
+            Ok(settings) => Told::Nothing(self.undecided(&settings)),
+        }
+    }
+
+    fn undecided(&self, settings: &Settings) -> Fatal {
+        Fatal::new(format!(
+            "Asked by PHP {}, EspoCRM names another PHP again, {}. Set phpExecutablePath to one \
+             path, or give one by --php PATH.",
+            self.asked.php().display(),
+            settings.php.value.display(),
+        ))
     }
 
     /// The settings in force stay, though EspoCRM's may be others.
@@ -170,12 +239,11 @@ impl Espocrm {
                 "{} does not exist, though it is set as PHP by {}; {} is used instead.",
                 php.value.display(),
                 php.source,
-                self.installation.php().display()
+                self.asked.php().display()
             );
-            self.installation.php().clone_into(&mut php.value);
+            self.asked.php().clone_into(&mut php.value);
             php.source = Source::Default;
         }
-        self.installation = self.installation.with_php(&php.value);
         let tls = settings
             .tls
             .value
@@ -206,6 +274,11 @@ impl Backend {
             }
             _ => None,
         }
+    }
+
+    /// Whether EspoCRM's settings are being read.
+    pub(super) fn is_reading(&self) -> bool {
+        matches!(self, Self::Espocrm(espocrm) if espocrm.reading != Reading::No)
     }
 
     /// A new turn of the event loop: what was seen of the files before may be out of date.
@@ -254,6 +327,7 @@ impl Server {
         if let Backend::Espocrm(espocrm) = &mut self.backend {
             espocrm.asked_for = true;
         }
+        self.self_check.announce();
         self.begin_reload();
     }
 
@@ -273,47 +347,67 @@ impl Server {
         match espocrm.ask(spawn) {
             Ok(()) => {
                 espocrm.reading = Reading::Yes;
-                self.access.set_paused(true);
                 self.hub.begin_reload();
+                self.hold_checks();
             }
             Err(error) => {
                 espocrm.could_not_be_read(now, &error);
                 self.stats.reload(false);
+                self.request_self_check();
             }
         }
+    }
+
+    /// Asks another PHP than the one that has answered.
+    fn ask_another(&mut self, other: Installation) -> Result<()> {
+        let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
+        espocrm.detours += 1;
+        espocrm.asked = other;
+        let started = espocrm.asked.probe().and_then(|command| {
+            let registry = self.poll.registry();
+            self.children.spawn(registry, self.now, Task::Probe, command, PROBE_TIMEOUT)
+        });
+        started.map_err(|error| espocrm.asked.no_php(&error))
     }
 
     /// Takes what EspoCRM has told.
     pub(super) fn finish_reload(&mut self, finished: &Finished) {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
+        let told = match espocrm.told(finished) {
+            Told::Another(other) => match self.ask_another(other) {
+                Ok(()) => return,
+                Err(error) => Told::Nothing(error),
+            },
+            told => told,
+        };
+        let Backend::Espocrm(espocrm) = &mut self.backend else { return };
         let again = std::mem::replace(&mut espocrm.reading, Reading::No) == Reading::Again;
         espocrm.rest_until = self.now.after(REST);
         espocrm.watch.has_been_read();
-        match espocrm.installation.read_probe(finished) {
-            Ok(facts) => {
-                espocrm.outdated = None;
-                espocrm.trouble.clear();
-                match espocrm.read(&facts) {
-                    Ok(settings) => {
-                        self.stats.reload(true);
-                        self.apply(settings);
-                    }
-                    Err(error) => {
-                        self.stats.reload(false);
-                        keep_old(&error);
-                        // At least how verdicts are told is known.
-                        self.settings.version = facts.version;
-                        self.hub.reload(None);
-                    }
-                }
+        if let Told::Nothing(error) = &told {
+            espocrm.could_not_be_read(self.now, error);
+        } else {
+            espocrm.outdated = None;
+            espocrm.trouble.clear();
+        }
+        match told {
+            Told::Settings(settings) => {
+                self.stats.reload(true);
+                self.apply(*settings);
             }
-            Err(error) => {
-                espocrm.could_not_be_read(self.now, &error);
+            Told::Mistake(version, error) => {
+                self.stats.reload(false);
+                keep_old(&error);
+                // At least how verdicts are told is known.
+                self.settings.version = version;
+                self.hub.reload(None);
+            }
+            Told::Nothing(_) | Told::Another(_) => {
                 self.stats.reload(false);
                 self.hub.reload(None);
             }
         }
-        self.access.set_paused(false);
+        self.request_self_check();
         if again {
             self.begin_reload();
         }

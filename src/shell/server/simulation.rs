@@ -54,7 +54,7 @@ fn every_browser_gets_exactly_what_is_its_own_whatever_the_kernel_does() {
     }
 }
 
-const EVERYTHING: [&str; 25] = [
+const EVERYTHING: [&str; 27] = [
     "bad request",
     "called",
     "closed by the browser",
@@ -63,6 +63,8 @@ const EVERYTHING: [&str; 25] = [
     "ended by the browser",
     "flooded",
     "granted",
+    "let in again",
+    "locked down",
     "lost",
     "malformed",
     "nameless",

@@ -42,7 +42,11 @@ impl Server {
                 let client = request.peer.and_then(|peer| self.client_of_head(peer, &head));
                 let room = client.is_none_or(|client| self.belongs_to(id, client));
                 let credentials = upgrade.credentials.as_ref();
-                if !room || request.over_limit || self.is_crowded(id, credentials) {
+                if !room
+                    || request.over_limit
+                    || self.is_locked_down(id)
+                    || self.is_crowded(id, credentials)
+                {
                     return self.refuse(id, Refusal::Unavailable);
                 }
                 if !self.may_connect(id, &head) {

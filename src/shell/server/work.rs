@@ -3,7 +3,7 @@
 use std::io;
 use std::rc::Rc;
 
-use log::{info, warn};
+use log::{error, info, warn};
 use mio::Token;
 
 use super::{Backend, Server};
@@ -12,6 +12,7 @@ use crate::core::check::Check;
 use crate::core::errand::{Done, Reply};
 use crate::core::pool::{Lane, Next, WorkerId};
 use crate::core::verdict::{self, Exit, Failure, Verdict};
+use crate::core::version::Convention;
 use crate::shell::espocrm::Router;
 use crate::shell::sys;
 use crate::shell::workers::{Errand, Outcome, Trouble};
@@ -35,7 +36,7 @@ impl Server {
             Lane::New(worker) => (worker, self.start_worker(worker)),
         };
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
-        let errand = Errand { job: id, convention };
+        let errand = Errand { job: id, convention, verifies: false };
         let registry = self.poll.registry();
         let words = &check.arguments;
         let running =
@@ -115,8 +116,29 @@ impl Server {
     }
 
     fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
-        for Outcome { worker, errand, result } in outcomes {
+        for Outcome { worker, errand, mut result } in outcomes {
             let check = self.access.check(errand.job);
+            let answer = match &result {
+                Ok(Reply::Done(done)) => self.weigh_answer(worker, errand, check.as_deref(), done),
+                _ => Weighed::Nothing,
+            };
+            if matches!(answer, Weighed::Granted) {
+                // It counts when the worker has rejected a random token.
+                match self.verify(worker, errand) {
+                    Ok(()) => continue,
+                    Err(error) => result = Err(Trouble::NoGood(error.to_string())),
+                }
+            }
+            if matches!(answer, Weighed::Untrusted) {
+                error!(
+                    "A PHP worker accepted a random token as a user's login: it is stopped, and \
+                     nothing that it granted counts. Find out what changes AuthTokenCheck only \
+                     there, or set --no-worker."
+                );
+                self.request_self_check();
+                let why = "it accepted a random token".to_owned();
+                result = Err(Trouble::NoGood(why));
+            }
             let next = match &result {
                 Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
                 Ok(Reply::Unable) if self.router_is_gone() => {
@@ -145,14 +167,10 @@ impl Server {
             }
             let Some(check) = check else { continue };
             match result {
-                Ok(Reply::Done(Done { status, output })) => {
-                    let convention = self.convention(errand.convention);
-                    let line = || check.redact(&verdict::first_line(&output));
-                    let exit = Exit::Status(status);
-                    let verdict =
-                        verdict::read(convention, &check.affirmation, exit, &output, line);
-                    self.finish_check(errand.job, &check, &verdict);
-                }
+                Ok(Reply::Done(_)) => match answer {
+                    Weighed::Verdict(verdict) => self.finish_check(errand.job, &check, &verdict),
+                    _ => self.start_plainly(errand.job, &check, errand.convention),
+                },
                 Err(Trouble::TimedOut { .. }) => {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
                     self.finish_check(errand.job, &check, &verdict);
@@ -173,6 +191,43 @@ impl Server {
         }
     }
 
+    /// What an answer of a worker is worth.
+    fn weigh_answer(
+        &mut self,
+        worker: WorkerId,
+        errand: Errand,
+        check: Option<&Check>,
+        done: &Done,
+    ) -> Weighed {
+        let convention = self.convention(errand.convention);
+        if !errand.verifies {
+            return match check.map(|check| read(convention, check, done)) {
+                Some(Verdict::Granted) if !self.pool.is_verified(worker) => Weighed::Granted,
+                Some(verdict) => Weighed::Verdict(verdict),
+                None => Weighed::Nothing,
+            };
+        }
+        let exit = Exit::Status(done.status);
+        match self.self_check.read(convention, exit, &done.output, String::new) {
+            Verdict::Denied => {
+                self.pool.verified(worker);
+                Weighed::Verdict(Verdict::Granted)
+            }
+            Verdict::Granted => Weighed::Untrusted,
+            Verdict::Unchecked(_) => Weighed::Nothing,
+        }
+    }
+
+    /// Asks a worker that has granted a check for a token that it must reject.
+    fn verify(&mut self, worker: WorkerId, errand: Errand) -> io::Result<()> {
+        let question = self.self_check.question().cloned();
+        let question = question.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let (now, timeout) = (self.now, self.settings.check_timeout.value);
+        let errand = Errand { verifies: true, ..errand };
+        let registry = self.poll.registry();
+        self.workers.run(registry, worker, errand, &question.arguments, now, timeout)
+    }
+
     fn worker_failed(&mut self, worker: WorkerId, why: &str) {
         self.stats.worker_failures += 1;
         match self.pool.failed(self.now, worker) {
@@ -185,6 +240,24 @@ impl Server {
 /// Both words that the log needs: for the one that was stopped, and for the end of workers.
 const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local user \
      holds many connections to its port on 127.0.0.1 (ss -tnp shows whose they are)";
+
+/// What an answer of a worker is worth.
+enum Weighed {
+    /// This.
+    Verdict(Verdict),
+    /// A grant by a worker that is not verified yet.
+    Granted,
+    /// The worker grants everything.
+    Untrusted,
+    /// The check has to be run plainly, if it is still wanted.
+    Nothing,
+}
+
+fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
+    let line = || check.redact(&verdict::first_line(&done.output));
+    let exit = Exit::Status(done.status);
+    verdict::read(convention, &check.affirmation, exit, &done.output, line)
+}
 
 fn give_up(why: &str) {
     warn!(

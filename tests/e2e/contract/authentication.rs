@@ -84,7 +84,9 @@ fn parameters_that_cannot_be_right_are_refused_without_running_anything() {
 #[test]
 fn the_check_runs_in_espocrms_root() {
     let standin = Standin::new();
-    let script = "<?php file_put_contents('data/standin/root', getcwd()); echo $argv[3];";
+    let script = "<?php file_put_contents('data/standin/root', getcwd());
+        if ($argv[2] !== 'tok-alice') { exit(1); }
+        echo $argv[3];";
     std::fs::write(standin.path().join("command.php"), script).unwrap();
     let daemon = Daemon::start(&standin);
     daemon.connect("alice");

@@ -270,13 +270,16 @@ fn before_9_2_the_output_is_the_verdict() {
 }
 
 #[test]
-fn from_9_2_on_the_exit_status_is_the_verdict() {
+fn from_9_2_on_an_exit_status_without_the_answer_grants_nothing() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
     standin.set("failure", "noise");
-    daemon.subscribe(&mut client, "alice", "recordUpdate.Account.1");
+    client.subscribe("recordUpdate.Account.1");
+    daemon.wait_for("A subscription could not be checked: PHP printed something unexpected");
+    assert_eq!(daemon.count("add topic recordUpdate.Account.1"), 0);
     standin.unset("failure");
+    daemon.wait_for("add topic recordUpdate.Account.1 for user alice");
     expect_denials(&mut daemon, &mut client, &["recordUpdate.Account.deny1"]);
 }
 

@@ -103,6 +103,10 @@ fn the_same_port_can_be_served_at_another_address() {
 #[test]
 fn a_mistake_in_our_file_changes_nothing_else() {
     let standin = Standin::new();
+    let commands = standin.path().join("custom/commands");
+    std::fs::create_dir_all(&commands).unwrap();
+    std::fs::write(commands.join("Quiet.php"), "<?php return 0;").unwrap();
+    standin.custom_categories(&json!({"quiet": {"accessCheckCommand": "Quiet"}}));
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "listen = '127.0.0.1'\n").unwrap();
     let mut command = command();
@@ -119,8 +123,7 @@ fn a_mistake_in_our_file_changes_nothing_else() {
     let error = daemon.reload("own.toml");
     assert!(error.contains("The settings that are in force stay."), "{error}");
     // A verdict that only the version in force explains still counts.
-    std::fs::write(standin.path().join("command.php"), "<?php echo 'truetrue'; exit(0);").unwrap();
-    daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
+    daemon.subscribe(&mut alice, "alice", "quiet");
 }
 
 #[test]

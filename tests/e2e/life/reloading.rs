@@ -445,7 +445,7 @@ fn debug_mode_is_turned_on_and_off() {
 #[test]
 fn another_php_runs_the_checks_from_then_on() {
     let mut standin = Standin::new();
-    let note = |name| format!("[ $# = 0 ] || echo {name} >> data/standin/php");
+    let note = |name| format!("case $3 in tok-*) echo {name} >> data/standin/php;; esac");
     let (old, new) = (standin.php("old", &note("old")), standin.php("new", &note("new")));
     standin.config("phpExecutablePath", old);
     let mut daemon = Daemon::start(&standin);

@@ -32,12 +32,13 @@ fn the_start_tells_what_was_found_and_what_will_be_done() {
 
 /// The one that checks is another than the one that was asked first.
 #[test]
-fn of_a_php_that_has_not_been_asked_no_version_is_claimed() {
+fn of_the_php_that_checks_the_version_is_told() {
     let mut standin = Standin::new();
     let php = standin.php("named", "");
     standin.config("phpExecutablePath", &*php);
     let mut daemon = Daemon::start(&standin);
-    daemon.wait_for(&format!(" 6 categories, PHP {php}."));
+    let line = daemon.wait_for(" 6 categories, PHP ");
+    assert!(line.ends_with(&format!(" ({php}).")), "{line}");
     daemon.reload("have not changed");
 }
 

@@ -141,6 +141,10 @@ impl Daemon {
         let (_, address) = browsers.trim_end_matches('.').rsplit_once("://").unwrap();
         daemon.address = address.parse().unwrap();
         zeromq.trim_end_matches('.').rsplit_once(' ').unwrap().1.clone_into(&mut daemon.zeromq);
+        // Before that no check is started. The demo has no EspoCRM that could be checked.
+        if daemon.count(" for EspoCRM ") > 0 {
+            daemon.wait_for("elf-check");
+        }
         daemon
     }
 

@@ -105,13 +105,15 @@ fn whatever_goes_wrong_in_a_command_goes_wrong_in_the_same_way() {
     // The first are told by the worker itself, the last by the plain command that follows.
     for (version, failure, outcome) in [
         ("9.2.7", "error", "dropped"),
-        ("9.2.7", "noise", "welcome"),
+        ("9.2.7", "noise", "dropped"),
         ("9.1.9", "error", "dropped"),
         ("9.1.9", "noise", "dropped"),
         ("7.0.0", "error", "dropped"),
         ("7.0.0", "noise", "dropped"),
         ("9.2.7", "exit255", "dropped"),
         ("9.2.7", "crash", "dropped"),
+        ("9.2.7", "nothing", "dropped"),
+        ("9.2.7", "missing-class", "dropped"),
         ("9.2.7", "flood", "dropped"),
         ("9.2.7", "killed", "dropped"),
     ] {

@@ -124,7 +124,10 @@ while (true) {
                 json_decode(substr($request, strpos($request, "\r\n\r\n")))
             );
             exec(implode(' ', array_map('escapeshellarg', $command)), $output, $status);
-            $right = str_replace('Status: 0', "Status: $status", grant($nonce, 0, ''));
+            $text = implode("\n", $output);
+            $output = array();
+            $answer = grant($nonce, strlen($text), $text);
+            $right = str_replace('Status: 0', "Status: $status", $answer);
             fwrite($tcp, $right);
             usleep(20000);
             @fwrite($tcp, grant($nonce, 4));

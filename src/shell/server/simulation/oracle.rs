@@ -16,6 +16,7 @@ use crate::core::verdict::Verdict;
 use crate::shell::script::{Entry, Journal, Message, Number, address_of};
 use crate::shell::settings::Settings;
 
+#[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
 pub struct Oracle {
     pub now: Time,
     pub tabs: BTreeMap<Number, Tab>,
@@ -26,6 +27,10 @@ pub struct Oracle {
     pub sent: VecDeque<Sent>,
     pub edition: u32,
     pub is_reloading: bool,
+    /// A self-check has not ended.
+    pub is_self_checking: bool,
+    /// EspoCRM accepts any token.
+    pub is_locked_down: bool,
     pub max_connections: usize,
     pub max_per_address: usize,
     pub max_per_user: usize,
@@ -57,6 +62,8 @@ impl Oracle {
             sent: VecDeque::new(),
             edition: 0,
             is_reloading: false,
+            is_self_checking: false,
+            is_locked_down: false,
             max_connections: settings.max_connections.value,
             max_per_address: settings.max_per_address.value,
             max_per_user: settings.max_per_user.value,
@@ -194,6 +201,26 @@ impl Oracle {
         self.seen("reloaded");
     }
 
+    /// The self-check has ended with this verdict.
+    pub fn self_checked(&mut self, verdict: &Verdict) {
+        self.is_self_checking = false;
+        match verdict {
+            Verdict::Granted => {
+                self.is_locked_down = true;
+                let open = self.tabs.values().filter(|tab| tab.stage == Stage::Open);
+                for number in open.map(|tab| tab.number).collect::<Vec<_>>() {
+                    self.end(number, "locked down");
+                }
+            }
+            Verdict::Denied if self.is_locked_down => {
+                self.is_locked_down = false;
+                self.seen("let in again");
+            }
+            // What was accepted before stays in doubt.
+            Verdict::Denied | Verdict::Unchecked(_) => {}
+        }
+    }
+
     /// What has been found out takes effect.
     pub fn carry_out(&mut self) {
         loop {
@@ -276,6 +303,8 @@ impl Oracle {
 
     fn started(&mut self, id: JobId, check: Rc<Check>) {
         assert!(!self.is_reloading, "nothing is started while the settings are being read");
+        assert!(!self.is_locked_down, "nothing is started while EspoCRM accepts any token");
+        assert!(!self.is_self_checking, "nothing is started before the self-check has ended");
         let command = check.arguments.join(" ");
         if !self.checks.start(id, &command) {
             self.carry_out();

@@ -15,6 +15,7 @@ use super::{
     Accepting, BUS, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, model,
 };
 use crate::core::category::Categories;
+use crate::core::check::Check;
 use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use crate::core::verdict::{Failure, Verdict};
@@ -113,7 +114,8 @@ impl World {
             60 => self.with_some_tab(leave),
             61..75 => self.submit(),
             75..92 => self.answer(),
-            92 => self.reload(),
+            92 if self.random.chance(70) => self.reload(),
+            92 => self.self_check(),
             93 => self.is_down = self.random.chance(10),
             94 => {
                 let error = self.accept_error();
@@ -217,8 +219,32 @@ impl World {
         let edition = self.random.below(24) as u32;
         self.settings.categories = Categories::from_json(&model::categories(edition));
         self.server.apply(self.settings.clone());
-        self.server.access.set_paused(false);
+        self.server.hold_checks();
         self.oracle.reload(edition);
+    }
+
+    /// Begins a self-check, or ends the one that runs.
+    fn self_check(&mut self) {
+        self.settle();
+        // It waits for the settings.
+        if self.oracle.is_reloading {
+            return;
+        }
+        let now = self.server.now;
+        if !self.oracle.is_self_checking {
+            self.oracle.is_self_checking = true;
+            self.server.self_check.request(now);
+            self.server.self_check.start(Check::authentication("token", "nobody"));
+            self.server.hold_checks();
+            return;
+        }
+        let verdict = match self.random.below(10) {
+            0 => Verdict::Granted,
+            1 => Verdict::Unchecked(Failure::TimedOut),
+            _ => Verdict::Denied,
+        };
+        self.server.finish_self_check(&verdict);
+        self.oracle.self_checked(&verdict);
     }
 
     fn let_time_pass(&mut self) {
@@ -252,6 +278,10 @@ impl World {
     fn turn(&mut self) {
         if self.oracle.is_reloading && self.random.chance(15) {
             self.reload();
+        }
+        let is_held = self.oracle.is_self_checking || self.oracle.is_locked_down;
+        if is_held && self.random.chance(15) {
+            self.self_check();
         }
         let before = self.oracle.progress;
         let wait = self.settle();
@@ -341,6 +371,9 @@ impl World {
         self.is_down = false;
         if self.oracle.is_reloading {
             self.reload();
+        }
+        while self.oracle.is_self_checking || self.oracle.is_locked_down {
+            self.self_check();
         }
         if self.random.chance(10) {
             return self.stop();

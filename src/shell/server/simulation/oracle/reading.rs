@@ -27,9 +27,10 @@ impl Oracle {
         tab.pinged = now;
         let request = tab.browser.request.clone();
         let over_limit = tab.over_limit;
+        let is_locked_down = self.is_locked_down;
         let status = match &request {
             Request::Bad(status) => *status,
-            _ if over_limit => 503,
+            _ if over_limit || is_locked_down => 503,
             Request::Good { user, .. } if self.logged_in(user) >= self.max_per_user => 503,
             _ => 101,
         };

@@ -14,8 +14,13 @@ class Application
         // Whoever includes the bootstrap may say that it runs a command.
         if (isset($_SERVER['argv'][0]) && basename($_SERVER['argv'][0]) === 'command.php') {
             define('STANDIN_COMMAND', true);
-            standinNote('runs', json_encode(array_slice($_SERVER['argv'], 1)));
-            standinNote('how', PHP_SAPI === 'cli' ? 'plain' : 'worker');
+            $how = PHP_SAPI === 'cli' ? 'plain' : 'worker';
+            if (standinIsSelfCheck()) {
+                standinNote('self-checks', $how);
+            } else {
+                standinNote('runs', json_encode(array_slice($_SERVER['argv'], 1)));
+                standinNote('how', $how);
+            }
         } else {
             standinNote('probes', '[]');
             standinFail(standin('probe-failure'));
