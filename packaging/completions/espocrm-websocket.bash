@@ -23,7 +23,7 @@ _espocrm_websocket() {
             ;;
     esac
 
-    local settings="--espocrm --config --php --listen --zeromq --max-connections --max-per-address --max-per-user --max-buffered
+    local settings="--espocrm --config --user --allow-root --php --listen --zeromq --max-connections --max-per-address --max-per-user --max-buffered
         --trusted-proxy --proxy-protocol --origin --max-checks --check-timeout --review-interval --ping-interval
         --verdict-reuse --no-worker --control --metrics --debug --log-file"
     local daemon="--name --control --config"
@@ -31,14 +31,14 @@ _espocrm_websocket() {
     case ${words[1]} in
         run | health | */*) offered=$settings ;;
         config) offered="$settings --check" ;;
-        doctor) offered="--espocrm --json --php --listen --zeromq --root $daemon" ;;
+        doctor) offered="--espocrm --json --user --allow-root --php --listen --zeromq --root $daemon" ;;
         status) offered="users topics connections --watch --json $daemon" ;;
         tail) offered="--json $daemon" ;;
         kick) offered=$daemon ;;
         send) offered="--user $daemon" ;;
         demo) offered=--listen ;;
-        setup) offered="--espocrm --name --at-install --root" ;;
-        adopt) offered="--undo --name --root" ;;
+        setup) offered="--espocrm --name --user --at-install --root" ;;
+        adopt) offered="--undo --name --user --root" ;;
         *) offered="run config health doctor status tail kick send demo setup adopt help --help --version" ;;
     esac
     COMPREPLY=($(compgen -W "$offered" -- "$cur"))
