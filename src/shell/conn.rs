@@ -53,6 +53,8 @@ pub struct Conn {
     incomplete_pings: u8,
     /// At the last ping more than [`MAX_OUTBOX_LASTING`] waited, and has not been written since.
     lagging: bool,
+    /// KiB that the kernel has taken since the last ping, each write rounded down.
+    taken: u16,
     /// It is in the server's list of those to be flushed.
     pub dirty: bool,
     /// It is in the server's list of those to be read on.
@@ -133,6 +135,7 @@ impl Conn {
             unanswered_pings: 0,
             incomplete_pings: 0,
             lagging: false,
+            taken: 0,
             dirty: false,
             unread: false,
             blocked: false,
@@ -179,8 +182,9 @@ impl Conn {
         } else {
             self.incomplete_pings += 1;
         }
+        let reads = usize::from(std::mem::take(&mut self.taken)) * 1024 > MAX_OUTBOX_LASTING;
         let lags = self.outbox.held() > MAX_OUTBOX_LASTING;
-        if std::mem::replace(&mut self.lagging, lags) && lags {
+        if std::mem::replace(&mut self.lagging, lags) && lags && !reads {
             return Err(Overdue::Lagging);
         }
         self.unanswered_pings += 1;
@@ -259,17 +263,21 @@ impl Conn {
         length == buffer || ended || !self.stream.tells_all()
     }
 
-    /// Writes what waits, unless the kernel has said that it takes no more.
+    /// Writes what waits, unless the kernel has said that it takes no more. Also returns how many
+    /// bytes of the outbox were written.
     ///
     /// # Errors
     /// All are final.
-    pub fn write(&mut self) -> io::Result<Written> {
+    pub fn write(&mut self) -> io::Result<(Written, usize)> {
         if self.blocked {
-            return Ok(Written::Blocked);
+            return Ok((Written::Blocked, 0));
         }
+        let before = self.outbox.bytes();
         let written = self.stream.write(&mut self.outbox)?;
         self.blocked = written == Written::Blocked;
-        Ok(written)
+        let taken = before.saturating_sub(self.outbox.bytes());
+        self.taken = self.taken.saturating_add(u16::try_from(taken / 1024).unwrap_or(u16::MAX));
+        Ok((written, taken))
     }
 
     /// The kernel takes more. Whether there is anything to be written.
