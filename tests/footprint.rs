@@ -21,7 +21,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crowd::{Crowd, Visit};
 use espocrm_websocket::shell::sys;
@@ -70,6 +70,32 @@ fn with_nobody_connected_it_sleeps() {
     std::thread::sleep(Duration::from_secs(4));
     let (woken, cpu) = (daemon.sleeps() - sleeps, daemon.cpu() - cpu);
     println!("in 4 s: woken {woken} times, {cpu:?} of processor time");
+    assert_eq!(woken, 0);
+}
+
+#[test]
+fn idle_senders_wake_nothing() {
+    let daemon = demo();
+    // As php-fpm's processes: some have sent a message and stay, some have not sent anything yet.
+    let context = zmq::Context::new();
+    let senders = (0..20).map(|number| {
+        let sender = context.socket(zmq::PUSH).unwrap();
+        sender.connect(&daemon.zeromq).unwrap();
+        if number % 2 == 0 {
+            sender.send(r#"{"topicId":"newNotification","userId":"nobody"}"#, 0).unwrap();
+        }
+        sender
+    });
+    let senders: Vec<_> = senders.collect();
+    // What they have set off ends.
+    let start = Instant::now();
+    let (mut woken, mut cpu) = (1, Duration::ZERO);
+    while woken > 0 && start.elapsed() < Duration::from_secs(60) {
+        let before = (daemon.sleeps(), daemon.cpu());
+        std::thread::sleep(Duration::from_secs(4));
+        (woken, cpu) = (daemon.sleeps() - before.0, daemon.cpu() - before.1);
+    }
+    println!("{} senders, in 4 s: woken {woken} times, {cpu:?} of processor time", senders.len());
     assert_eq!(woken, 0);
 }
 

@@ -24,7 +24,8 @@ use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use guard::Guard;
 
-/// A PULL socket. PHP makes a connection for each message.
+/// A PULL socket. PHP's command line makes a connection for each message; php-fpm's processes keep
+/// theirs.
 pub struct Bus {
     /// None only after a [`renew`](Bus::renew) that has failed.
     libzmq: Option<Libzmq>,
@@ -61,7 +62,7 @@ pub enum Received {
 const BACKLOG: i32 = 1_024;
 
 /// Descriptors that a context and its sockets need.
-const DESCRIPTORS: usize = 12;
+const DESCRIPTORS: usize = 13;
 
 /// For a connection to become a ZeroMQ one, in milliseconds.
 const HANDSHAKE: i32 = 10_000;
@@ -130,11 +131,11 @@ impl Bus {
         }
     }
 
-    /// The senders' guard is to be asked: somebody has come or gone. `unaccounted` tells what the
-    /// process takes beyond what is accounted for, in bytes.
-    pub fn wake_guard(&mut self, now: Time, unaccounted: impl FnOnce() -> usize) {
+    /// Has the senders' guard check soon: a sender has connected, disconnected or sent something.
+    /// `unaccounted` returns what the process takes beyond what is accounted for, in bytes.
+    pub fn wake_guard(&mut self, now: Time, registry: &Registry, unaccounted: impl Fn() -> usize) {
         if let Some(libzmq) = &mut self.libzmq {
-            libzmq.guard.wake(now, unaccounted);
+            libzmq.guard.wake(now, registry, unaccounted);
         }
     }
 
@@ -145,8 +146,19 @@ impl Bus {
     }
 
     /// Whether libzmq is to be begun anew.
-    pub fn look(&mut self, now: Time, unaccounted: impl FnOnce() -> usize) -> Option<Excess> {
-        self.libzmq.as_mut()?.guard.look(now, unaccounted)
+    pub fn look(
+        &mut self,
+        now: Time,
+        registry: &Registry,
+        unaccounted: impl Fn() -> usize,
+    ) -> Option<Excess> {
+        self.libzmq.as_mut()?.guard.look(now, registry, unaccounted)
+    }
+
+    /// Whether any sender is connected, as far as the guard has seen.
+    #[must_use]
+    pub fn has_senders(&self) -> bool {
+        self.libzmq.as_ref().is_some_and(|libzmq| libzmq.guard.has_senders())
     }
 
     /// Takes messages from a test.
@@ -228,14 +240,18 @@ impl Bus {
     /// Has `token` reported when there may be messages. libzmq's descriptor reports changes, not
     /// states, and some that are none: after each report, and after any other call,
     /// [`receive`](Self::receive) must be called until there is [`Received::Nothing`]. Has `senders`
-    /// reported when some come or go, for [`wake_guard`](Self::wake_guard).
+    /// reported when [`wake_guard`](Self::wake_guard) is to be called.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(&self, registry: &Registry, token: Token, senders: Token) -> io::Result<()> {
-        let Some(libzmq) = &self.libzmq else { return Ok(()) };
-        let guard = libzmq.guard.descriptor();
-        registry.register(&mut SourceFd(&guard), senders, Interest::READABLE)?;
+    pub fn register(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        senders: Token,
+    ) -> io::Result<()> {
+        let Some(libzmq) = &mut self.libzmq else { return Ok(()) };
+        libzmq.guard.register(registry, senders)?;
         registry.register(&mut SourceFd(&libzmq.descriptor), token, Interest::READABLE)
     }
 

@@ -150,7 +150,7 @@ struct Ready {
 const LISTENER: Token = Token(0);
 const BUS: Token = Token(1);
 const SIGNALS: Token = Token(2);
-/// Of the bus: who sends.
+/// Of the bus: that senders connect, disconnect or send.
 const SENDERS: Token = Token(3);
 /// Two tokens for each child: more than there can be processes.
 const FIRST_CHILD: usize = 64;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use log::{error, info, warn};
 
 use super::bursts::Cause;
-use super::{BUS, Backend, SENDERS, Server};
+use super::{BUS, SENDERS, Server};
 use crate::core::limits::{self, MAX_ZEROMQ};
 use crate::core::time::Time;
 use crate::shell::bus::Excess;
@@ -18,14 +18,11 @@ const RETRY: Duration = Duration::from_secs(1);
 const WORTHWHILE: usize = 8 * 1024 * 1024;
 
 impl Server {
-    /// Somebody has connected to the bus.
+    /// A sender has connected to the bus, disconnected or sent something.
     pub(super) fn wake_bus_guard(&mut self) {
-        // The demo's sender is its own, and stays.
-        if let Backend::Demo(_) = self.backend {
-            return;
-        }
         let (now, accounted) = (self.now, self.accounted());
-        self.bus.wake_guard(now, || sys::resident().saturating_sub(accounted));
+        let unaccounted = || sys::resident().saturating_sub(accounted);
+        self.bus.wake_guard(now, self.poll.registry(), unaccounted);
     }
 
     pub(super) fn next_bus_look(&self) -> Option<Time> {
@@ -39,8 +36,10 @@ impl Server {
             return self.resume_bus();
         }
         let was_used = self.bus.next_look().is_some();
-        let excess = self.bus.look(now, || sys::resident().saturating_sub(accounted));
-        if was_used && self.bus.next_look().is_none() && sys::resident() > accounted + WORTHWHILE {
+        let unaccounted = || sys::resident().saturating_sub(accounted);
+        let excess = self.bus.look(now, self.poll.registry(), unaccounted);
+        let is_over = was_used && self.bus.next_look().is_none() && !self.bus.has_senders();
+        if is_over && sys::resident() > accounted + WORTHWHILE {
             // All senders have gone. What they have left half-sent libzmq has freed.
             sys::trim_heap();
         }
@@ -147,6 +146,7 @@ mod tests {
     use crate::shell::espocrm::Facts;
     use crate::shell::listener::Listener;
     use crate::shell::script::{Arrivals, Checks, Journal, Random};
+    use crate::shell::server::Backend;
     use crate::shell::server::accept::Accepting;
     use crate::shell::settings::{Layers, Own, Settings};
     use crate::shell::signals::Signals;

@@ -19,6 +19,15 @@ const DELIVERIES: u64 = 64 * 1024;
 impl Server {
     /// Takes messages of EspoCRM, up to this turn's budget.
     pub(super) fn receive_messages(&mut self) {
+        let before = self.stats.messages;
+        self.take_messages();
+        if self.stats.messages > before {
+            // libzmq may now read more of what has arrived long ago.
+            self.wake_bus_guard();
+        }
+    }
+
+    fn take_messages(&mut self) {
         let enough = self.stats.deliveries + DELIVERIES;
         let mut bytes = 0;
         for _ in 0..MESSAGES {

@@ -201,6 +201,48 @@ fn a_message_of_parts_without_end_takes_a_bounded_memory() {
 }
 
 #[test]
+fn senders_that_stay_connected_and_idle_cause_no_wake_ups() {
+    let standin = Standin::new();
+    let daemon = Daemon::start(&standin);
+    // As php-fpm's processes: some have sent a message, some have not sent anything yet.
+    let idle: Vec<Pusher> = (0..20).map(|_| Pusher::connect(&daemon.zeromq)).collect();
+    idle.iter().step_by(2).for_each(|pusher| pusher.send(&notification(1)));
+    eventually("the daemon sleeps", || {
+        let before = daemon.status("voluntary_ctxt_switches");
+        std::thread::sleep(Duration::from_secs(2));
+        daemon.status("voluntary_ctxt_switches") == before
+    });
+    // It is still watched who sends.
+    let mut alice = alice(&daemon);
+    idle[0].send(&notification(2));
+    alice.expect_event(&notification(2));
+}
+
+#[test]
+fn a_message_without_end_that_pauses_takes_a_bounded_memory() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start(&standin);
+    let mut alice = alice(&daemon);
+    let part = frame(1, &vec![b'x'; MAX_MESSAGE]);
+    let start = daemon.status("VmHWM");
+    let mut peer = Peer::ready(&daemon, 1);
+    // In each pause the daemon goes to sleep.
+    for _ in 0..40 {
+        for _ in 0..10 {
+            peer.try_send(&part);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        if daemon.count("is opened anew") > 0 {
+            break;
+        }
+    }
+    daemon.wait_for("what it was sent takes");
+    let grown = daemon.status("VmHWM") - start;
+    assert!(grown < 128 * 1024, "{grown} kB");
+    expect_alive(&daemon, &mut alice, 1);
+}
+
+#[test]
 fn a_message_that_is_too_long_ends_its_sender() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
