@@ -65,6 +65,8 @@ fn at_rest_it_takes_at_most_5_mb_and_3_threads() {
 #[test]
 fn with_nobody_connected_it_sleeps() {
     let daemon = demo();
+    // Its own sender has connected a moment ago, which is checked once.
+    std::thread::sleep(Duration::from_secs(1));
     daemon.settle();
     let (sleeps, cpu) = (daemon.sleeps(), daemon.cpu());
     std::thread::sleep(Duration::from_secs(4));

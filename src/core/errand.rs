@@ -20,6 +20,10 @@ pub struct Done {
     pub status: i32,
     /// What it would have printed.
     pub output: Vec<u8>,
+    /// When the worker has compared the files that it keeps compiled, in seconds of its clock. The
+    /// next request returns it: the worker remembers nothing, and need not compare them again within
+    /// the same second.
+    pub compared: Option<u64>,
 }
 
 /// The worker's answer makes no sense; the check has to be run otherwise.
@@ -32,15 +36,16 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 
 /// The request that has a command run: the words after `php command.php`. `nonce` comes back in the
-/// answer.
+/// answer; `compared` comes from the last one of this worker.
 #[must_use]
-pub fn request(secret: &str, nonce: &str, words: &[Box<str>]) -> Vec<u8> {
+pub fn request(secret: &str, nonce: &str, compared: Option<u64>, words: &[Box<str>]) -> Vec<u8> {
     let body = serde_json::to_string(words).unwrap_or_default();
+    let compared = compared.map(|at| format!("X-Compared: {at}\r\n")).unwrap_or_default();
     let mut request = String::new();
     let _ = write!(
         request,
         "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Secret: {secret}\r\nX-Nonce: {nonce}\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+         {compared}Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
     request.into_bytes()
@@ -72,10 +77,11 @@ pub fn read(bytes: &[u8], nonce: &str, ended: bool) -> Result<Option<Reply>, Non
     }
     let status = number(only("X-Exit-Status"), 255)?;
     let announced = number(only("Content-Length"), MAX_CHILD_OUTPUT)?;
+    let compared = only("X-Compared").and_then(|at| at.parse().ok());
     let body = bytes.get(length..).unwrap_or_default();
     if body.len() == announced {
         let status = i32::try_from(status).map_err(|_| Nonsense)?;
-        return Ok(Some(Reply::Done(Done { status, output: body.to_vec() })));
+        return Ok(Some(Reply::Done(Done { status, output: body.to_vec(), compared })));
     }
     if ended || body.len() > announced { Err(Nonsense) } else { Ok(None) }
 }
@@ -94,13 +100,16 @@ mod tests {
         X-Exit-Status: 1\r\nContent-Length: 4\r\n\r\ntrue";
 
     fn reply(status: i32, output: &str) -> Reply {
-        Reply::Done(Done { status, output: output.into() })
+        Reply::Done(Done { status, output: output.into(), compared: None })
     }
 
     #[test]
     fn a_request_carries_the_words_as_json() {
-        let request = request("s", "n", &["AclCheck".into(), "--id=\"é\"".into()]);
-        let request = String::from_utf8(request).unwrap();
+        let words = ["AclCheck".into(), "--id=\"é\"".into()];
+        let later = String::from_utf8(request("s", "n", Some(17), &words)).unwrap();
+        assert!(later.contains("\r\nX-Compared: 17\r\n"));
+        let request = String::from_utf8(request("s", "n", None, &words)).unwrap();
+        assert!(!request.contains("X-Compared"));
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
         assert_eq!(body, r#"["AclCheck","--id=\"é\""]"#);
         assert!(head.contains("\r\nX-Secret: s\r\nX-Nonce: n\r\n"));
@@ -116,6 +125,16 @@ mod tests {
         }
         assert_eq!(read(good, "n", false), Ok(Some(reply(1, "true"))));
         assert_eq!(read(good, "n", true), Ok(Some(reply(1, "true"))));
+    }
+
+    #[test]
+    fn the_time_of_the_last_comparison_is_optional() {
+        for (header, compared) in [("17", Some(17)), ("x", None), ("-1", None)] {
+            let header = format!("X-Compared: {header}\r\nX-Exit");
+            let answer = GOOD.replace("X-Exit", &header);
+            let Ok(Some(Reply::Done(done))) = read(answer.as_bytes(), "n", true) else { panic!() };
+            assert_eq!(done.compared, compared);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //
 // Asked by POST / with the headers X-Secret and X-Nonce and a body that is the JSON list of the words
 // after `php command.php`. Answers 200 with X-Nonce, X-Exit-Status and what the command has printed.
+// X-Compared of the last answer, sent with the next request, saves work: see compare().
 // An answer without X-Exit-Status says that the command must be asked itself.
 
 namespace EspocrmWebsocket;
@@ -16,6 +17,7 @@ final class Answer
     const MAX_OUTPUT = 1048576;
 
     private static $nonce;
+    private static $compared;
     private static $output = '';
     private static $status;
     private static $isOver = false;
@@ -29,9 +31,10 @@ final class Answer
     }
 
     /** From here on everything that is printed is the command's. */
-    public static function begin($nonce)
+    public static function begin($nonce, $compared)
     {
         self::$nonce = $nonce;
+        self::$compared = $compared;
         // The daemon tells by this a check that takes long from a worker that accepts no requests.
         fwrite(STDERR, 'espocrm-websocket begins ' . $nonce . "\n");
         // Called for each piece that is printed.
@@ -81,6 +84,7 @@ final class Answer
         header('Content-Type: text/plain');
         header('Content-Length: ' . strlen(self::$output));
         header('X-Nonce: ' . self::$nonce);
+        header('X-Compared: ' . self::$compared);
         header('X-Exit-Status: ' . self::$status);
 
         return self::$output;
@@ -136,6 +140,68 @@ function take()
     }
 
     return array($nonce, $words);
+}
+
+/**
+ * Drops compiled files that have changed although their modification time is the same, as after
+ * `rsync -t` or when a directory was replaced: opcache compares nothing but that time. Nobody can
+ * set the change time. A file may be another one if it, or a directory above it, has changed since
+ * opcache used it last.
+ *
+ * This takes 1 to 3 ms, so it is not repeated within a second. Returns when it was done.
+ */
+function compare()
+{
+    $now = time();
+    $last = isset($_SERVER['HTTP_X_COMPARED']) ? (int) $_SERVER['HTTP_X_COMPARED'] : 0;
+    if ($last === $now || $last === $now - 1) {
+        return $last;
+    }
+    if (!extension_loaded('Zend OPcache') || !ini_get('opcache.enable')) {
+        return $now;
+    }
+    // Unless they are disabled.
+    $canAsk = function_exists('opcache_get_status') && function_exists('opcache_invalidate');
+    $status = $canAsk ? @opcache_get_status(true) : false;
+    if ($status === false) {
+        Answer::refuse(501);
+    }
+    $scripts = isset($status['scripts']) ? $status['scripts'] : array();
+    $root = (string) realpath($_SERVER['DOCUMENT_ROOT']);
+    $known = array();
+    foreach ($scripts as $script) {
+        $path = $script['full_path'];
+        $changed = $path === __FILE__ ? false : @filectime($path);
+        // opcache itself finds a file missing.
+        if ($changed === false) {
+            continue;
+        }
+        $dir = dirname($path);
+        if (strncmp($dir . '/', $root . '/', strlen($root) + 1) === 0) {
+            $changed = max($changed, changeTime($dir, $root, $known));
+        }
+        // What was used in the second after the last comparison was not compared before.
+        if ($changed + 1 >= $script['last_used_timestamp']) {
+            opcache_invalidate($path, true);
+        }
+    }
+    clearstatcache();
+    error_clear_last();
+
+    return $now;
+}
+
+/** When a directory or one above it, up to the root, has changed or was moved. */
+function changeTime($dir, $root, array &$known)
+{
+    if (!isset($known[$dir])) {
+        $own = @filectime($dir);
+        $own = $own === false ? PHP_INT_MAX : $own;
+        $isLast = strlen($dir) <= strlen($root);
+        $known[$dir] = $isLast ? $own : max($own, changeTime(dirname($dir), $root, $known));
+    }
+
+    return $known[$dir];
 }
 
 /** Makes everything look as it does for `php command.php`. */
@@ -207,8 +273,9 @@ function run()
 // No variable of ours is left to the command: these are the global ones.
 call_user_func(function () {
     list($nonce, $words) = take();
+    $compared = compare();
     prepare($words);
-    Answer::begin($nonce);
+    Answer::begin($nonce, $compared);
 });
 
 require getcwd() . '/bootstrap.php';

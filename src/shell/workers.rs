@@ -83,6 +83,8 @@ struct Worker {
     start_by: Time,
     address: Option<SocketAddr>,
     secret: String,
+    /// See [`errand::Done::compared`].
+    compared: Option<u64>,
     call: Option<Call>,
 }
 
@@ -197,6 +199,7 @@ impl Workers {
                     start_by: now.after(START_DEADLINE),
                     address: None,
                     secret,
+                    compared: None,
                     call: None,
                 });
                 Ok(())
@@ -227,7 +230,7 @@ impl Workers {
         else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let request = errand::request(&worker.secret, &nonce, words);
+        let request = errand::request(&worker.secret, &nonce, worker.compared, words);
         let (tcp, answer) = (None, Vec::new());
         let deadline = now.after(timeout);
         // One that was just started first says where it listens.
@@ -464,6 +467,9 @@ impl Worker {
             )?;
         if reply.is_some() && matches!(self.stdout.read(&mut buffer), Ok(1..)) {
             return Err("EspoCRM has printed past it".to_owned());
+        }
+        if let Some(Reply::Done(done)) = &reply {
+            self.compared = done.compared;
         }
         Ok(reply)
     }

@@ -1,5 +1,9 @@
 //! Whatever has changed, the very next check sees it.
 
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
 use serde_json::{Value, json};
 
 use super::standin::Standin;
@@ -79,6 +83,107 @@ fn each_change_is_seen_by_the_very_next_check() {
         let told = standin.both(&worker, settings).output;
         assert!(told.contains(&format!("round{round}")), "{told}");
     }
+}
+
+/// With a modification time that does not depend on when this is called.
+fn write_policy(path: &Path, what: &str) {
+    let text = format!(
+        "<?php namespace Espo\\Core\\Utils; class Policy {{
+        public static function allows(array $options) {{ return {what}; }} }}"
+    );
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    std::fs::write(path, text).unwrap();
+    std::fs::File::open(path).unwrap().set_modified(old).unwrap();
+}
+
+#[test]
+fn the_comparison_that_is_left_out_within_a_second_misses_nothing() {
+    let standin = Standin::version("9.2.7");
+    let worker = Worker::start(&standin);
+    let read = ["AclCheck", "--userId=alice", "--scope=Account", "--id=1"];
+    let file = standin.0.join("application/Espo/Core/Utils/Policy.php");
+    let new = file.with_extension("new");
+    write_policy(&file, "true ");
+    standin.age();
+    let mut compared = None;
+    let mut expect = |status: i32| {
+        let start = Instant::now();
+        while worker.ask_again(&read, &mut compared).outcome().unwrap().status != status {
+            assert!(start.elapsed() < Duration::from_secs(60), "{status}");
+        }
+        // The file is in use, and compiled long ago.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(4) {
+            assert_eq!(worker.ask_again(&read, &mut compared).outcome().unwrap().status, status);
+        }
+    };
+    expect(0);
+    for (status, what) in [(1, "false"), (0, "true "), (1, "false")] {
+        write_policy(&new, what);
+        std::fs::rename(&new, &file).unwrap();
+        expect(status);
+    }
+}
+
+#[test]
+fn a_file_with_the_same_modification_time_is_seen_as_changed() {
+    let standin = Standin::version("9.2.7");
+    let worker = Worker::start(&standin);
+    let read = ["AclCheck", "--userId=alice", "--scope=Account", "--id=1"];
+    let file = standin.0.join("application/Espo/Core/Utils/Policy.php");
+    let write = write_policy;
+    write(&file, "true ");
+    standin.age();
+    let expect = |status: i32, how: &str| {
+        // Now, and when it has been kept compiled for a while.
+        for _ in 0..3 {
+            assert_eq!(standin.both(&worker, &read).status, status, "{how}");
+        }
+    };
+    expect(0, "at first");
+    std::thread::sleep(Duration::from_secs(2));
+    expect(0, "kept compiled");
+
+    write(&file, "false");
+    expect(1, "rewritten in place");
+
+    let new = file.with_extension("new");
+    write(&new, "true ");
+    std::fs::rename(&new, &file).unwrap();
+    expect(0, "renamed over");
+
+    // Another release, copied some time before.
+    let application = standin.0.join("application");
+    let next = standin.0.join("next");
+    let copied = Command::new("cp").arg("-a").arg(&application).arg(&next).status().unwrap();
+    assert!(copied.success());
+    write(&next.join("Espo/Core/Utils/Policy.php"), "false");
+    std::thread::sleep(Duration::from_secs(2));
+    expect(0, "not moved yet");
+    std::fs::rename(&application, standin.0.join("previous")).unwrap();
+    std::fs::rename(&next, &application).unwrap();
+    expect(1, "the directory is another one");
+}
+
+#[test]
+fn what_has_not_changed_stays_compiled() {
+    let standin = Standin::version("9.2.7");
+    let worker = Worker::start(&standin);
+    let read = ["AclCheck", "--userId=alice", "--scope=Account", "--id=1"];
+    standin.extension("echo opcache_get_status()['opcache_statistics']['misses']; return 0;");
+    standin.age();
+    standin.both(&worker, &read);
+    worker.ask(&["Extension"]).outcome().unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    let misses = || {
+        standin.both(&worker, &read);
+        worker.ask(&["Extension"]).outcome().unwrap().output
+    };
+    // What was new a moment ago is compiled once more.
+    misses();
+    let before = misses();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(misses(), before);
 }
 
 #[test]

@@ -70,10 +70,22 @@ impl Worker {
         self.post(SECRET, &json!(words).to_string())
     }
 
+    /// As the daemon does: it returns what the last answer said.
+    pub fn ask_again(&self, words: &[&str], compared: &mut Option<String>) -> Answer {
+        let header = compared.take().map(|at| format!("X-Compared: {at}\r\n"));
+        let answer = self.post_with(&header.unwrap_or_default(), SECRET, &json!(words).to_string());
+        *compared = answer.header("X-Compared").map(ToOwned::to_owned);
+        answer
+    }
+
     pub fn post(&self, secret: &str, body: &str) -> Answer {
+        self.post_with("", secret, body)
+    }
+
+    fn post_with(&self, header: &str, secret: &str, body: &str) -> Answer {
         let length = body.len();
         self.send(&format!(
-            "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Secret: {secret}\r\nX-Nonce: 1a2b\r\n\
+            "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Secret: {secret}\r\nX-Nonce: 1a2b\r\n{header}\
              Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\
              \r\n{body}"
         ))

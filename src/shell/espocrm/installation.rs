@@ -30,7 +30,7 @@ const PROBE: &str = include_str!("../probe.php");
 /// What a worker is started with, whatever `php.ini` says. The first six make PHP's web server what
 /// the command line is of itself; the others make each change be seen by the next check, and save
 /// memory.
-pub const WORKER_OPTIONS: [&str; 31] = [
+pub const WORKER_OPTIONS: [&str; 32] = [
     "html_errors=0",
     "implicit_flush=1",
     "max_execution_time=0",
@@ -58,6 +58,7 @@ pub const WORKER_OPTIONS: [&str; 31] = [
     "opcache.memory_consumption=64",
     "opcache.preload=",
     "opcache.record_warnings=1",
+    "opcache.restrict_api=",
     "opcache.revalidate_freq=0",
     "opcache.save_comments=1",
     "opcache.use_cwd=1",
