@@ -98,6 +98,10 @@ pub struct Server {
     backpressure: Backpressure,
     /// Before that no connections are ended for memory.
     next_shed: Time,
+    /// Memory was short, and has not been given back to the system since.
+    was_short: bool,
+    /// Before that memory is not given back.
+    next_trim: Time,
     /// Connections with something to be written.
     dirty: VecDeque<ConnId>,
     /// Connections with more to be read than one turn reads.
@@ -234,6 +238,8 @@ impl Server {
             timers: Timers::default(),
             backpressure: Backpressure::default(),
             next_shed: Time::default(),
+            was_short: false,
+            next_trim: Time::default(),
             dirty: VecDeque::new(),
             unread: VecDeque::new(),
             ended: Vec::new(),

@@ -26,6 +26,9 @@ const FLUSHES: usize = 4_096;
 /// again.
 const SHED_PAUSE: Duration = Duration::from_millis(100);
 
+/// Between two times that memory is given back while connections stay.
+const TRIM_PAUSE: Duration = Duration::from_secs(10);
+
 /// Connections whose memory is not worth being given back when the last of them has gone.
 const FEW: usize = 64;
 
@@ -157,6 +160,21 @@ impl Server {
         }
         if self.conns.is_empty() && self.conns.capacity() > FEW {
             self.conns.shrink_to_fit();
+            sys::trim_heap();
+        }
+        self.trim();
+    }
+
+    /// Gives memory back to the system once connections hold much less than they did.
+    fn trim(&mut self) {
+        if self.memory_is_short() {
+            self.was_short = true;
+            return;
+        }
+        let little = self.settings.max_buffered.value / 8;
+        if self.was_short && self.held + self.hub.held() < little && self.now >= self.next_trim {
+            self.was_short = false;
+            self.next_trim = self.now.after(TRIM_PAUSE);
             sys::trim_heap();
         }
     }
