@@ -62,6 +62,7 @@ use crate::core::time::Time;
 use crate::core::timers::Timers;
 use accept::Accepting;
 use bursts::Bursts;
+use traffic::Shortage;
 
 /// The daemon. It owns all I/O; what is to be done it asks the core.
 ///
@@ -101,8 +102,7 @@ pub struct Server {
     timers: Timers,
     /// Connections with something to be written that the kernel does not take yet.
     backpressure: Backpressure,
-    /// Before that no connections are ended for memory.
-    next_shed: Time,
+    shortage: Shortage,
     /// Connections with something to be written.
     dirty: VecDeque<ConnId>,
     /// Connections with more to be read than one turn reads.
@@ -241,7 +241,7 @@ impl Server {
             answers: Vec::new(),
             timers: Timers::default(),
             backpressure: Backpressure::default(),
-            next_shed: Time::default(),
+            shortage: Shortage::default(),
             dirty: VecDeque::new(),
             unread: VecDeque::new(),
             ended: Vec::new(),

@@ -26,8 +26,22 @@ const FLUSHES: usize = 4_096;
 /// again.
 const SHED_PAUSE: Duration = Duration::from_millis(100);
 
+/// Between two times that memory is given back while connections stay.
+const TRIM_PAUSE: Duration = Duration::from_secs(10);
+
 /// Connections whose memory is not worth being given back when the last of them has gone.
 const FEW: usize = 64;
+
+/// When memory of connections is freed.
+#[derive(Debug, Default)]
+pub(super) struct Shortage {
+    /// Before that no connections are ended for memory.
+    next_shed: Time,
+    /// Memory was short, and has not been given back to the system since.
+    was_short: bool,
+    /// Before that memory is not given back.
+    next_trim: Time,
+}
 
 impl Server {
     /// The connection of this name, unless it has ended.
@@ -101,7 +115,7 @@ impl Server {
     pub(super) fn shed(&mut self) {
         let limit = self.settings.max_buffered.value;
         let is_over = |server: &Self| server.held + server.hub.held() > limit;
-        if !is_over(self) || self.now < self.next_shed {
+        if !is_over(self) || self.now < self.shortage.next_shed {
             return;
         }
         // What was not yet offered to the kernel does not make a slow reader.
@@ -141,7 +155,7 @@ impl Server {
         }
         if is_over(self) {
             // The rest keep pace. To look again at each read would cost too much.
-            self.next_shed = self.now.after(SHED_PAUSE);
+            self.shortage.next_shed = self.now.after(SHED_PAUSE);
         }
     }
 
@@ -157,6 +171,24 @@ impl Server {
         }
         if self.conns.is_empty() && self.conns.capacity() > FEW {
             self.conns.shrink_to_fit();
+            sys::trim_heap();
+        }
+        self.trim();
+    }
+
+    /// Gives memory back to the system once connections hold much less than they did.
+    fn trim(&mut self) {
+        if self.memory_is_short() {
+            self.shortage.was_short = true;
+            return;
+        }
+        let little = self.settings.max_buffered.value / 8;
+        if self.shortage.was_short
+            && self.held + self.hub.held() < little
+            && self.now >= self.shortage.next_trim
+        {
+            self.shortage.was_short = false;
+            self.shortage.next_trim = self.now.after(TRIM_PAUSE);
             sys::trim_heap();
         }
     }
