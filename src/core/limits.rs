@@ -110,13 +110,13 @@ pub const MAX_RECEIVED: usize = 2 * MAX_SUBMISSION;
 /// ones have sent one or two. One that sends the longest as fast as it can makes it hold 32 MiB.
 pub const MAX_RECEIVE_QUEUE: i32 = 16;
 
-/// PHP processes, or others, that are connected to the ZeroMQ socket at a time. EspoCRM's stay for
-/// some milliseconds. Past it libzmq is begun anew, which ends them all.
+/// PHP processes, or others, that are connected to the ZeroMQ socket at a time. Those of EspoCRM's
+/// command line stay for some milliseconds, php-fpm's as long as the process. Past it libzmq is begun anew, which ends them all.
 pub const MAX_SENDERS: usize = 1_024;
 
 /// Bytes that libzmq may hold. It bounds what it holds by the number of messages, and not at all
-/// the parts of one that never ends; so while anybody is connected the whole process is looked at
-/// ten times a second, and if it has grown by more than this beyond all that is accounted for,
+/// the parts of one that never ends; so while any sender sends the memory of the whole process is
+/// checked ten times a second, and if it has grown by more than this beyond all that is accounted for,
 /// libzmq is begun anew.
 pub const MAX_ZEROMQ: usize = 64 * 1024 * 1024;
 

@@ -23,6 +23,12 @@ pub fn printable_lines(text: &str) -> String {
     PrintableLines(text).to_string()
 }
 
+/// A number of something: `1 connection`, `2 connections`.
+#[must_use]
+pub fn plural(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// JSON of the same meaning in which all characters that are not printable are escaped as `\uXXXX`,
 /// except line feeds. In valid JSON such characters occur in strings only.
 #[must_use]

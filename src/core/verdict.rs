@@ -1,6 +1,7 @@
 //! Reading the outcome of EspoCRM's access checks.
 
 use super::limits::MAX_PARAMETER;
+use super::printable::printable;
 use super::version::Convention;
 
 /// What came of a check.
@@ -142,7 +143,7 @@ pub fn first_line(output: &[u8]) -> String {
         line = rest;
     }
     let line = line.get(..line.len().min(MAX_LINE)).unwrap_or_default();
-    String::from_utf8_lossy(line).escape_debug().to_string()
+    printable(&String::from_utf8_lossy(line))
 }
 
 /// Bytes of PHP's output in one line of the log.
@@ -179,6 +180,11 @@ mod tests {
 
     fn is_unchecked(verdict: &Verdict) -> bool {
         matches!(verdict, Verdict::Unchecked(_))
+    }
+
+    #[test]
+    fn quotes_in_what_php_prints_stay_as_they_are() {
+        assert_eq!(first_line(b"\nScope \"X\" isn't \x1b there.\n"), "Scope \"X\" isn't \\u{1b} there");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::printable::Printable;
+
 /// The version as EspoCRM's configuration states it, such as `9.2.7` or `10.0.0-beta1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
@@ -43,7 +45,7 @@ impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.text {
             "" => f.write_str("unknown"),
-            text => text.escape_debug().fmt(f),
+            text => Printable(text).fmt(f),
         }
     }
 }

@@ -20,6 +20,7 @@ use zmq::Message;
 use super::fatal::{Fatal, Result};
 use super::sys::{ZmqContext, ZmqSocket, ZmqType};
 use crate::core::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED, MAX_SENDERS};
+use crate::core::printable::Printable;
 use crate::core::submission::Rejection;
 use crate::core::time::Time;
 use guard::Guard;
@@ -292,7 +293,7 @@ impl Bus {
             Fatal::new(format!(
                 "EspoCRM's messages cannot be received at {}: {why}. It is set by EspoCRM's \
                  parameter webSocketZeroMQSubscriberDsn, or by --zeromq.",
-                endpoint.escape_debug()
+                Printable(endpoint)
             ))
         };
         let address = address(endpoint);

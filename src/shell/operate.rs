@@ -139,14 +139,17 @@ impl Operate {
 fn kick(client: &Client, user: &str) -> Result<()> {
     let answer = parse(&client.post(&format!("/kick?user={}", encoded(user)), b"")?)?;
     let user = printable(user);
-    print(&match number(&answer, "/connections") {
-        0 => format!("User {user} has no connections. It is the user's id that counts.\n"),
-        count => format!(
-            "{} of user {user} {} ended; the tabs come back after 3 s and are checked anew.\n",
+    match number(&answer, "/connections") {
+        0 => Err(Fatal::new(format!(
+            "User {user} has no connections. The id of the user is expected, not the name: see \
+             espocrm-websocket status users."
+        ))),
+        count => print(&format!(
+            "{} of user {user} {} ended; browsers reconnect after 3 s and are checked again.\n",
             plural(count, "connection", "connections"),
             if count == 1 { "was" } else { "were" }
-        ),
-    })
+        )),
+    }
 }
 
 fn send(client: &Client, topic: &str, user: Option<&str>, message: &str) -> Result<()> {

@@ -54,6 +54,7 @@ use crate::core::frame::SharedFrame;
 use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
 use crate::core::pool::Pool;
+use crate::core::printable::plural;
 use crate::core::rate::Rates;
 use crate::core::reader::Incoming;
 use crate::core::self_check::SelfCheck;
@@ -122,7 +123,8 @@ pub struct Server {
     bursts: Bursts,
     /// Of access checks.
     outage: Outage,
-    stopping: bool,
+    /// The signal that ends it.
+    stopping: Option<&'static str>,
 }
 
 /// Who answers access checks and tells the settings.
@@ -254,7 +256,7 @@ impl Server {
             php_time: Duration::ZERO,
             bursts: Bursts::default(),
             outage: Outage::default(),
-            stopping: false,
+            stopping: None,
             settings,
         };
         server.access.set_reuse(server.settings.verdict_reuse.value);
@@ -288,7 +290,7 @@ impl Server {
         self.systemd = systemd;
         self.systemd.ready(&self.status());
         let mut events = Events::with_capacity(EVENTS);
-        while !self.stopping {
+        while self.stopping.is_none() {
             let timeout = self.settle();
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -448,16 +450,16 @@ impl Server {
     /// For `systemctl status`.
     fn status(&self) -> String {
         format!(
-            "Serving {}, EspoCRM sends to {}. {} connections, {} messages received.",
+            "Serving {}, EspoCRM sends to {}. {}, {} received.",
             self.address(),
             self.endpoint(),
-            self.conns.len(),
-            self.stats.messages
+            plural(self.conns.len() as u64, "connection", "connections"),
+            plural(self.stats.messages, "message", "messages"),
         )
     }
 
     fn take_signals(&mut self) {
-        let Pending { child, reload, stop } = self.signals.take();
+        let Pending { child, reload, stop_signal, .. } = self.signals.take();
         if child {
             self.reap_children();
             self.reap_workers();
@@ -468,7 +470,7 @@ impl Server {
             self.reload();
             self.tell_reloaded();
         }
-        self.stopping |= stop;
+        self.stopping = self.stopping.or(stop_signal);
     }
 
     /// Ends every connection without a Close frame: browsers come back after three seconds.
@@ -480,10 +482,13 @@ impl Server {
         self.bursts.tell_all();
         let Stats { opened, messages, deliveries, .. } = self.stats;
         info!(
-            "Stopped, with {} connections open. There were {opened} since the start, and \
-             {messages} messages, delivered {deliveries} times; {} were dropped.",
-            self.conns.len(),
-            self.stats.dropped.iter().sum::<u64>()
+            "Stopped by {}, with {} open. Since the start: {}, {} received, {}, {} dropped.",
+            self.stopping.unwrap_or("an error"),
+            plural(self.conns.len() as u64, "connection", "connections"),
+            plural(opened, "connection", "connections"),
+            plural(messages, "message", "messages"),
+            plural(deliveries, "delivery", "deliveries"),
+            plural(self.stats.dropped.iter().sum(), "message", "messages"),
         );
         self.conns.clear();
     }

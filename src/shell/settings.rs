@@ -25,6 +25,7 @@ use crate::core::category::{Access, Categories};
 use crate::core::limits;
 use crate::core::network::Network;
 use crate::core::origin::Origin;
+use crate::core::printable::Printable;
 use crate::core::version::Version;
 
 /// The settings in force, each with where it came from.
@@ -268,7 +269,7 @@ impl Settings {
             warn!(
                 "Whoever can reach {} can send messages to EspoCRM's users. Keep that port behind a \
                  firewall, or bind 127.0.0.1 by webSocketZeroMQSubscriberDsn.",
-                self.zeromq.value.escape_debug()
+                Printable(&self.zeromq.value)
             );
         }
         if let Some(address) = self.metrics.value.filter(|address| !address.ip().is_loopback()) {

@@ -17,6 +17,8 @@ pub struct Pending {
     pub reload: bool,
     /// The daemon is to end.
     pub stop: bool,
+    /// The signal that says so.
+    pub stop_signal: Option<&'static str>,
 }
 
 impl Signals {
@@ -49,7 +51,10 @@ impl Signals {
             match signal {
                 SIGCHLD => pending.child = true,
                 SIGHUP => pending.reload = true,
-                _ => pending.stop = true,
+                other => {
+                    pending.stop = true;
+                    pending.stop_signal = Some(if other == SIGINT { "SIGINT" } else { "SIGTERM" });
+                }
             }
         }
         pending

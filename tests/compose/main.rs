@@ -60,7 +60,7 @@ fn tabs_come_back_after_a_restart_and_after_a_kill() {
     tab.expect_drop();
     // It was not killed after the time in which it may end by itself.
     assert_eq!(project.inspect("{{.State.ExitCode}}"), "0");
-    assert!(project.log().contains("[INFO ] Stopped, with 1 connections open."));
+    assert!(project.log().contains("[INFO ] Stopped by SIGTERM, with 1 connection open."));
 }
 
 #[test]

@@ -170,5 +170,5 @@ fn without_a_package_a_line_of_the_unit_is_enough(release: Release) {
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     container.run(&format!("systemctl stop {UNIT}"));
     tab.expect_drop();
-    assert_eq!(container.logged(UNIT, "Stopped, with 1 connections open"), 1);
+    assert_eq!(container.logged(UNIT, "with 1 connection open"), 1);
 }

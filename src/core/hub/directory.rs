@@ -13,6 +13,7 @@ use crate::core::frame::{CloseReason, SharedFrame};
 use crate::core::id::ConnId;
 use crate::core::interner::{Interner, Key};
 use crate::core::limits::MAX_SUBSCRIPTIONS;
+use crate::core::printable::Printable;
 use crate::core::upgrade::Credentials;
 use crate::core::verdict::Verdict;
 use crate::core::wamp::{self, ClientMessage};
@@ -314,7 +315,7 @@ impl Directory {
 
     fn topic_line(&self, session: &Session, what: &str, topic: &str) -> String {
         let user = self.users.name(session.user);
-        format!("{}: {what} {} for user {user}", session.conn, topic.escape_debug())
+        format!("{}: {what} {} for user {user}", session.conn, Printable(topic))
     }
 }
 

@@ -9,6 +9,7 @@ use super::bursts::Cause;
 use crate::core::id::ConnId;
 use crate::core::limits::MAX_LOGINS_OF_ADDRESS;
 use crate::core::network::{self, ClientKey};
+use crate::core::printable::{Printable, plural};
 use crate::core::stats::End;
 use crate::core::upgrade::{Credentials, Head};
 use crate::shell::conn::Phase;
@@ -126,9 +127,10 @@ impl Server {
         }
         if self.bursts.begins(Cause::PerUser, self.now) {
             warn!(
-                "User {} has {connections} connections, which is the limit: further ones are \
+                "User {} has {}, which is the limit: further ones are \
                  turned away. Raise max_per_user if so many are wanted.",
-                user.escape_debug()
+                Printable(user),
+                plural(connections as u64, "connection", "connections"),
             );
         }
         true
@@ -165,7 +167,7 @@ impl Server {
             warn!(
                 "A page was refused whose origin is not among origins: {}. If it is one of \
                  EspoCRM's, add it.",
-                origin.escape_debug()
+                Printable(origin)
             );
         }
         false

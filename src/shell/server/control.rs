@@ -9,6 +9,7 @@ use super::{Backend, Server};
 use crate::core::control::{self, List, Refusal, Request};
 use crate::core::json::Json;
 use crate::core::metrics::{self, Figures};
+use crate::core::printable::{Printable, plural};
 use crate::core::stats::End;
 use crate::core::submission::{Rejection, Submission};
 use crate::shell::clock;
@@ -150,9 +151,9 @@ impl Server {
         self.access.forget_user(user);
         let count = conns.len();
         info!(
-            "{count} connections of user {} were ended by the administrator. They will come back, \
-             and be checked anew.",
-            user.escape_debug()
+            "The administrator ended {} of user {}. Browsers reconnect, and are checked again.",
+            plural(count as u64, "connection", "connections"),
+            Printable(user)
         );
         let mut json = Json::object();
         json.text("user", user).field("connections", &count);
@@ -166,7 +167,10 @@ impl Server {
         self.stats.messages += 1;
         let published = self.publish(message);
         match published {
-            Ok(receivers) => info!("The administrator sent a message to {receivers} connections."),
+            Ok(receivers) => {
+                let receivers = plural(receivers, "connection", "connections");
+                info!("The administrator sent a message to {receivers}.");
+            }
             Err(rejection) => {
                 self.stats.drop(rejection);
                 self.show_rejection(rejection);

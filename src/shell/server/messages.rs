@@ -6,6 +6,7 @@ use super::Server;
 use super::bursts::Cause;
 use crate::core::frame::SharedFrame;
 use crate::core::limits::MAX_TURN;
+use crate::core::printable::Printable;
 use crate::core::submission::{self, Rejection};
 use crate::core::wamp;
 use crate::shell::bus::Received;
@@ -78,10 +79,10 @@ impl Server {
                 self.dirty.push_back(id);
             }
             self.stats.deliveries += 1;
-            debug!("send {} for connection {id}", submission.topic.escape_debug());
+            debug!("send {} for connection {id}", Printable(&submission.topic));
         }
         if let Some(user) = &submission.user {
-            debug!("message {} for user {}", submission.topic.escape_debug(), user.escape_debug());
+            debug!("message {} for user {}", Printable(&submission.topic), Printable(user));
         }
         for id in slow {
             self.too_slow(id);

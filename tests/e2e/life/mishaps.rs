@@ -30,7 +30,7 @@ fn connections_that_are_reset_at_once_leave_nothing_behind() {
     });
     eventually("no check is left", || daemon.children().is_empty());
     daemon.signal("TERM");
-    daemon.wait_for("Stopped, with 0 connections open");
+    daemon.wait_for("with 0 connections open");
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn sigterm_and_sigint_end_all_connections_without_a_close_frame() {
         daemon.signal(signal);
         // None of the above delays it.
         assert_eq!(daemon.wait().code(), Some(0));
-        daemon.wait_for("Stopped, with 3 connections open");
+        daemon.wait_for(&format!("Stopped by SIG{signal}, with 3 connections open"));
         for tab in [&mut open, &mut half, &mut waiting] {
             tab.expect_drop();
         }

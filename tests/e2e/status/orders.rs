@@ -28,8 +28,10 @@ fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
     // Of nobody else.
     daemon.connect("bob");
     assert_eq!(standin.count("AuthTokenCheck tok-bob bob"), 1);
-    let said = control.say(&["kick", "nobody \u{1b}[2J"]);
-    assert!(said.contains("has no connections"), "{said}");
+    let output = control.run(&["kick", "nobody \u{1b}[2J"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("User nobody \\u{1b}[2J has no connections"), "{errors}");
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn a_reload_is_told_with_its_moment_and_its_end() {
     standin.unset("gate");
     let ready = manager.wait_for_number(3);
     assert!(ready.starts_with("READY=1\nSTATUS=Serving "), "{ready}");
-    assert!(ready.ends_with(" 1 connections, 0 messages received."), "{ready}");
+    assert!(ready.ends_with(" 1 connection, 0 messages received."), "{ready}");
     assert_eq!(standin.probes(), 3);
 
     daemon.signal("TERM");
