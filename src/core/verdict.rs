@@ -184,7 +184,10 @@ mod tests {
 
     #[test]
     fn quotes_in_what_php_prints_stay_as_they_are() {
-        assert_eq!(first_line(b"\nScope \"X\" isn't \x1b there.\n"), "Scope \"X\" isn't \\u{1b} there");
+        assert_eq!(
+            first_line(b"\nScope \"X\" isn't \x1b there.\n"),
+            "Scope \"X\" isn't \\u{1b} there"
+        );
     }
 
     #[test]
