@@ -146,6 +146,7 @@ fn the_services_differ_in_nothing_but_their_name() {
     let expected = unit(SERVICE)
         .replace("/config.toml", "/%i.toml")
         .replace("of EspoCRM\n", "of EspoCRM (%i)\n")
+        .replace("espocrm-websocket reload\n", "espocrm-websocket reload --name %i\n")
         .replace("SyslogIdentifier=espocrm-websocket\n", "SyslogIdentifier=espocrm-websocket@%i\n")
         .replace("RuntimeDirectory=espocrm-websocket\n", "RuntimeDirectory=espocrm-websocket-%i\n");
     assert_eq!(unit(INSTANCE), expected);

@@ -184,6 +184,9 @@ pub const MAX_TAIL: usize = 64 * 1024;
 /// How long a request at the control socket may take, its answer included.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a client of the control socket waits for the end of a reload. systemd waits for 90 s.
+pub const RELOAD_DEADLINE: Duration = Duration::from_secs(75);
+
 #[cfg(test)]
 mod tests {
     use super::*;

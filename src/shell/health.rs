@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::fatal::{Fatal, Result};
 use super::server::Espocrm;
 use super::settings::{Layers, Settings};
+use super::tls;
 
 /// A daemon that takes longer is as good as dead for those who wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,8 +20,8 @@ pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Opens a WebSocket without a token at the daemon that has these settings. It must be accepted, and
-/// closed cleanly, as that of any browser that has logged out; no access check is run for that. Of a
-/// daemon with its own TLS it is only seen that TLS answers.
+/// closed cleanly, as that of any browser that has logged out; no access check is run for that. A daemon
+/// with its own TLS must accept it through TLS.
 ///
 /// # Errors
 /// What happened instead.
@@ -32,10 +33,11 @@ pub fn check(layers: Layers) -> Result<()> {
 /// The same, with settings that are known.
 pub(super) fn look(settings: &Settings) -> Result<()> {
     let address = reachable(settings.listen());
-    let answer = ask(address, &request(settings, address))
+    let (introduction, request) = (introduction(settings, address), request(settings, address));
+    let is_tls = settings.tls.value.is_some();
+    let answer = ask(address, introduction, &request, is_tls)
         .map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
-    let is_good = if settings.tls.value.is_some() { is_alert(&answer) } else { is_closed(&answer) };
-    if is_good {
+    if is_closed(&answer) {
         return Ok(());
     }
     let begin = String::from_utf8_lossy(&answer);
@@ -57,36 +59,49 @@ pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn request(settings: &Settings, address: SocketAddr) -> String {
+/// What a proxy of this machine has to send first.
+fn introduction(settings: &Settings, address: SocketAddr) -> &'static str {
     let is_proxy = settings.trusted_proxies.value.iter().any(|proxy| proxy.contains(address.ip()));
-    let introduction =
-        if settings.proxy_protocol.value && is_proxy { "PROXY UNKNOWN\r\n" } else { "" };
+    if settings.proxy_protocol.value && is_proxy { "PROXY UNKNOWN\r\n" } else { "" }
+}
+
+fn request(settings: &Settings, address: SocketAddr) -> String {
     let origin = settings.origins.value.first();
     let origin = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
     format!(
-        "{introduction}GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+        "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Protocol: wamp\r\nSec-WebSocket-Key: {KEY}\r\n\
          {origin}\r\n"
     )
 }
 
-/// Sends a request, and reads what comes back until it is complete, nothing more comes or it has taken
-/// too long.
-fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
-    let start = Instant::now();
-    let mut tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
+/// Sends a request, through TLS or without, and reads the response until it is complete, the connection
+/// ends, or the time is over.
+fn ask(
+    address: SocketAddr,
+    introduction: &str,
+    request: &str,
+    is_tls: bool,
+) -> io::Result<Vec<u8>> {
+    let tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
     tcp.set_write_timeout(Some(PATIENCE))?;
-    tcp.write_all(request.as_bytes())?;
+    let mut tcp = Limited { tcp, end: Instant::now() + PATIENCE };
+    tcp.write_all(introduction.as_bytes())?;
+    if is_tls {
+        let mut tls = tls::client(address.ip())?;
+        exchange(rustls::Stream::new(&mut tls, &mut tcp), request)
+    } else {
+        exchange(tcp, request)
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<Vec<u8>> {
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut piece = [0; 512];
     while !is_closed(&answer) && answer.len() < MAX_ANSWER {
-        let left = PATIENCE.saturating_sub(start.elapsed());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        tcp.set_read_timeout(Some(left))?;
-        match tcp.read(&mut piece) {
+        match stream.read(&mut piece) {
             Ok(0) => break,
             Ok(length) => answer.extend_from_slice(piece.get(..length).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -98,6 +113,33 @@ fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
+/// A connection that is given up at some moment.
+struct Limited {
+    tcp: TcpStream,
+    end: Instant,
+}
+
+impl Read for Limited {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.tcp.set_read_timeout(Some(left))?;
+        self.tcp.read(buffer)
+    }
+}
+
+impl Write for Limited {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.tcp.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.tcp.flush()
+    }
+}
+
 /// Whether a WebSocket was accepted and then closed by a Close frame (RFC 6455, section 5.5.1).
 pub(super) fn is_closed(answer: &[u8]) -> bool {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
@@ -106,11 +148,6 @@ pub(super) fn is_closed(answer: &[u8]) -> bool {
     };
     let head = String::from_utf8_lossy(head);
     head.starts_with("HTTP/1.1 101 ") && head.contains(ACCEPT) && frames.first() == Some(&0x88)
-}
-
-/// Whether TLS has answered that it does not understand (RFC 8446, section 5.1).
-fn is_alert(answer: &[u8]) -> bool {
-    answer.starts_with(&[21, 3])
 }
 
 #[cfg(test)]
@@ -128,7 +165,6 @@ mod tests {
         assert!(!is_closed(&[other.as_bytes(), &[0x88, 0]].concat()));
         assert!(!is_closed(b"HTTP/1.1 503 Service Unavailable\r\n\r\n\x88"));
         assert!(!is_closed(b""));
-        assert!(is_alert(&[21, 3, 3, 0, 2]) && !is_alert(b"HTTP"));
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub struct Server {
     dirty: VecDeque<ConnId>,
     /// Connections with more to be read than one turn reads.
     unread: VecDeque<ConnId>,
+    /// What the latest reload could not apply.
+    reload_errors: Vec<String>,
     /// Slots to be freed.
     ended: Vec<usize>,
     /// What is read goes here first.
@@ -221,6 +223,7 @@ impl Server {
             control: Control::default(),
             bus,
             bus_pending: true,
+            reload_errors: Vec::new(),
             bus_broken: None,
             conns: Slab::new(),
             held: 0,
@@ -456,9 +459,7 @@ impl Server {
             self.reap_orphans();
         }
         if reload {
-            self.systemd.reloading();
             self.reload();
-            self.tell_reloaded();
         }
         self.stopping |= stop;
     }

@@ -178,6 +178,20 @@ pub fn is_root() -> bool {
     user() == 0
 }
 
+/// Sends `SIGHUP` to a process.
+///
+/// # Errors
+/// If there is none of this number, or this user may not.
+pub fn hang_up(process: u32) -> io::Result<()> {
+    let process = libc::pid_t::try_from(process).ok().filter(|process| *process > 0);
+    let process = process.ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: kill(2) has only numbers as arguments.
+    match unsafe { libc::kill(process, libc::SIGHUP) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Kills a child and whatever it has started; it must lead its process group.
 pub fn kill_group(leader: u32) {
     let Ok(leader) = i32::try_from(leader) else { return };

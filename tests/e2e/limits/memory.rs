@@ -16,7 +16,16 @@ const CONNECTIONS: usize = 800;
 fn with_every_limit_reached_it_takes_no_more_than_it_says() {
     let standin = Standin::new();
     let mut program = command();
-    program.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--no-worker"]);
+    program.args([
+        "run",
+        "--control",
+        "off",
+        "--config",
+        "/dev/null",
+        "--listen",
+        "127.0.0.1",
+        "--no-worker",
+    ]);
     program.args(["--max-connections", &CONNECTIONS.to_string(), "--espocrm"]);
     program.arg(standin.path()).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(program);
