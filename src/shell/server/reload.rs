@@ -483,8 +483,14 @@ impl Server {
             match self.bus.rebind(&new.zeromq.value) {
                 Ok(()) => info!("EspoCRM's messages are received at {}.", self.bus.endpoint()),
                 Err(error) => {
-                    self.keep_old(&error);
+                    error!(
+                        "{} Keeping the previous socket at {}.",
+                        one_line(&error),
+                        self.bus.endpoint()
+                    );
+                    self.reload_errors.push(error.to_string());
                     new.zeromq = self.settings.zeromq.clone();
+                    self.repair_bus();
                 }
             }
             // libzmq may have taken in messages meanwhile, of which it tells nobody.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Client, DEADLINE, Daemon, Pusher, Standin, command, eventually, request};
+use crate::support::{
+    Client, Control, DEADLINE, Daemon, Pusher, Standin, command, eventually, request,
+};
 
 const USERS: usize = 20;
 const CONNECTIONS: usize = 800;
@@ -16,18 +18,10 @@ const CONNECTIONS: usize = 800;
 fn with_every_limit_reached_it_takes_no_more_than_it_says() {
     let standin = Standin::new();
     let mut program = command();
-    program.args([
-        "run",
-        "--control",
-        "off",
-        "--config",
-        "/dev/null",
-        "--listen",
-        "127.0.0.1",
-        "--no-worker",
-    ]);
+    let control = Control::path(&standin);
+    program.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--no-worker"]);
     program.args(["--max-connections", &CONNECTIONS.to_string(), "--espocrm"]);
-    program.arg(standin.path()).env("TMPDIR", standin.path());
+    program.arg(standin.path()).arg("--control").arg(&control).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(program);
     let said = daemon.wait_for("At most 800 connections and ");
     let words: Vec<_> = said.split_whitespace().collect();
@@ -63,6 +57,7 @@ fn with_every_limit_reached_it_takes_no_more_than_it_says() {
 
     let peak = daemon.status("VmHWM") * 1024;
     println!("said: {at_most} B, taken: {peak} B");
+    assert!(Control::at(&control).number("/connections/ended/memory") > 0);
     assert!(peak <= at_most, "{peak} B");
     // Without ZeroMQ's part, which has a test of its own: it was really filled.
     assert!(peak >= 60_000_000, "{peak} B");
@@ -97,7 +92,7 @@ fn greedy(number: usize) -> Vec<u8> {
 #[test]
 fn whoever_never_completes_a_message_is_ended() {
     let standin = Standin::new();
-    let daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
+    let (daemon, control) = Control::start(&standin, &["--ping-interval", "1s"]);
     let mut slow = daemon.connect("alice");
     let frame = <Client>::frame(0x81, &b" ".repeat(10_000));
     let mut bytes = frame.into_iter();
@@ -120,13 +115,14 @@ fn whoever_never_completes_a_message_is_ended() {
     assert!(start.elapsed() < DEADLINE);
     let _ = slow.stream.shutdown(Shutdown::Both);
     assert!(writer.join().unwrap() > 0);
+    control.expect("/connections/ended/incomplete", 1);
     daemon.connect("alice").expect_silence();
 }
 
 #[test]
 fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
     let standin = Standin::new();
-    let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "2s"]);
+    let (mut daemon, control) = Control::start(&standin, &["--ping-interval", "2s"]);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&daemon.address.into()).unwrap();
@@ -145,6 +141,7 @@ fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
     pusher.send(&message);
     good.expect_event(&message);
     let line = daemon.wait_for("A browser could not keep up");
-    assert!(line.contains(" bytes waited for it, of at most 1048576"), "{line}");
+    assert!(line.contains(" bytes waited for it, of at most 1572864"), "{line}");
+    control.expect("/connections/ended/slow", 1);
     good.expect_silence();
 }

@@ -270,7 +270,12 @@ impl World {
         if wait != Some(Duration::ZERO) {
             let is_paused = self.server.accepting.paused_until().is_some();
             assert!(is_paused || !self.arrivals.is_stuck(), "a connection is not accepted");
-            assert!(!self.messages.is_stuck(), "a message is not received");
+            let held_back = self.server.held_back_until();
+            assert!(
+                held_back.is_some_and(|until| until > self.server.now) && wait.is_some()
+                    || !self.messages.is_stuck(),
+                "a message is not received"
+            );
         }
         wait
     }
