@@ -19,6 +19,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_espocrm-websocket");
 const SERVICE: &str = "packaging/systemd/espocrm-websocket.service";
 const INSTANCE: &str = "packaging/systemd/espocrm-websocket@.service";
 const SOCKET: &str = "packaging/systemd/espocrm-websocket.socket";
+const INSTANCE_SOCKET: &str = "packaging/systemd/espocrm-websocket@.socket";
 const MANUAL: &str = "docs/man/espocrm-websocket.8";
 const SETTINGS_MANUAL: &str = "docs/man/espocrm-websocket.toml.5";
 const BASH: &str = "packaging/completions/espocrm-websocket.bash";
@@ -153,6 +154,27 @@ fn the_services_differ_in_nothing_but_their_name() {
 }
 
 #[test]
+fn the_sockets_differ_in_nothing_but_their_name() {
+    let expected = unit(SOCKET)
+        .replace("/config.toml", "/%i.toml")
+        .replace("of EspoCRM\n", "of EspoCRM (%i)\n");
+    assert_eq!(unit(INSTANCE_SOCKET), expected);
+}
+
+#[test]
+fn packages_contain_every_unit() {
+    let spec = read("packaging/rpm/espocrm-websocket.spec");
+    let (rules, check) = (read("packaging/deb/rules"), read("tools/check-packages"));
+    for entry in fs::read_dir(path("packaging/systemd")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(spec.contains(&format!("\n%{{unitdir}}/{name}\n")), "{name}");
+        assert!(check.contains(&format!(" UNITS/{name}\n")), "{name}");
+        let words = rules.split_whitespace();
+        assert!(words.into_iter().any(|word| word == name), "{name}");
+    }
+}
+
+#[test]
 fn units_run_what_there_is() {
     let units = unit(SERVICE);
     let (used, known) = (words_after(&units, " --"), flags());
@@ -192,6 +214,7 @@ impl Configured {
             (SERVICE, "espocrm-websocket.service"),
             (INSTANCE, "espocrm-websocket@crm.service"),
             (SOCKET, "espocrm-websocket.socket"),
+            (INSTANCE_SOCKET, "espocrm-websocket@crm.socket"),
         ] {
             let text = read(file).replace("/usr/bin/espocrm-websocket", BINARY);
             fs::write(dir.join(name), text).unwrap();
@@ -219,9 +242,12 @@ impl Drop for Configured {
 #[test]
 fn systemd_understands_all_of_the_units() {
     let units = Configured::new("units-verified");
-    for unit in
-        ["espocrm-websocket.service", "espocrm-websocket@crm.service", "espocrm-websocket.socket"]
-    {
+    for unit in [
+        "espocrm-websocket.service",
+        "espocrm-websocket@crm.service",
+        "espocrm-websocket.socket",
+        "espocrm-websocket@crm.socket",
+    ] {
         let output = run("systemd-analyze", &["verify", "--man=no", &units.unit(unit)]);
         let stderr = String::from_utf8_lossy(&output.stderr);
         // It looks at the machine's units as well.

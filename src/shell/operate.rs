@@ -127,7 +127,7 @@ impl Operate {
             What::Status { watch: false } if self.json => print_raw(&client.get("/status")?),
             What::Status { watch: false } => {
                 let status = parse(&client.get("/status")?)?;
-                print(&(screen::screen(&status, None).join("\n") + "\n"))
+                print(&(screen::screen(&status, None, screen::Size::USUAL).join("\n") + "\n"))
             }
             What::List(list) => {
                 let name = lists::name(list);

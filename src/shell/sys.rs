@@ -180,6 +180,59 @@ pub fn is_root() -> bool {
     user() == 0
 }
 
+/// Columns and lines of the terminal at a descriptor; nothing if it is none, or its size is unknown.
+#[must_use]
+pub fn terminal_size(terminal: RawFd) -> Option<(usize, usize)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes a winsize to the struct that it is given.
+    let done = unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ, &raw mut size) };
+    let is_known = done == 0 && size.ws_row > 0 && size.ws_col > 0;
+    is_known.then(|| (size.ws_col.into(), size.ws_row.into()))
+}
+
+/// A terminal that passes keys on at once and does not echo them. Its previous mode is restored on drop.
+pub struct KeyMode {
+    terminal: RawFd,
+    before: libc::termios,
+}
+
+impl KeyMode {
+    /// Changes the mode of the terminal at a descriptor; nothing if it is none, or if this process is not
+    /// in its foreground: it would be stopped. Ctrl-C still sends `SIGINT`.
+    #[must_use]
+    pub fn begin(terminal: RawFd) -> Option<Self> {
+        // SAFETY: both have only numbers as arguments and results.
+        if unsafe { libc::tcgetpgrp(terminal) != libc::getpgrp() } {
+            return None;
+        }
+        // SAFETY: zeros are a valid termios; tcgetattr(3) writes to the struct that it is given.
+        let before = unsafe {
+            let mut mode: libc::termios = std::mem::zeroed();
+            (libc::tcgetattr(terminal, &raw mut mode) == 0).then_some(mode)?
+        };
+        let mut mode = before;
+        mode.c_lflag &= !(libc::ICANON | libc::ECHO);
+        // A read returns what there is, and does not wait.
+        for index in [libc::VMIN, libc::VTIME] {
+            if let Some(value) = mode.c_cc.get_mut(index) {
+                *value = 0;
+            }
+        }
+        set_mode(terminal, &mode).then_some(Self { terminal, before })
+    }
+}
+
+impl Drop for KeyMode {
+    fn drop(&mut self) {
+        set_mode(self.terminal, &self.before);
+    }
+}
+
+fn set_mode(terminal: RawFd, mode: &libc::termios) -> bool {
+    // SAFETY: it reads the struct that it is given.
+    unsafe { libc::tcsetattr(terminal, libc::TCSANOW, mode) == 0 }
+}
+
 /// Sends `SIGHUP` to a process.
 ///
 /// # Errors
