@@ -166,7 +166,10 @@ impl Screen {
         );
         let right = format!("up {}", span(number(status, "/uptime_seconds")));
         let room = self.size.columns.saturating_sub(right.chars().count() + 2);
-        self.lines.push(format!("{:<room$}  {right}", cut(&left, room)));
+        self.lines.push(match room {
+            ..MIN_ROOM => left,
+            _ => format!("{:<room$}  {right}", cut(&left, room)),
+        });
         let tls = status.get("tls").and_then(Json::as_bool).unwrap_or(false);
         let scheme = if tls { "wss" } else { "ws" };
         let places = format!(
