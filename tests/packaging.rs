@@ -256,6 +256,67 @@ fn systemd_understands_all_of_the_units() {
     }
 }
 
+/// The first code block of this kind in the installation manual.
+fn documented(kind: &str) -> String {
+    let manual = read("docs/install.md");
+    let (_, block) = manual.split_once(&format!("\n```{kind}\n")).unwrap();
+    block.split_once("\n```\n").unwrap().0.to_owned() + "\n"
+}
+
+#[test]
+fn the_unit_in_the_documentation_is_sound_and_has_what_commands_need() {
+    let documented = documented("ini");
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unit-documented");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("espocrm-websocket.service");
+    fs::write(&file, documented.replace("/usr/local/bin/espocrm-websocket", BINARY)).unwrap();
+    let output = run("systemd-analyze", &["verify", "--man=no", file.to_str().unwrap()]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
+    assert!(output.status.success() && ours.is_empty(), "{stderr}");
+    fs::remove_dir_all(&dir).unwrap();
+    // Nothing that the unit of the packages does not say, but for paths.
+    let (packaged, mut own) = (unit(SERVICE), BTreeSet::new());
+    for line in documented.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if !packaged.lines().any(|it| it == line) {
+            own.insert(line.split_once('=').unwrap().0.to_owned());
+        }
+    }
+    let expected = ["ExecReload", "ExecStart", "ReadWritePaths"].map(str::to_owned);
+    assert_eq!(own, expected.into());
+    for line in ["Type=notify", "RuntimeDirectory=espocrm-websocket", "ExecReload="] {
+        assert!(documented.contains(&format!("\n{line}")), "{line}");
+    }
+    for words in documented.split("/usr/local/bin/espocrm-websocket ").skip(1) {
+        let command = words.split_whitespace().next().unwrap().to_owned();
+        assert!(commands().contains(&command), "{command}");
+    }
+}
+
+#[test]
+fn logrotate_understands_the_documented_rotation() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logrotate");
+    fs::create_dir_all(&dir).unwrap();
+    let log = dir.join("websocket.log");
+    fs::write(&log, "x\n").unwrap();
+    let text = documented("logrotate");
+    assert!(
+        text.contains("/var/www/html/data/logs/websocket.log {") && text.contains("su www-data")
+    );
+    let text = text.replace("/var/www/html/data/logs/websocket.log", log.to_str().unwrap());
+    let file = dir.join("espocrm-websocket");
+    fs::write(&file, text).unwrap();
+    let output = run("logrotate", &["-d", file.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !told.contains("error:"), "{told}");
+    assert!(
+        told.contains("weekly (8 rotations)") && told.contains(log.to_str().unwrap()),
+        "{told}"
+    );
+    fs::remove_dir_all(&dir).unwrap();
+}
+
 #[test]
 fn the_services_exposure_is_at_most_2_of_10() {
     let units = Configured::new("units-secured");

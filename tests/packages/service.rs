@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use crate::container::Release;
 use crate::package::{CONFIG, installed};
-use crate::standin::PORT;
+use crate::standin::{self, PORT};
 use crate::support::{Client, eventually};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
     a_reload_keeps_the_process_and_its_tabs
+    php_of_the_distribution_sends_to_a_tab
     a_broken_setting_does_not_end_what_runs
     a_daemon_that_was_killed_comes_back
     a_daemon_that_is_stuck_is_started_again
@@ -28,6 +29,16 @@ fn a_reload_keeps_the_process_and_its_tabs(release: Release) {
     assert!(container.is_active(UNIT));
     assert_eq!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
+}
+
+fn php_of_the_distribution_sends_to_a_tab(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    // From subscribing on.
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    let message = standin::notification(2);
+    container.run(&format!("echo '{message}' | php /tests/send.php tcp://127.0.0.1:5555"));
+    tab.expect_event(&message);
 }
 
 fn a_broken_setting_does_not_end_what_runs(release: Release) {
