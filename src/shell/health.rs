@@ -4,13 +4,22 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use base64ct::{Base64, Encoding};
+use serde_json::json;
+
+use super::children::Children;
+use super::espocrm::Installation;
 use super::fatal::{Fatal, Result};
 use super::server::Espocrm;
 use super::settings::{Layers, Settings};
-use super::tls;
 
 /// A daemon that takes longer is as good as dead for those who wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// More than PHP needs to start, and the script's own deadline.
+const PHP_TIMEOUT: Duration = Duration::from_secs(20);
+
+const SCRIPT: &str = include_str!("health.php");
 
 /// Bytes of an answer that are looked at.
 const MAX_ANSWER: usize = 4_096;
@@ -26,17 +35,21 @@ pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// # Errors
 /// What happened instead.
 pub fn check(layers: Layers) -> Result<()> {
-    let (_, settings) = Espocrm::open(layers, || false)?;
-    look(&settings)
+    let (espocrm, settings) = Espocrm::open(layers, || false)?;
+    look(espocrm.installation(), &settings)
 }
 
 /// The same, with settings that are known.
-pub(super) fn look(settings: &Settings) -> Result<()> {
+pub(super) fn look(espocrm: &Installation, settings: &Settings) -> Result<()> {
     let address = reachable(settings.listen());
     let (introduction, request) = (introduction(settings, address), request(settings, address));
-    let is_tls = settings.tls.value.is_some();
-    let answer = ask(address, introduction, &request, is_tls)
-        .map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
+    let answer = if settings.tls.value.is_some() {
+        ask_through_tls(espocrm, address, introduction, &request)
+    } else {
+        ask(address, &[introduction, &request].concat())
+    };
+    let answer =
+        answer.map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
     if is_closed(&answer) {
         return Ok(());
     }
@@ -76,32 +89,22 @@ fn request(settings: &Settings, address: SocketAddr) -> String {
     )
 }
 
-/// Sends a request, through TLS or without, and reads the response until it is complete, the connection
-/// ends, or the time is over.
-fn ask(
-    address: SocketAddr,
-    introduction: &str,
-    request: &str,
-    is_tls: bool,
-) -> io::Result<Vec<u8>> {
-    let tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
+/// Sends a request, and reads the response until it is complete, the connection ends, or the time is
+/// over.
+fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
+    let start = Instant::now();
+    let mut tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
     tcp.set_write_timeout(Some(PATIENCE))?;
-    let mut tcp = Limited { tcp, end: Instant::now() + PATIENCE };
-    tcp.write_all(introduction.as_bytes())?;
-    if is_tls {
-        let mut tls = tls::client(address.ip())?;
-        exchange(rustls::Stream::new(&mut tls, &mut tcp), request)
-    } else {
-        exchange(tcp, request)
-    }
-}
-
-fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<Vec<u8>> {
-    stream.write_all(request.as_bytes())?;
+    tcp.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut piece = [0; 512];
     while !is_closed(&answer) && answer.len() < MAX_ANSWER {
-        match stream.read(&mut piece) {
+        let left = PATIENCE.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        tcp.set_read_timeout(Some(left))?;
+        match tcp.read(&mut piece) {
             Ok(0) => break,
             Ok(length) => answer.extend_from_slice(piece.get(..length).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -113,31 +116,33 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<Vec<u8>>
     Ok(answer)
 }
 
-/// A connection that is given up at some moment.
-struct Limited {
-    tcp: TcpStream,
-    end: Instant,
-}
-
-impl Read for Limited {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        self.tcp.set_read_timeout(Some(left))?;
-        self.tcp.read(buffer)
+/// The same through TLS, by PHP: a TLS client would add 120 KB to this program.
+fn ask_through_tls(
+    espocrm: &Installation,
+    address: SocketAddr,
+    introduction: &str,
+    request: &str,
+) -> io::Result<Vec<u8>> {
+    let mut command = espocrm.script(SCRIPT)?;
+    let task = json!({
+        "address": address.to_string(), "introduction": introduction, "request": request,
+        "seconds": PATIENCE.as_secs(),
+    });
+    command.env("ESPOCRM_WEBSOCKET_HEALTH", task.to_string());
+    let finished = Children::run(command, PHP_TIMEOUT, || false)?;
+    let text = |kind: &str| {
+        let mark = format!("espocrm-websocket-health-{kind}:");
+        let lines = String::from_utf8_lossy(&finished.stdout).into_owned();
+        let line = lines.lines().rev().find_map(|line| line.strip_prefix(&mark))?.to_owned();
+        Base64::decode_vec(&line).ok()
+    };
+    if let Some(answer) = text("answer") {
+        return Ok(answer);
     }
-}
-
-impl Write for Limited {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.tcp.write(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.tcp.flush()
-    }
+    let error = text("error").map(|error| String::from_utf8_lossy(&error).into_owned());
+    Err(io::Error::other(
+        error.unwrap_or_else(|| format!("PHP could not try it: {}", finished.complaint())),
+    ))
 }
 
 /// Whether a WebSocket was accepted and then closed by a Close frame (RFC 6455, section 5.5.1).

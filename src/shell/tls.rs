@@ -1,6 +1,5 @@
 //! Our own TLS: certificate and key as EspoCRM's configuration names them.
 
-mod client;
 mod validity;
 
 use std::io;
@@ -22,7 +21,6 @@ use super::fatal::{Fatal, Result};
 use super::regular_file;
 use super::settings::TlsFiles;
 use crate::core::time::Date;
-pub use client::client;
 
 /// What a TLS connection is begun with: TLS 1.2 and 1.3, one certificate.
 #[derive(Clone)]

@@ -34,7 +34,7 @@ pub struct Control {
 
 /// Whether it answers as browsers find it.
 pub fn answers(case: &Case, port: &Port, service: &str) -> Finding {
-    judge(health::look(&case.settings), port, service)
+    judge(health::look(&case.espocrm, &case.settings), port, service)
 }
 
 fn judge(answer: Result<()>, port: &Port, service: &str) -> Finding {

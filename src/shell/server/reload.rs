@@ -127,6 +127,12 @@ impl Espocrm {
         self.installation.root()
     }
 
+    /// The EspoCRM whose settings are in force, and the PHP that checks access.
+    #[must_use]
+    pub fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
     /// The PHP that checks access, with its version if that is known.
     #[must_use]
     pub fn php(&self) -> String {
