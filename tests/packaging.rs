@@ -256,6 +256,47 @@ fn systemd_understands_all_of_the_units() {
     }
 }
 
+/// The files that a text in Markdown links to.
+fn links(text: &str) -> Vec<String> {
+    let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+    let files = targets.filter(|it| !it.contains("://") && !it.starts_with('#'));
+    files.map(|it| it.split('#').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn documents_in_the_packages_link_to_files_in_the_packages_only() {
+    let has = |file: &str| {
+        let is_shipped = ["README.md", "SECURITY.md"].contains(&file) || file.starts_with("docs/");
+        is_shipped && path(file).exists()
+    };
+    let readme = run_without_complaint("tools/package", &["readme"]);
+    let found = links(&readme);
+    assert!(found.len() > 10, "{found:?}");
+    for link in found {
+        assert!(has(&link), "README.md: {link}");
+    }
+    for link in links(&read("SECURITY.md")) {
+        assert!(has(&link), "SECURITY.md: {link}");
+    }
+    for entry in fs::read_dir(path("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if !name.ends_with(".md") {
+            continue;
+        }
+        for link in links(&read(&format!("docs/{name}"))) {
+            let file = link.strip_prefix("../").map_or(format!("docs/{link}"), str::to_owned);
+            assert!(has(&file), "docs/{name}: {link}");
+        }
+    }
+    // What else they ship of docs/.
+    for file in ["packaging/deb/espocrm-websocket.install", "packaging/rpm/espocrm-websocket.spec"]
+    {
+        for dir in ["docs/images", "docs/monitoring", "docs/proxies"] {
+            assert!(read(file).contains(dir), "{file}: {dir}");
+        }
+    }
+}
+
 /// The first code block of this kind in the installation manual.
 fn documented(kind: &str) -> String {
     let manual = read("docs/install.md");
