@@ -284,6 +284,10 @@ impl Bus {
         let (true, Ok(name)) = (known, CString::new(&*address)) else {
             return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
         };
+        // libzmq takes the rest of a division by 65,536.
+        if port(&address).is_some_and(|port| port != "*" && port.parse::<u16>().is_err()) {
+            return Err(failed("its port is not a number from 0 to 65535, and not *"));
+        }
         let reason = |error: io::Error| failed(&reason(&error));
         let file = socket_file(endpoint);
         if let Some(path) = file {
@@ -471,6 +475,8 @@ mod tests {
             ("127.0.0.1:5555", "an endpoint is expected"),
             ("tcp://127.0.0.1:5555\0", "an endpoint is expected"),
             ("tcp://127.0.0.1", "Invalid argument"),
+            ("tcp://127.0.0.1:", "not a number"),
+            ("tcp://127.0.0.1:99999", "not a number from 0 to 65535"),
             ("tcp://192.0.2.1:5555", "no such address"),
         ] {
             let error = Bus::bind(endpoint).map(|_| ()).unwrap_err().to_string();

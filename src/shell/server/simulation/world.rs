@@ -87,7 +87,7 @@ impl World {
             submissions: 0,
             vain_turns: 0,
             tricks: *random.pick(&[0, 10, 10, 40]),
-            longest: if random.chance(4) { LONG } else { 1_000 },
+            longest: if random.chance(8) { LONG } else { 1_000 },
             is_down: false,
             random,
         };
