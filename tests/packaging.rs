@@ -279,10 +279,11 @@ fn documents_in_the_packages_link_to_files_in_the_packages_only() {
         assert!(has(&link), "SECURITY.md: {link}");
     }
     for entry in fs::read_dir(path("docs")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        if !name.ends_with(".md") {
+        let file = entry.unwrap().path();
+        if file.extension().is_none_or(|extension| extension != "md") {
             continue;
         }
+        let name = file.file_name().unwrap().to_str().unwrap();
         for link in links(&read(&format!("docs/{name}"))) {
             let file = link.strip_prefix("../").map_or(format!("docs/{link}"), str::to_owned);
             assert!(has(&file), "docs/{name}: {link}");

@@ -1,6 +1,7 @@
 //! Metrics, as a real Prometheus reads them; dashboard, alerts and documentation know no others.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -233,7 +234,10 @@ fn a_real_prometheus_reads_what_has_happened() {
 }
 
 fn encoded(expression: &str) -> String {
-    expression.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    expression.bytes().fold(String::new(), |mut text, byte| {
+        write!(text, "%{byte:02X}").unwrap();
+        text
+    })
 }
 
 /// Whether one of these series has a number.

@@ -25,7 +25,7 @@ fn start(standin: &Standin, flags: &[&str], settings: &str) -> (Daemon, PathBuf)
 }
 
 fn control_at(standin: &Standin) -> String {
-    format!("control = {:?}\n", Control::path(standin))
+    format!("control = '{}'\n", Control::path(standin).display())
 }
 
 fn reload(file: &Path) -> Command {
