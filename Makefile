@@ -30,6 +30,12 @@ test:
 test-packages: $(if $(PACKAGES),,deb rpm)
 	tools/container test
 
+# The unit tests and the end-to-end tests in a minimal Debian with a booted systemd. TESTS names some of them.
+RELEASE ?= trixie
+.PHONY: test-suite
+test-suite:
+	tools/container suite $(RELEASE) $(TESTS)
+
 # docs/install.md's recipe for Docker Compose, by a Docker engine of its own.
 .PHONY: test-compose
 test-compose:
