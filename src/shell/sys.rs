@@ -174,6 +174,18 @@ pub fn peer_user(socket: RawFd) -> io::Result<u32> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(peer.uid) }
 }
 
+/// Whether this process ignores a signal, as one does that `nohup(1)` has started.
+#[must_use]
+pub fn ignores(signal: i32) -> bool {
+    // SAFETY: `sigaction` is plain data, for which zeroes are valid, and it outlives the call, which only
+    // writes to it.
+    let (failed, action) = unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        (libc::sigaction(signal, std::ptr::null(), &raw mut action), action)
+    };
+    failed == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Whether this runs as root.
 #[must_use]
 pub fn is_root() -> bool {
