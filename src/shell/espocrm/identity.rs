@@ -139,6 +139,26 @@ impl Identity {
         path.metadata().is_ok_and(|metadata| metadata.uid() == uid)
     }
 
+    /// The name or number of the user who owns this file or directory.
+    #[must_use]
+    pub fn owner_of(path: &Path) -> Option<String> {
+        path.metadata().ok().map(|metadata| name_of(metadata.uid()))
+    }
+
+    /// Does something with the file permissions of this user. What a site names is not read with the
+    /// permissions of root.
+    ///
+    /// # Errors
+    /// If that is not possible.
+    pub fn with_files<T>(&self, action: impl FnOnce() -> T) -> io::Result<T> {
+        match self {
+            Self::Own { .. } => Ok(action()),
+            Self::Other(Account { uid, gid, groups, .. }) => {
+                sys::with_files_of(*uid, *gid, groups, action)
+            }
+        }
+    }
+
     /// Has a command run as this user, with its groups and with no more of root's environment than
     /// PHP needs. Variables that are set later are kept.
     pub fn apply(&self, command: &mut Command) {
