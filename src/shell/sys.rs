@@ -493,10 +493,8 @@ mod tests {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
         let is_readable = |group: u32, groups: &[u32]| {
-            with_files_of(4_711, group, groups, || {
-                crate::shell::regular_file::read(&path).is_ok()
-            })
-            .unwrap()
+            with_files_of(4_711, group, groups, || crate::shell::regular_file::read(&path).is_ok())
+                .unwrap()
         };
         set(&dir, 0, 0o755);
         set(&path, 0, 0o640);

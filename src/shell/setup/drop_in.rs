@@ -82,7 +82,12 @@ mod tests {
 
     #[test]
     fn user_and_data_are_named() {
-        let drop_in = DropIn { user: "www-data", data: "/var/www/html/data", homes: &[], has_restart_steps: false };
+        let drop_in = DropIn {
+            user: "www-data",
+            data: "/var/www/html/data",
+            homes: &[],
+            has_restart_steps: false,
+        };
         let expected = "[Service]\nUser=www-data\nReadWritePaths=/var/www/html/data\n";
         assert_eq!(drop_in.render("espocrm-websocket setup"), [COMMENT, expected].concat());
     }
@@ -90,7 +95,8 @@ mod tests {
     #[test]
     fn a_home_is_let_in() {
         let homes = ["/home/ann/my crm", "/home/ann/data"];
-        let drop_in = DropIn { user: "1000", data: "/home/ann/data", homes: &homes, has_restart_steps: true };
+        let drop_in =
+            DropIn { user: "1000", data: "/home/ann/data", homes: &homes, has_restart_steps: true };
         let expected = "[Service]\nUser=1000\nReadWritePaths=/home/ann/data\nProtectHome=tmpfs\n\
                         BindPaths=\"/home/ann/my crm\"\nBindPaths=/home/ann/data\n\
                         RestartSteps=6\nRestartMaxDelaySec=60\n";

@@ -88,8 +88,8 @@ fn the_deploy_hook_makes_a_certificate_readable_and_renews_it() {
     let other = live.join("other.example.com");
     fs::create_dir(&other).unwrap();
     renew(&first, &other, &hook);
-    assert_eq!(fs::read(&file).unwrap(), super::authority::join(&[
-        &second.certificate,
-        &second.key,
-    ]));
+    assert_eq!(
+        fs::read(&file).unwrap(),
+        super::authority::join(&[&second.certificate, &second.key,])
+    );
 }
