@@ -26,12 +26,12 @@ pub struct Block {
     pub access_logs: Vec<Vec<String>>,
     pub log_formats: Vec<Vec<String>>,
     /// The name of an upstream.
-    upstream: Option<String>,
-    read_timeout: Option<u64>,
+    pub upstream: Option<String>,
+    pub read_timeout: Option<u64>,
     /// Where it leads.
-    proxy_pass: Option<String>,
+    pub proxy_pass: Option<String>,
     /// It is an upstream that leads to the daemon.
-    leads: bool,
+    pub leads: bool,
 }
 
 const NGINX: &str = "/etc/nginx/nginx.conf";

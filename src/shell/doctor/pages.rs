@@ -1,6 +1,8 @@
 //! What EspoCRM's pages receive. PHP sees all parameters; pages do not receive those that an internal
 //! configuration file defines.
 
+use std::fmt::Write;
+
 use serde_json::{Value, json};
 
 use super::Stop;
@@ -78,8 +80,8 @@ fn judge_places(internal: &[Internal], wanted: Option<&Place>, used: Option<&Pla
             "useWebSocket" => ", or set it in EspoCRM, Administration, Settings",
             _ => "",
         };
-        fix =
-            fix + &format!("Remove {name} from {file}, and add it to data/config.php{settings}.\n");
+        let _ =
+            writeln!(fix, "Remove {name} from {file}, and add it to data/config.php{settings}.");
     }
     fix += "Then reload the pages. It must not remain in the internal file: pages do not receive a \
             parameter that both files define.";
