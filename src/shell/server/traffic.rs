@@ -8,8 +8,9 @@ use log::{info, warn};
 use super::Server;
 use super::bursts::Cause;
 use crate::core::id::ConnId;
-use crate::core::limits::MAX_OUTBOX;
+use crate::core::limits::{MAX_HELD_AT_PACE, MAX_OUTBOX};
 use crate::core::stats::End;
+use crate::core::time::Time;
 use crate::shell::conn::{Conn, Overdue, Phase};
 use crate::shell::settings::Size;
 use crate::shell::stream::Written;
@@ -21,8 +22,26 @@ const READS: usize = 4;
 /// Connections flushed in one turn: after a broadcast to thousands, others are heard in between.
 const FLUSHES: usize = 4_096;
 
+/// After connections that keep pace were found to hold more than all may, before that is looked at
+/// again.
+const SHED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two times that memory is given back while connections stay.
+const TRIM_PAUSE: Duration = Duration::from_secs(10);
+
 /// Connections whose memory is not worth being given back when the last of them has gone.
 const FEW: usize = 64;
+
+/// When memory of connections is freed.
+#[derive(Debug, Default)]
+pub(super) struct Shortage {
+    /// Before that no connections are ended for memory.
+    next_shed: Time,
+    /// Memory was short, and has not been given back to the system since.
+    was_short: bool,
+    /// Before that memory is not given back.
+    next_trim: Time,
+}
 
 impl Server {
     /// The connection of this name, unless it has ended.
@@ -58,9 +77,18 @@ impl Server {
     /// Writes what waits for one connection.
     pub(super) fn flush_one(&mut self, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
-        match conn.write() {
-            Ok(Written::Blocked) => {}
-            Ok(Written::All) => conn.written(),
+        let written = conn.write();
+        let waiting = conn.outbox.held();
+        match written {
+            Ok((Written::All, _)) => {
+                conn.written();
+                self.backpressure.remove(id);
+            }
+            // Only TLS has something to write, of its own.
+            Ok((Written::Blocked, _)) if waiting == 0 => self.backpressure.remove(id),
+            Ok((Written::Blocked, taken)) => {
+                self.backpressure.blocked(id, waiting, taken, self.now);
+            }
             Err(_) => return self.end(id, End::Left),
         }
         self.weigh(id);
@@ -73,16 +101,42 @@ impl Server {
         }
     }
 
+    /// Until when messages wait in libzmq, since connections that read have a backlog.
+    pub(super) fn held_back_until(&self) -> Option<Time> {
+        self.backpressure.until(self.now, self.memory_is_short())
+    }
+
+    /// Whether connections together hold more than half of what they may.
+    pub(super) fn memory_is_short(&self) -> bool {
+        self.held + self.hub.held() > self.settings.max_buffered.value / 2
+    }
+
     /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
     pub(super) fn shed(&mut self) {
-        let mut held = self.held + self.hub.held();
         let limit = self.settings.max_buffered.value;
-        if held <= limit {
+        let is_over = |server: &Self| server.held + server.hub.held() > limit;
+        if !is_over(self) || self.now < self.shortage.next_shed {
             return;
         }
-        let holders =
-            self.conns.iter().map(|(_, conn)| (conn.held() + self.hub.held_by(conn.id), conn.id));
-        let mut holders: Vec<_> = holders.filter(|(holds, _)| *holds > 0).collect();
+        // What was not yet offered to the kernel does not make a slow reader.
+        while !self.dirty.is_empty() {
+            self.flush();
+        }
+        if !is_over(self) {
+            return;
+        }
+        let mut held = self.held + self.hub.held();
+        let holders = self.conns.iter().map(|(_, conn)| {
+            let output = conn.outbox.held();
+            (conn.held() + self.hub.held_by(conn.id), output, conn.id)
+        });
+        let mut holders: Vec<_> = holders
+            .filter(|(holds, output, id)| {
+                let is_usual = holds.saturating_sub(*output) <= MAX_HELD_AT_PACE;
+                *holds > 0 && !(is_usual && self.backpressure.keeps_pace(*id, self.now))
+            })
+            .map(|(holds, _, id)| (holds, id))
+            .collect();
         holders.sort_unstable();
         while held > limit / 4 * 3
             && let Some((holds, id)) = holders.pop()
@@ -99,6 +153,10 @@ impl Server {
             }
             self.end(id, End::Memory);
         }
+        if is_over(self) {
+            // The rest keep pace. To look again at each read would cost too much.
+            self.shortage.next_shed = self.now.after(SHED_PAUSE);
+        }
     }
 
     /// Frees the slots of connections that have ended. Not earlier: until a turn is over, events
@@ -113,6 +171,24 @@ impl Server {
         }
         if self.conns.is_empty() && self.conns.capacity() > FEW {
             self.conns.shrink_to_fit();
+            sys::trim_heap();
+        }
+        self.trim();
+    }
+
+    /// Gives memory back to the system once connections hold much less than they did.
+    fn trim(&mut self) {
+        if self.memory_is_short() {
+            self.shortage.was_short = true;
+            return;
+        }
+        let little = self.settings.max_buffered.value / 8;
+        if self.shortage.was_short
+            && self.held + self.hub.held() < little
+            && self.now >= self.shortage.next_trim
+        {
+            self.shortage.was_short = false;
+            self.shortage.next_trim = self.now.after(TRIM_PAUSE);
             sys::trim_heap();
         }
     }
@@ -261,6 +337,7 @@ impl Server {
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Ended;
             conn.outbox.clear();
+            self.backpressure.remove(id);
             self.ended.push(id.slot());
             self.weigh(id);
             self.end_handshake(id);

@@ -136,6 +136,6 @@ fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
     pusher.send(&message);
     good.expect_event(&message);
     let line = daemon.wait_for("A browser could not keep up");
-    assert!(line.contains(" bytes waited for it, of at most 1048576"), "{line}");
+    assert!(line.contains(" bytes waited for it, of at most 1572864"), "{line}");
     good.expect_silence();
 }
