@@ -135,7 +135,7 @@ impl Doctor {
         if let Some(case) = Case::open(self, &files, &mut report, &mut stop) {
             serves = self.examine(&case, &service, &files, &mut report, &mut stop);
         } else {
-            report.skip(&OF_ESPOCRM, "it needs EspoCRM's settings");
+            report.skip_further(&OF_ESPOCRM, "it needs EspoCRM's settings");
         }
         service::look(&files, &service, serves, &mut report, &mut stop);
         report.add(machine::selinux(&files));

@@ -331,71 +331,15 @@ pub fn run_as(command: &mut Command, user: u32, group: u32, groups: &[u32]) {
     }
 }
 
-/// Does something with the file permissions of another user: the kernel checks them, access control
-/// lists included. Only this thread is affected. Only for root.
+/// Sets the supplementary groups of this thread. This is the system call itself: the function of the C
+/// library changes all threads.
 ///
 /// # Errors
-/// If the permissions cannot be changed; nothing is done then.
-pub fn with_files_of<T>(
-    user: u32,
-    group: u32,
-    groups: &[u32],
-    action: impl FnOnce() -> T,
-) -> io::Result<T> {
-    /// Restores root's permissions, even after a panic.
-    struct Restore(Vec<libc::gid_t>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            // These cannot fail: the effective user and group are root's.
-            set_file_user(0);
-            set_file_group(0);
-            let _ = set_thread_groups(&self.0);
-        }
-    }
-    let restore = Restore(thread_groups()?);
-    set_thread_groups(groups)?;
-    if !set_file_group(group) || !set_file_user(user) {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
-    let done = action();
-    drop(restore);
-    Ok(done)
-}
-
-fn thread_groups() -> io::Result<Vec<libc::gid_t>> {
-    // SAFETY: it writes no more groups than the vector has room for.
-    unsafe {
-        let count = libc::getgroups(0, std::ptr::null_mut());
-        let mut groups = vec![0; usize::try_from(count).map_err(|_| io::Error::last_os_error())?];
-        let count = libc::getgroups(count, groups.as_mut_ptr());
-        groups.truncate(usize::try_from(count).map_err(|_| io::Error::last_os_error())?);
-        Ok(groups)
-    }
-}
-
-/// The system call itself: the function of the C library changes all threads.
-fn set_thread_groups(groups: &[libc::gid_t]) -> io::Result<()> {
+/// Those of `setgroups(2)`.
+pub fn set_thread_groups(groups: &[libc::gid_t]) -> io::Result<()> {
     // SAFETY: it only reads the groups that it is given.
     let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Whether the user of this thread's file accesses is this one now. With it the capabilities that
-/// override file permissions are lost until it is root's again.
-fn set_file_user(user: u32) -> bool {
-    // SAFETY: plain system calls. An invalid user changes nothing and returns the present one.
-    unsafe {
-        libc::setfsuid(user);
-        libc::setfsuid(u32::MAX).cast_unsigned() == user
-    }
-}
-
-fn set_file_group(group: u32) -> bool {
-    // SAFETY: as above.
-    unsafe {
-        libc::setfsgid(group);
-        libc::setfsgid(u32::MAX).cast_unsigned() == group
-    }
 }
 
 /// Has the kernel end this process before others when memory runs out: a check can be repeated.
@@ -610,43 +554,6 @@ mod tests {
         assert!(bytes > 0 && files > 0);
         assert!(free_space(Path::new("/nonexistent")).is_err());
         assert!(free_space(Path::new("/\0")).is_err());
-    }
-
-    #[test]
-    fn files_are_opened_with_the_permissions_of_another_user() {
-        use std::os::unix::fs::PermissionsExt;
-        if !is_root() {
-            return;
-        }
-        let dir = std::env::temp_dir().join(format!("espocrm-files-of-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("file");
-        std::fs::write(&path, "x").unwrap();
-        let set = |path: &Path, group: u32, mode: u32| {
-            std::os::unix::fs::chown(path, Some(0), Some(group)).unwrap();
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-        };
-        let is_readable = |group: u32, groups: &[u32]| {
-            with_files_of(4_711, group, groups, || crate::shell::regular_file::read(&path).is_ok())
-                .unwrap()
-        };
-        set(&dir, 0, 0o755);
-        set(&path, 0, 0o640);
-        // Its own groups count, and not those of root.
-        assert!(!is_readable(4_711, &[]));
-        set(&path, 4_712, 0o640);
-        assert!(!is_readable(4_711, &[]));
-        assert!(is_readable(4_712, &[]) && is_readable(4_711, &[4_712]));
-        // The directory counts as well.
-        set(&dir, 0, 0o700);
-        assert!(!is_readable(4_712, &[]));
-        // Afterwards root is root again.
-        assert!(std::fs::read(&path).is_ok());
-        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        for line in ["Uid:\t0\t0\t0\t0", "Gid:\t0\t0\t0\t0"] {
-            assert!(status.contains(line), "{status}");
-        }
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -135,11 +135,20 @@ impl Report {
 
     /// Adds steps that cannot be examined.
     pub fn skip(&mut self, steps: &[(&'static str, &str)], because: &str) {
+        self.tell_skipped();
         for (step, what) in steps {
             self.findings.push(Finding::unknown(step, [what, ": ", because].concat()));
         }
-        let (count, _) = self.skipped.get_or_insert_with(|| (0, because.to_owned()));
-        *count += steps.len();
+        self.skipped = Some((steps.len(), because.to_owned()));
+    }
+
+    /// Adds steps that depend on those skipped last.
+    pub fn skip_further(&mut self, steps: &[(&'static str, &str)], because: &str) {
+        let before = self.skipped.take();
+        self.skip(steps, because);
+        if let Some((count, because)) = before {
+            self.skipped = Some((count + steps.len(), because));
+        }
     }
 
     /// Prints one line for all steps that were skipped since the last one.
@@ -235,10 +244,12 @@ mod tests {
         assert_eq!(report.skipped_line(), None);
         report.skip(&[("a", "First")], "no EspoCRM");
         assert_eq!(report.skipped_line().unwrap(), "\u{2013} First: no EspoCRM\n");
-        report.skip(&[("b", "Second"), ("c", "Third")], "no settings");
+        report.skip_further(&[("b", "Second"), ("c", "Third")], "no settings");
         assert_eq!(report.skipped_line().unwrap(), "\u{2013} 3 steps were skipped: no EspoCRM\n");
         assert_eq!(report.findings.len(), 3);
-        report.add(Finding::good("d", ""));
+        report.skip(&[("d", "Fourth")], "no systemd");
+        assert_eq!(report.skipped_line().unwrap(), "\u{2013} Fourth: no systemd\n");
+        report.add(Finding::good("e", ""));
         assert_eq!(report.skipped_line(), None);
     }
 }

@@ -12,7 +12,7 @@ pub fn look(case: &Case) -> Finding {
     let Some(files) = &case.settings.tls.value else {
         return Finding::good(
             STEP,
-            "The daemon is not to use TLS: a proxy does that, if there is one",
+            "The daemon does not do TLS itself, so that it needs no certificate",
         );
     };
     let (root, identity) = (case.espocrm.root(), case.espocrm.identity());

@@ -10,6 +10,7 @@ use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 use super::ownership::{self, Ambiguity};
 use crate::shell::fatal::{Fatal, Result};
+use crate::shell::file_permissions::with_files_of;
 use crate::shell::shell_word::shell_word;
 use crate::shell::sys;
 
@@ -154,7 +155,7 @@ impl Identity {
         match self {
             Self::Own { .. } => Ok(action()),
             Self::Other(Account { uid, gid, groups, .. }) => {
-                sys::with_files_of(*uid, *gid, groups, action)
+                with_files_of(*uid, *gid, groups, action)
             }
         }
     }
