@@ -410,6 +410,17 @@ pub fn run_as(command: &mut Command, user: u32, group: u32, groups: &[u32]) {
     }
 }
 
+/// Sets the supplementary groups of this thread. This is the system call itself: the function of the C
+/// library changes all threads.
+///
+/// # Errors
+/// Those of `setgroups(2)`.
+pub fn set_thread_groups(groups: &[libc::gid_t]) -> io::Result<()> {
+    // SAFETY: it only reads the groups that it is given.
+    let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Has the kernel end this process before others when memory runs out: a check can be repeated.
 fn give_way() {
     // SAFETY: plain system calls, with a C string and bytes that live as long as the program.

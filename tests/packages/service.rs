@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::container::Release;
-use crate::package::{CONFIG, installed};
+use crate::package::{CONFIG, DROP_IN, installed};
 use crate::standin::{self, PORT};
 use crate::support::{Client, eventually};
 use crate::tab::{self, UNIT};
@@ -15,6 +15,8 @@ on_each_release! {
     a_daemon_that_was_killed_comes_back
     a_daemon_that_is_stuck_is_started_again
     the_journal_has_priorities_and_no_second_time
+    an_error_at_the_start_is_an_error_in_the_journal
+    the_delay_between_restarts_grows_where_systemd_can_do_that
     a_stop_takes_php_with_it
     an_endpoint_that_cannot_be_bound_keeps_the_previous_socket
 }
@@ -108,6 +110,38 @@ fn the_journal_has_priorities_and_no_second_time(release: Release) {
         assert!(!has_year, "{message}");
         assert!(!message.contains("tok-"), "{message}");
     }
+}
+
+fn an_error_at_the_start_is_an_error_in_the_journal(release: Release) {
+    let container = installed(release);
+    let warnings = || container.run(&format!("journalctl --no-pager -p warning -o cat -u {UNIT}"));
+    assert!(!warnings().contains("nonsense"), "{}", warnings());
+    // ExecStartPre= finds it.
+    container.run(&format!("echo 'nonsense = 1' >>{CONFIG}"));
+    container.attempt(&format!("systemctl restart {UNIT}"));
+    eventually("the journal has the error", || warnings().contains("nonsense"));
+    container.run(&format!("sed -i '/^nonsense/d' {CONFIG} && systemctl stop {UNIT}"));
+    // Only ExecStart= finds this.
+    let holder = std::net::TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+    container.attempt(&format!("systemctl start {UNIT}"));
+    let in_use = format!("{PORT}");
+    eventually("the journal has the error", || warnings().contains(&in_use));
+    drop(holder);
+    container.wait_until_active(UNIT);
+}
+
+fn the_delay_between_restarts_grows_where_systemd_can_do_that(release: Release) {
+    let container = installed(release);
+    let drop_in = container.read(DROP_IN);
+    match release {
+        Release::Bookworm => assert!(!drop_in.contains("RestartSteps"), "{drop_in}"),
+        Release::Trixie => {
+            assert_eq!(container.property(UNIT, "RestartSteps"), "6");
+            assert_eq!(container.property(UNIT, "RestartMaxDelayUSec"), "1min");
+        }
+    }
+    let warnings = container.run("journalctl --no-pager -p warning -o cat _PID=1");
+    assert!(!warnings.contains("Unknown key"), "{warnings}");
 }
 
 fn a_stop_takes_php_with_it(release: Release) {

@@ -31,6 +31,9 @@ pub struct Target {
 /// A daemon that takes longer has other troubles.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// In the error about a control socket at which nothing listens.
+pub const NOT_RUNNING: &str = "is it running?";
+
 /// Bytes of an answer's head.
 const MAX_HEAD: u64 = 16 * 1024;
 
@@ -214,7 +217,7 @@ impl Client {
         let (path, service) = (self.path.display(), &self.service);
         Fatal::new(match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
-                "No daemon answers at {path}: is it running? See systemctl status {service}. If its \
+                "No daemon answers at {path}: {NOT_RUNNING} See systemctl status {service}. If its \
                  control socket is elsewhere, name it by --control PATH."
             ),
             ErrorKind::PermissionDenied | ErrorKind::ConnectionReset => format!(

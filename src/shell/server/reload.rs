@@ -267,7 +267,7 @@ impl Backend {
     pub(super) fn acceptor(&self, settings: &Settings) -> Result<Option<Acceptor>> {
         match (self, &settings.tls.value) {
             (Self::Espocrm(espocrm), Some(files)) => {
-                Acceptor::load(espocrm.root(), files).map(Some)
+                Acceptor::load(espocrm.root(), files, espocrm.identity()).map(Some)
             }
             _ => Ok(None),
         }
