@@ -129,7 +129,7 @@ fn read(path: &Path, parameter: &str, identity: &Identity) -> Result<Vec<u8>> {
             parameter,
             &format!(
                 "user {} has no permission to read it or to search its directory. Copy it for that \
-                 user (for Let's Encrypt: by a deploy hook: see docs/install.md)",
+                 user (with Let's Encrypt a deploy hook does that: see docs/install.md)",
                 identity.name()
             ),
         ),
