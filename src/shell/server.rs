@@ -59,6 +59,7 @@ use crate::core::self_check::SelfCheck;
 use crate::core::stats::{End, Stats};
 use crate::core::time::Time;
 use crate::core::timers::Timers;
+use crate::core::trim::Trim;
 use accept::Accepting;
 use bursts::Bursts;
 
@@ -115,8 +116,10 @@ pub struct Server {
     /// Processor time of PHP, as it was told last.
     php_time: Duration,
     bursts: Bursts,
-    /// Of access checks.
-    outage: Outage,
+    /// When memory is given back.
+    trim: Trim,
+    /// Of the access checks of logins, and of those of subscriptions.
+    outages: [Outage; 2],
     stopping: bool,
 }
 
@@ -246,11 +249,13 @@ impl Server {
             checks_fail: None,
             php_time: Duration::ZERO,
             bursts: Bursts::default(),
-            outage: Outage::default(),
+            trim: Trim::default(),
+            outages: <[Outage; 2]>::default(),
             stopping: false,
             settings,
         };
         server.access.set_reuse(server.settings.verdict_reuse.value);
+        server.limit_handshakes();
         server.apply_to_hub();
         server
     }
@@ -300,6 +305,7 @@ impl Server {
         self.carry_out();
         self.flush();
         self.free();
+        self.trim.update(self.now, self.accounted());
         self.timeout()
     }
 
@@ -364,6 +370,8 @@ impl Server {
             self.workers.next_deadline(),
             self.pool.next_deadline(),
             self.accepting.paused_until(),
+            self.accepting.next_deadline(),
+            self.trim.next_due(),
             self.control.next_deadline(),
             self.next_bus_look(),
             self.next_self_check(),
@@ -427,6 +435,8 @@ impl Server {
         self.access.expire(self.now);
         self.control.expire(self.now);
         self.expire_conns();
+        self.expire_handshakes();
+        self.trim_if_due();
         self.guard_bus();
         self.look_if_due();
         self.self_check_if_due();
@@ -483,7 +493,11 @@ impl Server {
     fn apply_to_hub(&mut self) {
         logging::set_debug(self.settings.debug.value);
         self.hub.set_log(self.settings.debug.value);
-        self.hub.set_review_interval(self.settings.review_interval.value);
+        let interval = self.settings.review_interval.value;
+        if self.hub.set_review_interval(self.now, interval) {
+            let ids: Vec<ConnId> = self.conns.iter().map(|(_, conn)| conn.id).collect();
+            ids.into_iter().for_each(|id| self.arm(id));
+        }
     }
 }
 

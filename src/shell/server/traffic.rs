@@ -21,6 +21,9 @@ const READS: usize = 4;
 /// Connections flushed in one turn: after a broadcast to thousands, others are heard in between.
 const FLUSHES: usize = 4_096;
 
+/// Until delayed subscriptions are tried again.
+const RESUME: Duration = Duration::from_secs(1);
+
 /// Connections whose memory is not worth being given back when the last of them has gone.
 const FEW: usize = 64;
 
@@ -113,6 +116,18 @@ impl Server {
         }
         if self.conns.is_empty() && self.conns.capacity() > FEW {
             self.conns.shrink_to_fit();
+            sys::trim_heap();
+        }
+    }
+
+    /// Gives memory back that is no longer needed, some seconds after the load has fallen.
+    pub(super) fn trim_if_due(&mut self) {
+        if self.trim.take_due(self.now, self.accounted()) {
+            self.conns.shrink_to_fit();
+            self.access.shrink();
+            self.unread.shrink_to(FEW);
+            self.dirty.shrink_to(FEW);
+            self.ended.shrink_to(FEW);
             sys::trim_heap();
         }
     }
@@ -219,6 +234,7 @@ impl Server {
                 }
             }
             self.hub.review(now, id);
+            self.resume_subscriptions(id);
             self.arm(id);
         }
     }
@@ -232,11 +248,11 @@ impl Server {
         }
     }
 
-    /// Has a connection looked at when it is due. Reviews need no timers of their own: pings come
-    /// more often, unless it is set otherwise.
+    /// Sets a connection's timer: for its deadline or next ping, its next review, or another attempt at
+    /// its delayed subscriptions, whichever comes first.
     pub(super) fn arm(&mut self, id: ConnId) {
-        let review = Some(self.settings.review_interval.value).filter(|it| !it.is_zero());
-        let latest = review.map(|interval| self.now.after(interval));
+        let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
+        let latest = [self.hub.next_review(id), resume].into_iter().flatten().min();
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended());
         if let Some(conn) = conn {
             conn.arm(&mut self.timers, latest);

@@ -86,6 +86,32 @@ fn greedy(number: usize) -> Vec<u8> {
 }
 
 #[test]
+fn memory_is_given_back_while_others_stay_connected() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &[]);
+    let stay = |number: usize| daemon.connect(&format!("u{}", number % 20));
+    let mut others: Vec<_> = (0..20).map(stay).collect();
+    let before = daemon.status("VmRSS");
+    // A message of which all but the end comes, and in between tabs that stay.
+    let frame = <Client>::frame(0x81, &b"a".repeat(60_000));
+    let mut unfinished = Vec::new();
+    for number in 0..800 {
+        let mut client = stay(number);
+        client.send(&frame[..frame.len() - 1]);
+        unfinished.push(client);
+        if number % 40 == 39 {
+            others.push(stay(number));
+        }
+    }
+    eventually("it takes memory", || daemon.status("VmRSS") > before + 40_000);
+    drop(unfinished);
+    eventually("it is given back", || daemon.status("VmRSS") < before + 10_000);
+    for other in &mut others {
+        other.expect_silence();
+    }
+}
+
+#[test]
 fn whoever_never_completes_a_message_is_ended() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
