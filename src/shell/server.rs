@@ -496,7 +496,9 @@ impl Server {
         let interval = self.settings.review_interval.value;
         if self.hub.set_review_interval(self.now, interval) {
             let ids: Vec<ConnId> = self.conns.iter().map(|(_, conn)| conn.id).collect();
-            ids.into_iter().for_each(|id| self.arm(id));
+            for id in ids {
+                self.arm(id);
+            }
         }
     }
 }

@@ -69,7 +69,8 @@ fn a_database_that_is_down_denies_nothing() {
     let mut alice = daemon.connect("alice");
     standin.set("failure", "error");
     alice.subscribe("recordUpdate.Account.1");
-    daemon.wait_for("A subscription could not be checked: PHP ended with status 1: Error: SQLSTATE");
+    daemon
+        .wait_for("A subscription could not be checked: PHP ended with status 1: Error: SQLSTATE");
     standin.unset("failure");
     daemon.wait_for("add topic recordUpdate.Account.1 for user alice");
 }

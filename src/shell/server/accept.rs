@@ -220,7 +220,8 @@ impl Server {
 
     /// Ends handshakes while there are too many.
     pub(super) fn expire_handshakes(&mut self) {
-        while let Some(Surplus { id, client, count }) = self.accepting.handshakes.surplus(self.now) {
+        while let Some(Surplus { id, client, count }) = self.accepting.handshakes.surplus(self.now)
+        {
             if self.bursts.begins(Cause::Handshakes, self.now) {
                 warn!(
                     "More than {MAX_HANDSHAKES} connections have not completed their upgrade within {} \

@@ -30,9 +30,8 @@ fn users_who_want_thousands_of_topics_get_them_all_and_let_others_log_in_meanwhi
     const RECORDS: usize = 120;
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &[]);
-    let mut tabs: Vec<Client> = (0..USERS * TABS)
-        .map(|number| daemon.connect(&format!("u{}", number % USERS)))
-        .collect();
+    let mut tabs: Vec<Client> =
+        (0..USERS * TABS).map(|number| daemon.connect(&format!("u{}", number % USERS))).collect();
     standin.hold("AclCheck");
     for tab in &mut tabs {
         for record in 0..RECORDS {

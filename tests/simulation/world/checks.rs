@@ -10,7 +10,7 @@ use super::World;
 use crate::model::{self, Rule, Status};
 
 impl World {
-    pub(super) fn issue(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
+    pub(super) fn issue(&mut self, ticket: Ticket, urgency: Urgency, check: &Check) {
         assert!(self.known.insert(ticket), "a ticket is never used twice");
         self.issued.push(ticket);
         // It may have gone in the same turn: then a cancellation follows.
@@ -22,7 +22,7 @@ impl World {
             let is_review = urgency == Urgency::Review;
             if check.is_authentication() {
                 assert!(is_review && !self.review_interval.is_zero());
-                assert_eq!(check, Check::authentication(&conn.token, &conn.user));
+                assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
                 assert_eq!(conn.review.replace(ticket), None);
                 let last = conn.asked.replace(self.now).filter(|last| *last > self.review_since);
                 // Reckoned in whole seconds.
@@ -46,7 +46,7 @@ impl World {
                 assert!(!is_known);
                 self.seen("asked");
             }
-            Err(_) => self.no_room(ticket, urgency, &check),
+            Err(_) => self.no_room(ticket, urgency, check),
         }
     }
 

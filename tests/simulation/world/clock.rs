@@ -71,7 +71,8 @@ impl World {
     pub(super) fn arm(&mut self, id: ConnId) {
         let Some(due) = self.due.get(&id) else { return };
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
-        let at = [Some(*due), self.hub.next_review(id), resume].into_iter().flatten().min().unwrap();
+        let at =
+            [Some(*due), self.hub.next_review(id), resume].into_iter().flatten().min().unwrap();
         if self.armed.get(&id).is_none_or(|armed| *armed > at) {
             let at = self.timers.add(id, at);
             self.armed.insert(id, at);
@@ -95,7 +96,9 @@ impl World {
         }
         if self.hub.set_review_interval(self.now, interval) {
             let ids: Vec<ConnId> = self.due.keys().copied().collect();
-            ids.into_iter().for_each(|id| self.arm(id));
+            for id in ids {
+                self.arm(id);
+            }
         }
     }
 

@@ -147,7 +147,7 @@ impl World {
     fn carry_out(&mut self) {
         while let Some(action) = self.hub.poll() {
             match action {
-                Action::Check(ticket, urgency, check) => self.issue(ticket, urgency, check),
+                Action::Check(ticket, urgency, check) => self.issue(ticket, urgency, &check),
                 Action::Cancel(ticket) => self.access.cancel(ticket),
                 Action::Forget(check) => self.access.forget_verdict(&check),
                 Action::Welcome(id) => assert!(self.model.conns[&id].authenticated),
