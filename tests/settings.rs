@@ -119,8 +119,19 @@ fn every_setting_has_its_flag() {
 }
 
 /// What else may stand on the command line.
-const NO_SETTINGS: [&str; 10] =
-    ["config", "check", "name", "at-install", "root", "undo", "user", "watch", "json", "version"];
+const NO_SETTINGS: [&str; 11] = [
+    "allow-root",
+    "at-install",
+    "check",
+    "config",
+    "json",
+    "name",
+    "root",
+    "undo",
+    "user",
+    "version",
+    "watch",
+];
 
 #[test]
 fn every_flag_is_a_setting_or_known_to_be_none() {

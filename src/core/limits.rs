@@ -35,20 +35,46 @@ pub const MAX_PREFIXES: usize = 16;
 pub const MAX_PREFIX: usize = 128;
 
 /// Bytes that wait to be written to one connection, on top of what the kernel takes, 48 B for each
-/// frame included. Events are shared by all connections that wait for them; 1 MiB is what a reader
+/// frame included. Events are shared by all connections that wait for them; 1.5 MiB is what a reader
 /// costs that is alone in being slow.
-pub const MAX_OUTBOX: usize = 1024 * 1024;
+///
+/// A connection that keeps [`PACE`] never reaches it: it has a backlog of at most [`MAX_BACKLOG`]
+/// when messages are taken, then get at most [`MAX_TURN`] and one message more, with 128 KiB for the
+/// topics, headers and 48 B that frames add to 256 messages.
+pub const MAX_OUTBOX: usize = MAX_BACKLOG + MAX_TURN + MAX_SUBMISSION + 128 * 1024;
 
-/// The same, for two pings in a row; whoever has more waiting for so long is too slow. A browser
-/// that reads at all is far below, since the kernel takes 64 KiB and more before anything waits
-/// here.
+/// The same, for two pings in a row, between which the connection has not taken as much. The kernel
+/// takes 64 KiB and more before anything waits here.
 pub const MAX_OUTBOX_LASTING: usize = 128 * 1024;
+
+/// Bytes that wait for one connection and hold further messages back, for as long as it keeps
+/// [`PACE`]: they wait in libzmq then, not in outboxes.
+pub const MAX_BACKLOG: usize = 192 * 1024;
+
+/// Bytes of messages after which none are taken before everything has been offered to the kernel.
+pub const MAX_TURN: usize = 192 * 1024;
+
+/// Bytes that a connection must take in each [`WINDOW`] to hold messages back, 64 KiB/s: a slower one
+/// would delay all others too much.
+pub const PACE: usize = 128 * 1024;
+
+/// How long a connection that does not read delays the others: once for each backlog. Meanwhile
+/// libzmq keeps what EspoCRM sends, up to [`MAX_RECEIVE_QUEUE`] messages of each sender, also of
+/// those that have ended.
+pub const WINDOW: Duration = Duration::from_secs(2);
 
 /// Bytes that all connections hold together, beyond what each costs while it is idle: heads and
 /// messages that are incomplete, frames that wait to be written (counted in full for each that
 /// waits for them), topics, prefixes. A tab of EspoCRM holds under 1 KB, so that ten thousand stay
-/// below 10 MB. Past it those are ended that hold the most. The setting `max_buffered` changes it.
+/// below 10 MB. Past half of it messages are held back while any connection that keeps [`PACE`] has
+/// something waiting. Past it those are ended that hold the most, but not for output those that keep
+/// pace: together they hold little more than half, and one turn's messages, which they share. The
+/// setting `max_buffered` changes it.
 pub const MAX_HELD: usize = 64 * 1024 * 1024;
+
+/// Bytes other than output that a connection may hold which is not ended for memory while it keeps
+/// [`PACE`]; 40 MB for ten thousand of them.
+pub const MAX_HELD_AT_PACE: usize = 4 * 1024;
 
 /// Of these, what `max_buffered` must leave: room for one connection that takes all that it may.
 pub const MIN_HELD: usize = 4 * 1024 * 1024;

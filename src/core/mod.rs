@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod addresses;
+pub mod backpressure;
 pub mod category;
 pub mod check;
 pub mod command;

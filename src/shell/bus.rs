@@ -4,18 +4,21 @@ mod guard;
 
 pub use guard::Excess;
 
+use std::ffi::CString;
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::RawFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use zmq::{Context, Message, Socket, SocketType};
+use socket2::{Domain, SockAddr, Socket, Type};
+use zmq::Message;
 
 use super::fatal::{Fatal, Result};
+use super::sys::{ZmqContext, ZmqSocket, ZmqType};
 use crate::core::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED, MAX_SENDERS};
 use crate::core::submission::Rejection;
 use crate::core::time::Time;
@@ -26,6 +29,8 @@ pub struct Bus {
     /// None only after a [`renew`](Bus::renew) that has failed.
     libzmq: Option<Libzmq>,
     endpoint: String,
+    /// False after a [`rebind`](Bus::rebind) after which not even the previous endpoint could be bound.
+    is_bound: bool,
     /// Senders that may be connected at a time.
     most_senders: usize,
     /// A test's messages, which are then all there are.
@@ -37,8 +42,8 @@ pub struct Bus {
 struct Libzmq {
     // The sockets must be closed before their context.
     guard: Guard,
-    socket: Socket,
-    context: Context,
+    socket: ZmqSocket,
+    context: ZmqContext,
     descriptor: RawFd,
 }
 
@@ -67,10 +72,11 @@ impl Bus {
     /// # Errors
     /// If it cannot be bound: why, and what to do.
     pub fn bind(endpoint: &str) -> Result<Self> {
-        let libzmq = Some(Libzmq::new().map_err(trouble)?);
+        let libzmq = Some(Libzmq::new().map_err(|error| trouble(&error))?);
         let mut bus = Self {
             libzmq,
             endpoint: String::new(),
+            is_bound: true,
             most_senders: MAX_SENDERS,
             #[cfg(test)]
             script: None,
@@ -89,14 +95,10 @@ impl Bus {
         // First: its port must become free, and its descriptors may be the last.
         self.libzmq = None;
         self.remove_file();
-        // Where libzmq gets none it ends the process.
-        let spare = (0..DESCRIPTORS).map(|_| File::open("/dev/null"));
-        let spare = spare.collect::<io::Result<Vec<_>>>();
-        drop(spare.map_err(|error| Fatal::new(format!("ZeroMQ cannot be begun anew: {error}.")))?);
-        let mut libzmq = Libzmq::new().map_err(trouble)?;
+        let mut libzmq = Libzmq::new().map_err(|error| trouble(&error))?;
         libzmq.guard.limit_senders(self.most_senders);
         self.libzmq = Some(libzmq);
-        patiently(|| self.bind_socket(&self.endpoint)).map(drop)
+        self.bind_again().map(drop)
     }
 
     /// Takes nobody in for a while: libzmq, which finds no descriptor for who waits to be accepted,
@@ -116,7 +118,8 @@ impl Bus {
         }
         // If it is bound after all.
         self.unbind();
-        self.bind_socket(&self.endpoint).map(|_| false)
+        let endpoint = self.endpoint.clone();
+        self.bind_socket(&endpoint).map(|_| false)
     }
 
     /// Lets so many senders be connected at a time.
@@ -150,7 +153,7 @@ impl Bus {
     #[cfg(test)]
     pub(crate) fn scripted(script: super::script::Messages) -> Self {
         let endpoint = "scripted".to_owned();
-        Self { libzmq: None, endpoint, most_senders: 0, script: Some(script) }
+        Self { libzmq: None, endpoint, is_bound: true, most_senders: 0, script: Some(script) }
     }
 
     /// Moves to another endpoint; if that fails the old one stays.
@@ -173,24 +176,41 @@ impl Bus {
 
     /// Gives the old endpoint up before the new one is bound. What PHP sends in between waits: it
     /// connects again for a second.
-    fn replace(&self, endpoint: &str) -> Result<String> {
+    fn replace(&mut self, endpoint: &str) -> Result<String> {
         self.unbind();
-        patiently(|| self.bind_socket(endpoint))
-            .inspect_err(|_| drop(patiently(|| self.bind_socket(&self.endpoint))))
+        let new = patiently(|| self.bind_socket(endpoint));
+        if new.is_err() {
+            self.is_bound = self.bind_again().is_ok();
+        }
+        new
     }
 
-    fn unbind(&self) {
-        if let Some(libzmq) = &self.libzmq {
-            let _ = libzmq.socket.unbind(&self.endpoint);
+    fn bind_again(&mut self) -> Result<String> {
+        let endpoint = self.endpoint.clone();
+        patiently(|| self.bind_socket(&endpoint))
+    }
+
+    fn unbind(&mut self) {
+        if let (Some(libzmq), Ok(endpoint)) = (&mut self.libzmq, CString::new(&*self.endpoint)) {
+            let _ = libzmq.socket.unbind(&endpoint);
         }
         self.remove_file();
     }
 
     /// libzmq leaves its socket file behind.
     fn remove_file(&self) {
-        if let Some(path) = self.endpoint.strip_prefix("ipc://") {
+        if let Some(path) = socket_file(&self.endpoint)
+            && is_socket(path).unwrap_or(false)
+        {
             let _ = std::fs::remove_file(path);
         }
+    }
+
+    /// Whether it receives at its [`endpoint`](Self::endpoint); if not, [`resume`](Self::resume) is
+    /// to be called later.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.is_bound
     }
 
     /// Where it is bound: with the number of the port if any free one was asked for.
@@ -201,7 +221,7 @@ impl Bus {
 
     /// The context, for another socket of this process.
     #[must_use]
-    pub fn context(&self) -> Option<&Context> {
+    pub fn context(&self) -> Option<&ZmqContext> {
         self.libzmq.as_ref().map(|libzmq| &libzmq.context)
     }
 
@@ -246,12 +266,12 @@ impl Bus {
         }
     }
 
-    fn socket(&self) -> std::result::Result<&Socket, zmq::Error> {
+    fn socket(&self) -> std::result::Result<&ZmqSocket, zmq::Error> {
         self.libzmq.as_ref().map(|libzmq| &libzmq.socket).ok_or(zmq::Error::ENOTSOCK)
     }
 
     /// Binds and returns the endpoint as libzmq names it.
-    fn bind_socket(&self, endpoint: &str) -> Result<String> {
+    fn bind_socket(&mut self, endpoint: &str) -> Result<String> {
         let failed = |why: &str| {
             Fatal::new(format!(
                 "EspoCRM's messages cannot be received at {}: {why}. It is set by EspoCRM's \
@@ -259,35 +279,28 @@ impl Bus {
                 endpoint.escape_debug()
             ))
         };
-        let known = endpoint.starts_with("tcp://") || endpoint.starts_with("ipc://");
-        if !known || endpoint.contains('\0') {
-            return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
-        }
         let address = address(endpoint);
-        let in_use = || {
-            failed(
-                "it is in use. Another daemon runs there: stop EspoCRM's own (systemctl stop \
-                 espocrm-websocket, or find it by ss -ltnp)",
-            )
+        let known = endpoint.starts_with("tcp://") || endpoint.starts_with("ipc://");
+        let (true, Ok(name)) = (known, CString::new(&*address)) else {
+            return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
         };
-        // libzmq would take the file from whoever listens there.
-        let file = endpoint.strip_prefix("ipc://");
-        if file.is_some_and(|path| UnixStream::connect(path).is_ok()) {
-            return Err(in_use());
+        // libzmq takes the rest of a division by 65,536.
+        if port(&address).is_some_and(|port| port != "*" && port.parse::<u16>().is_err()) {
+            return Err(failed("its port is not a number from 0 to 65535, and not *"));
         }
-        self.socket().and_then(|socket| socket.bind(&address)).map_err(|error| match error {
-            zmq::Error::EADDRINUSE => in_use(),
-            zmq::Error::EACCES => failed("this user may not"),
-            zmq::Error::ENODEV | zmq::Error::EADDRNOTAVAIL => {
-                failed("this machine has no such address")
-            }
-            error => failed(error.message()),
-        })?;
+        let reason = |error: io::Error| failed(&reason(&error));
+        let file = socket_file(endpoint);
         if let Some(path) = file {
-            // For this user and its group, whatever the umask. One without a file has no such path.
+            make_way(path).map_err(reason)?;
+        }
+        let libzmq = self.libzmq.as_mut().ok_or(ErrorKind::NotConnected.into()).map_err(reason)?;
+        libzmq.socket.bind(&name).map_err(reason)?;
+        self.is_bound = true;
+        if let Some(path) = file {
+            // For this user and its group, whatever the umask.
             let _ = std::fs::set_permissions(path, Permissions::from_mode(0o660));
         }
-        match self.socket().and_then(Socket::get_last_endpoint) {
+        match libzmq.socket.get_last_endpoint() {
             Ok(Ok(bound)) => Ok(bound.trim_end_matches('\0').to_owned()),
             _ => Ok(address),
         }
@@ -295,9 +308,11 @@ impl Bus {
 }
 
 impl Libzmq {
-    fn new() -> std::result::Result<Self, zmq::Error> {
-        let context = Context::new();
-        let socket = context.socket(SocketType::PULL)?;
+    fn new() -> io::Result<Self> {
+        // Without a descriptor for each of its parts libzmq may end the process.
+        drop((0..DESCRIPTORS).map(|_| File::open("/dev/null")).collect::<io::Result<Vec<_>>>()?);
+        let context = ZmqContext::new()?;
+        let mut socket = context.socket(ZmqType::Pull)?;
         socket.set_linger(0)?;
         socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
         socket.set_backlog(BACKLOG)?;
@@ -306,7 +321,7 @@ impl Libzmq {
         socket.set_tcp_keepalive(1)?;
         socket.set_tcp_keepalive_idle(60)?;
         socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
-        let guard = Guard::new(&context, &socket)?;
+        let guard = Guard::new(&context, &mut socket)?;
         let descriptor = socket.get_fd()?;
         Ok(Self { guard, socket, context, descriptor })
     }
@@ -319,7 +334,7 @@ impl Drop for Bus {
 }
 
 /// Tries for a while: libzmq closes what it has bound in its own thread.
-fn patiently(bind: impl Fn() -> Result<String>) -> Result<String> {
+fn patiently(mut bind: impl FnMut() -> Result<String>) -> Result<String> {
     for _ in 0..50 {
         if let Ok(bound) = bind() {
             return Ok(bound);
@@ -329,8 +344,61 @@ fn patiently(bind: impl Fn() -> Result<String>) -> Result<String> {
     bind()
 }
 
-fn trouble(error: zmq::Error) -> Fatal {
+fn trouble(error: &io::Error) -> Fatal {
     Fatal::new(format!("ZeroMQ cannot be used: {error}."))
+}
+
+/// Why an endpoint cannot be bound, and what to do.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => "it is in use. Another daemon runs there: stop EspoCRM's own \
+                                 (systemctl stop espocrm-websocket, or find it by ss -lntxp)"
+            .to_owned(),
+        ErrorKind::PermissionDenied => format!("this user may not ({error})"),
+        ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+        _ if error.raw_os_error() == Some(libc::ENODEV) => {
+            "this machine has no such address".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// The path of an endpoint that is a file. `ipc://*` lets libzmq choose one, and `ipc://@name` has
+/// none.
+fn socket_file(endpoint: &str) -> Option<&Path> {
+    let path = endpoint.strip_prefix("ipc://")?;
+    (!path.starts_with(['*', '@'])).then_some(Path::new(path))
+}
+
+/// Makes sure that a socket file can be created at `path`. libzmq deletes whatever is there, so only
+/// a socket at which no process listens may be. Never blocks.
+fn make_way(path: &Path) -> io::Result<()> {
+    match is_socket(path) {
+        Ok(true) => {}
+        Ok(false) => {
+            let text = "a file exists there that is not a socket. Remove it, or use another path";
+            return Err(io::Error::new(ErrorKind::AlreadyExists, text));
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        // No process listens there.
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        // A full backlog, or a socket of another type.
+        Ok(()) => Err(ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::AddrInUse.into()),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
+            Err(ErrorKind::AddrInUse.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_socket(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::symlink_metadata(path)?.file_type().is_socket())
 }
 
 /// libzmq binds to addresses and interfaces only.
@@ -356,8 +424,8 @@ mod tests {
         }
     }
 
-    fn sender(endpoint: &str) -> Socket {
-        let socket = Context::new().socket(SocketType::PUSH).unwrap();
+    fn sender(endpoint: &str) -> zmq::Socket {
+        let socket = zmq::Context::new().socket(zmq::PUSH).unwrap();
         socket.connect(endpoint).unwrap();
         socket
     }
@@ -407,6 +475,8 @@ mod tests {
             ("127.0.0.1:5555", "an endpoint is expected"),
             ("tcp://127.0.0.1:5555\0", "an endpoint is expected"),
             ("tcp://127.0.0.1", "Invalid argument"),
+            ("tcp://127.0.0.1:", "not a number"),
+            ("tcp://127.0.0.1:99999", "not a number from 0 to 65535"),
             ("tcp://192.0.2.1:5555", "no such address"),
         ] {
             let error = Bus::bind(endpoint).map(|_| ()).unwrap_err().to_string();

@@ -51,8 +51,9 @@ pub struct Conn {
     unanswered_pings: u8,
     /// Pings since no message was incomplete.
     incomplete_pings: u8,
-    /// At the last ping more than [`MAX_OUTBOX_LASTING`] waited, and has not been written since.
-    lagging: bool,
+    /// Not 0: at the last ping more than [`MAX_OUTBOX_LASTING`] waited, and has not all been written
+    /// since. Then 1 more than the number of [`LAG_UNIT`]s that were written since.
+    lagging: u8,
     /// It is in the server's list of those to be flushed.
     pub dirty: bool,
     /// It is in the server's list of those to be read on.
@@ -105,6 +106,10 @@ pub struct Upgrading {
     parsed: usize,
 }
 
+/// Bytes in which the progress of a lagging connection is counted, each write rounded down. The
+/// kernel takes more at a time.
+const LAG_UNIT: usize = 8 * 1024;
+
 impl Conn {
     /// A connection just accepted.
     #[must_use]
@@ -132,7 +137,7 @@ impl Conn {
             control_frames: 0,
             unanswered_pings: 0,
             incomplete_pings: 0,
-            lagging: false,
+            lagging: 0,
             dirty: false,
             unread: false,
             blocked: false,
@@ -180,7 +185,9 @@ impl Conn {
             self.incomplete_pings += 1;
         }
         let lags = self.outbox.held() > MAX_OUTBOX_LASTING;
-        if std::mem::replace(&mut self.lagging, lags) && lags {
+        let lagged = std::mem::replace(&mut self.lagging, u8::from(lags));
+        let taken = usize::from(lagged.saturating_sub(1)) * LAG_UNIT;
+        if lags && lagged > 0 && taken < MAX_OUTBOX_LASTING {
             return Err(Overdue::Lagging);
         }
         self.unanswered_pings += 1;
@@ -259,17 +266,24 @@ impl Conn {
         length == buffer || ended || !self.stream.tells_all()
     }
 
-    /// Writes what waits, unless the kernel has said that it takes no more.
+    /// Writes what waits, unless the kernel has said that it takes no more. Also returns how many
+    /// bytes of the outbox were written.
     ///
     /// # Errors
     /// All are final.
-    pub fn write(&mut self) -> io::Result<Written> {
+    pub fn write(&mut self) -> io::Result<(Written, usize)> {
         if self.blocked {
-            return Ok(Written::Blocked);
+            return Ok((Written::Blocked, 0));
         }
+        let before = self.outbox.bytes();
         let written = self.stream.write(&mut self.outbox)?;
         self.blocked = written == Written::Blocked;
-        Ok(written)
+        let taken = before.saturating_sub(self.outbox.bytes());
+        if self.lagging > 0 {
+            let units = u8::try_from(taken / LAG_UNIT).unwrap_or(u8::MAX);
+            self.lagging = self.lagging.saturating_add(units);
+        }
+        Ok((written, taken))
     }
 
     /// The kernel takes more. Whether there is anything to be written.
@@ -286,7 +300,7 @@ impl Conn {
 
     /// Everything is written. If that was the last, the peer is told so.
     pub fn written(&mut self) {
-        self.lagging = false;
+        self.lagging = 0;
         if matches!(self.phase, Phase::Finishing) {
             self.stream.finish();
             self.phase = Phase::Draining;

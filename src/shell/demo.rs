@@ -1,11 +1,11 @@
 //! The real daemon without EspoCRM: a page to try it, with the checks answered here.
 
+use std::ffi::CString;
 use std::io::{Write, stdout};
 use std::net::{IpAddr, Ipv4Addr};
 
 use log::info;
 use serde_json::{Value, json};
-use zmq::{Socket, SocketType};
 
 use super::bus::Bus;
 use super::espocrm::Facts;
@@ -13,6 +13,7 @@ use super::fatal::{Fatal, Result};
 use super::server::{Backend, Server};
 use super::settings::{ControlAt, Layers, Listen, Own, Settings};
 use super::signals::Signals;
+use super::sys::{ZmqSocket, ZmqType};
 use super::systemd::Systemd;
 use crate::core::check::Check;
 use crate::core::upgrade::{self, Head};
@@ -24,7 +25,7 @@ use crate::core::verdict::Verdict;
 /// with `deny` are nobody's.
 #[derive(Default)]
 pub struct Demo {
-    sender: Option<Socket>,
+    sender: Option<ZmqSocket>,
 }
 
 const PAGE: &str = include_str!("demo.html");
@@ -98,9 +99,9 @@ impl Demo {
     /// If ZeroMQ refuses.
     pub fn connect(&mut self, bus: &Bus) -> Result<()> {
         let Some(context) = bus.context() else { return Ok(()) };
-        let socket = context.socket(SocketType::PUSH).and_then(|socket| {
+        let socket = context.socket(ZmqType::Push).and_then(|mut socket| {
             socket.set_linger(0)?;
-            socket.connect(bus.endpoint())?;
+            socket.connect(&CString::new(bus.endpoint())?)?;
             Ok(socket)
         });
         let socket = socket.map_err(|error| Fatal::new(format!("ZeroMQ: {error}.")))?;

@@ -49,6 +49,7 @@ use super::systemd::Systemd;
 use super::workers::Workers;
 use crate::core::access::{Access, Answer};
 use crate::core::addresses::Addresses;
+use crate::core::backpressure::Backpressure;
 use crate::core::frame::SharedFrame;
 use crate::core::hub::{Action, Hub};
 use crate::core::id::ConnId;
@@ -99,6 +100,10 @@ pub struct Server {
     has_passed: bool,
     answers: Vec<Answer>,
     timers: Timers,
+    /// Connections with something to be written that the kernel does not take yet.
+    backpressure: Backpressure,
+    /// Before that no connections are ended for memory.
+    next_shed: Time,
     /// Connections with something to be written.
     dirty: VecDeque<ConnId>,
     /// Connections with more to be read than one turn reads.
@@ -238,6 +243,8 @@ impl Server {
             has_passed: false,
             answers: Vec::new(),
             timers: Timers::default(),
+            backpressure: Backpressure::default(),
+            next_shed: Time::default(),
             dirty: VecDeque::new(),
             unread: VecDeque::new(),
             ended: Vec::new(),
@@ -354,7 +361,8 @@ impl Server {
 
     /// Until when nothing happens by itself; for ever, if nobody is connected and nothing runs.
     fn timeout(&self) -> Option<Duration> {
-        let busy = self.bus_pending
+        let held_back = self.held_back_until().filter(|_| self.bus_pending);
+        let busy = (self.bus_pending && held_back.is_none())
             || self.accepting.is_pending()
             || self.control.is_pending(self.now)
             || !self.dirty.is_empty()
@@ -375,6 +383,7 @@ impl Server {
             self.control.next_deadline(),
             self.next_bus_look(),
             self.next_self_check(),
+            held_back,
             self.systemd.next_sign(),
             self.bursts.next_due(),
             look,
@@ -418,12 +427,11 @@ impl Server {
         self.accept();
         self.control.accept(self.now, self.poll.registry());
         // While the last messages are still to be offered to the kernel, the next ones wait in
-        // libzmq, not in the connections' outboxes: there only those wait that a reader is too slow
-        // for.
+        // libzmq, not in the connections' outboxes; and so they do while readers catch up.
         if self.bus_pending {
             self.carry_out();
             self.flush();
-            if self.dirty.is_empty() {
+            if self.dirty.is_empty() && self.held_back_until().is_none() {
                 self.receive_messages();
             }
         }

@@ -1,7 +1,7 @@
 //! What the standard library does not offer: the only place with `unsafe`.
 #![expect(unsafe_code, reason = "system calls; each block says why it is sound")]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_void};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -9,6 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -351,6 +353,138 @@ pub fn mark_close_on_exec() {
         // SAFETY: sets a flag; a descriptor that is closed by now gives an error, to be ignored.
         unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
+}
+
+/// A context of libzmq. Its sockets keep it open.
+///
+/// The zmq crate panics on errno values that it does not know, such as ENOTDIR or ENFILE. The calls
+/// here can fail with any of them, so they report the errno as it is. The crate's other calls fail
+/// only with values that it knows.
+#[derive(Clone)]
+pub struct ZmqContext(Rc<RawContext>);
+
+struct RawContext(NonNull<c_void>);
+
+/// A socket of libzmq.
+pub struct ZmqSocket {
+    // Closed before its context: fields are dropped in their order.
+    socket: zmq::Socket,
+    _context: ZmqContext,
+}
+
+/// The types of sockets in use.
+#[derive(Clone, Copy, Debug)]
+pub enum ZmqType {
+    /// Receives from PUSH sockets.
+    Pull,
+    /// Sends to a PULL socket.
+    Push,
+    /// Reads the events of another socket.
+    Pair,
+}
+
+impl ZmqContext {
+    /// # Errors
+    /// Those of `zmq_ctx_new(3)`.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: it takes nothing; what it returns is null or a context that only this owns.
+        let context = unsafe { zmq_sys::zmq_ctx_new() };
+        NonNull::new(context)
+            .map(|context| Self(Rc::new(RawContext(context))))
+            .ok_or_else(zmq_error)
+    }
+
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// Those of `zmq_socket(3)`.
+    pub fn socket(&self, kind: ZmqType) -> io::Result<ZmqSocket> {
+        let kind = match kind {
+            ZmqType::Pull => zmq_sys::ZMQ_PULL,
+            ZmqType::Push => zmq_sys::ZMQ_PUSH,
+            ZmqType::Pair => zmq_sys::ZMQ_PAIR,
+        };
+        // SAFETY: the context is open as long as `self` exists. A socket that is not null is new, so
+        // that the crate's `Socket` becomes its only owner and closes it; the context is kept beside
+        // it and therefore closed later.
+        let socket = unsafe {
+            let socket = zmq_sys::zmq_socket(self.0.0.as_ptr(), kind.cast_signed());
+            if socket.is_null() {
+                return Err(zmq_error());
+            }
+            zmq::Socket::from_raw(socket)
+        };
+        Ok(ZmqSocket { socket, _context: self.clone() })
+    }
+}
+
+impl Drop for RawContext {
+    fn drop(&mut self) {
+        // SAFETY: the context is open, and all of its sockets are closed: each keeps the context. A
+        // call that a signal interrupted has not closed it.
+        unsafe {
+            while zmq_sys::zmq_ctx_term(self.0.as_ptr()) != 0 && zmq_sys::zmq_errno() == libc::EINTR
+            {
+            }
+        }
+    }
+}
+
+impl ZmqSocket {
+    /// Accepts connections at `endpoint`.
+    ///
+    /// # Errors
+    /// Those of `zmq_bind(3)`, and those of `bind(2)` and others that it passes on.
+    pub fn bind(&mut self, endpoint: &CStr) -> io::Result<()> {
+        // SAFETY: the socket is open as long as `self` exists, and it reads a C string.
+        zmq_result(unsafe { zmq_sys::zmq_bind(self.socket.as_mut_ptr(), endpoint.as_ptr()) })
+    }
+
+    /// Accepts no more connections at `endpoint`.
+    ///
+    /// # Errors
+    /// Those of `zmq_unbind(3)`.
+    pub fn unbind(&mut self, endpoint: &CStr) -> io::Result<()> {
+        // SAFETY: as above.
+        zmq_result(unsafe { zmq_sys::zmq_unbind(self.socket.as_mut_ptr(), endpoint.as_ptr()) })
+    }
+
+    /// Connects to `endpoint`.
+    ///
+    /// # Errors
+    /// Those of `zmq_connect(3)`.
+    pub fn connect(&mut self, endpoint: &CStr) -> io::Result<()> {
+        // SAFETY: as above.
+        zmq_result(unsafe { zmq_sys::zmq_connect(self.socket.as_mut_ptr(), endpoint.as_ptr()) })
+    }
+
+    /// Reports `events` of this socket to a PAIR socket that connects to `endpoint`.
+    ///
+    /// # Errors
+    /// Those of `zmq_socket_monitor(3)` and of opening a socket.
+    pub fn monitor(&mut self, endpoint: &CStr, events: i32) -> io::Result<()> {
+        // SAFETY: as above.
+        zmq_result(unsafe {
+            zmq_sys::zmq_socket_monitor(self.socket.as_mut_ptr(), endpoint.as_ptr(), events)
+        })
+    }
+}
+
+impl std::ops::Deref for ZmqSocket {
+    type Target = zmq::Socket;
+
+    fn deref(&self) -> &zmq::Socket {
+        &self.socket
+    }
+}
+
+fn zmq_result(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(zmq_error()) }
+}
+
+fn zmq_error() -> io::Error {
+    // SAFETY: it reads this thread's errno.
+    io::Error::from_raw_os_error(unsafe { zmq_sys::zmq_errno() })
 }
 
 #[cfg(test)]

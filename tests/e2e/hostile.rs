@@ -1,6 +1,7 @@
 //! An environment that means harm, or has run out of what the daemon needs.
 
 mod drips;
+mod endpoints;
 mod escapes;
 mod exhaustion;
 mod leaks;

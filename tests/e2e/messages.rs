@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Daemon, Php, Pusher, Standin};
 
+mod burst;
 mod flood;
 
 /// Bytes that a message may have, and levels of nesting.

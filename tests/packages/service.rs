@@ -15,6 +15,7 @@ on_each_release! {
     a_daemon_that_is_stuck_is_started_again
     the_journal_has_priorities_and_no_second_time
     a_stop_takes_php_with_it
+    an_endpoint_that_cannot_be_bound_keeps_the_previous_socket
 }
 
 fn a_reload_keeps_the_process_and_its_tabs(release: Release) {
@@ -106,4 +107,23 @@ fn a_stop_takes_php_with_it(release: Release) {
     tab.expect_drop();
     assert_eq!(container.property(UNIT, "Result"), "success");
     container.fail("pgrep -x php");
+}
+
+fn an_endpoint_that_cannot_be_bound_keeps_the_previous_socket(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    let pid = container.main_pid(UNIT);
+    // A file as directory, a read-only file system under ProtectSystem=strict, and a file itself.
+    for endpoint in ["ipc:///etc/hostname/x", "ipc:///usr/x", "ipc:///etc/hostname"] {
+        container.run(&format!("echo 'zeromq = \"{endpoint}\"' >>{CONFIG}"));
+        container.run(&format!("systemctl reload {UNIT}"));
+        let error = format!("cannot be received at {endpoint}: ");
+        eventually("the error is logged", || container.logged(UNIT, &error) > 0);
+        container.run(&format!("sed -i '/^zeromq/d' {CONFIG}"));
+        container.wait_until_active(UNIT);
+    }
+    assert_eq!(container.logged(UNIT, "Keeping the previous socket at tcp://127.0.0.1:5555."), 3);
+    assert_eq!(container.main_pid(UNIT), pid);
+    assert!(!container.read("/etc/hostname").is_empty());
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
 }

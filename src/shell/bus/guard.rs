@@ -1,17 +1,20 @@
 //! Who is connected to libzmq, and whether it takes more than it may.
 
+use std::ffi::CStr;
+use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use zmq::{Context, Socket, SocketEvent, SocketType};
+use zmq::SocketEvent;
 
 use crate::core::limits::{MAX_SENDERS, MAX_ZEROMQ};
 use crate::core::time::Time;
+use crate::shell::sys::{ZmqContext, ZmqSocket, ZmqType};
 
 /// Watches a socket of libzmq for as long as anybody is connected to it. libzmq's own limits count
 /// messages; what it holds of one that never ends, and how many peers it accepts, has none.
 pub(super) struct Guard {
-    monitor: Socket,
+    monitor: ZmqSocket,
     descriptor: RawFd,
     /// Peers, whether they have said anything or not.
     senders: usize,
@@ -40,7 +43,7 @@ const ACCEPTED: i32 = SocketEvent::ACCEPTED as i32;
 const ACCEPT_FAILED: i32 = SocketEvent::ACCEPT_FAILED as i32;
 const DISCONNECTED: i32 = SocketEvent::DISCONNECTED as i32;
 
-const ENDPOINT: &str = "inproc://senders";
+const ENDPOINT: &CStr = c"inproc://senders";
 
 /// Between two looks. EspoCRM's PHP is gone by the first of them.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -48,10 +51,10 @@ const INTERVAL: Duration = Duration::from_millis(100);
 impl Guard {
     /// # Errors
     /// Those of libzmq.
-    pub fn new(context: &Context, socket: &Socket) -> Result<Self, zmq::Error> {
+    pub fn new(context: &ZmqContext, socket: &mut ZmqSocket) -> io::Result<Self> {
         let events = [ACCEPTED, ACCEPT_FAILED, DISCONNECTED];
         socket.monitor(ENDPOINT, events.iter().sum())?;
-        let monitor = context.socket(SocketType::PAIR)?;
+        let mut monitor = context.socket(ZmqType::Pair)?;
         monitor.set_linger(0)?;
         // With a limit libzmq's thread would wait for us when many come at once.
         monitor.set_rcvhwm(0)?;

@@ -231,8 +231,8 @@ fn unclear(root: &Path, why: Ambiguity, named: Option<&String>) -> Fatal {
         _ => "Name the user: --user NAME (usually www-data, apache or nginx).".to_owned(),
     };
     Fatal::new(format!(
-        "Root does not run the PHP of a site, and the user who should is not certain: {data} {why}. \
-         {fix}"
+        "espocrm-websocket does not run a site's PHP as root, and cannot determine its user safely: \
+         {data} {why}. {fix}"
     ))
 }
 

@@ -49,6 +49,8 @@ impl Server {
         if excess == Excess::Descriptors(0) {
             // Nobody has them whom libzmq could send away.
             self.bus.rest();
+            // Each call may take in messages that libzmq's descriptor reported before.
+            self.bus_pending = true;
             self.bus_broken = Some(now.after(RETRY));
         } else {
             self.renew_bus();
@@ -94,7 +96,16 @@ impl Server {
         }
     }
 
+    /// Binds the socket again later, if the previous endpoint was lost in an attempt to replace it.
+    pub(super) fn repair_bus(&mut self) {
+        if !self.bus.is_bound() {
+            self.bus_broken.get_or_insert(self.now.after(RETRY));
+        }
+    }
+
     fn resume_bus(&mut self) {
+        // As above: whether it succeeds or not.
+        self.bus_pending = true;
         match self.bus.resume() {
             Ok(is_new) => {
                 self.bus_broken = None;
@@ -123,5 +134,48 @@ impl Server {
         let held = self.held + self.hub.held();
         let tls = self.settings.tls.value.is_some();
         limits::accounted(self.conns.len(), tls, held, self.access.queued())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mio::Poll;
+    use serde_json::{Map, Value};
+
+    use super::*;
+    use crate::shell::bus::Bus;
+    use crate::shell::espocrm::Facts;
+    use crate::shell::listener::Listener;
+    use crate::shell::script::{Arrivals, Checks, Journal, Random};
+    use crate::shell::server::accept::Accepting;
+    use crate::shell::settings::{Layers, Own, Settings};
+    use crate::shell::signals::Signals;
+
+    fn server() -> Server {
+        let facts = Facts::new(Map::new(), &Value::Null);
+        let journal = Journal::default();
+        let arrivals = Arrivals::new(&journal, Random::new(0));
+        Server::assemble(
+            Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap(),
+            Backend::Scripted(Checks::new(&journal)),
+            Signals::none().unwrap(),
+            Poll::new().unwrap(),
+            Accepting::new(Listener::scripted(arrivals), None),
+            Bus::bind("tcp://127.0.0.1:*").unwrap(),
+        )
+    }
+
+    #[test]
+    fn messages_may_be_pending_after_the_socket_was_paused() {
+        let mut server = server();
+        server.bus.rest();
+        server.bus_broken = Some(server.now);
+        // The port becomes free a moment later.
+        while server.bus_broken.is_some() {
+            server.bus_pending = false;
+            server.guard_bus();
+            assert!(server.bus_pending, "whether it was bound or not");
+            server.now = server.now.after(RETRY);
+        }
     }
 }

@@ -5,15 +5,13 @@ use log::{debug, warn};
 use super::Server;
 use super::bursts::Cause;
 use crate::core::frame::SharedFrame;
+use crate::core::limits::MAX_TURN;
 use crate::core::submission::{self, Rejection};
 use crate::core::wamp;
 use crate::shell::bus::Received;
 
 /// Messages taken in one turn: under a flood a connection then gets that many in one write.
 const MESSAGES: usize = 256;
-
-/// Bytes of messages taken in one turn: what waits in outboxes is looked at in between.
-const BYTES: usize = 1024 * 1024;
 
 /// Deliveries after which the turn goes on; 16 B each wait in the outboxes.
 const DELIVERIES: u64 = 64 * 1024;
@@ -39,7 +37,7 @@ impl Server {
             if let Err(rejection) = published {
                 self.reject(rejection);
             }
-            if self.stats.deliveries >= enough || bytes >= BYTES {
+            if self.stats.deliveries >= enough || bytes >= MAX_TURN || self.memory_is_short() {
                 return;
             }
         }

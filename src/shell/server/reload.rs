@@ -462,8 +462,13 @@ impl Server {
             match self.bus.rebind(&new.zeromq.value) {
                 Ok(()) => info!("EspoCRM's messages are received at {}.", self.bus.endpoint()),
                 Err(error) => {
-                    keep_old(&error);
+                    error!(
+                        "{} Keeping the previous socket at {}.",
+                        one_line(&error),
+                        self.bus.endpoint()
+                    );
                     new.zeromq = self.settings.zeromq.clone();
+                    self.repair_bus();
                 }
             }
             // libzmq may have taken in messages meanwhile, of which it tells nobody.

@@ -8,8 +8,9 @@ use log::{info, warn};
 use super::Server;
 use super::bursts::Cause;
 use crate::core::id::ConnId;
-use crate::core::limits::MAX_OUTBOX;
+use crate::core::limits::{MAX_HELD_AT_PACE, MAX_OUTBOX};
 use crate::core::stats::End;
+use crate::core::time::Time;
 use crate::shell::conn::{Conn, Overdue, Phase};
 use crate::shell::settings::Size;
 use crate::shell::stream::Written;
@@ -23,6 +24,10 @@ const FLUSHES: usize = 4_096;
 
 /// Until delayed subscriptions are tried again.
 const RESUME: Duration = Duration::from_secs(1);
+
+/// After connections that keep pace were found to hold more than all may, before that is looked at
+/// again.
+const SHED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections whose memory is not worth being given back when the last of them has gone.
 const FEW: usize = 64;
@@ -61,9 +66,18 @@ impl Server {
     /// Writes what waits for one connection.
     pub(super) fn flush_one(&mut self, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
-        match conn.write() {
-            Ok(Written::Blocked) => {}
-            Ok(Written::All) => conn.written(),
+        let written = conn.write();
+        let waiting = conn.outbox.held();
+        match written {
+            Ok((Written::All, _)) => {
+                conn.written();
+                self.backpressure.remove(id);
+            }
+            // Only TLS has something to write, of its own.
+            Ok((Written::Blocked, _)) if waiting == 0 => self.backpressure.remove(id),
+            Ok((Written::Blocked, taken)) => {
+                self.backpressure.blocked(id, waiting, taken, self.now);
+            }
             Err(_) => return self.end(id, End::Left),
         }
         self.weigh(id);
@@ -76,16 +90,42 @@ impl Server {
         }
     }
 
+    /// Until when messages wait in libzmq, since connections that read have a backlog.
+    pub(super) fn held_back_until(&self) -> Option<Time> {
+        self.backpressure.until(self.now, self.memory_is_short())
+    }
+
+    /// Whether connections together hold more than half of what they may.
+    pub(super) fn memory_is_short(&self) -> bool {
+        self.held + self.hub.held() > self.settings.max_buffered.value / 2
+    }
+
     /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
     pub(super) fn shed(&mut self) {
-        let mut held = self.held + self.hub.held();
         let limit = self.settings.max_buffered.value;
-        if held <= limit {
+        let is_over = |server: &Self| server.held + server.hub.held() > limit;
+        if !is_over(self) || self.now < self.next_shed {
             return;
         }
-        let holders =
-            self.conns.iter().map(|(_, conn)| (conn.held() + self.hub.held_by(conn.id), conn.id));
-        let mut holders: Vec<_> = holders.filter(|(holds, _)| *holds > 0).collect();
+        // What was not yet offered to the kernel does not make a slow reader.
+        while !self.dirty.is_empty() {
+            self.flush();
+        }
+        if !is_over(self) {
+            return;
+        }
+        let mut held = self.held + self.hub.held();
+        let holders = self.conns.iter().map(|(_, conn)| {
+            let output = conn.outbox.held();
+            (conn.held() + self.hub.held_by(conn.id), output, conn.id)
+        });
+        let mut holders: Vec<_> = holders
+            .filter(|(holds, output, id)| {
+                let is_usual = holds.saturating_sub(*output) <= MAX_HELD_AT_PACE;
+                *holds > 0 && !(is_usual && self.backpressure.keeps_pace(*id, self.now))
+            })
+            .map(|(holds, _, id)| (holds, id))
+            .collect();
         holders.sort_unstable();
         while held > limit / 4 * 3
             && let Some((holds, id)) = holders.pop()
@@ -101,6 +141,10 @@ impl Server {
                 );
             }
             self.end(id, End::Memory);
+        }
+        if is_over(self) {
+            // The rest keep pace. To look again at each read would cost too much.
+            self.next_shed = self.now.after(SHED_PAUSE);
         }
     }
 
@@ -277,6 +321,7 @@ impl Server {
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Ended;
             conn.outbox.clear();
+            self.backpressure.remove(id);
             self.ended.push(id.slot());
             self.weigh(id);
             self.end_handshake(id);

@@ -262,7 +262,7 @@ fn unclear(files: &Files, dir: &Path, why: Ambiguity, again: &str) -> Fatal {
              belong to the web server's user:\n  chown -R {web}: {word}\nThen run this again."
         ),
         _ => format!(
-            "The user who is to run the service is not certain: {shown}/data {why}. Name the user:\n  \
+            "The user of the service cannot be determined safely: {shown}/data {why}. Name the user:\n  \
              {again} --espocrm {word} --user {web}"
         ),
     })

@@ -295,7 +295,10 @@ fn another_users_directory_does_not_choose_the_user() {
     };
     own("/srv/crm", 1000, 0o755);
     own("/srv/crm/data", 4711, 0o777);
-    has(&setup(&image, "--espocrm /srv/crm").unwrap_err(), &["not certain", "--user www-data"]);
+    has(
+        &setup(&image, "--espocrm /srv/crm").unwrap_err(),
+        &["cannot be determined safely", "--user www-data"],
+    );
     own("/srv/crm/data", 4711, 0o755);
     has(&setup(&image, "--espocrm /srv/crm").unwrap_err(), &["no config.php of its owner"]);
     own("/srv/crm/data/config.php", 4711, 0o644);

@@ -102,18 +102,15 @@ fn memory_is_given_back_while_others_stay_connected() {
     };
     let mut leaving = Vec::new();
     let mut staying = Vec::new();
-    for number in 0..1_500 {
+    for number in 0..700 {
         leaving.push(unfinished(number, 40_000));
         if number % 10 == 9 {
             staying.push(unfinished(number, 5_000));
         }
     }
-    eventually("it takes memory", || daemon.status("VmRSS") > before + 40_000);
-    println!("{before} {}", daemon.status("VmRSS"));
+    eventually("it takes memory", || daemon.status("VmRSS") > before + 20_000);
     drop(leaving);
-    std::thread::sleep(Duration::from_secs(2));
-    println!("{before} {}", daemon.status("VmRSS"));
-    eventually("it is given back", || daemon.status("VmRSS") < before + 15_000);
+    eventually("it is given back", || daemon.status("VmRSS") < before + 10_000);
     for other in &mut others {
         other.expect_silence();
     }
@@ -170,6 +167,6 @@ fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
     pusher.send(&message);
     good.expect_event(&message);
     let line = daemon.wait_for("A browser could not keep up");
-    assert!(line.contains(" bytes waited for it, of at most 1048576"), "{line}");
+    assert!(line.contains(" bytes waited for it, of at most 1572864"), "{line}");
     good.expect_silence();
 }

@@ -129,7 +129,9 @@ while (true) {
             $answer = grant($nonce, strlen($text), $text);
             $right = str_replace('Status: 0', "Status: $status", $answer);
             fwrite($tcp, $right);
-            usleep(20000);
+            // When the daemon has read that one and closed its side.
+            stream_set_timeout($tcp, 30);
+            fread($tcp, 1);
             @fwrite($tcp, grant($nonce, 4));
             break;
     }

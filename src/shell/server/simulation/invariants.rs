@@ -36,6 +36,10 @@ pub fn check_lists(server: &mut Server) {
         assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
     }
     assert_eq!(server.held, held);
+    for id in server.backpressure.waiting() {
+        let conn = server.conns.get(id.slot()).filter(|conn| conn.id == id);
+        assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} does not wait");
+    }
     // Each connection is counted when it comes, and once more when it is known why it goes.
     let uncounted = server.conns.iter().filter(|(_, conn)| !conn.counted).count() as u64;
     let stats = &server.stats;
@@ -105,7 +109,7 @@ pub fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
     assert!(server.conns.is_empty() && server.hub.is_empty() && server.access.is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
-    assert!(server.held == 0 && server.addresses.is_empty());
+    assert!(server.held == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
     let mut due: Vec<ConnId> = Vec::new();
     server.timers.take_due(oracle.now.after(Duration::from_secs(3_600)), &mut due);
     assert!(server.timers.is_empty());

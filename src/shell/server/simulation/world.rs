@@ -87,7 +87,7 @@ impl World {
             submissions: 0,
             vain_turns: 0,
             tricks: *random.pick(&[0, 10, 10, 40]),
-            longest: if random.chance(4) { LONG } else { 1_000 },
+            longest: if random.chance(8) { LONG } else { 1_000 },
             is_down: false,
             random,
         };
@@ -270,7 +270,12 @@ impl World {
         if wait != Some(Duration::ZERO) {
             let is_paused = self.server.accepting.paused_until().is_some();
             assert!(is_paused || !self.arrivals.is_stuck(), "a connection is not accepted");
-            assert!(!self.messages.is_stuck(), "a message is not received");
+            let held_back = self.server.held_back_until();
+            assert!(
+                held_back.is_some_and(|until| until > self.server.now) && wait.is_some()
+                    || !self.messages.is_stuck(),
+                "a message is not received"
+            );
         }
         wait
     }
