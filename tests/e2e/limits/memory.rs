@@ -102,15 +102,15 @@ fn memory_is_given_back_while_others_stay_connected() {
     };
     let mut leaving = Vec::new();
     let mut staying = Vec::new();
-    for number in 0..700 {
+    for number in 0..350 {
         leaving.push(unfinished(number, 40_000));
-        if number % 10 == 9 {
-            staying.push(unfinished(number, 5_000));
+        if number % 20 == 19 {
+            staying.push(unfinished(number, 40_000));
         }
     }
-    eventually("it takes memory", || daemon.status("VmRSS") > before + 20_000);
+    eventually("it takes memory", || daemon.status("VmRSS") > before + 10_000);
     drop(leaving);
-    eventually("it is given back", || daemon.status("VmRSS") < before + 10_000);
+    eventually("it is given back", || daemon.status("VmRSS") < before + 6_000);
     for other in &mut others {
         other.expect_silence();
     }
