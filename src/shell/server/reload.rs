@@ -531,6 +531,7 @@ impl Server {
             self.open_control();
         }
         self.apply_to_hub();
+        self.limit_handshakes();
         // They may hold less from now on.
         self.shed();
     }

@@ -101,12 +101,12 @@ fn those_who_come_in_while_others_are_checked_do_not_pass_the_limit_of_a_user() 
 fn slow_handshakes_keep_nobody_from_connecting() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
-    let mut slow: Vec<_> = (0..1_024).map(|_| Client::tcp(daemon.address)).collect();
+    let mut slow: Vec<_> = (0..1_100).map(|_| Client::tcp(daemon.address)).collect();
     for client in &mut slow {
         client.send(b"GET / HTTP/1.1\r\nHost: ");
     }
     let mut good = daemon.connect("alice");
-    // The oldest has made room; the next ones still have their time.
+    // Those that have had some seconds make room, the oldest first; the next ones still have their time.
     assert_eq!(slow[0].read_to_end(), b"");
     slow[1_000].send(b"localhost\r\n\r\n");
     assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));

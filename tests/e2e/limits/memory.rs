@@ -90,6 +90,37 @@ fn greedy(number: usize) -> Vec<u8> {
 }
 
 #[test]
+fn memory_is_given_back_while_others_stay_connected() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &[]);
+    let stay = |number: usize| daemon.connect(&format!("u{}", number % 20));
+    let mut others: Vec<_> = (0..20).map(stay).collect();
+    let before = daemon.status("VmRSS");
+    // Messages of which all but the end comes. Some of those tabs stay, so that blocks in use lie
+    // between those that are freed.
+    let unfinished = |number: usize, length: usize| {
+        let mut client = stay(number);
+        let frame = <Client>::frame(0x81, &b"a".repeat(length));
+        client.send(&frame[..frame.len() - 1]);
+        client
+    };
+    let mut leaving = Vec::new();
+    let mut staying = Vec::new();
+    for number in 0..350 {
+        leaving.push(unfinished(number, 40_000));
+        if number % 20 == 19 {
+            staying.push(unfinished(number, 40_000));
+        }
+    }
+    eventually("it takes memory", || daemon.status("VmRSS") > before + 10_000);
+    drop(leaving);
+    eventually("it is given back", || daemon.status("VmRSS") < before + 6_000);
+    for other in &mut others {
+        other.expect_silence();
+    }
+}
+
+#[test]
 fn whoever_never_completes_a_message_is_ended() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &["--ping-interval", "1s"]);
