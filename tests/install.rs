@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 /// What the scripts use of a minimal system.
 const SYSTEM: &[&str] = &[
-    "sh", "cat", "dirname", "env", "find", "grep", "head", "id", "install", "mktemp", "paste",
-    "realpath", "rm", "sed", "sleep", "sort", "touch", "tr",
+    "sh", "cat", "dirname", "getent", "env", "find", "grep", "head", "id", "install", "mktemp",
+    "paste", "realpath", "rm", "sed", "sleep", "sort", "touch", "tr",
 ];
 
 const NEW: &str = "echo 'cargo 1.99.0 (abc 2030-01-01)'";
