@@ -75,9 +75,9 @@ const VALUES: [&str; 16] = [
 ];
 
 /// What may be asked for.
-const COMMANDS: [&str; 12] = [
-    "run", "config", "health", "doctor", "status", "tail", "kick", "send", "demo", "setup",
-    "adopt", "help",
+const COMMANDS: [&str; 13] = [
+    "run", "config", "health", "doctor", "status", "tail", "kick", "send", "reload", "demo",
+    "setup", "adopt", "help",
 ];
 
 const HELP: &str = "\
@@ -98,6 +98,8 @@ Usage:
   espocrm-websocket kick USER                       end a user's connections: they come back after
                                                     3 s, and are checked anew
   espocrm-websocket send TOPIC [--user USER] [JSON] tell a test message, as if EspoCRM had sent it
+  espocrm-websocket reload                          read all settings and certificates again, and
+                                                    wait until they are applied
   espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
   espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
   espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
@@ -137,7 +139,7 @@ Options:
   --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
                          (default: standard error)
   --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME; doctor, status,
-                         tail, kick, send: the daemon of that service
+                         tail, kick, send, reload: the daemon of that service
   --at-install           setup: only what a package's script may do
   --root DIR             setup, adopt: in the image of a machine, of which nothing is started;
                          doctor: the files of web server, PHP and systemd are there

@@ -1,10 +1,10 @@
 //! See `espocrm-websocket --help`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use espocrm_websocket::cli::Command;
-use espocrm_websocket::core::printable::{Printable, PrintableLines};
+use espocrm_websocket::core::printable::Printable;
+use espocrm_websocket::shell::logging::complain;
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1)) {
@@ -24,9 +24,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Standard error may be full or closed: that is no reason to crash.
-fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "espocrm-websocket: {}", PrintableLines(text));
 }

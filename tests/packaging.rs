@@ -19,6 +19,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_espocrm-websocket");
 const SERVICE: &str = "packaging/systemd/espocrm-websocket.service";
 const INSTANCE: &str = "packaging/systemd/espocrm-websocket@.service";
 const SOCKET: &str = "packaging/systemd/espocrm-websocket.socket";
+const INSTANCE_SOCKET: &str = "packaging/systemd/espocrm-websocket@.socket";
 const MANUAL: &str = "docs/man/espocrm-websocket.8";
 const SETTINGS_MANUAL: &str = "docs/man/espocrm-websocket.toml.5";
 const BASH: &str = "packaging/completions/espocrm-websocket.bash";
@@ -146,9 +147,31 @@ fn the_services_differ_in_nothing_but_their_name() {
     let expected = unit(SERVICE)
         .replace("/config.toml", "/%i.toml")
         .replace("of EspoCRM\n", "of EspoCRM (%i)\n")
+        .replace("espocrm-websocket reload\n", "espocrm-websocket reload --name %i\n")
         .replace("SyslogIdentifier=espocrm-websocket\n", "SyslogIdentifier=espocrm-websocket@%i\n")
         .replace("RuntimeDirectory=espocrm-websocket\n", "RuntimeDirectory=espocrm-websocket-%i\n");
     assert_eq!(unit(INSTANCE), expected);
+}
+
+#[test]
+fn the_sockets_differ_in_nothing_but_their_name() {
+    let expected = unit(SOCKET)
+        .replace("/config.toml", "/%i.toml")
+        .replace("of EspoCRM\n", "of EspoCRM (%i)\n");
+    assert_eq!(unit(INSTANCE_SOCKET), expected);
+}
+
+#[test]
+fn packages_contain_every_unit() {
+    let spec = read("packaging/rpm/espocrm-websocket.spec");
+    let (rules, check) = (read("packaging/deb/rules"), read("tools/check-packages"));
+    for entry in fs::read_dir(path("packaging/systemd")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(spec.contains(&format!("\n%{{unitdir}}/{name}\n")), "{name}");
+        assert!(check.contains(&format!(" UNITS/{name}\n")), "{name}");
+        let words = rules.split_whitespace();
+        assert!(words.into_iter().any(|word| word == name), "{name}");
+    }
 }
 
 #[test]
@@ -191,6 +214,7 @@ impl Configured {
             (SERVICE, "espocrm-websocket.service"),
             (INSTANCE, "espocrm-websocket@crm.service"),
             (SOCKET, "espocrm-websocket.socket"),
+            (INSTANCE_SOCKET, "espocrm-websocket@crm.socket"),
         ] {
             let text = read(file).replace("/usr/bin/espocrm-websocket", BINARY);
             fs::write(dir.join(name), text).unwrap();
@@ -218,15 +242,119 @@ impl Drop for Configured {
 #[test]
 fn systemd_understands_all_of_the_units() {
     let units = Configured::new("units-verified");
-    for unit in
-        ["espocrm-websocket.service", "espocrm-websocket@crm.service", "espocrm-websocket.socket"]
-    {
+    for unit in [
+        "espocrm-websocket.service",
+        "espocrm-websocket@crm.service",
+        "espocrm-websocket.socket",
+        "espocrm-websocket@crm.socket",
+    ] {
         let output = run("systemd-analyze", &["verify", "--man=no", &units.unit(unit)]);
         let stderr = String::from_utf8_lossy(&output.stderr);
         // It looks at the machine's units as well.
         let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
         assert!(output.status.success() && ours.is_empty(), "{stderr}");
     }
+}
+
+/// The files that a text in Markdown links to.
+fn links(text: &str) -> Vec<String> {
+    let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+    let files = targets.filter(|it| !it.contains("://") && !it.starts_with('#'));
+    files.map(|it| it.split('#').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn documents_in_the_packages_link_to_files_in_the_packages_only() {
+    let has = |file: &str| {
+        let is_shipped = ["README.md", "SECURITY.md"].contains(&file) || file.starts_with("docs/");
+        is_shipped && path(file).exists()
+    };
+    for document in ["README.md", "SECURITY.md"] {
+        let found = links(&run_without_complaint("tools/package", &["document", document]));
+        assert!(found.len() > 1, "{document}: {found:?}");
+        for link in found {
+            assert!(has(&link), "{document}: {link}");
+        }
+    }
+    for entry in fs::read_dir(path("docs")).unwrap() {
+        let file = entry.unwrap().path();
+        if file.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let name = file.file_name().unwrap().to_str().unwrap();
+        for link in links(&read(&format!("docs/{name}"))) {
+            let file = link.strip_prefix("../").map_or(format!("docs/{link}"), str::to_owned);
+            assert!(has(&file), "docs/{name}: {link}");
+        }
+    }
+    // What else they ship of docs/.
+    for file in ["packaging/deb/espocrm-websocket.install", "packaging/rpm/espocrm-websocket.spec"]
+    {
+        for dir in ["docs/images", "docs/monitoring", "docs/proxies"] {
+            assert!(read(file).contains(dir), "{file}: {dir}");
+        }
+    }
+}
+
+/// The first code block of this kind in the installation manual.
+fn documented(kind: &str) -> String {
+    let manual = read("docs/install.md");
+    let (_, block) = manual.split_once(&format!("\n```{kind}\n")).unwrap();
+    block.split_once("\n```\n").unwrap().0.to_owned() + "\n"
+}
+
+#[test]
+fn the_unit_in_the_documentation_is_sound_and_has_what_commands_need() {
+    let documented = documented("ini");
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unit-documented");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("espocrm-websocket.service");
+    fs::write(&file, documented.replace("/usr/local/bin/espocrm-websocket", BINARY)).unwrap();
+    let output = run("systemd-analyze", &["verify", "--man=no", file.to_str().unwrap()]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
+    assert!(output.status.success() && ours.is_empty(), "{stderr}");
+    fs::remove_dir_all(&dir).unwrap();
+    // Nothing that the unit of the packages does not say, but for paths.
+    let (packaged, mut own) = (unit(SERVICE), BTreeSet::new());
+    for line in documented.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if !packaged.lines().any(|it| it == line) {
+            own.insert(line.split_once('=').unwrap().0.to_owned());
+        }
+    }
+    let expected = ["ExecReload", "ExecStart", "ReadWritePaths"].map(str::to_owned);
+    assert_eq!(own, expected.into());
+    for line in ["Type=notify", "RuntimeDirectory=espocrm-websocket", "ExecReload="] {
+        assert!(documented.contains(&format!("\n{line}")), "{line}");
+    }
+    for words in documented.split("/usr/local/bin/espocrm-websocket ").skip(1) {
+        let command = words.split_whitespace().next().unwrap().to_owned();
+        assert!(commands().contains(&command), "{command}");
+    }
+}
+
+#[test]
+fn logrotate_understands_the_documented_rotation() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logrotate");
+    fs::create_dir_all(&dir).unwrap();
+    let log = dir.join("websocket.log");
+    fs::write(&log, "x\n").unwrap();
+    let text = documented("logrotate");
+    assert!(
+        text.contains("/var/www/html/data/logs/websocket.log {") && text.contains("su www-data")
+    );
+    let text = text.replace("/var/www/html/data/logs/websocket.log", log.to_str().unwrap());
+    let file = dir.join("espocrm-websocket");
+    fs::write(&file, text).unwrap();
+    let output = run("logrotate", &["-d", file.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !told.contains("error:"), "{told}");
+    assert!(
+        told.contains("weekly (8 rotations)") && told.contains(log.to_str().unwrap()),
+        "{told}"
+    );
+    fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]

@@ -44,6 +44,6 @@ fuzz_target!(|input: &[u8]| {
                 assert!(!message.topic.is_empty());
             }
         }
-        Request::Status | Request::Tail => {}
+        Request::Status | Request::Tail | Request::Reload => {}
     }
 });

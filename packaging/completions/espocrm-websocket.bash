@@ -34,12 +34,12 @@ _espocrm_websocket() {
         doctor) offered="--espocrm --json --user --allow-root --php --listen --zeromq --root $daemon" ;;
         status) offered="users topics connections --watch --json $daemon" ;;
         tail) offered="--json $daemon" ;;
-        kick) offered=$daemon ;;
+        kick | reload) offered=$daemon ;;
         send) offered="--user $daemon" ;;
         demo) offered=--listen ;;
         setup) offered="--espocrm --name --user --at-install --root" ;;
         adopt) offered="--undo --name --user --root" ;;
-        *) offered="run config health doctor status tail kick send demo setup adopt help --help --version" ;;
+        *) offered="run config health doctor status tail kick send reload demo setup adopt help --help --version" ;;
     esac
     COMPREPLY=($(compgen -W "$offered" -- "$cur"))
 } && complete -F _espocrm_websocket espocrm-websocket

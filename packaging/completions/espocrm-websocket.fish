@@ -9,6 +9,7 @@ complete -c espocrm-websocket -n __fish_use_subcommand -a status -d 'how a runni
 complete -c espocrm-websocket -n __fish_use_subcommand -a tail -d 'messages as they pass'
 complete -c espocrm-websocket -n __fish_use_subcommand -a kick -d "end a user's connections"
 complete -c espocrm-websocket -n __fish_use_subcommand -a send -d 'tell a test message'
+complete -c espocrm-websocket -n __fish_use_subcommand -a reload -d 'read all settings again'
 complete -c espocrm-websocket -n __fish_use_subcommand -a demo -d 'try it without EspoCRM or PHP'
 complete -c espocrm-websocket -n __fish_use_subcommand -a setup -d 'configure the service'
 complete -c espocrm-websocket -n __fish_use_subcommand -a adopt -d 'replace a service of websocket.php'
@@ -18,7 +19,7 @@ complete -c espocrm-websocket -n __fish_use_subcommand -s V -l version -d 'tell 
 
 set --local serving '__fish_seen_subcommand_from run config health'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status tail kick send' -l config -rF -d 'our settings'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status tail kick send reload' -l config -rF -d 'our settings'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor setup adopt' -l user -xa '(__fish_complete_users)' -d "the user who runs EspoCRM's PHP"
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l allow-root -d 'let PHP run as root'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l php -rF -d "PHP's command line"
@@ -37,7 +38,7 @@ complete -c espocrm-websocket -n "$serving" -l review-interval -x -d 'between tw
 complete -c espocrm-websocket -n "$serving" -l ping-interval -x -d 'between two pings of a connection'
 complete -c espocrm-websocket -n "$serving" -l verdict-reuse -x -d 'for which a grant counts'
 complete -c espocrm-websocket -n "$serving" -l no-worker -d 'a PHP process for each check'
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status tail kick send' -l control -rF -d 'the control socket'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status tail kick send reload' -l control -rF -d 'the control socket'
 complete -c espocrm-websocket -n "$serving" -l metrics -x -d 'where Prometheus asks'
 complete -c espocrm-websocket -n "$serving" -l debug -d 'log each event'
 complete -c espocrm-websocket -n "$serving" -l log-file -rF -d 'where the log goes'
@@ -49,7 +50,7 @@ complete -c espocrm-websocket -n '__fish_seen_subcommand_from doctor status tail
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from send' -l user -x -d 'to one user'
 
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup' -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt doctor status tail kick send' -l name -x -d 'of one of several services'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt doctor status tail kick send reload' -l name -x -d 'of one of several services'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup' -l at-install -d 'as packages do'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from adopt' -l undo -d 'give the replaced service back'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from setup adopt doctor' -l root -ra '(__fish_complete_directories)' -d 'of another system'

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::check::{Check, Ticket, Urgency};
 use super::limits::{
-    MAX_WAITING_BEFORE_503, MAX_WAITING_CHECKS, MAX_WAITING_OF_USER, MAX_WAITING_REVIEWS,
+    MAX_WAITING_LOGINS, MAX_WAITING_REVIEWS, MAX_WAITING_SUBSCRIPTIONS, SHARE_OF_USER,
 };
 use super::time::Time;
 use super::verdict::Verdict;
@@ -35,10 +35,21 @@ pub struct Answer {
 /// Why a check was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueFull {
-    /// [`MAX_WAITING_CHECKS`] are waiting already, or, for a review, [`MAX_WAITING_REVIEWS`].
+    /// As many checks of this urgency wait as may wait.
     ForAll,
-    /// [`MAX_WAITING_OF_USER`] of this user are.
+    /// This user has as many of them as the room that is left allows.
     ForUser,
+}
+
+/// How many tickets of each urgency may wait. None takes room from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Logins.
+    pub logins: usize,
+    /// Subscriptions.
+    pub subscriptions: usize,
+    /// Reviews.
+    pub reviews: usize,
 }
 
 /// Decides when which check runs. Identical checks that wait are run once; logins come before
@@ -52,9 +63,13 @@ pub struct Access {
     paused: bool,
     jobs: HashMap<JobId, Job>,
     by_check: HashMap<Rc<Check>, JobId>,
-    by_ticket: HashMap<Ticket, JobId>,
-    /// How many tickets wait for subscriptions of each user.
-    by_user: HashMap<Rc<str>, usize>,
+    /// With the urgency for which each ticket counts.
+    by_ticket: HashMap<Ticket, (JobId, Urgency)>,
+    capacity: Capacity,
+    /// How many tickets wait.
+    waiting: Waiting,
+    /// How many tickets of each user wait; logins count for no user, who is not known before.
+    by_user: HashMap<Rc<str>, Waiting>,
     queue: Queue,
     recent: Recent,
     /// Jobs that failed and wait for another attempt.
@@ -79,6 +94,14 @@ enum State {
     Retry(Time),
 }
 
+/// Tickets by urgency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Waiting {
+    logins: usize,
+    subscriptions: usize,
+    reviews: usize,
+}
+
 /// After how long a failed check of a subscription is tried again. Together they outlast the
 /// restart of a database.
 const RETRIES: [Duration; 4] = [
@@ -99,6 +122,8 @@ impl Access {
             jobs: HashMap::new(),
             by_check: HashMap::new(),
             by_ticket: HashMap::new(),
+            capacity: Capacity::default(),
+            waiting: Waiting::default(),
             by_user: HashMap::new(),
             queue: Queue::default(),
             recent: Recent::default(),
@@ -127,17 +152,15 @@ impl Access {
         if !is_review && !self.paused && self.recent.holds(now, &check) {
             return Ok(true);
         }
-        let most = if is_review { MAX_WAITING_REVIEWS } else { MAX_WAITING_CHECKS };
-        if self.waiting() >= most {
+        if self.free(urgency) == 0 {
             return Err(QueueFull::ForAll);
         }
-        // Logins are counted for nobody: whose they are is not known yet.
-        if ticket.serial != Ticket::AUTHENTICATION {
-            let of_user = self.by_user.get(&check.user).copied().unwrap_or(0);
-            if of_user >= MAX_WAITING_OF_USER {
-                return Err(QueueFull::ForUser);
-            }
-            self.by_user.insert(Rc::clone(&check.user), of_user + 1);
+        if self.room(urgency, &check.user) == 0 {
+            return Err(QueueFull::ForUser);
+        }
+        *self.waiting.of(urgency) += 1;
+        if urgency != Urgency::Authentication {
+            *self.by_user.entry(Rc::clone(&check.user)).or_default().of(urgency) += 1;
         }
         let id = match self.by_check.get(&check) {
             Some(id) => *id,
@@ -145,7 +168,7 @@ impl Access {
         };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(false) };
         job.tickets.push(ticket);
-        self.by_ticket.insert(ticket, id);
+        self.by_ticket.insert(ticket, (id, urgency));
         match job.state {
             State::Queued if urgency < job.urgency => {
                 self.queue.remove(job.urgency, &job.check.user, id);
@@ -168,9 +191,9 @@ impl Access {
     /// The asker is gone or has lost interest. A check that nobody waits for is not run. One that
     /// runs already is joined by nobody any more: whoever asks again wants to know anew.
     pub fn cancel(&mut self, ticket: Ticket) {
-        let Some(id) = self.by_ticket.remove(&ticket) else { return };
+        let Some((id, urgency)) = self.by_ticket.remove(&ticket) else { return };
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        uncount(&mut self.by_user, ticket, &job.check.user);
+        uncount(&mut self.waiting, &mut self.by_user, urgency, &job.check.user);
         job.tickets.retain(|other| *other != ticket);
         if matches!(job.state, State::Running(_)) {
             forget_check(&mut self.by_check, &job.check, id);
@@ -228,8 +251,9 @@ impl Access {
         }
         let user = Rc::clone(&job.check.user);
         for ticket in self.forget(id) {
-            self.by_ticket.remove(&ticket);
-            uncount(&mut self.by_user, ticket, &user);
+            if let Some((_, urgency)) = self.by_ticket.remove(&ticket) {
+                uncount(&mut self.waiting, &mut self.by_user, urgency, &user);
+            }
             answers.push(Answer { ticket, verdict: verdict.clone() });
         }
     }
@@ -308,10 +332,35 @@ impl Access {
         self.paused = paused;
     }
 
-    /// Whether so many wait that new tabs are to come back later.
+    /// Changes how many tickets may wait.
+    pub fn set_capacity(&mut self, capacity: Capacity) {
+        self.capacity = capacity;
+    }
+
+    /// Whether so many logins wait that new tabs are to come back later.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        self.waiting() >= MAX_WAITING_BEFORE_503
+        self.free(Urgency::Authentication) == 0
+    }
+
+    /// How many more tickets of this user would be taken for this: a part of what is left for all.
+    #[must_use]
+    pub fn room(&self, urgency: Urgency, user: &str) -> usize {
+        let free = self.free(urgency);
+        let of_user = self.by_user.get(user).copied().unwrap_or_default();
+        match urgency {
+            Urgency::Authentication => free,
+            Urgency::Subscription => share(free, of_user.subscriptions),
+            Urgency::Review => share(free, of_user.reviews),
+        }
+    }
+
+    /// Releases memory that was needed for more tickets than there are.
+    pub fn shrink(&mut self) {
+        self.jobs.shrink_to(FEW);
+        self.by_check.shrink_to(FEW);
+        self.by_ticket.shrink_to(FEW);
+        self.by_user.shrink_to(FEW);
     }
 
     /// How many checks wait to be started.
@@ -338,7 +387,19 @@ impl Access {
         self.jobs.is_empty()
             && self.by_ticket.is_empty()
             && self.by_user.is_empty()
+            && self.waiting == Waiting::default()
             && self.retries.is_empty()
+    }
+
+    /// How many more tickets of this urgency may wait.
+    fn free(&self, urgency: Urgency) -> usize {
+        let Capacity { logins, subscriptions, reviews } = self.capacity;
+        let (most, waiting) = match urgency {
+            Urgency::Authentication => (logins, self.waiting.logins),
+            Urgency::Subscription => (subscriptions, self.waiting.subscriptions),
+            Urgency::Review => (reviews, self.waiting.reviews),
+        };
+        most.saturating_sub(waiting)
     }
 
     fn add(&mut self, check: Check, urgency: Urgency) -> JobId {
@@ -365,14 +426,49 @@ impl Access {
     }
 }
 
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            logins: MAX_WAITING_LOGINS,
+            subscriptions: MAX_WAITING_SUBSCRIPTIONS,
+            reviews: MAX_WAITING_REVIEWS,
+        }
+    }
+}
+
+impl Waiting {
+    fn of(&mut self, urgency: Urgency) -> &mut usize {
+        match urgency {
+            Urgency::Authentication => &mut self.logins,
+            Urgency::Subscription => &mut self.subscriptions,
+            Urgency::Review => &mut self.reviews,
+        }
+    }
+}
+
+/// Entries for which a collection keeps its memory.
+const FEW: usize = 64;
+
+/// How many more tickets a user may have who has so many, if so many more may wait in all.
+fn share(free: usize, has: usize) -> usize {
+    free.div_ceil(SHARE_OF_USER).saturating_sub(has)
+}
+
 /// A ticket of this user's waits no longer.
-fn uncount(by_user: &mut HashMap<Rc<str>, usize>, ticket: Ticket, user: &Rc<str>) {
-    if ticket.serial != Ticket::AUTHENTICATION
-        && let Entry::Occupied(mut count) = by_user.entry(Rc::clone(user))
+fn uncount(
+    waiting: &mut Waiting,
+    by_user: &mut HashMap<Rc<str>, Waiting>,
+    urgency: Urgency,
+    user: &Rc<str>,
+) {
+    let less = |count: &mut usize| *count = count.saturating_sub(1);
+    less(waiting.of(urgency));
+    if urgency != Urgency::Authentication
+        && let Entry::Occupied(mut of_user) = by_user.entry(Rc::clone(user))
     {
-        match count.get().checked_sub(1) {
-            Some(0) | None => drop(count.remove()),
-            Some(rest) => *count.get_mut() = rest,
+        less(of_user.get_mut().of(urgency));
+        if *of_user.get() == Waiting::default() {
+            of_user.remove();
         }
     }
 }

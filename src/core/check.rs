@@ -79,6 +79,12 @@ impl Check {
         matches!(self.affirmation, Affirmation::UserId(_))
     }
 
+    /// Whether it is EspoCRM's own check of access to a record or a scope.
+    #[must_use]
+    pub fn is_access(&self) -> bool {
+        self.affirmation == Affirmation::True
+    }
+
     /// A line that the command has printed, without the token that it was given.
     #[must_use]
     pub fn redact(&self, line: &str) -> String {

@@ -22,6 +22,8 @@ pub enum Request {
     Send(Vec<u8>),
     /// `GET /tail`: messages as they pass.
     Tail,
+    /// `POST /reload`: read the settings again; the response follows when they are applied.
+    Reload,
 }
 
 /// What can be listed.
@@ -89,6 +91,7 @@ pub fn parse(bytes: &[u8], door: Door) -> Result<Option<Request>, Refusal> {
         "/status" | "/tail" => ("GET", &[]),
         "/users" | "/topics" | "/connections" => ("GET", &["limit"]),
         "/kick" => ("POST", &["user"]),
+        "/reload" => ("POST", &[]),
         "/send" => ("POST", &["topic", "user"]),
         _ => return Err(Refusal::NotFound),
     };
@@ -108,6 +111,7 @@ pub fn parse(bytes: &[u8], door: Door) -> Result<Option<Request>, Refusal> {
         "/users" => Request::List(List::Users, limit(&head)?),
         "/topics" => Request::List(List::Topics, limit(&head)?),
         "/connections" => Request::List(List::Connections, limit(&head)?),
+        "/reload" => Request::Reload,
         "/kick" => Request::Kick(user(&head)?.ok_or(Refusal::BadRequest("user= is missing."))?),
         "/send" => {
             let topic = text(&head, "topic")?.ok_or(Refusal::BadRequest("topic= is missing."))?;
@@ -264,6 +268,8 @@ mod tests {
         }
         let kick = Request::Kick("ä b".to_owned());
         assert_eq!(post("/kick?user=%c3%A4+b", ""), Ok(Some(kick)));
+        assert_eq!(post("/reload", ""), Ok(Some(Request::Reload)));
+        assert_eq!(get("/reload"), Err(Refusal::Method("POST")));
     }
 
     #[test]

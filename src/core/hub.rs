@@ -20,7 +20,7 @@ use super::submission::{Rejection, Submission};
 use super::upgrade::Credentials;
 use super::verdict::Verdict;
 use directory::Directory;
-use session::{Login, Session};
+use session::{Login, Session, State};
 
 /// Decides what a browser's message, a verdict, a message of EspoCRM mean for whom.
 ///
@@ -144,6 +144,29 @@ impl Hub {
                 }
             }
             _ => self.directory.decide(session, ticket.serial, verdict),
+        }
+    }
+
+    /// There was no room for the [`Action::Check`] of a subscription: it waits for
+    /// [`resume`](Self::resume).
+    pub fn delay(&mut self, ticket: Ticket) {
+        if let Some(session) = session_mut(&mut self.sessions, ticket.conn) {
+            session.delay(ticket.serial);
+        }
+    }
+
+    /// Whether subscriptions of a connection wait for [`resume`](Self::resume).
+    #[must_use]
+    pub fn has_delayed(&self, conn: ConnId) -> bool {
+        let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
+        let session = session.filter(|session| session.conn == conn);
+        session.is_some_and(|it| it.subscriptions.iter().any(|it| it.state == State::Delayed))
+    }
+
+    /// There is room for the checks of so many of them.
+    pub fn resume(&mut self, conn: ConnId, room: usize) {
+        if let Some(session) = session_mut(&mut self.sessions, conn) {
+            self.directory.resume(session, room);
         }
     }
 

@@ -79,10 +79,24 @@ pub const MAX_HELD_AT_PACE: usize = 4 * 1024;
 /// Of these, what `max_buffered` must leave: room for one connection that takes all that it may.
 pub const MIN_HELD: usize = 4 * 1024 * 1024;
 
-/// Connections that have not completed their upgrade. Past it the oldest one of the client address
-/// that has the most is ended, so that a flood from one address does not affect others. Their heads
-/// are counted by [`MAX_HELD`]; the order costs at most 300 B for each: 300 KiB.
+/// Connections that have not completed their upgrade, those not counted that began it less than
+/// [`HANDSHAKE_GRACE`] ago. Past it the oldest one of the client address that has the most is ended, so
+/// that a flood from one address does not affect others.
 pub const MAX_HANDSHAKES: usize = 1_024;
+
+/// How long a handshake may take before [`MAX_HANDSHAKES`] applies: thousands of tabs may connect at the
+/// same moment, and with TLS each costs the daemon a millisecond.
+pub const HANDSHAKE_GRACE: Duration = Duration::from_secs(4);
+
+/// Connections that have not completed their upgrade, however recently they began it, if at most so many
+/// `connections` are allowed: half of them, so that a flood leaves room for others. Past it the oldest one
+/// of the client address that has the most is ended at once. Their heads are counted by [`MAX_HELD`]; the
+/// order costs at most 300 B for each, which are part of [`CONNECTION`], since such a connection has no
+/// session yet.
+#[must_use]
+pub const fn max_new_handshakes(connections: usize) -> usize {
+    if connections / 2 > MAX_HANDSHAKES { connections / 2 } else { MAX_HANDSHAKES }
+}
 
 /// Logins of one client address that wait to be checked; the tabs of an office behind one address
 /// come back together. Past it they are told to come back (503).
@@ -123,24 +137,33 @@ pub const MAX_ZEROMQ: usize = 64 * 1024 * 1024;
 /// Nesting of a message of EspoCRM: what PHP's own `json_encode` allows.
 pub const MAX_DEPTH: usize = 512;
 
-/// Tickets waiting for an access check, in all. Each costs about 150 B, and at most 600 B more
-/// if nobody else waits for that check: 12 MiB. Past it a tab that asks is sent away for a while.
-pub const MAX_WAITING_CHECKS: usize = 16 * 1024;
+/// Logins that wait for an access check. Past it new connections are rejected (503) and retry. Neither
+/// subscriptions nor reviews take room from logins.
+pub const MAX_WAITING_LOGINS: usize = 10 * 1024;
 
-/// Tickets up to which new tabs are let in; past it they are told to come back (503). The rest is
-/// for those who are in.
-pub const MAX_WAITING_BEFORE_503: usize = MAX_WAITING_CHECKS / 4 * 3;
+/// Subscriptions that wait for an access check. Further ones are delayed: they cost nothing more than the
+/// subscription itself, and are queued as soon as there is room.
+pub const MAX_WAITING_SUBSCRIPTIONS: usize = 4 * 1024;
 
-/// Tickets of one user's subscriptions. All tabs of a user together want a few dozen; nobody must
-/// be able to fill the queue alone.
-pub const MAX_WAITING_OF_USER: usize = 1024;
+/// Reviews that wait for an access check. Further ones are left out until the user's next review.
+pub const MAX_WAITING_REVIEWS: usize = 2 * 1024;
+
+/// A user may take one part in so many of the room that is left for subscriptions, and of that for
+/// reviews. So a single user takes at most a fifth of all, thirteen take three quarters, and any number of
+/// them leave some room for others.
+pub const SHARE_OF_USER: usize = 4;
+
+/// Tickets that wait for an access check, in all. Each costs about 150 B, and at most 600 B more if no
+/// other ticket waits for that check: 12 MiB.
+pub const MAX_WAITING_CHECKS: usize =
+    MAX_WAITING_LOGINS + MAX_WAITING_SUBSCRIPTIONS + MAX_WAITING_REVIEWS;
 
 /// Verdicts that are remembered for a few seconds, of at most 600 B each: 2.4 MB.
 pub const MAX_RECENT_VERDICTS: usize = 4 * 1024;
 
-/// Tickets up to which reviews of what was granted are added: they leave room for logins and
-/// subscriptions, for which a tab waits.
-pub const MAX_WAITING_REVIEWS: usize = MAX_WAITING_CHECKS / 4;
+/// Entity types of EspoCRM; with many extensions it has a few hundred. With more than that, unknown ones
+/// are not excluded. Each costs at most [`MAX_PARAMETER`] + 32 B, twice during a reload: 0.7 MB.
+pub const MAX_ENTITY_TYPES: usize = 2_048;
 
 /// Bytes that a PHP child may print; 36 are expected of a check, some hundred KiB of the settings
 /// of an EspoCRM with many extensions. Anything more ends the child.
@@ -209,6 +232,9 @@ pub const MAX_TAIL: usize = 64 * 1024;
 
 /// How long a request at the control socket may take, its answer included.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a client of the control socket waits for the end of a reload. systemd waits for 90 s.
+pub const RELOAD_DEADLINE: Duration = Duration::from_secs(75);
 
 #[cfg(test)]
 mod tests {

@@ -141,6 +141,20 @@ impl Pool {
         Some(Lane::New(id))
     }
 
+    /// A lane that was taken is not needed.
+    pub fn put_back(&mut self, now: Time, lane: Lane) {
+        match lane {
+            Lane::Plain => {}
+            Lane::Idle(id) => {
+                if let Some(worker) = self.workers.iter_mut().find(|worker| worker.id == id) {
+                    worker.idle = Some(now);
+                }
+            }
+            // It was not started.
+            Lane::New(id) => self.workers.retain(|worker| worker.id != id),
+        }
+    }
+
     /// A worker has answered a check.
     pub fn answered(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };

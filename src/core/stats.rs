@@ -109,8 +109,6 @@ named! {
         CheckFailed = "check_failed",
         /// EspoCRM was found to accept any token.
         SelfCheck = "self_check",
-        /// There were too many checks for another one.
-        CheckQueue = "check_queue",
         /// It called or published.
         Forbidden = "forbidden",
         /// It violated RFC 6455.
@@ -144,7 +142,7 @@ named! {
     LimitHit {
         /// Of subscriptions of a tab.
         Subscriptions = "subscriptions",
-        /// Of checks of a user that wait.
+        /// Of checks of subscriptions that wait, of a user or of all: further ones are delayed.
         UserChecks = "user_checks",
         /// Of checks that wait, before reviews are left out.
         Reviews = "reviews",

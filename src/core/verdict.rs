@@ -128,10 +128,17 @@ pub fn read(
             Verdict::Denied
         }
         0 => Verdict::Unchecked(Failure::Output(complaint())),
-        1 if output.is_empty() => Verdict::Denied,
+        // By PHP 8.4 on standard error: files are being replaced, and no command has run.
+        1 if output.is_empty() => match complaint() {
+            line if line.starts_with(NO_SCRIPT) => Verdict::Unchecked(Failure::Status(1, line)),
+            _ => Verdict::Denied,
+        },
         _ => Verdict::Unchecked(Failure::Status(status, complaint())),
     }
 }
+
+/// What PHP prints if the script does not exist.
+const NO_SCRIPT: &str = "Could not open input file: ";
 
 /// The first line of what PHP has printed, fit for the log.
 #[must_use]
@@ -188,6 +195,18 @@ mod tests {
             first_line(b"\nScope \"X\" isn't \x1b there.\n"),
             "Scope \"X\" isn't \\u{1b} there"
         );
+    }
+
+    #[test]
+    fn a_missing_script_denies_nothing() {
+        let complaints = ["Could not open input file: command.php", "", "PHP Warning:  x"];
+        let denied = complaints.map(|line| {
+            let exit = Exit::Status(1);
+            let verdict =
+                read(Convention::ExitStatus, &Affirmation::True, exit, b"", || line.to_owned());
+            verdict == Verdict::Denied
+        });
+        assert_eq!(denied, [false, true, true]);
     }
 
     #[test]

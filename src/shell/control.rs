@@ -21,7 +21,7 @@ use slab::Slab;
 use super::settings::{ControlAt, Settings};
 use super::sys;
 use crate::core::control::{Door, Refusal, Request};
-use crate::core::limits::{CLOSE_DEADLINE, CONTROL_DEADLINE, MAX_CONTROL};
+use crate::core::limits::{CLOSE_DEADLINE, CONTROL_DEADLINE, MAX_CONTROL, RELOAD_DEADLINE};
 use crate::core::time::Time;
 pub use door::usual;
 use door::{Socket, open_port};
@@ -219,6 +219,25 @@ impl Control {
         if let Some(peer) = self.peers.get_mut(asker.0) {
             peer.answer(response);
             self.write(now, asker.0);
+        }
+    }
+
+    /// This one gets its response by [`answer_reload`](Self::answer_reload).
+    pub fn wait_for_reload(&mut self, now: Time, asker: Asker) {
+        if let Some(peer) = self.peers.get_mut(asker.0) {
+            peer.wait_for_reload(now.after(RELOAD_DEADLINE));
+        }
+    }
+
+    /// Responds to all clients that wait for the end of a reload.
+    pub fn answer_reload(&mut self, now: Time, response: &str) {
+        for number in 0..self.peers.capacity() {
+            let Some(peer) = self.peers.get_mut(number) else { continue };
+            if peer.stage == Stage::Reloading {
+                peer.deadline = Some(now.after(CONTROL_DEADLINE));
+                peer.answer(response);
+                self.write(now, number);
+            }
         }
     }
 

@@ -40,7 +40,7 @@ pub fn serve(flags: &Own) -> Result<()> {
     if flags.listen.is_none() && !is_free {
         settings.port.value = 0;
     }
-    let signals = Signals::new().map_err(|error| Fatal::new(error.to_string()))?;
+    let signals = Signals::of_terminal().map_err(|error| Fatal::new(error.to_string()))?;
     let mut server = Server::new(settings, Backend::Demo(Demo::default()), Vec::new(), signals)?;
     info!("Browsers are served at http://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());

@@ -12,13 +12,16 @@ mod extension;
 mod idle;
 mod listening;
 mod machine;
+mod pages;
 mod passage;
 mod php;
 mod place;
 mod proxy;
+mod proxy_log;
 mod public_url;
 mod report;
 mod service;
+mod tls;
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +34,7 @@ use super::settings::Own;
 use super::setup::{Files, Service, absolute};
 use super::signals::Signals;
 use case::Case;
-use listening::{Kind, Port};
+use listening::{Expected, Kind, Port};
 use report::{Finding, Report};
 
 /// Which daemon is to be looked at, and how that is told.
@@ -55,8 +58,9 @@ pub struct Doctor {
 type Stop<'a> = &'a mut dyn FnMut() -> bool;
 
 /// What only an EspoCRM with sound settings has.
-const OF_ESPOCRM: [(&str, &str); 19] = [
+const OF_ESPOCRM: [(&str, &str); 21] = [
     ("data", "EspoCRM's data/"),
+    ("tls", "TLS of the daemon's own"),
     ("check", "An access check"),
     ("worker", "A PHP worker"),
     ("zmq-command-line", "PHP's ZeroMQ extension"),
@@ -71,6 +75,7 @@ const OF_ESPOCRM: [(&str, &str); 19] = [
     ("address", "The address for browsers"),
     ("public-url", "What answers there"),
     ("idle-timeout", "The proxy's time-out"),
+    ("proxy-log", "Tokens in the proxy's log"),
     ("zeromq-exposure", "Who reaches the port for messages"),
     ("port-exposure", "Who reaches the port for browsers"),
     ("open-files", "The limit of open files"),
@@ -109,7 +114,10 @@ impl Doctor {
     /// # Errors
     /// If real-time does not work, or something keeps it from being looked at.
     pub fn run(&self) -> Result<()> {
-        let service = Service::new(self.name.clone())?;
+        let service = match &self.config {
+            Some(config) if self.name.is_none() => Service::of_config(config).unwrap_or_default(),
+            _ => Service::new(self.name.clone())?,
+        };
         let root = self.root.as_deref().unwrap_or(Path::new("/"));
         let root = root.canonicalize().map_err(|error| {
             Fatal::new(format!("{} cannot be looked into: {error}.", root.display()))
@@ -127,7 +135,7 @@ impl Doctor {
         if let Some(case) = Case::open(self, &files, &mut report, &mut stop) {
             serves = self.examine(&case, &service, &files, &mut report, &mut stop);
         } else {
-            report.skip(&OF_ESPOCRM, "it needs EspoCRM's settings");
+            report.skip_further(&OF_ESPOCRM, "it needs EspoCRM's settings");
         }
         service::look(&files, &service, serves, &mut report, &mut stop);
         report.add(machine::selinux(&files));
@@ -148,6 +156,7 @@ impl Doctor {
         stop: Stop<'_>,
     ) -> bool {
         report.add(machine::data(case));
+        let can_start = report.add(tls::look(case));
         checks::look(case, report, stop);
         let has_zmq = report.add(extension::command_line(&case.about, files));
         report.add(extension::web(&case.about, files, stop));
@@ -155,11 +164,23 @@ impl Doctor {
 
         let settings = &case.settings;
         let listen = settings.listen();
-        let port = Port::look(listen.port(), Some(listen.ip()));
-        let answers = daemon::answers(case, &port, &service.unit());
+        let unit = service.unit();
+        let main_pid = service::main_pid(files, service);
+        // Of an EspoCRM that only --espocrm names, the service is not known.
+        let is_certain = self.flags.espocrm.is_none() || self.name.is_some();
+        let expected = Expected { unit: &unit, main_pid, is_certain };
+        let mut port = Port::look(listen.port(), Some(listen.ip()), expected);
+        let control = daemon::ask(self, case);
+        let said = control.as_ref().ok().and_then(|control| control.pid(case));
+        port.recognize(said);
+        let answers = daemon::answers(case, &port, &unit, can_start);
         let serves = answers.is_good();
         report.add(port.judge("port", "The port for browsers,", serves));
-        let zeromq = endpoint::port(&settings.zeromq.value).map(|port| Port::look(port, None));
+        let zeromq = endpoint::port(&settings.zeromq.value).map(|port| {
+            let mut port = Port::look(port, None, expected);
+            port.recognize(said);
+            port
+        });
         report.add(match &zeromq {
             Some(port) => port.judge("zeromq-port", "The port for messages,", serves),
             None => Finding::unknown(
@@ -168,8 +189,8 @@ impl Doctor {
             ),
         });
         report.add(answers);
-        let (control, finding) = daemon::ask(self, case, serves, ours(&port));
-        report.add(finding);
+        report.add(daemon::judge_control(&control, case, serves, ours(&port)));
+        let control = control.ok();
         let pid = control.as_ref().and_then(|control| control.said.pid);
         let pid = pid.or_else(|| ours(&port));
 
@@ -179,7 +200,9 @@ impl Doctor {
             report.skip(&[("loop", "A message of PHP's")], "PHP cannot send any");
         }
         let is_foreign = zeromq.as_ref().is_some_and(|port| {
-            port.holder.as_ref().is_some_and(|it| matches!(it.kind, Kind::Original | Kind::Other))
+            port.holder
+                .as_ref()
+                .is_some_and(|it| matches!(it.kind, Kind::Sibling | Kind::Original | Kind::Other))
         });
         let because = [
             (!has_zmq, "PHP cannot send any"),
@@ -205,6 +228,7 @@ impl Doctor {
         let visited = public_url::look(case, files, &daemon, report, stop);
         let ping = settings.ping_interval.value;
         report.add(idle::look(files, visited.as_ref(), &daemon, ping));
+        report.add(proxy_log::look(files, visited.as_ref(), &daemon));
         let direct = visited.map(|(place, _)| place.is_direct(daemon.port, daemon.tls));
         report.add(machine::zeromq_exposure(case, files, zeromq.as_ref()));
         report.add(machine::port_exposure(case, files, &port, direct));

@@ -4,12 +4,22 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use base64ct::{Base64, Encoding};
+use serde_json::json;
+
+use super::children::Children;
+use super::espocrm::Installation;
 use super::fatal::{Fatal, Result};
 use super::server::Espocrm;
 use super::settings::{Layers, Settings};
 
 /// A daemon that takes longer is as good as dead for those who wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// More than PHP needs to start, and the script's own deadline.
+const PHP_TIMEOUT: Duration = Duration::from_secs(20);
+
+const SCRIPT: &str = include_str!("health.php");
 
 /// Bytes of an answer that are looked at.
 const MAX_ANSWER: usize = 4_096;
@@ -19,23 +29,28 @@ pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Opens a WebSocket without a token at the daemon that has these settings. It must be accepted, and
-/// closed cleanly, as that of any browser that has logged out; no access check is run for that. Of a
-/// daemon with its own TLS it is only seen that TLS answers.
+/// closed cleanly, as that of any browser that has logged out; no access check is run for that. A daemon
+/// with its own TLS must accept it through TLS.
 ///
 /// # Errors
 /// What happened instead.
 pub fn check(layers: Layers) -> Result<()> {
-    let (_, settings) = Espocrm::open(layers, || false)?;
-    look(&settings)
+    let (espocrm, settings) = Espocrm::open(layers, || false)?;
+    look(espocrm.installation(), &settings)
 }
 
 /// The same, with settings that are known.
-pub(super) fn look(settings: &Settings) -> Result<()> {
+pub(super) fn look(espocrm: &Installation, settings: &Settings) -> Result<()> {
     let address = reachable(settings.listen());
-    let answer = ask(address, &request(settings, address))
-        .map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
-    let is_good = if settings.tls.value.is_some() { is_alert(&answer) } else { is_closed(&answer) };
-    if is_good {
+    let (introduction, request) = (introduction(settings, address), request(settings, address));
+    let answer = if settings.tls.value.is_some() {
+        ask_through_tls(espocrm, address, introduction, &request)
+    } else {
+        ask(address, &[introduction, &request].concat())
+    };
+    let answer =
+        answer.map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
+    if is_closed(&answer) {
         return Ok(());
     }
     let begin = String::from_utf8_lossy(&answer);
@@ -57,22 +72,25 @@ pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn request(settings: &Settings, address: SocketAddr) -> String {
+/// What a proxy of this machine has to send first.
+fn introduction(settings: &Settings, address: SocketAddr) -> &'static str {
     let is_proxy = settings.trusted_proxies.value.iter().any(|proxy| proxy.contains(address.ip()));
-    let introduction =
-        if settings.proxy_protocol.value && is_proxy { "PROXY UNKNOWN\r\n" } else { "" };
+    if settings.proxy_protocol.value && is_proxy { "PROXY UNKNOWN\r\n" } else { "" }
+}
+
+fn request(settings: &Settings, address: SocketAddr) -> String {
     let origin = settings.origins.value.first();
     let origin = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
     format!(
-        "{introduction}GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+        "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Protocol: wamp\r\nSec-WebSocket-Key: {KEY}\r\n\
          {origin}\r\n"
     )
 }
 
-/// Sends a request, and reads what comes back until it is complete, nothing more comes or it has taken
-/// too long.
+/// Sends a request, and reads the response until it is complete, the connection ends, or the time is
+/// over.
 fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
     let start = Instant::now();
     let mut tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
@@ -98,6 +116,35 @@ fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
+/// The same through TLS, by PHP: a TLS client would add 120 KB to this program.
+fn ask_through_tls(
+    espocrm: &Installation,
+    address: SocketAddr,
+    introduction: &str,
+    request: &str,
+) -> io::Result<Vec<u8>> {
+    let mut command = espocrm.script(SCRIPT)?;
+    let task = json!({
+        "address": address.to_string(), "introduction": introduction, "request": request,
+        "seconds": PATIENCE.as_secs(),
+    });
+    command.env("ESPOCRM_WEBSOCKET_HEALTH", task.to_string());
+    let finished = Children::run(command, PHP_TIMEOUT, || false)?;
+    let text = |kind: &str| {
+        let mark = format!("espocrm-websocket-health-{kind}:");
+        let lines = String::from_utf8_lossy(&finished.stdout).into_owned();
+        let line = lines.lines().rev().find_map(|line| line.strip_prefix(&mark))?.to_owned();
+        Base64::decode_vec(&line).ok()
+    };
+    if let Some(answer) = text("answer") {
+        return Ok(answer);
+    }
+    let error = text("error").map(|error| String::from_utf8_lossy(&error).into_owned());
+    Err(io::Error::other(
+        error.unwrap_or_else(|| format!("PHP could not try it: {}", finished.complaint())),
+    ))
+}
+
 /// Whether a WebSocket was accepted and then closed by a Close frame (RFC 6455, section 5.5.1).
 pub(super) fn is_closed(answer: &[u8]) -> bool {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
@@ -106,11 +153,6 @@ pub(super) fn is_closed(answer: &[u8]) -> bool {
     };
     let head = String::from_utf8_lossy(head);
     head.starts_with("HTTP/1.1 101 ") && head.contains(ACCEPT) && frames.first() == Some(&0x88)
-}
-
-/// Whether TLS has answered that it does not understand (RFC 8446, section 5.1).
-fn is_alert(answer: &[u8]) -> bool {
-    answer.starts_with(&[21, 3])
 }
 
 #[cfg(test)]
@@ -128,7 +170,6 @@ mod tests {
         assert!(!is_closed(&[other.as_bytes(), &[0x88, 0]].concat()));
         assert!(!is_closed(b"HTTP/1.1 503 Service Unavailable\r\n\r\n\x88"));
         assert!(!is_closed(b""));
-        assert!(is_alert(&[21, 3, 3, 0, 2]) && !is_alert(b"HTTP"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use fold::Again;
 
 use super::fatal::{Fatal, Result};
 use super::sys;
-use crate::core::printable::Printable;
+use crate::core::printable::{Printable, PrintableLines};
 use crate::core::time::Time;
 
 /// Starts the log, in `file` if one is given; later calls do not change how it looks. Each line is the
@@ -98,6 +98,23 @@ pub fn unfold() {
 /// Whether each event is logged.
 pub fn set_debug(debug: bool) {
     log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+}
+
+/// Writes an error that ends the program to standard error, in the journal with the priority of an
+/// error. That standard error is full or closed is no reason to crash.
+pub fn complain(text: &str) {
+    let style = if is_journal() { Style::Journal } else { Style::Plain };
+    let _ = stderr().write_all(complaint(text, style).as_bytes());
+}
+
+/// The priority stands in front of each line: each one is a record of the journal.
+fn complaint(text: &str, style: Style) -> String {
+    let prefix = match style {
+        Style::Plain => String::new(),
+        Style::Journal => format!("<{}>", priority(Level::Error)),
+    };
+    let text = format!("espocrm-websocket: {}", PrintableLines(text));
+    text.lines().flat_map(|line| [prefix.as_str(), line, "\n"]).collect()
 }
 
 /// How a line looks.
@@ -369,6 +386,15 @@ mod tests {
         assert_eq!(text(&mut lines), format!("{lost}[INFO ] five\n"));
         log(&mut lines, "six");
         assert_eq!(text(&mut lines), "[INFO ] six\n");
+    }
+
+    #[test]
+    fn each_line_of_an_error_is_an_error_in_the_journal() {
+        let text = "It failed:\n  <7>why\u{1b}";
+        let plain = "espocrm-websocket: It failed:\n  <7>why\\u{1b}\n";
+        assert_eq!(complaint(text, Style::Plain), plain);
+        let journal = "<3>espocrm-websocket: It failed:\n<3>  <7>why\\u{1b}\n";
+        assert_eq!(complaint(text, Style::Journal), journal);
     }
 
     #[test]

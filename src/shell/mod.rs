@@ -10,6 +10,7 @@ pub mod demo;
 pub mod doctor;
 pub mod espocrm;
 pub mod fatal;
+pub(crate) mod file_permissions;
 pub mod health;
 pub mod listener;
 pub mod logging;

@@ -1,18 +1,21 @@
-//! What an administrator asks a running daemon: `espocrm-websocket status`, `kick`, `send`, `tail`.
+//! What an administrator asks a running daemon: `espocrm-websocket status`, `kick`, `send`, `tail`,
+//! `reload`.
 
 mod lists;
 mod screen;
 mod watch;
 
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
+use std::time::Duration;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use serde_json::Value as Json;
 
 use super::control::client::{Client, Target};
 use super::fatal::{Fatal, Result};
+use super::sys;
 use crate::core::control::List;
-use crate::core::limits::MAX_LISTED;
+use crate::core::limits::{MAX_LISTED, RELOAD_DEADLINE};
 use crate::core::printable::{printable, printable_json};
 
 /// A question or an order, and the daemon that it is for.
@@ -49,10 +52,12 @@ pub enum What {
     },
     /// Messages as they pass.
     Tail,
+    /// The settings are to be read again.
+    Reload,
 }
 
 /// Their names.
-pub const COMMANDS: [&str; 4] = ["status", "kick", "send", "tail"];
+pub const COMMANDS: [&str; 5] = ["status", "kick", "send", "tail", "reload"];
 
 impl Operate {
     /// Understands the arguments after the command; none of it, if help is asked for.
@@ -88,6 +93,7 @@ impl Operate {
                 What::Send { topic, user, message: words.next().unwrap_or_default() }
             }
             "tail" => What::Tail,
+            "reload" => What::Reload,
             _ => match words.next().as_deref() {
                 None => What::Status { watch },
                 Some(_) if watch => return Err("--watch is for status alone".into()),
@@ -112,13 +118,16 @@ impl Operate {
     /// # Errors
     /// Why it could not be done, and what to do.
     pub fn run(self) -> Result<()> {
+        if self.what == What::Reload {
+            return reload(self.target.client());
+        }
         let client = self.target.client()?;
         match self.what {
             What::Status { watch: true } => watch::watch(&client, self.json),
             What::Status { watch: false } if self.json => print_raw(&client.get("/status")?),
             What::Status { watch: false } => {
                 let status = parse(&client.get("/status")?)?;
-                print(&(screen::screen(&status, None).join("\n") + "\n"))
+                print(&(screen::screen(&status, None, screen::Size::USUAL).join("\n") + "\n"))
             }
             What::List(list) => {
                 let name = lists::name(list);
@@ -132,6 +141,7 @@ impl Operate {
             What::Kick(user) => kick(&client, &user),
             What::Send { topic, user, message } => send(&client, &topic, user.as_deref(), &message),
             What::Tail => tail(&client, self.json),
+            What::Reload => reload(Ok(client)),
         }
     }
 }
@@ -150,6 +160,22 @@ fn kick(client: &Client, user: &str) -> Result<()> {
             if count == 1 { "was" } else { "were" }
         )),
     }
+}
+
+/// Waits until the settings are applied. In the service's `ExecReload=` line systemd sets `MAINPID`: a
+/// daemon without a control socket gets a signal instead, and the log has the result.
+fn reload(client: Result<Client>) -> Result<()> {
+    let main = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
+    if let Some(main) = main
+        && !client.as_ref().is_ok_and(Client::is_there)
+    {
+        let sent = sys::hang_up(main);
+        sent.map_err(|error| Fatal::new(format!("SIGHUP cannot be sent to {main}: {error}.")))?;
+        return print("There is no control socket. SIGHUP was sent; the log has the result.\n");
+    }
+    // The daemon answers before.
+    client?.post_within("/reload", RELOAD_DEADLINE + Duration::from_secs(5))?;
+    print("The settings were reloaded.\n")
 }
 
 fn send(client: &Client, topic: &str, user: Option<&str>, message: &str) -> Result<()> {

@@ -36,11 +36,20 @@ foreach (array(
     $parameters[$name] = $config->get($name);
 }
 
+$metadata = $container->get('metadata');
+
+// Without EspoCRM's cache the daemon would not notice that a type was added.
+$entityTypes = null;
+if ($config->get('useCache')) {
+    $entityTypes = array_map('strval', array_keys((array) $metadata->get(array('entityDefs'))));
+}
+
 $facts = array(
     'php' => PHP_VERSION,
     'opcache' => extension_loaded('Zend OPcache'),
     'parameters' => $parameters,
-    'categories' => $container->get('metadata')->get(array('app', 'webSocket', 'categories')),
+    'categories' => $metadata->get(array('app', 'webSocket', 'categories')),
+    'entityTypes' => $entityTypes,
 );
 
 // Whatever EspoCRM or PHP has printed so far is not ours.

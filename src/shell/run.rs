@@ -101,7 +101,7 @@ pub fn check(layers: Layers) -> Result<()> {
     let (espocrm, settings) = Espocrm::open(layers, || false)?;
     settings.log_doubts();
     if let Some(files) = &settings.tls.value {
-        Acceptor::load(espocrm.root(), files)?;
+        Acceptor::load(espocrm.root(), files, espocrm.identity())?;
     }
     Ok(())
 }

@@ -61,9 +61,9 @@ use crate::core::self_check::SelfCheck;
 use crate::core::stats::{End, Stats};
 use crate::core::time::Time;
 use crate::core::timers::Timers;
+use crate::core::trim::Trim;
 use accept::Accepting;
 use bursts::Bursts;
-use traffic::Shortage;
 
 /// The daemon. It owns all I/O; what is to be done it asks the core.
 ///
@@ -103,11 +103,14 @@ pub struct Server {
     timers: Timers,
     /// Connections with something to be written that the kernel does not take yet.
     backpressure: Backpressure,
-    shortage: Shortage,
+    /// Before that no connections are ended for memory.
+    next_shed: Time,
     /// Connections with something to be written.
     dirty: VecDeque<ConnId>,
     /// Connections with more to be read than one turn reads.
     unread: VecDeque<ConnId>,
+    /// What the latest reload could not apply.
+    reload_errors: Vec<String>,
     /// Slots to be freed.
     ended: Vec<usize>,
     /// What is read goes here first.
@@ -121,8 +124,10 @@ pub struct Server {
     /// Processor time of PHP, as it was told last.
     php_time: Duration,
     bursts: Bursts,
-    /// Of access checks.
-    outage: Outage,
+    /// When memory is given back.
+    trim: Trim,
+    /// Of the access checks of logins, and of those of subscriptions.
+    outages: [Outage; 2],
     /// The signal that ends it.
     stopping: Option<&'static str>,
 }
@@ -228,6 +233,7 @@ impl Server {
             control: Control::default(),
             bus,
             bus_pending: true,
+            reload_errors: Vec::new(),
             bus_broken: None,
             conns: Slab::new(),
             held: 0,
@@ -243,7 +249,7 @@ impl Server {
             answers: Vec::new(),
             timers: Timers::default(),
             backpressure: Backpressure::default(),
-            shortage: Shortage::default(),
+            next_shed: Time::default(),
             dirty: VecDeque::new(),
             unread: VecDeque::new(),
             ended: Vec::new(),
@@ -255,11 +261,13 @@ impl Server {
             checks_fail: None,
             php_time: Duration::ZERO,
             bursts: Bursts::default(),
-            outage: Outage::default(),
+            trim: Trim::default(),
+            outages: <[Outage; 2]>::default(),
             stopping: None,
             settings,
         };
         server.access.set_reuse(server.settings.verdict_reuse.value);
+        server.limit_handshakes();
         server.apply_to_hub();
         server
     }
@@ -309,6 +317,7 @@ impl Server {
         self.carry_out();
         self.flush();
         self.free();
+        self.trim.update(self.now, self.accounted());
         self.timeout()
     }
 
@@ -374,6 +383,8 @@ impl Server {
             self.workers.next_deadline(),
             self.pool.next_deadline(),
             self.accepting.paused_until(),
+            self.accepting.next_deadline(),
+            self.trim.next_due(),
             self.control.next_deadline(),
             self.next_bus_look(),
             self.next_self_check(),
@@ -437,6 +448,8 @@ impl Server {
         self.access.expire(self.now);
         self.control.expire(self.now);
         self.expire_conns();
+        self.expire_handshakes();
+        self.trim_if_due();
         self.guard_bus();
         self.look_if_due();
         self.self_check_if_due();
@@ -466,9 +479,7 @@ impl Server {
             self.reap_orphans();
         }
         if reload {
-            self.systemd.reloading();
             self.reload();
-            self.tell_reloaded();
         }
         self.stopping = self.stopping.or(stop_signal);
     }
@@ -496,7 +507,13 @@ impl Server {
     fn apply_to_hub(&mut self) {
         logging::set_debug(self.settings.debug.value);
         self.hub.set_log(self.settings.debug.value);
-        self.hub.set_review_interval(self.settings.review_interval.value);
+        let interval = self.settings.review_interval.value;
+        if self.hub.set_review_interval(self.now, interval) {
+            let ids: Vec<ConnId> = self.conns.iter().map(|(_, conn)| conn.id).collect();
+            for id in ids {
+                self.arm(id);
+            }
+        }
     }
 }
 

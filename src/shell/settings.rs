@@ -22,6 +22,7 @@ use log::{info, warn};
 use super::espocrm::Facts;
 use super::fatal::{Fatal, Result};
 use crate::core::category::{Access, Categories};
+use crate::core::entity_types::EntityTypes;
 use crate::core::limits;
 use crate::core::network::Network;
 use crate::core::origin::Origin;
@@ -81,6 +82,8 @@ pub struct Settings {
     pub version: Version,
     /// EspoCRM's topics.
     pub categories: Categories,
+    /// EspoCRM's entity types.
+    pub entity_types: EntityTypes,
     /// What EspoCRM is set to that keeps its messages from coming here.
     pub misdirected: Option<String>,
 }
@@ -228,6 +231,7 @@ impl Settings {
             enabled: facts.is_true("useWebSocket"),
             version: facts.version.clone(),
             categories: facts.categories.clone(),
+            entity_types: facts.entity_types.clone(),
             misdirected: None,
         };
         settings.misdirected = misdirected(facts, &settings.zeromq.value);

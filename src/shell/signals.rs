@@ -5,8 +5,14 @@ use std::io;
 use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
+use super::sys;
+
 /// From its making on no signal ends the process by itself.
-pub struct Signals(signal_hook_mio::v1_0::Signals);
+pub struct Signals {
+    signals: signal_hook_mio::v1_0::Signals,
+    /// `SIGHUP` does not reload, but stops.
+    hangup_stops: bool,
+}
 
 /// What has come since the last time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,13 +33,31 @@ impl Signals {
     /// # Errors
     /// If the kernel refuses.
     pub fn new() -> io::Result<Self> {
-        signal_hook_mio::v1_0::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD]).map(Self)
+        Self::of(&[SIGTERM, SIGINT, SIGHUP, SIGCHLD], false)
+    }
+
+    /// Takes them over for a program without anything to reload: `SIGHUP`, which the kernel sends when
+    /// the terminal is closed, stops it. It stays ignored if the program was started by `nohup(1)`.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn of_terminal() -> io::Result<Self> {
+        if sys::ignores(SIGHUP) {
+            Self::of(&[SIGTERM, SIGINT, SIGCHLD], true)
+        } else {
+            Self::of(&[SIGTERM, SIGINT, SIGHUP, SIGCHLD], true)
+        }
+    }
+
+    fn of(signals: &[i32], hangup_stops: bool) -> io::Result<Self> {
+        let signals = signal_hook_mio::v1_0::Signals::new(signals)?;
+        Ok(Self { signals, hangup_stops })
     }
 
     /// None ever come.
     #[cfg(test)]
     pub(crate) fn none() -> io::Result<Self> {
-        signal_hook_mio::v1_0::Signals::new([0_i32; 0]).map(Self)
+        Self::of(&[], false)
     }
 
     /// Has `token` reported when there is one.
@@ -41,19 +65,23 @@ impl Signals {
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.0, token, Interest::READABLE)
+        registry.register(&mut self.signals, token, Interest::READABLE)
     }
 
     /// What has come since the last call.
     pub fn take(&mut self) -> Pending {
         let mut pending = Pending::default();
-        for signal in self.0.pending() {
+        for signal in self.signals.pending() {
             match signal {
                 SIGCHLD => pending.child = true,
-                SIGHUP => pending.reload = true,
+                SIGHUP if !self.hangup_stops => pending.reload = true,
                 other => {
                     pending.stop = true;
-                    pending.stop_signal = Some(if other == SIGINT { "SIGINT" } else { "SIGTERM" });
+                    pending.stop_signal = Some(match other {
+                        SIGINT => "SIGINT",
+                        SIGHUP => "SIGHUP",
+                        _ => "SIGTERM",
+                    });
                 }
             }
         }

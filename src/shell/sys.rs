@@ -174,10 +174,89 @@ pub fn peer_user(socket: RawFd) -> io::Result<u32> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(peer.uid) }
 }
 
+/// Whether this process ignores a signal, as one does that `nohup(1)` has started.
+#[must_use]
+pub fn ignores(signal: i32) -> bool {
+    // SAFETY: `sigaction` is plain data, for which zeroes are valid, and it outlives the call, which only
+    // writes to it.
+    let (failed, action) = unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        (libc::sigaction(signal, std::ptr::null(), &raw mut action), action)
+    };
+    failed == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Whether this runs as root.
 #[must_use]
 pub fn is_root() -> bool {
     user() == 0
+}
+
+/// Columns and lines of the terminal at a descriptor; nothing if it is none, or its size is unknown.
+#[must_use]
+pub fn terminal_size(terminal: RawFd) -> Option<(usize, usize)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes a winsize to the struct that it is given.
+    let done = unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ, &raw mut size) };
+    let is_known = done == 0 && size.ws_row > 0 && size.ws_col > 0;
+    is_known.then(|| (size.ws_col.into(), size.ws_row.into()))
+}
+
+/// A terminal that passes keys on at once and does not echo them. Its previous mode is restored on drop.
+pub struct KeyMode {
+    terminal: RawFd,
+    before: libc::termios,
+}
+
+impl KeyMode {
+    /// Changes the mode of the terminal at a descriptor; nothing if it is none, or if this process is not
+    /// in its foreground: it would be stopped. Ctrl-C still sends `SIGINT`.
+    #[must_use]
+    pub fn begin(terminal: RawFd) -> Option<Self> {
+        // SAFETY: both have only numbers as arguments and results.
+        if unsafe { libc::tcgetpgrp(terminal) != libc::getpgrp() } {
+            return None;
+        }
+        // SAFETY: zeros are a valid termios; tcgetattr(3) writes to the struct that it is given.
+        let before = unsafe {
+            let mut mode: libc::termios = std::mem::zeroed();
+            (libc::tcgetattr(terminal, &raw mut mode) == 0).then_some(mode)?
+        };
+        let mut mode = before;
+        mode.c_lflag &= !(libc::ICANON | libc::ECHO);
+        // A read returns what there is, and does not wait.
+        for index in [libc::VMIN, libc::VTIME] {
+            if let Some(value) = mode.c_cc.get_mut(index) {
+                *value = 0;
+            }
+        }
+        set_mode(terminal, &mode).then_some(Self { terminal, before })
+    }
+}
+
+impl Drop for KeyMode {
+    fn drop(&mut self) {
+        set_mode(self.terminal, &self.before);
+    }
+}
+
+fn set_mode(terminal: RawFd, mode: &libc::termios) -> bool {
+    // SAFETY: it reads the struct that it is given.
+    unsafe { libc::tcsetattr(terminal, libc::TCSANOW, mode) == 0 }
+}
+
+/// Sends `SIGHUP` to a process.
+///
+/// # Errors
+/// If there is none of this number, or this user may not.
+pub fn hang_up(process: u32) -> io::Result<()> {
+    let process = libc::pid_t::try_from(process).ok().filter(|process| *process > 0);
+    let process = process.ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: kill(2) has only numbers as arguments.
+    match unsafe { libc::kill(process, libc::SIGHUP) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Kills a child and whatever it has started; it must lead its process group.
@@ -329,6 +408,17 @@ pub fn run_as(command: &mut Command, user: u32, group: u32, groups: &[u32]) {
             if done { Ok(()) } else { Err(io::Error::last_os_error()) }
         });
     }
+}
+
+/// Sets the supplementary groups of this thread. This is the system call itself: the function of the C
+/// library changes all threads.
+///
+/// # Errors
+/// Those of `setgroups(2)`.
+pub fn set_thread_groups(groups: &[libc::gid_t]) -> io::Result<()> {
+    // SAFETY: it only reads the groups that it is given.
+    let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Has the kernel end this process before others when memory runs out: a check can be repeated.

@@ -17,6 +17,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ServerConfig, ServerConnection};
 
 use super::clock;
+use super::espocrm::Identity;
 use super::fatal::{Fatal, Result};
 use super::regular_file;
 use super::settings::TlsFiles;
@@ -43,14 +44,15 @@ const MAX_ITERATIONS: u32 = 1_000_000;
 const MAX_SCRYPT: u64 = 64 * 1024 * 1024;
 
 impl Acceptor {
-    /// Reads certificate and key; relative names count from EspoCRM's `root`.
+    /// Reads certificate and key; relative names count from EspoCRM's `root`. EspoCRM's configuration
+    /// names them, so that they are read with the permissions of its user.
     ///
     /// # Errors
     /// If they cannot be read, understood or decrypted, or do not belong together: which file, by
     /// which parameter, and what to do.
-    pub fn load(root: &Path, files: &TlsFiles) -> Result<Self> {
+    pub fn load(root: &Path, files: &TlsFiles, identity: &Identity) -> Result<Self> {
         let path = root.join(&files.certificate);
-        let pem = read(&path, CERTIFICATE)?;
+        let pem = read(&path, CERTIFICATE, identity)?;
         let chain =
             CertificateDer::pem_slice_iter(&pem).collect::<std::result::Result<Vec<_>, _>>();
         let chain = chain.map_err(|error| trouble(&path, CERTIFICATE, &format!("{error:?}")))?;
@@ -61,7 +63,7 @@ impl Acceptor {
             None => private_key(&path, CERTIFICATE, &pem, files.passphrase.as_deref())?,
             Some(key) => {
                 let path = root.join(key);
-                private_key(&path, KEY, &read(&path, KEY)?, files.passphrase.as_deref())?
+                private_key(&path, KEY, &read(&path, KEY, identity)?, files.passphrase.as_deref())?
             }
         };
         let end = chain.first().and_then(|certificate| validity::end(certificate));
@@ -119,9 +121,18 @@ fn config(
     Ok(config)
 }
 
-fn read(path: &Path, parameter: &str) -> Result<Vec<u8>> {
-    regular_file::read(path).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => trouble(path, parameter, "this user may not read it"),
+fn read(path: &Path, parameter: &str, identity: &Identity) -> Result<Vec<u8>> {
+    let content = identity.with_files(|| regular_file::read(path)).and_then(|content| content);
+    content.map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => trouble(
+            path,
+            parameter,
+            &format!(
+                "user {} has no permission to read it or to search its directory. Copy it for that \
+                 user (with Let's Encrypt a deploy hook does that: see docs/install.md)",
+                identity.name()
+            ),
+        ),
         _ => trouble(path, parameter, &error.to_string()),
     })
 }

@@ -394,7 +394,16 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
     let php = standin.php("php", look);
     let ours = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"];
     let mut command = crate::support::command();
-    command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
+    command.args([
+        "run",
+        "--control",
+        "off",
+        "--config",
+        "/dev/null",
+        "--listen",
+        "127.0.0.1",
+        "--debug",
+    ]);
     command
         .arg("--no-worker")
         .arg("--php")
@@ -453,7 +462,9 @@ fn php_that_is_asked_for_the_settings_at_the_start_ends_with_the_daemon() {
     let standin = Standin::new();
     standin.set("probe-failure", "hang");
     let mut command = crate::support::command();
-    command.args(["run", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
+    command
+        .args(["run", "--control", "off", "--config", "/dev/null", "--espocrm"])
+        .arg(standin.path());
     let mut process = command.spawn().unwrap();
     let mut children = Vec::new();
     eventually("the probe hangs", || {

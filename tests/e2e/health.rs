@@ -1,9 +1,12 @@
 //! `espocrm-websocket health`, by which a container finds out whether its daemon serves.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Output;
 
 use crate::support::{Daemon, Standin, command, run};
+use crate::tls::authority::{Authority, EC};
+use crate::tls::secure;
 
 fn health(standin: &Standin, flags: &[&str]) -> Output {
     let mut health = command();
@@ -47,7 +50,6 @@ fn where_nobody_or_somebody_else_serves_is_told() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let other = std::thread::spawn(move || {
-        use std::io::Write;
         let (mut tcp, _) = listener.accept().unwrap();
         tcp.write_all(b"HTTP/1.1 418 teapot\r\n\r\n").unwrap();
     });
@@ -60,4 +62,40 @@ fn where_nobody_or_somebody_else_serves_is_told() {
     let said = String::from_utf8_lossy(&told.stderr);
     assert!(said.contains(&format!("Nothing is served at {address}")), "{said}");
     assert_eq!(told.status.code(), Some(1));
+}
+
+#[test]
+fn through_the_daemons_own_tls_a_websocket_is_opened() {
+    let authority = Authority::new();
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    let daemon = Daemon::start(&standin);
+    expect_good(&of(&daemon, &standin, &[]));
+    drop(daemon);
+    let proxied = ["--trusted-proxy", "127.0.0.1", "--proxy-protocol"];
+    let daemon = Daemon::start_with(&standin, &proxied);
+    expect_good(&of(&daemon, &standin, &proxied));
+    assert_eq!(standin.runs(), Vec::<String>::new());
+}
+
+#[test]
+fn with_tls_the_daemon_must_do_more_than_answer() {
+    let authority = Authority::new();
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    // An alert, as any TLS server answers to what is not TLS; and nothing.
+    for answer in [&[21, 3, 3, 0, 2, 2, 40][..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b""] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let other = std::thread::spawn(move || {
+            let (mut tcp, _) = listener.accept().unwrap();
+            let _ = tcp.read(&mut [0; 512]);
+            tcp.write_all(answer).unwrap();
+        });
+        let output = health(&standin, &["--listen", &address]);
+        other.join().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(&address), "{said}");
+        assert_eq!(output.status.code(), Some(1));
+    }
 }

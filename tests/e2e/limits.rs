@@ -1,6 +1,7 @@
 //! What one client, one address or one user may take from the others: nothing that they notice.
 
 mod clients;
+mod crowds;
 mod memory;
 mod origins;
 mod proxies;

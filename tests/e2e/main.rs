@@ -17,6 +17,7 @@ mod browser;
 mod checks;
 mod contract;
 mod doctor;
+mod entity_types;
 mod health;
 mod hostile;
 mod identity;

@@ -1,6 +1,7 @@
 //! Metrics, as a real Prometheus reads them; dashboard, alerts and documentation know no others.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -169,6 +170,15 @@ impl Prometheus {
         results.iter().map(value).collect()
     }
 
+    /// The series that an expression yields now. Anything but a successful evaluation fails.
+    fn evaluate(&self, expression: &str) -> Vec<Value> {
+        let body = self.get(&format!("/api/v1/query?query={}", encoded(expression)));
+        let body = body.unwrap_or_else(|| panic!("not evaluated: {expression}"));
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(answer["status"], "success", "{expression}: {body}");
+        answer["data"]["result"].as_array().unwrap().clone()
+    }
+
     /// Nothing while it does not listen.
     fn get(&self, target: &str) -> Option<String> {
         use std::io::Read;
@@ -221,6 +231,104 @@ fn a_real_prometheus_reads_what_has_happened() {
     assert!((0.0..600.0).contains(&started[0].1), "{started:?}");
     daemon.stop("TERM");
     prometheus.expect("up", &[("", 0.0)]);
+}
+
+fn encoded(expression: &str) -> String {
+    expression.bytes().fold(String::new(), |mut text, byte| {
+        write!(text, "%{byte:02X}").unwrap();
+        text
+    })
+}
+
+/// Whether one of these series has a number.
+fn has_a_number(series: &[Value]) -> bool {
+    let value = |it: &Value| it["value"][1].as_str().and_then(|text| text.parse::<f64>().ok());
+    series.iter().filter_map(value).any(f64::is_finite)
+}
+
+/// Each query of the dashboard with its legend, as Grafana sends it for this job.
+fn queries_of_the_dashboard() -> Vec<(String, String)> {
+    let dashboard: Value =
+        serde_json::from_slice(&fs::read(docs("grafana.json")).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.filter_map(|panel| panel["targets"].as_array()).flatten();
+    let query = |target: &Value| {
+        let expression = target["expr"].as_str().unwrap().replace("$job", "espocrm-websocket");
+        let expression = expression.replace("$__rate_interval", "15s");
+        assert!(!expression.contains('$'), "{expression}");
+        (expression, target["legendFormat"].as_str().unwrap_or_default().to_owned())
+    };
+    targets.map(query).collect()
+}
+
+/// What an alert compares, without the comparison.
+fn compared(expression: &str) -> &str {
+    let end = expression.rfind([' ']).unwrap();
+    let expression = expression[..end].trim_end();
+    expression.strip_suffix("==").or(expression.strip_suffix('>')).unwrap().trim_end()
+}
+
+#[test]
+fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
+    let standin = Standin::new();
+    let port = Port::reserve();
+    let (daemon, mut alice) = used(&standin, port.address());
+    let prometheus = Prometheus::start(port.address());
+    prometheus.expect("up", &[("", 1.0)]);
+    let pusher = Pusher::connect(&daemon.zeromq);
+    for number in 0..130 {
+        alice.subscribe(&format!("newNotification.{number}"));
+    }
+    let mut number = 130;
+    // Rates are those of the last seconds: something has to happen all the time.
+    let mut stir = || {
+        Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
+        Client::tcp(daemon.address).send(b"GET / HTTP/1.1\r\n\r\n");
+        pusher.send(&json!({"topicId": "newNotification", "userId": "bob"}));
+        pusher.send_bytes(b"{}");
+        alice.subscribe(&format!("newNotification.{number}"));
+        number += 1;
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    };
+    let mut expect_a_number = |expression: &str, legend: &str| {
+        let mut series = Vec::new();
+        eventually(&format!("{expression} has a number"), || {
+            stir();
+            series = prometheus.evaluate(expression);
+            has_a_number(&series)
+        });
+        let labels = legend.split("{{").skip(1).map(|it| it.split("}}").next().unwrap());
+        for label in labels {
+            assert!(
+                series.iter().all(|it| it["metric"][label].is_string()),
+                "{legend}: {series:?}"
+            );
+        }
+    };
+
+    let queries = queries_of_the_dashboard();
+    assert!(queries.len() > 30, "{queries:?}");
+    for (expression, legend) in queries {
+        if expression.contains("accept_failures") {
+            // There are none: only whether it can be evaluated.
+            prometheus.evaluate(&expression);
+        } else {
+            expect_a_number(&expression, &legend);
+        }
+    }
+    let rules = prometheus.get("/api/v1/rules").unwrap();
+    let rules: Value = serde_json::from_str(&rules).unwrap();
+    let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap();
+    assert_eq!(rules.len(), 7);
+    for rule in rules {
+        let expression = rule["query"].as_str().unwrap();
+        prometheus.evaluate(expression);
+        expect_a_number(compared(expression), "");
+    }
+    // By which the dashboard finds its jobs.
+    let jobs = prometheus.get("/api/v1/label/job/values?match[]=espocrm_websocket_healthy");
+    let jobs: Value = serde_json::from_str(&jobs.unwrap()).unwrap();
+    assert_eq!(jobs["data"], json!(["espocrm-websocket"]));
 }
 
 #[test]

@@ -289,7 +289,9 @@ fn a_cgi_binary_is_refused_at_the_start() {
     for flag in [true, false] {
         let mut standin = Standin::new();
         let mut command = command();
-        command.args(["run", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
+        command
+            .args(["run", "--control", "off", "--config", "/dev/null", "--espocrm"])
+            .arg(standin.path());
         if flag {
             command.args(["--php", &php_cgi()]);
         } else {

@@ -1,8 +1,9 @@
-//! The control socket, and the commands that ask at it: `status`, `kick`, `send`, `tail`.
+//! The control socket, and the commands that ask at it: `status`, `kick`, `send`, `tail`, `reload`.
 
 mod healthz;
 mod hostile;
 mod numbers;
 mod orders;
+mod reload;
 mod screen;
 mod socket;

@@ -4,6 +4,7 @@ pub mod authority;
 mod files;
 mod introduced;
 mod keys;
+mod letsencrypt;
 mod renewing;
 mod traffic;
 

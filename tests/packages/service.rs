@@ -3,17 +3,20 @@
 use std::collections::BTreeSet;
 
 use crate::container::Release;
-use crate::package::{CONFIG, installed};
-use crate::standin::PORT;
+use crate::package::{CONFIG, DROP_IN, installed};
+use crate::standin::{self, PORT};
 use crate::support::{Client, eventually};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
     a_reload_keeps_the_process_and_its_tabs
+    php_of_the_distribution_sends_to_a_tab
     a_broken_setting_does_not_end_what_runs
     a_daemon_that_was_killed_comes_back
     a_daemon_that_is_stuck_is_started_again
     the_journal_has_priorities_and_no_second_time
+    an_error_at_the_start_is_an_error_in_the_journal
+    the_delay_between_restarts_grows_where_systemd_can_do_that
     a_stop_takes_php_with_it
     an_endpoint_that_cannot_be_bound_keeps_the_previous_socket
 }
@@ -23,11 +26,21 @@ fn a_reload_keeps_the_process_and_its_tabs(release: Release) {
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
     container.run(&format!("echo 'max_per_user = 1' >>{CONFIG} && systemctl reload {UNIT}"));
-    // It goes on while systemctl has come back.
-    eventually("the new setting is in force", || Client::attempt(tab::address(PORT)).is_none());
-    container.wait_until_active(UNIT);
+    // systemctl has returned when it is in force.
+    assert!(Client::attempt(tab::address(PORT)).is_none());
+    assert!(container.is_active(UNIT));
     assert_eq!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
+}
+
+fn php_of_the_distribution_sends_to_a_tab(release: Release) {
+    let container = installed(release);
+    let mut tab = tab::open(PORT);
+    // From subscribing on.
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+    let message = standin::notification(2);
+    container.run(&format!("echo '{message}' | php /tests/send.php tcp://127.0.0.1:5555"));
+    tab.expect_event(&message);
 }
 
 fn a_broken_setting_does_not_end_what_runs(release: Release) {
@@ -35,7 +48,7 @@ fn a_broken_setting_does_not_end_what_runs(release: Release) {
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
     container.run(&format!("echo 'no setting' >>{CONFIG}"));
-    container.attempt(&format!("systemctl reload {UNIT}"));
+    container.fail(&format!("systemctl reload {UNIT}"));
     assert_eq!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     // Somebody who restarts it all the same is told why it does not come up.
@@ -97,6 +110,38 @@ fn the_journal_has_priorities_and_no_second_time(release: Release) {
         assert!(!has_year, "{message}");
         assert!(!message.contains("tok-"), "{message}");
     }
+}
+
+fn an_error_at_the_start_is_an_error_in_the_journal(release: Release) {
+    let container = installed(release);
+    let warnings = || container.run(&format!("journalctl --no-pager -p warning -o cat -u {UNIT}"));
+    assert!(!warnings().contains("nonsense"), "{}", warnings());
+    // ExecStartPre= finds it.
+    container.run(&format!("echo 'nonsense = 1' >>{CONFIG}"));
+    container.attempt(&format!("systemctl restart {UNIT}"));
+    eventually("the journal has the error", || warnings().contains("nonsense"));
+    container.run(&format!("sed -i '/^nonsense/d' {CONFIG} && systemctl stop {UNIT}"));
+    // Only ExecStart= finds this.
+    let holder = std::net::TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+    container.attempt(&format!("systemctl start {UNIT}"));
+    let in_use = format!("{PORT}");
+    eventually("the journal has the error", || warnings().contains(&in_use));
+    drop(holder);
+    container.wait_until_active(UNIT);
+}
+
+fn the_delay_between_restarts_grows_where_systemd_can_do_that(release: Release) {
+    let container = installed(release);
+    let drop_in = container.read(DROP_IN);
+    match release {
+        Release::Bookworm => assert!(!drop_in.contains("RestartSteps"), "{drop_in}"),
+        Release::Trixie => {
+            assert_eq!(container.property(UNIT, "RestartSteps"), "6");
+            assert_eq!(container.property(UNIT, "RestartMaxDelayUSec"), "1min");
+        }
+    }
+    let warnings = container.run("journalctl --no-pager -p warning -o cat _PID=1");
+    assert!(!warnings.contains("Unknown key"), "{warnings}");
 }
 
 fn a_stop_takes_php_with_it(release: Release) {

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use crate::container::{Container, Release};
 use crate::package::installed;
-use crate::standin::PORT;
+use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
     a_restart_refuses_nobody
     a_port_below_1024_needs_no_privileges
+    it_cannot_be_started_while_the_service_runs_and_the_documented_order_works
+    each_of_several_services_has_a_socket_of_its_own
 }
 
 const SOCKET: &str = "espocrm-websocket.socket";
@@ -84,4 +86,40 @@ fn a_port_below_1024_needs_no_privileges(release: Release) {
     let status = container.read(&format!("/proc/{pid}/status"));
     assert!(status.lines().any(|line| line == "CapEff:\t0000000000000000"), "{status}");
     assert!(TcpStream::connect(tab::address(PORT)).is_err());
+}
+
+fn it_cannot_be_started_while_the_service_runs_and_the_documented_order_works(release: Release) {
+    let container = installed(release);
+    let pid = container.main_pid(UNIT);
+    container.fail(&format!("systemctl enable --now {SOCKET}"));
+    // The service is not disturbed.
+    assert_eq!(container.main_pid(UNIT), pid);
+    tab::open(PORT);
+    turn_on(&container);
+    tab::open(PORT);
+    // And back, as the unit says.
+    container.run(&format!("systemctl disable --now {SOCKET} 2>&1"));
+    container.run(&format!("systemctl restart {UNIT}"));
+    let mut tab = tab::open(PORT);
+    tab::expect_events(&container, UNIT, &mut tab, 5555);
+}
+
+fn each_of_several_services_has_a_socket_of_its_own(release: Release) {
+    let container = installed(release);
+    standin::add_with(&container, "/srv/second", 8081, 5556);
+    container.run("espocrm-websocket setup --espocrm /srv/second --name second");
+    let (unit, socket) = ("espocrm-websocket@second.service", "espocrm-websocket@second.socket");
+    container.wait_until_active(unit);
+    container.write(
+        &format!("/etc/systemd/system/{socket}.d/port.conf"),
+        "[Socket]\nListenStream=\nListenStream=8082\n",
+    );
+    container.run("systemctl daemon-reload");
+    container.run(&format!("systemctl stop {unit}"));
+    container.run(&format!("systemctl enable --now {socket} 2>&1"));
+    container.run(&format!("systemctl start {unit}"));
+    let mut second = tab::open(8082);
+    tab::expect_events(&container, unit, &mut second, 5556);
+    let mut first = tab::open(PORT);
+    tab::expect_events(&container, UNIT, &mut first, 5555);
 }

@@ -29,6 +29,8 @@ pub struct Conn {
 pub enum Status {
     /// Waits for the login or for the settings.
     Held,
+    /// Waits for room in the queue of checks.
+    Delayed,
     /// Its check has this ticket.
     Waiting(Ticket),
     Granted,
@@ -45,7 +47,7 @@ impl Status {
     pub fn ticket(self) -> Option<Ticket> {
         match self {
             Self::Waiting(ticket) | Self::Reviewing(ticket) => Some(ticket),
-            Self::Held | Self::Granted => None,
+            Self::Held | Self::Delayed | Self::Granted => None,
         }
     }
 }

@@ -21,6 +21,10 @@ impl Seen {
     pub fn expect_everything(&self) {
         for what in [
             "answered",
+            "delayed",
+            "no room for a login",
+            "no room for a review",
+            "resumed",
             "no longer granted",
             "reviewed",
             "revoked",

@@ -1,6 +1,7 @@
 use super::Urgency::{Authentication, Review, Subscription};
 use super::*;
 use crate::core::id::ConnId;
+use crate::core::limits::MAX_WAITING_CHECKS;
 use crate::core::verdict::Failure;
 
 const NOW: Time = Time::from_millis(0);
@@ -9,9 +10,9 @@ fn ticket(conn: u32, serial: u32) -> Ticket {
     Ticket { conn: ConnId::new(conn, conn), serial }
 }
 
-/// One of many users.
-fn check_of(number: u32, name: &str) -> Check {
-    Check::topic(&format!("u{}", number % 100), Box::new([name.into()]))
+/// Of a user who has no other.
+fn check_of_one(number: u32) -> Check {
+    Check::topic(&format!("one{number}"), Box::new([number.to_string().into()]))
 }
 
 fn check(name: &str) -> Check {
@@ -162,16 +163,33 @@ fn a_subscription_that_joins_a_review_that_runs_is_tried_again() {
 }
 
 #[test]
-fn reviews_leave_room_for_those_who_wait() {
-    let mut access = Access::new(0);
-    for number in 0..MAX_WAITING_REVIEWS as u32 {
-        access.request(NOW, ticket(number, 1), check_of(number, "a"), Review).unwrap();
+fn neither_reviews_nor_subscriptions_nor_logins_take_room_from_each_other() {
+    let fill = |access: &mut Access, first: u32, count: usize, urgency| {
+        for number in first..first + count as u32 {
+            let serial = u32::from(urgency != Authentication);
+            access.request(NOW, ticket(number, serial), check_of_one(number), urgency).unwrap();
+        }
+        let serial = if urgency == Authentication { 0 } else { 7 };
+        let one_more = access.request(NOW, ticket(99_999, serial), check_of_one(99_999), urgency);
+        assert_eq!(one_more, Err(QueueFull::ForAll));
+    };
+    let kinds = [
+        (Subscription, MAX_WAITING_SUBSCRIPTIONS),
+        (Review, MAX_WAITING_REVIEWS),
+        (Authentication, MAX_WAITING_LOGINS),
+    ];
+    for turn in 0..kinds.len() {
+        let mut access = Access::new(0);
+        let mut first = 0;
+        for step in 0..kinds.len() {
+            let (urgency, count) = kinds[(turn + step) % kinds.len()];
+            assert!(!access.is_crowded() || (turn + step) % kinds.len() < 2);
+            fill(&mut access, first, count, urgency);
+            first += count as u32;
+        }
+        assert_eq!(access.waiting(), MAX_WAITING_CHECKS);
+        assert!(access.is_crowded());
     }
-    assert_eq!(access.request(NOW, ticket(0, 2), check("a"), Review), Err(QueueFull::ForAll));
-    access.request(NOW, ticket(0, 2), check("a"), Subscription).unwrap();
-    access.cancel(ticket(1, 1));
-    access.cancel(ticket(2, 1));
-    access.request(NOW, ticket(1, 2), check("a"), Review).unwrap();
 }
 
 #[test]
@@ -258,42 +276,57 @@ fn paused_nothing_starts() {
 #[test]
 fn the_queue_is_bounded_whatever_is_cancelled() {
     let mut access = Access::new(0);
-    for number in 0..MAX_WAITING_CHECKS as u32 {
-        let check = check_of(number, &number.to_string());
-        access.request(NOW, ticket(number, 1), check, Subscription).unwrap();
+    let count = MAX_WAITING_SUBSCRIPTIONS as u32;
+    for number in 0..count {
+        access.request(NOW, ticket(number, 1), check_of_one(number), Subscription).unwrap();
     }
-    assert!(access.is_crowded());
-    assert_eq!(access.request(NOW, ticket(0, 2), check("x"), Subscription), Err(QueueFull::ForAll));
+    assert_eq!(
+        access.request(NOW, ticket(0, 2), check_of_one(count), Subscription),
+        Err(QueueFull::ForAll)
+    );
     for round in 0..100_000 {
-        let number = round % MAX_WAITING_CHECKS as u32;
+        let number = round % count;
         access.cancel(ticket(number, 1));
-        let check = check_of(number, &number.to_string());
-        access.request(NOW, ticket(number, 1), check, Subscription).unwrap();
+        access.request(NOW, ticket(number, 1), check_of_one(number), Subscription).unwrap();
     }
-    assert_eq!(access.waiting(), MAX_WAITING_CHECKS);
+    assert_eq!(access.waiting(), MAX_WAITING_SUBSCRIPTIONS);
+    for number in 0..count {
+        access.cancel(ticket(number, 1));
+    }
+    assert!(access.is_idle());
 }
 
 #[test]
-fn one_user_cannot_fill_the_queue() {
-    let mut access = Access::new(0);
-    let ask = |access: &mut Access, number: u32| {
-        access.request(NOW, ticket(1, number), check(&number.to_string()), Subscription)
-    };
-    for number in 1..=MAX_WAITING_OF_USER as u32 {
-        assert_eq!(ask(&mut access, number), Ok(false));
+fn users_who_want_all_leave_room_for_others() {
+    for users in [1, 13, 1_000] {
+        let mut access = Access::new(0);
+        let ask = |access: &mut Access, user: u32, number: u32| {
+            let check = Check::topic(&user.to_string(), Box::new([number.to_string().into()]));
+            access.request(NOW, ticket(user, number), check, Subscription)
+        };
+        let mut taken = 0;
+        for number in 1..=1_200 {
+            for user in 0..users {
+                match ask(&mut access, user, number) {
+                    Ok(_) => taken += 1,
+                    Err(full) => assert_eq!(full, QueueFull::ForUser),
+                }
+            }
+        }
+        let most = MAX_WAITING_SUBSCRIPTIONS * users as usize / (SHARE_OF_USER + users as usize);
+        assert!(taken <= most + users as usize, "{users}: {taken}");
+        assert!(access.room(Subscription, "another") > 0);
+        assert_eq!(ask(&mut access, 5_000, 1), Ok(false));
+        // Reviews and logins have their own room.
+        access.request(NOW, ticket(0, 5_000), check("a"), Review).unwrap();
+        let login = Check::authentication("t", "0");
+        access.request(NOW, ticket(9_999, 0), login, Authentication).unwrap();
+        // There is room again for a user who waits for fewer.
+        access.cancel(ticket(0, 1));
+        access.cancel(ticket(0, 2));
+        assert!(access.room(Subscription, "0") > 0);
+        assert_eq!(ask(&mut access, 0, 6_000), Ok(false));
     }
-    assert_eq!(ask(&mut access, 0xffff), Err(QueueFull::ForUser));
-    // Logins are nobody's, and others are not touched.
-    access.request(NOW, ticket(2, 0), Check::authentication("t", "u"), Authentication).unwrap();
-    access.request(NOW, ticket(3, 1), check_of(7, "a"), Subscription).unwrap();
-    access.cancel(ticket(1, 1));
-    assert_eq!(ask(&mut access, 0xffff), Ok(false));
-    for number in (2..=MAX_WAITING_OF_USER as u32).chain([0xffff]) {
-        access.cancel(ticket(1, number));
-    }
-    access.cancel(ticket(2, 0));
-    access.cancel(ticket(3, 1));
-    assert!(access.is_idle());
 }
 
 #[test]

@@ -223,6 +223,22 @@ impl Directory {
         }
     }
 
+    /// Resolves up to `room` of the subscriptions that were delayed.
+    pub fn resume(&mut self, session: &mut Session, mut room: usize) {
+        let mut index = 0;
+        while room > 0
+            && let Some(subscription) = session.subscriptions.get_mut(index)
+        {
+            let mut stays = true;
+            if subscription.state == State::Delayed {
+                subscription.state = State::Held;
+                stays = self.resolve(session, index);
+                room -= 1;
+            }
+            index += usize::from(stays);
+        }
+    }
+
     /// Finds out what has to be asked for a subscription that is held, and asks. False if it is
     /// gone.
     fn resolve(&mut self, session: &mut Session, index: usize) -> bool {

@@ -21,18 +21,34 @@ use crate::core::time::Time;
 pub(super) type Due = NonZero<u32>;
 
 impl Hub {
-    /// Sets how long after a review of a user the next one is due; zero is never. If that is a
-    /// change, the next ones are spread anew.
-    pub fn set_review_interval(&mut self, interval: Duration) {
-        if std::mem::replace(&mut self.review_interval, interval) != interval {
-            for session in self.sessions.iter_mut().flatten() {
-                session.next_review = None;
-            }
+    /// Sets how long after a review of a user the next one is due; zero is never. Whether that is a
+    /// change: then the next reviews are spread again, and each connection has another
+    /// [`next_review`](Self::next_review).
+    pub fn set_review_interval(&mut self, now: Time, interval: Duration) -> bool {
+        if std::mem::replace(&mut self.review_interval, interval) == interval {
+            return false;
         }
+        let mut conns = Vec::new();
+        for session in self.sessions.iter_mut().flatten() {
+            session.next_review = None;
+            conns.push(session.conn);
+        }
+        for conn in conns {
+            self.review(now, conn);
+        }
+        true
     }
 
-    /// Has a connection's user reviewed, if that is due. To be called for each connection now and
-    /// then, more often than the interval.
+    /// When [`review`](Self::review) has something to do for a connection.
+    #[must_use]
+    pub fn next_review(&self, conn: ConnId) -> Option<Time> {
+        let session = self.sessions.get(conn.slot())?.as_ref()?;
+        let due = session.next_review.filter(|_| session.conn == conn)?;
+        Some(Time::from_millis(u64::from(due.get()) * 1_000))
+    }
+
+    /// Has a connection's user reviewed, if that is due. To be called when a connection has logged in,
+    /// which plans its first review, and at [`next_review`](Self::next_review).
     pub fn review(&mut self, now: Time, conn: ConnId) {
         let Some(session) = session_mut(&mut self.sessions, conn) else { return };
         if self.review_interval.is_zero() || !session.is_authenticated() {

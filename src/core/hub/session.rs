@@ -17,7 +17,7 @@ pub(super) struct Session {
     /// Held in the directory's tokens.
     pub token: Key,
     pub login: Login,
-    /// None before it was looked at first.
+    /// None before it is planned.
     pub next_review: Option<Due>,
     /// The serial number of the latest check.
     serial: u32,
@@ -50,6 +50,8 @@ pub(super) struct Subscription {
 pub(super) enum State {
     /// It waits for the authentication, or for EspoCRM's settings.
     Held,
+    /// It waits for room in the queue of checks.
+    Delayed,
     /// It waits for the verdict of the check with this serial number.
     Checking(u32),
     /// Events are delivered.
@@ -91,6 +93,14 @@ impl Session {
 
     pub fn find(&self, topic: Key) -> Option<usize> {
         self.subscriptions.iter().position(|subscription| subscription.topic == topic)
+    }
+
+    /// The check with this serial number is not made for now.
+    pub fn delay(&mut self, serial: u32) {
+        let mut all = self.subscriptions.iter_mut();
+        if let Some(it) = all.find(|it| it.state == State::Checking(serial)) {
+            it.state = State::Delayed;
+        }
     }
 
     pub fn may_see(&self, topic: Key) -> bool {

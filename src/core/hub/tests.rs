@@ -1,5 +1,6 @@
 //! What the hub does with single messages; the simulation does it with all of them at once.
 
+mod delayed;
 mod reviews;
 
 use serde_json::json;

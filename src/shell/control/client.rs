@@ -31,6 +31,9 @@ pub struct Target {
 /// A daemon that takes longer has other troubles.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// In the error about a control socket at which nothing listens.
+pub const NOT_RUNNING: &str = "is it running?";
+
 /// Bytes of an answer's head.
 const MAX_HEAD: u64 = 16 * 1024;
 
@@ -98,12 +101,27 @@ impl Client {
         self.whole("POST", target, body)
     }
 
+    /// The same for a response that may take longer than usual.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is an error.
+    pub fn post_within(&self, target: &str, patience: Duration) -> Result<Vec<u8>> {
+        self.whole_within("POST", target, b"", patience)
+    }
+
+    /// Whether something accepts connections at the control socket, or this user may not connect.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        let missing = [ErrorKind::NotFound, ErrorKind::ConnectionRefused];
+        !UnixStream::connect(&self.path).is_err_and(|error| missing.contains(&error.kind()))
+    }
+
     /// The lines that a `GET` of this target goes on to tell, for as long as the daemon runs.
     ///
     /// # Errors
     /// If there is no answer, or it is an error.
     pub fn lines(&self, target: &str) -> Result<impl Iterator<Item = io::Result<String>> + use<>> {
-        let (reader, _) = self.ask("GET", target, b"")?;
+        let (reader, _) = self.ask("GET", target, b"", PATIENCE)?;
         // The next one may take long.
         let endless = reader.get_ref().set_read_timeout(None);
         endless.map_err(|error| self.trouble(&error))?;
@@ -119,14 +137,24 @@ impl Client {
         target: &str,
         patience: Duration,
     ) -> Result<io::Lines<BufReader<UnixStream>>> {
-        let (reader, _) = self.ask("GET", target, b"")?;
+        let (reader, _) = self.ask("GET", target, b"", PATIENCE)?;
         let limited = reader.get_ref().set_read_timeout(Some(patience));
         limited.map_err(|error| self.trouble(&error))?;
         Ok(reader.lines())
     }
 
     fn whole(&self, method: &str, target: &str, body: &[u8]) -> Result<Vec<u8>> {
-        let (mut reader, length) = self.ask(method, target, body)?;
+        self.whole_within(method, target, body, PATIENCE)
+    }
+
+    fn whole_within(
+        &self,
+        method: &str,
+        target: &str,
+        body: &[u8],
+        patience: Duration,
+    ) -> Result<Vec<u8>> {
+        let (mut reader, length) = self.ask(method, target, body, patience)?;
         let mut answer = Vec::new();
         reader.read_to_end(&mut answer).map_err(|error| self.trouble(&error))?;
         if length.is_some_and(|length| length != answer.len()) {
@@ -141,10 +169,11 @@ impl Client {
         method: &str,
         target: &str,
         body: &[u8],
+        patience: Duration,
     ) -> Result<(BufReader<UnixStream>, Option<usize>)> {
         let exchange = || {
             let mut stream = UnixStream::connect(&self.path)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(patience))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             let length = body.len();
             let head = format!(
@@ -188,7 +217,7 @@ impl Client {
         let (path, service) = (self.path.display(), &self.service);
         Fatal::new(match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
-                "No daemon answers at {path}: is it running? See systemctl status {service}. If its \
+                "No daemon answers at {path}: {NOT_RUNNING} See systemctl status {service}. If its \
                  control socket is elsewhere, name it by --control PATH."
             ),
             ErrorKind::PermissionDenied | ErrorKind::ConnectionReset => format!(

@@ -24,6 +24,8 @@ pub enum Stage {
     Asking,
     /// The answer is being written.
     Answered,
+    /// The answer follows when a reload has ended.
+    Reloading,
     /// Messages are shown as they pass.
     Watching,
     /// All is written; the end is awaited, so that it is read before.
@@ -116,7 +118,9 @@ impl Peer {
         loop {
             let length = match self.stream.read(&mut buffer) {
                 // Who asks and says nothing more may still listen, but one who watches is gone.
-                Ok(0) if self.stage == Stage::Answered => return Ok(None),
+                Ok(0) if matches!(self.stage, Stage::Answered | Stage::Reloading) => {
+                    return Ok(None);
+                }
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -154,6 +158,12 @@ impl Peer {
     pub fn answer(&mut self, response: &str) {
         self.stage = Stage::Answered;
         self.output.extend_from_slice(response.as_bytes());
+    }
+
+    /// The answer follows later; until then nothing is written.
+    pub fn wait_for_reload(&mut self, deadline: Time) {
+        self.stage = Stage::Reloading;
+        self.deadline = Some(deadline);
     }
 
     pub fn watch(&mut self) {

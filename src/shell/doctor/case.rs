@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::pages::{self, Internal};
 use super::php::{self, About};
 use super::report::{Finding, Report};
 use super::{Doctor, Stop};
@@ -9,7 +10,7 @@ use crate::core::category::{Access, Categories};
 use crate::core::version::Version;
 use crate::shell::espocrm::{Facts, Installation};
 use crate::shell::fatal::{Fatal, Result};
-use crate::shell::settings::{Layers, Settings};
+use crate::shell::settings::{DEFAULT_FILE, Layers, Settings};
 use crate::shell::setup::{Files, Service, espocrms};
 use crate::shell::shell_word::shell_word;
 
@@ -21,6 +22,10 @@ pub struct Case {
     pub settings: Settings,
     /// Whom its PHP is run as.
     pub user: String,
+    /// Parameters that pages need and do not receive.
+    pub internal: Vec<Internal>,
+    /// The configuration file.
+    pub config: PathBuf,
 }
 
 /// The first and the last version that this daemon was tried with.
@@ -112,7 +117,11 @@ impl Case {
                 report.add(sound(&settings.categories));
                 report.add(version(&facts.version));
                 report.add(enabled(settings.enabled));
-                Some(Self { espocrm, about, facts, settings, user })
+                let internal = pages::internal(&espocrm, stop);
+                report.add(pages::judge(&facts, &internal));
+                let internal = internal.unwrap_or_default();
+                let config = layers.file_name().unwrap_or(Path::new(DEFAULT_FILE)).to_owned();
+                Some(Self { espocrm, about, facts, settings, user, internal, config })
             }
             Err(error) => {
                 let found = "EspoCRM's settings make no sense";
@@ -126,12 +135,13 @@ impl Case {
 
 /// What is not looked at after so many of the first steps.
 fn skip(report: &mut Report, done: usize, because: &str) {
-    const STEPS: [(&str, &str); 5] = [
+    const STEPS: [(&str, &str); 6] = [
         ("espocrm", "EspoCRM"),
         ("php", "PHP"),
         ("espocrm-settings", "EspoCRM's settings"),
         ("version", "EspoCRM's version"),
         ("enabled", "useWebSocket"),
+        ("pages", "What EspoCRM's pages receive"),
     ];
     report.skip(STEPS.get(done..).unwrap_or_default(), because);
 }

@@ -1,6 +1,6 @@
 //! The daemon that is to serve: whether it answers, and what it says of itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::Doctor;
 use super::case::Case;
 use super::listening::Port;
 use super::report::Finding;
-use crate::shell::control::client::{Client, Target};
+use crate::shell::control::client::{Client, NOT_RUNNING, Target};
 use crate::shell::fatal::{Fatal, Result};
 use crate::shell::health;
 use crate::shell::settings::ControlAt;
@@ -33,17 +33,33 @@ pub struct Control {
 }
 
 /// Whether it answers as browsers find it.
-pub fn answers(case: &Case, port: &Port, service: &str) -> Finding {
-    judge(health::look(&case.settings), port, service)
+pub fn answers(case: &Case, port: &Port, service: &str, can_start: bool) -> Finding {
+    judge(health::look(&case.espocrm, &case.settings), port, service, can_start)
 }
 
-fn judge(answer: Result<()>, port: &Port, service: &str) -> Finding {
+fn another() -> Finding {
+    Finding::bad(
+        "daemon",
+        "The daemon that answers serves another EspoCRM",
+        "Each EspoCRM needs a port of its own: see above.",
+    )
+}
+
+fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Finding {
     const STEP: &str = "daemon";
     let error = match answer {
+        Ok(()) if port.is_siblings() => return another(),
         Ok(()) => return Finding::good(STEP, "The daemon answers, and closes what has no token"),
         Err(error) => error,
     };
     let log = format!("journalctl -n 50 -u {service}");
+    if port.is_free() && !can_start {
+        return Finding::bad(
+            STEP,
+            "The daemon does not run: nobody listens at its port",
+            "It cannot start as long as TLS fails: see above.",
+        );
+    }
     if port.is_free() {
         return Finding::bad(
             STEP,
@@ -53,6 +69,9 @@ fn judge(answer: Result<()>, port: &Port, service: &str) -> Finding {
                  which makes it a service."
             ),
         );
+    }
+    if port.is_siblings() {
+        return another();
     }
     if port.is_ours() {
         return Finding::bad(
@@ -68,29 +87,48 @@ fn judge(answer: Result<()>, port: &Port, service: &str) -> Finding {
     )
 }
 
-/// What it says at its control socket.
-pub fn ask(
-    doctor: &Doctor,
+/// Asks it at its control socket.
+///
+/// # Errors
+/// Why that is not possible.
+pub fn ask(doctor: &Doctor, case: &Case) -> Result<Control> {
+    let client = client(doctor, case)?;
+    let said = Said::of(&client.get("/status")?);
+    Ok(Control { client, said })
+}
+
+impl Control {
+    /// Its process, if it serves this EspoCRM.
+    pub fn pid(&self, case: &Case) -> Option<u32> {
+        self.said.pid.filter(|_| Path::new(&self.said.root) == case.espocrm.root())
+    }
+}
+
+/// `holder`: the daemon that holds the port for browsers.
+pub fn judge_control(
+    asked: &Result<Control>,
     case: &Case,
     serves: bool,
     holder: Option<u32>,
-) -> (Option<Control>, Finding) {
+) -> Finding {
     const STEP: &str = "control";
-    let asked = client(doctor, case).and_then(|client| {
-        let answer = client.get("/status")?;
-        Ok((client, answer))
-    });
-    match asked {
-        Ok((client, answer)) => {
-            let said = Said::of(&answer);
+    match (asked, holder) {
+        (Ok(control), _) => {
             let root = case.espocrm.root().display().to_string();
-            let finding = said.judge(&root, &case.settings.listen().to_string(), holder);
-            (Some(Control { client, said }), finding)
+            control.said.judge(&root, &case.settings.listen().to_string(), holder)
         }
-        Err(error) if serves => {
-            (None, Finding::unknown(STEP, format!("The control socket: {error}")))
+        (Err(error), Some(pid)) if serves && error.to_string().contains(NOT_RUNNING) => {
+            Finding::unknown(
+                STEP,
+                format!(
+                    "The control socket: process {pid} runs, but has none at the configured place. \
+                     It was started with other settings, or control is off; the option --control \
+                     PATH names another place"
+                ),
+            )
         }
-        Err(_) => (None, Finding::unknown(STEP, "The control socket: the daemon does not answer")),
+        (Err(error), _) if serves => Finding::unknown(STEP, format!("The control socket: {error}")),
+        (Err(_), _) => Finding::unknown(STEP, "The control socket: the daemon does not answer"),
     }
 }
 
@@ -222,8 +260,11 @@ mod tests {
     #[test]
     fn a_daemon_that_does_not_answer_is_explained_by_who_holds_its_port() {
         let answer = || Err(Fatal::new("Nothing."));
-        let free = judge(answer(), &Port::default(), "x.service");
+        let free = judge(answer(), &Port::default(), "x.service", true);
         assert!(free.found.contains("does not run"), "{}", free.found);
-        assert!(judge(Ok(()), &Port::default(), "x.service").is_good());
+        assert!(free.fix.contains("systemctl start x.service"), "{}", free.fix);
+        let hindered = judge(answer(), &Port::default(), "x.service", false);
+        assert!(!hindered.fix.contains("systemctl start"), "{}", hindered.fix);
+        assert!(judge(Ok(()), &Port::default(), "x.service", true).is_good());
     }
 }

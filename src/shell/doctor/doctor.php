@@ -28,6 +28,29 @@ call_user_func(function () {
         );
     };
 
+    // Parameters for pages that a file defines which EspoCRM does not send to pages, and that file.
+    $internal = function () {
+        $found = array();
+        $read = function ($file) {
+            return include $file;
+        };
+        foreach (array('data/config-internal.php', 'data/config-internal-override.php') as $file) {
+            if (!is_file($file)) {
+                continue;
+            }
+            ob_start();
+            $values = $read($file);
+            ob_end_clean();
+            foreach (array('useWebSocket', 'webSocketUrl') as $name) {
+                if (is_array($values) && array_key_exists($name, $values)) {
+                    $found[] = array('name' => $name, 'file' => $file);
+                }
+            }
+        }
+
+        return array('internal' => $found);
+    };
+
     // The addresses of a name.
     $resolve = function () use ($task) {
         return array('addresses' => gethostbynamel($task['host']) ?: array());
@@ -122,6 +145,7 @@ call_user_func(function () {
         if ($result['phase'] === 'tls') {
             $other = $upgrade($task['host'], false);
             $result['certificate'] = isset($other['certificate']) ? $other['certificate'] : null;
+            $result['answer'] = isset($other['answer']) ? $other['answer'] : null;
         } elseif ($result['phase'] === 'connect') {
             $here = $upgrade('127.0.0.1', true);
             $result['answer'] = isset($here['answer']) ? $here['answer'] : null;
@@ -131,7 +155,13 @@ call_user_func(function () {
         return $result;
     };
 
-    $tasks = array('about' => $about, 'resolve' => $resolve, 'send' => $send, 'visit' => $visit);
+    $tasks = array(
+        'about' => $about,
+        'internal' => $internal,
+        'resolve' => $resolve,
+        'send' => $send,
+        'visit' => $visit,
+    );
     try {
         $result = $tasks[$task['task']]();
     } catch (Exception $exception) {

@@ -20,15 +20,18 @@ struct Timeout {
 
 /// A block of nginx's configuration.
 #[derive(Default)]
-struct Block {
-    parent: usize,
+pub struct Block {
+    pub parent: usize,
+    /// The arguments of each `access_log` and `log_format` in it.
+    pub access_logs: Vec<Vec<String>>,
+    pub log_formats: Vec<Vec<String>>,
     /// The name of an upstream.
-    upstream: Option<String>,
-    read_timeout: Option<u64>,
+    pub upstream: Option<String>,
+    pub read_timeout: Option<u64>,
     /// Where it leads.
-    proxy_pass: Option<String>,
+    pub proxy_pass: Option<String>,
     /// It is an upstream that leads to the daemon.
-    leads: bool,
+    pub leads: bool,
 }
 
 const NGINX: &str = "/etc/nginx/nginx.conf";
@@ -100,7 +103,8 @@ fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
     }
 }
 
-fn nginx(files: &Files, port: u16) -> Option<Timeout> {
+/// The blocks of nginx's configuration on this machine.
+pub fn nginx_blocks(files: &Files, port: u16) -> Vec<Block> {
     let mut blocks = vec![Block::default()];
     let mut left = MOST_FILES;
     if files.resolve(Path::new(NGINX)).is_ok() {
@@ -111,6 +115,11 @@ fn nginx(files: &Files, port: u16) -> Option<Timeout> {
             read(files, &site, 0, 0, port, &mut blocks, &mut left);
         }
     }
+    blocks
+}
+
+/// Those of them that lead to the daemon.
+pub fn leading(blocks: &[Block], port: u16) -> Vec<&Block> {
     let upstreams: Vec<&str> = blocks
         .iter()
         .filter(|block| block.leads)
@@ -123,6 +132,11 @@ fn nginx(files: &Files, port: u16) -> Option<Timeout> {
             names_port(host, port) || upstreams.contains(&host)
         })
     };
+    blocks.iter().filter(leads).collect()
+}
+
+fn nginx(files: &Files, port: u16) -> Option<Timeout> {
+    let blocks = nginx_blocks(files, port);
     let timeout = |block: &Block| {
         let mut block = block;
         // Each parent stands before its children.
@@ -139,7 +153,7 @@ fn nginx(files: &Files, port: u16) -> Option<Timeout> {
             }
         }
     };
-    blocks.iter().filter(leads).map(timeout).min_by_key(|timeout| timeout.seconds)
+    leading(&blocks, port).into_iter().map(timeout).min_by_key(|timeout| timeout.seconds)
 }
 
 /// Reads a file into `blocks`, as if it stood in the block `current`.
@@ -180,7 +194,10 @@ fn read(
                 if let (Some(name), Some(value), Some(block)) =
                     (name, value, blocks.get_mut(current))
                 {
+                    let arguments = || words.iter().skip(1).cloned().collect();
                     match &**name {
+                        "access_log" => block.access_logs.push(arguments()),
+                        "log_format" => block.log_formats.push(arguments()),
                         "proxy_pass" => block.proxy_pass = Some(value.clone()),
                         "proxy_read_timeout" => block.read_timeout = seconds(value),
                         "server" if block.upstream.is_some() => {

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::report::Finding;
@@ -24,12 +25,16 @@ pub struct Holder {
     pub pid: u32,
     pub command: String,
     pub kind: Kind,
+    /// The service of systemd that it belongs to.
+    pub unit: Option<String>,
 }
 
 /// What kind of process holds a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Ours,
+    /// espocrm-websocket, but of another service.
+    Sibling,
     /// EspoCRM's own daemon.
     Original,
     /// systemd, for us or for another.
@@ -46,12 +51,22 @@ pub struct Port {
     pub holder: Option<Holder>,
 }
 
+/// The service whose daemon is examined.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    pub unit: &'a str,
+    /// Its main process, as systemd reports it, if it runs.
+    pub main_pid: Option<u32>,
+    /// Whether that service serves the EspoCRM that is examined.
+    pub is_certain: bool,
+}
+
 /// Bytes of a process's arguments that are looked at.
 const MOST_ARGUMENTS: u64 = 4_096;
 
 impl Port {
     /// Looks at those who listen at `number` and keep others from listening at `address`.
-    pub fn look(number: u16, address: Option<IpAddr>) -> Self {
+    pub fn look(number: u16, address: Option<IpAddr>, expected: Expected<'_>) -> Self {
         let mut sockets = Vec::new();
         for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
             let table = fs::read_to_string(table).unwrap_or_default();
@@ -60,13 +75,26 @@ impl Port {
         if let Some(address) = address.filter(|address| !address.is_unspecified()) {
             sockets.retain(|it| it.address == address || it.address.is_unspecified());
         }
-        let holder = if sockets.is_empty() { None } else { find(&sockets) };
+        let holder = if sockets.is_empty() { None } else { find(&sockets, expected) };
         Self { number, sockets, holder }
     }
 
     /// Whether one of ours holds it.
     pub fn is_ours(&self) -> bool {
         self.holder.as_ref().is_some_and(|it| matches!(it.kind, Kind::Ours | Kind::Manager))
+    }
+
+    /// Takes this process for the expected one, whatever its name: it answers at the control socket.
+    pub fn recognize(&mut self, pid: Option<u32>) {
+        let holder = self.holder.as_mut().filter(|it| Some(it.pid) == pid);
+        if let Some(holder) = holder.filter(|it| it.kind == Kind::Other) {
+            holder.kind = Kind::Ours;
+        }
+    }
+
+    /// Whether the daemon of another service of ours holds it.
+    pub fn is_siblings(&self) -> bool {
+        self.holder.as_ref().is_some_and(|it| it.kind == Kind::Sibling)
     }
 
     /// Whether nobody holds it.
@@ -99,7 +127,7 @@ impl Port {
                 ),
             );
         };
-        let Holder { pid, command, kind } = holder;
+        let Holder { pid, command, kind, unit } = holder;
         let who = format!("{what} {port} is held by process {pid}: {command}");
         match kind {
             Kind::Ours => Finding::good(step, who),
@@ -109,6 +137,19 @@ impl Port {
                     "{what} {port} is held by systemd for espocrm-websocket.socket, or another"
                 ),
             ),
+            Kind::Sibling => {
+                let of = unit.as_deref().map(|unit| format!(" of {unit}")).unwrap_or_default();
+                Finding::bad(
+                    step,
+                    format!(
+                        "{what} {port} is held by the daemon of another EspoCRM, process {pid}{of}: \
+                         {command}"
+                    ),
+                    "Each EspoCRM needs ports of its own. In one of them set other values for \
+                     webSocketPort, and for ZeroMQ webSocketZeroMQSubmissionDsn and \
+                     webSocketZeroMQSubscriberDsn, in data/config-internal.php.",
+                )
+            }
             Kind::Original => Finding::bad(
                 step,
                 format!("{what} {port} is held by EspoCRM's own daemon, process {pid}"),
@@ -165,7 +206,7 @@ fn decode(text: &str) -> Option<IpAddr> {
 }
 
 /// A process that holds one of these, one of ours if there is one.
-fn find(sockets: &[Socket]) -> Option<Holder> {
+fn find(sockets: &[Socket], expected: Expected<'_>) -> Option<Holder> {
     let names: Vec<_> = sockets.iter().map(|it| format!("socket:[{}]", it.inode)).collect();
     let mut found: Option<Holder> = None;
     for entry in fs::read_dir("/proc").ok()?.flatten() {
@@ -177,8 +218,8 @@ fn find(sockets: &[Socket]) -> Option<Holder> {
             target.is_ok_and(|target| names.iter().any(|name| target.as_os_str() == &**name))
         });
         if holds {
-            let holder = Holder::of(pid);
-            if holder.kind == Kind::Ours {
+            let holder = Holder::of(pid, expected);
+            if matches!(holder.kind, Kind::Ours | Kind::Sibling) {
                 return Some(holder);
             }
             // Whoever it was started by, or has it passed on to, may hold it as well.
@@ -191,15 +232,56 @@ fn find(sockets: &[Socket]) -> Option<Holder> {
 }
 
 impl Holder {
-    fn of(pid: u32) -> Self {
+    fn of(pid: u32, expected: Expected<'_>) -> Self {
         let mut list = Vec::new();
         if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
             let _ = file.take(MOST_ARGUMENTS).read_to_end(&mut list);
         }
         let list = String::from_utf8_lossy(&list);
         let words: Vec<&str> = list.split_terminator('\0').collect();
-        Self { pid, command: command(&words), kind: kind(pid, &words) }
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let unit = unit(&cgroup).map(str::to_owned);
+        let kind = match kind(pid, &words) {
+            Kind::Other if is_same_program(pid) || expected.main_pid == Some(pid) => Kind::Ours,
+            kind => kind,
+        };
+        let kind = if kind == Kind::Ours && expected.is_another(pid, unit.as_deref()) {
+            Kind::Sibling
+        } else {
+            kind
+        };
+        Self { pid, command: command(&words), kind, unit }
     }
+}
+
+impl Expected<'_> {
+    /// Whether this process of ours, of this unit, is the daemon of another service.
+    fn is_another(&self, pid: u32, unit: Option<&str>) -> bool {
+        if !self.is_certain {
+            return false;
+        }
+        match (self.main_pid, unit) {
+            (Some(main_pid), _) => main_pid != pid,
+            (None, Some(unit)) => unit.starts_with("espocrm-websocket") && unit != self.unit,
+            (None, None) => false,
+        }
+    }
+}
+
+/// The service in a process's control group.
+fn unit(cgroup: &str) -> Option<&str> {
+    let mut names = cgroup.lines().filter_map(|line| line.rsplit('/').next());
+    names.find(|name| name.ends_with(".service"))
+}
+
+/// Whether a process runs this very program, whatever it is called.
+fn is_same_program(pid: u32) -> bool {
+    let identity = |path: String| {
+        let file = fs::metadata(path).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    let own = identity("/proc/self/exe".to_owned());
+    own.is_some() && identity(format!("/proc/{pid}/exe")) == own
 }
 
 fn kind(pid: u32, words: &[&str]) -> Kind {
@@ -280,11 +362,39 @@ mod tests {
         for (kind, state) in [
             (Kind::Ours, State::Good),
             (Kind::Manager, State::Good),
+            (Kind::Sibling, State::Bad),
             (Kind::Original, State::Bad),
             (Kind::Other, State::Bad),
         ] {
-            port.holder = Some(Holder { pid: 7, command: "x".to_owned(), kind });
+            port.holder = Some(Holder { pid: 7, command: "x".to_owned(), kind, unit: None });
             assert_eq!(port.judge("port", "Port", true).state, state);
         }
+        port.recognize(Some(8));
+        assert!(!port.is_ours());
+        port.recognize(Some(7));
+        assert!(port.is_ours());
+    }
+
+    #[test]
+    fn the_daemon_of_another_service_is_not_the_expected_one() {
+        let group = "0::/system.slice/system-x.slice/espocrm-websocket@crm.service\n";
+        assert_eq!(unit(group), Some("espocrm-websocket@crm.service"));
+        assert_eq!(unit("0::/user.slice/session-1.scope\n"), None);
+        let name = "espocrm-websocket@crm.service";
+        let expected = |main_pid| Expected { unit: name, main_pid, is_certain: true };
+        for (main_pid, unit, is_another) in [
+            (Some(7), Some("espocrm-websocket@crm.service"), false),
+            (Some(8), Some("espocrm-websocket@crm.service"), true),
+            (None, Some("espocrm-websocket@crm.service"), false),
+            (None, Some("espocrm-websocket.service"), true),
+            // One that was started by hand, or by another unit.
+            (None, Some("crm.service"), false),
+            (None, None, false),
+        ] {
+            assert_eq!(expected(main_pid).is_another(7, unit), is_another, "{main_pid:?} {unit:?}");
+        }
+        let guessed = Expected { is_certain: false, ..expected(Some(8)) };
+        assert!(!guessed.is_another(7, Some("espocrm-websocket.service")));
+        assert!(is_same_program(std::process::id()) && !is_same_program(u32::MAX));
     }
 }

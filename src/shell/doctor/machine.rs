@@ -12,9 +12,11 @@ use super::listening::Port;
 use super::report::Finding;
 use crate::core::verdict::Exit;
 use crate::shell::children::Children;
+use crate::shell::espocrm::Identity;
 use crate::shell::server::RESERVED_DESCRIPTORS;
 use crate::shell::settings::megabytes;
 use crate::shell::setup::Files;
+use crate::shell::shell_word::shell_word;
 use crate::shell::sys;
 
 /// No clock that is right shows less: the second in which 2026 began, the year of this program.
@@ -97,10 +99,16 @@ fn judge_zeromq(zeromq: &str, is_open: bool, wanted: bool) -> Finding {
 pub fn port_exposure(case: &Case, files: &Files, port: &Port, direct: Option<bool>) -> Finding {
     let is_open =
         if port.is_ours() { port.is_open() } else { !case.settings.address.value.is_loopback() };
-    judge_port(port.number, is_open, direct, is_container(files))
+    judge_port(port.number, is_open, direct, is_container(files), &case.config)
 }
 
-fn judge_port(port: u16, is_open: bool, direct: Option<bool>, container: bool) -> Finding {
+fn judge_port(
+    port: u16,
+    is_open: bool,
+    direct: Option<bool>,
+    container: bool,
+    config: &Path,
+) -> Finding {
     const STEP: &str = "port-exposure";
     match (is_open, direct) {
         (false, _) => {
@@ -121,8 +129,11 @@ fn judge_port(port: u16, is_open: bool, direct: Option<bool>, container: bool) -
         (true, Some(false)) => Finding::doubt(
             STEP,
             format!("Other machines may reach port {port}, though browsers come through a proxy"),
-            "Without TLS tokens could be seen on the way. Set listen = \"127.0.0.1\" in \
-             /etc/espocrm-websocket/config.toml, if the proxy is on this machine.",
+            format!(
+                "Without TLS tokens could be seen on the way. Set listen = \"127.0.0.1\" in {}, if \
+                 the proxy is on this machine.",
+                config.display()
+            ),
         ),
     }
 }
@@ -249,21 +260,59 @@ fn judge_memory(available: Option<u64>, worst: u64, php: u64) -> Finding {
 pub fn data(case: &Case) -> Finding {
     const STEP: &str = "data";
     let dir = case.espocrm.root().join("data");
+    let who = Who {
+        user: &case.user,
+        owner: &Identity::owner_of(&dir).unwrap_or_default(),
+        is_root: sys::is_root(),
+    };
     match sys::free_space(&dir) {
-        Ok((bytes, files)) => judge_data(&case.user, &case.about.unwritable, bytes, files),
+        Ok((bytes, files)) => judge_data(&who, &dir, &case.about.unwritable, bytes, files),
         Err(error) => Finding::unknown(STEP, format!("EspoCRM's data/: {error}")),
     }
 }
 
-fn judge_data(user: &str, unwritable: &[String], bytes: u64, files: u64) -> Finding {
+/// Users whose permissions on `data/` matter.
+struct Who<'a> {
+    /// Runs PHP now.
+    user: &'a str,
+    /// Owns `data/`.
+    owner: &'a str,
+    /// Whether the doctor can choose the user who runs PHP.
+    is_root: bool,
+}
+
+fn judge_data(who: &Who<'_>, dir: &Path, unwritable: &[String], bytes: u64, files: u64) -> Finding {
     const STEP: &str = "data";
+    let Who { user, owner, is_root } = who;
     if !unwritable.is_empty() {
+        let what = unwritable.join(", ");
+        if !is_root && user != owner {
+            return Finding::unknown(
+                STEP,
+                format!(
+                    "{user} cannot write into EspoCRM's {what}, which belongs to {owner}; whether \
+                     the service's user can is known only if root runs the doctor"
+                ),
+            );
+        }
+        let found = format!("{user} cannot write into EspoCRM's {what}");
+        if user != owner {
+            return Finding::bad(
+                STEP,
+                found,
+                format!(
+                    "data/ belongs to {owner}. If the web server's PHP runs as {owner}, the daemon \
+                     must, too: espocrm-websocket setup --user {owner}"
+                ),
+            );
+        }
         return Finding::bad(
             STEP,
-            format!("{user} cannot write into EspoCRM's {}", unwritable.join(", ")),
+            found,
             format!(
                 "PHP writes caches and logs there. They should belong to that user, with mode 775: \
-                 chown -R {user}: data"
+                 chown -R {user}: {}",
+                shell_word(&dir.to_string_lossy())
             ),
         );
     }
@@ -311,7 +360,12 @@ mod tests {
             (true, Some(false), true, State::Good),
             (true, None, false, State::Unknown),
         ] {
-            assert_eq!(judge_port(8080, is_open, direct, container).state, state);
+            let config = Path::new("/etc/espocrm-websocket/crm.toml");
+            let finding = judge_port(8080, is_open, direct, container, config);
+            assert_eq!(finding.state, state);
+            if state == State::Doubt {
+                assert!(finding.fix.contains("in /etc/espocrm-websocket/crm.toml"));
+            }
         }
     }
 
@@ -337,12 +391,31 @@ mod tests {
         assert_eq!(judge_memory(Some(10), 5, 5).state, State::Good);
         assert_eq!(judge_memory(Some(9), 5, 5).state, State::Doubt);
         assert_eq!(judge_memory(None, 5, 5).state, State::Unknown);
-        let data = |bytes, files| judge_data("web", &[], bytes, files).state;
+        let who = Who { user: "web", owner: "web", is_root: false };
+        let dir = Path::new("/srv/my crm/data");
+        let data = |bytes, files| judge_data(&who, dir, &[], bytes, files).state;
         assert_eq!(data(1_000 * MEGABYTE, 7), State::Good);
         assert_eq!(data(50 * MEGABYTE, 7), State::Doubt);
         assert_eq!(data(0, 7), State::Bad);
         assert_eq!(data(1_000 * MEGABYTE, 0), State::Bad);
-        let finding = judge_data("web", &["data/cache".to_owned()], 1_000 * MEGABYTE, 7);
+    }
+
+    #[test]
+    fn advice_on_permissions_is_for_the_services_user() {
+        let judged = |user, owner, is_root| {
+            let (who, dir) = (Who { user, owner, is_root }, Path::new("/srv/my crm/data"));
+            judge_data(&who, dir, &["data/cache".to_owned()], 1_000 * MEGABYTE, 7)
+        };
+        for is_root in [false, true] {
+            let finding = judged("web", "web", is_root);
+            assert_eq!(finding.state, State::Bad);
+            assert!(finding.fix.ends_with("chown -R web: '/srv/my crm/data'"), "{}", finding.fix);
+        }
+        // An ordinary user: nothing is known of the service's.
+        let finding = judged("ann", "web", false);
+        assert_eq!((finding.state, &*finding.fix), (State::Unknown, ""));
+        let finding = judged("ann", "web", true);
         assert_eq!(finding.state, State::Bad);
+        assert!(!finding.fix.contains("chown") && finding.fix.contains("setup --user web"));
     }
 }

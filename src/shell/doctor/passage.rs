@@ -77,7 +77,7 @@ pub fn message(case: &Case, to: &str, control: Option<&Control>, stop: Stop<'_>)
         return Finding::bad(
             STEP,
             format!("A message that PHP sends to {to} is taken by nobody"),
-            "Each user who saves something waits a second for that, and others see nothing. Does the \
+            "Messages are lost: other users see nothing. PHP commands such as cron jobs wait a second when they end. Does the \
              daemon run, and receive there? See above.",
         );
     }

@@ -7,10 +7,11 @@ use serde_json::Value;
 
 use super::Stop;
 use super::case::Case;
+use super::pages;
 use super::php;
 use super::place::Place;
 use super::proxy::Proxy;
-use super::report::{Finding, Report};
+use super::report::{Finding, Report, State};
 use crate::core::origin::Origin;
 use crate::shell::health;
 use crate::shell::setup::Files;
@@ -44,7 +45,7 @@ pub fn look(
     stop: Stop<'_>,
 ) -> Option<(Place, Proxy)> {
     let site = case.facts.text("siteUrl").unwrap_or_default();
-    let url = case.facts.text("webSocketUrl");
+    let url = pages::url(&case.facts, &case.internal);
     let (place, finding) = address(&site, url.as_deref(), daemon);
     report.add(redirected(&site, case, stop).unwrap_or(finding));
     let Some(place) = place else {
@@ -96,7 +97,7 @@ fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<Place>
         Ok(place) => place,
         Err(error) => {
             let fix = "Set siteUrl in EspoCRM, Administration, Settings, to what users type; \
-                       webSocketUrl stands in data/config-internal.php and is rarely needed.";
+                       webSocketUrl stands in data/config.php and is rarely needed.";
             return (None, Finding::bad(ADDRESS, error, fix));
         }
     };
@@ -134,7 +135,7 @@ fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<Place>
             found,
             format!(
                 "But the daemon listens at port {}. Set webSocketUrl to ws://{}:{} in EspoCRM's \
-                 data/config-internal.php, or webSocketPort to 8080.",
+                 data/config.php, or webSocketPort to 8080.",
                 daemon.port, place.host, daemon.port
             ),
         )
@@ -150,7 +151,7 @@ fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<Place>
             ADDRESS,
             found,
             "EspoCRM's siteUrl names a port, of which its pages make no good address for the \
-             WebSocket. Set webSocketUrl, such as wss://HOST:PORT/wss, in data/config-internal.php.",
+             WebSocket. Set webSocketUrl, such as wss://HOST:PORT/wss, in data/config.php.",
         )
     } else {
         Finding::good(ADDRESS, found)
@@ -232,7 +233,24 @@ impl Visit {
     fn judge(&self, place: &Place, daemon: &Daemon<'_>, snippet: &dyn Fn() -> String) -> Finding {
         match &*self.phase {
             "connect" => self.unreached(place, daemon),
-            "tls" => self.distrusted(place),
+            "tls" => {
+                let finding = self.distrusted(place);
+                if self.answer.is_empty() {
+                    return finding;
+                }
+                // It was visited in spite of the certificate.
+                let behind = self.answered(place, daemon, snippet);
+                if behind.state != State::Bad {
+                    return finding;
+                }
+                let beginning = format!("{place}: ");
+                let more = behind.found.strip_prefix(&beginning).unwrap_or(&behind.found);
+                Finding::bad(
+                    STEP,
+                    format!("{}; and {more}", finding.found),
+                    [&*finding.fix, "\n", &*behind.fix].concat(),
+                )
+            }
             "answer" => self.answered(place, daemon, snippet),
             _ => Finding::unknown(STEP, format!("{place} could not be visited: {}", self.error)),
         }
@@ -443,7 +461,6 @@ impl Visit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::State;
     use super::*;
 
     const DAEMON: Daemon<'_> =

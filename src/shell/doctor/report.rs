@@ -36,6 +36,8 @@ pub struct Finding {
 pub struct Report {
     json: bool,
     findings: Vec<Finding>,
+    /// Steps that were skipped one after the other, and why: one line for people.
+    skipped: Option<(usize, String)>,
 }
 
 impl Finding {
@@ -117,11 +119,12 @@ impl Finding {
 
 impl Report {
     pub fn new(json: bool) -> Self {
-        Self { json, findings: Vec::new() }
+        Self { json, findings: Vec::new(), skipped: None }
     }
 
     /// Adds a step, and tells it unless all are told together. Whether it is good.
     pub fn add(&mut self, finding: Finding) -> bool {
+        self.tell_skipped();
         if !self.json {
             say(&finding.text());
         }
@@ -130,10 +133,41 @@ impl Report {
         is_good
     }
 
-    /// Adds steps that cannot be looked at.
+    /// Adds steps that cannot be examined.
     pub fn skip(&mut self, steps: &[(&'static str, &str)], because: &str) {
+        self.tell_skipped();
         for (step, what) in steps {
-            self.add(Finding::unknown(step, [what, ": ", because].concat()));
+            self.findings.push(Finding::unknown(step, [what, ": ", because].concat()));
+        }
+        self.skipped = Some((steps.len(), because.to_owned()));
+    }
+
+    /// Adds steps that depend on those skipped last.
+    pub fn skip_further(&mut self, steps: &[(&'static str, &str)], because: &str) {
+        let before = self.skipped.take();
+        self.skip(steps, because);
+        if let Some((count, because)) = before {
+            self.skipped = Some((count + steps.len(), because));
+        }
+    }
+
+    /// Prints one line for all steps that were skipped since the last one.
+    fn tell_skipped(&mut self) {
+        let Some(line) = self.skipped_line() else { return };
+        self.skipped = None;
+        if !self.json {
+            say(&line);
+        }
+    }
+
+    fn skipped_line(&self) -> Option<String> {
+        match &self.skipped {
+            None | Some((0, _)) => None,
+            Some((1, _)) => self.findings.last().map(Finding::text),
+            Some((count, because)) => {
+                let found = format!("{count} steps were skipped: {because}");
+                Some(Finding::unknown("", found).text())
+            }
         }
     }
 
@@ -141,7 +175,8 @@ impl Report {
     ///
     /// # Errors
     /// If real-time does not work.
-    pub fn end(self) -> Result<()> {
+    pub fn end(mut self) -> Result<()> {
+        self.tell_skipped();
         if self.json {
             // A line for each, for those who read it after all.
             let list: Vec<_> = self.findings.iter().map(Finding::line).collect();
@@ -201,5 +236,20 @@ mod tests {
         assert!(report.summary().unwrap().ends_with('!'));
         report.add(Finding::bad("d", "", ""));
         assert!(report.summary().is_err());
+    }
+
+    #[test]
+    fn steps_that_are_skipped_together_are_one_line() {
+        let mut report = Report::new(true);
+        assert_eq!(report.skipped_line(), None);
+        report.skip(&[("a", "First")], "no EspoCRM");
+        assert_eq!(report.skipped_line().unwrap(), "\u{2013} First: no EspoCRM\n");
+        report.skip_further(&[("b", "Second"), ("c", "Third")], "no settings");
+        assert_eq!(report.skipped_line().unwrap(), "\u{2013} 3 steps were skipped: no EspoCRM\n");
+        assert_eq!(report.findings.len(), 3);
+        report.skip(&[("d", "Fourth")], "no systemd");
+        assert_eq!(report.skipped_line().unwrap(), "\u{2013} Fourth: no systemd\n");
+        report.add(Finding::good("e", ""));
+        assert_eq!(report.skipped_line(), None);
     }
 }

@@ -21,6 +21,13 @@ struct Unit {
     result: String,
     restarts: u32,
     condition: String,
+    main_pid: u32,
+}
+
+/// The main process of a service that runs.
+pub fn main_pid(files: &Files, service: &Service) -> Option<u32> {
+    let unit = show(&Systemctl::of(files)?, &service.unit()).ok()?;
+    (unit.active == "active" && unit.main_pid > 0).then_some(unit.main_pid)
 }
 
 pub fn look(files: &Files, service: &Service, serves: bool, report: &mut Report, stop: Stop<'_>) {
@@ -33,7 +40,10 @@ pub fn look(files: &Files, service: &Service, serves: bool, report: &mut Report,
     }
     let name = service.unit();
     report.add(match show(&systemctl, &name) {
-        Ok(unit) => unit.judge(&name, &service.flag(), serves),
+        Ok(unit) => {
+            let has_config = files.resolve(&service.config()).is_ok();
+            unit.judge(&name, &service.flag(), serves, has_config)
+        }
         Err(error) => Finding::unknown(STEP, format!("The service: {error}")),
     });
     let mut old = old_units(files).into_iter();
@@ -49,7 +59,7 @@ pub fn look(files: &Files, service: &Service, serves: bool, report: &mut Report,
 
 fn show(systemctl: &Systemctl, unit: &str) -> Result<Unit, String> {
     const PROPERTIES: &str = "LoadState,UnitFileState,ActiveState,SubState,Result,NRestarts,\
-                              ConditionResult";
+                              ConditionResult,MainPID";
     let text = systemctl.run(&["show", unit, "-p", PROPERTIES]);
     text.map(|text| Unit::of(&text)).map_err(|error| error.to_string())
 }
@@ -69,14 +79,20 @@ impl Unit {
             result: value("Result"),
             restarts: value("NRestarts").parse().unwrap_or(0),
             condition: value("ConditionResult"),
+            main_pid: value("MainPID").parse().unwrap_or(0),
         }
+    }
+
+    fn is_restarted(&self) -> bool {
+        self.sub.starts_with("auto-restart") || self.restarts > 0
     }
 
     fn is_enabled(&self) -> bool {
         self.file.starts_with("enabled")
     }
 
-    fn judge(&self, name: &str, flag: &str, serves: bool) -> Finding {
+    /// `has_config`: whether there is the configuration file without which it does not start.
+    fn judge(&self, name: &str, flag: &str, serves: bool, has_config: bool) -> Finding {
         let log = format!("journalctl -n 50 -u {name}");
         let bad = |what: String, fix: String| Finding::bad(STEP, what, fix);
         let setup = format!("As root: espocrm-websocket setup{flag}");
@@ -99,13 +115,17 @@ impl Unit {
             ("loaded", "active" | "reloading") => {
                 Finding::good(STEP, format!("{name} runs, and starts with the machine"))
             }
-            ("loaded", "activating") if self.sub == "auto-restart" || self.restarts > 0 => bad(
-                format!(
-                    "{name} ends and is started again and again ({}, {} times)",
-                    self.result, self.restarts
-                ),
-                format!("Why, tells its log: {log}"),
-            ),
+            ("loaded", "activating") if self.is_restarted() => {
+                let times = match self.restarts {
+                    0 => String::new(),
+                    1 => ", restarted once".to_owned(),
+                    times => format!(", restarted {times} times"),
+                };
+                bad(
+                    format!("{name} fails and is restarted by systemd ({}{times})", self.result),
+                    format!("The reason is in its log: {log}"),
+                )
+            }
             ("loaded", "activating") => Finding::doubt(
                 STEP,
                 format!("{name} is starting"),
@@ -123,7 +143,8 @@ impl Unit {
                      {started}"
                 ),
             ),
-            ("loaded", _) if self.condition == "no" => {
+            // That is the condition's result before the first start, too.
+            ("loaded", _) if self.condition == "no" && !has_config => {
                 bad(format!("{name} was not started, because it is not set up"), setup)
             }
             ("loaded", _) => bad(format!("{name} does not run ({})", self.active), started),
@@ -190,10 +211,21 @@ mod tests {
                 "failed (exit-code)",
             ),
             (
-                unit("loaded", "enabled", "activating", "SubState=auto-restart\nNRestarts=3"),
+                unit(
+                    "loaded",
+                    "enabled",
+                    "activating",
+                    "SubState=auto-restart\nResult=exit-code\nNRestarts=3",
+                ),
                 false,
                 State::Bad,
-                "again and again",
+                "restarted by systemd (exit-code, restarted 3 times)",
+            ),
+            (
+                unit("loaded", "enabled", "activating", "SubState=auto-restart\nResult=exit-code"),
+                false,
+                State::Bad,
+                "restarted by systemd (exit-code)",
             ),
             (
                 unit("loaded", "enabled", "activating", "SubState=start"),
@@ -206,10 +238,14 @@ mod tests {
             (unit("not-found", "", "inactive", ""), true, State::Unknown, "knows no"),
             (Unit::default(), false, State::Bad, "knows no"),
         ] {
-            let finding = unit.judge("x.service", " --name x", serves);
+            let finding = unit.judge("x.service", " --name x", serves, false);
             assert_eq!(finding.state, state, "{unit:?}");
             assert!(finding.found.contains(found), "{}", finding.found);
         }
+        let never_started = unit("loaded", "disabled", "inactive", "ConditionResult=no");
+        let finding = never_started.judge("x.service", " --name x", false, true);
+        assert!(finding.found.contains("does not run"), "{}", finding.found);
+        assert_eq!(finding.fix, "systemctl enable --now x.service");
     }
 
     #[test]

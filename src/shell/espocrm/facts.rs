@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use crate::core::category::Categories;
+use crate::core::entity_types::EntityTypes;
 use crate::core::version::Version;
 
 /// EspoCRM's version, configuration and categories, as its own code reads them.
@@ -18,6 +19,8 @@ pub struct Facts {
     pub opcache: bool,
     /// Metadata `app.webSocket.categories`.
     pub categories: Categories,
+    /// The entity types; not known if EspoCRM's cache is off, since changes would not be noticed.
+    pub entity_types: EntityTypes,
     parameters: Map<String, Value>,
 }
 
@@ -38,7 +41,8 @@ impl Facts {
         let Value::Object(parameters) = take("parameters") else { return None };
         let php = text(&take("php")).unwrap_or_default();
         let opcache = take("opcache") == Value::Bool(true);
-        Some(Self { php, opcache, ..Self::new(parameters, &take("categories")) })
+        let entity_types = EntityTypes::from_json(&take("entityTypes"));
+        Some(Self { php, opcache, entity_types, ..Self::new(parameters, &take("categories")) })
     }
 
     /// The SAPI of a PHP that is not the command line's, in the output of the probe; a CGI binary
@@ -60,6 +64,7 @@ impl Facts {
             php: String::new(),
             opcache: false,
             categories: Categories::from_json(categories),
+            entity_types: EntityTypes::default(),
             parameters,
         }
     }
@@ -102,12 +107,13 @@ impl Facts {
 /// Never shows the parameters, of which one is a secret.
 impl fmt::Debug for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, php, opcache, categories, parameters: _ } = self;
+        let Self { version, php, opcache, categories, entity_types, parameters: _ } = self;
         f.debug_struct("Facts")
             .field("version", version)
             .field("php", php)
             .field("opcache", opcache)
             .field("categories", categories)
+            .field("entity_types", entity_types)
             .finish_non_exhaustive()
     }
 }

@@ -10,6 +10,7 @@ use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 use super::ownership::{self, Ambiguity};
 use crate::shell::fatal::{Fatal, Result};
+use crate::shell::file_permissions::with_files_of;
 use crate::shell::shell_word::shell_word;
 use crate::shell::sys;
 
@@ -137,6 +138,26 @@ impl Identity {
             Self::Other(account) => account.uid,
         };
         path.metadata().is_ok_and(|metadata| metadata.uid() == uid)
+    }
+
+    /// The name or number of the user who owns this file or directory.
+    #[must_use]
+    pub fn owner_of(path: &Path) -> Option<String> {
+        path.metadata().ok().map(|metadata| name_of(metadata.uid()))
+    }
+
+    /// Does something with the file permissions of this user. What a site names is not read with the
+    /// permissions of root.
+    ///
+    /// # Errors
+    /// If that is not possible.
+    pub fn with_files<T>(&self, action: impl FnOnce() -> T) -> io::Result<T> {
+        match self {
+            Self::Own { .. } => Ok(action()),
+            Self::Other(Account { uid, gid, groups, .. }) => {
+                with_files_of(*uid, *gid, groups, action)
+            }
+        }
     }
 
     /// Has a command run as this user, with its groups and with no more of root's environment than

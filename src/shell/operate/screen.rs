@@ -1,4 +1,4 @@
-//! How a daemon is, on a screen of 80 columns and 24 lines.
+//! How a daemon is, on a screen of at most 80 columns and 24 lines.
 
 use std::time::Duration;
 
@@ -7,25 +7,48 @@ use serde_json::Value as Json;
 use super::lists::span;
 use super::{grouped, number, printable, text};
 
-/// One column less than a terminal has: some go on in the next line when the last one is used.
-pub const COLUMNS: usize = 79;
+/// What there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Characters in a line.
+    pub columns: usize,
+    /// Lines.
+    pub lines: usize,
+}
 
-/// One line less, for the prompt.
-pub const LINES: usize = 23;
+impl Size {
+    /// One column less than a terminal has, since some go on in the next line when the last one is used;
+    /// and one line less, for the prompt.
+    pub const USUAL: Self = Self { columns: 79, lines: 23 };
+
+    /// The room in a terminal, not more than usual.
+    pub fn of_terminal(columns: usize, lines: usize) -> Self {
+        Self {
+            columns: columns.saturating_sub(1).clamp(1, Self::USUAL.columns),
+            lines: lines.saturating_sub(1).clamp(1, Self::USUAL.lines),
+        }
+    }
+}
 
 /// Columns of what stands before each row.
 const LABEL: usize = 14;
 
+/// Columns that a row has at least; what does not fit is cut off.
+const MIN_ROOM: usize = 10;
+
 /// Where the lines of the screen come together.
-struct Screen(Vec<String>);
+struct Screen {
+    lines: Vec<String>,
+    size: Size,
+}
 
 /// The screen for an answer of the daemon. `before`: an earlier one, and how long ago that was, from
 /// which rates are told; else they are those of the last minute.
-pub fn screen(status: &Json, before: Option<(&Json, Duration)>) -> Vec<String> {
+pub fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> Vec<String> {
     let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
     let with_rate =
         |name: &str, pointer: &str| format!("{} ({})", count(status, pointer), rate(name, pointer));
-    let mut screen = Screen(Vec::new());
+    let mut screen = Screen { lines: Vec::new(), size };
     screen.head(status);
 
     let open = "/connections/open";
@@ -111,8 +134,9 @@ pub fn screen(status: &Json, before: Option<(&Json, Duration)>) -> Vec<String> {
         ],
     );
     screen.warnings(status);
-    screen.0.truncate(LINES);
-    screen.0
+    screen.lines.truncate(size.lines);
+    let cut = |line: &String| cut(line, size.columns).trim_end().to_owned();
+    screen.lines.iter().map(cut).collect()
 }
 
 /// The same in one line.
@@ -141,8 +165,11 @@ impl Screen {
             text(status, "/root")
         );
         let right = format!("up {}", span(number(status, "/uptime_seconds")));
-        let room = COLUMNS.saturating_sub(right.chars().count() + 2);
-        self.0.push(format!("{:<room$}  {right}", cut(&left, room)));
+        let room = self.size.columns.saturating_sub(right.chars().count() + 2);
+        self.lines.push(match room {
+            ..MIN_ROOM => left,
+            _ => format!("{:<room$}  {right}", cut(&left, room)),
+        });
         let tls = status.get("tls").and_then(Json::as_bool).unwrap_or(false);
         let scheme = if tls { "wss" } else { "ws" };
         let places = format!(
@@ -163,12 +190,12 @@ impl Screen {
             }
             self.row("At", &[places]);
         }
-        self.0.push(String::new());
+        self.lines.push(String::new());
     }
 
     /// A row of a few items, in two lines at most.
     fn row(&mut self, label: &str, items: &[String]) {
-        let room = COLUMNS - LABEL;
+        let room = self.size.columns.saturating_sub(LABEL).max(MIN_ROOM);
         let mut lines = vec![String::new()];
         for (number, item) in items.iter().enumerate() {
             let comma = if number + 1 < items.len() { "," } else { "" };
@@ -192,7 +219,7 @@ impl Screen {
         }
         for (number, line) in lines.iter().enumerate() {
             let label = if number == 0 { label } else { "" };
-            self.0.push(format!("{label:<LABEL$}{line}").trim_end().to_owned());
+            self.lines.push(format!("{label:<LABEL$}{line}").trim_end().to_owned());
         }
     }
 
@@ -205,10 +232,10 @@ impl Screen {
             let at = text(line, "/at").replace('T', " ");
             let at = at.get(5..16).unwrap_or_default();
             let what = text(line, "/text");
-            let before = self.0.len();
+            let before = self.lines.len();
             self.row(label, &[format!("{at} UTC {what}")]);
-            if self.0.len() > LINES {
-                self.0.truncate(before);
+            if self.lines.len() > self.size.lines {
+                self.lines.truncate(before);
                 return;
             }
         }
@@ -319,12 +346,18 @@ mod tests {
 
     #[test]
     fn whatever_has_happened_fits_a_terminal() {
+        let sizes = [(1, 1), (2, 1), (15, 3), (20, 5), (40, 10), (79, 24), (80, 24), (200, 60)];
         for status in [busy(), json!({}), json!({"warnings": busy()["warnings"]})] {
-            let lines = screen(&status, None);
-            assert!(lines.len() <= LINES, "{} lines", lines.len());
-            for line in &lines {
-                assert!(line.chars().count() <= COLUMNS, "{line}");
-                assert_eq!(line.trim_end(), line);
+            for (columns, lines) in sizes {
+                let shown = screen(&status, None, Size::of_terminal(columns, lines));
+                assert!(shown.len() <= lines.saturating_sub(1).clamp(1, 23), "{shown:?}");
+                for line in &shown {
+                    assert!(
+                        line.chars().count() <= columns.saturating_sub(1).clamp(1, 79),
+                        "{line}"
+                    );
+                    assert_eq!(line.trim_end(), line);
+                }
             }
         }
     }
@@ -335,7 +368,7 @@ mod tests {
         let status = json!({
             "troubles": ["The limit is reached."], "warnings": [warning("a"), warning("b\n")],
         });
-        let lines = screen(&status, None);
+        let lines = screen(&status, None, Size::USUAL);
         assert_eq!(lines[1], "TROUBLE       The limit is reached.");
         assert_eq!(lines[lines.len() - 2], "Warnings      01-31 12:59 UTC b\\n");
         assert_eq!(lines[lines.len() - 1], "              01-31 12:59 UTC a");

@@ -11,7 +11,7 @@ use super::bursts::Cause;
 use super::{FIRST_CONN, Server};
 use crate::core::handshakes::{Handshakes, Surplus};
 use crate::core::id::ConnId;
-use crate::core::limits::{HANDSHAKE_DEADLINE, MAX_HANDSHAKES};
+use crate::core::limits::{self, HANDSHAKE_DEADLINE, HANDSHAKE_GRACE, MAX_HANDSHAKES};
 use crate::core::network::ClientKey;
 use crate::core::stats::End;
 use crate::core::time::Time;
@@ -55,7 +55,7 @@ impl Accepting {
             pending: true,
             paused_until: None,
             serial: 0,
-            handshakes: Handshakes::new(MAX_HANDSHAKES),
+            handshakes: Handshakes::new(MAX_HANDSHAKES, MAX_HANDSHAKES),
         }
     }
 
@@ -95,6 +95,11 @@ impl Accepting {
 
     pub fn paused_until(&self) -> Option<Time> {
         self.paused_until
+    }
+
+    /// When there will be too many handshakes.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.handshakes.next_deadline()
     }
 
     #[cfg(test)]
@@ -203,15 +208,32 @@ impl Server {
 
     /// Counts a handshake, and ends another one if there are too many.
     fn begin_handshake(&mut self, id: ConnId, client: ClientKey) {
-        let handshakes = &mut self.accepting.handshakes;
-        handshakes.begin(id, client);
-        let Some(Surplus { id: oldest, client, count }) = handshakes.surplus() else { return };
-        if self.bursts.begins(Cause::Handshakes, self.now) {
-            warn!(
-                "{MAX_HANDSHAKES} connections have not completed their upgrade, {count} of them                  from {client}, more than from any other address. The oldest of these is closed for                  each new connection. If {client} is not a proxy of yours, block it in the firewall."
-            );
+        self.accepting.handshakes.begin(id, client, self.now);
+        self.expire_handshakes();
+    }
+
+    /// How many handshakes are allowed follows from how many connections are.
+    pub(super) fn limit_handshakes(&mut self) {
+        let limit = limits::max_new_handshakes(self.settings.max_connections.value);
+        self.accepting.handshakes.set_limit_of_new(limit);
+    }
+
+    /// Ends handshakes while there are too many.
+    pub(super) fn expire_handshakes(&mut self) {
+        while let Some(Surplus { id, client, count }) = self.accepting.handshakes.surplus(self.now)
+        {
+            if self.bursts.begins(Cause::Handshakes, self.now) {
+                warn!(
+                    "More than {MAX_HANDSHAKES} connections have not completed their upgrade within {} \
+                     s, or far more in that time, {count} of them from {client}, more than from any \
+                     other address. The oldest of these are closed. If {client} is not a proxy of \
+                     yours, block it in the firewall.",
+                    HANDSHAKE_GRACE.as_secs()
+                );
+            }
+            self.end(id, End::HandshakeLimit);
+            self.end_handshake(id);
         }
-        self.end(oldest, End::HandshakeLimit);
     }
 
     /// A proxy has named the client of a connection whose handshake is in progress.

@@ -35,6 +35,7 @@ pub(super) enum Cause {
     Flooded,
     TooManySubscriptions,
     QueueFull,
+    SubscriptionsFull,
     UserFull,
     Tls,
 }
@@ -130,8 +131,9 @@ impl fmt::Display for Cause {
             Self::BusDescriptors => "times EspoCRM could not be accepted",
             Self::Flooded => "tabs sent too many messages and were closed",
             Self::TooManySubscriptions => "subscriptions were not taken, at the limit of a tab",
-            Self::QueueFull => "tabs were sent away because too many checks wait",
-            Self::UserFull => "subscriptions were not taken because too many checks of a user wait",
+            Self::QueueFull => "tabs were disconnected because too many logins wait",
+            Self::SubscriptionsFull => "subscriptions were delayed because too many checks wait",
+            Self::UserFull => "subscriptions were delayed because too many checks of a user wait",
             Self::Tls => "TLS handshakes failed",
         })
     }

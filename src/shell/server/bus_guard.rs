@@ -129,7 +129,7 @@ impl Server {
     }
 
     /// Bytes that this process has reason to take, without libzmq.
-    fn accounted(&self) -> usize {
+    pub(super) fn accounted(&self) -> usize {
         let held = self.held + self.hub.held();
         let tls = self.settings.tls.value.is_some();
         limits::accounted(self.conns.len(), tls, held, self.access.queued())

@@ -8,11 +8,13 @@ use super::bursts::Cause;
 use super::{Backend, Server};
 use crate::core::access::{Answer, JobId, QueueFull};
 use crate::core::check::{Check, Ticket, Urgency};
-use crate::core::limits::MAX_WAITING_OF_USER;
+use crate::core::id::ConnId;
+use crate::core::limits::{MAX_WAITING_LOGINS, MAX_WAITING_SUBSCRIPTIONS};
 use crate::core::stats::{End, LimitHit};
 use crate::core::verdict::{self, Failure, Verdict};
 use crate::core::version::Convention;
 use crate::shell::children::{Finished, Task};
+use crate::shell::logging::Outage;
 
 impl Server {
     pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
@@ -25,35 +27,54 @@ impl Server {
             Ok(false) => return,
             Err(full) => full,
         };
-        if urgency == Urgency::Review {
-            self.stats.leave_out(LimitHit::Reviews);
-        } else if full == QueueFull::ForUser {
-            self.stats.leave_out(LimitHit::UserChecks);
-        }
-        if full == QueueFull::ForUser
-            && urgency == Urgency::Subscription
-            && self.bursts.begins(Cause::UserFull, self.now)
-        {
-            warn!(
-                "User {user} wants so many topics at once that {MAX_WAITING_OF_USER} checks wait: \
-                 no more are taken for now."
-            );
-        }
-        if full == QueueFull::ForUser || urgency == Urgency::Review {
-            // It is left out; nobody else is to suffer for it.
-            let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
-            self.answers.push(Answer { ticket, verdict });
-        } else {
-            if self.bursts.begins(Cause::QueueFull, self.now) {
-                warn!(
-                    "Too many access checks wait for PHP: tabs are sent away and will come back. Find \
-                     out why EspoCRM answers so slowly."
-                );
+        match urgency {
+            Urgency::Authentication => {
+                if self.bursts.begins(Cause::QueueFull, self.now) {
+                    warn!(
+                        "{MAX_WAITING_LOGINS} logins wait to be checked by PHP: further tabs are \
+                         disconnected and retry. Find out why EspoCRM answers so slowly."
+                    );
+                }
+                // Without a Close frame, so that it comes back and asks again.
+                self.end(ticket.conn, End::Crowded);
             }
-            // Without a Close frame, so that it comes back and asks again.
-            let is_login = urgency == Urgency::Authentication;
-            self.end(ticket.conn, if is_login { End::Crowded } else { End::CheckQueue });
+            Urgency::Subscription => {
+                self.stats.leave_out(LimitHit::UserChecks);
+                self.log_delay(full, &user);
+                self.hub.delay(ticket);
+                self.arm(ticket.conn);
+            }
+            Urgency::Review => {
+                self.stats.leave_out(LimitHit::Reviews);
+                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+                self.answers.push(Answer { ticket, verdict });
+            }
         }
+    }
+
+    fn log_delay(&mut self, full: QueueFull, user: &str) {
+        match full {
+            QueueFull::ForUser if self.bursts.begins(Cause::UserFull, self.now) => warn!(
+                "User {user} has requested so many topics at once that the access checks of further \
+                 ones are delayed."
+            ),
+            QueueFull::ForAll if self.bursts.begins(Cause::SubscriptionsFull, self.now) => warn!(
+                "{MAX_WAITING_SUBSCRIPTIONS} access checks of subscriptions wait for PHP: further ones \
+                 are delayed. Find out why EspoCRM answers so slowly, or who requests so many topics."
+            ),
+            QueueFull::ForUser | QueueFull::ForAll => {}
+        }
+    }
+
+    /// Has delayed subscriptions of a connection checked, as far as there is room for them.
+    pub(super) fn resume_subscriptions(&mut self, id: ConnId) {
+        if !self.hub.has_delayed(id) {
+            return;
+        }
+        let Some(user) = self.hub.user(id) else { return };
+        let room = self.access.room(Urgency::Subscription, user);
+        self.hub.resume(id, room);
+        self.carry_out();
     }
 
     /// Starts as many checks as may run. What fails to start is answered at once.
@@ -67,6 +88,11 @@ impl Server {
             let waiting = self.access.queued().saturating_sub(1);
             let Some(lane) = self.lane(waiting) else { return };
             let Some((id, check)) = self.access.start(self.now) else { return };
+            if self.is_excluded(&check) {
+                self.pool.put_back(self.now, lane);
+                self.access.finish(self.now, id, &Verdict::Denied, &mut self.answers);
+                continue;
+            }
             match &mut self.backend {
                 Backend::Espocrm(_) => self.start_check(id, &check, lane),
                 Backend::Demo(demo) => {
@@ -116,12 +142,21 @@ impl Server {
     /// may have become another version meanwhile, only what counts in each of them is granted or
     /// denied.
     pub(super) fn convention(&self, at_start: Convention) -> Convention {
-        let in_doubt = matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt());
-        if in_doubt || at_start != self.settings.version.convention() {
+        if self.is_in_doubt() || at_start != self.settings.version.convention() {
             Convention::InDoubt
         } else {
             at_start
         }
+    }
+
+    /// Whether EspoCRM's files have changed since its settings were read.
+    fn is_in_doubt(&self) -> bool {
+        matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt())
+    }
+
+    /// Whether a check is denied without being run, since EspoCRM has no such entity type.
+    fn is_excluded(&self, check: &Check) -> bool {
+        self.settings.entity_types.exclude(check) && !self.is_in_doubt()
     }
 
     pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
@@ -145,15 +180,21 @@ impl Server {
         }
         self.access.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else {
-            if let Some(count) = self.outage.worked() {
-                info!("Access checks work again; {count} could not be made meanwhile.");
+            if let Some(count) = self.outage_of(check).worked() {
+                let of = if check.is_authentication() { "logins" } else { "subscriptions" };
+                info!("Access checks work again for {of}; {count} could not be made meanwhile.");
             }
             return;
         };
-        if !self.outage.failed(self.now) {
+        let now = self.now;
+        if !self.outage_of(check).failed(now) {
             return;
         }
-        let what = if check.is_authentication() { "A login" } else { "A subscription" };
+        let (what, others) = if check.is_authentication() {
+            ("A login", "logins")
+        } else {
+            ("A subscription", "subscriptions")
+        };
         let then = if is_review {
             "It was granted before, and stays so until the next review"
         } else if check.is_authentication() {
@@ -165,9 +206,16 @@ impl Server {
             "It will be tried again"
         };
         warn!(
-            "{what} could not be checked: {failure}. {then}. Further ones are not told before checks \
-             work again. See EspoCRM's data/logs."
+            "{what} could not be checked: {failure}. {then}. Further failures of {others} are not \
+             logged until a check of {others} succeeds. See EspoCRM's data/logs."
         );
+    }
+
+    /// Logins and subscriptions fail separately: a topic whose check always fails must not hide that
+    /// users cannot log in.
+    fn outage_of(&mut self, check: &Check) -> &mut Outage {
+        let [logins, subscriptions] = &mut self.outages;
+        if check.is_authentication() { logins } else { subscriptions }
     }
 }
 

@@ -75,6 +75,10 @@ impl Server {
                 Err(rejection) => Refusal::Rejected(rejection).response(),
             },
             Request::Tail => return self.control.watch(self.now, asker),
+            Request::Reload => {
+                self.control.wait_for_reload(self.now, asker);
+                return self.reload();
+            }
         };
         self.control.answer(self.now, asker, &response);
     }

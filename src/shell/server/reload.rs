@@ -8,6 +8,7 @@ use std::time::Duration;
 use log::{debug, error, info, warn};
 
 use super::{Backend, LISTENER, Server, accept};
+use crate::core::control;
 use crate::core::time::Time;
 use crate::core::version::Version;
 use crate::shell::children::{Finished, Task};
@@ -124,6 +125,12 @@ impl Espocrm {
     #[must_use]
     pub fn root(&self) -> &Path {
         self.installation.root()
+    }
+
+    /// The EspoCRM whose settings are in force, and the PHP that checks access.
+    #[must_use]
+    pub fn installation(&self) -> &Installation {
+        &self.installation
     }
 
     /// The PHP that checks access, with its version if that is known.
@@ -260,7 +267,7 @@ impl Backend {
     pub(super) fn acceptor(&self, settings: &Settings) -> Result<Option<Acceptor>> {
         match (self, &settings.tls.value) {
             (Self::Espocrm(espocrm), Some(files)) => {
-                Acceptor::load(espocrm.root(), files).map(Some)
+                Acceptor::load(espocrm.root(), files, espocrm.identity()).map(Some)
             }
             _ => Ok(None),
         }
@@ -318,6 +325,7 @@ impl Server {
 
     /// Reads the settings again because the administrator says so.
     pub(super) fn reload(&mut self) {
+        self.systemd.reloading();
         if let Some(file) = &self.settings.log_file.value
             && let Err(error) = logging::reopen(file)
         {
@@ -329,6 +337,7 @@ impl Server {
         }
         self.self_check.announce();
         self.begin_reload();
+        self.tell_reloaded();
     }
 
     /// Has EspoCRM tell its settings. Until then no check is started: the version tells how a
@@ -341,6 +350,7 @@ impl Server {
         }
         // What changes from now on is read another time.
         espocrm.watch.has_changed();
+        self.reload_errors.clear();
         let (now, registry) = (self.now, self.poll.registry());
         let spawn =
             |command| self.children.spawn(registry, now, Task::Probe, command, PROBE_TIMEOUT);
@@ -352,6 +362,7 @@ impl Server {
             }
             Err(error) => {
                 espocrm.could_not_be_read(now, &error);
+                self.reload_errors.push(error.to_string());
                 self.stats.reload(false);
                 self.request_self_check();
             }
@@ -386,6 +397,7 @@ impl Server {
         espocrm.watch.has_been_read();
         if let Told::Nothing(error) = &told {
             espocrm.could_not_be_read(self.now, error);
+            self.reload_errors.push(error.to_string());
         } else {
             espocrm.outdated = None;
             espocrm.trouble.clear();
@@ -397,7 +409,7 @@ impl Server {
             }
             Told::Mistake(version, error) => {
                 self.stats.reload(false);
-                keep_old(&error);
+                self.keep_old(&error);
                 // At least how verdicts are told is known.
                 self.settings.version = version;
                 self.hub.reload(None);
@@ -414,13 +426,28 @@ impl Server {
         self.tell_reloaded();
     }
 
-    /// Tells systemd that a reload is done, if it waits for that and it is.
-    pub(super) fn tell_reloaded(&mut self) {
+    /// Reports the end of a reload to systemd and to the clients of the control socket that wait for it.
+    fn tell_reloaded(&mut self) {
         let is_busy =
             matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.reading != Reading::No);
-        if !is_busy && self.systemd.is_reloading() {
+        if is_busy {
+            return;
+        }
+        if self.systemd.is_reloading() {
             self.systemd.ready(&self.status());
         }
+        let response = if self.reload_errors.is_empty() {
+            control::response("200 OK", "application/json", "{\"reloaded\":true}")
+        } else {
+            let text = format!("{} {STAY}\n", self.reload_errors.join("\n"));
+            control::response("500 Internal Server Error", "text/plain", &text)
+        };
+        self.control.answer_reload(self.now, &response);
+    }
+
+    fn keep_old(&mut self, error: &Fatal) {
+        error!("{} {STAY}", one_line(error));
+        self.reload_errors.push(error.to_string());
     }
 
     /// Whether the administrator waits for an answer.
@@ -440,7 +467,7 @@ impl Server {
         match self.backend.acceptor(&new) {
             Ok(acceptor) => self.accepting.replace_acceptor(acceptor),
             Err(error) => {
-                keep_old(&error);
+                self.keep_old(&error);
                 new.tls = self.settings.tls.clone();
             }
         }
@@ -454,7 +481,7 @@ impl Server {
         if new.listen() != self.settings.listen()
             && let Err(error) = self.listen(&new)
         {
-            keep_old(&error);
+            self.keep_old(&error);
             new.address = self.settings.address.clone();
             new.port = self.settings.port.clone();
         }
@@ -467,6 +494,7 @@ impl Server {
                         one_line(&error),
                         self.bus.endpoint()
                     );
+                    self.reload_errors.push(error.to_string());
                     new.zeromq = self.settings.zeromq.clone();
                     self.repair_bus();
                 }
@@ -503,6 +531,7 @@ impl Server {
             self.open_control();
         }
         self.apply_to_hub();
+        self.limit_handshakes();
         // They may hold less from now on.
         self.shed();
     }
@@ -530,10 +559,6 @@ impl Server {
         self.accepting.replace_listener(listener);
         Ok(())
     }
-}
-
-fn keep_old(error: &Fatal) {
-    error!("{} {STAY}", one_line(error));
 }
 
 /// A mistake in a file is shown where it stands, which takes several lines.

@@ -22,26 +22,15 @@ const READS: usize = 4;
 /// Connections flushed in one turn: after a broadcast to thousands, others are heard in between.
 const FLUSHES: usize = 4_096;
 
+/// Until delayed subscriptions are tried again.
+const RESUME: Duration = Duration::from_secs(1);
+
 /// After connections that keep pace were found to hold more than all may, before that is looked at
 /// again.
 const SHED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Between two times that memory is given back while connections stay.
-const TRIM_PAUSE: Duration = Duration::from_secs(10);
-
 /// Connections whose memory is not worth being given back when the last of them has gone.
 const FEW: usize = 64;
-
-/// When memory of connections is freed.
-#[derive(Debug, Default)]
-pub(super) struct Shortage {
-    /// Before that no connections are ended for memory.
-    next_shed: Time,
-    /// Memory was short, and has not been given back to the system since.
-    was_short: bool,
-    /// Before that memory is not given back.
-    next_trim: Time,
-}
 
 impl Server {
     /// The connection of this name, unless it has ended.
@@ -115,7 +104,7 @@ impl Server {
     pub(super) fn shed(&mut self) {
         let limit = self.settings.max_buffered.value;
         let is_over = |server: &Self| server.held + server.hub.held() > limit;
-        if !is_over(self) || self.now < self.shortage.next_shed {
+        if !is_over(self) || self.now < self.next_shed {
             return;
         }
         // What was not yet offered to the kernel does not make a slow reader.
@@ -155,7 +144,7 @@ impl Server {
         }
         if is_over(self) {
             // The rest keep pace. To look again at each read would cost too much.
-            self.shortage.next_shed = self.now.after(SHED_PAUSE);
+            self.next_shed = self.now.after(SHED_PAUSE);
         }
     }
 
@@ -173,22 +162,16 @@ impl Server {
             self.conns.shrink_to_fit();
             sys::trim_heap();
         }
-        self.trim();
     }
 
-    /// Gives memory back to the system once connections hold much less than they did.
-    fn trim(&mut self) {
-        if self.memory_is_short() {
-            self.shortage.was_short = true;
-            return;
-        }
-        let little = self.settings.max_buffered.value / 8;
-        if self.shortage.was_short
-            && self.held + self.hub.held() < little
-            && self.now >= self.shortage.next_trim
-        {
-            self.shortage.was_short = false;
-            self.shortage.next_trim = self.now.after(TRIM_PAUSE);
+    /// Gives memory back that is no longer needed, some seconds after the load has fallen.
+    pub(super) fn trim_if_due(&mut self) {
+        if self.trim.take_due(self.now, self.accounted()) {
+            self.conns.shrink_to_fit();
+            self.access.shrink();
+            self.unread.shrink_to(FEW);
+            self.dirty.shrink_to(FEW);
+            self.ended.shrink_to(FEW);
             sys::trim_heap();
         }
     }
@@ -295,6 +278,7 @@ impl Server {
                 }
             }
             self.hub.review(now, id);
+            self.resume_subscriptions(id);
             self.arm(id);
         }
     }
@@ -308,11 +292,11 @@ impl Server {
         }
     }
 
-    /// Has a connection looked at when it is due. Reviews need no timers of their own: pings come
-    /// more often, unless it is set otherwise.
+    /// Sets a connection's timer: for its deadline or next ping, its next review, or another attempt at
+    /// its delayed subscriptions, whichever comes first.
     pub(super) fn arm(&mut self, id: ConnId) {
-        let review = Some(self.settings.review_interval.value).filter(|it| !it.is_zero());
-        let latest = review.map(|interval| self.now.after(interval));
+        let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
+        let latest = [self.hub.next_review(id), resume].into_iter().flatten().min();
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended());
         if let Some(conn) = conn {
             conn.arm(&mut self.timers, latest);

@@ -96,9 +96,12 @@ impl Server {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
                 warn!("The kernel has no random numbers: {error}. A tab was sent away.");
-                self.end(id, End::CheckFailed);
+                return self.end(id, End::CheckFailed);
             }
         }
+        // It is to be reviewed together with the user's other tabs.
+        self.hub.review(self.now, id);
+        self.arm(id);
     }
 
     /// Has a frame written at the end of this turn. After a Close frame there are none.

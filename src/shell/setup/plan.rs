@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::Setup;
 use super::config_file::{self, with_espocrm};
-use super::drop_in::DropIn;
+use super::drop_in::{self, DropIn};
 use super::files::{Files, failed};
 use super::search::{Found, OldUnit, configured, espocrms, is_tame, old_units};
 use super::service::{Service, UNITS};
@@ -97,7 +97,7 @@ impl Plan {
             Some(Ok(_)) => text.to_owned(),
             _ => with_espocrm(text, &espocrm.dir).map_err(wrong)?,
         };
-        let drop_in = espocrm.drop_in(&service);
+        let drop_in = espocrm.drop_in(files, &service);
         let Espocrm { dir, user, .. } = espocrm;
         Ok(Some(Self { service, dir, user, old, others, config, drop_in }))
     }
@@ -223,7 +223,7 @@ impl Espocrm {
         })
     }
 
-    fn drop_in(&self, service: &Service) -> String {
+    fn drop_in(&self, files: &Files, service: &Service) -> String {
         let (real, data) = (self.real.to_string_lossy(), self.data.to_string_lossy());
         let mut homes = Vec::new();
         if is_home(&self.real) {
@@ -233,7 +233,8 @@ impl Espocrm {
             homes.push(&*data);
         }
         let again = format!("espocrm-websocket setup{}", service.flag());
-        DropIn { user: &self.user, data: &data, homes: &homes }.render(&again)
+        let has_restart_steps = drop_in::has_restart_steps(files);
+        DropIn { user: &self.user, data: &data, homes: &homes, has_restart_steps }.render(&again)
     }
 }
 

@@ -39,6 +39,13 @@ impl Service {
         Ok(Self(name))
     }
 
+    /// The service that has this configuration file.
+    pub fn of_config(config: &Path) -> Option<Self> {
+        let name = config.file_stem()?.to_str()?;
+        let name = Some(name.to_owned()).filter(|name| name != "config");
+        Self::new(name).ok().filter(|service| service.config() == config)
+    }
+
     /// Its unit.
     pub fn unit(&self) -> String {
         match &self.0 {
@@ -84,9 +91,7 @@ pub fn service_user(config: &Path) -> Option<String> {
 }
 
 fn user_of(files: &Files, config: &Path) -> Option<String> {
-    let name = config.file_stem()?.to_str()?;
-    let name = Some(name.to_owned()).filter(|name| name != "config");
-    let service = Service::new(name).ok().filter(|service| service.config() == config)?;
+    let service = Service::of_config(config)?;
     let mut text = Vec::new();
     for drop_in in files.find(&format!("{UNITS}/{}.d/*.conf", service.unit())) {
         text.extend(files.read(&drop_in).unwrap_or_default());

@@ -44,6 +44,20 @@ fn the_only_espocrm_is_set_up_and_started() {
 }
 
 #[test]
+fn the_delay_between_restarts_grows_where_systemd_can_do_that() {
+    let image = Image::new();
+    image.espocrm("/var/www/html");
+    let steps = "\nRestartSteps=6\nRestartMaxDelaySec=60\n";
+    image.put("/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-252.so", "");
+    setup(&image, "").unwrap();
+    assert!(!image.text(DROP_IN).contains("RestartSteps"));
+    // The system is upgraded, and then the package.
+    image.put("/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so", "");
+    setup(&image, "--at-install").unwrap();
+    has(&image.text(DROP_IN), &["\nUser=web\n", steps]);
+}
+
+#[test]
 fn what_runs_unchanged_is_left_running() {
     let image = Image::new();
     image.espocrm("/srv/crm");

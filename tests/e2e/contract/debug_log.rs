@@ -55,7 +55,16 @@ fn without_debug_mode_there_are_no_such_lines() {
         let mut standin = Standin::new();
         standin.config("webSocketDebugMode", debug);
         let mut run = command();
-        run.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
+        run.args([
+            "run",
+            "--control",
+            "off",
+            "--config",
+            "/dev/null",
+            "--listen",
+            "127.0.0.1",
+            "--espocrm",
+        ]);
         run.arg(standin.path());
         let mut daemon = Daemon::spawn(run);
         let mut client = daemon.connect("alice");

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Site;
 use super::site::Diagnosis;
 use crate::support::{command_as_nobody, is_root, run};
+use crate::tls::authority::{Authority, EC};
 
 /// Runs a line of shell on a file.
 fn shell(line: &str, path: &Path) {
@@ -83,7 +84,72 @@ fn another_user_than_its_owner() {
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
     diagnosis.warning("espocrm", &["Run the doctor as root"]);
-    diagnosis.failure("data", &["cannot write into EspoCRM's data"]);
+    // Not whether the service's user can, and no advice to give data/ to this user.
+    diagnosis.unknown("data", &["cannot write into EspoCRM's data", "only if root runs"]);
+    for step in &diagnosis.steps {
+        assert!(!step.fix.contains("chown"), "{step:?}");
+    }
+}
+
+#[test]
+fn people_get_one_line_for_all_that_needs_an_espocrm() {
+    let site = Site::healthy();
+    let output = site.run_with(&["--espocrm", "/nonexistent"], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let skipped: Vec<_> = text.lines().filter(|line| line.starts_with('\u{2013}')).collect();
+    assert_eq!(skipped, ["\u{2013} 26 steps were skipped: no EspoCRM was found"], "{text}");
+}
+
+#[test]
+fn parameters_that_pages_do_not_receive() {
+    let mut site = Site::healthy();
+    let internal = |text: &str| {
+        site.standin.write_raw("config-internal.php", &format!("<?php return [{text}];"));
+    };
+    internal("'x' => 1");
+    let diagnosis = site.examine();
+    diagnosis.good("pages", "receive useWebSocket and webSocketUrl");
+    assert_eq!(diagnosis.status, 0);
+    // Even if another file defines it as well.
+    internal("'useWebSocket' => true");
+    let parts = ["useWebSocket (data/config-internal.php)", "to data/config.php", "Settings"];
+    site.examine().only_failure("pages", &parts);
+    let address = format!("wss://localhost:{}/wss", site.proxy.as_ref().unwrap().address().port());
+    internal(&format!("'webSocketUrl' => '{address}'"));
+    let diagnosis = site.examine();
+    diagnosis.failure("pages", &["webSocketUrl", "pages connect to wss://localhost/wss"]);
+    // What pages use is what is visited.
+    let address = diagnosis.step("address");
+    assert!(address.found.contains("wss://localhost/wss"), "{address:?}");
+    // The file that an administrator writes by hand.
+    internal("");
+    let text = "<?php $file = $name = 7; return ['useWebSocket' => true];";
+    site.standin.write_raw("config-internal-override.php", text);
+    site.examine().only_failure("pages", &["data/config-internal-override.php"]);
+    // One that PHP cannot run on its own.
+    let text = "<?php return ['x' => class_exists('Espo\\\\Core\\\\Application') ? 1 : missing()];";
+    site.standin.write_raw("config-internal-override.php", text);
+    site.examine().unknown("pages", &["missing()"]);
+    site.standin.config("useWebSocket", false);
+    site.standin.write_raw("config-internal-override.php", "<?php return [];");
+    site.examine().only_failure("enabled", &[]);
+}
+
+#[test]
+fn a_certificate_that_the_services_user_cannot_read() {
+    if !is_root() {
+        return;
+    }
+    let authority = Authority::new();
+    let issued = authority.issue("server", EC);
+    let mut site = Site::without_proxy();
+    crate::tls::secure(&mut site.standin, &issued);
+    site.examine().good("tls", "nobody can read the certificate");
+    shell("chmod 600 \"$0\"", &issued.key);
+    let diagnosis = site.examine();
+    let parts = ["server.key: user nobody has no permission", "deploy hook", "does not start"];
+    diagnosis.first_failure("tls", &parts);
+    diagnosis.failure("daemon", &["cannot start as long as TLS fails"]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn states_of_the_service() {
         (
             "ActiveState=active\nSubState=running",
             "ActiveState=activating\nSubState=auto-restart",
-            "again and again",
+            "restarted by systemd (success)",
         ),
     ] {
         site.our_unit(from, to);
@@ -49,11 +49,40 @@ fn a_service_that_does_not_run() {
 }
 
 #[test]
+fn a_service_that_was_never_started() {
+    let site = Site::without_proxy();
+    site.our_unit(
+        "ActiveState=active\nSubState=running\nResult=success\nNRestarts=0\nConditionResult=yes",
+        "ActiveState=inactive\nConditionResult=no",
+    );
+    site.put("/etc/espocrm-websocket/config.toml", "");
+    let diagnosis = site.examine();
+    diagnosis.failure("service", &["does not run", "systemctl enable --now"]);
+}
+
+#[test]
 fn one_of_several_services() {
     let site = Site::healthy();
-    let output = site.run(&["--json", "--name", "sales"]);
-    let diagnosis = super::site::Diagnosis::of(&output);
-    diagnosis.unknown("service", &["espocrm-websocket@sales.service"]);
+    let unit = "espocrm-websocket@sales.service";
+    let examine = || super::site::Diagnosis::of(&site.run(&["--json", "--name", "sales"]));
+    let diagnosis = examine();
+    diagnosis.unknown("service", &[unit]);
+    diagnosis.good("port", "espocrm-websocket");
+    // Its own daemon is another process than the one that holds the ports.
+    let running = |pid: u32| {
+        let text = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n";
+        site.unit(unit, &format!("{text}NRestarts=0\nMainPID={pid}\n"));
+    };
+    running(std::process::id());
+    let diagnosis = examine();
+    let own = ["ports of its own", "webSocketPort"];
+    diagnosis.first_failure("port", &["the daemon of another EspoCRM", own[0], own[1]]);
+    diagnosis.failure("zeromq-port", &own);
+    diagnosis.failure("daemon", &["serves another EspoCRM"]);
+    running(site.daemon.as_ref().unwrap().pid());
+    let diagnosis = examine();
+    diagnosis.good("port", "espocrm-websocket");
+    assert_eq!(diagnosis.status, 0);
 }
 
 #[test]
@@ -86,7 +115,9 @@ fn a_port_for_browsers_that_others_reach() {
     let mut site = site;
     site.daemon.take().unwrap().stop("TERM");
     std::fs::write(site.config(), "max_checks = 2\ncontrol = 'off'\n").unwrap();
-    site.examine().warning("port-exposure", &["through a proxy", "listen = \"127.0.0.1\""]);
+    let config = site.config().display().to_string();
+    let parts = ["through a proxy", "listen = \"127.0.0.1\"", &config];
+    site.examine().warning("port-exposure", &parts);
     site.put("/run/.containerenv", "");
     site.examine().good("port-exposure", "of a container");
 }

@@ -73,6 +73,32 @@ fn another_program_at_the_port_for_browsers() {
 }
 
 #[test]
+fn a_daemon_of_another_name() {
+    let mut site = Site::without_proxy();
+    let binary = site.at("/renamed");
+    // A link has the same inode; over file systems it is a copy.
+    let original = env!("CARGO_BIN_EXE_espocrm-websocket");
+    let is_link = std::fs::hard_link(original, &binary).is_ok();
+    if !is_link {
+        let install = Command::new("install").args(["-m", "755", original]).arg(&binary).status();
+        assert!(install.unwrap().success());
+    }
+    let mut renamed = Command::new(&binary);
+    renamed.args(["run", "--config"]).arg(site.config());
+    renamed.arg("--espocrm").arg(site.standin.path());
+    site.daemon = Some(Daemon::spawn(renamed));
+    let diagnosis = site.examine();
+    diagnosis.good("port", "/renamed");
+    diagnosis.good("zeromq-port", "/renamed");
+    diagnosis.good("control", "0 connections");
+    // By its inode alone.
+    if is_link {
+        std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
+        site.examine().good("port", "/renamed");
+    }
+}
+
+#[test]
 fn another_program_at_the_port_for_messages() {
     let site = Site::without_proxy();
     let _other = hold(&site.zeromq);
@@ -151,6 +177,12 @@ fn a_daemon_with_other_settings_or_without_a_control_socket() {
     )
     .unwrap();
     site.examine().warning("control", &["it serves the EspoCRM in", "--name"]);
+    // It runs, but its socket is elsewhere.
+    let pid = site.daemon.as_ref().unwrap().pid();
+    let none = site.at("/none.sock");
+    let output = site.run(&["--json", "--control", none.to_str().unwrap()]);
+    let diagnosis = super::site::Diagnosis::of(&output);
+    diagnosis.unknown("control", &[&format!("process {pid} runs, but"), "--control PATH"]);
     // Then it is at least seen that the message is taken.
     std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
     let diagnosis = site.examine();

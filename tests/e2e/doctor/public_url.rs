@@ -34,6 +34,33 @@ fn a_proxy_that_does_not_pass_the_upgrade_on() {
 }
 
 #[test]
+fn the_printed_snippet_is_indented() {
+    let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
+    let text = site.told(&[]);
+    for line in ["      location /wss {\n          proxy_pass http", ";\n      }\n"] {
+        assert!(text.contains(line), "{line:?}: {text}");
+    }
+}
+
+#[test]
+fn a_proxy_that_logs_tokens() {
+    for (from, to, log) in [
+        ("/access.log without_token;", "/crm.log;", "/crm.log"),
+        ("\"$request_without_token\"", "\"$request\"", "/access.log"),
+    ] {
+        let site = Site::healthy();
+        let text = site.proxy.as_ref().unwrap().site();
+        assert!(text.contains(from), "{text}");
+        let text = text.replace(from, to);
+        site.put("/etc/nginx/nginx.conf", &format!("http {{\n{text}\n}}\n"));
+        site.examine().only_warning("proxy-log", &["access tokens", log, "access_log off;"]);
+        let text = text.replace("error_log /dev/null;", "error_log /dev/null; access_log off;");
+        site.put("/etc/nginx/nginx.conf", &format!("http {{\n{text}\n}}\n"));
+        site.examine().good("proxy-log", "does not log");
+    }
+}
+
+#[test]
 fn a_proxy_that_knows_nothing_of_it() {
     let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
     site.examine().only_failure("public-url", &["404", "location /wss {"]);
@@ -178,6 +205,11 @@ fn a_certificate_that_signs_itself() {
     let proxy = Proxy::start(Kind::Nginx, site.port.address());
     site.distrust(proxy);
     site.examine().only_failure("public-url", &["signs itself", "certbot"]);
+    // Two faults at once are both reported.
+    let proxy = Proxy::start_with(Kind::Nginx, site.port.address(), &[(UPGRADE, "")]);
+    site.distrust(proxy);
+    let parts = ["signs itself; and nginx", "as an upgrade", "certbot", "location /wss {"];
+    site.examine().only_failure("public-url", &parts);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The end.
 
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 
 use super::alice;
-use crate::support::{Client, Daemon, Process, Standin, eventually};
+use crate::support::{Client, Daemon, Process, Standin, command, eventually};
 
 #[test]
 fn sigterm_and_sigint_end_all_connections_without_a_close_frame() {
@@ -51,4 +52,42 @@ fn a_port_can_be_served_again_at_once() {
     daemon.wait();
     let daemon = Daemon::start_with(&standin, &["--listen", &address]);
     alice(&daemon);
+}
+
+/// The demo has nothing to reload.
+#[test]
+fn the_demo_ends_when_its_terminal_is_closed() {
+    let standin = Standin::new();
+    let (pid, log) = (standin.path().join("pid"), standin.path().join("log"));
+    let line = format!(
+        "echo $$ >{}; exec {} demo --listen 127.0.0.1:0 2>{}",
+        pid.display(),
+        command().get_program().display(),
+        log.display()
+    );
+    // The demo leads the session of this terminal.
+    let mut terminal = Command::new("script");
+    terminal.args(["-q", "-c", &line, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut terminal = terminal.spawn().unwrap();
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    eventually("the demo serves", || read(&log).contains("Browsers are served at"));
+    let pid: u32 = read(&pid).trim().parse().unwrap();
+    assert!(Process::is_running(pid));
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    eventually("the demo ends", || !Process::is_running(pid));
+    assert!(read(&log).contains("Stopped"), "{}", read(&log));
+}
+
+#[test]
+fn a_demo_started_by_nohup_outlives_its_terminal() {
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" demo --debug --listen 127.0.0.1:0"]);
+    nohup.arg(command().get_program());
+    let mut demo = Daemon::spawn(nohup);
+    demo.signal("HUP");
+    demo.connect("alice");
+    assert_eq!(demo.count("Stopped"), 0);
+    demo.signal("TERM");
+    assert_eq!(demo.wait().code(), Some(0));
 }

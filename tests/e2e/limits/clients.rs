@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use super::{enter, expect_503, from, target};
-use crate::support::{Client, Daemon, Standin, eventually, request};
+use crate::support::{Client, Control, Daemon, Standin, eventually, request};
 
 #[test]
 fn an_address_has_its_limit_and_others_have_theirs() {
@@ -100,18 +100,42 @@ fn those_who_come_in_while_others_are_checked_do_not_pass_the_limit_of_a_user() 
 #[test]
 fn slow_handshakes_keep_nobody_from_connecting() {
     let standin = Standin::new();
-    let mut daemon = Daemon::start(&standin);
-    let mut slow: Vec<_> = (0..1_024).map(|_| Client::tcp(daemon.address)).collect();
+    let (mut daemon, control) = Control::start(&standin, &[]);
+    let mut slow: Vec<_> = (0..1_100).map(|_| Client::tcp(daemon.address)).collect();
     for client in &mut slow {
         client.send(b"GET / HTTP/1.1\r\nHost: ");
     }
     let mut good = daemon.connect("alice");
-    // The oldest has made room; the next ones still have their time.
+    // Those that have had some seconds make room, the oldest first; the next ones still have their time.
     assert_eq!(slow[0].read_to_end(), b"");
     slow[1_000].send(b"localhost\r\n\r\n");
     assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));
     good.expect_silence();
     daemon.wait_for("1024 connections have not completed their upgrade");
+    assert!(control.number("/connections/refused/handshake_limit") > 0);
+}
+
+#[test]
+fn only_so_many_logins_of_an_address_wait_at_a_time() {
+    let standin = Standin::new();
+    let flags = ["--max-per-address", "0", "--trusted-proxy", "192.0.2.1"];
+    let (mut daemon, control) = Control::start(&standin, &flags);
+    standin.hold("");
+    let _waiting: Vec<_> = (0..1_024)
+        .map(|number| {
+            let mut client = from("127.0.0.2", daemon.address);
+            client.upgrade(&target(&format!("user{}", number / 8)));
+            client
+        })
+        .collect();
+    expect_503(from("127.0.0.2", daemon.address), "alice");
+    daemon.wait_for("1024 logins of the address 127.0.0.2 wait to be checked");
+    control.expect("/connections/refused/login_limit", 1);
+    // Another address has its own limit.
+    let mut other = from("127.0.0.3", daemon.address);
+    other.upgrade(&target("alice"));
+    standin.release();
+    other.expect_welcome();
 }
 
 /// More than 1,024 connections that send only this, from each address in turn.

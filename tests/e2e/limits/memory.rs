@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{Client, DEADLINE, Daemon, Pusher, Standin, command, eventually, request};
+use crate::support::{
+    Client, Control, DEADLINE, Daemon, Pusher, Standin, command, eventually, request,
+};
 
 const USERS: usize = 20;
 const CONNECTIONS: usize = 800;
@@ -16,9 +18,10 @@ const CONNECTIONS: usize = 800;
 fn with_every_limit_reached_it_takes_no_more_than_it_says() {
     let standin = Standin::new();
     let mut program = command();
+    let control = Control::path(&standin);
     program.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--no-worker"]);
     program.args(["--max-connections", &CONNECTIONS.to_string(), "--espocrm"]);
-    program.arg(standin.path()).env("TMPDIR", standin.path());
+    program.arg(standin.path()).arg("--control").arg(&control).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(program);
     let said = daemon.wait_for("At most 800 connections and ");
     let words: Vec<_> = said.split_whitespace().collect();
@@ -54,6 +57,7 @@ fn with_every_limit_reached_it_takes_no_more_than_it_says() {
 
     let peak = daemon.status("VmHWM") * 1024;
     println!("said: {at_most} B, taken: {peak} B");
+    assert!(Control::at(&control).number("/connections/ended/memory") > 0);
     assert!(peak <= at_most, "{peak} B");
     // Without ZeroMQ's part, which has a test of its own: it was really filled.
     assert!(peak >= 60_000_000, "{peak} B");
@@ -86,9 +90,40 @@ fn greedy(number: usize) -> Vec<u8> {
 }
 
 #[test]
+fn memory_is_given_back_while_others_stay_connected() {
+    let standin = Standin::new();
+    let daemon = Daemon::with_workers(&standin, &[]);
+    let stay = |number: usize| daemon.connect(&format!("u{}", number % 20));
+    let mut others: Vec<_> = (0..20).map(stay).collect();
+    let before = daemon.status("VmRSS");
+    // Messages of which all but the end comes. Some of those tabs stay, so that blocks in use lie
+    // between those that are freed.
+    let unfinished = |number: usize, length: usize| {
+        let mut client = stay(number);
+        let frame = <Client>::frame(0x81, &b"a".repeat(length));
+        client.send(&frame[..frame.len() - 1]);
+        client
+    };
+    let mut leaving = Vec::new();
+    let mut staying = Vec::new();
+    for number in 0..350 {
+        leaving.push(unfinished(number, 40_000));
+        if number % 20 == 19 {
+            staying.push(unfinished(number, 40_000));
+        }
+    }
+    eventually("it takes memory", || daemon.status("VmRSS") > before + 10_000);
+    drop(leaving);
+    eventually("it is given back", || daemon.status("VmRSS") < before + 6_000);
+    for other in &mut others {
+        other.expect_silence();
+    }
+}
+
+#[test]
 fn whoever_never_completes_a_message_is_ended() {
     let standin = Standin::new();
-    let daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
+    let (daemon, control) = Control::start(&standin, &["--ping-interval", "1s"]);
     let mut slow = daemon.connect("alice");
     let frame = <Client>::frame(0x81, &b" ".repeat(10_000));
     let mut bytes = frame.into_iter();
@@ -111,13 +146,14 @@ fn whoever_never_completes_a_message_is_ended() {
     assert!(start.elapsed() < DEADLINE);
     let _ = slow.stream.shutdown(Shutdown::Both);
     assert!(writer.join().unwrap() > 0);
+    control.expect("/connections/ended/incomplete", 1);
     daemon.connect("alice").expect_silence();
 }
 
 #[test]
 fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
     let standin = Standin::new();
-    let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "2s"]);
+    let (mut daemon, control) = Control::start(&standin, &["--ping-interval", "2s"]);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&daemon.address.into()).unwrap();
@@ -137,5 +173,6 @@ fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
     good.expect_event(&message);
     let line = daemon.wait_for("A browser could not keep up");
     assert!(line.contains(" bytes waited for it, of at most 1572864"), "{line}");
+    control.expect("/connections/ended/slow", 1);
     good.expect_silence();
 }

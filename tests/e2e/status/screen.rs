@@ -1,6 +1,8 @@
 //! What an administrator sees, on a terminal and elsewhere.
 
-use std::process::{Command, Stdio};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -58,8 +60,10 @@ fn the_status_fits_a_terminal_and_a_tired_administrator() {
     drop(tabs);
 }
 
-/// What a terminal shows in the end, and whether its cursor is to be seen. It knows what we use.
+/// What a terminal of some size shows in the end, and whether its cursor is to be seen. It knows what we
+/// use.
 struct Terminal {
+    columns: usize,
     lines: Vec<String>,
     row: usize,
     column: usize,
@@ -69,10 +73,11 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn show(text: &str) -> Self {
-        let lines = vec![String::new(); LINES];
+    fn show(text: &str, columns: usize, rows: usize) -> Self {
+        let lines = vec![String::new(); rows];
+        let (row, column, drawn) = (0, 0, 0);
         let mut terminal =
-            Self { lines, row: 0, column: 0, is_cursor_shown: true, wraps: true, drawn: 0 };
+            Self { columns, lines, row, column, is_cursor_shown: true, wraps: true, drawn };
         let mut rest = text;
         while let Some(char) = rest.chars().next() {
             rest = &rest[char.len_utf8()..];
@@ -85,11 +90,11 @@ impl Terminal {
                 '\r' => terminal.column = 0,
                 '\n' => {
                     terminal.row += 1;
-                    assert!(terminal.row < LINES || rest.is_empty(), "it scrolls");
+                    assert!(terminal.row < rows || rest.is_empty(), "it scrolls");
                 }
                 char => {
                     assert!(
-                        terminal.column < COLUMNS,
+                        terminal.column < terminal.columns,
                         "a line wraps: {}",
                         terminal.lines[terminal.row]
                     );
@@ -114,7 +119,10 @@ impl Terminal {
                 let line = &mut self.lines[self.row];
                 *line = line.chars().take(self.column).collect();
             }
-            "[J" => self.lines[self.row..].iter_mut().for_each(String::clear),
+            "[J" => {
+                self.command("[K");
+                self.lines[self.row + 1..].iter_mut().for_each(String::clear);
+            }
             "[2J" => self.lines.iter_mut().for_each(String::clear),
             "[?25l" => self.is_cursor_shown = false,
             "[?25h" => self.is_cursor_shown = true,
@@ -125,49 +133,125 @@ impl Terminal {
     }
 }
 
-#[test]
-fn watch_draws_a_screen_that_does_not_wrap_and_gives_the_terminal_back() {
-    let standin = Standin::new();
-    let (_daemon, control, tabs) = busy(&standin);
-    let typescript = standin.path().join("typescript");
-    // A pseudo terminal of this size; what is interrupted is what runs in it.
-    let watch = format!(
-        "stty rows {LINES} cols {COLUMNS}; exec {} status --watch --control {}",
-        command().get_program().to_str().unwrap(),
-        Control::path(&standin).display()
-    );
-    let mut script = Command::new("script");
-    script.args(["-qfe", "-c", &watch]).arg(&typescript);
-    script.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut script = script.spawn().unwrap();
-    let shown = || {
-        let text = std::fs::read_to_string(&typescript).unwrap_or_default();
+/// `status --watch` in a pseudo terminal of some size, and what is typed there.
+struct Watching {
+    script: Child,
+    typescript: PathBuf,
+    modes: PathBuf,
+    size: (usize, usize),
+}
+
+impl Watching {
+    fn start(standin: &Standin, columns: usize, rows: usize) -> Self {
+        let typescript = standin.path().join(format!("typescript{columns}x{rows}"));
+        let modes = typescript.with_extension("modes");
+        let program = command().get_program().to_str().unwrap().to_owned();
+        let control = Control::path(standin);
+        let (control, at) = (control.display(), modes.display());
+        let watch = format!(
+            "stty rows {rows} cols {columns}; stty -g > {at}; \
+             {program} status --watch --control {control}; code=$?; stty -g >> {at}; exit $code"
+        );
+        let mut script = Command::new("script");
+        script.args(["-qfe", "-c", &watch]).arg(&typescript);
+        script.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let script = script.spawn().unwrap();
+        let watching = Self { script, typescript, modes, size: (columns, rows) };
+        watching.expect_drawn(3);
+        watching
+    }
+
+    /// What it has written so far.
+    fn shown(&self) -> String {
+        let text = std::fs::read_to_string(&self.typescript).unwrap_or_default();
         // What script itself says.
         let text = text.split_once('\n').map_or("", |(_, text)| text);
         let text = text.split("\nScript done").next().unwrap_or_default();
         text.replace("\r\r\n", "\r\n")
-    };
-    eventually("it has been drawn three times", || shown().matches("\x1b[J").count() >= 3);
+    }
+
+    fn expect_drawn(&self, more: usize) {
+        let drawn = || self.shown().matches("\x1b[J").count();
+        let before = drawn();
+        eventually("it is drawn", || drawn() >= before + more);
+    }
+
+    fn type_keys(&mut self, keys: &str) {
+        self.script.stdin.as_ref().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits for its end. The terminal is as it was before.
+    fn end(mut self) -> Terminal {
+        let mut status = None;
+        eventually("it ends", || {
+            status = self.script.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(status.unwrap().success());
+        let modes = std::fs::read_to_string(&self.modes).unwrap();
+        let modes: Vec<_> = modes.lines().collect();
+        assert_eq!((modes.len(), modes[0]), (2, modes[1]));
+        let terminal = Terminal::show(&self.shown(), self.size.0, self.size.1);
+        assert!(terminal.is_cursor_shown && terminal.wraps);
+        terminal
+    }
+}
+
+#[test]
+fn watch_draws_a_screen_that_does_not_wrap_and_gives_the_terminal_back() {
+    let standin = Standin::new();
+    let (_daemon, control, tabs) = busy(&standin);
+    let watching = Watching::start(&standin, COLUMNS, LINES);
     drop(tabs);
     control.expect("/connections/open", 0);
-    let before = shown().matches("\x1b[J").count();
-    eventually("it is drawn again", || shown().matches("\x1b[J").count() >= before + 2);
-    let watching = watching_at(&Control::path(&standin).display().to_string());
-    crate::support::Process::signal(watching, "INT");
-    let mut status = None;
-    eventually("it ends", || {
-        status = script.try_wait().unwrap();
-        status.is_some()
-    });
-    assert!(status.unwrap().success());
-    let terminal = Terminal::show(&shown());
-    assert!(terminal.is_cursor_shown && terminal.wraps);
+    watching.expect_drawn(2);
+    // What is interrupted is what runs in the terminal.
+    let process = watching_at(&Control::path(&standin).display().to_string());
+    crate::support::Process::signal(process, "INT");
+    let terminal = watching.end();
     assert!(terminal.drawn >= 5);
     let screen = terminal.lines.join("\n");
     assert!(
         screen.contains("\nConnections   0 of 10,000, users 0, opened 22 (0.0/s)\n"),
         "{screen}"
     );
+}
+
+/// The last line in which something is.
+fn last(screen: &[String]) -> &str {
+    screen.iter().rfind(|line| !line.is_empty()).unwrap()
+}
+
+#[test]
+fn q_quits_and_what_is_typed_is_not_shown() {
+    let standin = Standin::new();
+    let (_daemon, _control, _tabs) = busy(&standin);
+    let mut watching = Watching::start(&standin, COLUMNS, LINES);
+    watching.type_keys("xyz\x1b[A\n");
+    watching.expect_drawn(2);
+    assert!(!watching.shown().contains("xyz"));
+    watching.type_keys("q");
+    let terminal = watching.end();
+    assert_eq!(last(&terminal.lines), "q: quit");
+}
+
+#[test]
+fn in_a_small_terminal_no_line_breaks_and_what_matters_comes_first() {
+    let standin = Standin::new();
+    let (_daemon, _control, _tabs) = busy(&standin);
+    for (columns, rows) in [(60, 15), (40, 10), (20, 5), (10, 2)] {
+        let mut watching = Watching::start(&standin, columns, rows);
+        watching.type_keys("q");
+        let screen = watching.end().lines;
+        assert!(screen[0].starts_with("espocrm-w"), "{screen:#?}");
+        if rows >= 5 {
+            assert!(screen[1].starts_with("Serving"), "{screen:#?}");
+            assert_eq!(last(&screen), "q: quit");
+        }
+        if rows >= 10 {
+            assert!(screen.iter().any(|line| line.starts_with("Connections   20 of 10,000")));
+        }
+    }
 }
 
 /// The process that watches this control socket.

@@ -15,7 +15,15 @@ pub struct Mute {
 impl Mute {
     pub fn start(standin: &Standin, mut command: Command, stderr: impl Into<Stdio>) -> Self {
         let (browsers, zeromq) = (Port::reserve(), Port::reserve());
-        command.args(["run", "--config", "/dev/null", "--debug", "--no-worker"]);
+        command.args([
+            "run",
+            "--control",
+            "off",
+            "--config",
+            "/dev/null",
+            "--debug",
+            "--no-worker",
+        ]);
         command.arg("--espocrm").arg(standin.path());
         command.args(["--listen", &browsers.address().to_string()]);
         command.args(["--zeromq", &format!("tcp://{}", zeromq.address())]);

@@ -117,6 +117,15 @@ impl Standin {
         self.clear_cache();
     }
 
+    /// States the entity types that it has, and clears the cache.
+    pub fn entity_types(&self, names: &[&str]) {
+        let dir = self.path().join("custom/Espo/Custom/Resources/metadata");
+        std::fs::create_dir_all(&dir).unwrap();
+        let types: Map<String, Value> = names.iter().map(|it| ((*it).into(), json!({}))).collect();
+        std::fs::write(dir.join("entityDefs.json"), Value::Object(types).to_string()).unwrap();
+        self.clear_cache();
+    }
+
     pub fn clear_cache(&self) {
         let cache = self.path().join("data/cache");
         // A check that runs may write into it meanwhile.

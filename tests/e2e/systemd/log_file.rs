@@ -43,6 +43,34 @@ fn the_journal_gets_priorities_and_no_time() {
     }
 }
 
+/// What a command writes to standard error, which is the journal.
+fn written_to_the_journal(arguments: &[&str]) -> String {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let writer = OwnedFd::from(writer);
+    let file = File::from(writer.try_clone().unwrap()).metadata().unwrap();
+    let mut command = command();
+    command.args(arguments).env("JOURNAL_STREAM", format!("{}:{}", file.dev(), file.ino()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+    let mut process = command.spawn().unwrap();
+    drop(command);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert!(!process.wait().unwrap().success());
+    text
+}
+
+#[test]
+fn an_error_that_ends_the_program_is_an_error_in_the_journal() {
+    let nothing = ["--config", "/dev/null", "--espocrm", "/nonexistent"];
+    for words in [&["run"][..], &["config", "--check"], &["run", "--nonsense"]] {
+        let text = written_to_the_journal(&[words, &nothing].concat());
+        assert!(!text.is_empty());
+        for line in text.lines() {
+            assert!(line.starts_with("<3>"), "{text}");
+        }
+    }
+}
+
 #[test]
 fn what_is_not_the_journal_gets_the_time() {
     let standin = Standin::new();

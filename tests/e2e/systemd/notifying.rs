@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use super::{Manager, kinds, serving};
-use crate::support::{Daemon, Group, Standin, alice, eventually, run};
+use crate::support::{Control, Daemon, Group, Standin, alice, eventually, run};
 
 /// A PHP of [`Standin::php`] that does not tell the settings while `data/standin/gate` exists.
 const GATE: &str = "echo > data/standin/begun; \
@@ -71,6 +71,18 @@ fn a_reload_is_told_with_its_moment_and_its_end() {
     let all = manager.all();
     assert_eq!(kinds(&all), ["READY", "RELOADING", "RELOADING", "READY", "STOPPING"]);
     assert_eq!(all[4], "STOPPING=1");
+}
+
+#[test]
+fn a_reload_through_the_control_socket_is_notified_before_it_is_answered() {
+    let standin = Standin::new();
+    let manager = Manager::new(&standin);
+    let path = Control::path(&standin);
+    let mut command = serving(&standin, &["--control", path.to_str().unwrap()]);
+    command.env("NOTIFY_SOCKET", &manager.name);
+    let _daemon = Daemon::spawn(command);
+    assert_eq!(Control::at(&path).ask("POST", "/reload", ""), (200, "{\"reloaded\":true}".into()));
+    assert_eq!(kinds(&manager.all()), ["READY", "RELOADING", "READY"]);
 }
 
 /// Microseconds of the clock that systemd compares by, as PHP tells them.

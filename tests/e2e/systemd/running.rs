@@ -56,7 +56,17 @@ fn a_mistake_in_settings_is_told() {
 /// The command that serves a stand-in as a user to whom permissions mean something.
 fn as_nobody(standin: &Standin) -> Command {
     let mut command = command_as_nobody(standin);
-    command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm", "."]);
+    command.args([
+        "run",
+        "--control",
+        "off",
+        "--config",
+        "/dev/null",
+        "--listen",
+        "127.0.0.1",
+        "--espocrm",
+        ".",
+    ]);
     command
 }
 

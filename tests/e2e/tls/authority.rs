@@ -1,5 +1,7 @@
 //! A certificate authority of one test.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
-use crate::support::TempDir;
+use crate::support::{TempDir, is_root};
 
 pub struct Authority(TempDir);
 
@@ -48,6 +50,13 @@ impl Authority {
         openssl.args(arguments.split_whitespace()).current_dir(self.0.path());
         let output = openssl.output().unwrap();
         assert!(output.status.success(), "{arguments}: {output:?}");
+        // openssl makes keys private, but as root the stand-in's user is another one.
+        if is_root() {
+            for entry in std::fs::read_dir(self.0.path()).unwrap() {
+                let path = entry.unwrap().path();
+                std::fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+            }
+        }
     }
 
     /// A certificate for localhost, with a new key of this kind.

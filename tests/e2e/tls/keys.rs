@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::authority::{Authority, EC, Issued, RSA, join};
 use super::{BOTH, alice, expect_alive, secure};
-use crate::support::{Daemon, Standin, command, command_as_nobody, run};
+use crate::support::{Daemon, Standin, command, command_as_nobody, is_root, run};
 
 const CERTIFICATE: &str = "webSocketSslCertificateFile";
 const KEY: &str = "webSocketSslCertificateLocalPrivateKey";
@@ -288,8 +288,41 @@ fn a_key_that_may_not_be_read_is_explained() {
     secure(&mut standin, &issued);
     let forbidden = std::fs::Permissions::from_mode(0o000);
     std::fs::set_permissions(&issued.key, forbidden).unwrap();
-    let words = ["server.key: this user may not read it", KEY];
+    let words = ["server.key: user", "has no permission to read it", KEY, "deploy hook"];
     expect_refusal_of(command_as_nobody(&standin), &standin, &words);
+}
+
+/// The site names these files, and a check as root must find what the service will find.
+#[test]
+fn root_reads_no_key_that_the_sites_user_cannot_read() {
+    if !is_root() {
+        return;
+    }
+    let authority = Authority::new();
+    let mut standin = Standin::new();
+    let issued = authority.issue("server", EC);
+    let private = authority.path("private");
+    std::fs::create_dir(&private).unwrap();
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let key = private.join("server.key");
+    std::fs::copy(&issued.key, &key).unwrap();
+    secure(&mut standin, &Issued { key, ..issued });
+    let words = ["private/server.key: user nobody has no permission to read it", KEY];
+    expect_refusal(&standin, &words);
+    let check = || {
+        let mut command = command();
+        command.args(["config", "--check", "--config", "/dev/null", "--espocrm"]);
+        run({
+            command.arg(standin.path());
+            command
+        })
+    };
+    let output = check();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(words[0]), "{said}");
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(check().status.code(), Some(0));
 }
 
 /// Starts what must not start, and returns what it says, in which these words stand.

@@ -11,7 +11,9 @@ use socket2::{Domain, Socket, Type};
 
 use super::authority::{Authority, EC};
 use super::{BOTH, alice, expect_alive, notification, secure};
-use crate::support::{Client, DEADLINE, Daemon, Standin, command, eventually, request, run};
+use crate::support::{
+    Client, Control, DEADLINE, Daemon, Standin, command, eventually, request, run,
+};
 
 /// One ZeroMQ connection, in which messages keep their order.
 fn publisher(daemon: &Daemon) -> zmq::Socket {
@@ -144,7 +146,9 @@ impl Write for Trickle {
 fn who_comes_without_tls_costs_nothing() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
-    let (_standin, mut daemon) = serve(&authority);
+    let mut standin = Standin::new();
+    secure(&mut standin, &authority.issue("server", EC));
+    let (mut daemon, control) = Control::start(&standin, &[]);
     let mut tab = alice(&daemon, &client);
     let descriptors = daemon.descriptors();
 
@@ -158,6 +162,7 @@ fn who_comes_without_tls_costs_nothing() {
     }
     eventually("descriptors are free again", || daemon.descriptors() == descriptors);
     daemon.wait_for("A TLS handshake failed");
+    assert!(control.number("/connections/refused/tls") > 0);
 
     // Nor do those that go away by themselves, however many come.
     let memory = daemon.status("VmRSS");

@@ -16,7 +16,16 @@ fn routers(dir: &Path) -> Vec<PathBuf> {
 /// A daemon with a temporary directory of its own.
 fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
     let mut command = command();
-    command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
+    command.args([
+        "run",
+        "--control",
+        "off",
+        "--config",
+        "/dev/null",
+        "--listen",
+        "127.0.0.1",
+        "--debug",
+    ]);
     command.args(["--verdict-reuse", "0", "--espocrm"]).arg(standin.path());
     command.env("TMPDIR", dir.path()).env_remove("RUNTIME_DIRECTORY");
     Daemon::spawn(command)

@@ -156,7 +156,16 @@ fn espocrm_sees_in_a_worker_what_it_sees_on_the_command_line() {
     let mut seen = Vec::new();
     for more in [&["--no-worker"][..], &[]] {
         let mut run = command();
-        run.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
+        run.args([
+            "run",
+            "--control",
+            "off",
+            "--config",
+            "/dev/null",
+            "--listen",
+            "127.0.0.1",
+            "--debug",
+        ]);
         run.args(more).arg("--espocrm").arg(standin.path());
         run.env("ESPOCRM_LIKES", "this").env("NOTIFY_SOCKET", standin.path().join("nobody"));
         let mut daemon = Daemon::spawn(run);

@@ -1,7 +1,7 @@
 //! All tabs come back at once.
 
 use super::{COUNT_STARTS, cores, expect_event_of, expect_means, starts};
-use crate::support::{Client, Daemon, Standin, eventually};
+use crate::support::{Client, Control, Daemon, Standin, eventually};
 
 #[test]
 fn a_storm_is_served_by_no_more_workers_than_there_are_cores() {
@@ -53,7 +53,10 @@ fn the_tabs_of_one_user_share_their_checks() {
 #[test]
 fn when_too_many_checks_wait_a_tab_is_told_to_come_back() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--max-checks", "1"]);
+    let path = Control::path(&standin);
+    let flags = ["--max-checks", "1", "--control", path.to_str().unwrap()];
+    let daemon = Daemon::with_workers(&standin, &flags);
+    let control = Control::at(&path);
     // Of one user no more than 1,024 may wait.
     let user = |tab: usize| format!("user{}", tab / 8);
     let mut tabs: Vec<Client> = (0..96).map(|tab| daemon.connect(&user(tab))).collect();
@@ -69,6 +72,7 @@ fn when_too_many_checks_wait_a_tab_is_told_to_come_back() {
     late.send(crate::support::request("/?authToken=tok-bob&userId=bob").as_bytes());
     let answer = late.read_head();
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("Retry-After: "), "{answer}");
+    control.expect("/connections/refused/check_queue", 1);
     // Those who are there live on.
     tabs[95].expect_silence();
     // Who leaves makes room.
@@ -82,4 +86,29 @@ fn when_too_many_checks_wait_a_tab_is_told_to_come_back() {
     eventually("all are served", || daemon.count(": add topic ") >= 95 * 128);
     daemon.connect("bob");
     expect_event_of(&daemon, &mut tabs[94], "127");
+}
+
+#[test]
+fn a_tab_whose_topics_find_no_room_among_the_waiting_checks_is_ended() {
+    let standin = Standin::new();
+    let path = Control::path(&standin);
+    let flags = ["--max-checks", "1", "--control", path.to_str().unwrap()];
+    let daemon = Daemon::with_workers(&standin, &flags);
+    let control = Control::at(&path);
+    // 16,384 checks may wait, 1,024 of them for one user.
+    let mut tabs: Vec<Client> =
+        (0..136).map(|tab| daemon.connect(&format!("user{}", tab / 8))).collect();
+    standin.hold("");
+    for tab in &mut tabs {
+        for id in 0..128 {
+            tab.subscribe(&format!("recordUpdate.Account.{id}"));
+        }
+    }
+    // Without a Close frame: it comes back.
+    for tab in &mut tabs[130..] {
+        tab.expect_drop();
+    }
+    assert!(control.number("/connections/ended/check_queue") >= 6);
+    tabs[0].expect_silence();
+    standin.release();
 }

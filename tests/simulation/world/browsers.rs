@@ -35,7 +35,7 @@ impl World {
         };
         self.model.conns.insert(id, conn);
         self.due.insert(id, self.now.after(INTERVAL));
-        self.timers.add(id, self.now.after(INTERVAL));
+        self.arm(id);
         self.hub.open(id, &credentials);
         self.carry_out();
     }
@@ -53,6 +53,7 @@ impl World {
             self.seen("closed");
             self.hub.close(id);
             self.due.remove(&id);
+            self.armed.remove(&id);
             self.free.push(id.slot() as u32);
         }
     }
@@ -100,6 +101,7 @@ impl World {
         assert_eq!(self.hub.user(id), None, "{id} {why}");
         self.model.conns.remove(&id);
         self.due.remove(&id);
+        self.armed.remove(&id);
         self.free.push(id.slot() as u32);
     }
 }

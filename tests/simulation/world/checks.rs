@@ -10,7 +10,7 @@ use super::World;
 use crate::model::{self, Rule, Status};
 
 impl World {
-    pub(super) fn issue(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
+    pub(super) fn issue(&mut self, ticket: Ticket, urgency: Urgency, check: &Check) {
         assert!(self.known.insert(ticket), "a ticket is never used twice");
         self.issued.push(ticket);
         // It may have gone in the same turn: then a cancellation follows.
@@ -22,26 +22,61 @@ impl World {
             let is_review = urgency == Urgency::Review;
             if check.is_authentication() {
                 assert!(is_review && !self.review_interval.is_zero());
-                assert_eq!(check, Check::authentication(&conn.token, &conn.user));
+                assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
                 assert_eq!(conn.review.replace(ticket), None);
                 let last = conn.asked.replace(self.now).filter(|last| *last > self.review_since);
                 // Reckoned in whole seconds.
                 let idle = last.map(|last| self.now.since(last) + Duration::from_secs(1));
                 assert!(idle.is_none_or(|idle| idle >= self.review_interval), "too early");
             } else {
-                let from = if is_review { Status::Granted } else { Status::Held };
+                let from: &[Status] =
+                    if is_review { &[Status::Granted] } else { &[Status::Held, Status::Delayed] };
                 let to = if is_review { Status::Reviewing } else { Status::Waiting };
                 let wanted = conn.subscriptions.iter_mut().find(|(topic, status)| {
                     let rule = model::rule(edition, topic);
                     let Rule::Check(command) = rule else { return false };
                     let command = command.replace("{user}", &conn.user);
-                    **status == from && command == check.arguments.join(" ")
+                    from.contains(status) && command == check.arguments.join(" ")
                 });
                 *wanted.expect("a check of this user's for this topic").1 = to(ticket);
             }
         }
-        assert_eq!(self.access.request(self.now, ticket, check, urgency), Ok(false));
-        self.seen("asked");
+        match self.access.request(self.now, ticket, check.clone(), urgency) {
+            Ok(is_known) => {
+                assert!(!is_known);
+                self.seen("asked");
+            }
+            Err(_) => self.no_room(ticket, urgency, check),
+        }
+    }
+
+    /// As the server does: a login ends, a subscription waits, a review is left out.
+    fn no_room(&mut self, ticket: Ticket, urgency: Urgency, check: &Check) {
+        match urgency {
+            Urgency::Authentication => {
+                self.close(ticket.conn);
+                self.seen("no room for a login");
+            }
+            Urgency::Subscription => {
+                self.hub.delay(ticket);
+                if let Some(conn) = self.model.conns.get_mut(&ticket.conn)
+                    && let Some(it) =
+                        conn.subscriptions.values_mut().find(|it| it.ticket() == Some(ticket))
+                {
+                    *it = Status::Delayed;
+                    self.seen("delayed");
+                }
+                self.arm(ticket.conn);
+            }
+            Urgency::Review => {
+                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+                let conn = self.model.conns.get(&ticket.conn);
+                if conn.is_some_and(|conn| conn.waits_for(ticket)) {
+                    self.apply(ticket, &verdict, check);
+                    self.seen("no room for a review");
+                }
+            }
+        }
     }
 
     /// Hands a verdict to the hub, and does to the model what it must mean.
@@ -57,6 +92,8 @@ impl World {
                     conn.reviewed = self.now;
                     self.seen("welcomed");
                     self.resolve_held(ticket.conn);
+                    self.hub.review(self.now, ticket.conn);
+                    self.arm(ticket.conn);
                 }
                 Verdict::Denied => self.expect_ended(ticket.conn, "refused"),
                 Verdict::Unchecked(_) => self.expect_ended(ticket.conn, "dropped"),

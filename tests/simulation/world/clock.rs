@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use espocrm_websocket::core::check::Urgency;
 use espocrm_websocket::core::id::ConnId;
 
-use super::{INTERVAL, LONGEST, World};
+use super::{INTERVAL, LONGEST, RESUME, World};
+use crate::model::Conn;
 
 impl World {
     pub(super) fn let_time_pass(&mut self) {
@@ -12,20 +14,25 @@ impl World {
             self.outage = !self.outage;
         }
         let longest = *self.choices.pick(&[10, 1_000, 30_000, LONGEST.as_millis() as usize]);
-        self.now = self.now.after(Duration::from_millis(self.choices.below(longest) as u64));
+        self.step = Duration::from_millis(self.choices.below(longest) as u64);
+        self.now = self.now.after(self.step);
         self.access.expire(self.now);
         let mut fired = Vec::new();
         self.timers.take_due(self.now, &mut fired);
         for id in fired {
-            // As the server does: look at what it is really waiting for.
+            // As the server does: look at what it is really waiting for, unless the timer is an old one.
             let Some(due) = self.due.get_mut(&id) else { continue };
+            if self.armed.get(&id).is_none_or(|armed| *armed > self.now) {
+                continue;
+            }
+            self.armed.remove(&id);
             if *due <= self.now {
                 *due = self.now.after(INTERVAL);
                 self.seen("pinged");
             }
-            let due = self.due[&id];
-            self.timers.add(id, due);
             self.review(id);
+            self.resume(id);
+            self.arm(id);
         }
         let second = Duration::from_secs(1);
         assert!(self.due.values().all(|due| self.now < due.after(second)), "a timer was lost");
@@ -54,9 +61,31 @@ impl World {
         let user = self.model.conns[&id].user.clone();
         assert!(tickets.iter().all(|ticket| self.model.conns[&ticket.conn].user == user));
         let mut tabs = self.model.conns.values().filter(|conn| conn.user == user);
-        assert!(tabs.all(|conn| conn.review.is_some() || !conn.authenticated));
+        let was_asked = |conn: &Conn| conn.review.is_some() || conn.asked == Some(self.now);
+        assert!(tabs.all(|conn| was_asked(conn) || !conn.authenticated));
         self.tell(|| format!("{user} is reviewed"));
         self.seen("reviewed");
+    }
+
+    /// Adds a timer for what comes first.
+    pub(super) fn arm(&mut self, id: ConnId) {
+        let Some(due) = self.due.get(&id) else { return };
+        let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
+        let at =
+            [Some(*due), self.hub.next_review(id), resume].into_iter().flatten().min().unwrap();
+        if self.armed.get(&id).is_none_or(|armed| *armed > at) {
+            let at = self.timers.add(id, at);
+            self.armed.insert(id, at);
+        }
+    }
+
+    /// Subscriptions that were delayed are asked if there is room.
+    fn resume(&mut self, id: ConnId) {
+        let Some(user) = self.hub.user(id).filter(|_| self.hub.has_delayed(id)) else { return };
+        let room = self.access.room(Urgency::Subscription, user);
+        self.hub.resume(id, room);
+        self.carry_out();
+        self.seen("resumed");
     }
 
     pub(super) fn set_review_interval(&mut self, seconds: u64) {
@@ -65,18 +94,23 @@ impl World {
             self.review_interval = interval;
             self.review_since = self.now;
         }
-        self.hub.set_review_interval(interval);
+        if self.hub.set_review_interval(self.now, interval) {
+            let ids: Vec<ConnId> = self.due.keys().copied().collect();
+            for id in ids {
+                self.arm(id);
+            }
+        }
     }
 
-    /// Everybody who is logged in has been asked about within the interval, and the time between
-    /// two looks: one that plans the first review, and one that finds out that it is due.
+    /// Everybody who is logged in has been asked about within the interval, which is reckoned in whole
+    /// seconds and ends with a step of time.
     fn expect_reviews(&self) {
-        let look = INTERVAL + Duration::from_secs(1) + LONGEST;
+        let late = Duration::from_secs(2) + self.step;
         for (id, conn) in &self.model.conns {
             let idle = self.now.since(conn.reviewed.max(self.review_since));
             let asked = !conn.authenticated || conn.review.is_some();
             let off = self.review_interval.is_zero();
-            assert!(asked || off || idle <= self.review_interval + 2 * look, "{id} is forgotten");
+            assert!(asked || off || idle <= self.review_interval + late, "{id} is forgotten");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use espocrm_websocket::core::access::{Access, JobId};
+use espocrm_websocket::core::access::{Access, Capacity, JobId};
 use espocrm_websocket::core::category::Categories;
 use espocrm_websocket::core::check::{Check, Ticket};
 use espocrm_websocket::core::hub::{Action, Hub};
@@ -32,6 +32,10 @@ pub struct World {
     timers: Timers,
     /// When each connection is due; the server keeps this in the connection.
     due: BTreeMap<ConnId, Time>,
+    /// When the timer of each fires.
+    armed: BTreeMap<ConnId, Time>,
+    /// By how much the clock was put forward last.
+    step: Duration,
     model: Model,
     /// Slots that are free, to be used again as the server's slab does.
     free: Vec<u32>,
@@ -71,6 +75,8 @@ const TOPICS: [&str; 11] = [
     "nothing",
 ];
 const INTERVAL: Duration = Duration::from_secs(25);
+/// Until delayed subscriptions are tried again.
+const RESUME: Duration = Duration::from_secs(1);
 /// The longest step of time.
 const LONGEST: Duration = Duration::from_secs(100);
 
@@ -84,6 +90,8 @@ impl World {
             access: Access::new(LIMIT),
             timers: Timers::default(),
             due: BTreeMap::new(),
+            armed: BTreeMap::new(),
+            step: Duration::ZERO,
             model: Model::default(),
             free: Vec::new(),
             slots: 0,
@@ -100,6 +108,10 @@ impl World {
             seen: Seen::default(),
         };
         world.set_review_interval(60);
+        // Some queues are soon full.
+        if world.choices.chance(30) {
+            world.access.set_capacity(Capacity { logins: 6, subscriptions: 8, reviews: 5 });
+        }
         world
     }
 
@@ -135,7 +147,7 @@ impl World {
     fn carry_out(&mut self) {
         while let Some(action) = self.hub.poll() {
             match action {
-                Action::Check(ticket, urgency, check) => self.issue(ticket, urgency, check),
+                Action::Check(ticket, urgency, check) => self.issue(ticket, urgency, &check),
                 Action::Cancel(ticket) => self.access.cancel(ticket),
                 Action::Forget(check) => self.access.forget_verdict(&check),
                 Action::Welcome(id) => assert!(self.model.conns[&id].authenticated),

@@ -14,7 +14,7 @@ impl World {
     /// With a tab of ann's that has a record and her notifications.
     fn reviewed() -> Self {
         let mut world = Self::with(A, "ann");
-        world.hub.set_review_interval(INTERVAL);
+        world.hub.set_review_interval(at(0), INTERVAL);
         world.subscribe_granted(A);
         world
     }
@@ -222,7 +222,7 @@ fn what_is_still_being_asked_is_not_asked_again() {
 #[test]
 fn a_subscription_whose_first_check_runs_is_left_to_that() {
     let mut world = World::with(A, "ann");
-    world.hub.set_review_interval(INTERVAL);
+    world.hub.set_review_interval(at(0), INTERVAL);
     world.subscribe(A, RECORD);
     let (first, _) = world.check();
     let token = world.begin(A);
@@ -268,12 +268,12 @@ fn a_rule_that_stays_lets_the_review_go_on() {
 #[test]
 fn without_an_interval_there_are_no_reviews() {
     let mut world = World::reviewed();
-    world.hub.set_review_interval(Duration::ZERO);
+    world.hub.set_review_interval(at(0), Duration::ZERO);
     for second in [0, 300, 10_000] {
         assert_eq!(world.look(second, A), []);
     }
     // Turned on again, a review is not overdue.
-    world.hub.set_review_interval(INTERVAL);
+    world.hub.set_review_interval(at(10_000), INTERVAL);
     assert_eq!(world.look(10_000, A), []);
     assert_eq!(world.look(10_000, A), []);
     only(&world.look(10_300, A), LOGIN);
@@ -283,20 +283,48 @@ fn without_an_interval_there_are_no_reviews() {
 fn a_changed_interval_counts_at_once_and_the_same_one_changes_nothing() {
     let mut world = World::reviewed();
     world.look(0, A);
-    world.hub.set_review_interval(INTERVAL);
+    world.hub.set_review_interval(at(0), INTERVAL);
     only(&world.look(300, A), LOGIN);
 
     let mut world = World::reviewed();
     world.look(0, A);
-    world.hub.set_review_interval(Duration::from_secs(10));
+    world.hub.set_review_interval(at(0), Duration::from_secs(10));
     world.look(1, A);
     only(&world.look(11, A), LOGIN);
 }
 
 #[test]
+fn a_connection_knows_when_its_next_review_is_due() {
+    let mut world = World::reviewed();
+    world.look(0, A);
+    let due = world.hub.next_review(A).unwrap();
+    assert_eq!(due, at(A.part_of(INTERVAL).as_secs()));
+    let seconds = due.as_millis() / 1_000;
+    assert_eq!(world.look(seconds - 1, A), []);
+    only(&world.look(seconds, A), LOGIN);
+    assert_eq!(world.hub.next_review(A), Some(at(seconds + INTERVAL.as_secs())));
+    // A new tab has the user's.
+    world.log_in(B, "ann");
+    assert_eq!(world.hub.next_review(B), None);
+    world.look(seconds + 10, B);
+    assert_eq!(world.hub.next_review(B), world.hub.next_review(A));
+    // Another interval counts at once, for all tabs of a user together.
+    let minute = Duration::from_secs(60);
+    assert!(world.hub.set_review_interval(at(1_000), minute));
+    assert!(!world.hub.set_review_interval(at(2_000), minute));
+    let due = world.hub.next_review(A).unwrap();
+    assert_eq!(world.hub.next_review(B), Some(due));
+    assert!((at(1_000)..=at(1_060)).contains(&due));
+    world.hub.set_review_interval(at(1_000), Duration::ZERO);
+    assert_eq!(world.hub.next_review(A), None);
+    world.hub.close(A);
+    assert_eq!(world.hub.next_review(A), None);
+}
+
+#[test]
 fn first_reviews_are_spread_over_the_interval() {
     let mut world = World::new();
-    world.hub.set_review_interval(INTERVAL);
+    world.hub.set_review_interval(at(0), INTERVAL);
     let conns = (0..3_000).map(|number| ConnId::new(number, number));
     let conns: Vec<ConnId> = conns.collect();
     for conn in &conns {
@@ -321,7 +349,7 @@ fn tokens_are_kept_as_long_as_their_tabs_and_never_shown() {
     world.hub.close(A);
     world.answer(login(B), &Verdict::Granted);
     world.actions();
-    world.hub.set_review_interval(INTERVAL);
+    world.hub.set_review_interval(at(0), INTERVAL);
     world.look(0, B);
     only(&world.look(300, B), "AuthTokenCheck s3cret ann");
     world.hub.close(B);

@@ -30,6 +30,10 @@ class Metadata
             return $this->data = include $cache;
         }
         $this->data = array('app' => array('webSocket' => $this->merged('app/webSocket.json')));
+        // Only where a test states them: by default any entity type may exist.
+        if (is_file('custom/Espo/Custom/Resources/metadata/entityDefs.json')) {
+            $this->data['entityDefs'] = $this->merged('entityDefs.json');
+        }
         @mkdir(dirname($cache), 0777, true);
         $temporary = $cache . '.' . getmypid();
         file_put_contents($temporary, "<?php\nreturn " . var_export($this->data, true) . ";\n");

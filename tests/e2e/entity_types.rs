@@ -1,0 +1,93 @@
+//! Topics of entity types that EspoCRM does not have, which any user can request.
+
+use crate::support::{Client, Daemon, Standin, eventually};
+
+const UNKNOWN: &str = "recordUpdate.Unknown.1";
+
+/// An EspoCRM that tells its entity types.
+fn standin(types: &[&str]) -> Standin {
+    let mut standin = Standin::new();
+    standin.config("useCache", true);
+    standin.entity_types(types);
+    standin
+}
+
+fn was_run(standin: &Standin, scope: &str) -> bool {
+    standin.runs().iter().any(|run| run.contains(&format!("--scope={scope} ")))
+}
+
+#[test]
+fn a_record_of_an_unknown_type_is_denied_without_a_check() {
+    for start in [Daemon::start_with, Daemon::with_workers] {
+        let standin = standin(&["Account", "Contact"]);
+        let mut daemon = start(&standin, &[]);
+        let mut alice = daemon.connect("alice");
+        alice.subscribe(UNKNOWN);
+        daemon.wait_for(&format!("check access failed for topic {UNKNOWN} for user alice"));
+        daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
+        // Not an entity type, but a scope.
+        daemon.subscribe(&mut alice, "alice", "calendarUpdate");
+        assert!(!was_run(&standin, "Unknown"));
+        assert_eq!(daemon.count("could not be checked"), 0);
+        alice.expect_silence();
+    }
+}
+
+#[test]
+fn a_type_that_was_added_a_moment_ago_is_checked() {
+    let standin = standin(&["Account"]);
+    let mut daemon = Daemon::start_with(&standin, &[]);
+    let mut alice = daemon.connect("alice");
+    for round in 0..3 {
+        let name = format!("CThing{round}");
+        standin.entity_types(&["Account", &name]);
+        daemon.subscribe(&mut alice, "alice", &format!("recordUpdate.{name}.1"));
+    }
+    // What is no longer a type is denied, as soon as the types are read again.
+    eventually("it is denied", || {
+        alice.unsubscribe("recordUpdate.CThing0.1");
+        alice.subscribe("recordUpdate.CThing0.1");
+        daemon.count("check access failed for topic recordUpdate.CThing0.1 for user alice") > 0
+    });
+    alice.expect_silence();
+}
+
+#[test]
+fn an_unknown_type_is_checked_if_the_types_are_not_known() {
+    let mut standin = standin(&["Account"]);
+    standin.config("useCache", false);
+    let mut daemon = Daemon::start_with(&standin, &[]);
+    let mut alice = daemon.connect("alice");
+    alice.subscribe(UNKNOWN);
+    daemon.wait_for("A subscription could not be checked: PHP ended with status 1: Error: Scope");
+}
+
+#[test]
+fn a_database_that_is_down_denies_nothing() {
+    let standin = standin(&["Account"]);
+    let mut daemon = Daemon::start_with(&standin, &[]);
+    let mut alice = daemon.connect("alice");
+    standin.set("failure", "error");
+    alice.subscribe("recordUpdate.Account.1");
+    daemon
+        .wait_for("A subscription could not be checked: PHP ended with status 1: Error: SQLSTATE");
+    standin.unset("failure");
+    daemon.wait_for("add topic recordUpdate.Account.1 for user alice");
+}
+
+#[test]
+fn a_topic_whose_check_always_fails_does_not_hide_that_logins_fail() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::start_with(&standin, &["--verdict-reuse", "0"]);
+    let mut alice = daemon.connect("alice");
+    alice.subscribe(UNKNOWN);
+    daemon.wait_for("A subscription could not be checked");
+    standin.set("failure", "error");
+    Client::open(daemon.address, "bob", "tok-bob").expect_drop();
+    daemon.wait_for("A login could not be checked: PHP ended with status 1: Error: SQLSTATE");
+    standin.unset("failure");
+    // One failure of either kind ends by a success of its kind.
+    eventually("bob is welcome", || Client::attempt(daemon.address).is_some());
+    daemon.wait_for("Access checks work again for logins; 1 could not be made meanwhile.");
+    assert_eq!(daemon.count("work again for subscriptions"), 0);
+}
