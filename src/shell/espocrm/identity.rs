@@ -192,6 +192,8 @@ impl Identity {
 impl Account {
     fn of(uid: u32) -> Result<Self> {
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|error| {
+            // Without the table of messages that nix has of its own.
+            let error = io::Error::from(error);
             Fatal::new(format!("The user {uid} cannot be looked up: {error}. Name it: --user NAME"))
         })?;
         let Some(user) = user else {
