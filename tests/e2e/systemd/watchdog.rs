@@ -27,9 +27,10 @@ fn signs_come_again_and_again_and_say_what_is_going_on() {
         assert!(manager.heard()[0].starts_with("READY=1\n"));
         let status = |connections| {
             let (address, zeromq) = (daemon.address, &daemon.zeromq);
+            let noun = if connections == 1 { "connection" } else { "connections" };
             format!(
                 "WATCHDOG=1\nSTATUS=Serving {address}, EspoCRM sends to {zeromq}. {connections} \
-                 connections, 0 messages received."
+                 {noun}, 0 messages received."
             )
         };
         manager.wait_for(&status(0));
