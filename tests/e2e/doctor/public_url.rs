@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use super::Site;
 use crate::support::{Kind, Port, Proxy};
@@ -180,7 +181,9 @@ fn a_certificate_of_an_authority_for_as_long_as_it_is_valid() {
     examine().only_warning("public-url", &["expires soon", "certbot renew"]);
     date(&authority, "good", 90);
     examine().good("public-url", ", with a certificate for ");
-    date(&authority, "good", -1);
+    // OpenSSL 3.5 makes none that has ended before it begins: this one ends with the current second.
+    date(&authority, "good", 0);
+    thread::sleep(Duration::from_secs(2));
     examine().only_failure("public-url", &["has expired", "certbot renew"]);
 }
 
