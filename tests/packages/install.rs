@@ -30,7 +30,7 @@ fn an_installation_finds_espocrm_and_serves_it_as_its_owner(release: Release) {
     let config = container.read(CONFIG);
     assert!(config.lines().any(|line| line == "espocrm = \"/var/www/html\""), "{config}");
     let drop_in = container.read(DROP_IN);
-    for line in ["User=www-data", "Group=www-data", "ReadWritePaths=/var/www/html/data"] {
+    for line in ["User=www-data", "ReadWritePaths=/var/www/html/data"] {
         assert!(drop_in.contains(line), "{drop_in}");
     }
     let pid = container.main_pid(UNIT);

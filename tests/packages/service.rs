@@ -161,7 +161,7 @@ fn an_endpoint_that_cannot_be_bound_keeps_the_previous_socket(release: Release) 
     // A file as directory, a read-only file system under ProtectSystem=strict, and a file itself.
     for endpoint in ["ipc:///etc/hostname/x", "ipc:///usr/x", "ipc:///etc/hostname"] {
         container.run(&format!("echo 'zeromq = \"{endpoint}\"' >>{CONFIG}"));
-        container.run(&format!("systemctl reload {UNIT}"));
+        container.fail(&format!("systemctl reload {UNIT}"));
         let error = format!("cannot be received at {endpoint}: ");
         eventually("the error is logged", || container.logged(UNIT, &error) > 0);
         container.run(&format!("sed -i '/^zeromq/d' {CONFIG}"));
