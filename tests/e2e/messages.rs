@@ -225,7 +225,7 @@ fn whatever_arrives_the_daemon_lives_and_says_each_reason_once() {
     daemon.signal("TERM");
     assert!(daemon.wait().success());
     // All of them were counted.
-    daemon.wait_for("; 41 were dropped.");
+    daemon.wait_for(", 41 messages dropped.");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use espocrm_websocket::core::printable::printable;
+
 use crate::support::{Client, Daemon, Pusher, Standin};
 
 /// The checks of topics so far, as argument vectors.
@@ -15,7 +17,7 @@ fn checks(standin: &Standin) -> Vec<Vec<String>> {
 fn expect_denials(daemon: &mut Daemon, client: &mut Client, topics: &[&str]) {
     for topic in topics {
         client.subscribe(topic);
-        let topic = topic.escape_debug();
+        let topic = printable(topic);
         daemon.wait_for(&format!("check access failed for topic {topic} for user alice"));
     }
 }
