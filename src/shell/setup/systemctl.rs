@@ -89,6 +89,8 @@ impl Systemctl {
         let (_, id) = self.ask(&["show", "--value", "--property=InvocationID", unit]);
         let of_this_start = format!("_SYSTEMD_INVOCATION_ID={id}");
         let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=5", &of_this_start];
+        // The journal may not have written the lines of a process that has just ended.
+        ask(&self.journalctl, &["--sync"]);
         let (_, log) = ask(&self.journalctl, &arguments);
         log.lines().flat_map(|line| ["\n  ", line]).collect()
     }
