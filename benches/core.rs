@@ -14,19 +14,21 @@ use std::io::IoSlice;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use espocrm_websocket::core::access::Access;
-use espocrm_websocket::core::category::Categories;
-use espocrm_websocket::core::check::{Check, Ticket, Urgency};
-use espocrm_websocket::core::frame::SharedFrame;
-use espocrm_websocket::core::hub::{Action, Hub};
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::outbox::Outbox;
-use espocrm_websocket::core::reader::Reader;
-use espocrm_websocket::core::time::Time;
-use espocrm_websocket::core::timers::Timers;
-use espocrm_websocket::core::upgrade::{self, Credentials};
-use espocrm_websocket::core::verdict::Verdict;
-use espocrm_websocket::core::{submission, wamp};
+use espocrm_websocket::engine::checks::check::{Check, Ticket, Urgency};
+use espocrm_websocket::engine::checks::queue::Access;
+use espocrm_websocket::engine::checks::verdict::Verdict;
+use espocrm_websocket::engine::espocrm::category::Categories;
+use espocrm_websocket::engine::espocrm::submission;
+use espocrm_websocket::engine::hub::{Action, Hub};
+use espocrm_websocket::engine::id::ConnId;
+use espocrm_websocket::engine::protocol::frame::SharedFrame;
+use espocrm_websocket::engine::protocol::http;
+use espocrm_websocket::engine::protocol::http::Credentials;
+use espocrm_websocket::engine::protocol::outbox::Outbox;
+use espocrm_websocket::engine::protocol::reader::Reader;
+use espocrm_websocket::engine::protocol::wamp;
+use espocrm_websocket::engine::time::Time;
+use espocrm_websocket::engine::timers::Timers;
 use serde_json::json;
 
 criterion_group!(benches, connection, delivery, timers, access);
@@ -57,8 +59,8 @@ fn connection(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("connection");
     group.bench_function("upgrade request", |bencher| {
         bencher.iter(|| {
-            let mut headers = upgrade::no_headers();
-            let head = upgrade::parse(black_box(REQUEST.as_bytes()), &mut headers);
+            let mut headers = http::no_headers();
+            let head = http::parse(black_box(REQUEST.as_bytes()), &mut headers);
             head.unwrap().unwrap().upgrade().unwrap().response()
         });
     });

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use espocrm_websocket::shell::settings::{Listen, Own};
-use espocrm_websocket::shell::{demo, logging};
+use espocrm_websocket::daemon::demo;
+use espocrm_websocket::platform::logging;
+use espocrm_websocket::settings::{Listen, Own};
 
 fn main() -> ExitCode {
     let _ = logging::start(None);

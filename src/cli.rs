@@ -6,15 +6,18 @@ use std::path::PathBuf;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
-use crate::shell::adopt::Adopt;
-use crate::shell::doctor::Doctor;
-use crate::shell::espocrm::RunAs;
-use crate::shell::fatal::Fatal;
-use crate::shell::operate::{self, Operate};
-use crate::shell::settings::{Layers, Own};
-use crate::shell::setup::Setup;
-use crate::shell::suggest::{did_you_mean, nearest};
-use crate::shell::{demo, fatal, health, logging, run, sys};
+use crate::admin::adopt::Adopt;
+use crate::admin::ctl;
+use crate::admin::ctl::Operate;
+use crate::admin::doctor::Doctor;
+use crate::admin::health;
+use crate::admin::setup::{Setup, service_user};
+use crate::daemon::{demo, run};
+use crate::espocrm::RunAs;
+use crate::platform::exit::Fatal;
+use crate::platform::{exit, logging, sys};
+use crate::settings::suggest::{did_you_mean, nearest};
+use crate::settings::{Layers, Own};
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -180,7 +183,7 @@ impl Command {
         if begins_with("adopt") {
             return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
         }
-        if let Some(command) = operate::COMMANDS.into_iter().find(|name| begins_with(name)) {
+        if let Some(command) = ctl::COMMANDS.into_iter().find(|name| begins_with(name)) {
             return Ok(Operate::parse(command, &mut parser)?.map_or(Self::Help, Self::Operate));
         }
         let (mut name, mut dir) = (None, None);
@@ -245,7 +248,7 @@ impl Command {
     ///
     /// # Errors
     /// Why it could not be done.
-    pub fn execute(self) -> fatal::Result<()> {
+    pub fn execute(self) -> exit::Result<()> {
         sys::forbid_core_dumps();
         if !matches!(self, Self::Run(_)) {
             // That command has its log perhaps in a file.
@@ -278,14 +281,14 @@ fn flags() -> impl Iterator<Item = &'static str> {
     words.filter_map(|word| word.strip_prefix("--"))
 }
 
-fn print(text: &str) -> fatal::Result<()> {
+fn print(text: &str) -> exit::Result<()> {
     let written = std::io::stdout().write_all(text.as_bytes());
     written.map_err(|error| Fatal::new(format!("Standard output cannot be written: {error}.")))
 }
 
 impl Options {
-    fn layers(self) -> fatal::Result<Layers> {
-        Ok(Layers::new(self.flags, self.config)?.run_as(self.run_as))
+    fn layers(self) -> exit::Result<Layers> {
+        Ok(Layers::new(self.flags, self.config)?.run_as(self.run_as, service_user))
     }
 
     fn names_an_espocrm(&self) -> bool {
@@ -298,9 +301,9 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::control::List;
-    use crate::shell::control::client::Target;
-    use crate::shell::operate::What;
+    use crate::admin::client::Target;
+    use crate::admin::ctl::What;
+    use crate::engine::protocol::control::List;
 
     fn command(line: &str) -> Result<Command, String> {
         let arguments = line.split_whitespace().map(OsString::from);

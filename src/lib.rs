@@ -1,7 +1,7 @@
 //! The real-time daemon of EspoCRM, a drop-in for its `websocket.php`.
 //!
-//! Two storeys: [`core`] decides, [`shell`] does. ARCHITECTURE.md shows how a message walks
-//! through them.
+//! Two layers: [`engine`] decides, the other modules do the input and output. ARCHITECTURE.md
+//! describes how a message passes through them.
 
 #![cfg_attr(
     test,
@@ -12,6 +12,10 @@
 #[cfg(test)]
 extern crate self as espocrm_websocket;
 
+pub mod admin;
 pub mod cli;
-pub mod core;
-pub mod shell;
+pub mod daemon;
+pub mod engine;
+pub mod espocrm;
+pub mod platform;
+pub mod settings;

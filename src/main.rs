@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use espocrm_websocket::cli::Command;
-use espocrm_websocket::core::printable::Printable;
-use espocrm_websocket::shell::logging::complain;
+use espocrm_websocket::engine::printable::Printable;
+use espocrm_websocket::platform::logging::complain;
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1)) {

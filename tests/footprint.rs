@@ -24,7 +24,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crowd::{Crowd, Visit};
-use espocrm_websocket::shell::sys;
+use espocrm_websocket::platform::sys;
 use process::Process;
 
 /// The binary as it is shipped: the budgets are not those of a debug build.

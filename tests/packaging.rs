@@ -192,8 +192,8 @@ fn the_limit_of_open_files_is_enough_for_the_default_number_of_connections() {
         rest[..end].parse::<u64>().unwrap()
     };
     let connections = after(&read("packaging/config.toml"), "\n#max_connections = ");
-    let accept = read("src/shell/server/accept.rs");
-    let reserved = after(&accept, "const RESERVED_DESCRIPTORS: u64 = ");
+    let reserved = espocrm_websocket::engine::limits::RESERVED_DESCRIPTORS;
+    let accept = read("src/daemon/event_loop/accept.rs");
     let over_limit = after(&accept, "const OVER_LIMIT: usize = ");
     // The soft limit alone; the daemon raises it to the hard one.
     let granted = after(&unit(SERVICE), "\nLimitNOFILE=");

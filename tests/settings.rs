@@ -149,7 +149,7 @@ fn every_flag_is_a_setting_or_known_to_be_none() {
 
 #[test]
 fn the_document_has_every_parameter_of_espocrm_that_is_asked_for() {
-    let probe = include_str!("../src/shell/probe.php");
+    let probe = include_str!("../src/espocrm/php/probe.php");
     let (_, list) = probe.split_once("foreach (array(\n").unwrap();
     let (list, _) = list.split_once(") as $name").unwrap();
     let document = std::fs::read_to_string(path(DOCUMENT)).unwrap();

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use contest::{Audience, Contestant, Duel, Side, user};
 use crowd::{Crowd, Visit};
-use espocrm_websocket::shell::sys;
+use espocrm_websocket::platform::sys;
 use process::Process;
 use table::{count, median, mega, micros, millis, percentile, row, title};
 

@@ -2,9 +2,10 @@
 //! the port offers two paths only, and what is to be sent has the topic and the user that were asked for.
 #![no_main]
 
-use espocrm_websocket::core::control::{self, Door, List, Request};
-use espocrm_websocket::core::limits::{MAX_CONTROL_BODY, MAX_LISTED, MAX_PARAMETER};
-use espocrm_websocket::core::submission;
+use espocrm_websocket::engine::protocol::control;
+use espocrm_websocket::engine::protocol::control::{Door, List, Request};
+use espocrm_websocket::engine::limits::{MAX_CONTROL_BODY, MAX_LISTED, MAX_PARAMETER};
+use espocrm_websocket::engine::espocrm::submission;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -5,15 +5,15 @@
 #[path = "../support/pieces.rs"]
 mod pieces;
 
-use espocrm_websocket::core::category::Categories;
-use espocrm_websocket::core::check::Ticket;
-use espocrm_websocket::core::frame::CloseReason;
-use espocrm_websocket::core::hub::{Action, Hub};
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::limits::MAX_CLIENT_MESSAGE;
-use espocrm_websocket::core::reader::{Frames, Incoming, Reader};
-use espocrm_websocket::core::upgrade::Credentials;
-use espocrm_websocket::core::verdict::Verdict;
+use espocrm_websocket::engine::espocrm::category::Categories;
+use espocrm_websocket::engine::checks::check::Ticket;
+use espocrm_websocket::engine::protocol::frame::CloseReason;
+use espocrm_websocket::engine::hub::{Action, Hub};
+use espocrm_websocket::engine::id::ConnId;
+use espocrm_websocket::engine::limits::MAX_CLIENT_MESSAGE;
+use espocrm_websocket::engine::protocol::reader::{Frames, Incoming, Reader};
+use espocrm_websocket::engine::protocol::http::Credentials;
+use espocrm_websocket::engine::checks::verdict::Verdict;
 use libfuzzer_sys::fuzz_target;
 use pieces::pieces;
 

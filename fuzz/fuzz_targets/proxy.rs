@@ -4,8 +4,10 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use espocrm_websocket::core::network::{self, ClientKey, Network};
-use espocrm_websocket::core::proxy_protocol::{self, Introduction, MAX_INTRODUCTION, Malformed};
+use espocrm_websocket::engine::protocol::client_address;
+use espocrm_websocket::engine::protocol::client_address::{ClientKey, Network};
+use espocrm_websocket::engine::protocol::proxy_header;
+use espocrm_websocket::engine::protocol::proxy_header::{Introduction, MAX_INTRODUCTION, Malformed};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, &[u8])| {
@@ -19,10 +21,10 @@ fuzz_target!(|input: (u8, &[u8])| {
 
 /// It is found in the same place however much of it has arrived, and says the same.
 fn introduction(bytes: &[u8]) {
-    let whole = proxy_protocol::parse(bytes);
+    let whole = proxy_header::parse(bytes);
     let mut is_bad = false;
     for length in 0..bytes.len() {
-        let beginning = proxy_protocol::parse(&bytes[..length]);
+        let beginning = proxy_header::parse(&bytes[..length]);
         match whole {
             Ok(Some(found)) if length >= found.length => assert_eq!(beginning, Ok(Some(found))),
             Ok(_) => assert_eq!(beginning, Ok(None)),
@@ -61,7 +63,7 @@ fn say_again(client: IpAddr) {
     let line = format!("PROXY {line} 50000 8080\r\n").into_bytes();
     for header in [block, line] {
         let introduction = Introduction { length: header.len(), client: Some(client) };
-        assert_eq!(proxy_protocol::parse(&header), Ok(Some(introduction)));
+        assert_eq!(proxy_header::parse(&header), Ok(Some(introduction)));
     }
 }
 
@@ -71,7 +73,7 @@ fn forwarded(bytes: &[u8]) {
     let is_trusted = |address| trusted.iter().any(|network| network.contains(address));
     let values: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
     let of = |peer: &str, values: &[&[u8]]| {
-        network::client(peer.parse().unwrap(), values.iter().copied(), &trusted)
+        client_address::client(peer.parse().unwrap(), values.iter().copied(), &trusted)
     };
     let stranger = "192.0.2.1";
     assert_eq!(of(stranger, &values).to_string(), stranger);
@@ -88,7 +90,7 @@ fn forwarded(bytes: &[u8]) {
         let longer = of("10.0.0.1", &followed);
         assert!(longer == client || is_trusted(longer), "only by its limit");
     }
-    let _ = network::is_private(client);
+    let _ = client_address::is_private(client);
     let key = ClientKey::of(client);
     if let IpAddr::V4(client) = client {
         assert_eq!(key, ClientKey::of(client.to_ipv6_mapped().into()));

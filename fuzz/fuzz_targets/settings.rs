@@ -4,9 +4,9 @@
 
 use std::sync::Once;
 
-use espocrm_websocket::core::category::Rule;
-use espocrm_websocket::shell::espocrm::Facts;
-use espocrm_websocket::shell::settings::{Layers, Own, Settings};
+use espocrm_websocket::engine::espocrm::category::Rule;
+use espocrm_websocket::espocrm::Facts;
+use espocrm_websocket::settings::{Layers, Own, Settings};
 use libfuzzer_sys::fuzz_target;
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};

@@ -2,7 +2,8 @@
 //! passed on as it is.
 #![no_main]
 
-use espocrm_websocket::core::{submission, wamp};
+use espocrm_websocket::engine::espocrm::submission;
+use espocrm_websocket::engine::protocol::wamp;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 

@@ -6,18 +6,19 @@ mod pieces;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use espocrm_websocket::core::limits::{MAX_HEAD, MAX_PARAMETER};
-use espocrm_websocket::core::network;
-use espocrm_websocket::core::origin::Origin;
-use espocrm_websocket::core::upgrade::{self, Head, Refusal};
-use espocrm_websocket::shell::conn::Upgrading;
+use espocrm_websocket::engine::limits::{MAX_HEAD, MAX_PARAMETER};
+use espocrm_websocket::engine::protocol::client_address;
+use espocrm_websocket::engine::protocol::origin::Origin;
+use espocrm_websocket::engine::protocol::http;
+use espocrm_websocket::engine::protocol::http::{Head, Refusal};
+use espocrm_websocket::daemon::connection::Upgrading;
 use libfuzzer_sys::fuzz_target;
 use pieces::pieces;
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (longest, bytes) = input;
-    let mut headers = upgrade::no_headers();
-    let whole = upgrade::parse(bytes, &mut headers);
+    let mut headers = http::no_headers();
+    let whole = http::parse(bytes, &mut headers);
     let in_pieces = in_pieces(bytes, usize::from(longest));
     match &whole {
         Ok(Some(head)) => assert_eq!(in_pieces, Ok(Some(head.length))),
@@ -35,8 +36,8 @@ fn in_pieces(bytes: &[u8], longest: usize) -> Result<Option<usize>, Refusal> {
     let mut upgrading = Upgrading::new(Ipv4Addr::LOCALHOST.into(), false, false);
     for piece in pieces(bytes, longest) {
         if upgrading.feed(piece) {
-            let mut headers = upgrade::no_headers();
-            if let Some(head) = upgrade::parse(upgrading.bytes(), &mut headers)? {
+            let mut headers = http::no_headers();
+            if let Some(head) = http::parse(upgrading.bytes(), &mut headers)? {
                 return Ok(Some(head.length));
             }
         }
@@ -47,7 +48,7 @@ fn in_pieces(bytes: &[u8], longest: usize) -> Result<Option<usize>, Refusal> {
 fn judge(bytes: &[u8], head: &Head<'_, '_>) {
     assert!(head.length <= bytes.len() && head.length <= MAX_HEAD);
     let ours: IpAddr = Ipv4Addr::LOCALHOST.into();
-    assert_eq!(network::client(ours, head.forwarded_for(), &[]), ours);
+    assert_eq!(client_address::client(ours, head.forwarded_for(), &[]), ours);
     let site = Origin::of("https://crm.example.com").unwrap();
     if head.origin().is_some_and(|origin| site.is(origin)) {
         assert!(bytes.to_ascii_lowercase().windows(15).any(|it| it == b"crm.example.com"));

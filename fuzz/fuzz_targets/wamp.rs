@@ -1,8 +1,9 @@
 //! WAMP messages, and the topics in them.
 #![no_main]
 
-use espocrm_websocket::core::category::{Categories, Rule};
-use espocrm_websocket::core::wamp::{self, ClientMessage};
+use espocrm_websocket::engine::espocrm::category::{Categories, Rule};
+use espocrm_websocket::engine::protocol::wamp;
+use espocrm_websocket::engine::protocol::wamp::ClientMessage;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use espocrm_websocket::core::check::Ticket;
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::time::Time;
+use espocrm_websocket::engine::checks::check::Ticket;
+use espocrm_websocket::engine::id::ConnId;
+use espocrm_websocket::engine::time::Time;
 
 /// Every connection that is open.
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! The PHP that answers checks (`src/shell/worker.php`) beside `php command.php`: whatever is asked
+//! The PHP that answers checks (`src/espocrm/php/worker.php`) beside `php command.php`: whatever is asked
 //! and whatever has changed, both say the same, or the worker says that it cannot tell.
 
 #![allow(

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use espocrm_websocket::shell::espocrm::WORKER_OPTIONS;
+use espocrm_websocket::espocrm::WORKER_OPTIONS;
 use serde_json::json;
 
 use super::standin::Standin;
@@ -32,9 +32,9 @@ pub struct Answer {
 
 pub const SECRET: &str = "5ecre7aaaaaaaaaaaaaaaaaaaaaaaaaa";
 
-const ROUTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/shell/worker.php");
+const ROUTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/espocrm/php/worker.php");
 
-const BLACKLIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/shell/worker.blacklist");
+const BLACKLIST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/espocrm/php/worker.blacklist");
 
 const COMMANDS: &str = "AuthTokenCheck AclCheck CustomCheck Extension";
 

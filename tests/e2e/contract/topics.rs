@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use espocrm_websocket::core::printable::printable;
+use espocrm_websocket::engine::printable::printable;
 
 use crate::support::{Client, Daemon, Pusher, Standin};
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use espocrm_websocket::shell::sys;
+use espocrm_websocket::platform::sys;
 
 use super::{Client, DEADLINE, Process, Standin, eventually, indiscretion, keep_secret, readable};
 

@@ -1,7 +1,7 @@
 //! All tabs come back at once.
 
 use super::{COUNT_STARTS, cores, expect_event_of, expect_means, starts};
-use espocrm_websocket::shell::sys;
+use espocrm_websocket::platform::sys;
 
 use crate::support::{Client, Control, Daemon, Standin, eventually};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::upgrade::Credentials;
+use espocrm_websocket::engine::id::ConnId;
+use espocrm_websocket::engine::protocol::http::Credentials;
 use serde_json::json;
 
 use super::{INTERVAL, TOPICS, USERS, World};

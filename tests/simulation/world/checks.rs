@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use espocrm_websocket::core::check::{Check, Ticket, Urgency};
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::verdict::{Failure, Verdict};
+use espocrm_websocket::engine::checks::check::{Check, Ticket, Urgency};
+use espocrm_websocket::engine::checks::verdict::{Failure, Verdict};
+use espocrm_websocket::engine::id::ConnId;
 
 use super::World;
 use crate::model::{self, Rule, Status};

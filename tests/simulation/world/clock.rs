@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use espocrm_websocket::core::check::Urgency;
-use espocrm_websocket::core::id::ConnId;
+use espocrm_websocket::engine::checks::check::Urgency;
+use espocrm_websocket::engine::id::ConnId;
 
 use super::{INTERVAL, LONGEST, RESUME, World};
 use crate::model::Conn;

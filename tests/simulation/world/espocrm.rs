@@ -1,9 +1,9 @@
 //! An EspoCRM that checks, tells what has happened, and is changed.
 
-use espocrm_websocket::core::category::Categories;
-use espocrm_websocket::core::check::Check;
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::verdict::{Failure, Verdict};
+use espocrm_websocket::engine::checks::check::Check;
+use espocrm_websocket::engine::checks::verdict::{Failure, Verdict};
+use espocrm_websocket::engine::espocrm::category::Categories;
+use espocrm_websocket::engine::id::ConnId;
 
 use super::{TOPICS, USERS, World, about};
 use crate::model::{self, Rule, Status};

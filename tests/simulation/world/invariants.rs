@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::verdict::Verdict;
+use espocrm_websocket::engine::checks::verdict::Verdict;
+use espocrm_websocket::engine::id::ConnId;
 
 use super::{LIMIT, TOPICS, World, about};
 

@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use espocrm_websocket::core::access::{Access, Capacity, JobId};
-use espocrm_websocket::core::category::Categories;
-use espocrm_websocket::core::check::{Check, Ticket};
-use espocrm_websocket::core::hub::{Action, Hub};
-use espocrm_websocket::core::id::ConnId;
-use espocrm_websocket::core::submission::Submission;
-use espocrm_websocket::core::time::Time;
-use espocrm_websocket::core::timers::Timers;
+use espocrm_websocket::engine::checks::check::{Check, Ticket};
+use espocrm_websocket::engine::checks::queue::{Access, Capacity, JobId};
+use espocrm_websocket::engine::espocrm::category::Categories;
+use espocrm_websocket::engine::espocrm::submission::Submission;
+use espocrm_websocket::engine::hub::{Action, Hub};
+use espocrm_websocket::engine::id::ConnId;
+use espocrm_websocket::engine::time::Time;
+use espocrm_websocket::engine::timers::Timers;
 
 use crate::choices::Choices;
 use crate::model::{self, Model};

@@ -1,0 +1,266 @@
+//! The whole of it, in an image of a machine with a systemd that a script plays.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::admin::setup::image::Image;
+
+const OURS: &str = "espocrm-websocket.service";
+const CONFIG: &str = "/etc/espocrm-websocket/config.toml";
+const DROP_IN: &str = "/etc/systemd/system/espocrm-websocket.service.d/10-setup.conf";
+const WANTED: &str = "/etc/systemd/system/default.target.wants";
+const KEPT: &str = "/var/lib/espocrm-websocket/adopted";
+
+/// What the administrators of EspoCRM are told to write.
+const DOCUMENTED: &str = "[Unit]\nDescription=EspoCRM WebSocket Service\nRequires=mysql.service\n\
+    After=mysql.service\n[Service]\nType=simple\nRestart=always\nRestartSec=5\n\
+    StartLimitInterval=0\nUser=www-data\nExecStart=/usr/bin/php /var/www/html/websocket.php\n\
+    StandardError=/var/www/html/data/logs/websocket.log\n[Install]\nWantedBy=default.target\n";
+
+/// With an EspoCRM and a unit for it, which is enabled and runs.
+fn machine(unit: &str) -> Image {
+    let image = Image::new();
+    image.espocrm("/var/www/html");
+    image.put(&own(unit), DOCUMENTED);
+    image.link(&format!("{WANTED}/{unit}"), &own(unit));
+    image.put(&format!("/systemctl.d/active/{unit}"), "active\n");
+    image
+}
+
+fn own(unit: &str) -> String {
+    format!("/etc/systemd/system/{unit}")
+}
+
+/// `adopt` with these flags: what it says; or its complaint, if it fails.
+fn adopt(image: &Image, flags: &str) -> std::result::Result<String, String> {
+    let mut parser = lexopt::Parser::from_args(flags.split_whitespace());
+    let adopt = Adopt::parse(&mut parser).unwrap().unwrap();
+    let (said, result) = image.work(|machine| adopt.carry_out(machine));
+    result.map(|()| said).map_err(|error| error.to_string())
+}
+
+fn has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn the_documented_unit_is_replaced() {
+    let image = machine(OURS);
+    let said = adopt(&image, "").unwrap();
+    has(
+        &said,
+        &[
+            "kept in /var/lib/espocrm-websocket/adopted/espocrm-websocket.service",
+            "EspoCRM in /var/www/html, as user web",
+            "The old unit ran as www-data",
+            "old log any more: /var/www/html/data/logs/websocket.log",
+            "journalctl -u",
+            "espocrm-websocket adopt --undo espocrm-websocket.service",
+        ],
+    );
+    let unit = OURS;
+    let calls = [
+        format!("is-active {unit}"),
+        format!("stop {unit}"),
+        "daemon-reload".to_owned(),
+        format!("enable {unit}"),
+        format!("reset-failed {unit}"),
+        format!("restart {unit}"),
+        format!("is-active {unit}"),
+    ];
+    assert_eq!(image.calls(), calls);
+    assert!(!image.has(&own(OURS)) && !image.has(&format!("{WANTED}/{OURS}")));
+    has(&image.text(CONFIG), &["espocrm = \"/var/www/html\""]);
+    assert!(image.has(DROP_IN));
+    assert_eq!(image.text(&format!("{KEPT}/{OURS}")), DOCUMENTED);
+}
+
+#[test]
+fn it_is_given_back_as_it_was() {
+    for unit in [OURS, "crm.service"] {
+        let image = machine(unit);
+        let drop_in = format!("{}.d/override.conf", own(unit));
+        image.put(&drop_in, "[Service]\nNice=5\n");
+        image.put("/srv/shared.conf", "[Service]\nNice=6\n");
+        image.link(&format!("{}.d/shared.conf", own(unit)), "/srv/shared.conf");
+        image.link(&own("alias.service"), unit);
+        fs::set_permissions(image.at(&own(unit)), fs::Permissions::from_mode(0o640)).unwrap();
+        adopt(&image, unit).unwrap();
+        for path in [&own(unit), &own("alias.service"), &drop_in] {
+            assert!(!image.has(path), "{path}");
+        }
+        assert!(!image.has(&format!("{}.d/shared.conf", own(unit))));
+        image.calls();
+        let said = adopt(&image, "--undo").unwrap();
+        has(&said, &[&own(unit), "is back, and espocrm-websocket.service is disabled", "It runs"]);
+        let calls = ["stop", "disable"].map(|verb| format!("{verb} {OURS}"));
+        let then = ["daemon-reload".to_owned(), format!("restart {unit}")];
+        assert_eq!(image.calls()[..4], [calls, then].concat());
+        assert_eq!(image.text(&own(unit)), DOCUMENTED);
+        let mode = image.at(&own(unit)).metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(image.text(&drop_in), "[Service]\nNice=5\n");
+        let link = image.at(&format!("{}.d/shared.conf", own(unit))).read_link().unwrap();
+        assert_eq!(link.to_str(), Some("/srv/shared.conf"));
+        assert_eq!(image.at(&own("alias.service")).read_link().unwrap().to_str(), Some(unit));
+        let wanted = image.at(&format!("{WANTED}/{unit}")).read_link().unwrap();
+        assert_eq!(wanted.to_str(), Some(&*own(unit)));
+        assert!(!image.has(DROP_IN) && image.has(CONFIG));
+        assert_eq!(fs::read_dir(image.at(KEPT)).unwrap().count(), 0);
+        has(&adopt(&image, "--undo").unwrap_err(), &["No such unit was adopted"]);
+        // There and back again.
+        adopt(&image, "").unwrap();
+        assert!(image.has(DROP_IN) && !image.has(&own(unit)));
+    }
+}
+
+#[test]
+fn what_did_not_run_does_not_run_afterwards() {
+    let image = machine("crm.service");
+    fs::remove_file(image.at("/systemctl.d/active/crm.service")).unwrap();
+    fs::remove_file(image.at(&format!("{WANTED}/crm.service"))).unwrap();
+    adopt(&image, "crm").unwrap();
+    image.calls();
+    has(&adopt(&image, "--undo crm").unwrap(), &["It did not run"]);
+    assert!(!image.calls().iter().any(|call| call.starts_with("restart")));
+    assert!(!image.has(&format!("{WANTED}/crm.service")));
+}
+
+#[test]
+fn what_fails_is_taken_back_at_once() {
+    for unit in [OURS, "crm.service"] {
+        for (how, words) in [
+            ("fails", "Job for espocrm-websocket.service failed"),
+            ("dies", "systemd says activating.\n  Nothing can be served.\n  Mend it.\nYour own"),
+            ("missing", "does not exist"),
+        ] {
+            let image = machine(unit);
+            image.put(&format!("/systemctl.d/{how}/{OURS}"), "");
+            let error = adopt(&image, "").unwrap_err();
+            let back = format!("Your own {unit} is back, and runs.");
+            has(&error, &["could not take the place of", words, &back, "journalctl"]);
+            has(&error, &["espocrm-websocket config --espocrm /var/www/html"]);
+            let calls = image.calls();
+            assert!(calls.contains(&format!("restart {unit}")), "{calls:?}");
+            assert!(calls.contains(&format!("disable {OURS}")), "{calls:?}");
+            assert_eq!(image.text(&own(unit)), DOCUMENTED);
+            assert!(image.has(&format!("{WANTED}/{unit}")));
+            assert!(!image.has(CONFIG) && !image.has(DROP_IN));
+            assert!(!image.has(&format!("{KEPT}/{unit}")));
+        }
+    }
+}
+
+#[test]
+fn settings_that_were_there_are_there_after_a_failure() {
+    let image = machine(OURS);
+    image.put(CONFIG, "# mine\n");
+    image.put(&format!("/systemctl.d/fails/{OURS}"), "");
+    adopt(&image, "").unwrap_err();
+    assert_eq!(image.text(CONFIG), "# mine\n");
+}
+
+#[test]
+fn an_old_unit_that_does_not_come_back_is_kept() {
+    let image = machine("crm.service");
+    adopt(&image, "").unwrap();
+    // Fails wherever its file is.
+    let script = image.text("/systemctl").replace("[ ! -e \"$own\" ]", "true");
+    image.put("/systemctl", &script);
+    image.put("/systemctl.d/fails/crm.service", "");
+    let error = adopt(&image, "--undo").unwrap_err();
+    has(&error, &["Its file is back", "Job for crm.service failed"]);
+    assert!(image.has(&own("crm.service")) && image.has(&format!("{KEPT}/crm.service")));
+    fs::remove_file(image.at("/systemctl.d/fails/crm.service")).unwrap();
+    adopt(&image, "--undo").unwrap();
+    assert!(!image.has(&format!("{KEPT}/crm.service")));
+    // The same at once.
+    image.put("/systemctl.d/fails/crm.service", "");
+    image.put(&format!("/systemctl.d/fails/{OURS}"), "");
+    let error = adopt(&image, "").unwrap_err();
+    has(&error, &["could not be given back", "adopt --undo crm.service"]);
+    assert!(image.has(&format!("{KEPT}/crm.service")));
+}
+
+#[test]
+fn of_several_units_one_is_named() {
+    let image = machine("a.service");
+    image.espocrm("/srv/b");
+    image.put(&own("b.service"), &DOCUMENTED.replace("/var/www/html", "/srv/b"));
+    let error = adopt(&image, "").unwrap_err();
+    has(&error, &["Several units", "\n  espocrm-websocket adopt a.service\n", "--name NAME"]);
+    has(&adopt(&image, "c").unwrap_err(), &["No unit named c.service", "espocrm-websocket setup"]);
+    assert!(image.is_untouched() && image.calls().is_empty());
+    adopt(&image, "a").unwrap();
+    let error = adopt(&image, "").unwrap_err();
+    has(&error, &["another EspoCRM, in /var/www/html", "adopt --name NAME b.service"]);
+    assert!(image.has(&own("b.service")));
+    adopt(&image, "--name b b.service").unwrap();
+    has(&image.text("/etc/espocrm-websocket/b.toml"), &["espocrm = \"/srv/b\""]);
+    has(&adopt(&image, "").unwrap_err(), &["a.service was adopted already", "b.service was"]);
+    let error = adopt(&image, "--undo").unwrap_err();
+    has(&error, &["\n  espocrm-websocket adopt --undo a.service\n", "--undo b.service"]);
+    has(&adopt(&image, "--undo b").unwrap(), &["espocrm-websocket@b.service is disabled"]);
+    assert!(image.has(DROP_IN) && image.has(&own("b.service")) && !image.has(&own("a.service")));
+}
+
+#[test]
+fn nothing_is_touched_in_doubt() {
+    let image = machine("crm.service");
+    for (unit, words) in [
+        ("[Service]\nExecStart=php websocket.php\n", "adopt --espocrm DIR crm.service"),
+        ("[Service]\nExecStart=php /srv/gone/websocket.php\n", "/srv/gone"),
+        ("[Service]\nExecStart=/bin/other\n", "No unit in"),
+    ] {
+        image.put(&own("crm.service"), unit);
+        has(&adopt(&image, "").unwrap_err(), &[words]);
+    }
+    let text = "[Service]\nExecStart=php /var/www/html/websocket.php %i\n";
+    image.put(&own("crm@.service"), text);
+    has(&adopt(&image, "").unwrap_err(), &["is a template"]);
+    fs::remove_file(image.at(&own("crm@.service"))).unwrap();
+    image.put(&own("crm.service"), DOCUMENTED);
+    // Another old unit has the name of ours.
+    image.put(&own(OURS), DOCUMENTED);
+    has(&adopt(&image, "crm").unwrap_err(), &["adopt espocrm-websocket.service"]);
+    fs::remove_file(image.at(&own(OURS))).unwrap();
+    fs::remove_file(image.at("/usr/lib/systemd/system").join(OURS)).unwrap();
+    has(&adopt(&image, "").unwrap_err(), &["is not installed"]);
+    assert!(image.is_untouched() && image.calls().is_empty());
+}
+
+#[test]
+fn a_directory_that_is_named_is_taken() {
+    let image = machine("crm.service");
+    image.put(&own("crm.service"), "[Service]\nExecStart=php websocket.php\n");
+    image.put(CONFIG, "espocrm = '/var/www/html/'\n");
+    adopt(&image, "--espocrm /var/www/html crm").unwrap();
+    // It is the same.
+    assert_eq!(image.text(CONFIG), "espocrm = '/var/www/html/'\n");
+}
+
+#[test]
+fn a_unit_that_was_written_meanwhile_is_not_overwritten() {
+    let image = machine("crm.service");
+    adopt(&image, "").unwrap();
+    image.put(&own("crm.service"), "[Service]\nExecStart=/bin/other\n");
+    image.calls();
+    has(&adopt(&image, "--undo").unwrap_err(), &["is another than that in", "Nothing was changed"]);
+    assert!(image.calls().is_empty() && image.has(DROP_IN));
+}
+
+#[test]
+fn a_unit_that_is_a_link_is_one_again() {
+    let image = machine("crm.service");
+    image.put("/srv/units/crm.service", DOCUMENTED);
+    fs::remove_file(image.at(&own("crm.service"))).unwrap();
+    image.link(&own("crm.service"), "/srv/units/crm.service");
+    adopt(&image, "").unwrap();
+    assert!(!image.has(&own("crm.service")) && image.has("/srv/units/crm.service"));
+    adopt(&image, "--undo").unwrap();
+    let link = image.at(&own("crm.service")).read_link().unwrap();
+    assert_eq!(link.to_str(), Some("/srv/units/crm.service"));
+}

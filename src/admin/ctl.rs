@@ -1,0 +1,294 @@
+//! What an administrator asks a running daemon: `espocrm-websocket status`, `kick`, `send`, `tail`,
+//! `reload`.
+
+mod lists;
+mod screen;
+mod watch;
+
+use std::io::{ErrorKind, IsTerminal, Write, stdout};
+use std::time::Duration;
+
+use lexopt::prelude::{Long, Short, Value, ValueExt};
+use serde_json::Value as Json;
+
+use crate::admin::client::{Client, Target};
+use crate::engine::limits::{MAX_LISTED, RELOAD_DEADLINE};
+use crate::engine::printable::{printable, printable_json};
+use crate::engine::protocol::control::List;
+use crate::platform::exit::{Fatal, Result};
+use crate::platform::sys;
+
+/// A question or an order, and the daemon that it is for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Operate {
+    /// Which daemon.
+    pub target: Target,
+    /// Which of [`COMMANDS`].
+    pub what: What,
+    /// Whether a program is to read it.
+    pub json: bool,
+}
+
+/// What is wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub enum What {
+    /// How it is; again and again, if it is watched.
+    Status {
+        /// Until it is stopped.
+        watch: bool,
+    },
+    /// Who or what is there.
+    List(List),
+    /// This user's connections are to end.
+    Kick(String),
+    /// A message for whoever is subscribed.
+    Send {
+        /// Its topic.
+        topic: String,
+        /// Its user, if it is for one.
+        user: Option<String>,
+        /// What else is in it.
+        message: String,
+    },
+    /// Messages as they pass.
+    Tail,
+    /// The settings are to be read again.
+    Reload,
+}
+
+/// Their names.
+pub const COMMANDS: [&str; 5] = ["status", "kick", "send", "tail", "reload"];
+
+impl Operate {
+    /// Understands the arguments after the command; none of it, if help is asked for.
+    ///
+    /// # Errors
+    /// What is not understood.
+    pub fn parse(
+        command: &str,
+        parser: &mut lexopt::Parser,
+    ) -> std::result::Result<Option<Self>, lexopt::Error> {
+        let (mut target, mut json, mut watch, mut user) = (Target::default(), false, false, None);
+        let mut words = Vec::new();
+        let is_status = command == "status";
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("help") | Short('h') => return Ok(None),
+                Long("name") => target.name = Some(parser.value()?.string()?),
+                Long("control") => target.control = Some(parser.value()?.into()),
+                Long("config") => target.config = Some(parser.value()?.into()),
+                Long("json") if is_status || command == "tail" => json = true,
+                Long("watch") if is_status => watch = true,
+                Long("user") if command == "send" => user = Some(parser.value()?.string()?),
+                Value(word) => words.push(word.string()?),
+                other => return Err(other.unexpected()),
+            }
+        }
+        let mut words = words.into_iter();
+        let mut missing = |what: &str| words.next().ok_or_else(|| format!("{what} is missing"));
+        let what = match command {
+            "kick" => What::Kick(missing("the user's id")?),
+            "send" => {
+                let topic = missing("the topic")?;
+                What::Send { topic, user, message: words.next().unwrap_or_default() }
+            }
+            "tail" => What::Tail,
+            "reload" => What::Reload,
+            _ => match words.next().as_deref() {
+                None => What::Status { watch },
+                Some(_) if watch => return Err("--watch is for status alone".into()),
+                Some("users") => What::List(List::Users),
+                Some("topics") => What::List(List::Topics),
+                Some("connections") => What::List(List::Connections),
+                Some(other) => {
+                    let error =
+                        format!("there is no status of {other}: users, topics, connections");
+                    return Err(error.into());
+                }
+            },
+        };
+        match words.next() {
+            Some(extra) => Err(lexopt::Error::UnexpectedArgument(extra.into())),
+            None => Ok(Some(Self { target, what, json })),
+        }
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// Why it could not be done, and what to do.
+    pub fn run(self) -> Result<()> {
+        if self.what == What::Reload {
+            return reload(self.target.client());
+        }
+        let client = self.target.client()?;
+        match self.what {
+            What::Status { watch: true } => watch::watch(&client, self.json),
+            What::Status { watch: false } if self.json => print_raw(&client.get("/status")?),
+            What::Status { watch: false } => {
+                let status = parse(&client.get("/status")?)?;
+                print(&(screen::screen(&status, None, screen::Size::USUAL).join("\n") + "\n"))
+            }
+            What::List(list) => {
+                let name = lists::name(list);
+                let answer = client.get(&format!("/{name}?limit={MAX_LISTED}"))?;
+                if self.json {
+                    print_raw(&answer)
+                } else {
+                    print(&lists::table(list, &parse(&answer)?))
+                }
+            }
+            What::Kick(user) => kick(&client, &user),
+            What::Send { topic, user, message } => send(&client, &topic, user.as_deref(), &message),
+            What::Tail => tail(&client, self.json),
+            What::Reload => reload(Ok(client)),
+        }
+    }
+}
+
+fn kick(client: &Client, user: &str) -> Result<()> {
+    let answer = parse(&client.post(&format!("/kick?user={}", encoded(user)), b"")?)?;
+    let user = printable(user);
+    match number(&answer, "/connections") {
+        0 => Err(Fatal::new(format!(
+            "User {user} has no connections. The id of the user is expected, not the name: see \
+             espocrm-websocket status users."
+        ))),
+        count => print(&format!(
+            "{} of user {user} {} ended; browsers reconnect after 3 s and are checked again.\n",
+            plural(count, "connection", "connections"),
+            if count == 1 { "was" } else { "were" }
+        )),
+    }
+}
+
+/// Waits until the settings are applied. In the service's `ExecReload=` line systemd sets `MAINPID`: a
+/// daemon without a control socket gets a signal instead, and the log has the result.
+fn reload(client: Result<Client>) -> Result<()> {
+    let main = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
+    if let Some(main) = main
+        && !client.as_ref().is_ok_and(Client::is_there)
+    {
+        let sent = sys::hang_up(main);
+        sent.map_err(|error| Fatal::new(format!("SIGHUP cannot be sent to {main}: {error}.")))?;
+        return print("There is no control socket. SIGHUP was sent; the log has the result.\n");
+    }
+    // The daemon answers before.
+    client?.post_within("/reload", RELOAD_DEADLINE + Duration::from_secs(5))?;
+    print("The settings were reloaded.\n")
+}
+
+fn send(client: &Client, topic: &str, user: Option<&str>, message: &str) -> Result<()> {
+    let mut path = format!("/send?topic={}", encoded(topic));
+    if let Some(user) = user {
+        path = path + "&user=" + &encoded(user);
+    }
+    let answer = parse(&client.post(&path, message.as_bytes())?)?;
+    print(&match number(&answer, "/receivers") {
+        0 => "Nobody is subscribed to that: it was told to no connection.\n".to_owned(),
+        count => format!("It was told to {}.\n", plural(count, "connection", "connections")),
+    })
+}
+
+fn tail(client: &Client, json: bool) -> Result<()> {
+    let lines = client.lines("/tail")?;
+    if !json && stdout().is_terminal() {
+        print("Messages as they pass; Ctrl-C ends this.\n")?;
+    }
+    for line in lines.map_while(std::result::Result::ok) {
+        let shown =
+            if json { printable_json(&line) } else { lists::message(&parse(line.as_bytes())?) };
+        if !print_while_read(&(shown + "\n"))? {
+            return Ok(());
+        }
+    }
+    Err(Fatal::new("The daemon has ended."))
+}
+
+/// Whether somebody reads it.
+fn print_while_read(text: &str) -> Result<bool> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Fatal::new(format!("Standard output cannot be written: {error}."))),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    print_while_read(text).map(drop)
+}
+
+fn print_raw(answer: &[u8]) -> Result<()> {
+    print(&(printable_json(&String::from_utf8_lossy(answer)) + "\n"))
+}
+
+fn parse(answer: &[u8]) -> Result<Json> {
+    serde_json::from_slice(answer).map_err(|error| {
+        Fatal::new(format!(
+            "The daemon's answer is not understood: {error}. Is it another version?"
+        ))
+    })
+}
+
+/// A number of an answer, 0 if it is not there: a daemon of another version may not have it.
+fn number(json: &Json, pointer: &str) -> u64 {
+    json.pointer(pointer).and_then(Json::as_u64).unwrap_or(0)
+}
+
+/// A text of an answer, fit for a terminal.
+fn text(json: &Json, pointer: &str) -> String {
+    printable(json.pointer(pointer).and_then(Json::as_str).unwrap_or("-"))
+}
+
+/// A number of something.
+fn plural(count: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(count), if count == 1 { one } else { many })
+}
+
+/// `1,234,567`
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// For the query of a URL.
+fn encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                encoded.push(char::from(byte));
+            }
+            other => encoded = format!("{encoded}%{other:02X}"),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        for (number, text) in
+            [(0, "0"), (999, "999"), (1_000, "1,000"), (45_678, "45,678"), (1_234_567, "1,234,567")]
+        {
+            assert_eq!(grouped(number), text);
+        }
+        assert_eq!(plural(1, "tab", "tabs") + &plural(1_000, " tab", " tabs"), "1 tab1,000  tabs");
+    }
+
+    #[test]
+    fn what_is_asked_is_encoded() {
+        assert_eq!(encoded("a.b_c-1&ä %"), "a.b_c-1%26%C3%A4%20%25");
+    }
+}

@@ -1,0 +1,158 @@
+//! Who and what is there, as tables; and messages, one in a line.
+
+use serde_json::Value as Json;
+
+use super::{grouped, number, plural, printable, text};
+use crate::engine::protocol::control::List;
+
+/// Characters of a cell. A topic may have 512.
+const MAX_CELL: usize = 100;
+
+/// What a list is called, as a path and in an answer.
+pub fn name(list: List) -> &'static str {
+    match list {
+        List::Users => "users",
+        List::Topics => "topics",
+        List::Connections => "connections",
+    }
+}
+
+/// An answer as a table. Numbers stand to the right, and the longest cells at the end.
+pub fn table(list: List, answer: &Json) -> String {
+    let name = name(list);
+    let head: &[&str] = match list {
+        List::Users => &["CONNECTIONS", "USER"],
+        List::Topics => &["RECEIVERS", "TOPIC"],
+        List::Connections => &["ID", "SINCE", "TOPICS", "HELD", "STAGE", "ADDRESS", "USER"],
+    };
+    let empty = Vec::new();
+    let items = answer.get(name).and_then(Json::as_array).unwrap_or(&empty);
+    let count = |item: &Json, field: &str| grouped(number(item, field));
+    let mut rows: Vec<Vec<String>> = vec![head.iter().map(|&cell| cell.to_owned()).collect()];
+    rows.extend(items.iter().map(|item| match list {
+        List::Users => vec![count(item, "/connections"), text(item, "/user")],
+        List::Topics => vec![count(item, "/receivers"), text(item, "/topic")],
+        List::Connections => vec![
+            number(item, "/id").to_string(),
+            span(number(item, "/seconds")),
+            count(item, "/subscriptions"),
+            count(item, "/held_bytes"),
+            text(item, "/stage"),
+            text(item, "/address"),
+            text(item, "/user"),
+        ],
+    }));
+    let widths: Vec<usize> = (0..head.len())
+        .map(|column| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0).min(MAX_CELL)
+        })
+        .collect();
+    let numbers = if list == List::Connections { 4 } else { 1 };
+    let mut shown = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let cell: String = cell.chars().take(MAX_CELL).collect();
+            let cell = if column < numbers {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            };
+            line = line + &cell + "  ";
+        }
+        shown = shown + line.trim_end() + "\n";
+    }
+    let total = number(answer, "/total");
+    if total > items.len() as u64 {
+        shown = format!("{shown}{} of {} {name} are shown.\n", items.len(), grouped(total));
+    }
+    shown
+}
+
+/// A line of what passes.
+pub fn message(line: &Json) -> String {
+    if let Some(lost) = line.get("lost").and_then(Json::as_u64) {
+        return format!(
+            "({} not shown: this is read too slowly)",
+            plural(lost, "message", "messages")
+        );
+    }
+    // The day is today.
+    let at = text(line, "/at");
+    let time = at.split(['T', 'Z']).nth(1).unwrap_or(&at);
+    if let Some(reason) = line.get("rejected").and_then(Json::as_str) {
+        return format!("{time}  DROPPED: {}", printable(reason));
+    }
+    let user = match line.get("user").and_then(Json::as_str) {
+        Some(user) => format!("to user {}", printable(user)),
+        None => "to all".to_owned(),
+    };
+    format!(
+        "{time}  {}  {user}  {}  {}",
+        text(line, "/topic"),
+        plural(number(line, "/receivers"), "receiver", "receivers"),
+        plural(number(line, "/bytes"), "byte", "bytes"),
+    )
+}
+
+/// A length of time in its two largest units.
+pub fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{minutes} min {} s", seconds % 60),
+        3_600..86_400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tables_are_aligned() {
+        let users = json!({"total": 3, "users": [
+            {"user": "al\u{1b}ice", "connections": 1_200}, {"user": "bob", "connections": 1},
+        ]});
+        assert_eq!(
+            table(List::Users, &users),
+            "CONNECTIONS  USER\n      1,200  al\\u{1b}ice\n          1  bob\n2 of 3 users are shown.\n"
+        );
+        let connections = json!({"total": 1, "connections": [{
+            "id": 57, "user": null, "address": "192.0.2.1", "stage": "login", "seconds": 61,
+            "subscriptions": 2, "held_bytes": 300,
+        }]});
+        assert_eq!(
+            table(List::Connections, &connections),
+            "ID      SINCE  TOPICS  HELD  STAGE  ADDRESS    USER\n\
+             57  1 min 1 s       2   300  login  192.0.2.1  -\n"
+        );
+        assert_eq!(table(List::Topics, &json!({})), "RECEIVERS  TOPIC\n");
+    }
+
+    #[test]
+    fn a_message_is_one_line() {
+        let line = json!({"at": "2026-01-31T12:59:59.999Z", "topic": "a.b\n", "user": "u",
+            "receivers": 2, "bytes": 1});
+        assert_eq!(message(&line), "12:59:59.999  a.b\\n  to user u  2 receivers  1 byte");
+        let line = json!({"at": "2026-01-31T12:59:59.999Z", "rejected": "it is too big"});
+        assert_eq!(message(&line), "12:59:59.999  DROPPED: it is too big");
+        assert_eq!(message(&json!({"lost": 1})), "(1 message not shown: this is read too slowly)");
+    }
+
+    #[test]
+    fn time_is_told_in_two_units() {
+        for (seconds, text) in [
+            (59, "59 s"),
+            (60, "1 min 0 s"),
+            (3_661, "1 h 1 min"),
+            (90_000, "1 d 1 h"),
+            (8_640_000, "100 d 0 h"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
+    }
+}

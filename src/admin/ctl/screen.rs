@@ -1,0 +1,387 @@
+//! How a daemon is, on a screen of at most 80 columns and 24 lines.
+
+use std::time::Duration;
+
+use serde_json::Value as Json;
+
+use super::lists::span;
+use super::{grouped, number, printable, text};
+
+/// What there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Characters in a line.
+    pub columns: usize,
+    /// Lines.
+    pub lines: usize,
+}
+
+impl Size {
+    /// One column less than a terminal has, since some go on in the next line when the last one is used;
+    /// and one line less, for the prompt.
+    pub const USUAL: Self = Self { columns: 79, lines: 23 };
+
+    /// The room in a terminal, not more than usual.
+    pub fn of_terminal(columns: usize, lines: usize) -> Self {
+        Self {
+            columns: columns.saturating_sub(1).clamp(1, Self::USUAL.columns),
+            lines: lines.saturating_sub(1).clamp(1, Self::USUAL.lines),
+        }
+    }
+}
+
+/// Columns of what stands before each row.
+const LABEL: usize = 14;
+
+/// Columns that a row has at least; what does not fit is cut off.
+const MIN_ROOM: usize = 10;
+
+/// Where the lines of the screen come together.
+struct Screen {
+    lines: Vec<String>,
+    size: Size,
+}
+
+/// The screen for an answer of the daemon. `before`: an earlier one, and how long ago that was, from
+/// which rates are told; else they are those of the last minute.
+pub fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> Vec<String> {
+    let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
+    let with_rate =
+        |name: &str, pointer: &str| format!("{} ({})", count(status, pointer), rate(name, pointer));
+    let mut screen = Screen { lines: Vec::new(), size };
+    screen.head(status);
+
+    let open = "/connections/open";
+    screen.row(
+        "Connections",
+        &[
+            format!("{} of {}", count(status, open), count(status, "/connections/max")),
+            format!("users {}", count(status, "/connections/users")),
+            format!("opened {}", with_rate("connections", "/connections/opened")),
+        ],
+    );
+    let mut refused = counted(status, "/connections/refused");
+    refused.extend(some("no_descriptor", number(status, "/connections/accept_failures")));
+    screen.row("  refused", &or_none(refused));
+    screen.row("  ended", &or_none(counted(status, "/connections/ended")));
+    screen.row("Subscriptions", &or_none(counted(status, "/subscriptions")));
+    screen.row(
+        "Messages",
+        &[
+            format!("received {}", with_rate("messages", "/messages/received")),
+            format!("deliveries {}", with_rate("deliveries", "/messages/deliveries")),
+        ],
+    );
+    let mut dropped = counted(status, "/messages/dropped");
+    dropped.extend(some("socket_renewed", number(status, "/messages/bus_rebuilt")));
+    screen.row("  dropped", &or_none(dropped));
+
+    let by = text(status, "/checks/by");
+    let checks = number(status, "/checks/count");
+    let average = number(status, "/checks/milliseconds").checked_div(checks).unwrap_or(0);
+    screen.row(
+        "Checks",
+        &[
+            with_rate("checks", "/checks/count"),
+            format!("by {}", by.split(" (").next().unwrap_or_default()),
+            format!("running {}", count(status, "/checks/running")),
+            format!("waiting {}", count(status, "/checks/queued")),
+        ],
+    );
+    for (kind, label) in [("login", "  login"), ("subscription", "  topic"), ("review", "  review")]
+    {
+        let of_kind = format!("/checks/{kind}");
+        if status.pointer(&of_kind).is_some_and(|counts| sum(counts) > 0) {
+            screen.row(label, &counted(status, &of_kind));
+        }
+    }
+    let php = Duration::from_millis(number(status, "/checks/php_cpu_milliseconds"));
+    screen.row(
+        "  cost",
+        &[
+            format!("{average} ms each"),
+            format!("workers {}", count(status, "/checks/runs/worker")),
+            format!("plain PHP {}", count(status, "/checks/runs/plain")),
+            format!("reused {}", count(status, "/checks/reused")),
+            format!("PHP's processor time {} s", tenths(php.as_millis() / 100)),
+        ],
+    );
+    let mut hit = counted(status, "/left_out");
+    hit.extend(some("failed_workers", number(status, "/checks/worker_failures")));
+    hit.extend(some("failed_reloads", number(status, "/reloads/failed")));
+    if !hit.is_empty() {
+        screen.row("Limits hit", &hit);
+    }
+    screen.row(
+        "Memory",
+        &[
+            format!(
+                "{} of at most {}",
+                megabytes(number(status, "/memory/resident_bytes")),
+                megabytes(number(status, "/memory/worst_case_bytes"))
+            ),
+            format!("held by connections {}", megabytes(number(status, "/memory/held_bytes"))),
+        ],
+    );
+    screen.row(
+        "Settings",
+        &[
+            format!("per user {}", count(status, "/settings/max_per_user")),
+            format!("per address {}", count(status, "/settings/max_per_address")),
+            format!("checks {}", count(status, "/settings/max_checks")),
+            format!("reviews {}", text(status, "/settings/review_interval")),
+            format!("pings {}", text(status, "/settings/ping_interval")),
+        ],
+    );
+    screen.warnings(status);
+    screen.lines.truncate(size.lines);
+    let cut = |line: &String| cut(line, size.columns).trim_end().to_owned();
+    screen.lines.iter().map(cut).collect()
+}
+
+/// The same in one line.
+pub fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
+    let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
+    let troubles = status.get("troubles").and_then(Json::as_array).map_or(0, Vec::len);
+    [
+        format!("connections {}", count(status, "/connections/open")),
+        format!("messages {}", rate("messages", "/messages/received")),
+        format!("deliveries {}", rate("deliveries", "/messages/deliveries")),
+        format!("dropped {}", grouped(status.pointer("/messages/dropped").map_or(0, sum))),
+        format!("checks {}", rate("checks", "/checks/count")),
+        format!("waiting {}", count(status, "/checks/queued")),
+        format!("memory {}", megabytes(number(status, "/memory/resident_bytes"))),
+        if troubles == 0 { "serving".to_owned() } else { text(status, "/troubles/0") },
+    ]
+    .join(", ")
+}
+
+impl Screen {
+    fn head(&mut self, status: &Json) {
+        let left = format!(
+            "espocrm-websocket {}, EspoCRM {} in {}",
+            text(status, "/version"),
+            text(status, "/espocrm"),
+            text(status, "/root")
+        );
+        let right = format!("up {}", span(number(status, "/uptime_seconds")));
+        let room = self.size.columns.saturating_sub(right.chars().count() + 2);
+        self.lines.push(match room {
+            ..MIN_ROOM => left,
+            _ => format!("{:<room$}  {right}", cut(&left, room)),
+        });
+        let tls = status.get("tls").and_then(Json::as_bool).unwrap_or(false);
+        let scheme = if tls { "wss" } else { "ws" };
+        let places = format!(
+            "{scheme}://{}, EspoCRM sends to {}",
+            text(status, "/listen"),
+            text(status, "/zeromq")
+        );
+        let troubles: Vec<&str> = status
+            .get("troubles")
+            .and_then(Json::as_array)
+            .map(|troubles| troubles.iter().filter_map(Json::as_str).collect())
+            .unwrap_or_default();
+        if troubles.is_empty() {
+            self.row("Serving", &[places]);
+        } else {
+            for trouble in troubles {
+                self.row("TROUBLE", &[printable(trouble)]);
+            }
+            self.row("At", &[places]);
+        }
+        self.lines.push(String::new());
+    }
+
+    /// A row of a few items, in two lines at most.
+    fn row(&mut self, label: &str, items: &[String]) {
+        let room = self.size.columns.saturating_sub(LABEL).max(MIN_ROOM);
+        let mut lines = vec![String::new()];
+        for (number, item) in items.iter().enumerate() {
+            let comma = if number + 1 < items.len() { "," } else { "" };
+            let item = format!("{item}{comma}");
+            for word in pieces(&item, room) {
+                let Some(last) = lines.last_mut() else { break };
+                if last.is_empty() {
+                    *last = word;
+                } else if last.chars().count() + 1 + word.chars().count() <= room {
+                    *last = format!("{last} {word}");
+                } else {
+                    lines.push(word);
+                }
+            }
+        }
+        if lines.len() > 2 {
+            lines.truncate(2);
+            if let Some(last) = lines.last_mut() {
+                *last = cut(last, room - 4) + " ...";
+            }
+        }
+        for (number, line) in lines.iter().enumerate() {
+            let label = if number == 0 { label } else { "" };
+            self.lines.push(format!("{label:<LABEL$}{line}").trim_end().to_owned());
+        }
+    }
+
+    /// The last ones that there is room for, the latest first.
+    fn warnings(&mut self, status: &Json) {
+        let empty = Vec::new();
+        let lines = status.get("warnings").and_then(Json::as_array).unwrap_or(&empty);
+        for (number, line) in lines.iter().rev().enumerate() {
+            let label = if number == 0 { "Warnings" } else { "" };
+            let at = text(line, "/at").replace('T', " ");
+            let at = at.get(5..16).unwrap_or_default();
+            let what = text(line, "/text");
+            let before = self.lines.len();
+            self.row(label, &[format!("{at} UTC {what}")]);
+            if self.lines.len() > self.size.lines {
+                self.lines.truncate(before);
+                return;
+            }
+        }
+    }
+}
+
+/// The words of an item; one that is an item of two or three words stays together.
+fn pieces(item: &str, room: usize) -> Vec<String> {
+    if item.chars().count() <= 30 {
+        return vec![item.to_owned()];
+    }
+    item.split(' ').map(|word| cut(word, room)).collect()
+}
+
+fn cut(text: &str, length: usize) -> String {
+    text.chars().take(length).collect()
+}
+
+fn count(status: &Json, pointer: &str) -> String {
+    grouped(number(status, pointer))
+}
+
+/// What was counted by name, the most first, without what never happened.
+fn counted(status: &Json, pointer: &str) -> Vec<String> {
+    let counts = status.pointer(pointer).and_then(Json::as_object).into_iter().flatten();
+    let mut counts: Vec<_> =
+        counts.filter_map(|(name, count)| Some((count.as_u64()?, name))).collect();
+    counts.sort_unstable_by_key(|(count, name)| (std::cmp::Reverse(*count), *name));
+    counts.into_iter().filter_map(|(count, name)| some(name, count)).collect()
+}
+
+fn some(name: &str, count: u64) -> Option<String> {
+    (count > 0).then(|| format!("{} {}", printable(name), grouped(count)))
+}
+
+fn or_none(items: Vec<String>) -> Vec<String> {
+    if items.is_empty() { vec!["none".to_owned()] } else { items }
+}
+
+fn sum(counts: &Json) -> u64 {
+    counts.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
+}
+
+/// `12.3/s`
+fn rate(status: &Json, before: Option<(&Json, Duration)>, name: &str, pointer: &str) -> String {
+    let (events, time) = if let Some((before, ago)) = before {
+        (number(status, pointer).saturating_sub(number(before, pointer)), ago)
+    } else {
+        let seconds = number(status, "/uptime_seconds").clamp(1, 60);
+        (number(status, &format!("/last_minute/{name}")), Duration::from_secs(seconds))
+    };
+    let millis = time.as_millis().max(1);
+    format!("{}/s", tenths((u128::from(events) * 10_000 + millis / 2) / millis))
+}
+
+fn tenths(tenths: u128) -> String {
+    let whole = u64::try_from(tenths / 10).unwrap_or(u64::MAX);
+    format!("{}.{}", grouped(whole), tenths % 10)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", tenths(u128::from(bytes / 100_000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::espocrm::submission::Rejection;
+    use crate::engine::telemetry::stats::{End, LimitHit};
+    use serde_json::json;
+
+    fn all(names: &[&str], count: u64) -> Json {
+        names.iter().map(|name| ((*name).to_owned(), json!(count))).collect()
+    }
+
+    /// A daemon to which everything has happened, most of it often.
+    fn busy() -> Json {
+        let long = "x".repeat(400);
+        let many = 123_456_789_012_u64;
+        let checks = all(&["granted", "denied", "failed"], many);
+        let warning = json!({"at": "2026-01-31T12:59:59.999Z", "level": "WARN", "text": long});
+        json!({
+            "version": long, "espocrm": long, "root": long, "listen": long, "zeromq": long,
+            "uptime_seconds": many, "tls": true, "troubles": [long, "a", "b", long],
+            "connections": {
+                "open": many, "max": many, "users": many, "opened": many,
+                "refused": all(End::NAMES, many), "ended": all(End::NAMES, many),
+                "accept_failures": many,
+            },
+            "subscriptions": {long.clone(): many, "b": many, "c": 0},
+            "left_out": all(LimitHit::NAMES, many),
+            "messages": {
+                "received": many, "deliveries": many, "bus_rebuilt": many,
+                "dropped": all(Rejection::NAMES, many),
+            },
+            "checks": {
+                "by": long, "running": many, "queued": many, "login": checks,
+                "subscription": checks, "review": checks, "reused": many, "count": many,
+                "runs": {"worker": many, "plain": many}, "worker_failures": many,
+                "milliseconds": many, "php_cpu_milliseconds": many,
+            },
+            "reloads": {"failed": many},
+            "memory": {"resident_bytes": many, "worst_case_bytes": many, "held_bytes": many},
+            "settings": {"max_per_user": many, "review_interval": long},
+            "warnings": vec![warning; 10],
+        })
+    }
+
+    #[test]
+    fn whatever_has_happened_fits_a_terminal() {
+        let sizes = [(1, 1), (2, 1), (15, 3), (20, 5), (40, 10), (79, 24), (80, 24), (200, 60)];
+        for status in [busy(), json!({}), json!({"warnings": busy()["warnings"]})] {
+            for (columns, lines) in sizes {
+                let shown = screen(&status, None, Size::of_terminal(columns, lines));
+                assert!(shown.len() <= lines.saturating_sub(1).clamp(1, 23), "{shown:?}");
+                for line in &shown {
+                    assert!(
+                        line.chars().count() <= columns.saturating_sub(1).clamp(1, 79),
+                        "{line}"
+                    );
+                    assert_eq!(line.trim_end(), line);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn troubles_come_first_and_the_latest_warning_before_earlier_ones() {
+        let warning = |text: &str| json!({"at": "2026-01-31T12:59:59.999Z", "text": text});
+        let status = json!({
+            "troubles": ["The limit is reached."], "warnings": [warning("a"), warning("b\n")],
+        });
+        let lines = screen(&status, None, Size::USUAL);
+        assert_eq!(lines[1], "TROUBLE       The limit is reached.");
+        assert_eq!(lines[lines.len() - 2], "Warnings      01-31 12:59 UTC b\\n");
+        assert_eq!(lines[lines.len() - 1], "              01-31 12:59 UTC a");
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_minute_or_since_an_earlier_look() {
+        let now = json!({"uptime_seconds": 3_600, "last_minute": {"messages": 90},
+            "messages": {"received": 1_000}});
+        let rate = |before| rate(&now, before, "messages", "/messages/received");
+        assert_eq!(rate(None), "1.5/s");
+        let before = json!({"messages": {"received": 900}});
+        assert_eq!(rate(Some((&before, Duration::from_millis(1_500)))), "66.7/s");
+        assert_eq!(rate(Some((&json!({}), Duration::ZERO))), "1,000,000.0/s");
+    }
+}

@@ -1,0 +1,248 @@
+//! PHP's ZeroMQ extension, without which EspoCRM cannot send anything: its command line (jobs send,
+//! too), and its web server.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::Stop;
+use super::php::About;
+use super::report::Finding;
+use crate::admin::setup::Files;
+use crate::engine::checks::verdict::Exit;
+use crate::espocrm::process::Children;
+
+/// A PHP of web servers, and whether it has the extension.
+#[derive(Debug, PartialEq, Eq)]
+struct Web {
+    name: String,
+    has_it: bool,
+}
+
+/// Where a PHP of web servers looks for its extensions, and no other.
+const DEBIAN: [&str; 3] = ["fpm", "apache2", "cgi"];
+
+/// Where all PHPs look.
+const SHARED: [&str; 5] = [
+    "/etc/php.d",
+    "/usr/local/etc/php/conf.d",
+    "/etc/php/conf.d",
+    "/etc/php*/conf.d",
+    "/etc/php*/php.d",
+];
+
+const FPM: [&str; 4] =
+    ["/usr/sbin/php-fpm*", "/usr/local/sbin/php-fpm", "/usr/bin/php-fpm", "/usr/sbin/php*/php-fpm"];
+
+/// More than starting PHP takes.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+pub fn command_line(about: &About, files: &Files) -> Finding {
+    const STEP: &str = "zmq-command-line";
+    match &about.zmq {
+        Some(version) => Finding::good(
+            STEP,
+            format!("PHP's command line has the ZeroMQ extension (zmq {version}), for jobs"),
+        ),
+        None => Finding::bad(
+            STEP,
+            "PHP's command line has no ZeroMQ extension: what jobs do (reminders, e-mail) is not \
+             sent",
+            install(files, about),
+        ),
+    }
+}
+
+pub fn web(about: &About, files: &Files, stop: Stop<'_>) -> Finding {
+    let mut webs = fpms(files, stop);
+    let seen = webs.len();
+    webs.extend(by_directories(files));
+    if seen > 0 {
+        // These were asked themselves.
+        webs.retain(|web| !web.name.starts_with("fpm"));
+    }
+    judge(&webs, || install(files, about))
+}
+
+fn judge(webs: &[Web], install: impl FnOnce() -> String) -> Finding {
+    const STEP: &str = "zmq-web";
+    let names = |has_it: bool| {
+        let some = webs.iter().filter(|web| web.has_it == has_it);
+        some.map(|web| web.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let (with, without) = (names(true), names(false));
+    match (with.is_empty(), without.is_empty()) {
+        (true, true) => Finding::unknown(
+            STEP,
+            "The web server's PHP is not seen from here: does phpinfo() there name zmq?",
+        ),
+        (false, true) => {
+            Finding::good(STEP, ["The web server's PHP has it, too: ", &with].concat())
+        }
+        (true, false) => Finding::bad(
+            STEP,
+            ["The web server's PHP has no ZeroMQ extension: ", &without].concat(),
+            ["What users do is not sent to others.\n", &install()].concat(),
+        ),
+        (false, false) => Finding::doubt(
+            STEP,
+            ["Some PHP of web servers has no ZeroMQ extension: ", &without].concat(),
+            ["These have it: ", &with, ". If EspoCRM is served by another:\n", &install()].concat(),
+        ),
+    }
+}
+
+/// Those of PHP's process manager, which are asked, unless they are another system's: nothing of that
+/// is executed.
+fn fpms(files: &Files, stop: Stop<'_>) -> Vec<Web> {
+    if files.is_image() {
+        return Vec::new();
+    }
+    let mut found: Vec<PathBuf> = FPM.iter().flat_map(|pattern| find(files, pattern)).collect();
+    found.dedup();
+    let ask = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.to_owned();
+        let mut command = Command::new(files.at(&files.resolve(path).ok()?));
+        command.arg("-m").stdin(Stdio::null());
+        let finished = Children::run(command, TIMEOUT, &mut *stop).ok()?;
+        if finished.exit != Ok(Exit::Status(0)) {
+            return None;
+        }
+        let has_it =
+            finished.stdout.split(|byte| *byte == b'\n').any(|it| it.trim_ascii() == b"zmq");
+        Some(Web { name, has_it })
+    };
+    found.iter().filter_map(ask).take(8).collect()
+}
+
+fn by_directories(files: &Files) -> Vec<Web> {
+    let mut webs = Vec::new();
+    for server in DEBIAN {
+        for dir in files.find(&format!("/etc/php/*/{server}/conf.d")) {
+            let version = dir.iter().nth(3).map(|it| it.to_string_lossy()).unwrap_or_default();
+            let name = format!("{server} {version}");
+            webs.push(Web { name, has_it: loads(files, &dir) });
+        }
+    }
+    for dir in SHARED.iter().flat_map(|pattern| find(files, pattern)) {
+        let has_it = loads(files, &dir);
+        webs.push(Web { name: dir.display().to_string(), has_it });
+    }
+    webs
+}
+
+/// As [`Files::find`], with a star at the end of a name as well.
+fn find(files: &Files, pattern: &str) -> Vec<PathBuf> {
+    let Some((before, after)) = pattern.split_once('*').filter(|it| !it.0.ends_with('/')) else {
+        return files.find(pattern);
+    };
+    let (dir, begin) = before.rsplit_once('/').unwrap_or_default();
+    let begins = |path: &PathBuf| {
+        path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(begin.as_bytes()))
+    };
+    let mut found = files.find(&format!("{dir}/*"));
+    found.retain(begins);
+    let whole = found.iter().map(|path| path.join(after.trim_start_matches('/')));
+    // join adds a slash at the end to a path that ends there.
+    let mut whole: Vec<_> = whole.map(|path| path.components().collect()).collect();
+    whole.retain(|path: &PathBuf| files.resolve(path).is_ok());
+    whole
+}
+
+/// Whether a file in this directory loads the extension.
+fn loads(files: &Files, dir: &Path) -> bool {
+    let inis = files.find(&format!("{}/*.ini", dir.display()));
+    inis.iter().any(|ini| names_zmq(&files.read(ini).unwrap_or_default()))
+}
+
+fn names_zmq(ini: &[u8]) -> bool {
+    let ini = String::from_utf8_lossy(ini);
+    ini.lines().any(|line| {
+        let line = line.split(';').next().unwrap_or_default();
+        let Some((name, value)) = line.split_once('=') else { return false };
+        let value = value.trim().trim_matches(['"', '\'']);
+        let file = value.rsplit('/').next().unwrap_or_default();
+        name.trim() == "extension" && matches!(file, "zmq" | "zmq.so")
+    })
+}
+
+/// How the extension is installed here.
+pub fn install(files: &Files, about: &About) -> String {
+    let release = ["/etc/os-release", "/usr/lib/os-release"];
+    let release = release.iter().find_map(|path| files.read(Path::new(path)).ok());
+    let release = String::from_utf8_lossy(release.as_deref().unwrap_or_default()).into_owned();
+    let is_image = files.resolve(Path::new("/usr/local/etc/php/conf.d")).is_ok();
+    installing(&release, &about.version, is_image)
+}
+
+fn installing(release: &str, php: &str, is_image: bool) -> String {
+    let mut parts = php.split('.');
+    let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let families: String = release
+        .lines()
+        .filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")))
+        .flat_map(|value| [value.trim_matches(['"', '\'']), " "])
+        .collect();
+    let is = |name: &str| families.split_whitespace().any(|family| family == name);
+    let how = if is_image {
+        "In an image of PHP: install-php-extensions zmq".to_owned()
+    } else if is("debian") || is("ubuntu") {
+        format!("apt install php{major}.{minor}-zmq   (or php-zmq)")
+    } else if is("fedora") || is("rhel") || is("centos") {
+        "dnf install php-pecl-zmq   (RHEL and its like: from the repository of Remi)".to_owned()
+    } else if is("alpine") {
+        format!("apk add php{major}{minor}-pecl-zmq   (or by pecl install zmq-beta)")
+    } else {
+        "Install the package of php-zmq, or: pecl install zmq-beta".to_owned()
+    };
+    how + "\nThen restart PHP or the web server: systemctl restart php-fpm (php8.2-fpm, apache2, httpd)."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::State;
+    use super::*;
+
+    #[test]
+    fn a_line_loads_the_extension() {
+        for (ini, expected) in [
+            ("extension=zmq.so", true),
+            ("; x\n extension = \"zmq\" ; y\n", true),
+            ("extension=/usr/lib/php/zmq.so", true),
+            (";extension=zmq.so", false),
+            ("extension=zmqx.so", false),
+            ("zend_extension=opcache", false),
+            ("", false),
+        ] {
+            assert_eq!(names_zmq(ini.as_bytes()), expected, "{ini}");
+        }
+    }
+
+    #[test]
+    fn every_php_of_a_web_server_is_judged() {
+        let web = |name: &str, has_it| Web { name: name.to_owned(), has_it };
+        for (webs, state) in [
+            (vec![], State::Unknown),
+            (vec![web("a", true)], State::Good),
+            (vec![web("a", false)], State::Bad),
+            (vec![web("a", false), web("b", true)], State::Doubt),
+        ] {
+            assert_eq!(judge(&webs, String::new).state, state);
+        }
+    }
+
+    #[test]
+    fn the_package_is_that_of_the_distribution() {
+        for (release, is_image, expected) in [
+            ("NAME=x\nID=debian\n", false, "apt install php8.2-zmq"),
+            ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", false, "apt install php8.2-zmq"),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", false, "dnf install php-pecl-zmq"),
+            ("ID=alpine\n", false, "apk add php82-pecl-zmq"),
+            ("ID=arch\n", false, "pecl install"),
+            ("ID=debian\n", true, "install-php-extensions zmq"),
+        ] {
+            let text = installing(release, "8.2.30", is_image);
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Who listens at a port of this machine: as `/proc` tells it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::report::Finding;
+use crate::platform::shell_word::shell_word;
+
+/// A listening TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    pub address: IpAddr,
+    /// Whose it is.
+    user: u32,
+    inode: u64,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub pid: u32,
+    pub command: String,
+    pub kind: Kind,
+    /// The service of systemd that it belongs to.
+    pub unit: Option<String>,
+}
+
+/// What kind of process holds a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Ours,
+    /// espocrm-websocket, but of another service.
+    Sibling,
+    /// EspoCRM's own daemon.
+    Original,
+    /// systemd, for us or for another.
+    Manager,
+    Other,
+}
+
+/// What is known of a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    pub number: u16,
+    pub sockets: Vec<Socket>,
+    /// The process, as far as this user may know.
+    pub holder: Option<Holder>,
+}
+
+/// The service whose daemon is examined.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    pub unit: &'a str,
+    /// Its main process, as systemd reports it, if it runs.
+    pub main_pid: Option<u32>,
+    /// Whether that service serves the EspoCRM that is examined.
+    pub is_certain: bool,
+}
+
+/// Bytes of a process's arguments that are looked at.
+const MOST_ARGUMENTS: u64 = 4_096;
+
+impl Port {
+    /// Looks at those who listen at `number` and keep others from listening at `address`.
+    pub fn look(number: u16, address: Option<IpAddr>, expected: Expected<'_>) -> Self {
+        let mut sockets = Vec::new();
+        for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+            let table = fs::read_to_string(table).unwrap_or_default();
+            sockets.extend(listening(&table, number));
+        }
+        if let Some(address) = address.filter(|address| !address.is_unspecified()) {
+            sockets.retain(|it| it.address == address || it.address.is_unspecified());
+        }
+        let holder = if sockets.is_empty() { None } else { find(&sockets, expected) };
+        Self { number, sockets, holder }
+    }
+
+    /// Whether one of ours holds it.
+    pub fn is_ours(&self) -> bool {
+        self.holder.as_ref().is_some_and(|it| matches!(it.kind, Kind::Ours | Kind::Manager))
+    }
+
+    /// Takes this process for the expected one, whatever its name: it answers at the control socket.
+    pub fn recognize(&mut self, pid: Option<u32>) {
+        let holder = self.holder.as_mut().filter(|it| Some(it.pid) == pid);
+        if let Some(holder) = holder.filter(|it| it.kind == Kind::Other) {
+            holder.kind = Kind::Ours;
+        }
+    }
+
+    /// Whether the daemon of another service of ours holds it.
+    pub fn is_siblings(&self) -> bool {
+        self.holder.as_ref().is_some_and(|it| it.kind == Kind::Sibling)
+    }
+
+    /// Whether nobody holds it.
+    pub fn is_free(&self) -> bool {
+        self.sockets.is_empty()
+    }
+
+    /// Whether others than this machine reach it.
+    pub fn is_open(&self) -> bool {
+        self.sockets.iter().any(|it| !it.address.is_loopback())
+    }
+
+    /// `serves`: whether a daemon like ours was found to answer there.
+    pub fn judge(&self, step: &'static str, what: &str, serves: bool) -> Finding {
+        let port = self.number;
+        if self.is_free() {
+            return Finding::good(step, format!("{what} {port} is free: nobody listens there"));
+        }
+        let Some(holder) = &self.holder else {
+            if serves {
+                let found = format!("{what} {port} is held by a daemon that answers as ours does");
+                return Finding::good(step, found);
+            }
+            let users: Vec<_> = self.sockets.iter().map(|it| it.user.to_string()).collect();
+            return Finding::unknown(
+                step,
+                format!(
+                    "{what} {port} is held by a process of user {}; as root this could tell which",
+                    users.join(", ")
+                ),
+            );
+        };
+        let Holder { pid, command, kind, unit } = holder;
+        let who = format!("{what} {port} is held by process {pid}: {command}");
+        match kind {
+            Kind::Ours => Finding::good(step, who),
+            Kind::Manager => Finding::good(
+                step,
+                format!(
+                    "{what} {port} is held by systemd for espocrm-websocket.socket, or another"
+                ),
+            ),
+            Kind::Sibling => {
+                let of = unit.as_deref().map(|unit| format!(" of {unit}")).unwrap_or_default();
+                Finding::bad(
+                    step,
+                    format!(
+                        "{what} {port} is held by the daemon of another EspoCRM, process {pid}{of}: \
+                         {command}"
+                    ),
+                    "Each EspoCRM needs ports of its own. In one of them set other values for \
+                     webSocketPort, and for ZeroMQ webSocketZeroMQSubmissionDsn and \
+                     webSocketZeroMQSubscriberDsn, in data/config-internal.php.",
+                )
+            }
+            Kind::Original => Finding::bad(
+                step,
+                format!("{what} {port} is held by EspoCRM's own daemon, process {pid}"),
+                "It has to go: put espocrm-websocket in its place, with a way back:\n  \
+                 espocrm-websocket adopt\nIf no unit of systemd starts it (but supervisor, cron or a \
+                 container), stop it there.",
+            ),
+            Kind::Other => Finding::bad(
+                step,
+                who,
+                format!(
+                    "Stop it, or choose another port: webSocketPort, and for ZeroMQ \
+                     webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn, in EspoCRM's \
+                     data/config-internal.php.\nLook at it: ss -ltnp {}",
+                    shell_word(&format!("sport = :{port}"))
+                ),
+            ),
+        }
+    }
+}
+
+/// The listening sockets of a table of the kernel's.
+fn listening(table: &str, port: u16) -> Vec<Socket> {
+    const LISTEN: &str = "0A";
+    let socket = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number).copied();
+        let (address, number) = field(1)?.split_once(':')?;
+        let is_it = u16::from_str_radix(number, 16).ok()? == port && field(3)? == LISTEN;
+        is_it.then_some(())?;
+        Some(Socket {
+            address: decode(address)?,
+            user: field(7)?.parse().ok()?,
+            inode: field(9)?.parse().ok()?,
+        })
+    };
+    table.lines().skip(1).filter_map(socket).collect()
+}
+
+/// An address as the kernel writes it: words of 32 bits in the machine's order.
+fn decode(text: &str) -> Option<IpAddr> {
+    let mut words = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (word, after) = rest.split_at_checked(8)?;
+        words.extend(u32::from_str_radix(word, 16).ok()?.to_ne_bytes());
+        rest = after;
+    }
+    if let Ok(bytes) = <[u8; 4]>::try_from(&*words) {
+        return Some(Ipv4Addr::from(bytes).into());
+    }
+    let bytes = <[u8; 16]>::try_from(&*words).ok()?;
+    Some(IpAddr::from(Ipv6Addr::from(bytes)).to_canonical())
+}
+
+/// A process that holds one of these, one of ours if there is one.
+fn find(sockets: &[Socket], expected: Expected<'_>) -> Option<Holder> {
+    let names: Vec<_> = sockets.iter().map(|it| format!("socket:[{}]", it.inode)).collect();
+    let mut found: Option<Holder> = None;
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else { continue };
+        let holds = descriptors.flatten().any(|descriptor| {
+            let target = fs::read_link(descriptor.path());
+            target.is_ok_and(|target| names.iter().any(|name| target.as_os_str() == &**name))
+        });
+        if holds {
+            let holder = Holder::of(pid, expected);
+            if matches!(holder.kind, Kind::Ours | Kind::Sibling) {
+                return Some(holder);
+            }
+            // Whoever it was started by, or has it passed on to, may hold it as well.
+            if found.as_ref().is_none_or(|found| found.kind == Kind::Manager) {
+                found = Some(holder);
+            }
+        }
+    }
+    found
+}
+
+impl Holder {
+    fn of(pid: u32, expected: Expected<'_>) -> Self {
+        let mut list = Vec::new();
+        if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
+            let _ = file.take(MOST_ARGUMENTS).read_to_end(&mut list);
+        }
+        let list = String::from_utf8_lossy(&list);
+        let words: Vec<&str> = list.split_terminator('\0').collect();
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let unit = unit(&cgroup).map(str::to_owned);
+        let kind = match kind(pid, &words) {
+            Kind::Other if is_same_program(pid) || expected.main_pid == Some(pid) => Kind::Ours,
+            kind => kind,
+        };
+        let kind = if kind == Kind::Ours && expected.is_another(pid, unit.as_deref()) {
+            Kind::Sibling
+        } else {
+            kind
+        };
+        Self { pid, command: command(&words), kind, unit }
+    }
+}
+
+impl Expected<'_> {
+    /// Whether this process of ours, of this unit, is the daemon of another service.
+    fn is_another(&self, pid: u32, unit: Option<&str>) -> bool {
+        if !self.is_certain {
+            return false;
+        }
+        match (self.main_pid, unit) {
+            (Some(main_pid), _) => main_pid != pid,
+            (None, Some(unit)) => unit.starts_with("espocrm-websocket") && unit != self.unit,
+            (None, None) => false,
+        }
+    }
+}
+
+/// The service in a process's control group.
+fn unit(cgroup: &str) -> Option<&str> {
+    let mut names = cgroup.lines().filter_map(|line| line.rsplit('/').next());
+    names.find(|name| name.ends_with(".service"))
+}
+
+/// Whether a process runs this very program, whatever it is called.
+fn is_same_program(pid: u32) -> bool {
+    let identity = |path: String| {
+        let file = fs::metadata(path).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    let own = identity("/proc/self/exe".to_owned());
+    own.is_some() && identity(format!("/proc/{pid}/exe")) == own
+}
+
+fn kind(pid: u32, words: &[&str]) -> Kind {
+    let name = |word: &str| Path::new(word).file_name().map(OsStr::to_owned).unwrap_or_default();
+    match words {
+        [first, ..] if name(first) == "espocrm-websocket" => Kind::Ours,
+        // In a container the first process may as well be anything.
+        [first, ..] if pid == 1 && matches!(name(first).to_str(), Some("systemd" | "init")) => {
+            Kind::Manager
+        }
+        [_, rest @ ..] if rest.iter().any(|word| name(word) == "websocket.php") => Kind::Original,
+        _ => Kind::Other,
+    }
+}
+
+/// The beginning of a command line: further arguments may be nobody's business.
+fn command(words: &[&str]) -> String {
+    let shown: Vec<&str> = words.iter().copied().take(3).collect();
+    let text: String = shown.join(" ").chars().take(100).collect();
+    if text.is_empty() { "unknown".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::State;
+    use super::*;
+
+    const TABLE: &str = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:15B3 00000000:0000 0A 00000000:00000000 00:00000000 00000000    33        0 4711 1 0
+   1: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0
+   2: 0100007F:1F90 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 4713 1 0
+   odd
+";
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn the_kernels_table_is_understood() {
+        let zeromq = Socket { address: Ipv4Addr::LOCALHOST.into(), user: 33, inode: 4711 };
+        assert_eq!(listening(TABLE, 5555), [zeromq]);
+        let [socket] = &listening(TABLE, 8080)[..] else { panic!() };
+        assert!(socket.address.is_unspecified() && socket.inode == 4712);
+        assert_eq!(listening(TABLE, 1), []);
+        let six = TABLE.replace("00000000:1F90", "0000000000000000FFFF00000100007F:1F90");
+        assert_eq!(listening(&six, 8080)[0].address, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let loopback = decode("00000000000000000000000001000000");
+        assert_eq!(loopback, Some(Ipv6Addr::LOCALHOST.into()));
+        for odd in ["", "0100007", "0100007g", "é000000000000000"] {
+            assert_eq!(decode(odd), None);
+        }
+    }
+
+    #[test]
+    fn processes_are_known_by_their_command() {
+        for (pid, words, expected) in [
+            (7, &["/usr/bin/espocrm-websocket", "run"][..], Kind::Ours),
+            (7, &["php", "/var/www/html/websocket.php"], Kind::Original),
+            (7, &["/usr/bin/php8.2", "-f", "websocket.php"], Kind::Original),
+            (1, &["/lib/systemd/systemd", "--system"], Kind::Manager),
+            (1, &["/sbin/init"], Kind::Manager),
+            (7, &["/sbin/init"], Kind::Other),
+            (7, &["python3", "x"], Kind::Other),
+            (7, &[], Kind::Other),
+        ] {
+            assert_eq!(kind(pid, words), expected, "{words:?}");
+        }
+        assert_eq!(command(&["a", "b", "c", "secret"]), "a b c");
+        assert_eq!(command(&[]), "unknown");
+    }
+
+    #[test]
+    fn a_port_is_free_ours_or_anothers() {
+        let mut port = Port { number: 8080, sockets: Vec::new(), holder: None };
+        assert!(port.judge("port", "Port", false).is_good());
+        port.sockets = listening(TABLE, 8080);
+        assert_eq!(port.judge("port", "Port", false).state, State::Unknown);
+        assert!(port.judge("port", "Port", true).is_good());
+        for (kind, state) in [
+            (Kind::Ours, State::Good),
+            (Kind::Manager, State::Good),
+            (Kind::Sibling, State::Bad),
+            (Kind::Original, State::Bad),
+            (Kind::Other, State::Bad),
+        ] {
+            port.holder = Some(Holder { pid: 7, command: "x".to_owned(), kind, unit: None });
+            assert_eq!(port.judge("port", "Port", true).state, state);
+        }
+        port.recognize(Some(8));
+        assert!(!port.is_ours());
+        port.recognize(Some(7));
+        assert!(port.is_ours());
+    }
+
+    #[test]
+    fn the_daemon_of_another_service_is_not_the_expected_one() {
+        let group = "0::/system.slice/system-x.slice/espocrm-websocket@crm.service\n";
+        assert_eq!(unit(group), Some("espocrm-websocket@crm.service"));
+        assert_eq!(unit("0::/user.slice/session-1.scope\n"), None);
+        let name = "espocrm-websocket@crm.service";
+        let expected = |main_pid| Expected { unit: name, main_pid, is_certain: true };
+        for (main_pid, unit, is_another) in [
+            (Some(7), Some("espocrm-websocket@crm.service"), false),
+            (Some(8), Some("espocrm-websocket@crm.service"), true),
+            (None, Some("espocrm-websocket@crm.service"), false),
+            (None, Some("espocrm-websocket.service"), true),
+            // One that was started by hand, or by another unit.
+            (None, Some("crm.service"), false),
+            (None, None, false),
+        ] {
+            assert_eq!(expected(main_pid).is_another(7, unit), is_another, "{main_pid:?} {unit:?}");
+        }
+        let guessed = Expected { is_certain: false, ..expected(Some(8)) };
+        assert!(!guessed.is_another(7, Some("espocrm-websocket.service")));
+        assert!(is_same_program(std::process::id()) && !is_same_program(u32::MAX));
+    }
+}

@@ -1,0 +1,135 @@
+//! Whether the proxy logs access tokens, which are in the query of the URL.
+
+use super::proxy::{DOCUMENTS, Proxy};
+use super::public_url::Daemon;
+use super::report::Finding;
+use crate::admin::doctor::proxy_timeout::{Block, leading, nginx_blocks};
+use crate::admin::doctor::public_address::Place;
+use crate::admin::setup::Files;
+
+const STEP: &str = "proxy-log";
+
+/// nginx's variables that contain the query.
+const WITH_QUERY: [&str; 5] = ["request", "request_uri", "args", "query_string", "arg_authToken"];
+
+pub fn look(files: &Files, visited: Option<&(Place, Proxy)>, daemon: &Daemon<'_>) -> Finding {
+    let unknown = |why: &str| {
+        Finding::unknown(STEP, format!("Whether the proxy logs access tokens is not known: {why}"))
+    };
+    if visited.is_some_and(|(place, _)| place.is_direct(daemon.port, daemon.tls)) {
+        return Finding::good(STEP, "No proxy is in between that could log access tokens");
+    }
+    let blocks = nginx_blocks(files, daemon.port);
+    let leading = leading(&blocks, daemon.port);
+    if leading.is_empty() {
+        return unknown("no configuration of nginx leads to the daemon");
+    }
+    let log = leading.into_iter().find_map(|block| log_with_tokens(&blocks, block));
+    judge(log.as_deref())
+}
+
+fn judge(log: Option<&str>) -> Finding {
+    let Some(log) = log else {
+        return Finding::good(STEP, "nginx does not log access tokens");
+    };
+    Finding::doubt(
+        STEP,
+        format!("nginx writes the access tokens of users into a log: {log}"),
+        format!(
+            "Everyone who can read it can act as these users. Add to the location of the daemon:\n  \
+             access_log off;\nor use a log_format without the query, as {DOCUMENTS}/nginx.conf does. \
+             Then: nginx -t && systemctl reload nginx. Delete the old logs."
+        ),
+    )
+}
+
+/// The log that gets the tokens of requests that this block passes on.
+fn log_with_tokens(blocks: &[Block], block: &Block) -> Option<String> {
+    let mut current = block;
+    // Each parent stands before its children.
+    while current.access_logs.is_empty() {
+        match blocks.get(current.parent) {
+            Some(parent) if !std::ptr::eq(parent, current) => current = parent,
+            _ => return Some("access.log, which is the default".to_owned()),
+        }
+    }
+    let logs = || current.access_logs.iter();
+    if logs().any(|log| log.first().is_some_and(|path| path == "off")) {
+        return None;
+    }
+    let with_tokens = logs().find(|log| {
+        // What a condition excludes is not known.
+        let is_conditional = log.iter().any(|word| word.starts_with("if="));
+        let format = log.get(1).filter(|word| !word.contains('='));
+        !is_conditional && has_query(blocks, format.map_or("combined", |name| name))
+    });
+    with_tokens.and_then(|log| log.first().cloned())
+}
+
+/// Whether a line in this format contains the query.
+fn has_query(blocks: &[Block], format: &str) -> bool {
+    if format == "combined" {
+        return true;
+    }
+    let formats = blocks.iter().flat_map(|block| &block.log_formats);
+    let mut named = formats.filter(|words| words.first().is_some_and(|name| name == format));
+    named.any(|words| words.iter().skip(1).any(|text| names_query(text)))
+}
+
+fn names_query(text: &str) -> bool {
+    text.split('$').skip(1).any(|rest| {
+        let rest = rest.trim_start_matches('{');
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        rest.get(..end.unwrap_or(rest.len())).is_some_and(|name| WITH_QUERY.contains(&name))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::State;
+    use super::*;
+
+    #[test]
+    fn variables_that_contain_the_query_are_known() {
+        for (text, expected) in [
+            ("\"$request\" $status", true),
+            ("${request_uri}", true),
+            ("$uri$is_args$args", true),
+            ("$request_method $uri", false),
+            ("\"$request_without_token\"", false),
+            ("", false),
+        ] {
+            assert_eq!(names_query(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_log_that_counts_is_the_nearest_one() {
+        let log = |words: &str| words.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let judged = |http: &[&str], location: &[&str]| {
+            let logs = |logs: &[&str]| logs.iter().map(|words| log(words)).collect();
+            let formats = vec![log("short $remote_addr $uri"), log("long escape=json $request")];
+            let outer = Block { access_logs: logs(http), log_formats: formats, ..Block::default() };
+            let inner = Block { access_logs: logs(location), ..Block::default() };
+            let blocks = [outer, inner];
+            log_with_tokens(&blocks, &blocks[1])
+        };
+        for (http, location, expected) in [
+            (&[][..], &[][..], true),
+            (&["/a.log"], &[], true),
+            (&["/a.log combined buffer=4k"], &[], true),
+            (&["/a.log buffer=4k"], &[], true),
+            (&["/a.log long"], &[], true),
+            (&["/a.log short"], &[], false),
+            (&["/a.log"], &["off"], false),
+            (&["off"], &["/a.log"], true),
+            (&["/a.log"], &["/b.log short"], false),
+            (&["/a.log short", "/b.log"], &[], true),
+            (&["/a.log combined if=$loggable"], &[], false),
+        ] {
+            assert_eq!(judged(http, location).is_some(), expected, "{http:?} {location:?}");
+        }
+        assert_eq!(judge(None).state, State::Good);
+        assert_eq!(judge(Some("/a.log")).state, State::Doubt);
+    }
+}

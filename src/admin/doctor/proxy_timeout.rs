@@ -1,0 +1,426 @@
+//! After which time the proxy ends a connection on which nothing moves: more than that of our pings,
+//! or tabs are cut off again and again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::proxy::Proxy;
+use super::public_url::Daemon;
+use super::report::Finding;
+use crate::admin::doctor::public_address::Place;
+use crate::admin::setup::{Files, SITES, Token, next_token};
+
+/// Where a configuration says which time it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Timeout {
+    seconds: u64,
+    /// The directive, or that it is the default.
+    by: String,
+}
+
+/// A block of nginx's configuration.
+#[derive(Default)]
+pub struct Block {
+    pub parent: usize,
+    /// The arguments of each `access_log` and `log_format` in it.
+    pub access_logs: Vec<Vec<String>>,
+    pub log_formats: Vec<Vec<String>>,
+    /// The name of an upstream.
+    pub upstream: Option<String>,
+    pub read_timeout: Option<u64>,
+    /// Where it leads.
+    pub proxy_pass: Option<String>,
+    /// It is an upstream that leads to the daemon.
+    pub leads: bool,
+}
+
+const NGINX: &str = "/etc/nginx/nginx.conf";
+
+/// The files that are read, at most, and how deep they include each other.
+const MOST_FILES: usize = 500;
+const MOST_DEPTH: usize = 5;
+
+/// What nginx and Apache have unless they are told otherwise.
+const DEFAULT: u64 = 60;
+
+pub fn look(
+    files: &Files,
+    visited: Option<&(Place, Proxy)>,
+    daemon: &Daemon<'_>,
+    ping: Duration,
+) -> Finding {
+    const STEP: &str = "idle-timeout";
+    let Some((place, proxy)) = visited else {
+        return Finding::unknown(STEP, "The proxy's time-out: the proxy was not found");
+    };
+    if place.is_direct(daemon.port, daemon.tls) {
+        return Finding::good(STEP, "No proxy is in between that could end idle connections");
+    }
+    let timeout = match proxy {
+        Proxy::Nginx => nginx(files, daemon.port),
+        Proxy::Apache => apache(files, daemon.port),
+        Proxy::Caddy => {
+            return Finding::good(STEP, "Caddy ends no idle connections, unless it is told to");
+        }
+        Proxy::Traefik | Proxy::Unknown => {
+            nginx(files, daemon.port).or_else(|| apache(files, daemon.port))
+        }
+    };
+    timeout.map_or_else(
+        || {
+            Finding::unknown(
+                STEP,
+                format!(
+                    "The proxy's time-out: nothing in /etc/nginx, /etc/apache2 or /etc/httpd leads \
+                     to port {}; 60 s is what nginx and Apache have by default",
+                    daemon.port
+                ),
+            )
+        },
+        |timeout| judge(STEP, &timeout, ping),
+    )
+}
+
+fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
+    let Timeout { seconds, by } = timeout;
+    let ping = ping.as_secs().max(1);
+    let found = format!(
+        "The proxy ends idle connections after {seconds} s ({by}); pings come every {ping} s"
+    );
+    let wanted = (2 * ping + 10).max(DEFAULT);
+    let directive = if by.contains("proxy_read_timeout") {
+        format!("proxy_read_timeout {wanted}s;")
+    } else {
+        format!("ProxyPass … timeout={wanted}")
+    };
+    let fix = format!("Give it more than two pings: {directive} Or lower ping_interval.");
+    if *seconds > 2 * ping {
+        Finding::good(step, found)
+    } else if *seconds > ping {
+        Finding::doubt(step, found, fix)
+    } else {
+        Finding::bad(step, found, ["Each idle tab is cut off.\n", &fix].concat())
+    }
+}
+
+/// The blocks of nginx's configuration on this machine.
+pub fn nginx_blocks(files: &Files, port: u16) -> Vec<Block> {
+    let mut blocks = vec![Block::default()];
+    let mut left = MOST_FILES;
+    if files.resolve(Path::new(NGINX)).is_ok() {
+        read(files, Path::new(NGINX), 0, 0, port, &mut blocks, &mut left);
+    } else {
+        let sites = SITES.iter().filter(|it| it.contains("nginx"));
+        for site in sites.flat_map(|pattern| files.find(pattern)) {
+            read(files, &site, 0, 0, port, &mut blocks, &mut left);
+        }
+    }
+    blocks
+}
+
+/// Those of them that lead to the daemon.
+pub fn leading(blocks: &[Block], port: u16) -> Vec<&Block> {
+    let upstreams: Vec<&str> = blocks
+        .iter()
+        .filter(|block| block.leads)
+        .filter_map(|block| block.upstream.as_deref())
+        .collect();
+    let leads = |block: &&Block| {
+        block.proxy_pass.as_deref().is_some_and(|target| {
+            let (_, target) = target.split_once("://").unwrap_or(("", target));
+            let host = target.split('/').next().unwrap_or_default();
+            names_port(host, port) || upstreams.contains(&host)
+        })
+    };
+    blocks.iter().filter(leads).collect()
+}
+
+fn nginx(files: &Files, port: u16) -> Option<Timeout> {
+    let blocks = nginx_blocks(files, port);
+    let timeout = |block: &Block| {
+        let mut block = block;
+        // Each parent stands before its children.
+        loop {
+            if let Some(seconds) = block.read_timeout {
+                return Timeout { seconds, by: "proxy_read_timeout".to_owned() };
+            }
+            match blocks.get(block.parent) {
+                Some(parent) if !std::ptr::eq(parent, block) => block = parent,
+                _ => {
+                    let by = "proxy_read_timeout is not set".to_owned();
+                    return Timeout { seconds: DEFAULT, by };
+                }
+            }
+        }
+    };
+    leading(&blocks, port).into_iter().map(timeout).min_by_key(|timeout| timeout.seconds)
+}
+
+/// Reads a file into `blocks`, as if it stood in the block `current`.
+fn read(
+    files: &Files,
+    path: &Path,
+    mut current: usize,
+    depth: usize,
+    port: u16,
+    blocks: &mut Vec<Block>,
+    left: &mut usize,
+) {
+    if *left == 0 || depth > MOST_DEPTH {
+        return;
+    }
+    *left -= 1;
+    let text = files.read(path).unwrap_or_default();
+    let mut rest = &text[..];
+    let mut words: Vec<String> = Vec::new();
+    while let Some((token, after)) = next_token(rest) {
+        rest = after;
+        match token {
+            Token::Word(word) => words.push(String::from_utf8_lossy(&word).into_owned()),
+            Token::End(b'\n') => {}
+            Token::End(b'{') => {
+                let is_upstream = words.first().is_some_and(|it| it == "upstream");
+                let upstream = words.get(1).filter(|_| is_upstream).cloned();
+                blocks.push(Block { parent: current, upstream, ..Block::default() });
+                current = blocks.len() - 1;
+                words.clear();
+            }
+            Token::End(b'}') => {
+                current = blocks.get(current).map_or(0, |block| block.parent);
+                words.clear();
+            }
+            Token::End(_) => {
+                let (name, value) = (words.first(), words.get(1));
+                if let (Some(name), Some(value), Some(block)) =
+                    (name, value, blocks.get_mut(current))
+                {
+                    let arguments = || words.iter().skip(1).cloned().collect();
+                    match &**name {
+                        "access_log" => block.access_logs.push(arguments()),
+                        "log_format" => block.log_formats.push(arguments()),
+                        "proxy_pass" => block.proxy_pass = Some(value.clone()),
+                        "proxy_read_timeout" => block.read_timeout = seconds(value),
+                        "server" if block.upstream.is_some() => {
+                            block.leads |= names_port(value, port);
+                        }
+                        "include" => {
+                            let whole = Path::new("/etc/nginx").join(value);
+                            for path in files.find(&whole.to_string_lossy()) {
+                                read(files, &path, current, depth + 1, port, blocks, left);
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                words.clear();
+            }
+        }
+    }
+}
+
+fn apache(files: &Files, port: u16) -> Option<Timeout> {
+    const MAIN: [&str; 2] = ["/etc/apache2/apache2.conf", "/etc/httpd/conf/httpd.conf"];
+    let text =
+        |path: &Path| String::from_utf8_lossy(&files.read(path).unwrap_or_default()).into_owned();
+    let main: String = MAIN.iter().map(|path| text(Path::new(path))).collect();
+    let sites = SITES.iter().filter(|it| !it.contains("nginx"));
+    let sites = sites.flat_map(|pattern| files.find(pattern)).take(MOST_FILES);
+    let timeouts = sites.filter_map(|site| in_site(&text(&site), &main, port));
+    timeouts.min_by_key(|timeout| timeout.seconds)
+}
+
+/// What a site's file says, or else the main one.
+fn in_site(site: &str, main: &str, port: u16) -> Option<Timeout> {
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let is_it = |word: &String| {
+        let target = word.trim_matches(['"', '\'']);
+        let (_, target) = target.split_once("://").unwrap_or_default();
+        names_port(target.split('/').next().unwrap_or_default(), port)
+    };
+    let mut leading = site
+        .replace("\\\n", " ")
+        .lines()
+        .map(words)
+        .filter(|words| !words.first().is_some_and(|it| it.starts_with('#')))
+        .filter(|words| words.iter().any(is_it))
+        .collect::<Vec<_>>();
+    let line = leading.pop()?;
+    let own = line.iter().find_map(|word| seconds(word.strip_prefix("timeout=")?));
+    if let Some(seconds) = own {
+        return Some(Timeout { seconds, by: "timeout= of ProxyPass".to_owned() });
+    }
+    let named = |text: &str, name: &str| {
+        text.lines().map(words).find_map(|words| {
+            let [first, value, ..] = &words[..] else { return None };
+            first.eq_ignore_ascii_case(name).then(|| seconds(value))?
+        })
+    };
+    for name in ["ProxyTimeout", "Timeout"] {
+        if let Some(seconds) = named(site, name).or_else(|| named(main, name)) {
+            return Some(Timeout { seconds, by: name.to_owned() });
+        }
+    }
+    Some(Timeout { seconds: DEFAULT, by: "Timeout is not set".to_owned() })
+}
+
+/// Whether it is a host with this port.
+fn names_port(host: &str, port: u16) -> bool {
+    let Some((_, rest)) = host.rsplit_once(':') else { return false };
+    // A variable may follow.
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest.get(..end).is_some_and(|number| number.parse() == Ok(port))
+}
+
+/// A time as nginx and Apache write it: `60`, `1m30s`, `500ms`.
+fn seconds(text: &str) -> Option<u64> {
+    let mut total = 0_u64;
+    let mut rest = text.trim_end_matches(['"', '\'']);
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (digits, after) = rest.split_at_checked(end)?;
+        let number: u64 = digits.parse().ok()?;
+        let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let (unit, after) = after.split_at_checked(end)?;
+        let factor = match unit {
+            "" | "s" => 1,
+            "ms" => {
+                total = total.checked_add(number / 1_000)?;
+                rest = after;
+                continue;
+            }
+            "m" | "min" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            "w" => 7 * 86_400,
+            _ => return None,
+        };
+        total = total.checked_add(number.checked_mul(factor)?)?;
+        rest = after.trim_start();
+    }
+    Some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::State;
+    use super::*;
+
+    /// An image of a machine with these files.
+    struct Image(std::path::PathBuf);
+
+    impl Image {
+        fn new(name: &str, files: &[(&str, &str)]) -> Self {
+            let dir = format!("espocrm-idle-{name}-{}", std::process::id());
+            let image = Self(std::env::temp_dir().join(dir));
+            for (path, text) in files {
+                let path = image.0.join(path.trim_start_matches('/'));
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+            image
+        }
+
+        fn files(&self) -> Files {
+            Files::below(&self.0)
+        }
+    }
+
+    impl Drop for Image {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn found(timeout: Option<Timeout>) -> Option<(u64, String)> {
+        timeout.map(|it| (it.seconds, it.by))
+    }
+
+    #[test]
+    fn nginx_is_followed_through_its_includes() {
+        let image = Image::new(
+            "nginx",
+            &[
+                (
+                    "/etc/nginx/nginx.conf",
+                    "events {}\nhttp {\n proxy_read_timeout 2m;\n include conf.d/*.conf;\n\
+                     include /etc/nginx/sites-enabled/*;\n}\n",
+                ),
+                (
+                    "/etc/nginx/conf.d/a.conf",
+                    "upstream ws { server 127.0.0.1:8081; }\n\
+                     server { location / { proxy_pass http://127.0.0.1:80; \
+                     proxy_read_timeout 5s; } }",
+                ),
+                (
+                    "/etc/nginx/sites-enabled/crm",
+                    "server { listen 443 ssl;\n# proxy_read_timeout 1s;\n location /wss {\n\
+                     proxy_pass http://127.0.0.1:8080; include snippets/ws.conf; }\n\
+                     location /x { proxy_pass http://ws/; proxy_read_timeout \"90s\"; }\n\
+                     location /y { proxy_pass http://127.0.0.1:8082; } }",
+                ),
+                ("/etc/nginx/snippets/ws.conf", "proxy_read_timeout 10s;\ninclude ws.conf;\n"),
+            ],
+        );
+        let own = || "proxy_read_timeout".to_owned();
+        assert_eq!(found(nginx(&image.files(), 8080)), Some((10, own())));
+        assert_eq!(found(nginx(&image.files(), 8081)), Some((90, own())));
+        assert_eq!(found(nginx(&image.files(), 8082)), Some((120, own())));
+        assert_eq!(found(nginx(&image.files(), 808)), None);
+        let bare = Image::new(
+            "bare",
+            &[("/etc/nginx/sites-enabled/x", "location /wss { proxy_pass http://a:8080; }")],
+        );
+        assert_eq!(nginx(&bare.files(), 8080).unwrap().seconds, 60);
+        let odd = Image::new("odd", &[("/etc/nginx/nginx.conf", "}}}include nginx.conf; {{{ a")]);
+        assert_eq!(found(nginx(&odd.files(), 8080)), None);
+    }
+
+    #[test]
+    fn apache_says_it_in_several_places() {
+        let main = "Timeout 300\n";
+        for (site, main, expected) in [
+            ("ProxyPass \"/wss\" \"ws://127.0.0.1:8080/\" timeout=20 retry=0", main, Some(20)),
+            ("ProxyTimeout 30\n<Location /wss>\nProxyPass ws://[::1]:8080/\n", main, Some(30)),
+            ("RewriteRule .* ws://127.0.0.1:8080%{REQUEST_URI} [P]", main, Some(300)),
+            ("RewriteRule (.*) ws://127.0.0.1:8080/$1 [P]", main, Some(300)),
+            ("ProxyPass /wss ws://127.0.0.1:8080/", "", Some(60)),
+            ("# ProxyPass /wss ws://127.0.0.1:8080/", "", None),
+            ("ProxyPass /wss ws://127.0.0.1:80800/", "", None),
+        ] {
+            let seconds = in_site(site, main, 8080).map(|it| it.seconds);
+            assert_eq!(seconds, expected, "{site}");
+        }
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, expected) in [
+            ("60", Some(60)),
+            ("60s", Some(60)),
+            ("1m30s", Some(90)),
+            ("1h", Some(3600)),
+            ("1500ms", Some(1)),
+            ("", None),
+            ("$timeout", None),
+            ("1y", None),
+            ("s", None),
+            ("99999999999999999999", None),
+            ("9999999999999999999d", None),
+        ] {
+            assert_eq!(seconds(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn more_than_two_pings_are_wanted() {
+        for (seconds, state) in
+            [(10, State::Bad), (25, State::Bad), (50, State::Doubt), (60, State::Good)]
+        {
+            let timeout = Timeout { seconds, by: "proxy_read_timeout".to_owned() };
+            assert_eq!(judge("idle", &timeout, Duration::from_secs(25)).state, state);
+        }
+    }
+}

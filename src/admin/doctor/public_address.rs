@@ -1,0 +1,165 @@
+//! Where a browser opens its WebSocket.
+
+use std::fmt;
+
+use base64ct::{Base64, Encoding};
+use serde_json::{Value, json};
+
+use crate::admin::health;
+
+/// Where a browser opens its WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+    pub path: String,
+}
+
+impl Place {
+    /// What EspoCRM's pages make of its settings.
+    ///
+    /// # Errors
+    /// Why they make nothing of them.
+    pub fn of(site: &str, url: Option<&str>) -> Result<Self, String> {
+        if let Some(url) = url {
+            let lower = url.to_ascii_lowercase();
+            let (tls, rest) = match (lower.strip_prefix("wss://"), lower.strip_prefix("ws://")) {
+                (Some(_), _) => (true, url.get(6..)),
+                (None, Some(_)) => (false, url.get(5..)),
+                _ => {
+                    return Err(format!(
+                        "EspoCRM's webSocketUrl is {url}, but must begin with wss:// or ws://"
+                    ));
+                }
+            };
+            let default = if tls { 443 } else { 80 };
+            return Self::parse(tls, rest.unwrap_or_default(), default)
+                .ok_or_else(|| format!("EspoCRM's webSocketUrl is {url}: that is no address"));
+        }
+        let (tls, rest) = match site.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            _ => return Err(format!("EspoCRM's siteUrl is {site:?}, which is no address")),
+        };
+        let place = Self::parse(tls, rest, if tls { 443 } else { 80 });
+        let place = place.ok_or_else(|| format!("EspoCRM's siteUrl is {site:?}: no address"))?;
+        let (port, path) = if tls { (443, "/wss") } else { (8080, "/") };
+        Ok(Self { port, path: path.to_owned(), ..place })
+    }
+
+    pub fn parse(tls: bool, rest: &str, default: u16) -> Option<Self> {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at_checked(end)?;
+        // Not to be told to anybody.
+        let authority = authority.rsplit('@').next()?;
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
+            _ => (authority, default),
+        };
+        let is_odd = |c: char| c.is_whitespace() || c.is_control();
+        if host.is_empty() || rest.contains(is_odd) {
+            return None;
+        }
+        let path = path.split('#').next()?;
+        let path = if path.starts_with('/') { path.to_owned() } else { ["/", path].concat() };
+        Some(Self { tls, host: host.to_owned(), port, path })
+    }
+
+    pub fn is_here(&self) -> bool {
+        matches!(&*self.host, "localhost" | "[::1]") || self.host.starts_with("127.")
+    }
+
+    /// The part of the path by which a proxy knows it.
+    pub fn location(&self) -> &str {
+        let path = self.path.split('?').next().unwrap_or("/");
+        let trimmed = path.trim_end_matches('/');
+        if trimmed.is_empty() { "/" } else { trimmed }
+    }
+
+    /// Whether a browser connects to the daemon itself.
+    pub fn is_direct(&self, port: u16, tls: bool) -> bool {
+        self.port == port && self.tls == tls
+    }
+
+    /// As a browser sends it: without a default port.
+    pub fn host_header(&self) -> String {
+        let default = if self.tls { 443 } else { 80 };
+        if self.port == default {
+            self.host.clone()
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    pub fn task(&self, origin: &str) -> Value {
+        let (path, host, key) = (&self.path, self.host_header(), health::KEY);
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nPragma: no-cache\r\n\
+             Cache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (espocrm-websocket doctor)\r\n\
+             Upgrade: websocket\r\nOrigin: {origin}\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: wamp\r\n\r\n"
+        );
+        self.visit(&request)
+    }
+
+    /// The task of sending this request to it.
+    pub fn visit(&self, request: &str) -> Value {
+        let request = Base64::encode_string(request.as_bytes());
+        json!({
+            "task": "visit", "host": self.host, "port": self.port, "tls": self.tls,
+            "request": request,
+        })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "wss" } else { "ws" };
+        write!(f, "{scheme}://{}{}", self.host_header(), self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(site: &str, url: Option<&str>) -> String {
+        Place::of(site, url).map_or_else(|error| error, |place| place.to_string())
+    }
+
+    #[test]
+    fn a_browser_makes_an_address_of_espocrms_settings() {
+        for (site, expected) in [
+            ("https://crm.example.com", "wss://crm.example.com/wss"),
+            ("https://crm.example.com/espo/", "wss://crm.example.com/wss"),
+            ("HTTPS://crm.example.com:8443", "wss://crm.example.com/wss"),
+            ("http://crm.example.com/", "ws://crm.example.com:8080/"),
+            ("http://[::1]", "ws://[::1]:8080/"),
+            ("http://user:secret@crm", "ws://crm:8080/"),
+        ] {
+            assert_eq!(place(site, None), expected);
+        }
+        for (url, expected) in [
+            ("wss://ws.example.com/socket?x=1", "wss://ws.example.com/socket?x=1"),
+            ("wss://ws.example.com:8443", "wss://ws.example.com:8443/"),
+            ("WS://ws.example.com", "ws://ws.example.com/"),
+        ] {
+            assert_eq!(place("https://crm.example.com", Some(url)), expected);
+        }
+        for (site, url) in [
+            ("", None),
+            ("crm.example.com", None),
+            ("https://", None),
+            ("https://a b", None),
+            ("https://crm", Some("https://crm/wss")),
+            ("https://crm", Some("wss://")),
+            ("https://crm", Some("wss://a:b")),
+        ] {
+            assert!(Place::of(site, url).is_err(), "{site} {url:?}");
+        }
+        let place = Place::of("https://a", Some("wss://a/x/y/?q")).unwrap();
+        assert_eq!(place.location(), "/x/y");
+        assert_eq!(Place::of("http://a", None).unwrap().location(), "/");
+    }
+}

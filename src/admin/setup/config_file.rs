@@ -1,0 +1,118 @@
+//! The configuration file's line that names EspoCRM.
+
+use std::path::Path;
+
+use crate::settings::Own;
+
+/// What a new file begins as.
+pub const TEMPLATE: &str = include_str!("../../../packaging/config.toml");
+
+/// The text of a configuration file with this directory in it, and all else as it was.
+///
+/// # Errors
+/// What is wrong with the text, and where.
+pub fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
+    if Own::from_toml(text)?.espocrm.as_deref() == Some(Path::new(dir)) {
+        return Ok(text.to_owned());
+    }
+    let quoted = dir.replace('\\', "\\\\").replace('"', "\\\"");
+    let line = format!("espocrm = \"{quoted}\"");
+    let first = text.len() - text.trim_start_matches('\u{feff}').len();
+    let place = value_of(text).or_else(|| commented_out(text));
+    let (start, end) = place.unwrap_or((first, first));
+    let after_it = if place.is_none() { "\n" } else { "" };
+    let before = text.get(..start).unwrap_or_default();
+    let after = text.get(end..).unwrap_or_default();
+    let text = [before, &line, after_it, after].concat();
+    let written = Own::from_toml(&text)?.espocrm;
+    // A table's head could stand before it, or a text of several lines around it.
+    if written.as_deref() != Some(Path::new(dir)) {
+        return Err(format!("its espocrm line could not be changed to {line}: do it by hand"));
+    }
+    Ok(text)
+}
+
+/// Where the name and its value stand.
+fn value_of(text: &str) -> Option<(usize, usize)> {
+    let file = toml_span::parse(text).ok()?;
+    let (key, value) = file.as_table()?.get_key_value("espocrm")?;
+    // The marks around a text may or may not be counted to it.
+    let is_mark = |byte: &u8| matches!(byte, b'"' | b'\'');
+    let before = text.as_bytes().get(..key.span.start)?;
+    let after = text.as_bytes().get(value.span.end..)?;
+    let start = key.span.start - before.iter().rev().take_while(|byte| is_mark(byte)).count();
+    Some((start, value.span.end + after.iter().take_while(|byte| is_mark(byte)).count()))
+}
+
+/// Where an example of the line stands.
+fn commented_out(text: &str) -> Option<(usize, usize)> {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let comment = line.strip_prefix('#').map(str::trim_start);
+        let value = comment.and_then(|text| text.strip_prefix("espocrm"));
+        if value.is_some_and(|value| value.trim_start().starts_with('=')) {
+            return Some((start, start + line.trim_end().len()));
+        }
+        start += line.len();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_value_is_replaced_and_nothing_else() {
+        for (text, expected) in [
+            ("espocrm = \"/a\"\n", "espocrm = \"/b\"\n"),
+            (
+                "# x\r\n  espocrm='/a' # mine\r\nphp = 'p'\r\n",
+                "# x\r\n  espocrm = \"/b\" # mine\r\nphp = 'p'\r\n",
+            ),
+            ("\"espocrm\" = '''/a'''", "espocrm = \"/b\""),
+            ("espocrm = \"\"\"\n/a\"\"\"\n#end", "espocrm = \"/b\"\n#end"),
+            ("espocrm = ''", "espocrm = \"/b\""),
+            ("php = 'espocrm = 1'\nespocrm = '/a'", "php = 'espocrm = 1'\nespocrm = \"/b\""),
+            ("#espocrm = '/x'\nespocrm = '/a'\n", "#espocrm = '/x'\nespocrm = \"/b\"\n"),
+            (
+                "debug = true\n# espocrm = '/x'\r\nphp = 'p'\n",
+                "debug = true\nespocrm = \"/b\"\r\nphp = 'p'\n",
+            ),
+            (
+                "# espocrm and more\ndebug = true\n",
+                "espocrm = \"/b\"\n# espocrm and more\ndebug = true\n",
+            ),
+            ("", "espocrm = \"/b\"\n"),
+            ("\u{feff}debug = true", "\u{feff}espocrm = \"/b\"\ndebug = true"),
+            ("espocrm = '/b'   # as it is", "espocrm = '/b'   # as it is"),
+        ] {
+            assert_eq!(with_espocrm(text, "/b").as_deref(), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn any_directory_can_be_written() {
+        for dir in ["/srv/my crm", "/srv/a\"b", "/srv/a\\nb", "/srv/100%", "/srv/\u{e9}#'"] {
+            let text = with_espocrm(TEMPLATE, dir).unwrap();
+            assert_eq!(Own::from_toml(&text).unwrap().espocrm, Some(dir.into()));
+            assert_eq!(text.lines().count(), TEMPLATE.lines().count());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_left_alone() {
+        for (text, why) in [
+            ("\nespocrm = [1]", "line 2: espocrm: array"),
+            ("x", "line 1"),
+            ("debug = 'maybe'", "debug"),
+            ("php = '''\n#espocrm = 1\n'''\n", "by hand"),
+        ] {
+            let error = with_espocrm(text, "/b").unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        for text in ["[".repeat(1 << 20), "a.".repeat(1 << 19), "a=".repeat(1 << 19)] {
+            assert!(with_espocrm(&text, "/b").is_err());
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The files of the machine, or of an image of one that lies in some directory.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Component, Path, PathBuf};
+
+use crate::platform::exit::{Fatal, Result};
+use crate::platform::shell_word::is_plain;
+use crate::platform::{regular_file, sys};
+
+/// Where the machine's `/` is. Paths are the machine's own everywhere else.
+pub struct Files(PathBuf);
+
+/// A line of `/etc/passwd`.
+struct User {
+    name: String,
+    uid: u32,
+    gid: u32,
+}
+
+/// What is looked at in a directory, at most.
+const MOST_ENTRIES: usize = 1_000;
+
+/// As many as the kernel follows.
+const MOST_LINKS: usize = 40;
+
+impl Files {
+    pub fn below(root: &Path) -> Self {
+        Self(root.to_owned())
+    }
+
+    /// Whether these are the files of another system than the one that runs.
+    pub fn is_image(&self) -> bool {
+        self.0 != Path::new("/")
+    }
+
+    /// Where a path is to be found. Links are not followed: they would lead out of an image.
+    pub fn at(&self, path: &Path) -> PathBuf {
+        self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// The path without symbolic links, if something is there.
+    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        self.walk(path, &mut |_| ())
+    }
+
+    /// Whether only root decides what is at a path: every directory on the way to it, links
+    /// included, belongs to root, and not everybody may write to it. In an image root is the owner
+    /// of its root directory.
+    pub fn is_placed_by_root(&self, path: &Path) -> bool {
+        let Ok(root) = self.0.metadata().map(|metadata| metadata.uid()) else { return false };
+        let mut trusted = true;
+        let walked = self.walk(path, &mut |dir| {
+            let metadata = dir.metadata();
+            trusted &= metadata.is_ok_and(|it| it.uid() == root && it.mode() & 0o002 == 0);
+        });
+        walked.is_ok() && trusted
+    }
+
+    /// Resolves a path, and shows each directory in which a name of it is found.
+    fn walk(&self, path: &Path, visit: &mut dyn FnMut(&Path)) -> io::Result<PathBuf> {
+        let mut resolved = PathBuf::from("/");
+        let mut rest = names(path);
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            if name == ".." {
+                resolved.pop();
+                continue;
+            }
+            visit(&self.at(&resolved));
+            let next = resolved.join(name);
+            let place = self.at(&next);
+            if !place.symlink_metadata()?.is_symlink() {
+                resolved = next;
+                continue;
+            }
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(io::Error::from_raw_os_error(libc::ELOOP));
+            }
+            let target = place.read_link()?;
+            if target.is_absolute() {
+                resolved = PathBuf::from("/");
+            }
+            rest.extend(names(&target));
+        }
+        Ok(resolved)
+    }
+
+    /// A regular file's content.
+    pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        regular_file::read(&self.at(&self.resolve(path)?))
+    }
+
+    /// What there is by a pattern with `*` as, or at the beginning of, a name; in order, and hidden
+    /// files not.
+    pub fn find(&self, pattern: &str) -> Vec<PathBuf> {
+        let mut found = vec![PathBuf::from("/")];
+        for name in pattern.split('/').filter(|name| !name.is_empty()) {
+            found = match name.strip_prefix('*') {
+                None => found.iter().map(|dir| dir.join(name)).collect(),
+                Some(end) => found.iter().flat_map(|dir| self.list(dir, end)).collect(),
+            };
+        }
+        found.retain(|path| self.resolve(path).is_ok());
+        found
+    }
+
+    fn list(&self, dir: &Path, end: &str) -> Vec<PathBuf> {
+        let Ok(entries) = self.resolve(dir).and_then(|dir| fs::read_dir(self.at(&dir))) else {
+            return Vec::new();
+        };
+        // A sort's code would be larger than all else here.
+        let mut names: Vec<OsString> = Vec::new();
+        for name in entries.flatten().map(|entry| entry.file_name()).take(MOST_ENTRIES) {
+            let bytes = name.as_bytes();
+            if !bytes.starts_with(b".") && bytes.ends_with(end.as_bytes()) {
+                let place = names.partition_point(|other| other.as_bytes() < bytes);
+                names.insert(place, name);
+            }
+        }
+        names.iter().map(|name| dir.join(name)).collect()
+    }
+
+    /// Writes a file that belongs to root, as a whole or not at all. False if it is so already.
+    pub fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<bool> {
+        let written = self.try_write(path, content, mode);
+        written.map_err(|error| failed(path, "written", &error))
+    }
+
+    fn try_write(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
+        let path = match self.resolve(path) {
+            Ok(path) => path,
+            Err(_) => self.make_dir(parent(path))?.join(path.file_name().unwrap_or_default()),
+        };
+        let place = self.at(&path);
+        if self.read(&path).is_ok_and(|old| old == content) {
+            own(&place, mode)?;
+            return Ok(false);
+        }
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(".new");
+        let draft = place.with_file_name(name);
+        let _ = fs::remove_file(&draft);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
+        let done = file
+            .write_all(content)
+            .and_then(|()| own(&draft, mode))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(&draft, &place));
+        if done.is_err() {
+            let _ = fs::remove_file(&draft);
+        }
+        done.map(|()| true)
+    }
+
+    /// A directory that everybody may look into, with those around it as far as they are missing.
+    pub fn make_dir(&self, dir: &Path) -> io::Result<PathBuf> {
+        if let Ok(dir) = self.resolve(dir) {
+            return Ok(dir);
+        }
+        let dir = self.make_dir(parent(dir))?.join(dir.file_name().unwrap_or_default());
+        fs::create_dir(self.at(&dir))?;
+        own(&self.at(&dir), 0o755)?;
+        Ok(dir)
+    }
+
+    /// Has a directory belong to root and everybody look into it.
+    pub fn open_dir(&self, dir: &Path) -> Result<()> {
+        let opened = self.make_dir(dir).and_then(|dir| own(&self.at(&dir), 0o755));
+        opened.map_err(|error| failed(dir, "opened to all", &error))
+    }
+
+    /// Removes a file or a link; it need not exist.
+    pub fn remove(&self, path: &Path) -> Result<()> {
+        match fs::remove_file(self.place_of(path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(path, "removed", &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the last name of a path stands, which may be a link.
+    pub fn place_of(&self, path: &Path) -> PathBuf {
+        let dir = self.resolve(parent(path)).unwrap_or_else(|_| parent(path).to_owned());
+        self.at(&dir).join(path.file_name().unwrap_or_default())
+    }
+
+    /// The name of a user, or the number if there is none.
+    pub fn user_name(&self, uid: u32) -> String {
+        self.find_user(|user| user.uid == uid).map_or_else(|| uid.to_string(), |user| user.name)
+    }
+
+    /// The primary group of a user, if it is known.
+    pub fn primary_group(&self, uid: u32) -> Option<u32> {
+        self.find_user(|user| user.uid == uid).map(|user| user.gid)
+    }
+
+    /// The number of a user who is named by a name or a number.
+    pub fn user_id(&self, user: &str) -> Option<u32> {
+        let found = self.find_user(|known| known.name == user);
+        found.map(|user| user.uid).or_else(|| user.parse().ok())
+    }
+
+    /// The first user in `/etc/passwd` of this kind.
+    fn find_user(&self, is_meant: impl Fn(&User) -> bool) -> Option<User> {
+        let list = self.read(Path::new("/etc/passwd")).unwrap_or_default();
+        let list = String::from_utf8_lossy(&list);
+        let mut users = list.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| is_plain(name) && !name.is_empty())?;
+            let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+            Some(User { name: name.to_owned(), uid, gid })
+        });
+        users.find(is_meant)
+    }
+}
+
+/// Why something could not be done to a file.
+pub fn failed(path: &Path, what: &str, error: &io::Error) -> Fatal {
+    Fatal::new(format!("{} could not be {what}: {error}.", path.display()))
+}
+
+fn own(place: &Path, mode: u32) -> io::Result<()> {
+    let metadata = place.metadata()?;
+    // Whoever builds an image need not be root.
+    if sys::is_root() && (metadata.uid(), metadata.gid()) != (0, 0) {
+        chown(place, Some(0), Some(0))?;
+    }
+    if metadata.mode() & 0o7777 == mode {
+        return Ok(());
+    }
+    fs::set_permissions(place, Permissions::from_mode(mode))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// The last one first.
+fn names(path: &Path) -> Vec<OsString> {
+    let names = path.components().rev().filter_map(|component| match component {
+        Component::Normal(name) => Some(name),
+        Component::ParentDir => Some(OsStr::new("..")),
+        _ => None,
+    });
+    names.map(OsStr::to_owned).collect()
+}

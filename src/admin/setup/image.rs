@@ -1,0 +1,123 @@
+//! For the tests: a machine in a directory, with a systemd that a script plays.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use super::files::Files;
+use super::machine::Machine;
+use super::systemctl::Systemctl;
+use crate::platform::sys;
+
+/// Notes how it is called and answers like `systemctl`. `fails` names units that do not start,
+/// `dies` those that end again; either means ours only, not a file of the administrator's.
+const SYSTEMCTL: &str = r#"cd "$0.d" && echo "$*" >> calls
+own=../etc/systemd/system/$2
+case $1 in
+is-active) cat "active/$2" 2> /dev/null || { echo inactive; exit 3; } ;;
+stop) rm -f "active/$2" ;;
+restart)
+    if [ -e "fails/$2" ] && [ ! -e "$own" ]; then
+        rm -f "active/$2"; echo "Job for $2 failed." >&2; exit 1
+    fi
+    echo active > "active/$2"
+    if [ -e "dies/$2" ] && [ ! -e "$own" ]; then echo activating > "active/$2"; fi ;;
+show) echo 0815 ;;
+--quiet) [ "$5" = _SYSTEMD_INVOCATION_ID=0815 ] && printf 'Nothing can be served.\nMend it.\n' ;;
+enable) if [ -e "missing/$2" ]; then echo "Unit file $2 does not exist." >&2; exit 1; fi ;;
+esac
+"#;
+
+pub struct Image(PathBuf);
+
+impl Image {
+    /// With the package's units, and nothing else.
+    pub fn new() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("espocrm-websocket-image-{}-{number}", std::process::id());
+        let image = Self(std::env::temp_dir().join(name));
+        for unit in ["espocrm-websocket.service", "espocrm-websocket@.service"] {
+            image.put(&format!("/usr/lib/systemd/system/{unit}"), "[Service]\n");
+        }
+        image.put("/systemctl", SYSTEMCTL);
+        for dir in ["active", "fails", "dies", "missing"] {
+            image.put(&format!("/systemctl.d/{dir}/.keep"), "");
+        }
+        let (user, group) = image.web();
+        image.put("/etc/passwd", &format!("root:x:0:0\nweb:x:{user}:{group}::/:/bin/sh\n"));
+        image.put("/etc/group", &format!("root:x:0:\nwebgroup:x:{group}:\n"));
+        image
+    }
+
+    /// Who owns each EspoCRM: somebody else than root, if that can be had.
+    fn web(&self) -> (u32, u32) {
+        let metadata = self.0.metadata().unwrap();
+        if sys::is_root() { (33, 34) } else { (metadata.uid(), metadata.gid()) }
+    }
+
+    pub fn at(&self, path: &str) -> PathBuf {
+        Files::below(&self.0).at(Path::new(path))
+    }
+
+    pub fn put(&self, path: &str, text: &str) {
+        let place = self.at(path);
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::write(place, text).unwrap();
+    }
+
+    /// An EspoCRM, as far as it is known by its files.
+    pub fn espocrm(&self, dir: &str) {
+        for file in ["bootstrap.php", "command.php", "data/config.php"] {
+            self.put(&format!("{dir}/{file}"), "<?php\n");
+        }
+        let (user, group) = self.web();
+        chown(self.at(dir).join("data"), Some(user), Some(group)).unwrap();
+    }
+
+    pub fn link(&self, path: &str, target: &str) {
+        fs::create_dir_all(self.at(path).parent().unwrap()).unwrap();
+        symlink(target, self.at(path)).unwrap();
+    }
+
+    pub fn text(&self, path: &str) -> String {
+        fs::read_to_string(self.at(path)).unwrap_or_default()
+    }
+
+    pub fn has(&self, path: &str) -> bool {
+        self.at(path).symlink_metadata().is_ok()
+    }
+
+    /// Whether nothing was set up.
+    pub fn is_untouched(&self) -> bool {
+        !self.has("/etc/espocrm-websocket") && !self.has("/var/lib/espocrm-websocket")
+    }
+
+    /// How systemd was called since the last time.
+    pub fn calls(&self) -> Vec<String> {
+        let calls = self.text("/systemctl.d/calls");
+        let _ = fs::remove_file(self.at("/systemctl.d/calls"));
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    /// Lets something be worked at it; tells what was said, and how it ended.
+    pub fn work<T>(&self, work: impl FnOnce(&Machine) -> T) -> (String, T) {
+        let place = self.at("/said");
+        let machine = Machine {
+            files: Files::below(&self.0),
+            systemctl: Some(Systemctl::played_by(vec!["sh".into(), self.at("/systemctl").into()])),
+            out: fs::File::create(&place).ok(),
+        };
+        let result = work(&machine);
+        (fs::read_to_string(place).unwrap(), result)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What `setup` and `adopt` work at.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::files::{Files, failed};
+use super::systemctl::Systemctl;
+use crate::engine::printable::printable_lines;
+use crate::platform::exit::{Fatal, Result};
+use crate::platform::sys;
+
+/// This machine, or an image of one.
+pub struct Machine {
+    pub files: Files,
+    /// None if systemd does not run it, as in an image.
+    pub systemctl: Option<Systemctl>,
+    /// What is told to the administrator.
+    pub out: Option<File>,
+}
+
+impl Machine {
+    /// This machine, or the image in `root`.
+    ///
+    /// # Errors
+    /// If it may not be changed, or there is none.
+    pub fn open(root: Option<&Path>) -> Result<Self> {
+        let out = io::stdout().as_fd().try_clone_to_owned().ok().map(File::from);
+        if let Some(root) = root {
+            let root = root.canonicalize().map_err(|error| failed(root, "opened", &error))?;
+            return Ok(Self { files: Files::below(&root), systemctl: None, out });
+        }
+        if !sys::is_root() {
+            return Err(Fatal::new("This changes files in /etc: run it as root."));
+        }
+        Ok(Self { files: Files::below(Path::new("/")), systemctl: Systemctl::here(), out })
+    }
+
+    /// Tells something. That nobody listens is no reason to stop halfway.
+    pub fn say(&self, text: &str) {
+        let text = printable_lines(text) + "\n";
+        let _ = self.out.as_ref().map(|mut out| out.write_all(text.as_bytes()));
+    }
+}

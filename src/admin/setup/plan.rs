@@ -1,0 +1,380 @@
+//! What is going to be written, decided before anything is.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use super::Setup;
+use super::config_file::{self, with_espocrm};
+use super::drop_in::{self, DropIn};
+use super::files::{Files, failed};
+use super::search::{Found, OldUnit, configured, espocrms, is_tame, old_units};
+use super::service::{Service, UNITS};
+use super::unit::Unit;
+use crate::espocrm::Installation;
+use crate::espocrm::ownership;
+use crate::espocrm::ownership::Ambiguity;
+use crate::platform::exit::{Fatal, Result};
+use crate::platform::shell_word::shell_word;
+use crate::settings::Own;
+
+/// Both files of a service.
+pub struct Plan {
+    /// Which.
+    pub service: Service,
+    /// The EspoCRM that it serves.
+    pub dir: String,
+    /// Whom it runs as.
+    pub user: String,
+    /// The configuration file as it was, if there is one.
+    pub old: Option<String>,
+    /// Commands for other `EspoCRMs` that were found and are not served, each in a line of its own.
+    others: String,
+    config: String,
+    drop_in: String,
+}
+
+impl Plan {
+    /// Decides it. `adopted` is the administrator's own unit that is about to go. None if there is
+    /// nothing to do, because each EspoCRM is served by another service.
+    ///
+    /// # Errors
+    /// Why it cannot be decided, and what to do.
+    pub fn make(files: &Files, setup: &Setup, adopted: Option<&str>) -> Result<Option<Self>> {
+        let service = Service::new(setup.name.clone())?;
+        let path = service.config();
+        let shown = path.display();
+        let old = match files.read(&path) {
+            Ok(text) => Some(String::from_utf8(text).map_err(|_| {
+                Fatal::new(format!("{shown} is not in UTF-8. Nothing was changed."))
+            })?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(&path, "read", &error)),
+        };
+        let wrong = |error| Fatal::lines(format!("{shown}: {error}. Nothing was changed."));
+        let named = Own::from_toml(old.as_deref().unwrap_or_default()).map_err(wrong)?.espocrm;
+        let units = old_units(files);
+        let (dir, others) = match setup.espocrm.as_ref().or(named.as_ref()) {
+            Some(dir) => (dir.clone(), String::new()),
+            None => match choose(files, &service, &units)? {
+                Some(choice) => choice,
+                None => return Ok(None),
+            },
+        };
+        let user = setup.user.clone().or_else(|| kept_user(files, &service, setup.at_install));
+        let again = format!("espocrm-websocket setup{}", service.flag());
+        let espocrm = Espocrm::open(files, &dir, user, &again).map_err(|error| match &named {
+            Some(named) if *named == dir => Fatal::new(format!(
+                "{shown} names an EspoCRM that cannot be served. {error} Nothing was changed."
+            )),
+            _ => error,
+        })?;
+        let in_the_way: Vec<_> = units
+            .iter()
+            .filter(|unit| {
+                let same = unit
+                    .dir
+                    .as_ref()
+                    .is_none_or(|dir| files.resolve(dir).is_ok_and(|dir| dir == espocrm.real));
+                let hides = unit.name == service.unit();
+                match adopted {
+                    Some(adopted) => hides && unit.name != adopted,
+                    None => hides || same,
+                }
+            })
+            .collect();
+        if !in_the_way.is_empty() {
+            return Err(adopt_first(&in_the_way, &service));
+        }
+        let text = old.as_deref().unwrap_or(config_file::TEMPLATE);
+        let config = match named.filter(|_| adopted.is_some()).map(|dir| files.resolve(&dir)) {
+            Some(Ok(dir)) if dir != espocrm.real => {
+                return Err(Fatal::lines(format!(
+                    "{shown} is that of another EspoCRM, in {}. Nothing was changed. Choose a name \
+                     for a second service:\n  espocrm-websocket adopt --name NAME {}",
+                    dir.display(),
+                    shell_word(adopted.unwrap_or_default())
+                )));
+            }
+            Some(Ok(_)) => text.to_owned(),
+            _ => with_espocrm(text, &espocrm.dir).map_err(wrong)?,
+        };
+        let drop_in = espocrm.drop_in(files, &service);
+        let Espocrm { dir, user, .. } = espocrm;
+        Ok(Some(Self { service, dir, user, old, others, config, drop_in }))
+    }
+
+    /// Writes it. False if everything is as it was.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn write(&self, files: &Files) -> Result<bool> {
+        let config = self.service.config();
+        files.open_dir(config.parent().unwrap_or(Path::new("/")))?;
+        let changed = files.write(&config, self.config.as_bytes(), 0o644)?;
+        Ok(files.write(&self.service.drop_in(), self.drop_in.as_bytes(), 0o644)? || changed)
+    }
+
+    /// What was written.
+    pub fn summary(&self) -> String {
+        let config = match &self.old {
+            None => "its settings",
+            Some(old) if *old == self.config => "its settings, left as they were",
+            Some(_) => "its settings, of which the line espocrm was changed",
+        };
+        let mut text = format!(
+            "{} is set up for the EspoCRM in {}, as user {}.\n  {}  {config}\n  {}  its user and what \
+             it may write",
+            self.service.unit(),
+            self.dir,
+            self.user,
+            self.service.config().display(),
+            self.service.drop_in().display()
+        );
+        if !self.others.is_empty() {
+            text = text
+                + "\nOther EspoCRMs were found in directories that other users than root control. \
+                   They are not served. If one is to be:"
+                + &self.others;
+        }
+        text
+    }
+
+    /// The service runs.
+    pub fn is_up(&self) -> String {
+        let unit = self.service.unit();
+        format!("{unit} runs, and starts with the machine. Its log: journalctl -u {unit}")
+    }
+
+    /// The service does not run.
+    pub fn is_down(&self, error: &Fatal) -> Fatal {
+        let unit = self.service.unit();
+        Fatal::lines(format!(
+            "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
+             {unit}\nand at what it would do: espocrm-websocket config --config {}",
+            self.service.config().display()
+        ))
+    }
+
+    /// Removes what was written.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn take_back(&self, files: &Files) -> Result<()> {
+        files.remove(&self.service.drop_in())?;
+        let config = self.service.config();
+        match &self.old {
+            Some(old) => files.write(&config, old.as_bytes(), 0o644).map(|_| ()),
+            None => files.remove(&config),
+        }
+    }
+}
+
+/// The user that a service has already. An upgrade leaves it as it is.
+fn kept_user(files: &Files, service: &Service, at_install: bool) -> Option<String> {
+    let text = files.read(&service.drop_in()).ok().filter(|_| at_install)?;
+    let user = Unit::read(&text).user?;
+    files.user_id(&user).is_some_and(|uid| uid != 0).then_some(user)
+}
+
+/// What a unit needs to know of an EspoCRM.
+struct Espocrm {
+    /// As it is to be written into files.
+    dir: String,
+    real: PathBuf,
+    data: PathBuf,
+    user: String,
+}
+
+impl Espocrm {
+    /// Examines the EspoCRM in `dir`. Without a `user` it is the owner of `data/` as that is now;
+    /// nothing is examined twice. `again` is the command that can name one.
+    fn open(files: &Files, dir: &Path, user: Option<String>, again: &str) -> Result<Self> {
+        let real = files.resolve(dir).unwrap_or_else(|_| dir.to_owned());
+        Installation::locate(&files.at(&real))?;
+        let shown = dir.display();
+        if !dir.is_absolute() || !is_tame(dir) || !is_tame(&real) {
+            return Err(Fatal::new(format!(
+                "{shown} cannot be written into a unit of systemd: a path is needed that begins \
+                 with a slash, is UTF-8 and has no control characters."
+            )));
+        }
+        let (user, data) = if let Some(user) = user {
+            let data = files.resolve(&real.join("data"));
+            let data = data.map_err(|error| failed(&dir.join("data"), "opened", &error))?;
+            (known(files, user)?, data)
+        } else {
+            let owner = ownership::owner(&files.at(&real), |uid| files.primary_group(uid));
+            let owner = owner.map_err(|why| unclear(files, dir, why, again))?;
+            (files.user_name(owner), real.join("data"))
+        };
+        if !is_tame(&data) {
+            return Err(Fatal::new(format!(
+                "{shown}/data cannot be written into a unit of systemd: it has control characters, \
+                 or is not UTF-8."
+            )));
+        }
+        let roundabout = dir.components().any(|it| it == Component::ParentDir);
+        let written = if roundabout || is_home(&real) { &real } else { dir };
+        Ok(Self {
+            // Without a slash at the end.
+            dir: written.components().collect::<PathBuf>().to_string_lossy().into_owned(),
+            data,
+            user,
+            real,
+        })
+    }
+
+    fn drop_in(&self, files: &Files, service: &Service) -> String {
+        let (real, data) = (self.real.to_string_lossy(), self.data.to_string_lossy());
+        let mut homes = Vec::new();
+        if is_home(&self.real) {
+            homes.push(&*real);
+        }
+        if is_home(&self.data) && !self.data.starts_with(&self.real) {
+            homes.push(&*data);
+        }
+        let again = format!("espocrm-websocket setup{}", service.flag());
+        let has_restart_steps = drop_in::has_restart_steps(files);
+        DropIn { user: &self.user, data: &data, homes: &homes, has_restart_steps }.render(&again)
+    }
+}
+
+/// A user that the administrator has named, if a service can run as that one.
+fn known(files: &Files, user: String) -> Result<String> {
+    match files.user_id(&user) {
+        Some(0) => Err(Fatal::new(
+            "The service does not run as root. Nothing was changed. Name the web server's user: \
+             --user NAME (www-data, apache or nginx).",
+        )),
+        Some(_) => Ok(user),
+        None => Err(Fatal::new(format!(
+            "There is no user {user:?} in /etc/passwd. Nothing was changed. Name another one, or this \
+             one by its number."
+        ))),
+    }
+}
+
+fn unclear(files: &Files, dir: &Path, why: Ambiguity, again: &str) -> Fatal {
+    let shown = dir.display();
+    let word = shell_word(&dir.to_string_lossy());
+    let web = web_user(files);
+    Fatal::lines(match why {
+        Ambiguity::Root => format!(
+            "{shown}/data belongs to root, and the service does not run as root. EspoCRM's files \
+             belong to the web server's user:\n  chown -R {web}: {word}\nThen run this again."
+        ),
+        _ => format!(
+            "The user of the service cannot be determined safely: {shown}/data {why}. Name the user:\n  \
+             {again} --espocrm {word} --user {web}"
+        ),
+    })
+}
+
+/// Where the unit cannot see anything unless it is let in.
+fn is_home(path: &Path) -> bool {
+    ["/home", "/root", "/run/user"].iter().any(|home| path.starts_with(home))
+}
+
+/// The user of the web server, as far as its name tells.
+fn web_user(files: &Files) -> &'static str {
+    let list = files.read(Path::new("/etc/passwd")).unwrap_or_default();
+    let list = String::from_utf8_lossy(&list);
+    let known = ["www-data", "apache", "nginx", "wwwrun", "http"];
+    let is_there = |name: &&str| list.lines().any(|line| line.split(':').next() == Some(name));
+    known.into_iter().find(is_there).unwrap_or("www-data")
+}
+
+/// The only EspoCRM that root has put where it is and that nothing of ours serves, and the commands
+/// for those that other users have put there; none if all are served.
+fn choose(
+    files: &Files,
+    service: &Service,
+    units: &[OldUnit],
+) -> Result<Option<(PathBuf, String)>> {
+    let mut found = espocrms(files);
+    let served = configured(files);
+    let all = found.len();
+    found.retain(|it| !served.contains(&it.real));
+    let (mut by_root, by_others): (Vec<_>, Vec<_>) = found.into_iter().partition(|it| it.by_root);
+    match (by_root.as_slice(), by_others.as_slice()) {
+        ([one], others) => {
+            Ok(Some((one.dir.clone(), commands(others, service, vec![service.flag()]))))
+        }
+        _ if !units.is_empty() => Err(adopt_first(&units.iter().collect::<Vec<_>>(), service)),
+        ([], []) if all > 0 => Ok(None),
+        ([], []) => Err(Fatal::lines(format!(
+            "No EspoCRM was found: neither in the document roots of nginx and Apache nor in \
+             /var/www, /srv, /opt, /usr/share/nginx, /home/*/public_html and the like. Nothing was \
+             changed. Name its directory:\n  espocrm-websocket setup{} --espocrm DIR",
+            service.flag()
+        ))),
+        ([], others) => Err(Fatal::lines(format!(
+            "EspoCRM was found, but in a directory that other users than root control. Nothing was \
+             changed. If it is to be served:{}",
+            commands(others, service, Vec::new())
+        ))),
+        _ => {
+            by_root.extend(by_others);
+            Err(Fatal::lines(format!(
+                "There are several EspoCRMs. Nothing was changed. Each gets a service of its own, \
+                 the first of these the usual one:{}\nTwo cannot use the same ports: see \
+                 webSocketPort, webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn in \
+                 EspoCRM's data/config.php.",
+                commands(&by_root, service, Vec::new())
+            )))
+        }
+    }
+}
+
+/// The commands that set up each of these, each in a line of its own, with other names for their
+/// services than those that are `taken`.
+fn commands(found: &[Found], service: &Service, mut taken: Vec<String>) -> String {
+    let mut text = String::new();
+    for it in found {
+        let flag = if taken.is_empty() { service.flag() } else { name_for(&it.dir, &taken) };
+        let dir = it.dir.to_string_lossy();
+        text = text + "\n  espocrm-websocket setup" + &flag + " --espocrm " + &shell_word(&dir);
+        taken.push(flag);
+    }
+    text
+}
+
+/// A flag with a name for the service of the EspoCRM in this directory, unlike these.
+fn name_for(dir: &Path, taken: &[String]) -> String {
+    let usual = "html public_html htdocs httpdocs www public config var srv opt";
+    let mut names = dir.iter().rev().filter_map(|name| name.to_str());
+    let name = names.find(|name| !usual.split(' ').any(|it| it == *name)).unwrap_or_default();
+    let name: String =
+        name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
+    let name = name.trim_start_matches(['-', '_', '.']);
+    let name = if name.is_empty() { "crm" } else { name };
+    let flag = format!(" --name {name}");
+    let mut number = 1;
+    let mut chosen = flag.clone();
+    while taken.contains(&chosen) {
+        number += 1;
+        chosen = format!("{flag}-{number}");
+    }
+    chosen
+}
+
+fn adopt_first(units: &[&OldUnit], service: &Service) -> Fatal {
+    let (is, its) = if units.len() == 1 {
+        ("A unit of your own runs", "its")
+    } else {
+        ("Units of your own run", "their")
+    };
+    let mut text = format!("{is} EspoCRM's websocket.php:");
+    for unit in units {
+        text = text + "\n  " + UNITS + "/" + &unit.name;
+    }
+    text = text
+        + "\nNothing was changed. To put espocrm-websocket in "
+        + its
+        + " place, with a way back:";
+    let flag = if units.len() == 1 { service.flag() } else { String::new() };
+    for unit in units {
+        text = text + "\n  espocrm-websocket adopt" + &flag + " " + &shell_word(&unit.name);
+    }
+    Fatal::lines(text)
+}

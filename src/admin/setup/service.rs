@@ -1,0 +1,145 @@
+//! The service that serves one EspoCRM: the usual one, or one with a name.
+
+use std::path::{Path, PathBuf};
+
+use super::files::Files;
+use super::unit::Unit;
+use crate::platform::exit::{Fatal, Result};
+use crate::settings::DEFAULT_FILE;
+
+/// Which service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service(Option<String>);
+
+/// Where units that systemd was given by an administrator are.
+pub const UNITS: &str = "/etc/systemd/system";
+
+/// The drop-in that `setup` writes.
+pub const DROP_IN: &str = "10-setup.conf";
+
+impl Service {
+    /// The service of this name, or the usual one.
+    ///
+    /// # Errors
+    /// If that is no name for one.
+    pub fn new(name: Option<String>) -> Result<Self> {
+        if let Some(name) = &name {
+            let odd = |byte: u8| !byte.is_ascii_alphanumeric() && !b"_-.".contains(&byte);
+            if name.bytes().any(odd) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+                return Err(Fatal::new(format!(
+                    "{name:?} is no name for a service: letters, digits, '-', '_' and '.' make one."
+                )));
+            }
+            if name == "config" {
+                return Err(Fatal::new(
+                    "The name config is that of the usual service's file: choose another.",
+                ));
+            }
+        }
+        Ok(Self(name))
+    }
+
+    /// The service that has this configuration file.
+    pub fn of_config(config: &Path) -> Option<Self> {
+        let name = config.file_stem()?.to_str()?;
+        let name = Some(name.to_owned()).filter(|name| name != "config");
+        Self::new(name).ok().filter(|service| service.config() == config)
+    }
+
+    /// Its unit.
+    pub fn unit(&self) -> String {
+        match &self.0 {
+            None => "espocrm-websocket.service".to_owned(),
+            Some(name) => format!("espocrm-websocket@{name}.service"),
+        }
+    }
+
+    /// The file of its unit in the package.
+    pub fn template(&self) -> &'static str {
+        if self.0.is_none() { "espocrm-websocket.service" } else { "espocrm-websocket@.service" }
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        let mut file = PathBuf::from(DEFAULT_FILE);
+        if let Some(name) = &self.0 {
+            file.set_file_name(format!("{name}.toml"));
+        }
+        file
+    }
+
+    /// What `setup` adds to its unit.
+    pub fn drop_in(&self) -> PathBuf {
+        drop_in_of(&self.unit())
+    }
+
+    /// How `setup` and `adopt` are told that it is meant.
+    pub fn flag(&self) -> String {
+        self.0.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default()
+    }
+}
+
+/// What `setup` adds to one of our units.
+pub fn drop_in_of(unit: &str) -> PathBuf {
+    format!("{UNITS}/{unit}.d/{DROP_IN}").into()
+}
+
+/// The user of the service of this machine that has this configuration file, as its drop-ins name it.
+#[must_use]
+pub fn service_user(config: &Path) -> Option<String> {
+    user_of(&Files::below(Path::new("/")), config)
+}
+
+fn user_of(files: &Files, config: &Path) -> Option<String> {
+    let service = Service::of_config(config)?;
+    let mut text = Vec::new();
+    for drop_in in files.find(&format!("{UNITS}/{}.d/*.conf", service.unit())) {
+        text.extend(files.read(&drop_in).unwrap_or_default());
+        text.push(b'\n');
+    }
+    Unit::read(&text).user
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::image::Image;
+    use super::*;
+
+    #[test]
+    fn the_user_of_a_service_is_found_by_its_configuration() {
+        let image = Image::new();
+        let files = Files::below(&image.at("/"));
+        let user = |config: &str| user_of(&files, Path::new(config));
+        let dir = "/etc/systemd/system/espocrm-websocket";
+        assert_eq!(user("/etc/espocrm-websocket/config.toml"), None);
+        image.put(&format!("{dir}.service.d/10-setup.conf"), "[Service]\nUser=web\n");
+        image.put(&format!("{dir}@sales.service.d/10-setup.conf"), "[Service]\nUser=sales\n");
+        assert_eq!(user("/etc/espocrm-websocket/config.toml").as_deref(), Some("web"));
+        assert_eq!(user("/etc/espocrm-websocket/sales.toml").as_deref(), Some("sales"));
+        image.put(&format!("{dir}.service.d/override.conf"), "[Service]\nUser=other\n");
+        assert_eq!(user("/etc/espocrm-websocket/config.toml").as_deref(), Some("other"));
+        for config in ["/srv/config.toml", "/etc/espocrm-websocket/none.toml", "/", ""] {
+            assert_eq!(user(config), None, "{config}");
+        }
+    }
+
+    #[test]
+    fn a_name_makes_another_service() {
+        let usual = Service::default();
+        assert_eq!(usual.unit(), "espocrm-websocket.service");
+        assert_eq!(usual.config().to_str(), Some("/etc/espocrm-websocket/config.toml"));
+        let sales = Service::new(Some("sales.eu".to_owned())).unwrap();
+        assert_eq!(sales.unit(), "espocrm-websocket@sales.eu.service");
+        assert_eq!(sales.template(), "espocrm-websocket@.service");
+        assert_eq!(sales.config().to_str(), Some("/etc/espocrm-websocket/sales.eu.toml"));
+        let drop_in = "/etc/systemd/system/espocrm-websocket@sales.eu.service.d/10-setup.conf";
+        assert_eq!(sales.drop_in().to_str(), Some(drop_in));
+    }
+
+    #[test]
+    fn not_every_text_is_a_name() {
+        for name in ["", "config", "a/b", "..", "-a", "a b", "a@b", "a%b", "\u{e9}", "a\n"] {
+            assert!(Service::new(Some(name.to_owned())).is_err(), "{name}");
+        }
+    }
+}

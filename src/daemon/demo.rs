@@ -1,0 +1,237 @@
+//! The real daemon without EspoCRM: a page to try it, with the checks answered here.
+
+use std::ffi::CString;
+use std::io::{Write, stdout};
+use std::net::{IpAddr, Ipv4Addr};
+
+use log::info;
+use serde_json::{Value, json};
+
+use super::systemd::Systemd;
+use crate::daemon::event_loop::{Backend, Server};
+use crate::daemon::zmq::Bus;
+use crate::engine::checks::check::Check;
+use crate::engine::checks::verdict::Verdict;
+use crate::engine::protocol::http;
+use crate::engine::protocol::http::Head;
+use crate::espocrm::Facts;
+use crate::platform::exit::{Fatal, Result};
+use crate::platform::signals::Signals;
+use crate::platform::sys::{ZmqSocket, ZmqType};
+use crate::settings::{ControlAt, Layers, Listen, Own, Settings};
+
+/// Stands in for EspoCRM: answers checks, serves the page, and sends what its buttons ask for.
+///
+/// Token `tok-alice` is good for user `alice`, and so for any other name. Records whose id begins
+/// with `deny` are nobody's.
+#[derive(Default)]
+pub struct Demo {
+    sender: Option<ZmqSocket>,
+}
+
+const PAGE: &str = include_str!("demo.html");
+
+/// Serves the demo until a signal ends it.
+///
+/// # Errors
+/// If it is asked to serve others than this machine, or cannot listen.
+pub fn serve(flags: &Own) -> Result<()> {
+    let mut settings = settings(flags)?;
+    let is_free = std::net::TcpListener::bind(settings.listen()).is_ok();
+    if flags.listen.is_none() && !is_free {
+        settings.port.value = 0;
+    }
+    let signals = Signals::of_terminal().map_err(|error| Fatal::new(error.to_string()))?;
+    let mut server = Server::new(settings, Backend::Demo(Demo::default()), Vec::new(), signals)?;
+    info!("Browsers are served at http://{}.", server.address());
+    info!("EspoCRM's messages are received at {}.", server.endpoint());
+    // Whoever has closed it does not want to know.
+    let address = server.address();
+    let _ = writeln!(stdout(), "Open http://{address} in a browser. Ctrl-C ends the demo.");
+    server.run(Systemd::of_environment())
+}
+
+fn settings(flags: &Own) -> Result<Settings> {
+    let mut flags = flags.clone();
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    flags.listen.get_or_insert(Listen { address, port: None });
+    // Any free port: neither a real daemon nor another demo is in the way.
+    let zeromq = flags.zeromq.get_or_insert("tcp://127.0.0.1:*".to_owned());
+    if !["tcp://127.", "tcp://localhost:", "tcp://[::1]:"].iter().any(|own| zeromq.starts_with(own))
+    {
+        return Err(only_here("--zeromq"));
+    }
+    // Beside a real daemon, whose it is.
+    flags.control.get_or_insert(ControlAt::Off);
+    let settings = Settings::resolve(&Layers::of_flags(flags), &facts())?;
+    if settings.listen().ip().is_loopback() { Ok(settings) } else { Err(only_here("--listen")) }
+}
+
+fn only_here(flag: &str) -> Fatal {
+    Fatal::new(format!(
+        "The demo lets everybody in, so it serves this machine only: give {flag} an address such \
+         as 127.0.0.1."
+    ))
+}
+
+/// What EspoCRM 9.3 would say, out of the box.
+fn facts() -> Facts {
+    let record = |action: &str| {
+        let check = format!("AclCheck --userId=:userId --scope=:scope --id=:id --action={action}");
+        json!({"paramList": ["scope", "id"], "accessCheckCommand": check})
+    };
+    let categories = json!({
+        "newNotification": {},
+        "popupNotifications.event": {},
+        "appParamsUpdate": {},
+        "recordUpdate": record("read"),
+        "streamUpdate": record("stream"),
+        "calendarUpdate": {"accessCheckCommand": "AclCheck --userId=:userId --scope=Calendar"},
+    });
+    let parameters = [("version", json!("9.3.0")), ("useWebSocket", json!(true))];
+    let parameters = parameters.map(|(name, value)| (name.to_owned(), value));
+    Facts::new(parameters.into_iter().collect(), &categories)
+}
+
+impl Demo {
+    /// Connects to the daemon's own ZeroMQ socket, as PHP does.
+    ///
+    /// # Errors
+    /// If ZeroMQ refuses.
+    pub fn connect(&mut self, bus: &Bus) -> Result<()> {
+        let Some(context) = bus.context() else { return Ok(()) };
+        let socket = context.socket(ZmqType::Push).and_then(|mut socket| {
+            socket.set_linger(0)?;
+            socket.connect(&CString::new(bus.endpoint())?)?;
+            Ok(socket)
+        });
+        let socket = socket.map_err(|error| Fatal::new(format!("ZeroMQ: {error}.")))?;
+        self.sender = Some(socket);
+        Ok(())
+    }
+
+    /// Answers a check.
+    #[must_use]
+    pub fn check(&self, check: &Check) -> Verdict {
+        let arguments: Vec<&str> = check.arguments.iter().map(|word| &**word).collect();
+        let granted = match arguments[..] {
+            ["AuthTokenCheck", token, user] => token.strip_prefix("tok-") == Some(user),
+            ["AclCheck", ..] => !arguments.iter().any(|word| word.starts_with("--id=deny")),
+            _ => false,
+        };
+        if granted { Verdict::Granted } else { Verdict::Denied }
+    }
+
+    /// The response to a request that opens no WebSocket: the page, or the sending of a message.
+    #[must_use]
+    pub fn respond(&self, head: &Head<'_, '_>) -> Option<String> {
+        let path = head.target.split('?').next().unwrap_or_default();
+        match (head.method, path) {
+            ("GET", "/") => Some(http::response("200 OK", HEADERS, "text/html", PAGE)),
+            ("POST", "/send") => {
+                let parameter = |name: &str| String::from_utf8(head.query(name)?).ok();
+                let message = message(parameter)?.to_string();
+                self.sender.as_ref()?.send(&message, zmq::DONTWAIT).ok()?;
+                Some(http::response("202 Accepted", HEADERS, "application/json", &message))
+            }
+            _ => None,
+        }
+    }
+}
+
+const HEADERS: &str = "Connection: close\r\nCache-Control: no-store\r\n";
+
+/// A message as EspoCRM would send it, and when it was asked for.
+fn message(parameter: impl Fn(&str) -> Option<String>) -> Option<Value> {
+    let user = parameter("user").filter(|user| !user.is_empty());
+    let record = || parameter("record").filter(|record| !record.is_empty());
+    let mut message = match parameter("kind")?.as_str() {
+        "newNotification" => json!({"userId": user?, "topicId": "newNotification"}),
+        "calendarUpdate" => json!({"userId": user?, "topicId": "calendarUpdate"}),
+        "popupNotifications.event" => {
+            let data = json!({
+                "id": "1", "entityType": "Meeting", "name": "Meet \"Київ\" \\ it's",
+                "dateField": "dateStart", "attributes": {"dateStart": "2030-01-01 09:00:00"},
+            });
+            let list = json!([{"id": "1", "data": data}]);
+            json!({"list": list, "userId": user?, "topicId": "popupNotifications.event"})
+        }
+        "appParamsUpdate" => json!({"topicId": "appParamsUpdate"}),
+        "recordUpdate" => json!({"topicId": format!("recordUpdate.Account.{}", record()?)}),
+        "streamUpdate" => {
+            let topic = format!("streamUpdate.Account.{}", record()?);
+            json!({"createdById": user, "topicId": topic})
+        }
+        _ => return None,
+    };
+    if let (Some(object), Some(at)) = (message.as_object_mut(), parameter("at")) {
+        object.insert("demoSentAt".to_owned(), at.into());
+    }
+    Some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(arguments: &[&str]) -> Verdict {
+        let arguments = arguments.iter().map(|&word| word.into()).collect();
+        Demo::default().check(&Check::topic("alice", arguments))
+    }
+
+    #[test]
+    fn it_serves_this_machine_only() {
+        let listen = |text: &str| Own { listen: Some(text.parse().unwrap()), ..Own::default() };
+        let zeromq = |text: &str| Own { zeromq: Some(text.to_owned()), ..Own::default() };
+        for own in [Own::default(), listen("127.0.0.1:0"), listen("::1"), zeromq("tcp://[::1]:*")] {
+            assert!(settings(&own).unwrap().listen().ip().is_loopback());
+        }
+        for own in [
+            listen("0.0.0.0:8080"),
+            listen("::"),
+            listen("192.0.2.1"),
+            zeromq("tcp://*:5555"),
+            zeromq("tcp://0.0.0.0:5555"),
+            zeromq("ipc:///tmp/x"),
+        ] {
+            assert!(settings(&own).unwrap_err().to_string().contains("this machine only"));
+        }
+    }
+
+    #[test]
+    fn tokens_and_records_are_good_or_not() {
+        assert_eq!(verdict(&["AuthTokenCheck", "tok-alice", "alice"]), Verdict::Granted);
+        assert_eq!(verdict(&["AuthTokenCheck", "tok-alice", "bob"]), Verdict::Denied);
+        assert_eq!(verdict(&["AclCheck", "--userId=a", "--scope=B", "--id=1"]), Verdict::Granted);
+        assert_eq!(verdict(&["AclCheck", "--userId=a", "--id=deny1"]), Verdict::Denied);
+        assert_eq!(verdict(&["Other"]), Verdict::Denied);
+    }
+
+    #[test]
+    fn its_messages_are_espocrms() {
+        let parameters = |name: &str| match name {
+            "user" => Some("alice".to_owned()),
+            "record" => Some("7".to_owned()),
+            "at" => Some("1.5".to_owned()),
+            _ => None,
+        };
+        let topic = |kind: &str| {
+            let parameter =
+                |name: &str| parameters(name).or_else(|| (name == "kind").then(|| kind.into()));
+            let message = message(parameter)?.to_string();
+            let submission = crate::engine::espocrm::submission::parse(message.as_bytes()).unwrap();
+            Some((submission.topic.into_owned(), submission.user.is_some()))
+        };
+        for (kind, expected, personal) in [
+            ("newNotification", "newNotification", true),
+            ("calendarUpdate", "calendarUpdate", true),
+            ("popupNotifications.event", "popupNotifications.event", true),
+            ("recordUpdate", "recordUpdate.Account.7", false),
+            ("streamUpdate", "streamUpdate.Account.7", false),
+            ("appParamsUpdate", "appParamsUpdate", false),
+        ] {
+            assert_eq!(topic(kind), Some((expected.to_owned(), personal)));
+        }
+        assert_eq!(topic("other"), None);
+    }
+}

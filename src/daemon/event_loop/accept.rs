@@ -1,0 +1,274 @@
+//! Taking connections.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use log::warn;
+use mio::Token;
+
+use super::bursts::Cause;
+use super::{FIRST_CONN, Server};
+use crate::daemon::connection::{Conn, Upgrading};
+use crate::daemon::listener::Listener;
+use crate::daemon::net::TcpStream;
+use crate::daemon::stream::Stream;
+use crate::daemon::tls::Acceptor;
+use crate::engine::admission::handshakes::{Handshakes, Surplus};
+use crate::engine::id::ConnId;
+use crate::engine::limits;
+use crate::engine::limits::{
+    HANDSHAKE_DEADLINE, HANDSHAKE_GRACE, MAX_HANDSHAKES, RESERVED_DESCRIPTORS,
+};
+use crate::engine::protocol::client_address::ClientKey;
+use crate::engine::telemetry::stats::End;
+use crate::engine::time::Time;
+use crate::platform::sys;
+use crate::settings::Settings;
+
+/// Where connections come from.
+pub(super) struct Accepting {
+    listener: Listener,
+    acceptor: Option<Acceptor>,
+    /// More connections may wait.
+    pending: bool,
+    /// No descriptors or no memory: not before this moment.
+    paused_until: Option<Time>,
+    /// How many connections there have been.
+    serial: u32,
+    /// Connections that have not completed their upgrade.
+    handshakes: Handshakes,
+}
+
+/// Connections accepted in one turn.
+const ACCEPTS: usize = 256;
+
+/// Connections beyond the limit that get an answer (503); others are ended at once. Each costs what
+/// a connection costs that is being upgraded.
+const OVER_LIMIT: usize = 64;
+
+impl Accepting {
+    pub fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {
+        Self {
+            listener,
+            acceptor,
+            pending: true,
+            paused_until: None,
+            serial: 0,
+            handshakes: Handshakes::new(MAX_HANDSHAKES, MAX_HANDSHAKES),
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    /// Takes no more connections before there is another listener.
+    pub fn close_listener(&mut self) {
+        self.listener.close();
+    }
+
+    pub fn replace_listener(&mut self, listener: Listener) {
+        self.listener = listener;
+        self.pending = true;
+    }
+
+    pub fn replace_acceptor(&mut self, acceptor: Option<Acceptor>) {
+        if let Some(new) = &acceptor {
+            new.log_validity(self.acceptor.as_ref());
+        }
+        self.acceptor = acceptor;
+    }
+
+    pub fn set_pending(&mut self) {
+        self.pending = true;
+    }
+
+    pub fn is_pending(&self) -> bool {
+        self.pending && self.paused_until.is_none()
+    }
+
+    /// A descriptor may be free again.
+    pub fn resume(&mut self) {
+        self.paused_until = None;
+    }
+
+    pub fn paused_until(&self) -> Option<Time> {
+        self.paused_until
+    }
+
+    /// When there will be too many handshakes.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.handshakes.next_deadline()
+    }
+
+    #[cfg(test)]
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
+    }
+
+    /// A stream with TLS, if that is wanted; after a proxy's header if there is an `introduction`.
+    fn stream(&self, tcp: TcpStream, introduction: bool) -> io::Result<Stream> {
+        let tls = self.acceptor.as_ref().map(Acceptor::accept).transpose()?;
+        Ok(Stream::new(tcp, tls, introduction))
+    }
+}
+
+/// Lowers the limit of connections to what the limit of open files leaves room for.
+pub fn afford(settings: &mut Settings) {
+    let wanted = settings.max_connections.value;
+    let affordable = affordable(wanted, sys::raise_open_files());
+    if affordable < wanted {
+        warn!(
+            "The limit of open files leaves room for {affordable} connections, not for {wanted}. \
+             Raise LimitNOFILE in the unit, or lower max_connections."
+        );
+        settings.max_connections.value = affordable;
+    }
+}
+
+/// Senders for which connections leave descriptors. Half of what is left: the limit is found to be
+/// passed a moment later.
+pub(super) fn affordable_senders(settings: &Settings) -> usize {
+    let left = sys::raise_open_files().saturating_sub(settings.max_connections.value as u64);
+    usize::try_from(left / 2).unwrap_or(usize::MAX)
+}
+
+fn affordable(max_connections: usize, open_files: u64) -> usize {
+    let room = open_files.saturating_sub(RESERVED_DESCRIPTORS).max(16);
+    max_connections.min(usize::try_from(room).unwrap_or(usize::MAX))
+}
+
+impl Server {
+    /// Takes waiting connections, up to this turn's budget.
+    pub(super) fn accept(&mut self) {
+        if self.accepting.paused_until.is_some_and(|until| self.now < until) {
+            return;
+        }
+        self.accepting.paused_until = None;
+        for _ in 0..ACCEPTS {
+            if !self.accepting.pending {
+                return;
+            }
+            match self.accepting.listener.accept() {
+                Ok((tcp, peer)) => self.open(tcp, peer.ip().to_canonical()),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => self.accepting.pending = false,
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    _ => return self.pause(&error),
+                },
+            }
+        }
+    }
+
+    fn open(&mut self, tcp: TcpStream, peer: IpAddr) {
+        let limit = self.settings.max_connections.value;
+        let over_limit = self.conns.len() >= limit;
+        if over_limit {
+            if self.bursts.begins(Cause::OverLimit, self.now) {
+                warn!(
+                    "The limit of {limit} connections is reached: further ones are turned away and \
+                     try again. Raise max_connections, or find out who opens so many."
+                );
+            }
+            if self.conns.len() >= limit.saturating_add(OVER_LIMIT) {
+                self.stats.opened += 1;
+                self.stats.end(End::ConnectionLimit);
+                return;
+            }
+        }
+        let introduction = self.is_introduced(peer);
+        let stream = match self.accepting.stream(tcp, introduction) {
+            Ok(stream) => stream,
+            Err(error) => return self.pause(&error),
+        };
+        let entry = self.conns.vacant_entry();
+        let slot = entry.key();
+        self.accepting.serial = self.accepting.serial.wrapping_add(1);
+        let Ok(narrow) = u32::try_from(slot) else { return };
+        let id = ConnId::new(narrow, self.accepting.serial);
+        let deadline = self.now.after(HANDSHAKE_DEADLINE);
+        let upgrading = Upgrading::new(peer, introduction, over_limit);
+        let conn = entry.insert(Conn::new(id, stream, upgrading, self.now, deadline));
+        if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
+            self.conns.remove(slot);
+            return self.pause(&error);
+        }
+        self.arm(id);
+        self.stats.opened += 1;
+        if over_limit {
+            self.count_end(id, End::ConnectionLimit);
+        }
+        let client = self.client_of_peer(peer);
+        self.begin_handshake(id, client.unwrap_or(ClientKey::of(peer)));
+        if let Some(client) = client {
+            self.will_belong_to(id, client);
+        }
+    }
+
+    /// Counts a handshake, and ends another one if there are too many.
+    fn begin_handshake(&mut self, id: ConnId, client: ClientKey) {
+        self.accepting.handshakes.begin(id, client, self.now);
+        self.expire_handshakes();
+    }
+
+    /// How many handshakes are allowed follows from how many connections are.
+    pub(super) fn limit_handshakes(&mut self) {
+        let limit = limits::max_new_handshakes(self.settings.max_connections.value);
+        self.accepting.handshakes.set_limit_of_new(limit);
+    }
+
+    /// Ends handshakes while there are too many.
+    pub(super) fn expire_handshakes(&mut self) {
+        while let Some(Surplus { id, client, count }) = self.accepting.handshakes.surplus(self.now)
+        {
+            if self.bursts.begins(Cause::Handshakes, self.now) {
+                warn!(
+                    "More than {MAX_HANDSHAKES} connections have not completed their upgrade within {} \
+                     s, or far more in that time, {count} of them from {client}, more than from any \
+                     other address. The oldest of these are closed. If {client} is not a proxy of \
+                     yours, block it in the firewall.",
+                    HANDSHAKE_GRACE.as_secs()
+                );
+            }
+            self.end(id, End::HandshakeLimit);
+            self.end_handshake(id);
+        }
+    }
+
+    /// A proxy has named the client of a connection whose handshake is in progress.
+    pub(super) fn assign_handshake(&mut self, id: ConnId, client: ClientKey) {
+        self.accepting.handshakes.assign(id, client);
+    }
+
+    /// A handshake is complete, or its connection has ended.
+    pub(super) fn end_handshake(&mut self, id: ConnId) {
+        self.accepting.handshakes.end(id);
+    }
+
+    /// Out of descriptors or memory: whoever is connected is served on, and in a second we try
+    /// again.
+    fn pause(&mut self, error: &io::Error) {
+        self.stats.accept_failures += 1;
+        if self.bursts.begins(Cause::NoDescriptor, self.now) {
+            warn!(
+                "Connections cannot be accepted for the moment: {error}. Raise LimitNOFILE in the \
+                 unit, or lower max_connections."
+            );
+        }
+        self.accepting.paused_until = Some(self.now.after(Duration::from_secs(1)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_rest() {
+        assert_eq!(affordable(10_000, 524_288), 10_000);
+        assert_eq!(affordable(10_000, 1_024), 768);
+        assert_eq!(affordable(10_000, 64), 16);
+        assert_eq!(affordable(10_000, u64::MAX), 10_000);
+    }
+}

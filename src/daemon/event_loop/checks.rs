@@ -1,0 +1,231 @@
+//! Having access checked.
+
+use std::rc::Rc;
+
+use log::{info, warn};
+
+use super::bursts::Cause;
+use super::{Backend, Server};
+use crate::engine::checks::check::{Check, Ticket, Urgency};
+use crate::engine::checks::queue::{Answer, JobId, QueueFull};
+use crate::engine::checks::verdict;
+use crate::engine::checks::verdict::{Failure, Verdict};
+use crate::engine::espocrm::version::Convention;
+use crate::engine::id::ConnId;
+use crate::engine::limits::{MAX_WAITING_LOGINS, MAX_WAITING_SUBSCRIPTIONS};
+use crate::engine::telemetry::stats::{End, LimitHit};
+use crate::espocrm::process::{Finished, Task};
+use crate::platform::logging::Outage;
+
+impl Server {
+    pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
+        let user = Rc::clone(&check.user);
+        let full = match self.access.request(self.now, ticket, check, urgency) {
+            Ok(true) => {
+                self.stats.checks_reused += 1;
+                return self.answers.push(Answer { ticket, verdict: Verdict::Granted });
+            }
+            Ok(false) => return,
+            Err(full) => full,
+        };
+        match urgency {
+            Urgency::Authentication => {
+                if self.bursts.begins(Cause::QueueFull, self.now) {
+                    warn!(
+                        "{MAX_WAITING_LOGINS} logins wait to be checked by PHP: further tabs are \
+                         disconnected and retry. Find out why EspoCRM answers so slowly."
+                    );
+                }
+                // Without a Close frame, so that it comes back and asks again.
+                self.end(ticket.conn, End::Crowded);
+            }
+            Urgency::Subscription => {
+                self.stats.leave_out(LimitHit::UserChecks);
+                self.log_delay(full, &user);
+                self.hub.delay(ticket);
+                self.arm(ticket.conn);
+            }
+            Urgency::Review => {
+                self.stats.leave_out(LimitHit::Reviews);
+                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+                self.answers.push(Answer { ticket, verdict });
+            }
+        }
+    }
+
+    fn log_delay(&mut self, full: QueueFull, user: &str) {
+        match full {
+            QueueFull::ForUser if self.bursts.begins(Cause::UserFull, self.now) => warn!(
+                "User {user} has requested so many topics at once that the access checks of further \
+                 ones are delayed."
+            ),
+            QueueFull::ForAll if self.bursts.begins(Cause::SubscriptionsFull, self.now) => warn!(
+                "{MAX_WAITING_SUBSCRIPTIONS} access checks of subscriptions wait for PHP: further ones \
+                 are delayed. Find out why EspoCRM answers so slowly, or who requests so many topics."
+            ),
+            QueueFull::ForUser | QueueFull::ForAll => {}
+        }
+    }
+
+    /// Has delayed subscriptions of a connection checked, as far as there is room for them.
+    pub(super) fn resume_subscriptions(&mut self, id: ConnId) {
+        if !self.hub.has_delayed(id) {
+            return;
+        }
+        let Some(user) = self.hub.user(id) else { return };
+        let room = self.access.room(Urgency::Subscription, user);
+        self.hub.resume(id, room);
+        self.carry_out();
+    }
+
+    /// Starts as many checks as may run. What fails to start is answered at once.
+    pub(super) fn start_checks(&mut self) {
+        if !self.access.can_start() {
+            return;
+        }
+        // A verdict is read by the rules of the EspoCRM that is on disk now.
+        self.look();
+        while self.access.can_start() {
+            let waiting = self.access.queued().saturating_sub(1);
+            let Some(lane) = self.lane(waiting) else { return };
+            let Some((id, check)) = self.access.start(self.now) else { return };
+            if self.is_excluded(&check) {
+                self.pool.put_back(self.now, lane);
+                self.access.finish(self.now, id, &Verdict::Denied, &mut self.answers);
+                continue;
+            }
+            match &mut self.backend {
+                Backend::Espocrm(_) => self.start_check(id, &check, lane),
+                Backend::Demo(demo) => {
+                    let verdict = demo.check(&check);
+                    self.finish_check(id, &check, &verdict);
+                }
+                #[cfg(test)]
+                Backend::Scripted(checks) => checks.start(id, check),
+            }
+        }
+    }
+
+    /// Runs a check in a PHP process of its own.
+    pub(super) fn start_plainly(&mut self, id: JobId, check: &Check, convention: Convention) {
+        let Backend::Espocrm(espocrm) = &self.backend else { return };
+        let task = Task::Check(id, convention);
+        let command = espocrm.installation.check(check);
+        let timeout = self.settings.check_timeout.value;
+        let registry = self.poll.registry();
+        self.stats.run(false);
+        if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
+            let failure = Failure::NotStarted(error.to_string());
+            self.finish_check(id, check, &Verdict::Unchecked(failure));
+        }
+    }
+
+    /// Takes what PHP has answered.
+    pub(super) fn reap_children(&mut self) {
+        let mut finished = Vec::new();
+        self.children.reap(&mut finished);
+        for finished in finished {
+            match finished.task {
+                Task::Probe => self.finish_reload(&finished),
+                Task::SelfCheck(convention) => self.self_checked(convention, &finished),
+                Task::Check(id, convention) => {
+                    if let Some(check) = self.access.check(id) {
+                        let convention = self.convention(convention);
+                        let verdict = read(convention, &check, &finished);
+                        self.finish_check(id, &check, &verdict);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How the outcome of a check is to be read that was started under this convention. If EspoCRM
+    /// may have become another version meanwhile, only what counts in each of them is granted or
+    /// denied.
+    pub(super) fn convention(&self, at_start: Convention) -> Convention {
+        if self.is_in_doubt() || at_start != self.settings.version.convention() {
+            Convention::InDoubt
+        } else {
+            at_start
+        }
+    }
+
+    /// Whether EspoCRM's files have changed since its settings were read.
+    fn is_in_doubt(&self) -> bool {
+        matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt())
+    }
+
+    /// Whether a check is denied without being run, since EspoCRM has no such entity type.
+    fn is_excluded(&self, check: &Check) -> bool {
+        self.settings.entity_types.exclude(check) && !self.is_in_doubt()
+    }
+
+    pub(super) fn finish_check(&mut self, id: JobId, check: &Check, verdict: &Verdict) {
+        // Nothing is granted while EspoCRM accepts any token.
+        let untrusted = Verdict::Unchecked(Failure::Untrusted);
+        let is_untrusted = self.self_check.rejects_clients() && *verdict == Verdict::Granted;
+        let verdict = if is_untrusted { &untrusted } else { verdict };
+        let answered = self.answers.len();
+        let urgency = self.access.urgency(id);
+        let is_review = urgency == Some(Urgency::Review);
+        if let Some((urgency, began)) = urgency.zip(self.access.began(id)) {
+            // It may have ended in the turn in which it was started, at an earlier look at the clock.
+            let took = self.clock.now().since(began).as_millis();
+            self.stats.check(urgency, verdict, u64::try_from(took).unwrap_or(u64::MAX));
+            let worked = !matches!(verdict, Verdict::Unchecked(_));
+            self.checks_fail = match self.checks_fail {
+                _ if worked => None,
+                Some((since, _)) => Some((since, self.now)),
+                None => Some((self.now, self.now)),
+            };
+        }
+        self.access.finish(self.now, id, verdict, &mut self.answers);
+        let Verdict::Unchecked(failure) = verdict else {
+            if let Some(count) = self.outage_of(check).worked() {
+                let of = if check.is_authentication() { "logins" } else { "subscriptions" };
+                info!("Access checks work again for {of}; {count} could not be made meanwhile.");
+            }
+            return;
+        };
+        let now = self.now;
+        if !self.outage_of(check).failed(now) {
+            return;
+        }
+        let (what, others) = if check.is_authentication() {
+            ("A login", "logins")
+        } else {
+            ("A subscription", "subscriptions")
+        };
+        let then = if is_review {
+            "It was granted before, and stays so until the next review"
+        } else if check.is_authentication() {
+            "Its tab will come back and try again"
+        } else if self.answers.len() > answered {
+            "It was tried several times and is given up: the tab will not see that topic before it \
+             asks again"
+        } else {
+            "It will be tried again"
+        };
+        warn!(
+            "{what} could not be checked: {failure}. {then}. Further failures of {others} are not \
+             logged until a check of {others} succeeds. See EspoCRM's data/logs."
+        );
+    }
+
+    /// Logins and subscriptions fail separately: a topic whose check always fails must not hide that
+    /// users cannot log in.
+    fn outage_of(&mut self, check: &Check) -> &mut Outage {
+        let [logins, subscriptions] = &mut self.outages;
+        if check.is_authentication() { logins } else { subscriptions }
+    }
+}
+
+fn read(convention: Convention, check: &Check, finished: &Finished) -> Verdict {
+    match &finished.exit {
+        Err(failure) => Verdict::Unchecked(failure.clone()),
+        Ok(exit) => {
+            let complaint = || check.redact(&finished.complaint());
+            verdict::read(convention, &check.affirmation, *exit, &finished.stdout, complaint)
+        }
+    }
+}

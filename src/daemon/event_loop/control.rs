@@ -1,0 +1,375 @@
+//! What the administrator asks at the control socket, and Prometheus at its port.
+
+use std::time::Duration;
+
+use log::{info, log};
+use mio::Token;
+
+use super::{Backend, Server};
+use crate::daemon::connection::Phase;
+use crate::daemon::control::Asker;
+use crate::engine::espocrm::submission::{Rejection, Submission};
+use crate::engine::json::Json;
+use crate::engine::printable::{Printable, plural};
+use crate::engine::protocol::control;
+use crate::engine::protocol::control::{List, Refusal, Request};
+use crate::engine::telemetry::prometheus;
+use crate::engine::telemetry::prometheus::Figures;
+use crate::engine::telemetry::stats::End;
+use crate::platform::clock;
+use crate::platform::sys;
+
+/// For so long all access checks must have failed.
+const OUTAGE: Duration = Duration::from_secs(60);
+
+/// After so long without another one that has failed nobody knows any more.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+
+const JSON: &str = "application/json";
+const PLAIN: &str = "text/plain";
+
+/// The text format of Prometheus.
+const METRICS: &str = "text/plain; version=0.0.4";
+
+impl Server {
+    /// Opens what is set of control socket and metrics' port.
+    pub(super) fn open_control(&mut self) {
+        for (level, text) in self.control.open(self.poll.registry(), &self.settings) {
+            log!(level, "{text}");
+        }
+        if let Some(path) = self.control.path() {
+            info!("The control socket is {}.", path.display());
+        }
+        if let Some(address) = self.control.port() {
+            info!("Metrics are told at http://{address}/metrics.");
+        }
+    }
+
+    pub(super) fn control_ready(&mut self, token: Token) {
+        if let Some((asker, request)) = self.control.ready(self.now, token) {
+            self.answer(asker, request);
+        }
+    }
+
+    fn answer(&mut self, asker: Asker, request: Request) {
+        let ok = |kind: &str, body: &str| control::response("200 OK", kind, body);
+        let response = match request {
+            Request::Metrics => {
+                let figures = self.figures();
+                ok(METRICS, &prometheus::text(&self.stats, &figures))
+            }
+            Request::Health => match self.troubles() {
+                troubles if troubles.is_empty() => ok(PLAIN, "ok\n"),
+                troubles => {
+                    let body = troubles.join("\n") + "\n";
+                    control::response("503 Service Unavailable", PLAIN, &body)
+                }
+            },
+            Request::Status => ok(JSON, &self.report()),
+            Request::List(list, limit) => ok(JSON, &self.list(list, limit)),
+            Request::Kick(user) => ok(JSON, &self.kick(&user)),
+            Request::Send(message) => match self.inject(&message) {
+                Ok(receivers) => {
+                    let mut json = Json::object();
+                    json.field("receivers", &receivers);
+                    ok(JSON, &json.end())
+                }
+                Err(rejection) => Refusal::Rejected(rejection).response(),
+            },
+            Request::Tail => return self.control.watch(self.now, asker),
+            Request::Reload => {
+                self.control.wait_for_reload(self.now, asker);
+                return self.reload();
+            }
+        };
+        self.control.answer(self.now, asker, &response);
+    }
+
+    /// Why it is not really serving, one sentence each. That it answers shows that the loop goes round.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        if self.bus_broken.is_some() {
+            troubles.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
+        }
+        if self.self_check.rejects_clients() {
+            let why = "EspoCRM accepts any token: all clients are rejected until the self-check \
+                       passes. See the log.";
+            troubles.push(why.to_owned());
+        }
+        if self.accepting.paused_until().is_some() {
+            let why = "Connections cannot be accepted for want of descriptors or memory.";
+            troubles.push(why.to_owned());
+        }
+        if self.checks_fail.is_some_and(|(since, last)| {
+            last.since(since) >= OUTAGE && self.now.since(last) < FORGOTTEN
+        }) {
+            troubles.push("No access check has worked for more than a minute.".to_owned());
+        }
+        let limit = self.settings.max_connections.value;
+        if self.conns.len() >= limit {
+            troubles.push(format!("The limit of {limit} connections is reached."));
+        }
+        troubles
+    }
+
+    /// How things are at this moment.
+    pub(super) fn figures(&mut self) -> Figures {
+        let mut subscriptions: Vec<_> =
+            self.hub.categories().iter().map(|(name, _)| (name.to_owned(), 0)).collect();
+        for (topic, count) in self.hub.topics() {
+            let category = self.hub.categories().name_of(topic).unwrap_or_default();
+            // They are sorted.
+            let place = subscriptions.binary_search_by(|(name, _)| name.as_str().cmp(category));
+            if let Some((_, sum)) = place.ok().and_then(|place| subscriptions.get_mut(place)) {
+                *sum += count as u64;
+            }
+        }
+        // Of those that have ended, which came first to the kernel's sum: it never goes down.
+        let of_running = self.children.processes().chain(self.workers.processes());
+        let php_time = sys::time_of_children() + of_running.map(sys::time_of).sum::<Duration>();
+        self.php_time = self.php_time.max(php_time);
+        Figures {
+            espocrm: self.settings.version.to_string(),
+            started: clock::unix_millis().saturating_sub(self.now.as_millis()),
+            connections: self.conns.len(),
+            max_connections: self.settings.max_connections.value,
+            users: self.hub.users().count(),
+            subscriptions,
+            checks_running: self.access.running(),
+            checks_queued: self.access.queued(),
+            last_minute: self.rates.last_minute(&self.stats),
+            held: self.held + self.hub.held(),
+            resident: sys::resident(),
+            worst_case: self.settings.worst_case(),
+            cpu: sys::own_time(),
+            php_cpu: self.php_time,
+            is_bus_bound: self.bus_broken.is_none(),
+            troubles: self.troubles(),
+        }
+    }
+
+    /// Ends the connections of a user. They come back, and are checked anew.
+    fn kick(&mut self, user: &str) -> String {
+        let conns = self.hub.connections(user);
+        for id in &conns {
+            self.end(*id, End::Kicked);
+        }
+        self.access.forget_user(user);
+        let count = conns.len();
+        info!(
+            "The administrator ended {} of user {}. Browsers reconnect, and are checked again.",
+            plural(count as u64, "connection", "connections"),
+            Printable(user)
+        );
+        let mut json = Json::object();
+        json.text("user", user).field("connections", &count);
+        json.end()
+    }
+
+    /// Tells a message of the administrator's, as if EspoCRM had sent it.
+    fn inject(&mut self, message: &[u8]) -> Result<u64, Rejection> {
+        // What is granted by now counts.
+        self.carry_out();
+        self.stats.messages += 1;
+        let published = self.publish(message);
+        match published {
+            Ok(receivers) => {
+                let receivers = plural(receivers, "connection", "connections");
+                info!("The administrator sent a message to {receivers}.");
+            }
+            Err(rejection) => {
+                self.stats.drop(rejection);
+                self.show_rejection(rejection);
+            }
+        }
+        published
+    }
+
+    /// The first so many users, topics or connections.
+    fn list(&self, list: List, limit: usize) -> String {
+        match list {
+            List::Users => {
+                let (total, users) = most(self.hub.users().collect(), limit);
+                let pair = |(user, count)| pair("user", user, "connections", count);
+                named_list("users", total, users.map(pair))
+            }
+            List::Topics => {
+                let (total, topics) = most(self.hub.topics().collect(), limit);
+                let pair = |(topic, count)| pair("topic", topic, "receivers", count);
+                named_list("topics", total, topics.map(pair))
+            }
+            List::Connections => self.list_connections(limit),
+        }
+    }
+
+    fn list_connections(&self, limit: usize) -> String {
+        let mut conns: Vec<_> = self.conns.iter().map(|(_, conn)| conn).collect();
+        let total = conns.len();
+        conns.sort_unstable_by_key(|conn| std::cmp::Reverse((conn.since, conn.id.serial())));
+        let second = self.now.as_millis() / 1_000;
+        let conns = conns.into_iter().take(limit).map(|conn| {
+            let user = self.hub.user(conn.id);
+            let stage = match conn.phase {
+                Phase::Upgrading(_) => "handshake",
+                Phase::Open(_) if user.is_none() => "login",
+                Phase::Open(_) => "open",
+                Phase::Closing(_) | Phase::Finishing | Phase::Draining | Phase::Ended => "closing",
+            };
+            let mut json = Json::object();
+            json.field("id", &conn.id);
+            match user {
+                Some(user) => json.text("user", user),
+                None => json.field("user", &"null"),
+            };
+            match conn.client {
+                Some(client) => json.text("address", &client.to_string()),
+                None => json.field("address", &"null"),
+            };
+            json.text("stage", stage);
+            json.field("seconds", &second.saturating_sub(conn.since.into()));
+            json.field("subscriptions", &self.hub.subscriptions(conn.id));
+            json.field("held_bytes", &(conn.held() + self.hub.held_by(conn.id)));
+            json.end()
+        });
+        named_list("connections", total, conns)
+    }
+
+    /// Shows a message to those who watch.
+    pub(super) fn show_message(&mut self, submission: &Submission<'_>, receivers: u64) {
+        if !self.control.is_watched() {
+            return;
+        }
+        let mut json = Json::object();
+        json.text("at", &clock::date()).text("topic", &submission.topic);
+        match &submission.user {
+            Some(user) => json.text("user", user),
+            None => json.field("user", &"null"),
+        };
+        json.field("receivers", &receivers).field("bytes", &submission.json.len());
+        self.control.show(self.now, &(json.end() + "\n"));
+    }
+
+    /// The same for one that was dropped.
+    pub(super) fn show_rejection(&mut self, rejection: Rejection) {
+        if !self.control.is_watched() {
+            return;
+        }
+        let mut json = Json::object();
+        json.text("at", &clock::date()).text("rejected", &rejection.to_string());
+        self.control.show(self.now, &(json.end() + "\n"));
+    }
+
+    /// EspoCRM's root directory.
+    pub(super) fn root(&self) -> String {
+        match &self.backend {
+            Backend::Espocrm(espocrm) => espocrm.root().display().to_string(),
+            Backend::Demo(_) => "the demo".to_owned(),
+            #[cfg(test)]
+            Backend::Scripted(_) => String::new(),
+        }
+    }
+}
+
+/// Those with the largest numbers, and how many there are.
+fn most(
+    mut items: Vec<(&str, usize)>,
+    limit: usize,
+) -> (usize, impl Iterator<Item = (&str, usize)>) {
+    items.sort_unstable_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
+    (items.len(), items.into_iter().take(limit))
+}
+
+fn pair(name: &str, value: &str, counted: &str, count: usize) -> String {
+    let mut json = Json::object();
+    json.text(name, value).field(counted, &count);
+    json.end()
+}
+
+fn named_list(name: &str, total: usize, items: impl Iterator<Item = String>) -> String {
+    let mut list = Json::list();
+    for item in items {
+        list.element(&item);
+    }
+    let mut json = Json::object();
+    json.field("total", &total).field(name, &list.end());
+    json.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::event_loop::accept::Accepting;
+    use crate::daemon::listener::Listener;
+    use crate::daemon::script::{Arrivals, Checks, Journal, Messages, Random};
+    use crate::daemon::zmq::Bus;
+    use crate::engine::checks::check::{Check, Ticket, Urgency};
+    use crate::engine::checks::queue::JobId;
+    use crate::engine::checks::verdict::{Failure, Verdict};
+    use crate::engine::id::ConnId;
+    use crate::engine::time::Time;
+    use crate::espocrm::Facts;
+    use crate::platform::clock::Clock;
+    use crate::platform::signals::Signals;
+    use crate::settings::{Layers, Own, Settings};
+
+    fn server() -> Server {
+        let facts = Facts::new(serde_json::Map::new(), &serde_json::Value::Null);
+        let settings = Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap();
+        let journal = Journal::default();
+        let random = || Random::new(1);
+        Server::assemble(
+            settings,
+            Backend::Scripted(Checks::new(&journal)),
+            Signals::none().unwrap(),
+            mio::Poll::new().unwrap(),
+            Accepting::new(Listener::scripted(Arrivals::new(&journal, random())), None),
+            Bus::scripted(Messages::new(&journal, random())),
+        )
+    }
+
+    fn set_clock(server: &mut Server, seconds: u64) {
+        server.now = Time::from_millis(seconds * 1_000);
+        server.clock = Clock::Stopped(server.now);
+    }
+
+    /// A check that is made at this second.
+    fn check(server: &mut Server, seconds: u64, verdict: &Verdict) {
+        set_clock(server, seconds);
+        let id = ConnId::new(0, u32::try_from(seconds).unwrap());
+        let ticket = Ticket { conn: id, serial: Ticket::AUTHENTICATION };
+        let check = Check::authentication("token", "user");
+        let now = server.now;
+        server.access.request(now, ticket, check, Urgency::Authentication).unwrap();
+        let (job, check): (JobId, _) = server.access.start(now).unwrap();
+        server.finish_check(job, &check, verdict);
+    }
+
+    #[test]
+    fn only_an_outage_that_lasts_is_a_trouble_and_only_while_it_is_known() {
+        let failed = Verdict::Unchecked(Failure::TimedOut);
+        let mut server = server();
+        check(&mut server, 100, &failed);
+        assert_eq!(server.troubles(), [""; 0]);
+        // Nobody has tried again.
+        set_clock(&mut server, 200);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 159, &failed);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 160, &failed);
+        let trouble = "No access check has worked for more than a minute.";
+        assert_eq!(server.troubles(), [trouble]);
+        set_clock(&mut server, 459);
+        assert_eq!(server.troubles(), [trouble]);
+        // By now it may work again: nobody has come who could tell.
+        set_clock(&mut server, 460);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 461, &failed);
+        assert_eq!(server.troubles(), [trouble]);
+        // No is an answer.
+        check(&mut server, 462, &Verdict::Denied);
+        assert_eq!(server.troubles(), [""; 0]);
+        check(&mut server, 463, &failed);
+        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.stats.checks[0], [0, 1, 5]);
+    }
+}

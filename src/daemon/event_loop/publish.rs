@@ -1,0 +1,108 @@
+//! What EspoCRM sends.
+
+use log::{debug, warn};
+
+use super::Server;
+use super::bursts::Cause;
+use crate::daemon::zmq::Received;
+use crate::engine::espocrm::submission;
+use crate::engine::espocrm::submission::Rejection;
+use crate::engine::limits::MAX_TURN;
+use crate::engine::printable::Printable;
+use crate::engine::protocol::frame::SharedFrame;
+use crate::engine::protocol::wamp;
+
+/// Messages taken in one turn: under a flood a connection then gets that many in one write.
+const MESSAGES: usize = 256;
+
+/// Deliveries after which the turn goes on; 16 B each wait in the outboxes.
+const DELIVERIES: u64 = 64 * 1024;
+
+impl Server {
+    /// Takes messages of EspoCRM, up to this turn's budget.
+    pub(super) fn receive_messages(&mut self) {
+        let before = self.stats.messages;
+        self.take_messages();
+        if self.stats.messages > before {
+            // libzmq may now read more of what has arrived long ago.
+            self.wake_bus_guard();
+        }
+    }
+
+    fn take_messages(&mut self) {
+        let enough = self.stats.deliveries + DELIVERIES;
+        let mut bytes = 0;
+        for _ in 0..MESSAGES {
+            let published = match self.bus.receive() {
+                Received::Message(message) => {
+                    bytes += message.len();
+                    self.publish(&message).map(drop)
+                }
+                Received::Rejected(rejection) => Err(rejection),
+                Received::Nothing => {
+                    self.bus_pending = false;
+                    return;
+                }
+            };
+            self.stats.messages += 1;
+            if let Err(rejection) = published {
+                self.reject(rejection);
+            }
+            if self.stats.deliveries >= enough || bytes >= MAX_TURN || self.memory_is_short() {
+                return;
+            }
+        }
+    }
+
+    /// Tells a message to whom it is for; how many these are.
+    pub(super) fn publish(&mut self, bytes: &[u8]) -> Result<u64, Rejection> {
+        let submission = submission::parse(bytes)?;
+        let mut receivers = self.hub.receivers(&submission)?.peekable();
+        if receivers.peek().is_none() {
+            drop(receivers);
+            self.show_message(&submission, 0);
+            return Ok(0);
+        }
+        let before = self.stats.deliveries;
+        // Encoded once, whoever receives it.
+        let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
+        let mut slow = Vec::new();
+        for id in receivers {
+            let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
+            let Some(conn) = conn else { continue };
+            if conn.outbox.push(frame.clone()).is_err() {
+                slow.push(id);
+                continue;
+            }
+            conn.weigh(&mut self.held);
+            if !conn.dirty {
+                conn.dirty = true;
+                self.dirty.push_back(id);
+            }
+            self.stats.deliveries += 1;
+            debug!("send {} for connection {id}", Printable(&submission.topic));
+        }
+        if let Some(user) = &submission.user {
+            debug!("message {} for user {}", Printable(&submission.topic), Printable(user));
+        }
+        for id in slow {
+            self.too_slow(id);
+        }
+        let receivers = self.stats.deliveries - before;
+        self.show_message(&submission, receivers);
+        self.shed();
+        Ok(receivers)
+    }
+
+    fn reject(&mut self, rejection: Rejection) {
+        self.stats.drop(rejection);
+        self.show_rejection(rejection);
+        if self.bursts.begins(Cause::Rejected(rejection), self.now) {
+            warn!(
+                "A message that came by ZeroMQ was dropped: {rejection}. If EspoCRM did not \
+                 send it, find out who can reach {}.",
+                self.bus.endpoint()
+            );
+        }
+    }
+}

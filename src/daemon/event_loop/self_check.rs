@@ -1,0 +1,165 @@
+//! The self-check: a check with a random token after each load and reload. While EspoCRM accepts
+//! that token, nothing is granted.
+
+use std::io;
+
+use log::{debug, error, info, warn};
+
+use super::{Backend, Server};
+use crate::daemon::connection::Phase;
+use crate::engine::checks::check::Check;
+use crate::engine::checks::self_check::Outcome;
+use crate::engine::checks::verdict::{Failure, Verdict};
+use crate::engine::espocrm::version::Convention;
+use crate::engine::id::ConnId;
+use crate::engine::telemetry::stats::End;
+use crate::engine::time::Time;
+use crate::espocrm::PROBE_TIMEOUT;
+use crate::espocrm::process::{Finished, Task};
+use crate::platform::random;
+
+/// Characters of a user's id.
+const ID: usize = 17;
+
+impl Server {
+    /// Has a random token checked before any other check is started.
+    pub(super) fn request_self_check(&mut self) {
+        if matches!(self.backend, Backend::Espocrm(_)) {
+            self.self_check.request(self.now);
+        }
+        self.hold_checks();
+    }
+
+    /// Starts checks only when EspoCRM's settings are known and it has rejected a random token.
+    pub(super) fn hold_checks(&mut self) {
+        let held = self.backend.is_reading() || !self.self_check.allows_checks();
+        self.access.set_paused(held);
+    }
+
+    /// When [`self_check_if_due`](Self::self_check_if_due) has something to do.
+    pub(super) fn next_self_check(&self) -> Option<Time> {
+        let runs_php = matches!(self.backend, Backend::Espocrm(_));
+        self.self_check.next_deadline().filter(|_| runs_php && !self.backend.is_reading())
+    }
+
+    /// Runs the plain command, which every check falls back to. Workers are verified when they
+    /// grant for the first time.
+    pub(super) fn self_check_if_due(&mut self) {
+        if !self.self_check.is_due(self.now) {
+            return;
+        }
+        if self.self_check.rejects_clients() {
+            // Without connections nothing else notices that the settings were repaired.
+            self.look();
+        }
+        let Backend::Espocrm(espocrm) = &self.backend else { return };
+        if self.backend.is_reading() {
+            return;
+        }
+        let question = match random_check() {
+            Ok(question) => question,
+            Err(error) => {
+                self.self_check.start(Check::authentication("", ""));
+                return self.self_check_failed(&error);
+            }
+        };
+        let question = self.self_check.start(question);
+        let task = Task::SelfCheck(self.settings.version.convention());
+        let command = espocrm.installation.check(&question);
+        // No check is started before its end.
+        let timeout = self.settings.check_timeout.value.min(PROBE_TIMEOUT);
+        let registry = self.poll.registry();
+        if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
+            self.self_check_failed(&error);
+        }
+    }
+
+    /// Takes what PHP has answered.
+    pub(super) fn self_checked(&mut self, at_start: Convention, finished: &Finished) {
+        let Some(question) = self.self_check.question().cloned() else { return };
+        let convention = self.convention(at_start);
+        let verdict = match &finished.exit {
+            Err(failure) => Verdict::Unchecked(failure.clone()),
+            Ok(exit) => {
+                let complaint = || question.redact(&finished.complaint());
+                self.self_check.read(convention, *exit, &finished.stdout, complaint)
+            }
+        };
+        self.finish_self_check(&verdict);
+    }
+
+    pub(super) fn finish_self_check(&mut self, verdict: &Verdict) {
+        match self.self_check.finish(self.now, verdict) {
+            Outcome::Superseded | Outcome::Unchanged => {}
+            Outcome::Passed if std::mem::replace(&mut self.has_passed, true) => {
+                debug!("Self-check: EspoCRM rejects a random token.");
+            }
+            Outcome::Passed => {
+                info!("Self-check passed: EspoCRM rejects a random token.");
+            }
+            Outcome::Recovered => {
+                self.has_passed = true;
+                info!(
+                    "Self-check passed: EspoCRM rejects a random token again. Clients are accepted \
+                     again."
+                );
+            }
+            Outcome::Inconclusive => {
+                if let Verdict::Unchecked(failure) = verdict {
+                    warn!(
+                        "The self-check with a random token gave no result: {failure}. It is \
+                         repeated every 10 s. See EspoCRM's data/logs, and run espocrm-websocket \
+                         doctor."
+                    );
+                }
+            }
+            Outcome::Accepted => self.lock_down(),
+        }
+        self.hold_checks();
+    }
+
+    /// Ends all connections, without a Close frame: their grants are in doubt, and browsers retry
+    /// until the self-check passes. New ones get 503.
+    fn lock_down(&mut self) {
+        error!(
+            "Self-check failed: EspoCRM accepted a random token as a login ({} command.php {}), so \
+             its access checks cannot be trusted. All connections are ended and new ones rejected \
+             (503) until it rejects such a token; that is checked every 10 s. Check which PHP \
+             phpExecutablePath names, that EspoCRM's files are complete, and that no extension \
+             replaces {}.",
+            self.settings.php.value.display(),
+            Check::AUTHENTICATION,
+            Check::AUTHENTICATION
+        );
+        let is_open = |phase: &Phase| matches!(phase, Phase::Open(_));
+        let open = self.conns.iter().filter(|(_, conn)| is_open(&conn.phase));
+        for id in open.map(|(_, conn)| conn.id).collect::<Vec<_>>() {
+            self.end(id, End::SelfCheck);
+        }
+        // What was granted a moment ago counts for nothing, and no worker of that time goes on.
+        self.access.set_reuse(self.settings.verdict_reuse.value);
+        for worker in self.pool.renew(self.settings.workers()) {
+            self.workers.stop(worker);
+        }
+    }
+
+    /// Whether this client is rejected because EspoCRM accepts any token.
+    pub(super) fn is_locked_down(&mut self, id: ConnId) -> bool {
+        let rejects = self.self_check.rejects_clients();
+        if rejects {
+            self.count_end(id, End::Untrusted);
+        }
+        rejects
+    }
+
+    fn self_check_failed(&mut self, error: &io::Error) {
+        let failure = Failure::NotStarted(error.to_string());
+        self.finish_self_check(&Verdict::Unchecked(failure));
+    }
+}
+
+/// A token and a user that look like EspoCRM's and are not.
+fn random_check() -> io::Result<Check> {
+    let (token, user) = (random::hex()?, random::hex()?);
+    Ok(Check::authentication(&token, user.get(..ID).unwrap_or(&user)))
+}

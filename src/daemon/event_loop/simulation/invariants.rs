@@ -1,0 +1,116 @@
+//! What must hold whenever the server waits, and some of it at any time.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::oracle::Oracle;
+use super::tab::Stage;
+use super::{FIRST_CONN, Server};
+use crate::daemon::connection::{Conn, Phase};
+use crate::engine::id::ConnId;
+use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE, MAX_OUTBOX};
+
+/// The server's own lists and sums.
+pub fn check_lists(server: &mut Server) {
+    let dirty = set(server.dirty.iter().copied());
+    let unread = set(server.unread.iter().copied());
+    let ended = set(server.ended.iter().copied());
+    let mut held = 0;
+    let is_handshake = |conn: &Conn| matches!(conn.phase, Phase::Upgrading(_));
+    let handshakes = server.accepting.handshakes();
+    let in_progress = server.conns.iter().filter(|(_, conn)| is_handshake(conn));
+    assert!(in_progress.clone().all(|(_, conn)| handshakes.contains(conn.id)));
+    assert_eq!(in_progress.count(), handshakes.len());
+    for (slot, conn) in &mut server.conns {
+        assert_eq!(conn.id.slot(), slot);
+        assert_eq!(ended.contains(&slot), conn.has_ended(), "{slot} is to be freed");
+        if !conn.has_ended() {
+            assert_eq!(dirty.contains(&conn.id), conn.dirty, "{slot} is to be flushed");
+            assert_eq!(unread.contains(&conn.id), conn.unread, "{slot} is to be read on");
+        }
+        let before = conn.held();
+        held += before;
+        conn.weigh(&mut held);
+        assert_eq!(before, conn.held(), "what {slot} holds");
+        let outbox = conn.outbox.held();
+        assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
+    }
+    assert_eq!(server.held, held);
+    for id in server.backpressure.waiting() {
+        let conn = server.conns.get(id.slot()).filter(|conn| conn.id == id);
+        assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} does not wait");
+    }
+    // Each connection is counted when it comes, and once more when it is known why it goes.
+    let uncounted = server.conns.iter().filter(|(_, conn)| !conn.counted).count() as u64;
+    let stats = &server.stats;
+    assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());
+    assert!(server.conns.iter().all(|(_, conn)| conn.counted || !conn.has_ended()));
+    assert!(ended.iter().all(|slot| server.conns.contains(*slot)));
+}
+
+fn set<T: Ord>(items: impl Iterator<Item = T>) -> BTreeSet<T> {
+    let mut set = BTreeSet::new();
+    for item in items {
+        assert!(set.insert(item), "twice in a list");
+    }
+    set
+}
+
+/// The server has done all that it can do, and would wait for so long.
+pub fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration>) {
+    check_lists(server);
+    assert!(server.ended.is_empty() && server.answers.is_empty());
+    assert_eq!(server.conns.len(), oracle.open());
+    assert_eq!(server.access.running(), oracle.running.len());
+    // Whoever was just found to be gone waits until the next turn.
+    if !server.hub.has_actions() {
+        assert_eq!(server.access.waiting(), oracle.checks.waiting());
+    }
+    for tab in oracle.tabs.values().filter(|tab| tab.stage != Stage::Knocking) {
+        let number = tab.number;
+        let kernel = tab.browser.kernel.borrow();
+        let slot = kernel.token.expect("it was registered").0 - FIRST_CONN;
+        let id = server.conns[slot].id;
+        let user = tab.is_logged_in.then(|| tab.user()).filter(|_| tab.stage == Stage::Open);
+        assert_eq!(server.hub.user(id), user, "of {number}");
+        assert!(!tab.is_overdue(oracle.now), "{number} is to be ended: {:?}", tab.stage);
+        if wait == Some(Duration::ZERO) || kernel.edge {
+            continue;
+        }
+        assert!(!kernel.is_readable(), "{number} is not read to its end");
+        if !kernel.is_blocked() {
+            assert!(tab.expected.is_empty(), "to {number} is not written: {:?}", tab.expected);
+            assert!(tab.pongs.is_empty(), "{number} gets no pong");
+            assert_eq!(tab.parsed, tab.written, "{number} gets half a frame");
+            let asked = oracle.now.since(tab.pinged);
+            let is_asked = asked < oracle.ping_interval + Duration::from_secs(1);
+            assert!(tab.stage != Stage::Open || is_asked, "{number} is not pinged");
+        }
+        let deadline = match tab.stage {
+            Stage::Upgrading => {
+                tab.accepted.after(HANDSHAKE_DEADLINE).max(tab.heard.after(CLOSE_DEADLINE))
+            }
+            Stage::Open if kernel.was_blocked => continue,
+            Stage::Open => tab.pinged.after(oracle.ping_interval),
+            _ => tab.since.after(CLOSE_DEADLINE),
+        };
+        let wake =
+            server.clock.now().after(wait.expect("not for ever, while somebody is connected"));
+        assert!(
+            wake <= deadline.after(Duration::from_secs(1)),
+            "{number} is forgotten: {:?}",
+            tab.stage
+        );
+    }
+}
+
+/// Nothing may be left of anybody.
+pub fn check_empty(server: &mut Server, oracle: &Oracle) {
+    check_lists(server);
+    assert!(server.conns.is_empty() && server.hub.is_empty() && server.access.is_idle());
+    assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
+    assert!(server.held == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
+    let mut due: Vec<ConnId> = Vec::new();
+    server.timers.take_due(oracle.now.after(Duration::from_secs(3_600)), &mut due);
+    assert!(server.timers.is_empty());
+}

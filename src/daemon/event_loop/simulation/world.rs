@@ -1,0 +1,445 @@
+//! Everything around the server: browsers, the network, EspoCRM, PHP, the clock, the kernel.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use mio::{Poll, Token};
+
+use super::browser::{Browser, TOPICS, USERS};
+use super::invariants::{check_empty, check_lists, check_settled};
+use super::oracle::{Oracle, Sent};
+use super::tab::{Stage, Tab};
+use super::wire::Item;
+use super::{
+    Accepting, BUS, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, model,
+};
+use crate::daemon::listener::Listener;
+use crate::daemon::script::{Arrivals, Checks, Journal, Kernel, Messages, Number, Random, Socket};
+use crate::daemon::zmq::Bus;
+use crate::engine::checks::check::Check;
+use crate::engine::checks::verdict::{Failure, Verdict};
+use crate::engine::espocrm::category::Categories;
+use crate::engine::espocrm::submission::Rejection;
+use crate::engine::time::Time;
+use crate::platform::clock::Clock;
+use crate::platform::signals::Signals;
+
+pub struct World {
+    random: Random,
+    server: Server,
+    settings: Settings,
+    pub oracle: Oracle,
+    journal: Journal,
+    arrivals: Arrivals,
+    messages: Messages,
+    checks: Checks,
+    /// Connections so far.
+    connections: Number,
+    /// Messages so far.
+    submissions: usize,
+    /// Turns in a row that did nothing, and did not want to wait.
+    vain_turns: u32,
+    /// How often a system call does less than it could, in percent.
+    tricks: usize,
+    /// How long a message can be.
+    longest: usize,
+    /// Nothing can be checked: the database is down.
+    is_down: bool,
+}
+
+/// Bytes of a message of which a few are too much for a browser that does not read.
+const LONG: usize = 400_000;
+
+impl World {
+    pub fn new(seed: u64, mut settings: Settings, is_told: bool) -> Self {
+        let mut random = Random::new(seed);
+        settings.max_connections.value = *random.pick(&[4, 10, 100, 100]);
+        settings.max_checks.value = 1 + random.below(4);
+        settings.categories = Categories::from_json(&model::categories(0));
+        settings.review_interval.value = Duration::ZERO;
+        settings.verdict_reuse.value = Duration::ZERO;
+        let journal = Journal::default();
+        let arrivals = Arrivals::new(&journal, Random::new(random.below(usize::MAX) as u64));
+        let messages = Messages::new(&journal, Random::new(random.below(usize::MAX) as u64));
+        let checks = Checks::new(&journal);
+        settings.max_per_address.value = *random.pick(&[3, 100, 100]);
+        settings.max_per_user.value = *random.pick(&[2, 100, 100]);
+        let mut oracle = Oracle::new(&journal, &settings);
+        oracle.is_told = is_told;
+        let server = Server::assemble(
+            settings.clone(),
+            Backend::Scripted(checks.clone()),
+            Signals::none().unwrap(),
+            Poll::new().unwrap(),
+            Accepting::new(Listener::scripted(arrivals.clone()), None),
+            Bus::scripted(messages.clone()),
+        );
+        let mut world = Self {
+            server,
+            settings,
+            oracle,
+            journal,
+            arrivals,
+            messages,
+            checks,
+            connections: 0,
+            submissions: 0,
+            vain_turns: 0,
+            tricks: *random.pick(&[0, 10, 10, 40]),
+            longest: if random.chance(8) { LONG } else { 1_000 },
+            is_down: false,
+            random,
+        };
+        world.set_clock(Time::default());
+        world
+    }
+
+    pub fn run(&mut self, steps: usize) {
+        for _ in 0..steps {
+            for _ in 0..=self.random.below(4) {
+                self.step();
+            }
+            self.turn();
+        }
+        self.end();
+    }
+
+    fn step(&mut self) {
+        match self.random.below(100) {
+            0..6 => self.connect(),
+            6..22 => self.with_some_tab(|tab, random| tab.browser.say(random)),
+            22..50 => self.with_some_tab(deliver),
+            50..60 => self.with_some_tab(drain),
+            60 => self.with_some_tab(leave),
+            61..75 => self.submit(),
+            75..92 => self.answer(),
+            92 if self.random.chance(70) => self.reload(),
+            92 => self.self_check(),
+            93 => self.is_down = self.random.chance(10),
+            94 => {
+                let error = self.accept_error();
+                self.arrivals.push(Err(error));
+            }
+            _ => self.let_time_pass(),
+        }
+    }
+
+    fn connect(&mut self) {
+        if self.oracle.tabs.len() >= 12 {
+            return;
+        }
+        let number = self.connections;
+        self.connections += 1;
+        let random = Random::new(self.random.below(usize::MAX) as u64);
+        let kernel = Kernel::new(number, &self.journal, random);
+        kernel.borrow_mut().tricks = self.tricks;
+        if self.random.chance(if self.longest == LONG { 80 } else { 30 }) {
+            kernel.borrow_mut().room = self.random.below(5_000);
+        }
+        let socket = Socket::new(&kernel);
+        let browser = Browser::new(kernel, &mut self.random);
+        self.oracle.tabs.insert(number, Tab::new(number, browser));
+        self.arrivals.push(Ok(socket));
+    }
+
+    fn accept_error(&mut self) -> io::Error {
+        let kinds = [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted];
+        match self.random.below(3) {
+            2 => io::Error::from_raw_os_error(24),
+            index => kinds[index].into(),
+        }
+    }
+
+    fn with_some_tab(&mut self, act: impl FnOnce(&mut Tab, &mut Random)) {
+        let count = self.oracle.tabs.len();
+        if count > 0 {
+            let tab = self.oracle.tabs.values_mut().nth(self.random.below(count)).unwrap();
+            act(tab, &mut self.random);
+        }
+    }
+
+    fn submit(&mut self) {
+        for _ in 0..=self.random.below(3) * self.random.below(4) {
+            self.submissions += 1;
+            let number = self.submissions;
+            let topics = if self.longest == LONG { &TOPICS[..1] } else { &TOPICS };
+            let topic = *self.random.pick(topics);
+            let user = self.random.chance(30).then(|| *self.random.pick(&USERS));
+            let longest = if self.random.chance(20) { self.longest } else { 100 };
+            let filling = "x".repeat(self.random.below(longest));
+            let text = match user {
+                None => format!("{{\"topicId\":\"{topic}\",\"n\":{number},\"x\":\"{filling}\"}}"),
+                Some(user) => {
+                    format!("{{\"n\":{number},\"userId\":\"{user}\",\"topicId\":\"{topic}\"}}")
+                }
+            };
+            let (message, meaning) = match self.random.below(40) {
+                0 => (Ok(text.replace("topicId", "topic").into()), None),
+                1 => (Err(Rejection::Multipart), None),
+                _ => (Ok(text.into()), Some((topic, user))),
+            };
+            self.messages.push(message.clone());
+            self.oracle.sent.push_back(Sent { message, meaning });
+        }
+    }
+
+    /// PHP answers one check, of those that run whichever.
+    fn answer(&mut self) {
+        let count = self.oracle.running.len();
+        if count == 0 {
+            return;
+        }
+        let (id, check) = self.oracle.running[self.random.below(count)].clone();
+        let token = check.arguments.get(1).filter(|_| check.is_authentication());
+        let is_bad = token.is_some_and(|token| !token.starts_with("good"));
+        let denied = token.is_none() && self.random.chance(20);
+        let fails = if self.is_down { 90 } else { 3 };
+        let verdict = if self.random.chance(fails) {
+            Verdict::Unchecked(Failure::TimedOut)
+        } else if is_bad || denied {
+            Verdict::Denied
+        } else {
+            Verdict::Granted
+        };
+        if !self.checks.is_answered(id) {
+            self.checks.answer(id, check, verdict);
+        }
+    }
+
+    fn reload(&mut self) {
+        // As it happens among a turn's events: nothing is left to be applied.
+        self.settle();
+        if !self.oracle.is_reloading {
+            self.oracle.is_reloading = true;
+            self.server.hub.begin_reload();
+            self.server.access.set_paused(true);
+            return;
+        }
+        let edition = self.random.below(24) as u32;
+        self.settings.categories = Categories::from_json(&model::categories(edition));
+        self.server.apply(self.settings.clone());
+        self.server.hold_checks();
+        self.oracle.reload(edition);
+    }
+
+    /// Begins a self-check, or ends the one that runs.
+    fn self_check(&mut self) {
+        self.settle();
+        // It waits for the settings.
+        if self.oracle.is_reloading {
+            return;
+        }
+        let now = self.server.now;
+        if !self.oracle.is_self_checking {
+            self.oracle.is_self_checking = true;
+            self.server.self_check.request(now);
+            self.server.self_check.start(Check::authentication("token", "nobody"));
+            self.server.hold_checks();
+            return;
+        }
+        let verdict = match self.random.below(10) {
+            0 => Verdict::Granted,
+            1 => Verdict::Unchecked(Failure::TimedOut),
+            _ => Verdict::Denied,
+        };
+        self.server.finish_self_check(&verdict);
+        self.oracle.self_checked(&verdict);
+    }
+
+    fn let_time_pass(&mut self) {
+        let longest =
+            *self.random.pick(&[10, 10, 100, 100, 1_000, 1_000, 5_000, 10_000, 30_000, 7_200_000]);
+        let step = Duration::from_millis(self.random.below(longest) as u64);
+        self.set_clock(self.oracle.now.after(step));
+    }
+
+    fn set_clock(&mut self, now: Time) {
+        self.server.clock = Clock::Stopped(now);
+    }
+
+    /// The first half of a turn.
+    fn settle(&mut self) -> Option<Duration> {
+        self.oracle.carry_out();
+        let wait = self.server.settle();
+        self.oracle.follow();
+        if !self.server.hub.has_actions() {
+            self.oracle.checks.carry_out();
+        }
+        check_settled(&mut self.server, &self.oracle, wait);
+        if wait != Some(Duration::ZERO) {
+            let is_paused = self.server.accepting.paused_until().is_some();
+            assert!(is_paused || !self.arrivals.is_stuck(), "a connection is not accepted");
+            let held_back = self.server.held_back_until();
+            assert!(
+                held_back.is_some_and(|until| until > self.server.now) && wait.is_some()
+                    || !self.messages.is_stuck(),
+                "a message is not received"
+            );
+        }
+        wait
+    }
+
+    fn turn(&mut self) {
+        if self.oracle.is_reloading && self.random.chance(15) {
+            self.reload();
+        }
+        let is_held = self.oracle.is_self_checking || self.oracle.is_locked_down;
+        if is_held && self.random.chance(15) {
+            self.self_check();
+        }
+        let before = self.oracle.progress;
+        let wait = self.settle();
+        if self.random.chance(3) {
+            // The poll was interrupted.
+            return;
+        }
+        let events = self.events();
+        let now = self.server.clock.now();
+        let is_quiet = events.is_empty() && now == self.oracle.now;
+        if self.oracle.is_told {
+            println!("{:>9} the kernel reports {events:?}", now.as_millis());
+        }
+        self.server.take(events.into_iter());
+        self.oracle.now = now;
+        self.oracle.follow();
+        self.oracle.checks.expire(now);
+        check_lists(&mut self.server);
+        let is_vain = is_quiet && wait == Some(Duration::ZERO) && self.oracle.progress == before;
+        self.vain_turns = if is_vain { self.vain_turns + 1 } else { 0 };
+        assert!(self.vain_turns < 3, "the loop spins");
+        self.react();
+    }
+
+    /// What the kernel reports: everything that is to be reported, now or later, and more.
+    fn events(&mut self) -> Vec<Ready> {
+        let mut events = Vec::new();
+        for tab in self.oracle.tabs.values() {
+            let mut kernel = tab.browser.kernel.borrow_mut();
+            let Some(token) = kernel.token.filter(|_| !kernel.dropped) else { continue };
+            if kernel.edge && self.random.chance(70) {
+                kernel.edge = false;
+            } else if !self.random.chance(2) {
+                continue;
+            }
+            let ready = Ready {
+                token,
+                readable: kernel.is_readable(),
+                writable: kernel.is_writable(),
+                ended: kernel.fin || kernel.reset,
+            };
+            let times = if self.random.chance(5) { 2 } else { 1 };
+            events.extend(std::iter::repeat_n(ready, times));
+        }
+        if self.arrivals.take_edge() {
+            events.push(ready(LISTENER));
+        }
+        if self.messages.take_edge() {
+            events.push(ready(BUS));
+        }
+        for _ in 0..self.checks.answered() {
+            events.push(ready(Token(FIRST_WORKER)));
+        }
+        if self.random.chance(5) {
+            // Of nobody, or nothing new.
+            let slot = FIRST_CONN + self.random.below(20);
+            let tokens = [LISTENER, BUS, Token(slot), Token(slot)];
+            events.push(ready(*self.random.pick(&tokens)));
+        }
+        for index in (1..events.len()).rev() {
+            events.swap(index, self.random.below(index + 1));
+        }
+        events
+    }
+
+    /// Browsers answer what they have got.
+    fn react(&mut self) {
+        let random = &mut self.random;
+        for tab in self.oracle.tabs.values_mut() {
+            for item in std::mem::take(&mut tab.unanswered) {
+                let manners = &tab.browser.manners;
+                match item {
+                    Item::Ping if !manners.deaf => tab.browser.pong(random),
+                    Item::Close(code) if !manners.rude => tab.browser.close(random, code),
+                    _ => {}
+                }
+            }
+            let is_over = tab.browser.kernel.borrow().finished;
+            if is_over && random.chance(40) {
+                tab.browser.end();
+            }
+        }
+    }
+
+    /// Everybody leaves.
+    fn end(&mut self) {
+        self.is_down = false;
+        if self.oracle.is_reloading {
+            self.reload();
+        }
+        while self.oracle.is_self_checking || self.oracle.is_locked_down {
+            self.self_check();
+        }
+        if self.random.chance(10) {
+            return self.stop();
+        }
+        for tab in self.oracle.tabs.values_mut() {
+            tab.browser.kernel.borrow_mut().tricks = 0;
+            tab.browser.end();
+        }
+        let mut rounds = VecDeque::from([0; 200]);
+        while rounds.pop_front().is_some() {
+            let now = self.oracle.now.after(Duration::from_secs(1));
+            self.set_clock(now);
+            self.answer();
+            self.turn();
+        }
+        self.settle();
+        check_empty(&mut self.server, &self.oracle);
+    }
+
+    /// The daemon is stopped: nobody gets a Close frame.
+    fn stop(&mut self) {
+        self.settle();
+        self.server.stop();
+        for tab in self.oracle.tabs.values_mut().filter(|tab| tab.stage != Stage::Knocking) {
+            tab.stage = Stage::Over;
+        }
+        self.oracle.follow();
+        assert_eq!(self.oracle.open(), 0);
+        self.oracle.seen("stopped");
+    }
+}
+
+fn ready(token: Token) -> Ready {
+    Ready { token, readable: true, writable: true, ended: false }
+}
+
+/// Some of what the browser has sent arrives.
+fn deliver(tab: &mut Tab, random: &mut Random) {
+    let browser = &mut tab.browser;
+    let mut kernel = browser.kernel.borrow_mut();
+    if browser.travelling.is_empty() || kernel.fin || kernel.reset {
+        return;
+    }
+    let most = if browser.manners.slow { 2 } else { browser.travelling.len() };
+    let count = if random.chance(60) { most } else { random.below(most + 1) };
+    let bytes: Vec<u8> = browser.travelling.drain(..count.min(browser.travelling.len())).collect();
+    kernel.arrive(&bytes);
+}
+
+/// The browser reads, so that there is room for more.
+fn drain(tab: &mut Tab, random: &mut Random) {
+    if !tab.browser.manners.stuck {
+        let bytes = *random.pick(&[10, 1_000, 100_000, usize::MAX]);
+        tab.browser.kernel.borrow_mut().make_room(random.below(bytes));
+    }
+}
+
+fn leave(tab: &mut Tab, random: &mut Random) {
+    if random.chance(50) {
+        tab.browser.end();
+    } else {
+        tab.browser.kernel.borrow_mut().break_off();
+    }
+}

@@ -1,0 +1,171 @@
+//! A connection that has become a WebSocket.
+
+use log::warn;
+
+use super::Server;
+use super::bursts::Cause;
+use crate::daemon::connection::Phase;
+use crate::engine::id::ConnId;
+use crate::engine::limits::{
+    CLOSE_DEADLINE, MAX_CONTROL_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND, MAX_SUBSCRIPTIONS,
+};
+use crate::engine::protocol::frame::{CloseReason, SharedFrame};
+use crate::engine::protocol::outbox::Full;
+use crate::engine::protocol::reader::Incoming;
+use crate::engine::protocol::wamp;
+use crate::engine::telemetry::stats::{End, LimitHit};
+use crate::platform::random;
+
+impl Server {
+    pub(super) fn receive_frames(&mut self, id: ConnId, bytes: &[u8]) {
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let (frames, closing) = match self.conn(id).map(|conn| &mut conn.phase) {
+            Some(Phase::Open(reader)) => (reader.feed(bytes, &mut incoming), false),
+            Some(Phase::Closing(reader)) => (reader.feed(bytes, &mut incoming), true),
+            _ => Default::default(),
+        };
+        let now = self.now;
+        // A test suite is faster than any browser.
+        let is_limited = cfg!(not(feature = "echo"));
+        if is_limited && self.conn(id).is_some_and(|conn| !conn.count(now, frames)) {
+            incoming.clear();
+            self.flooded(id);
+        }
+        for incoming in incoming.drain(..) {
+            match incoming {
+                Incoming::Closed | Incoming::Violation(_) if closing => self.finish(id),
+                _ if closing => {}
+                #[cfg(feature = "echo")]
+                Incoming::Message(_) | Incoming::Binary(_) if self.echoes() => {
+                    self.echo(id, incoming);
+                }
+                Incoming::Message(text) => self.receive_message(id, &text),
+                // EspoCRM's daemon took it as text.
+                Incoming::Binary(bytes) => match std::str::from_utf8(&bytes) {
+                    Ok(text) => self.receive_message(id, text),
+                    Err(_) => self.close(id, CloseReason::Malformed),
+                },
+                Incoming::Pong => {}
+                Incoming::Answer(frame) => self.send(id, frame),
+                Incoming::Closed => self.finish(id),
+                Incoming::Violation(reason) => {
+                    self.close(id, reason);
+                    // Whatever comes now cannot be relied on, an answer to the Close frame included.
+                    self.finish(id);
+                }
+            }
+        }
+        self.incoming = incoming;
+    }
+
+    fn receive_message(&mut self, id: ConnId, text: &str) {
+        if let Some(conn) = self.conn(id) {
+            conn.completed();
+        }
+        if wamp::may_subscribe(text) {
+            // By the categories that are on disk now.
+            self.look();
+        }
+        self.hub.receive(id, text);
+        self.carry_out();
+    }
+
+    /// A peer that sends so much is no browser, or one that has gone wild.
+    fn flooded(&mut self, id: ConnId) {
+        if self.bursts.begins(Cause::Flooded, self.now) {
+            let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
+            warn!(
+                "A tab of user {user} sent more than {MAX_FRAMES_PER_SECOND} messages or \
+                 {MAX_CONTROL_FRAMES_PER_SECOND} pings in a second. It was closed, and stays so until \
+                 its page is reloaded."
+            );
+        }
+        self.close(id, CloseReason::Flood);
+    }
+
+    pub(super) fn welcome(&mut self, id: ConnId) {
+        self.end_login(id);
+        // Others of the same user may have come in while it was checked.
+        if let Some(user) = self.hub.user(id).map(str::to_owned) {
+            let others = self.hub.connections_of(&user).saturating_sub(1);
+            if self.has_too_many(&user, others) {
+                return self.end(id, End::UserLimit);
+            }
+        }
+        match random::hex() {
+            Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
+            Err(error) => {
+                warn!("The kernel has no random numbers: {error}. A tab was sent away.");
+                return self.end(id, End::CheckFailed);
+            }
+        }
+        // It is to be reviewed together with the user's other tabs.
+        self.hub.review(self.now, id);
+        self.arm(id);
+    }
+
+    /// Has a frame written at the end of this turn. After a Close frame there are none.
+    pub(super) fn send(&mut self, id: ConnId, frame: SharedFrame) {
+        let Some(conn) = self.conn(id) else { return };
+        if !matches!(conn.phase, Phase::Upgrading(_) | Phase::Open(_)) {
+            return;
+        }
+        match conn.outbox.push(frame) {
+            Ok(()) => {
+                self.weigh(id);
+                self.mark_dirty(id);
+            }
+            Err(Full) => self.too_slow(id),
+        }
+    }
+
+    /// Ends a connection cleanly: a Close frame, and a while for the browser to answer it. Its tab
+    /// does not come back before it is reloaded.
+    pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        let is_login = self.conn(id).is_some_and(|conn| conn.logging_in);
+        self.count_end(
+            id,
+            match reason {
+                CloseReason::Refused if is_login => End::TokenDenied,
+                CloseReason::Refused => End::TokenRevoked,
+                CloseReason::Forbidden => End::Forbidden,
+                CloseReason::Protocol => End::Protocol,
+                CloseReason::Malformed => End::Malformed,
+                CloseReason::TooBig => End::TooBig,
+                CloseReason::Flood => End::Flood,
+            },
+        );
+        self.end_login(id);
+        self.hub.close(id);
+        self.send(id, SharedFrame::close(reason));
+        let Some(conn) = self.conn(id) else { return };
+        if let Phase::Open(reader) = &mut conn.phase {
+            conn.phase = Phase::Closing(std::mem::take(reader));
+            self.limit(id, CLOSE_DEADLINE);
+        }
+    }
+
+    /// Both sides have closed: what waits is written, then TCP is ended.
+    fn finish(&mut self, id: ConnId) {
+        self.count_end(id, End::Left);
+        self.end_login(id);
+        self.hub.close(id);
+        let Some(conn) = self.conn(id) else { return };
+        conn.phase = Phase::Finishing;
+        if !conn.has_output() {
+            conn.written();
+        }
+        self.limit(id, CLOSE_DEADLINE);
+    }
+
+    pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
+        self.stats.leave_out(LimitHit::Subscriptions);
+        if self.bursts.begins(Cause::TooManySubscriptions, self.now) {
+            let user = self.hub.user(id).unwrap_or("(not yet logged in)");
+            warn!(
+                "A tab of user {user} wants more than {MAX_SUBSCRIPTIONS} subscriptions: no more \
+                 are taken."
+            );
+        }
+    }
+}

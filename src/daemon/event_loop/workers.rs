@@ -1,0 +1,268 @@
+//! Having checks answered by PHP workers.
+
+use std::io;
+use std::rc::Rc;
+
+use log::{error, info, warn};
+use mio::Token;
+
+use super::{Backend, Server};
+use crate::engine::checks::check::Check;
+use crate::engine::checks::queue::JobId;
+use crate::engine::checks::verdict;
+use crate::engine::checks::verdict::{Exit, Failure, Verdict};
+use crate::engine::checks::worker_pool::{Lane, Next, WorkerId};
+use crate::engine::checks::worker_protocol::{Done, Reply};
+use crate::engine::espocrm::version::Convention;
+use crate::espocrm::Router;
+use crate::espocrm::workers::{Errand, Outcome, Trouble};
+use crate::platform::sys;
+
+impl Server {
+    /// On what the next check is to run; `None` if it has to wait for a worker.
+    pub(super) fn lane(&mut self, waiting: usize) -> Option<Lane> {
+        if let Backend::Espocrm(_) = self.backend {
+            self.pool.set_stuck(self.workers.stuck());
+            return self.pool.take(self.now, waiting);
+        }
+        Some(Lane::Plain)
+    }
+
+    /// Runs a check; by a process of its own if the worker cannot.
+    pub(super) fn start_check(&mut self, id: JobId, check: &Rc<Check>, lane: Lane) {
+        let convention = self.settings.version.convention();
+        let (worker, started) = match lane {
+            Lane::Plain => return self.start_plainly(id, check, convention),
+            Lane::Idle(worker) => (worker, Ok(())),
+            Lane::New(worker) => (worker, self.start_worker(worker)),
+        };
+        let (now, timeout) = (self.now, self.settings.check_timeout.value);
+        let errand = Errand { job: id, convention, verifies: false };
+        let registry = self.poll.registry();
+        let words = &check.arguments;
+        let running =
+            started.and_then(|()| self.workers.run(registry, worker, errand, words, now, timeout));
+        if let Err(error) = running {
+            self.workers.stop(worker);
+            self.worker_failed(worker, &error.to_string());
+            self.start_plainly(id, check, convention);
+        } else {
+            self.stats.run(true);
+        }
+    }
+
+    /// Goes on with what a worker says.
+    pub(super) fn worker_ready(&mut self, token: Token) {
+        #[cfg(test)]
+        if let Backend::Scripted(checks) = &self.backend {
+            if let Some((id, check, verdict)) = checks.take() {
+                self.finish_check(id, &check, &verdict);
+            }
+            return;
+        }
+        let mut outcomes = Vec::new();
+        self.workers.ready(self.poll.registry(), token, &mut outcomes);
+        self.take_outcomes(outcomes);
+    }
+
+    /// Takes the workers that have ended.
+    pub(super) fn reap_workers(&mut self) {
+        let (mut outcomes, mut ended) = (Vec::new(), Vec::new());
+        self.workers.reap(&mut outcomes, &mut ended);
+        for worker in ended {
+            self.worker_failed(worker, "it ended while it had nothing to do");
+        }
+        self.take_outcomes(outcomes);
+    }
+
+    /// In a container without an init process we are PID 1: what PHP's processes leave behind becomes
+    /// our child. Called after the processes that we know have been reaped.
+    pub(super) fn reap_orphans(&self) {
+        if std::process::id() == 1 {
+            let is_ours =
+                |pid| self.children.processes().chain(self.workers.processes()).any(|it| it == pid);
+            sys::reap_orphans(is_ours);
+        }
+    }
+
+    /// Stops workers that take too long, and those that have nothing to do any more.
+    pub(super) fn expire_workers(&mut self) {
+        let mut outcomes = Vec::new();
+        self.workers.expire(self.now, &mut outcomes);
+        self.take_outcomes(outcomes);
+        for worker in self.pool.expire(self.now) {
+            self.workers.stop(worker);
+        }
+    }
+
+    fn start_worker(&mut self, id: WorkerId) -> io::Result<()> {
+        let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
+        // Systems that clean up their temporary directory may have removed it.
+        let router = match espocrm.router.take().filter(Router::exists) {
+            Some(router) => router,
+            None => Router::write()?,
+        };
+        let mut commands: Vec<&str> = self.settings.categories.commands().collect();
+        commands.push(Check::AUTHENTICATION);
+        commands.sort_unstable();
+        commands.dedup();
+        let command = espocrm.installation.worker(&router, &commands.join(" "));
+        espocrm.router = Some(router);
+        self.workers.start(self.poll.registry(), self.now, id, command)
+    }
+
+    fn router_is_gone(&self) -> bool {
+        let Backend::Espocrm(espocrm) = &self.backend else { return false };
+        !espocrm.router.as_ref().is_some_and(Router::exists)
+    }
+
+    fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
+        for Outcome { worker, errand, mut result } in outcomes {
+            let check = self.access.check(errand.job);
+            let answer = match &result {
+                Ok(Reply::Done(done)) => self.weigh_answer(worker, errand, check.as_deref(), done),
+                _ => Weighed::Nothing,
+            };
+            if matches!(answer, Weighed::Granted) {
+                // It counts when the worker has rejected a random token.
+                match self.verify(worker, errand) {
+                    Ok(()) => continue,
+                    Err(error) => result = Err(Trouble::NoGood(error.to_string())),
+                }
+            }
+            if matches!(answer, Weighed::Untrusted) {
+                error!(
+                    "A PHP worker accepted a random token as a user's login: it is stopped, and \
+                     nothing that it granted counts. Find out what changes AuthTokenCheck only \
+                     there, or set --no-worker."
+                );
+                self.request_self_check();
+                let why = "it accepted a random token".to_owned();
+                result = Err(Trouble::NoGood(why));
+            }
+            let next = match &result {
+                Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
+                Ok(Reply::Unable) if self.router_is_gone() => {
+                    self.worker_failed(worker, "its script was removed");
+                    Next::Stop
+                }
+                Ok(Reply::Unable) => self.pool.unable(self.now, worker),
+                Err(Trouble::TimedOut { begun: true }) => self.pool.stopped(self.now, worker),
+                Err(Trouble::TimedOut { begun: false } | Trouble::NotBegun) => {
+                    self.worker_obstructed(worker);
+                    Next::Stop
+                }
+                Err(Trouble::NoGood(why)) => {
+                    let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
+                    self.worker_failed(worker, &why);
+                    Next::Stop
+                }
+            };
+            match next {
+                Next::Wait => {}
+                Next::Stop => self.workers.stop(worker),
+                Next::GiveUp => {
+                    self.workers.stop(worker);
+                    give_up("it cannot run EspoCRM's commands, or not in time");
+                }
+            }
+            let Some(check) = check else { continue };
+            match result {
+                Ok(Reply::Done(_)) => match answer {
+                    Weighed::Verdict(verdict) => self.finish_check(errand.job, &check, &verdict),
+                    _ => self.start_plainly(errand.job, &check, errand.convention),
+                },
+                Err(Trouble::TimedOut { .. }) => {
+                    let verdict = Verdict::Unchecked(Failure::TimedOut);
+                    self.finish_check(errand.job, &check, &verdict);
+                }
+                Ok(Reply::Unable) | Err(Trouble::NoGood(_) | Trouble::NotBegun) => {
+                    self.start_plainly(errand.job, &check, errand.convention);
+                }
+            }
+        }
+    }
+
+    /// A worker had nothing else to do and did not begin a check.
+    fn worker_obstructed(&mut self, worker: WorkerId) {
+        self.stats.worker_failures += 1;
+        match self.pool.obstructed(self.now, worker) {
+            Next::GiveUp => give_up(OBSTRUCTED),
+            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {OBSTRUCTED}."),
+        }
+    }
+
+    /// What an answer of a worker is worth.
+    fn weigh_answer(
+        &mut self,
+        worker: WorkerId,
+        errand: Errand,
+        check: Option<&Check>,
+        done: &Done,
+    ) -> Weighed {
+        let convention = self.convention(errand.convention);
+        if !errand.verifies {
+            return match check.map(|check| read(convention, check, done)) {
+                Some(Verdict::Granted) if !self.pool.is_verified(worker) => Weighed::Granted,
+                Some(verdict) => Weighed::Verdict(verdict),
+                None => Weighed::Nothing,
+            };
+        }
+        let exit = Exit::Status(done.status);
+        match self.self_check.read(convention, exit, &done.output, String::new) {
+            Verdict::Denied => {
+                self.pool.verified(worker);
+                Weighed::Verdict(Verdict::Granted)
+            }
+            Verdict::Granted => Weighed::Untrusted,
+            Verdict::Unchecked(_) => Weighed::Nothing,
+        }
+    }
+
+    /// Asks a worker that has granted a check for a token that it must reject.
+    fn verify(&mut self, worker: WorkerId, errand: Errand) -> io::Result<()> {
+        let question = self.self_check.question().cloned();
+        let question = question.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let (now, timeout) = (self.now, self.settings.check_timeout.value);
+        let errand = Errand { verifies: true, ..errand };
+        let registry = self.poll.registry();
+        self.workers.run(registry, worker, errand, &question.arguments, now, timeout)
+    }
+
+    fn worker_failed(&mut self, worker: WorkerId, why: &str) {
+        self.stats.worker_failures += 1;
+        match self.pool.failed(self.now, worker) {
+            Next::GiveUp => give_up(why),
+            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {why}."),
+        }
+    }
+}
+
+/// Both words that the log needs: for the one that was stopped, and for the end of workers.
+const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local user \
+     holds many connections to its port on 127.0.0.1 (ss -tnp shows whose they are)";
+
+/// What an answer of a worker is worth.
+enum Weighed {
+    /// This.
+    Verdict(Verdict),
+    /// A grant by a worker that is not verified yet.
+    Granted,
+    /// The worker grants everything.
+    Untrusted,
+    /// The check has to be run plainly, if it is still wanted.
+    Nothing,
+}
+
+fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
+    let line = || check.redact(&verdict::first_line(&done.output));
+    let exit = Exit::Status(done.status);
+    verdict::read(convention, &check.affirmation, exit, &done.output, line)
+}
+
+fn give_up(why: &str) {
+    warn!(
+        "PHP workers cannot be used: {why}. For the next minutes each access check is run in a \
+         PHP process of its own, which costs more. --no-worker keeps it so."
+    );
+}

@@ -1,0 +1,193 @@
+//! What stands in for the kernel, ZeroMQ and PHP in a test: it says what it was told to say, and
+//! notes in one journal, in order, what the server asked of it.
+
+mod socket;
+
+#[path = "../../tests/simulation/random.rs"]
+mod random;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use crate::daemon::zmq::Received;
+use crate::engine::checks::check::Check;
+use crate::engine::checks::queue::JobId;
+use crate::engine::checks::verdict::Verdict;
+use crate::engine::espocrm::submission::Rejection;
+pub use random::Random;
+pub use socket::{Kernel, Socket};
+
+/// What the server has done, in order.
+pub type Journal = Rc<RefCell<VecDeque<Entry>>>;
+
+/// Names a scripted socket; none has the number of another.
+pub type Number = usize;
+
+#[derive(Debug)]
+pub enum Entry {
+    /// It took this connection.
+    Accepted(Number),
+    /// It read so many bytes; 0 is the end.
+    Read(Number, usize),
+    /// It wrote so many.
+    Wrote(Number, usize),
+    /// It was told that the connection is broken, when it wanted to read.
+    ReadFailed(Number),
+    /// The same, when it wanted to write.
+    WriteFailed(Number),
+    /// It will write nothing more.
+    Finished(Number),
+    /// It has closed the socket.
+    Dropped(Number),
+    /// It took a message of EspoCRM, or something else that had come.
+    Received(Message),
+    Started(JobId, Rc<Check>),
+    Answered(JobId, Rc<Check>, Verdict),
+}
+
+/// Connections that wait to be accepted.
+#[derive(Clone)]
+pub struct Arrivals(Rc<RefCell<Queue<io::Result<Socket>>>>);
+
+/// Messages that wait to be received.
+#[derive(Clone)]
+pub struct Messages(Rc<RefCell<Queue<Message>>>);
+
+pub type Message = Result<Rc<str>, Rejection>;
+
+/// Access checks: those that the server has started, and what came of them.
+#[derive(Clone)]
+pub struct Checks {
+    answers: Rc<RefCell<VecDeque<Answer>>>,
+    journal: Journal,
+}
+
+pub type Answer = (JobId, Rc<Check>, Verdict);
+
+struct Queue<T> {
+    waiting: VecDeque<T>,
+    /// That there is something is to be reported.
+    edge: bool,
+    random: Random,
+    journal: Journal,
+}
+
+impl<T> Queue<T> {
+    fn new(journal: &Journal, random: Random) -> Self {
+        Self { waiting: VecDeque::new(), edge: false, random, journal: Rc::clone(journal) }
+    }
+
+    fn push(&mut self, item: T) {
+        self.waiting.push_back(item);
+        self.edge = true;
+    }
+
+    fn is_stuck(&self) -> bool {
+        !self.waiting.is_empty() && !self.edge
+    }
+
+    /// The next one, unless it comes a moment later.
+    fn next(&mut self) -> Option<T> {
+        if !self.waiting.is_empty() && self.random.chance(5) {
+            self.edge = true;
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+}
+
+impl Arrivals {
+    pub fn new(journal: &Journal, random: Random) -> Self {
+        Self(Rc::new(RefCell::new(Queue::new(journal, random))))
+    }
+
+    pub fn push(&self, arrival: io::Result<Socket>) {
+        self.0.borrow_mut().push(arrival);
+    }
+
+    /// Whether something is to be reported, which is then done.
+    pub fn take_edge(&self) -> bool {
+        std::mem::take(&mut self.0.borrow_mut().edge)
+    }
+
+    /// Whether something waits of which nothing will be reported.
+    pub fn is_stuck(&self) -> bool {
+        self.0.borrow().is_stuck()
+    }
+
+    pub fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
+        let mut queue = self.0.borrow_mut();
+        let socket = queue.next().unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))?;
+        let number = socket.kernel().number;
+        queue.journal.borrow_mut().push_back(Entry::Accepted(number));
+        Ok((socket, SocketAddr::new(address_of(number), 50_000)))
+    }
+}
+
+/// From where a connection comes: there are a few such places.
+pub fn address_of(number: Number) -> IpAddr {
+    IpAddr::from([192, 0, 2, 1 + (number % 3) as u8])
+}
+
+impl Messages {
+    pub fn new(journal: &Journal, random: Random) -> Self {
+        Self(Rc::new(RefCell::new(Queue::new(journal, random))))
+    }
+
+    pub fn push(&self, message: Message) {
+        self.0.borrow_mut().push(message);
+    }
+
+    pub fn take_edge(&self) -> bool {
+        std::mem::take(&mut self.0.borrow_mut().edge)
+    }
+
+    pub fn is_stuck(&self) -> bool {
+        self.0.borrow().is_stuck()
+    }
+
+    pub fn receive(&self) -> Received {
+        let mut queue = self.0.borrow_mut();
+        let Some(next) = queue.next() else { return Received::Nothing };
+        let received = match &next {
+            Ok(message) => Received::Message(message.as_bytes().into()),
+            Err(rejection) => Received::Rejected(*rejection),
+        };
+        queue.journal.borrow_mut().push_back(Entry::Received(next));
+        received
+    }
+}
+
+impl Checks {
+    pub fn new(journal: &Journal) -> Self {
+        Self { answers: Rc::default(), journal: Rc::clone(journal) }
+    }
+
+    pub fn start(&self, id: JobId, check: Rc<Check>) {
+        self.journal.borrow_mut().push_back(Entry::Started(id, check));
+    }
+
+    pub fn answer(&self, id: JobId, check: Rc<Check>, verdict: Verdict) {
+        self.answers.borrow_mut().push_back((id, check, verdict));
+    }
+
+    pub fn is_answered(&self, id: JobId) -> bool {
+        self.answers.borrow().iter().any(|(answered, ..)| *answered == id)
+    }
+
+    /// How many answers the server has not taken.
+    pub fn answered(&self) -> usize {
+        self.answers.borrow().len()
+    }
+
+    /// The next answer, of which the server takes note.
+    pub fn take(&self) -> Option<Answer> {
+        let (id, check, verdict) = self.answers.borrow_mut().pop_front()?;
+        let entry = Entry::Answered(id, Rc::clone(&check), verdict.clone());
+        self.journal.borrow_mut().push_back(entry);
+        Some((id, check, verdict))
+    }
+}

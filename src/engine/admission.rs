@@ -1,0 +1,4 @@
+//! Limits by client address: open connections, pending logins and handshakes.
+
+pub mod addresses;
+pub mod handshakes;

@@ -1,0 +1,201 @@
+//! The order in which checks run: by urgency, and in turns among users.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+
+use super::JobId;
+use crate::engine::checks::check::Urgency;
+
+/// Jobs that wait to be started.
+#[derive(Debug, Default)]
+pub struct Queue {
+    authentications: Line,
+    subscriptions: Line,
+    reviews: Line,
+    /// Jobs taken so far.
+    taken: u32,
+}
+
+/// Those of one urgency. Each user has a turn, however many jobs others have.
+#[derive(Debug, Default)]
+struct Line {
+    turns: VecDeque<Rc<str>>,
+    /// Of the users who have a turn, in the order of their ids.
+    jobs: HashMap<Rc<str>, BTreeSet<JobId>>,
+    /// How many of them have no job left.
+    vain: usize,
+}
+
+/// Every so many jobs the order of urgency is turned round: a flood of logins must not keep the
+/// subscriptions waiting for ever.
+const TURNED_ROUND: u32 = 8;
+
+impl Queue {
+    /// Adds a job of this user's.
+    pub fn push(&mut self, urgency: Urgency, user: &Rc<str>, id: JobId) {
+        self.line(urgency).push(user, id);
+    }
+
+    /// The job that is to be run next.
+    pub fn pop(&mut self) -> Option<JobId> {
+        let mut order = [Urgency::Authentication, Urgency::Subscription, Urgency::Review];
+        if (self.taken + 1).is_multiple_of(TURNED_ROUND) {
+            order.reverse();
+        }
+        let id = order.into_iter().find_map(|urgency| self.line(urgency).pop())?;
+        self.taken = self.taken.wrapping_add(1);
+        Some(id)
+    }
+
+    /// Takes a job out that is not to be run.
+    pub fn remove(&mut self, urgency: Urgency, user: &str, id: JobId) {
+        self.line(urgency).remove(user, id);
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        [&self.authentications, &self.subscriptions, &self.reviews]
+            .iter()
+            .all(|line| line.is_empty())
+    }
+
+    fn line(&mut self, urgency: Urgency) -> &mut Line {
+        match urgency {
+            Urgency::Authentication => &mut self.authentications,
+            Urgency::Subscription => &mut self.subscriptions,
+            Urgency::Review => &mut self.reviews,
+        }
+    }
+}
+
+impl Line {
+    fn push(&mut self, user: &Rc<str>, id: JobId) {
+        let jobs = match self.jobs.entry(Rc::clone(user)) {
+            Entry::Occupied(entry) => {
+                let jobs = entry.into_mut();
+                self.vain -= usize::from(jobs.is_empty());
+                jobs
+            }
+            Entry::Vacant(entry) => {
+                self.turns.push_back(Rc::clone(user));
+                entry.insert(BTreeSet::new())
+            }
+        };
+        jobs.insert(id);
+    }
+
+    fn pop(&mut self) -> Option<JobId> {
+        loop {
+            let user = self.turns.pop_front()?;
+            let jobs = self.jobs.get_mut(&user)?;
+            let id = jobs.pop_first();
+            if jobs.is_empty() {
+                self.jobs.remove(&user);
+                self.give_back();
+            } else {
+                self.turns.push_back(user);
+            }
+            match id {
+                Some(id) => return Some(id),
+                None => self.vain = self.vain.saturating_sub(1),
+            }
+        }
+    }
+
+    fn remove(&mut self, user: &str, id: JobId) {
+        let Some(jobs) = self.jobs.get_mut(user) else { return };
+        if !jobs.remove(&id) || !jobs.is_empty() {
+            return;
+        }
+        self.vain += 1;
+        // When thousands leave at once, each of them must not cost a walk along the line.
+        if self.vain * 2 > self.turns.len() {
+            self.jobs.retain(|_, jobs| !jobs.is_empty());
+            self.turns.retain(|user| self.jobs.contains_key(user));
+            self.vain = 0;
+            self.give_back();
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.vain == self.turns.len()
+    }
+
+    /// After a storm its memory is given back.
+    fn give_back(&mut self) {
+        if self.turns.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Urgency::{Authentication, Review, Subscription};
+    use super::*;
+
+    fn popped(queue: &mut Queue) -> Vec<u64> {
+        std::iter::from_fn(|| queue.pop()).map(|id| id.0).collect()
+    }
+
+    fn push(queue: &mut Queue, urgency: Urgency, user: &str, id: u64) {
+        queue.push(urgency, &user.into(), JobId(id));
+    }
+
+    #[test]
+    fn users_take_turns_and_their_own_jobs_keep_their_order() {
+        let mut queue = Queue::default();
+        for id in 0..4 {
+            push(&mut queue, Subscription, "greedy", id);
+        }
+        push(&mut queue, Subscription, "a", 4);
+        push(&mut queue, Subscription, "b", 5);
+        assert_eq!(popped(&mut queue), [0, 4, 5, 1, 2, 3]);
+        assert!(queue.is_empty() && queue.subscriptions.jobs.is_empty());
+    }
+
+    #[test]
+    fn the_urgent_come_first_and_the_others_not_last_for_ever() {
+        let mut queue = Queue::default();
+        for id in 0..20 {
+            push(&mut queue, Authentication, &id.to_string(), id);
+        }
+        push(&mut queue, Subscription, "a", 100);
+        push(&mut queue, Review, "a", 101);
+        let order = popped(&mut queue);
+        assert_eq!(order[..9], [0, 1, 2, 3, 4, 5, 6, 101, 7]);
+        assert_eq!(order[15], 100);
+        assert_eq!(order.len(), 22);
+    }
+
+    #[test]
+    fn what_is_removed_is_not_run() {
+        let mut queue = Queue::default();
+        push(&mut queue, Review, "a", 1);
+        push(&mut queue, Review, "a", 2);
+        push(&mut queue, Review, "b", 3);
+        queue.remove(Review, "a", JobId(1));
+        queue.remove(Review, "b", JobId(3));
+        queue.remove(Review, "b", JobId(3));
+        queue.remove(Review, "nobody", JobId(2));
+        assert_eq!(popped(&mut queue), [2]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn users_who_come_and_go_leave_nothing_behind() {
+        let mut queue = Queue::default();
+        push(&mut queue, Authentication, "stays", 0);
+        for id in 1..1_000 {
+            push(&mut queue, Authentication, &id.to_string(), id);
+            queue.remove(Authentication, &id.to_string(), JobId(id));
+            assert!(queue.authentications.turns.len() <= 3);
+        }
+        push(&mut queue, Authentication, "999", 1_000);
+        assert_eq!(popped(&mut queue), [0, 1_000]);
+        let line = &queue.authentications;
+        assert!(queue.is_empty() && line.jobs.is_empty() && line.turns.is_empty());
+        assert_eq!(line.vain, 0);
+    }
+}

@@ -1,0 +1,289 @@
+//! The self-check: whether EspoCRM rejects a random token, which must be known before anything is
+//! granted.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::check::Check;
+use super::verdict::{self, Exit, Failure, Verdict, is_id};
+use crate::engine::espocrm::version::Convention;
+use crate::engine::time::Time;
+
+/// Decides when the self-check runs and what its result means; runs nothing itself.
+///
+/// A broken installation, a modified `AuthTokenCheck` or a script in the place of PHP can accept
+/// every token. After each load and reload one check with a random token shows whether it does.
+/// Until its result is known no check is started. If the token is accepted, clients are rejected,
+/// and the self-check is repeated until the token is denied. A self-check without a result, as
+/// while the database is down, changes nothing: other checks then have no result either. It is
+/// repeated, too.
+#[derive(Debug, Default)]
+pub struct SelfCheck {
+    trust: Trust,
+    /// What is being asked, or was asked last.
+    question: Option<Rc<Check>>,
+    is_running: bool,
+    /// Requested while it was running: its result is about the past.
+    again: bool,
+    due: Option<Time>,
+    /// The present trust is to be logged, even if it does not change.
+    announce: bool,
+}
+
+/// What is known about EspoCRM's checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trust {
+    /// The random token was denied, or there is no EspoCRM (demo).
+    #[default]
+    Passed,
+    /// Not checked since the last load.
+    Unknown,
+    /// The self-check had no result.
+    Inconclusive,
+    /// The random token was accepted.
+    Accepted,
+}
+
+/// What a result means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Something has changed meanwhile: another run follows.
+    Superseded,
+    /// EspoCRM rejects the token, as before.
+    Passed,
+    /// EspoCRM rejects the token again, after it had accepted it.
+    Recovered,
+    /// There is no result, for the first time since the last load.
+    Inconclusive,
+    /// EspoCRM accepts the token. End all connections.
+    Accepted,
+    /// As before; nothing is to be logged.
+    Unchanged,
+}
+
+/// Until the next attempt, while there is no result or the token is accepted.
+const RETRY: Duration = Duration::from_secs(10);
+
+impl SelfCheck {
+    /// EspoCRM was loaded, or may have changed: a run is due at once.
+    pub fn request(&mut self, now: Time) {
+        if self.trust != Trust::Accepted {
+            self.trust = Trust::Unknown;
+        }
+        self.again = self.is_running;
+        self.due = Some(now);
+    }
+
+    /// Whether a run is to be started now.
+    #[must_use]
+    pub fn is_due(&self, now: Time) -> bool {
+        !self.is_running && self.due.is_some_and(|due| due <= now)
+    }
+
+    /// When [`is_due`](Self::is_due) becomes true.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.due.filter(|_| !self.is_running)
+    }
+
+    /// A run is started that asks this. Its verdict must come back through
+    /// [`finish`](Self::finish).
+    pub fn start(&mut self, question: Check) -> Rc<Check> {
+        let question = Rc::new(question);
+        self.question = Some(Rc::clone(&question));
+        self.is_running = true;
+        self.again = false;
+        self.due = None;
+        question
+    }
+
+    /// What was asked last: a token that no EspoCRM may accept. Workers are asked the same.
+    #[must_use]
+    pub fn question(&self) -> Option<&Rc<Check>> {
+        self.question.as_ref()
+    }
+
+    /// The run has ended. Without a run nothing happens.
+    pub fn finish(&mut self, now: Time, verdict: &Verdict) -> Outcome {
+        if !std::mem::take(&mut self.is_running) {
+            return Outcome::Unchanged;
+        }
+        let before = self.trust;
+        let again = std::mem::take(&mut self.again);
+        if again && *verdict != Verdict::Granted {
+            return Outcome::Superseded;
+        }
+        if !again {
+            self.due = (*verdict != Verdict::Denied).then(|| now.after(RETRY));
+        }
+        let announce = std::mem::take(&mut self.announce);
+        match verdict {
+            Verdict::Denied => {
+                self.trust = Trust::Passed;
+                if before == Trust::Accepted { Outcome::Recovered } else { Outcome::Passed }
+            }
+            Verdict::Granted => {
+                self.trust = Trust::Accepted;
+                let is_known = before == Trust::Accepted && !announce;
+                if is_known { Outcome::Unchanged } else { Outcome::Accepted }
+            }
+            // What was accepted before is in doubt until it is denied.
+            Verdict::Unchecked(_) if before == Trust::Accepted => Outcome::Unchanged,
+            Verdict::Unchecked(_) => {
+                self.trust = Trust::Inconclusive;
+                let is_known = before == Trust::Inconclusive && !announce;
+                if is_known { Outcome::Unchanged } else { Outcome::Inconclusive }
+            }
+        }
+    }
+
+    /// Reads the outcome of asking the [`question`](Self::question). That the token is taken for
+    /// another user's is no better: then that user can be impersonated by any token.
+    #[must_use]
+    pub fn read(
+        &self,
+        convention: Convention,
+        exit: Exit,
+        output: &[u8],
+        complaint: impl FnOnce() -> String,
+    ) -> Verdict {
+        if exit == Exit::Status(0) && is_id(output.trim_ascii()) {
+            return Verdict::Granted;
+        }
+        let affirmation = self.question.as_ref().map(|question| &question.affirmation);
+        match affirmation {
+            Some(affirmation) => verdict::read(convention, affirmation, exit, output, complaint),
+            None => Verdict::Unchecked(Failure::NothingChecked),
+        }
+    }
+
+    /// The administrator waits for a result: the next one is reported even if it is the same.
+    pub fn announce(&mut self) {
+        self.announce = true;
+    }
+
+    /// Whether checks may be started.
+    #[must_use]
+    pub fn allows_checks(&self) -> bool {
+        matches!(self.trust, Trust::Passed | Trust::Inconclusive)
+    }
+
+    /// Whether clients are rejected because EspoCRM accepts any token.
+    #[must_use]
+    pub fn rejects_clients(&self) -> bool {
+        self.trust == Trust::Accepted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_millis(5);
+
+    fn run(check: &mut SelfCheck, now: Time, verdict: &Verdict) -> Outcome {
+        assert!(check.is_due(now));
+        check.start(Check::authentication("t", "u"));
+        assert_eq!(check.next_deadline(), None);
+        assert!(!check.is_due(now));
+        check.finish(now, verdict)
+    }
+
+    fn failed() -> Verdict {
+        Verdict::Unchecked(Failure::TimedOut)
+    }
+
+    #[test]
+    fn no_check_is_started_before_the_first_result() {
+        let mut check = SelfCheck::default();
+        assert!(check.allows_checks() && !check.is_due(NOW));
+        check.request(NOW);
+        assert!(!check.allows_checks() && !check.rejects_clients());
+        assert_eq!(run(&mut check, NOW, &Verdict::Denied), Outcome::Passed);
+        assert!(check.allows_checks() && !check.rejects_clients());
+        assert_eq!(check.next_deadline(), None);
+        check.request(NOW);
+        assert!(!check.allows_checks());
+    }
+
+    #[test]
+    fn a_token_that_is_accepted_rejects_clients_until_it_is_denied() {
+        let mut check = SelfCheck::default();
+        check.request(NOW);
+        assert_eq!(run(&mut check, NOW, &Verdict::Granted), Outcome::Accepted);
+        let mut now = NOW;
+        // Neither a failure nor a reload is a reason to grant.
+        for (verdict, reload) in [(Verdict::Granted, false), (failed(), false), (failed(), true)] {
+            assert!(check.rejects_clients() && !check.allows_checks());
+            assert_eq!(check.next_deadline(), Some(now.after(RETRY)));
+            now = now.after(RETRY);
+            if reload {
+                check.request(now);
+                assert!(check.rejects_clients());
+            }
+            assert_eq!(run(&mut check, now, &verdict), Outcome::Unchanged);
+        }
+        now = now.after(RETRY);
+        check.announce();
+        assert_eq!(run(&mut check, now, &Verdict::Granted), Outcome::Accepted);
+        now = now.after(RETRY);
+        assert_eq!(run(&mut check, now, &Verdict::Denied), Outcome::Recovered);
+        assert!(check.allows_checks() && !check.rejects_clients());
+        assert_eq!(check.next_deadline(), None);
+    }
+
+    #[test]
+    fn without_a_result_checks_run_and_the_self_check_is_repeated() {
+        let mut check = SelfCheck::default();
+        check.request(NOW);
+        assert_eq!(run(&mut check, NOW, &failed()), Outcome::Inconclusive);
+        assert!(check.allows_checks() && !check.rejects_clients());
+        let later = NOW.after(RETRY);
+        assert_eq!(run(&mut check, later, &failed()), Outcome::Unchanged);
+        let later = later.after(RETRY);
+        assert_eq!(run(&mut check, later, &Verdict::Granted), Outcome::Accepted);
+        assert!(check.rejects_clients());
+    }
+
+    #[test]
+    fn any_user_for_the_token_is_one_too_many() {
+        let mut check = SelfCheck::default();
+        check.start(Check::authentication("t", "u"));
+        let read = |convention, status, output: &str| {
+            check.read(convention, Exit::Status(status), output.as_bytes(), String::new)
+        };
+        for convention in [Convention::ExitStatus, Convention::Output, Convention::InDoubt] {
+            assert_eq!(read(convention, 0, "u"), Verdict::Granted);
+            assert_eq!(read(convention, 0, "6b030f5b450565077\n"), Verdict::Granted);
+            assert_eq!(read(convention, 1, ""), Verdict::Denied);
+            for (status, output) in [(1, "u"), (255, "u"), (0, "Error: x")] {
+                let verdict = read(convention, status, output);
+                assert!(matches!(verdict, Verdict::Unchecked(_)), "{status} {output}");
+            }
+        }
+        assert_eq!(read(Convention::Output, 0, ""), Verdict::Denied);
+        let nothing = Verdict::Unchecked(Failure::NothingChecked);
+        assert_eq!(read(Convention::ExitStatus, 0, ""), nothing);
+    }
+
+    #[test]
+    fn a_result_from_before_a_change_counts_only_if_it_is_bad() {
+        let mut check = SelfCheck::default();
+        for verdict in [Verdict::Denied, failed()] {
+            check.request(NOW);
+            check.start(Check::authentication("t", "u"));
+            check.request(NOW);
+            assert_eq!(check.finish(NOW, &verdict), Outcome::Superseded);
+            assert!(!check.allows_checks());
+            assert_eq!(run(&mut check, NOW, &Verdict::Denied), Outcome::Passed);
+        }
+        check.request(NOW);
+        check.start(Check::authentication("t", "u"));
+        check.request(NOW);
+        assert_eq!(check.finish(NOW, &Verdict::Granted), Outcome::Accepted);
+        assert_eq!(run(&mut check, NOW, &Verdict::Denied), Outcome::Recovered);
+        // Of a run that was not started nothing counts.
+        assert_eq!(check.finish(NOW, &Verdict::Granted), Outcome::Unchanged);
+        assert!(!check.rejects_clients());
+    }
+}

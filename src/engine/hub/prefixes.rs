@@ -1,0 +1,82 @@
+//! The short names that a WAMP v1 client may define for the beginnings of topics.
+
+use std::borrow::Cow;
+
+use crate::engine::limits::{MAX_PREFIX, MAX_PREFIXES, MAX_TOPIC};
+
+/// A client's prefixes. EspoCRM's own client defines none, so none cost no memory.
+#[derive(Debug, Default)]
+#[expect(clippy::box_collection, reason = "a session without prefixes pays 8 bytes, not 24")]
+pub(super) struct Prefixes(Option<Box<Vec<Prefix>>>);
+
+/// The short name, and what it stands for.
+type Prefix = (Box<str>, Box<str>);
+
+/// What one costs besides its names: its place, and two allocations.
+const PREFIX: usize = 64;
+
+impl Prefixes {
+    /// Lets `prefix:rest` stand for `uri#rest`. Beyond the limits it is ignored.
+    pub fn define(&mut self, prefix: &str, uri: &str) {
+        if prefix.len() > MAX_PREFIX || uri.len() > MAX_TOPIC {
+            return;
+        }
+        let all = self.0.get_or_insert_default();
+        if let Some((_, old)) = all.iter_mut().find(|(name, _)| **name == *prefix) {
+            *old = uri.into();
+        } else if all.len() < MAX_PREFIXES {
+            all.push((prefix.into(), uri.into()));
+        }
+    }
+
+    /// Bytes of memory.
+    pub fn held(&self) -> usize {
+        let all = self
+            .0
+            .as_ref()
+            .map(|all| all.iter().map(|(name, uri)| PREFIX + name.len() + uri.len()));
+        all.map_or(0, Iterator::sum)
+    }
+
+    /// The name that is meant.
+    pub fn expand<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let meant = || {
+            let (prefix, rest) = name.split_once(':')?;
+            let (_, uri) = self.0.as_ref()?.iter().find(|(name, _)| **name == *prefix)?;
+            Some(format!("{uri}#{rest}"))
+        };
+        meant().map_or(Cow::Borrowed(name), Cow::Owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_stands_for_its_uri() {
+        let mut prefixes = Prefixes::default();
+        assert_eq!(prefixes.expand("e:a"), "e:a");
+        prefixes.define("e", "myTopic.x");
+        assert_eq!(prefixes.expand("e:a:b"), "myTopic.x#a:b");
+        assert_eq!(prefixes.expand("e"), "e");
+        assert_eq!(prefixes.expand("f:a"), "f:a");
+        prefixes.define("e", "other");
+        assert_eq!(prefixes.expand("e:"), "other#");
+    }
+
+    #[test]
+    fn they_are_bounded() {
+        let mut prefixes = Prefixes::default();
+        prefixes.define(&"p".repeat(MAX_PREFIX + 1), "u");
+        prefixes.define("long", &"u".repeat(MAX_TOPIC + 1));
+        for number in 0..2 * MAX_PREFIXES {
+            prefixes.define(&format!("p{number}"), "u");
+        }
+        assert_eq!(prefixes.0.as_ref().map(|all| all.len()), Some(MAX_PREFIXES));
+        assert!((MAX_PREFIXES * PREFIX..2 * MAX_PREFIXES * PREFIX).contains(&prefixes.held()));
+        assert_eq!(prefixes.expand("long:a"), "long:a");
+        assert_eq!(prefixes.expand("p0:a"), "u#a");
+        assert_eq!(prefixes.expand(&format!("p{MAX_PREFIXES}:a")), format!("p{MAX_PREFIXES}:a"));
+    }
+}

@@ -1,0 +1,126 @@
+//! One browser tab: its user and its subscriptions.
+
+use smallvec::SmallVec;
+
+use super::prefixes::Prefixes;
+use crate::engine::checks::check::Ticket;
+use crate::engine::hub::recheck::Due;
+use crate::engine::id::ConnId;
+use crate::engine::interner::Key;
+
+/// What the hub keeps of a connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub conn: ConnId,
+    /// A name held in the directory's users.
+    pub user: Key,
+    /// Held in the directory's tokens.
+    pub token: Key,
+    pub login: Login,
+    /// None before it is planned.
+    pub next_review: Option<Due>,
+    /// The serial number of the latest check.
+    serial: u32,
+    /// In the order in which they were made. A tab of EspoCRM has two to five.
+    pub subscriptions: SmallVec<[Subscription; 5]>,
+    pub prefixes: Prefixes,
+}
+
+/// How far a session's authentication has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Login {
+    /// It waits for the first verdict.
+    Waiting,
+    /// It has been welcomed.
+    Good,
+    /// The same, and the check with this serial number tells whether it stays so.
+    Reviewing(u32),
+}
+
+/// What a session wants to see.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    /// A name held in the directory's topics.
+    pub topic: Key,
+    pub state: State,
+}
+
+/// How far a subscription has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It waits for the authentication, or for EspoCRM's settings.
+    Held,
+    /// It waits for room in the queue of checks.
+    Delayed,
+    /// It waits for the verdict of the check with this serial number.
+    Checking(u32),
+    /// Events are delivered.
+    Granted,
+    /// The same, and the check with this serial number tells whether it stays so.
+    Reviewing(u32),
+}
+
+impl Session {
+    pub fn new(conn: ConnId, user: Key, token: Key) -> Self {
+        Self {
+            conn,
+            user,
+            token,
+            login: Login::Waiting,
+            next_review: None,
+            serial: Ticket::AUTHENTICATION,
+            subscriptions: SmallVec::new(),
+            prefixes: Prefixes::default(),
+        }
+    }
+
+    /// A ticket that no other check of this connection has.
+    pub fn next_ticket(&mut self) -> Ticket {
+        self.serial = match self.serial.checked_add(1) {
+            Some(serial) => serial,
+            None => Ticket::AUTHENTICATION + 1,
+        };
+        self.ticket(self.serial)
+    }
+
+    pub fn ticket(&self, serial: u32) -> Ticket {
+        Ticket { conn: self.conn, serial }
+    }
+
+    pub fn is_authenticated(&self) -> bool {
+        self.login != Login::Waiting
+    }
+
+    pub fn find(&self, topic: Key) -> Option<usize> {
+        self.subscriptions.iter().position(|subscription| subscription.topic == topic)
+    }
+
+    /// The check with this serial number is not made for now.
+    pub fn delay(&mut self, serial: u32) {
+        let mut all = self.subscriptions.iter_mut();
+        if let Some(it) = all.find(|it| it.state == State::Checking(serial)) {
+            it.state = State::Delayed;
+        }
+    }
+
+    pub fn may_see(&self, topic: Key) -> bool {
+        let mut all = self.subscriptions.iter();
+        self.is_authenticated() && all.any(|it| it.topic == topic && it.state.is_granted())
+    }
+}
+
+impl State {
+    pub fn is_granted(self) -> bool {
+        matches!(self, Self::Granted | Self::Reviewing(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_is_small() {
+        assert!(size_of::<Option<Session>>() <= 112, "{}", size_of::<Option<Session>>());
+    }
+}

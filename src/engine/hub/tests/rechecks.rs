@@ -1,0 +1,358 @@
+//! What was granted is asked again.
+
+use super::*;
+use crate::engine::time::Time;
+
+const INTERVAL: Duration = Duration::from_secs(300);
+const LOGIN: &str = "AuthTokenCheck t ann";
+const RECORD: &str = "recordUpdate.Account.1";
+
+/// A check that is asked for.
+type Asked = (Ticket, Urgency, String);
+
+impl World {
+    /// With a tab of ann's that has a record and her notifications.
+    fn reviewed() -> Self {
+        let mut world = Self::with(A, "ann");
+        world.hub.set_review_interval(at(0), INTERVAL);
+        world.subscribe_granted(A);
+        world
+    }
+
+    fn subscribe_granted(&mut self, conn: ConnId) {
+        self.subscribe(conn, RECORD);
+        self.subscribe(conn, "newNotification");
+        let (ticket, _) = self.check();
+        self.answer(ticket, &Verdict::Granted);
+    }
+
+    /// Has a connection looked at, and returns what is then asked.
+    fn look(&mut self, seconds: u64, conn: ConnId) -> Vec<Asked> {
+        self.hub.review(at(seconds), conn);
+        self.asked()
+    }
+
+    /// What is asked, if nothing else is done.
+    fn asked(&mut self) -> Vec<Asked> {
+        let asked = |action| match action {
+            Action::Check(ticket, urgency, check) => (ticket, urgency, check.arguments.join(" ")),
+            other => panic!("{other:?}"),
+        };
+        self.actions().into_iter().map(asked).collect()
+    }
+
+    /// Begins a review of the only tab.
+    fn begin(&mut self, conn: ConnId) -> Ticket {
+        self.look(0, conn);
+        only(&self.look(INTERVAL.as_secs(), conn), LOGIN)
+    }
+
+    /// Begins a review of the only tab, of which the token is still good.
+    fn begin_topics(&mut self, conn: ConnId) -> Ticket {
+        let token = self.begin(conn);
+        self.answer(token, &Verdict::Granted);
+        only(&self.asked(), READ_1)
+    }
+}
+
+fn at(seconds: u64) -> Time {
+    Time::from_millis(seconds * 1_000)
+}
+
+/// The ticket of the only review.
+fn only(asked: &[Asked], arguments: &str) -> Ticket {
+    let [(ticket, urgency, words)] = asked else { panic!("{asked:?}") };
+    assert_eq!((urgency, words.as_str()), (&Urgency::Review, arguments));
+    *ticket
+}
+
+#[test]
+fn the_token_is_asked_first_and_then_each_topic_that_is_not_open() {
+    let mut world = World::reviewed();
+    let token = world.begin(A);
+    assert_ne!(token, login(A));
+    assert_eq!(world.receivers(RECORD, None), [A]);
+    world.answer(token, &Verdict::Granted);
+    let topic = only(&world.asked(), READ_1);
+    assert_eq!(world.receivers(RECORD, None), [A]);
+    world.answer(topic, &Verdict::Granted);
+    assert_eq!(world.actions(), []);
+    for topic in [RECORD, "newNotification"] {
+        assert_eq!(world.receivers(topic, None), [A]);
+    }
+    assert_eq!(world.hub.user(A), Some("ann"));
+}
+
+#[test]
+fn a_token_that_has_become_bad_is_refused_cleanly() {
+    let mut world = World::reviewed();
+    let token = world.begin(A);
+    world.answer(token, &Verdict::Denied);
+    assert_eq!(world.actions(), [Action::Close(A, CloseReason::Refused)]);
+    assert!(world.hub.is_empty());
+}
+
+#[test]
+fn a_topic_that_is_no_longer_allowed_is_removed_silently() {
+    let mut world = World::reviewed();
+    world.hub.set_log(true);
+    let topic = world.begin_topics(A);
+    world.answer(topic, &Verdict::Denied);
+    let line = "1: check access failed for topic recordUpdate.Account.1 for user ann";
+    assert_eq!(world.actions(), [Action::Log(line.into())]);
+    assert_eq!(world.receivers(RECORD, None), []);
+    assert_eq!(world.receivers("newNotification", None), [A]);
+    // It may be asked for again.
+    world.subscribe(A, RECORD);
+    world.check();
+}
+
+#[test]
+fn what_could_not_be_found_out_changes_nothing() {
+    let mut world = World::reviewed();
+    let token = world.begin(A);
+    world.answer(token, &unchecked());
+    assert_eq!(world.actions(), []);
+    // The topics are asked only behind a good token.
+    let token = only(&world.look(600, A), LOGIN);
+    world.answer(token, &Verdict::Granted);
+    let topic = only(&world.asked(), READ_1);
+    world.answer(topic, &unchecked());
+    assert_eq!(world.actions(), []);
+    assert_eq!(world.receivers(RECORD, None), [A]);
+    // And are asked once more the next time.
+    let token = only(&world.look(900, A), LOGIN);
+    world.answer(token, &Verdict::Granted);
+    only(&world.asked(), READ_1);
+}
+
+#[test]
+fn a_verdict_counts_once_and_only_for_the_question_that_it_answers() {
+    let mut world = World::reviewed();
+    let token = world.begin(A);
+    world.answer(login(A), &Verdict::Denied);
+    world.answer(token, &unchecked());
+    world.answer(token, &Verdict::Denied);
+    let again = only(&world.look(600, A), LOGIN);
+    assert_ne!(again, token);
+    world.answer(token, &Verdict::Denied);
+    world.answer(again, &Verdict::Granted);
+    let topic = only(&world.asked(), READ_1);
+    world.answer(token, &Verdict::Denied);
+    world.answer(again, &Verdict::Denied);
+
+    // Gone and subscribed again while it is under review: the old answer is not for the new one.
+    world.unsubscribe(A, RECORD);
+    assert_eq!(world.actions(), [Action::Cancel(topic)]);
+    assert_eq!(world.receivers(RECORD, None), []);
+    world.subscribe(A, RECORD);
+    let (subscription, _) = world.check();
+    world.answer(topic, &Verdict::Granted);
+    assert_eq!(world.receivers(RECORD, None), []);
+    world.answer(subscription, &Verdict::Granted);
+    world.answer(topic, &Verdict::Denied);
+    assert_eq!(world.receivers(RECORD, None), [A]);
+    assert_eq!(world.actions(), []);
+}
+
+#[test]
+fn who_leaves_takes_the_review_along() {
+    let mut world = World::reviewed();
+    let token = world.begin(A);
+    world.hub.close(A);
+    assert_eq!(world.actions(), [Action::Cancel(token)]);
+    assert!(world.hub.is_empty());
+
+    let mut world = World::reviewed();
+    let topic = world.begin_topics(A);
+    world.hub.close(A);
+    assert_eq!(world.actions(), [Action::Cancel(topic)]);
+    assert!(world.hub.is_empty());
+
+    // Whoever has that slot next is not meant.
+    let next = ConnId::new(0, 9);
+    world.log_in(next, "ann");
+    world.answer(topic, &Verdict::Denied);
+    world.answer(token, &Verdict::Denied);
+    assert_eq!((world.actions(), world.hub.user(next)), (vec![], Some("ann")));
+}
+
+#[test]
+fn all_tabs_of_a_user_are_reviewed_at_once_and_nobody_else() {
+    let mut world = World::reviewed();
+    world.log_in(B, "ann");
+    world.log_in(ConnId::new(2, 3), "bob");
+    world.look(0, A);
+    // The new tab neither brings the review forward nor puts it off.
+    world.look(100, B);
+    let first = |second| Some((second, world.look(second, B))).filter(|it| !it.1.is_empty());
+    let (due, asked) = (100..=300).find_map(first).unwrap();
+    assert_eq!(due, A.part_of(INTERVAL).as_secs());
+    let words: Vec<_> = asked.iter().map(|(ticket, _, words)| (ticket.conn, &**words)).collect();
+    assert_eq!(words, [(A, LOGIN), (B, LOGIN)]);
+    let tickets = asked.iter().map(|(ticket, ..)| *ticket);
+    tickets.for_each(|ticket| world.answer(ticket, &unchecked()));
+    for conn in [A, B] {
+        assert_eq!(world.look(due + 299, conn), []);
+    }
+}
+
+#[test]
+fn a_tab_that_has_not_logged_in_is_not_reviewed() {
+    let mut world = World::reviewed();
+    world.open(B, "ann");
+    world.actions();
+    assert_eq!(world.look(0, B), []);
+    assert_eq!(world.look(900, B), []);
+    world.begin(A);
+}
+
+#[test]
+fn what_is_still_being_asked_is_not_asked_again() {
+    let mut world = World::reviewed();
+    let token = world.begin(A);
+    assert_eq!(world.look(600, A), []);
+    world.answer(token, &Verdict::Granted);
+    only(&world.asked(), READ_1);
+    let token = only(&world.look(900, A), LOGIN);
+    world.answer(token, &Verdict::Granted);
+    assert_eq!(world.asked(), []);
+}
+
+#[test]
+fn a_subscription_whose_first_check_runs_is_left_to_that() {
+    let mut world = World::with(A, "ann");
+    world.hub.set_review_interval(at(0), INTERVAL);
+    world.subscribe(A, RECORD);
+    let (first, _) = world.check();
+    let token = world.begin(A);
+    world.answer(token, &Verdict::Granted);
+    assert_eq!(world.asked(), []);
+    world.answer(first, &Verdict::Granted);
+    assert_eq!(world.receivers(RECORD, None), [A]);
+}
+
+#[test]
+fn a_rule_that_changes_takes_precedence_over_the_review() {
+    let mut world = World::reviewed();
+    let topic = world.begin_topics(A);
+    world.hub.reload(Some(changed("Other :userId :id")));
+    let actions = world.actions();
+    let [
+        Action::Cancel(cancelled),
+        Action::Check(ticket, Urgency::Subscription, _),
+        Action::Check(..),
+    ] = &actions[..]
+    else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(*cancelled, topic);
+    world.answer(topic, &Verdict::Granted);
+    assert_eq!(world.receivers(RECORD, None), []);
+    world.answer(*ticket, &Verdict::Granted);
+    world.answer(topic, &Verdict::Denied);
+    assert_eq!(world.receivers(RECORD, None), [A]);
+}
+
+#[test]
+fn a_rule_that_stays_lets_the_review_go_on() {
+    let mut world = World::reviewed();
+    let topic = world.begin_topics(A);
+    world.hub.begin_reload();
+    world.hub.reload(None);
+    assert_eq!(world.actions(), []);
+    world.answer(topic, &Verdict::Denied);
+    assert_eq!(world.receivers(RECORD, None), []);
+}
+
+#[test]
+fn without_an_interval_there_are_no_reviews() {
+    let mut world = World::reviewed();
+    world.hub.set_review_interval(at(0), Duration::ZERO);
+    for second in [0, 300, 10_000] {
+        assert_eq!(world.look(second, A), []);
+    }
+    // Turned on again, a review is not overdue.
+    world.hub.set_review_interval(at(10_000), INTERVAL);
+    assert_eq!(world.look(10_000, A), []);
+    assert_eq!(world.look(10_000, A), []);
+    only(&world.look(10_300, A), LOGIN);
+}
+
+#[test]
+fn a_changed_interval_counts_at_once_and_the_same_one_changes_nothing() {
+    let mut world = World::reviewed();
+    world.look(0, A);
+    world.hub.set_review_interval(at(0), INTERVAL);
+    only(&world.look(300, A), LOGIN);
+
+    let mut world = World::reviewed();
+    world.look(0, A);
+    world.hub.set_review_interval(at(0), Duration::from_secs(10));
+    world.look(1, A);
+    only(&world.look(11, A), LOGIN);
+}
+
+#[test]
+fn a_connection_knows_when_its_next_review_is_due() {
+    let mut world = World::reviewed();
+    world.look(0, A);
+    let due = world.hub.next_review(A).unwrap();
+    assert_eq!(due, at(A.part_of(INTERVAL).as_secs()));
+    let seconds = due.as_millis() / 1_000;
+    assert_eq!(world.look(seconds - 1, A), []);
+    only(&world.look(seconds, A), LOGIN);
+    assert_eq!(world.hub.next_review(A), Some(at(seconds + INTERVAL.as_secs())));
+    // A new tab has the user's.
+    world.log_in(B, "ann");
+    assert_eq!(world.hub.next_review(B), None);
+    world.look(seconds + 10, B);
+    assert_eq!(world.hub.next_review(B), world.hub.next_review(A));
+    // Another interval counts at once, for all tabs of a user together.
+    let minute = Duration::from_secs(60);
+    assert!(world.hub.set_review_interval(at(1_000), minute));
+    assert!(!world.hub.set_review_interval(at(2_000), minute));
+    let due = world.hub.next_review(A).unwrap();
+    assert_eq!(world.hub.next_review(B), Some(due));
+    assert!((at(1_000)..=at(1_060)).contains(&due));
+    world.hub.set_review_interval(at(1_000), Duration::ZERO);
+    assert_eq!(world.hub.next_review(A), None);
+    world.hub.close(A);
+    assert_eq!(world.hub.next_review(A), None);
+}
+
+#[test]
+fn first_reviews_are_spread_over_the_interval() {
+    let mut world = World::new();
+    world.hub.set_review_interval(at(0), INTERVAL);
+    let conns = (0..3_000).map(|number| ConnId::new(number, number));
+    let conns: Vec<ConnId> = conns.collect();
+    for conn in &conns {
+        world.log_in(*conn, &format!("user{conn}"));
+        world.look(1_000, *conn);
+    }
+    for minute in 1..=5 {
+        let asked: usize =
+            conns.iter().map(|conn| world.look(1_000 + minute * 60, *conn).len()).sum();
+        assert!((550..=650).contains(&asked), "{asked} in minute {minute}");
+    }
+}
+
+#[test]
+fn tokens_are_kept_as_long_as_their_tabs_and_never_shown() {
+    let mut world = World::new();
+    let credentials = Credentials { user: "ann".into(), token: "s3cret".into() };
+    for conn in [A, B] {
+        world.hub.open(conn, &credentials);
+    }
+    assert!(!format!("{:?}", world.hub).contains("s3cret"));
+    world.hub.close(A);
+    world.answer(login(B), &Verdict::Granted);
+    world.actions();
+    world.hub.set_review_interval(at(0), INTERVAL);
+    world.look(0, B);
+    only(&world.look(300, B), "AuthTokenCheck s3cret ann");
+    world.hub.close(B);
+    world.actions();
+    assert!(world.hub.is_empty());
+}

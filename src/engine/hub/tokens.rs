@@ -1,0 +1,38 @@
+//! The tokens by which sessions have logged in.
+
+use std::fmt;
+
+use crate::engine::interner::{Interner, Key};
+
+/// Kept to be checked again; those of a user's tabs are the same, and stored once.
+#[derive(Default)]
+pub(super) struct Tokens(Interner<()>);
+
+impl Tokens {
+    /// Takes hold of a token.
+    pub fn intern(&mut self, token: &str) -> Key {
+        self.0.intern(token)
+    }
+
+    /// Gives it up.
+    pub fn release(&mut self, key: Key) {
+        self.0.release(key);
+    }
+
+    /// The token behind a key.
+    pub fn name(&self, key: Key) -> &str {
+        self.0.name(key)
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Never shows a token.
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens").field("len", &self.0.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,16 @@
+//! An EspoCRM installation, seen from outside: its settings, its commands, its files.
+
+mod espo_settings;
+mod identity;
+mod installation;
+pub mod ownership;
+pub mod process;
+mod router;
+mod watch;
+pub mod workers;
+
+pub use espo_settings::Facts;
+pub use identity::{Identity, RunAs};
+pub use installation::{Installation, PROBE_TIMEOUT, WORKER_OPTIONS};
+pub use router::Router;
+pub use watch::Watch;

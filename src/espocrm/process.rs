@@ -1,0 +1,360 @@
+//! PHP as child processes: started, read, timed, killed and reaped without ever waiting for them.
+
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{self, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use mio::unix::pipe::Receiver;
+use mio::{Events, Interest, Poll, Registry, Token};
+use slab::Slab;
+
+use crate::engine::checks::queue::JobId;
+use crate::engine::checks::verdict::{Exit, Failure, first_line};
+use crate::engine::espocrm::version::Convention;
+use crate::engine::limits::MAX_CHILD_OUTPUT;
+use crate::engine::time::Time;
+use crate::platform::clock::Clock;
+use crate::platform::sys;
+
+/// The running children.
+///
+/// The end of a child's output is not its end: it counts as ended when it has exited, which a
+/// `SIGCHLD` tells. Whoever gets that signal calls [`reap`](Self::reap).
+pub struct Children {
+    running: Slab<Child>,
+    /// A child has two tokens from here on.
+    first_token: usize,
+}
+
+/// What a child was started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// An access check, to be read by this convention.
+    Check(JobId, Convention),
+    /// Checking a random token, to be read by this convention.
+    SelfCheck(Convention),
+    /// Reading EspoCRM's settings.
+    Probe,
+}
+
+/// A child that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// What it was started for.
+    pub task: Task,
+    /// How it ended, or why that says nothing.
+    pub exit: Result<Exit, Failure>,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+}
+
+struct Child {
+    task: Task,
+    process: process::Child,
+    stdout: Output,
+    stderr: Output,
+    deadline: Time,
+    /// Why it had to be killed.
+    killed: Option<Failure>,
+}
+
+struct Output {
+    pipe: Receiver,
+    bytes: Vec<u8>,
+}
+
+impl Children {
+    /// Registers what it reads with the tokens from `first_token` on.
+    #[must_use]
+    pub fn new(first_token: usize) -> Self {
+        Self { running: Slab::new(), first_token }
+    }
+
+    /// Starts a command in a session and process group of its own, which is killed after `timeout`.
+    ///
+    /// # Errors
+    /// Those of starting a process and of registering its output.
+    pub fn spawn(
+        &mut self,
+        registry: &Registry,
+        now: Time,
+        task: Task,
+        mut command: Command,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        sys::tie(&mut command);
+        let mut process = command.spawn()?;
+        let entry = self.running.vacant_entry();
+        let token = self.first_token + 2 * entry.key();
+        let outputs = match (process.stdout.take(), process.stderr.take()) {
+            (Some(stdout), Some(stderr)) => Output::register(stdout.into(), registry, token)
+                .and_then(|out| Ok((out, Output::register(stderr.into(), registry, token + 1)?))),
+            _ => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        match outputs {
+            Ok((stdout, stderr)) => {
+                let deadline = now.after(timeout);
+                entry.insert(Child { task, process, stdout, stderr, deadline, killed: None });
+                Ok(())
+            }
+            Err(error) => {
+                sys::kill_group(process.id());
+                process.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The numbers of those that are not reaped.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        self.running.iter().map(|(_, child)| child.process.id())
+    }
+
+    /// Reads the output that `token` announces.
+    pub fn readable(&mut self, token: Token) {
+        let number = token.0.saturating_sub(self.first_token) / 2;
+        if let Some(child) = self.running.get_mut(number) {
+            child.read();
+        }
+    }
+
+    /// Takes the children that have ended.
+    pub fn reap(&mut self, finished: &mut Vec<Finished>) {
+        self.running.retain(|_, child| {
+            let ended = sys::has_ended(child.process.id());
+            if ended {
+                finished.push(child.finish());
+            }
+            !ended
+        });
+    }
+
+    /// Kills what has run for too long; it is then reaped as any other.
+    pub fn expire(&mut self, now: Time) {
+        for (_, child) in &mut self.running {
+            if child.deadline <= now && child.killed.is_none() {
+                child.kill(Failure::TimedOut);
+            }
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        let alive = self.running.iter().filter(|(_, child)| child.killed.is_none());
+        alive.map(|(_, child)| child.deadline).min()
+    }
+
+    /// Kills everything and waits for its end, but not for ever.
+    pub fn kill_all(&mut self) {
+        let mut killed: Vec<_> = self.running.drain().map(|child| child.process).collect();
+        for process in &killed {
+            sys::kill_group(process.id());
+        }
+        reap_killed(&mut killed);
+    }
+
+    /// Runs one command to its end, with nothing else to be done meanwhile but to `stop` it.
+    ///
+    /// # Errors
+    /// Those of [`spawn`](Self::spawn), and of polling; `Interrupted` if it was stopped.
+    pub fn run(
+        command: Command,
+        timeout: Duration,
+        mut stop: impl FnMut() -> bool,
+    ) -> io::Result<Finished> {
+        Self::run_until(command, timeout, &mut stop)
+    }
+
+    /// Not once more for each kind of `stop`.
+    fn run_until(
+        command: Command,
+        timeout: Duration,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> io::Result<Finished> {
+        let clock = Clock::start();
+        let mut poll = Poll::new()?;
+        let mut children = Self::new(0);
+        children.spawn(poll.registry(), clock.now(), Task::Probe, command, timeout)?;
+        let mut events = Events::with_capacity(8);
+        let mut finished = Vec::new();
+        loop {
+            // Without a handler for SIGCHLD its end is found by looking.
+            match poll.poll(&mut events, Some(Duration::from_millis(10))) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            for event in &events {
+                children.readable(event.token());
+            }
+            if stop() {
+                children.kill_all();
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            children.expire(clock.now());
+            children.reap(&mut finished);
+            if let Some(finished) = finished.pop() {
+                return Ok(finished);
+            }
+        }
+    }
+}
+
+/// Waits for the end of processes that were killed. One in an uninterruptible system call (a network
+/// file system without its server) may never end: it must not keep us from ending.
+pub(super) fn reap_killed(processes: &mut Vec<process::Child>) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let start = Instant::now();
+    loop {
+        processes.retain_mut(|process| matches!(process.try_wait(), Ok(None)));
+        if processes.is_empty() || start.elapsed() >= PATIENCE {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Finished {
+    /// The first line that PHP has printed, for the log: on its error output if there is any.
+    #[must_use]
+    pub fn complaint(&self) -> String {
+        let line = first_line(&self.stderr);
+        if line.is_empty() { first_line(&self.stdout) } else { line }
+    }
+}
+
+impl Child {
+    /// What it has printed until it had to be killed says all there is to say.
+    fn read(&mut self) {
+        if self.killed.is_none() && !(self.stdout.read() && self.stderr.read()) {
+            self.kill(Failure::Unreadable);
+        }
+    }
+
+    fn kill(&mut self, why: Failure) {
+        sys::kill_group(self.process.id());
+        self.killed = Some(why);
+    }
+
+    fn finish(&mut self) -> Finished {
+        // What it wrote before it exited is in the pipes.
+        self.read();
+        // What it has started and left behind ends with it.
+        sys::kill_group(self.process.id());
+        let status = self.process.wait().ok();
+        let exit = status.and_then(|status| {
+            let signal = status.signal().map(Exit::Signal);
+            status.code().map(Exit::Status).or(signal)
+        });
+        Finished {
+            task: self.task,
+            exit: match self.killed.take() {
+                Some(failure) => Err(failure),
+                None => exit.ok_or(Failure::Unreadable),
+            },
+            stdout: std::mem::take(&mut self.stdout.bytes),
+            stderr: std::mem::take(&mut self.stderr.bytes),
+        }
+    }
+}
+
+impl Output {
+    fn register(mut pipe: Receiver, registry: &Registry, token: usize) -> io::Result<Self> {
+        pipe.set_nonblocking(true)?;
+        registry.register(&mut pipe, Token(token), Interest::READABLE)?;
+        Ok(Self { pipe, bytes: Vec::new() })
+    }
+
+    /// Reads what is there; false if it is more than a child may print.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        loop {
+            match self.pipe.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(length) => self.bytes.extend_from_slice(buffer.get(..length).unwrap_or(&[])),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return true,
+            }
+            if self.bytes.len() > MAX_CHILD_OUTPUT {
+                return false;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str, timeout: Duration) -> Finished {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).stdin(Stdio::null());
+        Children::run(command, timeout, || false).unwrap()
+    }
+
+    /// Waits until a process is gone, or a zombie.
+    fn wait_for_end(process: &str) {
+        let is_alive = || {
+            let status = std::fs::read_to_string(format!("/proc/{process}/status"));
+            status.is_ok_and(|status| !status.contains("State:\tZ"))
+        };
+        let start = Instant::now();
+        while is_alive() {
+            assert!(start.elapsed() < LONG, "process {process} has not ended");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn status_and_both_outputs_are_returned() {
+        let finished = run("printf out; printf err >&2; exit 7", LONG);
+        assert_eq!(finished.exit, Ok(Exit::Status(7)));
+        assert_eq!((&finished.stdout[..], &finished.stderr[..]), (&b"out"[..], &b"err"[..]));
+    }
+
+    #[test]
+    fn the_end_of_the_output_is_not_the_end_of_the_child() {
+        let finished = run("printf out; exec >&- 2>&-; sleep 0.3; exit 7", LONG);
+        assert_eq!((finished.exit, finished.stdout), (Ok(Exit::Status(7)), b"out".to_vec()));
+    }
+
+    #[test]
+    fn an_output_that_somebody_else_keeps_open_does_not_delay_the_end() {
+        let finished = run("sleep 600 & printf $!; exit 0", LONG);
+        assert_eq!(finished.exit, Ok(Exit::Status(0)));
+        // It was killed with its group. Only a first process that reaps no orphans leaves a zombie of it.
+        wait_for_end(&String::from_utf8(finished.stdout).unwrap());
+    }
+
+    #[test]
+    fn what_takes_too_long_is_killed_with_all_its_children() {
+        let finished = run("sleep 600 & printf $!; wait", Duration::from_secs(3));
+        assert_eq!(finished.exit, Err(Failure::TimedOut));
+        wait_for_end(&String::from_utf8(finished.stdout).unwrap());
+    }
+
+    #[test]
+    fn what_prints_without_end_is_killed() {
+        let finished = run("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done", LONG);
+        assert_eq!(finished.exit, Err(Failure::Unreadable));
+        assert!(finished.stdout.len() < MAX_CHILD_OUTPUT + 5_000);
+    }
+
+    #[test]
+    fn a_signal_is_told() {
+        assert_eq!(run("kill -SEGV $$", LONG).exit, Ok(Exit::Signal(11)));
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error() {
+        let command = Command::new("/nonexistent/php");
+        let error = Children::run(command, LONG, || false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,496 @@
+//! What the daemon runs with: EspoCRM's configuration, our own file and flags, and defaults.
+
+mod layers;
+mod overrides;
+mod size;
+mod span;
+pub(crate) mod suggest;
+mod table;
+
+pub use layers::Layers;
+pub use overrides::{Allowed, ControlAt, DEFAULT_FILE, Listen, Own};
+pub use size::Size;
+pub use span::{Span, SpanOrZero};
+pub use table::megabytes;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::{info, warn};
+
+use super::espocrm::Facts;
+use crate::engine::espocrm::category::{Access, Categories};
+use crate::engine::espocrm::entity_types::EntityTypes;
+use crate::engine::espocrm::version::Version;
+use crate::engine::limits;
+use crate::engine::printable::Printable;
+use crate::engine::protocol::client_address::Network;
+use crate::engine::protocol::origin::Origin;
+use crate::platform::exit::{Fatal, Result};
+
+/// The settings in force, each with where it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The PHP that runs access checks.
+    pub php: Sourced<PathBuf>,
+    /// Where browsers, or the proxy in front, connect.
+    pub address: Sourced<IpAddr>,
+    /// 0 stands for any free port.
+    pub port: Sourced<u16>,
+    /// Where EspoCRM's PHP connects: a ZeroMQ endpoint.
+    pub zeromq: Sourced<String>,
+    /// Our own TLS, if EspoCRM wants it.
+    pub tls: Sourced<Option<TlsFiles>>,
+    /// Whether each event is logged, as EspoCRM's own daemon does.
+    pub debug: Sourced<bool>,
+    /// Where the log goes; none for standard error.
+    pub log_file: Sourced<Option<PathBuf>>,
+    /// Connections at a time.
+    pub max_connections: Sourced<usize>,
+    /// Connections at a time of one client address; 0 for no limit.
+    pub max_per_address: Sourced<usize>,
+    /// Connections at a time of one user; 0 for no limit.
+    pub max_per_user: Sourced<usize>,
+    /// Proxies that are believed whose connections they pass on.
+    pub trusted_proxies: Sourced<Vec<Network>>,
+    /// Whether these begin each connection by a header of the PROXY protocol.
+    pub proxy_protocol: Sourced<bool>,
+    /// Origins of pages that may connect; none if all may.
+    pub origins: Sourced<Vec<Origin>>,
+    /// Bytes that all connections may hold together beyond what each costs while it is idle.
+    pub max_buffered: Sourced<usize>,
+    /// PHP processes at a time that check access.
+    pub max_checks: Sourced<usize>,
+    /// After which a check is killed.
+    pub check_timeout: Sourced<Duration>,
+    /// Between two reviews of what a user was granted; zero for none.
+    pub review_interval: Sourced<Duration>,
+    /// Between two pings of a connection.
+    pub ping_interval: Sourced<Duration>,
+    /// For how long a grant counts for whoever asks for the same.
+    pub verdict_reuse: Sourced<Duration>,
+    /// How checks are run.
+    pub means: Sourced<Means>,
+    /// Where the control socket is.
+    pub control: Sourced<ControlAt>,
+    /// Where metrics are told, if they are.
+    pub metrics: Sourced<Option<SocketAddr>>,
+    /// Whether EspoCRM sends anything and its pages connect.
+    pub enabled: bool,
+    /// EspoCRM's version.
+    pub version: Version,
+    /// EspoCRM's topics.
+    pub categories: Categories,
+    /// EspoCRM's entity types.
+    pub entity_types: EntityTypes,
+    /// What EspoCRM is set to that keeps its messages from coming here.
+    pub misdirected: Option<String>,
+}
+
+/// How checks are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// By up to so many PHP workers, each of which answers many.
+    Workers(usize),
+    /// Each by a PHP process of its own, for this reason.
+    Plain(&'static str),
+}
+
+/// A value and its origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The value in force.
+    pub value: T,
+    /// Who set it.
+    pub source: Source,
+}
+
+/// Who set a value; the later ones win.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody.
+    Default,
+    /// This parameter of EspoCRM's configuration.
+    Espocrm(&'static str),
+    /// Our own configuration file.
+    File,
+    /// The command line.
+    Flag,
+    /// A socket that systemd has opened for us.
+    Systemd,
+}
+
+/// Certificate and key of our own TLS.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM, the server's certificate first; may hold the key, too.
+    pub certificate: PathBuf,
+    /// PEM, if the key is in a file of its own.
+    pub key: Option<PathBuf>,
+    /// Decrypts the key. A secret.
+    pub passphrase: Option<String>,
+}
+
+/// A tab holds one connection; 10,000 need about 10 MB here and 40 MB in the kernel.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// More tabs than anybody has; fewer than it takes to keep others from connecting.
+const MAX_PER_USER: usize = 250;
+
+/// Ten times what a check takes on a busy server. EspoCRM waits for its database meanwhile.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The tabs of a browser come back within three seconds. So much longer somebody may see what was
+/// just forbidden.
+const VERDICT_REUSE: Duration = Duration::from_secs(3);
+
+/// A few checks for each user who is there. Somebody who was locked out sees events for so long.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Well below the 60 s after which nginx and most others end a silent connection.
+const PING_INTERVAL: Duration = Duration::from_secs(25);
+
+impl Settings {
+    /// Combines what EspoCRM says with our own settings.
+    ///
+    /// # Errors
+    /// If a value of EspoCRM's makes no sense: which parameter, and what it may be.
+    pub fn resolve(layers: &Layers, facts: &Facts) -> Result<Self> {
+        let secure = facts.is_true("webSocketUseSecureServer");
+        let tls = if secure { Some(tls_files(facts)?) } else { None };
+        let max_connections = layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS);
+        let mut settings = Self {
+            php: layers.pick(
+                |own| own.php.clone(),
+                || from(facts.text("phpExecutablePath").map(PathBuf::from), "phpExecutablePath"),
+                PathBuf::from("php"),
+            ),
+            address: layers.pick(
+                |own| own.listen.map(|listen| listen.address),
+                || None,
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            ),
+            port: {
+                let port = facts.text("webSocketPort").map(|text| port(&text)).transpose()?;
+                let default = if secure { 8443 } else { 8080 };
+                let espocrm = || from(port, "webSocketPort");
+                layers.pick(|own| own.listen.and_then(|listen| listen.port), espocrm, default)
+            },
+            zeromq: {
+                const NAME: &str = "webSocketZeroMQSubscriberDsn";
+                let default = "tcp://127.0.0.1:5555".to_owned();
+                layers.pick(|own| own.zeromq.clone(), || from(facts.text(NAME), NAME), default)
+            },
+            tls: {
+                const NAME: &str = "webSocketUseSecureServer";
+                let espocrm = facts.is_set(NAME).then_some(tls);
+                from(espocrm, NAME).unwrap_or(Sourced { value: None, source: Source::Default })
+            },
+            debug: {
+                const NAME: &str = "webSocketDebugMode";
+                let debug = facts.is_true(NAME).then_some(true);
+                layers.pick(|own| own.debug, || from(debug, NAME), false)
+            },
+            log_file: {
+                let file = layers.pick(|own| own.log_file.clone().map(Some), || None, None);
+                Sourced { value: layers.log_file(), source: file.source }
+            },
+            max_per_address: {
+                let half = max_connections.value / 2;
+                layers.pick(|own| own.max_per_address, || None, half)
+            },
+            max_connections,
+            max_per_user: layers.pick(|own| own.max_per_user, || None, MAX_PER_USER),
+            trusted_proxies: layers.pick(|own| own.trusted_proxies.clone(), || None, Vec::new()),
+            proxy_protocol: layers.pick(|own| own.proxy_protocol, || None, false),
+            origins: origins(layers, facts)?,
+            max_buffered: {
+                layers.pick(|own| own.max_buffered.map(usize::from), || None, limits::MAX_HELD)
+            },
+            max_checks: {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                layers.pick(|own| own.max_checks, || None, 2 * cores)
+            },
+            check_timeout: {
+                layers.pick(|own| own.check_timeout.map(Duration::from), || None, CHECK_TIMEOUT)
+            },
+            review_interval: {
+                let own = |own: &Own| own.review_interval.map(Duration::from);
+                layers.pick(own, || None, REVIEW_INTERVAL)
+            },
+            ping_interval: {
+                layers.pick(|own| own.ping_interval.map(Duration::from), || None, PING_INTERVAL)
+            },
+            verdict_reuse: {
+                layers.pick(|own| own.verdict_reuse.map(Duration::from), || None, VERDICT_REUSE)
+            },
+            means: means(layers, facts),
+            control: layers.pick(|own| own.control.clone(), || None, ControlAt::Usual),
+            metrics: layers.pick(|own| own.metrics.map(Some), || None, None),
+            enabled: facts.is_true("useWebSocket"),
+            version: facts.version.clone(),
+            categories: facts.categories.clone(),
+            entity_types: facts.entity_types.clone(),
+            misdirected: None,
+        };
+        settings.misdirected = misdirected(facts, &settings.zeromq.value);
+        if settings.proxy_protocol.value && settings.trusted_proxies.value.is_empty() {
+            return Err(Fatal::new(
+                "proxy_protocol is on, but trusted_proxies names no proxy. Name those from which \
+                 every connection begins with a PROXY header, such as [\"10.0.0.5\"].",
+            ));
+        }
+        Ok(settings)
+    }
+
+    /// What an administrator should hear of, though it keeps nothing from running.
+    pub fn log_doubts(&self) {
+        if !self.version.is_known() {
+            warn!(
+                "EspoCRM's version is {}: it is not known how its access checks tell their verdict. \
+                 Only what is beyond doubt will be granted.",
+                self.version
+            );
+        }
+        if !self.enabled {
+            warn!(
+                "EspoCRM's useWebSocket is off: it sends nothing, and its pages do not connect. \
+                 Turn it on in Administration, Settings."
+            );
+        }
+        if let Some(misdirected) = &self.misdirected {
+            warn!("EspoCRM's messages may not come here: {misdirected}.");
+        }
+        for (name, category) in self.categories.iter() {
+            if let Access::Nobody(error) = &category.access {
+                warn!("EspoCRM's topic category {name:?} is not served: {error}.");
+            }
+        }
+        // Anything else is an address, an interface or all of them.
+        let own = ["tcp://127.", "tcp://localhost:", "tcp://[::1]:", "tcp://lo:", "ipc://"];
+        if !own.iter().any(|own| self.zeromq.value.starts_with(own)) {
+            warn!(
+                "Whoever can reach {} can send messages to EspoCRM's users. Keep that port behind a \
+                 firewall, or bind 127.0.0.1 by webSocketZeroMQSubscriberDsn.",
+                Printable(&self.zeromq.value)
+            );
+        }
+        if let Some(address) = self.metrics.value.filter(|address| !address.ip().is_loopback()) {
+            warn!(
+                "Whoever can reach {address} can read the metrics. Keep that port behind a firewall, \
+                 or set metrics to one of 127.0.0.1."
+            );
+        }
+    }
+
+    /// How access is checked.
+    pub fn log_means(&self) {
+        match self.means.value {
+            Means::Workers(_) => info!("Access is checked by {}.", self.means.value),
+            Means::Plain(reason) => {
+                info!("Each access check is run in a PHP process of its own: {reason}.");
+            }
+        }
+    }
+
+    /// PHP workers at a time.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        match self.means.value {
+            Means::Workers(limit) => limit.min(self.max_checks.value),
+            Means::Plain(_) => 0,
+        }
+    }
+
+    /// Bytes of memory that the daemon takes at most, PHP's processes not included.
+    #[must_use]
+    pub fn worst_case(&self) -> usize {
+        let children = self.max_checks.value.saturating_add(self.workers());
+        let (connections, held) = (self.max_connections.value, self.max_buffered.value);
+        limits::worst_case(connections, self.tls.value.is_some(), held, children)
+    }
+
+    /// Browsers connect to a socket that systemd has opened.
+    pub fn listens_at(&mut self, address: SocketAddr) {
+        self.address = Sourced { value: address.ip(), source: Source::Systemd };
+        self.port = Sourced { value: address.port(), source: Source::Systemd };
+    }
+
+    /// Where browsers connect.
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        SocketAddr::new(self.address.value, self.port.value)
+    }
+}
+
+fn from<T>(value: Option<T>, name: &'static str) -> Option<Sourced<T>> {
+    value.map(|value| Sourced { value, source: Source::Espocrm(name) })
+}
+
+fn means(layers: &Layers, facts: &Facts) -> Sourced<Means> {
+    let wanted = layers.pick(|own| own.worker, || None, true);
+    let value = if !wanted.value {
+        Means::Plain("so it is set")
+    } else if !facts.version.is_at_least((7, 0)) {
+        Means::Plain("PHP workers need EspoCRM 7.0 or later")
+    } else if !facts.opcache {
+        Means::Plain("PHP's command line has no opcache, without which a worker gains little")
+    } else {
+        Means::Workers(std::thread::available_parallelism().map_or(1, usize::from))
+    };
+    Sourced { value, source: wanted.source }
+}
+
+/// Whether EspoCRM sends its messages by another way, or to another port than `at`, where we receive.
+fn misdirected(facts: &Facts, at: &str) -> Option<String> {
+    const NAME: &str = "webSocketZeroMQSubmissionDsn";
+    if let Some(messager) = facts.text("webSocketMessager").filter(|text| text != "ZeroMQ") {
+        return Some(format!("its webSocketMessager is {messager:?}, not ZeroMQ"));
+    }
+    let to = facts.text(NAME).unwrap_or("tcp://localhost:5555".to_owned());
+    // Of TCP only the port can be compared: the host may have many names. "*" is any free one.
+    let end = |dsn: &str| match dsn.rsplit_once(':') {
+        Some((begin, port)) if begin.starts_with("tcp://") => port.to_owned(),
+        _ => dsn.to_owned(),
+    };
+    let (to_end, at_end) = (end(&to), end(at));
+    (to_end != at_end && at_end != "*")
+        .then(|| format!("its {NAME} is {to:?}, and they are received at {at:?}"))
+}
+
+fn origins(layers: &Layers, facts: &Facts) -> Result<Sourced<Vec<Origin>>> {
+    let Sourced { value, source } = layers.pick(|own| own.origins.clone(), || None, Vec::new());
+    let origin = |allowed| match allowed {
+        Allowed::Origin(origin) => Ok(origin),
+        Allowed::SameSite => {
+            let url = facts.text("siteUrl").unwrap_or_default();
+            Origin::of(&url).map_err(|_| {
+                Fatal::new(format!(
+                    "The origin \"same-site\" is that of EspoCRM's siteUrl, which is {url:?}. Set it \
+                     in Administration, Settings, or write the origin out: \
+                     \"https://crm.example.com\"."
+                ))
+            })
+        }
+    };
+    let value = value.into_iter().map(origin).collect::<Result<_>>()?;
+    Ok(Sourced { value, source })
+}
+
+fn port(text: &str) -> Result<u16> {
+    text.parse().map_err(|_| {
+        Fatal::new(format!(
+            "EspoCRM's webSocketPort is {text:?}, which is no port number. Correct it in \
+             data/config-internal.php or data/config.php."
+        ))
+    })
+}
+
+fn tls_files(facts: &Facts) -> Result<TlsFiles> {
+    let Some(certificate) = facts.text("webSocketSslCertificateFile") else {
+        return Err(Fatal::new(
+            "EspoCRM's webSocketUseSecureServer is on, but webSocketSslCertificateFile names no \
+             file. Set it to a certificate in PEM format in data/config-internal.php, or turn \
+             webSocketUseSecureServer off and let the web server's proxy do TLS.",
+        ));
+    };
+    Ok(TlsFiles {
+        certificate: certificate.into(),
+        key: facts.text("webSocketSslCertificateLocalPrivateKey").map(PathBuf::from),
+        passphrase: facts.secret("webSocketSslCertificatePassphrase"),
+    })
+}
+
+/// Never shows the passphrase.
+impl fmt::Debug for TlsFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { certificate, key, passphrase: _ } = self;
+        f.debug_struct("TlsFiles")
+            .field("certificate", certificate)
+            .field("key", key)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_espocrm_says_is_shown_without_its_secret_and_without_commands_to_a_terminal() {
+        let parameters = json!({
+            "webSocketUseSecureServer": true,
+            "webSocketSslCertificateFile": "/a\nport 1",
+            "webSocketSslCertificateLocalPrivateKey": "/b\u{1b}[2J",
+            "webSocketSslCertificatePassphrase": "tiger",
+            "webSocketZeroMQSubscriberDsn": "tcp://*:5555\n",
+        });
+        let categories = json!({
+            "a\nb": {"paramList": ["x\ny"], "accessCheckCommand": "A\n:userId \u{1b}"},
+            "c\u{7}": 7,
+        });
+        let facts = Facts::new(parameters.as_object().unwrap().clone(), &categories);
+        let settings = Settings::resolve(&Layers::default(), &facts).unwrap();
+        let shown = settings.to_string();
+        assert!(!shown.replace('\n', "").contains(char::is_control), "{shown}");
+        assert!(
+            shown.contains(r"  a\nb.<x\ny>") && shown.contains(r"A\n:userId \u{1b}"),
+            "{shown}"
+        );
+        assert!(shown.contains(r"/a\nport 1") && shown.contains("passphrase set"), "{shown}");
+        assert!(!shown.contains("tiger") && !format!("{settings:?}").contains("tiger"));
+    }
+
+    #[test]
+    fn where_espocrm_sends_is_compared_with_where_we_receive() {
+        let sends = |dsn: Option<&str>, messager: &str| {
+            let mut parameters = json!({"webSocketMessager": messager});
+            if let Some(dsn) = dsn {
+                parameters["webSocketZeroMQSubmissionDsn"] = json!(dsn);
+            }
+            Facts::new(parameters.as_object().unwrap().clone(), &json!({}))
+        };
+        for (to, at) in [
+            (Some("tcp://localhost:5555"), "tcp://127.0.0.1:5555"),
+            (Some("tcp://daemon:7777"), "tcp://*:7777"),
+            (None, "tcp://127.0.0.1:5555"),
+            (Some("tcp://localhost:1"), "tcp://127.0.0.1:*"),
+            (Some("ipc:///run/a"), "ipc:///run/a"),
+        ] {
+            assert_eq!(misdirected(&sends(to, "ZeroMQ"), at), None, "{to:?} {at}");
+        }
+        for (to, at) in [
+            (Some("tcp://localhost:5556"), "tcp://127.0.0.1:5555"),
+            (None, "tcp://127.0.0.1:5556"),
+            (Some("tcp://localhost:5555"), "ipc:///run/a"),
+            (Some("ipc:///run/b"), "ipc:///run/a"),
+        ] {
+            let told = misdirected(&sends(to, "ZeroMQ"), at).unwrap();
+            assert!(told.contains(to.unwrap_or("localhost:5555")) && told.contains(at), "{told}");
+        }
+        let told = misdirected(&sends(None, "Redis"), "tcp://127.0.0.1:5555").unwrap();
+        assert!(told.contains("Redis"), "{told}");
+    }
+
+    #[test]
+    fn the_file_that_is_shipped_tells_the_defaults() {
+        const SHIPPED: &str = include_str!("../packaging/config.toml");
+        // Where the text tells a default, the value is an example.
+        let is_default = |it: &&str| !it.contains("Default:") && !it.contains("\nespocrm =");
+        let defaults = SHIPPED.split("\n\n").filter(is_default).collect::<Vec<_>>().join("\n");
+        let told = Own::from_toml(&defaults.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        assert!(told.max_connections.is_some() && told.worker.is_some());
+        let facts = Facts::new(serde_json::Map::new(), &json!({}));
+        let default = Settings::resolve(&Layers::default(), &facts).unwrap();
+        let resolved = Settings::resolve(&Layers::of_flags(told), &facts).unwrap();
+        let values = |settings: &Settings| {
+            let text = settings.to_string();
+            let value = |line: &str| line.get(..50).unwrap_or(line).to_owned();
+            text.lines().map(value).collect::<Vec<_>>()
+        };
+        assert_eq!(values(&resolved), values(&default));
+    }
+}

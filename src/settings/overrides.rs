@@ -1,0 +1,459 @@
+//! The daemon's own settings: those that EspoCRM's configuration does not have.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use toml_span::Value;
+use toml_span::value::ValueInner;
+
+use super::{Size, Span, SpanOrZero};
+use crate::engine::limits::MIN_HELD;
+use crate::engine::printable::{Printable, printable};
+use crate::engine::protocol::client_address::Network;
+use crate::engine::protocol::origin::{NoOrigin, Origin};
+use crate::platform::exit::{Fatal, Result};
+use crate::platform::regular_file;
+use crate::settings::suggest::did_you_mean;
+
+/// What may stand in the configuration file; the flags of the command line have the same names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// EspoCRM's root directory.
+    pub espocrm: Option<PathBuf>,
+    /// PHP's command line.
+    pub php: Option<PathBuf>,
+    /// An address, or address and port, to listen at.
+    pub listen: Option<Listen>,
+    /// The ZeroMQ endpoint to bind.
+    pub zeromq: Option<String>,
+    /// Log each event.
+    pub debug: Option<bool>,
+    /// Where the log goes; a relative name is one in EspoCRM's root directory.
+    pub log_file: Option<PathBuf>,
+    /// Connections at a time.
+    pub max_connections: Option<usize>,
+    /// Connections at a time of one client address; 0 for no limit.
+    pub max_per_address: Option<usize>,
+    /// Connections at a time of one user; 0 for no limit.
+    pub max_per_user: Option<usize>,
+    /// Proxies that are believed whose connections they pass on.
+    pub trusted_proxies: Option<Vec<Network>>,
+    /// Whether these begin each connection by a header of the PROXY protocol.
+    pub proxy_protocol: Option<bool>,
+    /// Origins of pages that may connect.
+    pub origins: Option<Vec<Allowed>>,
+    /// What all connections may hold together that is incomplete or waits to be written.
+    pub max_buffered: Option<Size>,
+    /// PHP processes at a time that check access.
+    pub max_checks: Option<usize>,
+    /// After which a check is killed.
+    pub check_timeout: Option<Span>,
+    /// Between two reviews of what a user was granted.
+    pub review_interval: Option<SpanOrZero>,
+    /// Between two pings of a connection.
+    pub ping_interval: Option<Span>,
+    /// For how long a grant counts for whoever asks for the same.
+    pub verdict_reuse: Option<SpanOrZero>,
+    /// Whether PHP workers check access.
+    pub worker: Option<bool>,
+    /// Where the control socket is.
+    pub control: Option<ControlAt>,
+    /// Where metrics are told.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where the control socket is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ControlAt {
+    /// In the directory that systemd gives, or the one of the package.
+    #[default]
+    Usual,
+    /// There is none.
+    Off,
+    /// This is its name.
+    Path(PathBuf),
+}
+
+/// An address, with or without a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The address.
+    pub address: IpAddr,
+    /// The port, if EspoCRM's is not to be used.
+    pub port: Option<u16>,
+}
+
+/// A page that may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// One of EspoCRM's own, by its `siteUrl`.
+    SameSite,
+    /// One of this origin.
+    Origin(Origin),
+}
+
+/// A setting by its name.
+struct Setting {
+    name: &'static str,
+    /// Sets it to what a text says; one that is a list gets one item more.
+    set: fn(&mut Own, &str) -> std::result::Result<(), String>,
+}
+
+/// Every setting.
+const SETTINGS: [Setting; 21] = [
+    Setting { name: "espocrm", set: |own, text| put(&mut own.espocrm, text) },
+    Setting { name: "php", set: |own, text| put(&mut own.php, text) },
+    Setting { name: "listen", set: |own, text| put(&mut own.listen, text) },
+    Setting { name: "zeromq", set: |own, text| put(&mut own.zeromq, text) },
+    Setting { name: "debug", set: |own, text| put(&mut own.debug, text) },
+    Setting { name: "log_file", set: |own, text| put(&mut own.log_file, text) },
+    Setting { name: "max_connections", set: |own, text| limit(&mut own.max_connections, text) },
+    Setting { name: "max_per_address", set: |own, text| put(&mut own.max_per_address, text) },
+    Setting { name: "max_per_user", set: |own, text| put(&mut own.max_per_user, text) },
+    Setting { name: "trusted_proxies", set: |own, text| push(&mut own.trusted_proxies, text) },
+    Setting { name: "proxy_protocol", set: |own, text| put(&mut own.proxy_protocol, text) },
+    Setting { name: "origins", set: |own, text| push(&mut own.origins, text) },
+    Setting { name: "max_buffered", set: |own, text| buffered(&mut own.max_buffered, text) },
+    Setting { name: "max_checks", set: |own, text| limit(&mut own.max_checks, text) },
+    Setting { name: "check_timeout", set: |own, text| put(&mut own.check_timeout, text) },
+    Setting { name: "review_interval", set: |own, text| put(&mut own.review_interval, text) },
+    Setting { name: "ping_interval", set: |own, text| put(&mut own.ping_interval, text) },
+    Setting { name: "verdict_reuse", set: |own, text| put(&mut own.verdict_reuse, text) },
+    Setting { name: "worker", set: |own, text| put(&mut own.worker, text) },
+    Setting { name: "control", set: |own, text| put(&mut own.control, text) },
+    Setting { name: "metrics", set: |own, text| address(&mut own.metrics, text) },
+];
+
+/// Read if no other file is named and this one exists.
+pub const DEFAULT_FILE: &str = "/etc/espocrm-websocket/config.toml";
+
+impl Own {
+    /// Reads the configuration file: `named`, or else the usual one if it exists.
+    ///
+    /// # Errors
+    /// If the file cannot be read or understood: where, and what is wrong.
+    pub fn from_file(named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+        match Self::text_of(path) {
+            Ok(text) => Self::from_toml(&text).map_err(|mistakes| {
+                let told = |mistake: &str| format!("{}: {mistake}", Printable(path.display()));
+                Fatal::lines(mistakes.lines().map(told).collect::<Vec<_>>().join("\n"))
+            }),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(error) => {
+                Err(Fatal::new(format!("{}: {error}. Check the file's name.", path.display())))
+            }
+        }
+    }
+
+    /// The text of a configuration file. `/dev/null` stands for an empty one.
+    ///
+    /// # Errors
+    /// If it cannot be read, is not a regular file, or larger than 1 MiB.
+    pub fn text_of(path: &Path) -> std::io::Result<String> {
+        if path == Path::new("/dev/null") {
+            return Ok(String::new());
+        }
+        regular_file::read_to_string(path)
+    }
+
+    /// Reads the text of a configuration file.
+    ///
+    /// # Errors
+    /// What is wrong, and where: a line for each mistake.
+    pub fn from_toml(text: &str) -> std::result::Result<Self, String> {
+        let at = |offset: usize, error: &str| {
+            let line = text.get(..offset).unwrap_or_default().split('\n').count();
+            format!("line {line}: {error}")
+        };
+        let mut own = Self::default();
+        let mut file = toml_span::parse(text).map_err(|error| {
+            // It repeats what it does not understand.
+            let text = printable(&error.to_string());
+            at(error.span.start, &text)
+        })?;
+        let ValueInner::Table(table) = file.take() else { return Ok(own) };
+        let mut mistakes = Vec::new();
+        for (key, value) in table {
+            if let Err(mistake) = own.set_value(&key.name, value) {
+                mistakes.push((key.span.start, mistake));
+            }
+        }
+        if mistakes.is_empty() {
+            return Ok(own);
+        }
+        mistakes.sort_unstable();
+        let told = mistakes.iter().map(|(offset, mistake)| at(*offset, mistake));
+        Err(told.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Sets one to what a text says; a list gets one item more.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or that there is no such setting.
+    pub fn set(&mut self, name: &str, text: &str) -> std::result::Result<(), String> {
+        let set = setting(name)?.set;
+        set(self, text).map_err(|error| format!("{name}: {error}"))
+    }
+
+    fn set_value(&mut self, name: &str, mut value: Value<'_>) -> std::result::Result<(), String> {
+        setting(name)?;
+        let odd = |kind: &str| format!("{name}: {kind} is not expected");
+        match value.take() {
+            ValueInner::Array(items) if self.clear_list(name) => items
+                .into_iter()
+                .try_for_each(|mut item| self.set(name, &text(item.take()).map_err(odd)?)),
+            other => self.set(name, &text(other).map_err(odd)?),
+        }
+    }
+
+    /// Empties a setting that has several values; false for any other.
+    fn clear_list(&mut self, name: &str) -> bool {
+        match name {
+            "origins" => self.origins = Some(Vec::new()),
+            "trusted_proxies" => self.trusted_proxies = Some(Vec::new()),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// What a value says, or the kind of one that says nothing.
+fn text(value: ValueInner<'_>) -> std::result::Result<String, &'static str> {
+    match value {
+        ValueInner::String(text) => Ok(text.into_owned()),
+        ValueInner::Integer(number) => Ok(number.to_string()),
+        ValueInner::Boolean(truth) => Ok(truth.to_string()),
+        other => Err(other.type_str()),
+    }
+}
+
+fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
+    SETTINGS.iter().find(|setting| setting.name == name).ok_or_else(|| {
+        if ["webSocket", "useWebSocket", "siteUrl", "phpExecutablePath"]
+            .iter()
+            .any(|begin| name.starts_with(begin))
+        {
+            return format!(
+                "{name:?} is a parameter of EspoCRM, whose place is EspoCRM's data/config.php; it is \
+                 read from there"
+            );
+        }
+        let names = SETTINGS.iter().map(|setting| setting.name);
+        let meant = did_you_mean(&name.replace('-', "_"), names.clone());
+        if meant.is_empty() {
+            let names: Vec<_> = names.collect();
+            return format!("there is no setting {name:?}; there are {}", names.join(", "));
+        }
+        format!("there is no setting {name:?}{meant}")
+    })
+}
+
+fn put<T>(place: &mut Option<T>, text: &str) -> std::result::Result<(), String>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    *place = Some(text.parse().map_err(|error| format!("{text:?}: {error}"))?);
+    Ok(())
+}
+
+fn push<T>(place: &mut Option<Vec<T>>, text: &str) -> std::result::Result<(), String>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let mut item = None;
+    put(&mut item, text)?;
+    place.get_or_insert_default().extend(item);
+    Ok(())
+}
+
+fn limit(place: &mut Option<usize>, text: &str) -> std::result::Result<(), String> {
+    put(place, text)?;
+    if *place == Some(0) { Err("it must be at least 1".to_owned()) } else { Ok(()) }
+}
+
+fn buffered(place: &mut Option<Size>, text: &str) -> std::result::Result<(), String> {
+    put(place, text)?;
+    let enough = place.is_some_and(|size| usize::from(size) >= MIN_HELD);
+    if enough { Ok(()) } else { Err(format!("it must be at least {}", Size::bytes(MIN_HELD))) }
+}
+
+fn address(place: &mut Option<SocketAddr>, text: &str) -> std::result::Result<(), String> {
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    *place = Some(address.ok_or_else(|| {
+        format!("{text:?}: an address with a port is expected, such as 127.0.0.1:9170")
+    })?);
+    Ok(())
+}
+
+impl FromStr for ControlAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "" | "off" => Ok(Self::Off),
+            path if path.starts_with('/') => Ok(Self::Path(path.into())),
+            _ => Err("the whole path of a socket is expected, or off".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ControlAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usual => f.write_str("in the runtime directory"),
+            Self::Off => f.write_str("off"),
+            Self::Path(path) => path.to_string_lossy().escape_debug().fmt(f),
+        }
+    }
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self { address: address.ip(), port: Some(address.port()) });
+        }
+        match text.parse::<IpAddr>() {
+            Ok(address) => Ok(Self { address, port: None }),
+            Err(_) => {
+                Err("no address to listen at; examples: 127.0.0.1, 0.0.0.0:8080, [::]:8080".into())
+            }
+        }
+    }
+}
+
+impl FromStr for Allowed {
+    type Err = NoOrigin;
+
+    fn from_str(text: &str) -> std::result::Result<Self, NoOrigin> {
+        if text == "same-site" { Ok(Self::SameSite) } else { Origin::of(text).map(Self::Origin) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn every_setting_can_be_set() {
+        let own = Own::from_toml(
+            "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
+             zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nlog_file = 'data/logs/websocket.log'\nmax_connections = 500\n\
+             max_per_address = 100\nmax_per_user = 0\ntrusted_proxies = ['10.0.0.0/8', '::1']\n\
+             proxy_protocol = true\norigins = ['same-site', 'https://portal.example.com/']\n\
+             max_buffered = '16MiB'\nmax_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
+             ping_interval = 20\nverdict_reuse = 0\nworker = false\n\
+             control = '/run/a/control.sock'\nmetrics = '127.0.0.1:9170'\n",
+        );
+        let expected = Own {
+            espocrm: Some("/srv/crm".into()),
+            php: Some("/usr/bin/php8.2".into()),
+            listen: Some(Listen { address: "::1".parse().unwrap(), port: Some(9000) }),
+            zeromq: Some("tcp://127.0.0.1:5556".into()),
+            log_file: Some("data/logs/websocket.log".into()),
+            debug: Some(true),
+            max_connections: Some(500),
+            max_per_address: Some(100),
+            max_per_user: Some(0),
+            trusted_proxies: Some(vec!["10.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()]),
+            proxy_protocol: Some(true),
+            origins: Some(vec![
+                Allowed::SameSite,
+                Allowed::Origin(Origin::of("https://portal.example.com").unwrap()),
+            ]),
+            max_buffered: Some(Size::bytes(16 << 20)),
+            max_checks: Some(1),
+            check_timeout: Some(Duration::from_secs(10).into()),
+            review_interval: Some(Duration::ZERO.into()),
+            ping_interval: Some(Duration::from_secs(20).into()),
+            verdict_reuse: Some(Duration::ZERO.into()),
+            worker: Some(false),
+            control: Some(ControlAt::Path("/run/a/control.sock".into())),
+            metrics: Some("127.0.0.1:9170".parse().unwrap()),
+        };
+        assert_eq!(own, Ok(expected));
+        assert_eq!(Own::from_toml(""), Ok(Own::default()));
+    }
+
+    #[test]
+    fn the_file_that_is_shipped_names_every_setting() {
+        const SHIPPED: &str = include_str!("../../packaging/config.toml");
+        let shipped = Own::from_toml(SHIPPED).unwrap();
+        assert_eq!(shipped, Own { espocrm: Some("/var/www/html".into()), ..Own::default() });
+        let all = Own::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        let Own {
+            espocrm: Some(_),
+            php: Some(_),
+            listen: Some(_),
+            zeromq: Some(_),
+            log_file: Some(_),
+            debug: Some(_),
+            max_connections: Some(_),
+            max_per_address: Some(_),
+            max_per_user: Some(_),
+            trusted_proxies: Some(_),
+            proxy_protocol: Some(_),
+            origins: Some(_),
+            max_buffered: Some(_),
+            max_checks: Some(_),
+            check_timeout: Some(_),
+            review_interval: Some(_),
+            ping_interval: Some(_),
+            verdict_reuse: Some(_),
+            worker: Some(_),
+            control: Some(_),
+            metrics: Some(_),
+        } = all
+        else {
+            panic!("{all:?}");
+        };
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        for (text, mistake) in [
+            ("\nlisten = 'localhost'", "\"localhost\": no address"),
+            ("\nmax_checks = 0", "at least 1"),
+            ("\nmax_checks = -1", "max_checks"),
+            ("\nmax_checks = [1]", "max_checks: array is not expected"),
+            ("\nping_interval = 1.5", "ping_interval: float"),
+            ("\norigins = [[]]", "origins"),
+            ("\ndebug = 'maybe'", "debug"),
+            ("debug = true\ndebug = true", "duplicate key: `debug`"),
+            ("\nping_interval = 0", "a length of time is expected"),
+            ("\nreview_interval = 'off'", "a length of time is expected"),
+            ("\nping_interval = 'soon'", "a length of time is expected"),
+            ("\ntrusted_proxies = ['proxy']", "proxy"),
+            ("\norigins = ['*']", "an origin is expected"),
+            ("\ncontrol = 'here'", "the whole path of a socket"),
+            ("\nmetrics = '9170'", "an address with a port"),
+            ("\nmetrics = '127.0.0.1:0'", "an address with a port"),
+            ("\nport = 8080", "there is no setting \"port\"; there are espocrm, php"),
+            ("\nmax_conections = 5", "did you mean max_connections?"),
+            ("\nping-interval = 5", "did you mean ping_interval?"),
+            ("\nwebSocketPort = 8080", "a parameter of EspoCRM"),
+            ("\nmax_buffered = '1MiB'", "at least 4MiB"),
+            ("\nmax_buffered = 'much'", "a number of bytes"),
+            ("\nx", "line 2"),
+            ("\nphp = '\u{1b}[2J'", "\\u{1b}"),
+        ] {
+            let error = Own::from_toml(text).unwrap_err();
+            assert!(error.contains(mistake) && error.contains("line 2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "worker = 1\nphp = 'x'\nlistne = '::'\nmax_connections = 10_000\ndebug = 'no'";
+        let mistakes = Own::from_toml(text).unwrap_err();
+        let lines: Vec<_> = mistakes.lines().map(|line| line.split_once(": ").unwrap().0).collect();
+        assert_eq!(lines, ["line 1", "line 3", "line 5"], "{mistakes}");
+    }
+}
