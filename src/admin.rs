@@ -1,9 +1,9 @@
 //! The short-lived commands: `setup`, `adopt`, `doctor`, `health`, and those that ask a running daemon.
 //! They do not use the event loop.
 
-pub mod adopt;
-pub mod client;
-pub mod ctl;
-pub mod doctor;
-pub mod health;
-pub mod setup;
+pub(crate) mod adopt;
+pub(crate) mod client;
+pub(crate) mod ctl;
+pub(crate) mod doctor;
+pub(crate) mod health;
+pub(crate) mod setup;

@@ -2,15 +2,15 @@
 //! and uses nothing of the short-lived commands.
 
 pub mod connection;
-pub mod control;
+pub(crate) mod control;
 pub mod demo;
-pub mod event_loop;
-pub mod listener;
+pub(crate) mod event_loop;
+pub(crate) mod listener;
 pub(crate) mod net;
-pub mod run;
+pub(crate) mod run;
 #[cfg(test)]
 pub(crate) mod script;
-pub mod stream;
-pub mod systemd;
-pub mod tls;
-pub mod zmq;
+pub(crate) mod stream;
+pub(crate) mod systemd;
+pub(crate) mod tls;
+pub(crate) mod zmq;

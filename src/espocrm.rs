@@ -3,11 +3,11 @@
 mod espo_settings;
 mod identity;
 mod installation;
-pub mod ownership;
-pub mod process;
+pub(crate) mod ownership;
+pub(crate) mod process;
 mod router;
 mod watch;
-pub mod workers;
+pub(crate) mod workers;
 
 pub use espo_settings::Facts;
 pub use identity::{Identity, RunAs};

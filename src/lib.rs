@@ -3,6 +3,7 @@
 //! Two layers: [`engine`] decides, the other modules do the input and output. ARCHITECTURE.md
 //! describes how a message passes through them.
 
+#![warn(unreachable_pub)]
 #![cfg_attr(
     test,
     allow(clippy::cast_possible_truncation, reason = "a test's numbers are small and its own")
@@ -12,7 +13,7 @@
 #[cfg(test)]
 extern crate self as espocrm_websocket;
 
-pub mod admin;
+pub(crate) mod admin;
 pub mod cli;
 pub mod daemon;
 pub mod engine;

@@ -32,7 +32,7 @@ pub struct Target {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// In the error about a control socket at which nothing listens.
-pub const NOT_RUNNING: &str = "is it running?";
+pub(crate) const NOT_RUNNING: &str = "is it running?";
 
 /// Bytes of an answer's head.
 const MAX_HEAD: u64 = 16 * 1024;

@@ -57,7 +57,7 @@ pub enum What {
 }
 
 /// Their names.
-pub const COMMANDS: [&str; 5] = ["status", "kick", "send", "tail", "reload"];
+pub(crate) const COMMANDS: [&str; 5] = ["status", "kick", "send", "tail", "reload"];
 
 impl Operate {
     /// Understands the arguments after the command; none of it, if help is asked for.

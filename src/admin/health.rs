@@ -34,7 +34,7 @@ pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 ///
 /// # Errors
 /// What happened instead.
-pub fn check(layers: Layers) -> Result<()> {
+pub(crate) fn check(layers: Layers) -> Result<()> {
     let (installation, settings) = run::load(layers)?;
     look(&installation, &settings)
 }

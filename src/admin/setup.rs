@@ -19,7 +19,7 @@ pub(super) use files::{Files, failed};
 pub(super) use machine::Machine;
 pub(super) use plan::Plan;
 pub(super) use search::{OldUnit, SITES, drop_ins, espocrms, old_units};
-pub use service::service_user;
+pub(crate) use service::service_user;
 pub(super) use service::{Service, UNITS, drop_in_of};
 pub(super) use sites::{Token, next as next_token};
 pub(super) use systemctl::Systemctl;

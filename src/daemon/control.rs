@@ -23,12 +23,12 @@ use crate::engine::time::Time;
 use crate::platform::sys;
 use crate::settings::{ControlAt, Settings};
 use client::{Peer, Stage, Stream};
-pub use listener::usual;
+pub(crate) use listener::usual;
 use listener::{Socket, open_port};
 
 /// Both doors, and who has come in.
 #[derive(Default)]
-pub struct Control {
+pub(crate) struct Control {
     socket: Option<Socket>,
     port: Option<TcpListener>,
     peers: Slab<Peer>,
@@ -42,19 +42,23 @@ pub struct Control {
 }
 
 /// The tokens by which both doors and all peers are known.
-pub const TOKENS: std::ops::Range<usize> = 32..64;
+pub(crate) const TOKENS: std::ops::Range<usize> = 32..64;
 const SOCKET: Token = Token(TOKENS.start);
 const PORT: Token = Token(TOKENS.start + 1);
 const FIRST_PEER: usize = TOKENS.start + 2;
 
 /// Names one who has asked, until the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker(usize);
+pub(crate) struct Asker(usize);
 
 impl Control {
     /// Opens the doors that are wanted. What cannot be had is returned for the log: it is no reason
     /// not to serve, nor to warn of if nobody has asked for it.
-    pub fn open(&mut self, registry: &Registry, settings: &Settings) -> Vec<(Level, String)> {
+    pub(crate) fn open(
+        &mut self,
+        registry: &Registry,
+        settings: &Settings,
+    ) -> Vec<(Level, String)> {
         let mut missing = Vec::new();
         // The old ones first: they may be in the way.
         (self.socket, self.port) = (None, None);
@@ -88,18 +92,18 @@ impl Control {
 
     /// Where the control socket is.
     #[must_use]
-    pub fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         self.socket.as_ref().map(Socket::path)
     }
 
     /// Where metrics are told.
     #[must_use]
-    pub fn port(&self) -> Option<SocketAddr> {
+    pub(crate) fn port(&self) -> Option<SocketAddr> {
         self.port.as_ref().and_then(|port| port.local_addr().ok())
     }
 
     /// Something has happened to one of [`TOKENS`]: who has asked for what.
-    pub fn ready(&mut self, now: Time, token: Token) -> Option<(Asker, Request)> {
+    pub(crate) fn ready(&mut self, now: Time, token: Token) -> Option<(Asker, Request)> {
         let Some(number) = token.0.checked_sub(FIRST_PEER) else {
             self.pending = true;
             return None;
@@ -108,7 +112,7 @@ impl Control {
     }
 
     /// Lets in those who wait. What they have sent already is told by the kernel.
-    pub fn accept(&mut self, now: Time, registry: &Registry) {
+    pub(crate) fn accept(&mut self, now: Time, registry: &Registry) {
         if !self.is_pending(now) {
             return;
         }
@@ -133,7 +137,7 @@ impl Control {
 
     /// Whether [`accept`](Self::accept) has something to do.
     #[must_use]
-    pub fn is_pending(&self, now: Time) -> bool {
+    pub(crate) fn is_pending(&self, now: Time) -> bool {
         self.pending || self.again.is_some_and(|again| again <= now)
     }
 
@@ -214,7 +218,7 @@ impl Control {
     }
 
     /// Answers, by a whole response.
-    pub fn answer(&mut self, now: Time, asker: Asker, response: &str) {
+    pub(crate) fn answer(&mut self, now: Time, asker: Asker, response: &str) {
         if let Some(peer) = self.peers.get_mut(asker.0) {
             peer.answer(response);
             self.write(now, asker.0);
@@ -222,14 +226,14 @@ impl Control {
     }
 
     /// This one gets its response by [`answer_reload`](Self::answer_reload).
-    pub fn wait_for_reload(&mut self, now: Time, asker: Asker) {
+    pub(crate) fn wait_for_reload(&mut self, now: Time, asker: Asker) {
         if let Some(peer) = self.peers.get_mut(asker.0) {
             peer.wait_for_reload(now.after(RELOAD_DEADLINE));
         }
     }
 
     /// Responds to all clients that wait for the end of a reload.
-    pub fn answer_reload(&mut self, now: Time, response: &str) {
+    pub(crate) fn answer_reload(&mut self, now: Time, response: &str) {
         for number in 0..self.peers.capacity() {
             let Some(peer) = self.peers.get_mut(number) else { continue };
             if peer.stage == Stage::Reloading {
@@ -241,7 +245,7 @@ impl Control {
     }
 
     /// From now on this one sees what passes.
-    pub fn watch(&mut self, now: Time, asker: Asker) {
+    pub(crate) fn watch(&mut self, now: Time, asker: Asker) {
         if let Some(peer) = self.peers.get_mut(asker.0) {
             peer.watch();
             self.write(now, asker.0);
@@ -250,12 +254,12 @@ impl Control {
 
     /// Whether anybody does.
     #[must_use]
-    pub fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         self.peers.iter().any(|(_, peer)| peer.stage == Stage::Watching)
     }
 
     /// Shows those a line. Who does not read misses it, and is told so.
-    pub fn show(&mut self, now: Time, line: &str) {
+    pub(crate) fn show(&mut self, now: Time, line: &str) {
         for number in 0..self.peers.capacity() {
             if self.peers.get_mut(number).is_some_and(|peer| peer.show(line)) {
                 self.write(now, number);
@@ -265,13 +269,13 @@ impl Control {
 
     /// When [`expire`](Self::expire) or [`accept`](Self::accept) has something to do.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
         let deadlines = self.peers.iter().filter_map(|(_, peer)| peer.deadline);
         deadlines.chain(self.again).min()
     }
 
     /// Ends those who take too long.
-    pub fn expire(&mut self, now: Time) {
+    pub(crate) fn expire(&mut self, now: Time) {
         for number in 0..self.peers.capacity() {
             let deadline = self.peers.get(number).and_then(|peer| peer.deadline);
             if deadline.is_some_and(|deadline| deadline <= now) {

@@ -19,8 +19,8 @@ mod websocket;
 mod workers;
 mod zmq_guard;
 
-pub use accept::afford;
-pub use reload::Espocrm;
+pub(crate) use accept::afford;
+pub(crate) use reload::Espocrm;
 
 use std::collections::VecDeque;
 use std::io;
@@ -70,7 +70,7 @@ use bursts::Bursts;
 /// One turn of the loop: carry out what the core wants done, flush what is to be written, free what
 /// has ended, wait, read the clock, dispatch what has happened, go on with what was left, expire
 /// timers.
-pub struct Server {
+pub(crate) struct Server {
     poll: Poll,
     signals: Signals,
     systemd: Systemd,
@@ -134,7 +134,7 @@ pub struct Server {
 
 /// Who answers access checks and tells the settings.
 #[expect(clippy::large_enum_variant, reason = "there is one")]
-pub enum Backend {
+pub(crate) enum Backend {
     /// An EspoCRM, through PHP.
     Espocrm(Espocrm),
     /// Nobody: the demo answers by itself.
@@ -177,7 +177,7 @@ impl Server {
     ///
     /// # Errors
     /// If that is not possible: why, and what to do.
-    pub fn new(
+    pub(crate) fn new(
         mut settings: Settings,
         mut backend: Backend,
         sockets: Vec<net::TcpListener>,
@@ -274,19 +274,19 @@ impl Server {
 
     /// Where browsers connect.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.accepting.address()
     }
 
     /// Where EspoCRM connects.
     #[must_use]
-    pub fn endpoint(&self) -> &str {
+    pub(crate) fn endpoint(&self) -> &str {
         self.bus.endpoint()
     }
 
     /// What it runs with.
     #[must_use]
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
@@ -294,7 +294,7 @@ impl Server {
     ///
     /// # Errors
     /// Only if the kernel refuses to report events.
-    pub fn run(&mut self, systemd: Systemd) -> Result<()> {
+    pub(crate) fn run(&mut self, systemd: Systemd) -> Result<()> {
         self.systemd = systemd;
         self.systemd.ready(&self.status());
         let mut events = Events::with_capacity(EVENTS);

@@ -11,7 +11,7 @@ use crate::platform::exit::{Fatal, Result};
 use crate::settings::{Settings, Source};
 
 /// A listening TCP socket, or several that systemd has opened.
-pub struct Listener {
+pub(crate) struct Listener {
     /// None once they are closed.
     sockets: Vec<TcpListener>,
     /// The first one's.
@@ -31,7 +31,7 @@ impl Listener {
     ///
     /// # Errors
     /// If that is not possible: why, by which setting, and what to do.
-    pub fn bind(settings: &Settings) -> Result<Self> {
+    pub(crate) fn bind(settings: &Settings) -> Result<Self> {
         let address = settings.listen();
         Self::listen(address).map_err(|error| {
             let why = match error.kind() {
@@ -62,7 +62,7 @@ impl Listener {
     ///
     /// # Errors
     /// If they cannot be used, or there is none.
-    pub fn inherit(sockets: Vec<net::TcpListener>) -> io::Result<Self> {
+    pub(crate) fn inherit(sockets: Vec<net::TcpListener>) -> io::Result<Self> {
         let sockets = sockets.into_iter().map(|socket| prepare(socket.into()));
         Self::of(sockets.collect::<io::Result<_>>()?)
     }
@@ -76,12 +76,12 @@ impl Listener {
 
     /// Where it listens: with the number of the port if any free one was asked for.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Ends listening.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.sockets.clear();
     }
 
@@ -90,7 +90,7 @@ impl Listener {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let mut sockets = self.sockets.iter_mut();
         sockets.try_for_each(|socket| registry.register(socket, token, Interest::READABLE))
     }
@@ -99,7 +99,7 @@ impl Listener {
     ///
     /// # Errors
     /// Those of `accept(2)`.
-    pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         for socket in &self.sockets {
             match socket.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,9 +1,9 @@
 //! The sockets of browsers: mio's, and in unit tests also scripted ones.
 
 #[cfg(not(test))]
-pub use mio::net::{TcpListener, TcpStream};
+pub(crate) use mio::net::{TcpListener, TcpStream};
 #[cfg(test)]
-pub use seam::{TcpListener, TcpStream};
+pub(crate) use seam::{TcpListener, TcpStream};
 
 #[cfg(test)]
 mod seam {
@@ -21,7 +21,7 @@ mod seam {
         Scripted(Socket),
     }
 
-    pub enum TcpListener {
+    pub(crate) enum TcpListener {
         Mio(net::TcpListener),
         Scripted(Arrivals),
     }
@@ -65,18 +65,18 @@ mod seam {
     }
 
     impl TcpListener {
-        pub fn from_std(tcp: std::net::TcpListener) -> Self {
+        pub(crate) fn from_std(tcp: std::net::TcpListener) -> Self {
             Self::Mio(net::TcpListener::from_std(tcp))
         }
 
-        pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
             match self {
                 Self::Mio(tcp) => tcp.local_addr(),
                 Self::Scripted(_) => Ok(SocketAddr::from(([127, 0, 0, 1], 1))),
             }
         }
 
-        pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        pub(crate) fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
             match self {
                 Self::Mio(tcp) => tcp.accept().map(|(tcp, from)| (TcpStream::Mio(tcp), from)),
                 Self::Scripted(arrivals) => {

@@ -20,7 +20,7 @@ use crate::settings::{DEFAULT_FILE, Layers, Settings, megabytes};
 ///
 /// # Errors
 /// Why it cannot be served, and what to do.
-pub fn serve(layers: Result<Layers>) -> Result<()> {
+pub(crate) fn serve(layers: Result<Layers>) -> Result<()> {
     let served = layers.and_then(|layers| {
         logging::start(layers.log_file().as_deref())?;
         until_stopped(layers)
@@ -98,7 +98,7 @@ fn warn_of_user(espocrm: &Espocrm) {
 ///
 /// # Errors
 /// If there is no EspoCRM, it does not answer, or its settings cannot be used.
-pub fn load(layers: Layers) -> Result<(Installation, Settings)> {
+pub(crate) fn load(layers: Layers) -> Result<(Installation, Settings)> {
     let (espocrm, settings) = Espocrm::open(layers, || false)?;
     Ok((espocrm.installation().clone(), settings))
 }
@@ -107,7 +107,7 @@ pub fn load(layers: Layers) -> Result<(Installation, Settings)> {
 ///
 /// # Errors
 /// What is wrong with them, and what to do.
-pub fn check(layers: Layers) -> Result<()> {
+pub(crate) fn check(layers: Layers) -> Result<()> {
     let (espocrm, settings) = Espocrm::open(layers, || false)?;
     settings.log_doubts();
     if let Some(files) = &settings.tls.value {
@@ -120,7 +120,7 @@ pub fn check(layers: Layers) -> Result<()> {
 ///
 /// # Errors
 /// Why they cannot be told, and what to do.
-pub fn show(layers: Layers) -> Result<()> {
+pub(crate) fn show(layers: Layers) -> Result<()> {
     let file = layers.file_name().map_or("none".to_owned(), |path| path.display().to_string());
     let (espocrm, mut settings) = Espocrm::open(layers, || false)?;
     settings.log_doubts();

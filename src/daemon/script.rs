@@ -17,14 +17,14 @@ use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::espocrm::submission::Rejection;
-pub use random::Random;
-pub use socket::{Kernel, Socket};
+pub(crate) use random::Random;
+pub(crate) use socket::{Kernel, Socket};
 
 /// What the server has done, in order.
-pub type Journal = Rc<RefCell<VecDeque<Entry>>>;
+pub(crate) type Journal = Rc<RefCell<VecDeque<Entry>>>;
 
 /// Names a scripted socket; none has the number of another.
-pub type Number = usize;
+pub(crate) type Number = usize;
 
 #[derive(Debug)]
 pub enum Entry {
@@ -50,22 +50,22 @@ pub enum Entry {
 
 /// Connections that wait to be accepted.
 #[derive(Clone)]
-pub struct Arrivals(Rc<RefCell<Queue<io::Result<Socket>>>>);
+pub(crate) struct Arrivals(Rc<RefCell<Queue<io::Result<Socket>>>>);
 
 /// Messages that wait to be received.
 #[derive(Clone)]
-pub struct Messages(Rc<RefCell<Queue<Message>>>);
+pub(crate) struct Messages(Rc<RefCell<Queue<Message>>>);
 
-pub type Message = Result<Rc<str>, Rejection>;
+pub(crate) type Message = Result<Rc<str>, Rejection>;
 
 /// Access checks: those that the server has started, and what came of them.
 #[derive(Clone)]
-pub struct Checks {
+pub(crate) struct Checks {
     answers: Rc<RefCell<VecDeque<Answer>>>,
     journal: Journal,
 }
 
-pub type Answer = (JobId, Rc<Check>, Verdict);
+pub(crate) type Answer = (JobId, Rc<Check>, Verdict);
 
 struct Queue<T> {
     waiting: VecDeque<T>,
@@ -100,25 +100,25 @@ impl<T> Queue<T> {
 }
 
 impl Arrivals {
-    pub fn new(journal: &Journal, random: Random) -> Self {
+    pub(crate) fn new(journal: &Journal, random: Random) -> Self {
         Self(Rc::new(RefCell::new(Queue::new(journal, random))))
     }
 
-    pub fn push(&self, arrival: io::Result<Socket>) {
+    pub(crate) fn push(&self, arrival: io::Result<Socket>) {
         self.0.borrow_mut().push(arrival);
     }
 
     /// Whether something is to be reported, which is then done.
-    pub fn take_edge(&self) -> bool {
+    pub(crate) fn take_edge(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().edge)
     }
 
     /// Whether something waits of which nothing will be reported.
-    pub fn is_stuck(&self) -> bool {
+    pub(crate) fn is_stuck(&self) -> bool {
         self.0.borrow().is_stuck()
     }
 
-    pub fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
+    pub(crate) fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         let mut queue = self.0.borrow_mut();
         let socket = queue.next().unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))?;
         let number = socket.kernel().number;
@@ -128,28 +128,28 @@ impl Arrivals {
 }
 
 /// From where a connection comes: there are a few such places.
-pub fn address_of(number: Number) -> IpAddr {
+pub(crate) fn address_of(number: Number) -> IpAddr {
     IpAddr::from([192, 0, 2, 1 + (number % 3) as u8])
 }
 
 impl Messages {
-    pub fn new(journal: &Journal, random: Random) -> Self {
+    pub(crate) fn new(journal: &Journal, random: Random) -> Self {
         Self(Rc::new(RefCell::new(Queue::new(journal, random))))
     }
 
-    pub fn push(&self, message: Message) {
+    pub(crate) fn push(&self, message: Message) {
         self.0.borrow_mut().push(message);
     }
 
-    pub fn take_edge(&self) -> bool {
+    pub(crate) fn take_edge(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().edge)
     }
 
-    pub fn is_stuck(&self) -> bool {
+    pub(crate) fn is_stuck(&self) -> bool {
         self.0.borrow().is_stuck()
     }
 
-    pub fn receive(&self) -> Received {
+    pub(crate) fn receive(&self) -> Received {
         let mut queue = self.0.borrow_mut();
         let Some(next) = queue.next() else { return Received::Nothing };
         let received = match &next {
@@ -162,29 +162,29 @@ impl Messages {
 }
 
 impl Checks {
-    pub fn new(journal: &Journal) -> Self {
+    pub(crate) fn new(journal: &Journal) -> Self {
         Self { answers: Rc::default(), journal: Rc::clone(journal) }
     }
 
-    pub fn start(&self, id: JobId, check: Rc<Check>) {
+    pub(crate) fn start(&self, id: JobId, check: Rc<Check>) {
         self.journal.borrow_mut().push_back(Entry::Started(id, check));
     }
 
-    pub fn answer(&self, id: JobId, check: Rc<Check>, verdict: Verdict) {
+    pub(crate) fn answer(&self, id: JobId, check: Rc<Check>, verdict: Verdict) {
         self.answers.borrow_mut().push_back((id, check, verdict));
     }
 
-    pub fn is_answered(&self, id: JobId) -> bool {
+    pub(crate) fn is_answered(&self, id: JobId) -> bool {
         self.answers.borrow().iter().any(|(answered, ..)| *answered == id)
     }
 
     /// How many answers the server has not taken.
-    pub fn answered(&self) -> usize {
+    pub(crate) fn answered(&self) -> usize {
         self.answers.borrow().len()
     }
 
     /// The next answer, of which the server takes note.
-    pub fn take(&self) -> Option<Answer> {
+    pub(crate) fn take(&self) -> Option<Answer> {
         let (id, check, verdict) = self.answers.borrow_mut().pop_front()?;
         let entry = Entry::Answered(id, Rc::clone(&check), verdict.clone());
         self.journal.borrow_mut().push_back(entry);

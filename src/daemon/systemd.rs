@@ -17,7 +17,7 @@ use crate::platform::sys;
 
 /// Who is told how we are.
 #[derive(Debug, Default)]
-pub struct Systemd {
+pub(crate) struct Systemd {
     notify: Option<(UnixDatagram, SocketAddr)>,
     /// How often it is to hear from us: twice in the time that it waits.
     watchdog: Option<Duration>,
@@ -32,7 +32,7 @@ const MAX_ERROR: usize = 500;
 impl Systemd {
     /// What our environment says.
     #[must_use]
-    pub fn of_environment() -> Self {
+    pub(crate) fn of_environment() -> Self {
         let micros = number("WATCHDOG_USEC").filter(|_| is_for_us("WATCHDOG_PID").unwrap_or(true));
         let watchdog = micros.filter(|micros| *micros > 1).map(|micros| {
             let half = Duration::from_micros(micros / 2);
@@ -43,42 +43,42 @@ impl Systemd {
     }
 
     /// We serve, or a reload is done. `status` is one line.
-    pub fn ready(&mut self, status: &str) {
+    pub(crate) fn ready(&mut self, status: &str) {
         self.reloading = false;
         self.tell(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// A reload has begun: [`ready`](Self::ready) ends it.
-    pub fn reloading(&mut self) {
+    pub(crate) fn reloading(&mut self) {
         self.reloading = true;
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", sys::monotonic_micros()));
     }
 
     /// Whether it waits for the end of a reload.
     #[must_use]
-    pub fn is_reloading(&self) -> bool {
+    pub(crate) fn is_reloading(&self) -> bool {
         self.reloading
     }
 
     /// We are about to end.
-    pub fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.tell("STOPPING=1");
     }
 
     /// Why we end: `systemctl status` shows it.
-    pub fn failed(&self, error: &Fatal) {
+    pub(crate) fn failed(&self, error: &Fatal) {
         let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         self.tell(&format!("STATUS={}", words.chars().take(MAX_ERROR).collect::<String>()));
     }
 
     /// When it is to hear from us next; never, if it does not watch us.
     #[must_use]
-    pub fn next_sign(&self) -> Option<Time> {
+    pub(crate) fn next_sign(&self) -> Option<Time> {
         self.watchdog.map(|_| self.next_sign)
     }
 
     /// Tells it that the event loop goes round; only to be called when it does.
-    pub fn give_sign(&mut self, now: Time, status: &str) {
+    pub(crate) fn give_sign(&mut self, now: Time, status: &str) {
         self.next_sign = now.after(self.watchdog.unwrap_or_default());
         self.tell(&format!("WATCHDOG=1\nSTATUS={status}"));
     }
@@ -97,7 +97,7 @@ impl Systemd {
 ///
 /// # Errors
 /// If one of them is no listening TCP socket.
-pub fn listening_sockets() -> Result<Vec<net::TcpListener>> {
+pub(crate) fn listening_sockets() -> Result<Vec<net::TcpListener>> {
     let is_ours = is_for_us("LISTEN_PID").unwrap_or(false);
     let count = number("LISTEN_FDS").filter(|_| is_ours).unwrap_or(0);
     let sockets = sys::inherited(u16::try_from(count).unwrap_or(u16::MAX));

@@ -25,7 +25,7 @@ use crate::settings::TlsFiles;
 
 /// What a TLS connection is begun with: TLS 1.2 and 1.3, one certificate.
 #[derive(Clone)]
-pub struct Acceptor {
+pub(crate) struct Acceptor {
     config: Arc<ServerConfig>,
     certificate: PathBuf,
     /// The last moment at which the certificate is valid, if that could be read.
@@ -50,7 +50,7 @@ impl Acceptor {
     /// # Errors
     /// If they cannot be read, understood or decrypted, or do not belong together: which file, by
     /// which parameter, and what to do.
-    pub fn load(root: &Path, files: &TlsFiles, identity: &Identity) -> Result<Self> {
+    pub(crate) fn load(root: &Path, files: &TlsFiles, identity: &Identity) -> Result<Self> {
         let path = root.join(&files.certificate);
         let pem = read(&path, CERTIFICATE, identity)?;
         let chain =
@@ -78,7 +78,7 @@ impl Acceptor {
     }
 
     /// Tells until when the certificate is valid, unless it is that of `before`.
-    pub fn log_validity(&self, before: Option<&Self>) {
+    pub(crate) fn log_validity(&self, before: Option<&Self>) {
         let Some(end) = self.end else { return };
         let path = self.certificate.display();
         if end < Date(clock::unix_millis()) {
@@ -96,7 +96,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// None that a peer could cause.
-    pub fn accept(&self) -> io::Result<ServerConnection> {
+    pub(crate) fn accept(&self) -> io::Result<ServerConnection> {
         let mut connection =
             ServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other)?;
         // What waits to be sent waits in our outbox, where it is shared and counted.

@@ -2,7 +2,7 @@
 
 mod guard;
 
-pub use guard::Excess;
+pub(crate) use guard::Excess;
 
 use std::ffi::CString;
 use std::fs::{File, Permissions};

@@ -26,7 +26,7 @@ use nix::sys::stat::Mode;
 
 /// Why the owner of an EspoCRM does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ambiguity {
+pub(crate) enum Ambiguity {
     /// `data` belongs to root.
     Root,
     /// `data` is a symbolic link or no directory.
@@ -55,7 +55,7 @@ struct Entry {
 ///
 /// # Errors
 /// Why the owner does not count.
-pub fn owner(
+pub(crate) fn owner(
     root: &Path,
     primary_group: impl FnOnce(u32) -> Option<u32>,
 ) -> Result<u32, Ambiguity> {

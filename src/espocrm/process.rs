@@ -21,7 +21,7 @@ use crate::platform::sys;
 ///
 /// The end of a child's output is not its end: it counts as ended when it has exited, which a
 /// `SIGCHLD` tells. Whoever gets that signal calls [`reap`](Self::reap).
-pub struct Children {
+pub(crate) struct Children {
     running: Slab<Child>,
     /// A child has two tokens from here on.
     first_token: usize,
@@ -69,7 +69,7 @@ struct Output {
 impl Children {
     /// Registers what it reads with the tokens from `first_token` on.
     #[must_use]
-    pub fn new(first_token: usize) -> Self {
+    pub(crate) fn new(first_token: usize) -> Self {
         Self { running: Slab::new(), first_token }
     }
 
@@ -77,7 +77,7 @@ impl Children {
     ///
     /// # Errors
     /// Those of starting a process and of registering its output.
-    pub fn spawn(
+    pub(crate) fn spawn(
         &mut self,
         registry: &Registry,
         now: Time,
@@ -110,12 +110,12 @@ impl Children {
     }
 
     /// The numbers of those that are not reaped.
-    pub fn processes(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
         self.running.iter().map(|(_, child)| child.process.id())
     }
 
     /// Reads the output that `token` announces.
-    pub fn readable(&mut self, token: Token) {
+    pub(crate) fn readable(&mut self, token: Token) {
         let number = token.0.saturating_sub(self.first_token) / 2;
         if let Some(child) = self.running.get_mut(number) {
             child.read();
@@ -123,7 +123,7 @@ impl Children {
     }
 
     /// Takes the children that have ended.
-    pub fn reap(&mut self, finished: &mut Vec<Finished>) {
+    pub(crate) fn reap(&mut self, finished: &mut Vec<Finished>) {
         self.running.retain(|_, child| {
             let ended = sys::has_ended(child.process.id());
             if ended {
@@ -134,7 +134,7 @@ impl Children {
     }
 
     /// Kills what has run for too long; it is then reaped as any other.
-    pub fn expire(&mut self, now: Time) {
+    pub(crate) fn expire(&mut self, now: Time) {
         for (_, child) in &mut self.running {
             if child.deadline <= now && child.killed.is_none() {
                 child.kill(Failure::TimedOut);
@@ -144,13 +144,13 @@ impl Children {
 
     /// When [`expire`](Self::expire) has something to do.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
         let alive = self.running.iter().filter(|(_, child)| child.killed.is_none());
         alive.map(|(_, child)| child.deadline).min()
     }
 
     /// Kills everything and waits for its end, but not for ever.
-    pub fn kill_all(&mut self) {
+    pub(crate) fn kill_all(&mut self) {
         let mut killed: Vec<_> = self.running.drain().map(|child| child.process).collect();
         for process in &killed {
             sys::kill_group(process.id());
@@ -162,7 +162,7 @@ impl Children {
     ///
     /// # Errors
     /// Those of [`spawn`](Self::spawn), and of polling; `Interrupted` if it was stopped.
-    pub fn run(
+    pub(crate) fn run(
         command: Command,
         timeout: Duration,
         mut stop: impl FnMut() -> bool,

@@ -25,7 +25,7 @@ use crate::platform::{random, sys};
 
 /// The running workers. Each does one errand at a time; whoever gets `SIGCHLD` calls
 /// [`reap`](Self::reap).
-pub struct Workers {
+pub(crate) struct Workers {
     running: Slab<Worker>,
     /// Killed, and not yet reaped.
     dying: Vec<Dying>,
@@ -35,7 +35,7 @@ pub struct Workers {
 
 /// One check that a worker is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Errand {
+pub(crate) struct Errand {
     /// The check.
     pub job: JobId,
     /// How its outcome is to be read.
@@ -46,7 +46,7 @@ pub struct Errand {
 
 /// How an errand has ended.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The worker; unless it has answered, it has been stopped.
     pub worker: WorkerId,
     /// What it was asked for.
@@ -57,7 +57,7 @@ pub struct Outcome {
 
 /// Why a worker has not answered.
 #[derive(Debug)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// The check took longer than it may. `begun`: the worker had begun it.
     TimedOut {
         /// Otherwise something keeps the worker from accepting requests.
@@ -140,19 +140,19 @@ const MAX_ANSWER: usize = 2 * MAX_CHILD_OUTPUT;
 impl Workers {
     /// Registers what it reads with the tokens from `first_token` on.
     #[must_use]
-    pub fn new(first_token: usize) -> Self {
+    pub(crate) fn new(first_token: usize) -> Self {
         Self { running: Slab::new(), dying: Vec::new(), first_token }
     }
 
     /// The numbers of those that are not reaped.
-    pub fn processes(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
         let running = self.running.iter().map(|(_, worker)| worker.process.id());
         running.chain(self.dying.iter().map(|it| it.process.id()))
     }
 
     /// Workers that were killed some time ago and still have not exited.
     #[must_use]
-    pub fn stuck(&self) -> usize {
+    pub(crate) fn stuck(&self) -> usize {
         self.stuck_at(Instant::now())
     }
 
@@ -164,7 +164,7 @@ impl Workers {
     ///
     /// # Errors
     /// Those of starting a process.
-    pub fn start(
+    pub(crate) fn start(
         &mut self,
         registry: &Registry,
         now: Time,
@@ -216,7 +216,7 @@ impl Workers {
     ///
     /// # Errors
     /// Those of connecting to it.
-    pub fn run(
+    pub(crate) fn run(
         &mut self,
         registry: &Registry,
         id: WorkerId,
@@ -244,7 +244,7 @@ impl Workers {
     }
 
     /// Goes on with what `token` announces.
-    pub fn ready(&mut self, registry: &Registry, token: Token, outcomes: &mut Vec<Outcome>) {
+    pub(crate) fn ready(&mut self, registry: &Registry, token: Token, outcomes: &mut Vec<Outcome>) {
         let number = token.0.saturating_sub(self.first_token);
         let Some(worker) = self.running.get_mut(number / 2) else { return };
         let result = if number.is_multiple_of(2) {
@@ -275,7 +275,7 @@ impl Workers {
     }
 
     /// Takes the workers that have ended by themselves; those in `ended` had nothing to do.
-    pub fn reap(&mut self, outcomes: &mut Vec<Outcome>, ended: &mut Vec<WorkerId>) {
+    pub(crate) fn reap(&mut self, outcomes: &mut Vec<Outcome>, ended: &mut Vec<WorkerId>) {
         self.dying.retain_mut(|dying| matches!(dying.process.try_wait(), Ok(None)));
         let gone = |(key, worker): (usize, &mut Worker)| {
             if !sys::has_ended(worker.process.id()) {
@@ -304,7 +304,7 @@ impl Workers {
     }
 
     /// Ends what takes too long.
-    pub fn expire(&mut self, now: Time, outcomes: &mut Vec<Outcome>) {
+    pub(crate) fn expire(&mut self, now: Time, outcomes: &mut Vec<Outcome>) {
         let overdue = |(key, worker): (usize, &Worker)| {
             if worker.address.is_none() && worker.start_by <= now {
                 let why = format!("it did not say where it listens{}", worker.complaint());
@@ -323,7 +323,7 @@ impl Workers {
 
     /// When [`expire`](Self::expire) has something to do.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
         let starts = self.running.iter().filter(|(_, worker)| worker.address.is_none());
         let calls = self.running.iter().filter_map(|(_, worker)| worker.call.as_ref());
         let begins = calls.clone().filter(|call| !call.begun).map(|call| call.begin_by);
@@ -332,7 +332,7 @@ impl Workers {
     }
 
     /// Stops a worker that has nothing to do.
-    pub fn stop(&mut self, id: WorkerId) {
+    pub(crate) fn stop(&mut self, id: WorkerId) {
         let found = self.running.iter().find(|(_, worker)| worker.id == id);
         if let Some((key, _)) = found {
             kill(self.running.remove(key).process, &mut self.dying);
@@ -340,7 +340,7 @@ impl Workers {
     }
 
     /// Kills everything and waits for its end, but not for ever.
-    pub fn kill_all(&mut self) {
+    pub(crate) fn kill_all(&mut self) {
         for worker in self.running.drain() {
             kill(worker.process, &mut self.dying);
         }

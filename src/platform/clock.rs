@@ -6,7 +6,7 @@ use crate::engine::time::{Date, Time};
 
 /// A monotonic clock, read once per turn of the loop.
 #[derive(Clone, Copy, Debug)]
-pub enum Clock {
+pub(crate) enum Clock {
     /// It began at this moment.
     Running(Instant),
     /// A test sets it.
@@ -17,13 +17,13 @@ pub enum Clock {
 impl Clock {
     /// Starts at zero.
     #[must_use]
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::Running(Instant::now())
     }
 
     /// The present moment.
     #[must_use]
-    pub fn now(self) -> Time {
+    pub(crate) fn now(self) -> Time {
         match self {
             Self::Running(start) => Time::default().after(start.elapsed()),
             #[cfg(test)]
@@ -34,13 +34,13 @@ impl Clock {
 
 /// Milliseconds since 1970.
 #[must_use]
-pub fn unix_millis() -> u64 {
+pub(crate) fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The date and time in UTC.
 #[must_use]
-pub fn date() -> String {
+pub(crate) fn date() -> String {
     Date(unix_millis()).to_string()
 }

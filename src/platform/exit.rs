@@ -9,7 +9,7 @@ use crate::engine::printable::{printable, printable_lines};
 pub struct Fatal(Option<String>);
 
 /// The result of what can end the program.
-pub type Result<T> = std::result::Result<T, Fatal>;
+pub(crate) type Result<T> = std::result::Result<T, Fatal>;
 
 impl Fatal {
     /// For the administrator's eyes: never with a secret in it. Line feeds in it come from outside

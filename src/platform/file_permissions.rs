@@ -13,7 +13,7 @@ use super::sys;
 ///
 /// # Errors
 /// If the permissions cannot be changed; nothing is done then.
-pub fn with_files_of<T>(
+pub(crate) fn with_files_of<T>(
     user: u32,
     group: u32,
     groups: &[u32],

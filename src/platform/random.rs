@@ -6,7 +6,7 @@ use std::io;
 ///
 /// # Errors
 /// If the kernel has no random numbers.
-pub fn hex() -> io::Result<String> {
+pub(crate) fn hex() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     Ok(format!("{:032x}", u128::from_be_bytes(bytes)))

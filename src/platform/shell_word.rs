@@ -5,7 +5,7 @@ use crate::engine::printable::printable;
 /// A word as a POSIX shell reads it: quoted if it contains anything but letters, digits and `/._-`.
 /// Characters that are not printable are escaped for display; the shell does not read those back.
 #[must_use]
-pub fn shell_word(word: &str) -> String {
+pub(crate) fn shell_word(word: &str) -> String {
     if is_plain(word) && !word.is_empty() {
         word.to_owned()
     } else {
@@ -15,7 +15,7 @@ pub fn shell_word(word: &str) -> String {
 
 /// Whether a text contains no character that any kind of file or shell could interpret.
 #[must_use]
-pub fn is_plain(text: &str) -> bool {
+pub(crate) fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
 }
 

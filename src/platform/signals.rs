@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use super::sys;
 
 /// From its making on no signal ends the process by itself.
-pub struct Signals {
+pub(crate) struct Signals {
     signals: signal_hook_mio::v1_0::Signals,
     /// `SIGHUP` does not reload, but stops.
     hangup_stops: bool,
@@ -16,7 +16,7 @@ pub struct Signals {
 
 /// What has come since the last time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pending {
+pub(crate) struct Pending {
     /// A child has ended.
     pub child: bool,
     /// All settings are to be read again.
@@ -32,7 +32,7 @@ impl Signals {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Self::of(&[SIGTERM, SIGINT, SIGHUP, SIGCHLD], false)
     }
 
@@ -41,7 +41,7 @@ impl Signals {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn of_terminal() -> io::Result<Self> {
+    pub(crate) fn of_terminal() -> io::Result<Self> {
         if sys::ignores(SIGHUP) {
             Self::of(&[SIGTERM, SIGINT, SIGCHLD], true)
         } else {
@@ -64,12 +64,12 @@ impl Signals {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.signals, token, Interest::READABLE)
     }
 
     /// What has come since the last call.
-    pub fn take(&mut self) -> Pending {
+    pub(crate) fn take(&mut self) -> Pending {
         let mut pending = Pending::default();
         for signal in self.signals.pending() {
             match signal {

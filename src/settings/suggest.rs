@@ -2,7 +2,7 @@
 
 /// The one of `known` that `word` is most likely a slip of, if any is near enough.
 #[must_use]
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let slips = (word.len() / 3).clamp(1, 3);
     let slips_to = |name| (strsim::osa_distance(word, name), name);
     let nearest = known.into_iter().map(slips_to).min()?;
@@ -11,7 +11,7 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 
 /// The same as the end of a sentence that says that `word` is not known.
 #[must_use]
-pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, known).map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 

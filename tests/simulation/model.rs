@@ -8,11 +8,11 @@ use espocrm_websocket::engine::time::Time;
 
 /// Every connection that is open.
 #[derive(Default)]
-pub struct Model {
+pub(super) struct Model {
     pub conns: BTreeMap<ConnId, Conn>,
 }
 
-pub struct Conn {
+pub(super) struct Conn {
     pub user: String,
     pub token: String,
     pub authenticated: bool,
@@ -26,7 +26,7 @@ pub struct Conn {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub(super) enum Status {
     /// Waits for the login or for the settings.
     Held,
     /// Waits for room in the queue of checks.
@@ -39,12 +39,12 @@ pub enum Status {
 }
 
 impl Status {
-    pub fn is_granted(self) -> bool {
+    pub(super) fn is_granted(self) -> bool {
         matches!(self, Self::Granted | Self::Reviewing(_))
     }
 
     /// The check of which it needs the verdict.
-    pub fn ticket(self) -> Option<Ticket> {
+    pub(super) fn ticket(self) -> Option<Ticket> {
         match self {
             Self::Waiting(ticket) | Self::Reviewing(ticket) => Some(ticket),
             Self::Held | Self::Delayed | Self::Granted => None,
@@ -54,7 +54,7 @@ impl Status {
 
 impl Conn {
     /// Whether this ticket's verdict means anything to it.
-    pub fn waits_for(&self, ticket: Ticket) -> bool {
+    pub(super) fn waits_for(&self, ticket: Ticket) -> bool {
         let login = ticket.serial == Ticket::AUTHENTICATION && !self.authenticated;
         let mut topics = self.subscriptions.values();
         login || self.review == Some(ticket) || topics.any(|it| it.ticket() == Some(ticket))
@@ -66,7 +66,7 @@ impl Conn {
 /// `open` never needs a check; `maybe` needs one in odd editions; `late` exists in editions of
 /// which the number can be divided by three; the command of `record` changes with every edition
 /// that can be divided by four.
-pub fn rule(edition: u32, topic: &str) -> Rule {
+pub(super) fn rule(edition: u32, topic: &str) -> Rule {
     let (category, record) = topic.split_once('.').unwrap_or((topic, ""));
     let is_record = !record.is_empty() && !record.contains(['.', ' ']);
     match category {
@@ -80,7 +80,7 @@ pub fn rule(edition: u32, topic: &str) -> Rule {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub(super) enum Rule {
     Open,
     /// A command, with `{user}` to be replaced.
     Check(String),
@@ -90,7 +90,7 @@ pub enum Rule {
 }
 
 /// The same categories as EspoCRM's metadata says them.
-pub fn categories(edition: u32) -> serde_json::Value {
+pub(super) fn categories(edition: u32) -> serde_json::Value {
     let mut categories = serde_json::json!({
         "open": [],
         "maybe": {},
@@ -111,7 +111,7 @@ pub fn categories(edition: u32) -> serde_json::Value {
 
 impl Model {
     /// Who must receive a message, in order.
-    pub fn receivers(&self, topic: &str, user: Option<&str>) -> Vec<ConnId> {
+    pub(super) fn receivers(&self, topic: &str, user: Option<&str>) -> Vec<ConnId> {
         let may_see = |conn: &Conn| {
             conn.authenticated
                 && conn.subscriptions.get(topic).is_some_and(|status| status.is_granted())
@@ -121,7 +121,7 @@ impl Model {
     }
 
     /// How many tickets wait for a verdict.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         let waits = |conn: &Conn| {
             let statuses = conn.subscriptions.values();
             let topics = statuses.filter(|status| status.ticket().is_some()).count();

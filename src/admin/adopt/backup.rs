@@ -8,7 +8,7 @@ use crate::admin::setup::{Files, UNITS, drop_ins, failed};
 use crate::platform::exit::{Fatal, Result};
 
 /// A unit of the administrator's, and what there was of it besides its files.
-pub struct Kept {
+pub(super) struct Kept {
     pub unit: String,
     /// The one that takes its place.
     pub service: String,
@@ -24,20 +24,20 @@ const PLACE: &str = "/var/lib/espocrm-websocket/adopted";
 
 impl Kept {
     /// A unit as it is now.
-    pub fn of(files: &Files, unit: &str, service: &str, active: bool) -> Self {
+    pub(super) fn of(files: &Files, unit: &str, service: &str, active: bool) -> Self {
         let links = links(files, unit);
         Self { unit: unit.to_owned(), service: service.to_owned(), active, links }
     }
 
     /// The names of those that are kept.
-    pub fn names(files: &Files) -> Vec<String> {
+    pub(super) fn names(files: &Files) -> Vec<String> {
         let states = files.find(&format!("{PLACE}/*.state"));
         let name = |path: &PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
         states.iter().filter_map(name).collect()
     }
 
     /// One of them.
-    pub fn load(files: &Files, unit: &str) -> Result<Self> {
+    pub(super) fn load(files: &Files, unit: &str) -> Result<Self> {
         let path = kept(unit, ".state");
         let state = files.read(&path).map_err(|error| failed(&path, "read", &error))?;
         let state = String::from_utf8_lossy(&state);
@@ -62,7 +62,7 @@ impl Kept {
     }
 
     /// Keeps it, and tells where.
-    pub fn save(&self, files: &Files) -> Result<PathBuf> {
+    pub(super) fn save(&self, files: &Files) -> Result<PathBuf> {
         self.forget(files)?;
         let place = kept(&self.unit, "");
         copy(files, &own(&self.unit, ""), &place)?;
@@ -81,7 +81,7 @@ impl Kept {
     }
 
     /// Removes it from where systemd looks.
-    pub fn remove(&self, files: &Files) -> Result<()> {
+    pub(super) fn remove(&self, files: &Files) -> Result<()> {
         for (link, _) in &self.links {
             files.remove(link)?;
         }
@@ -92,7 +92,7 @@ impl Kept {
     }
 
     /// That nothing else has taken its place.
-    pub fn check(&self, files: &Files) -> Result<()> {
+    pub(super) fn check(&self, files: &Files) -> Result<()> {
         let path = own(&self.unit, "");
         let place = kept(&self.unit, "");
         let was = files.read(&place).map_err(|error| failed(&place, "read", &error))?;
@@ -108,7 +108,7 @@ impl Kept {
     }
 
     /// Puts it back where systemd looks.
-    pub fn restore(&self, files: &Files) -> Result<()> {
+    pub(super) fn restore(&self, files: &Files) -> Result<()> {
         let is_link = |path: &Path| self.links.iter().any(|(link, _)| link == path);
         let path = own(&self.unit, "");
         if !is_link(&path) {
@@ -130,7 +130,7 @@ impl Kept {
     }
 
     /// Keeps it no longer.
-    pub fn forget(&self, files: &Files) -> Result<()> {
+    pub(super) fn forget(&self, files: &Files) -> Result<()> {
         files.remove(&kept(&self.unit, ".state"))?;
         let dir = kept(&self.unit, ".d");
         for path in files.find(&format!("{}/*.conf", dir.display())) {
@@ -143,7 +143,7 @@ impl Kept {
 
 /// The symbolic links by which a unit is enabled, has other names or is there at all, and those
 /// among its drop-ins.
-pub fn links(files: &Files, unit: &str) -> Vec<(PathBuf, PathBuf)> {
+pub(super) fn links(files: &Files, unit: &str) -> Vec<(PathBuf, PathBuf)> {
     let drop_ins = own(unit, ".d");
     let patterns = ["*.service", "*.wants/*.service", "*.requires/*.service", "*.d/*.conf"];
     let paths = patterns.iter().flat_map(|pattern| files.find(&format!("{UNITS}/{pattern}")));
@@ -157,7 +157,7 @@ pub fn links(files: &Files, unit: &str) -> Vec<(PathBuf, PathBuf)> {
 }
 
 /// The symbolic links by which a unit is enabled.
-pub fn enabling(files: &Files, unit: &str) -> Vec<PathBuf> {
+pub(super) fn enabling(files: &Files, unit: &str) -> Vec<PathBuf> {
     let mut found = files.find(&format!("{UNITS}/*.wants/{unit}"));
     found.extend(files.find(&format!("{UNITS}/*.requires/{unit}")));
     found

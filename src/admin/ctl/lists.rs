@@ -9,7 +9,7 @@ use crate::engine::protocol::control::List;
 const MAX_CELL: usize = 100;
 
 /// What a list is called, as a path and in an answer.
-pub fn name(list: List) -> &'static str {
+pub(super) fn name(list: List) -> &'static str {
     match list {
         List::Users => "users",
         List::Topics => "topics",
@@ -18,7 +18,7 @@ pub fn name(list: List) -> &'static str {
 }
 
 /// An answer as a table. Numbers stand to the right, and the longest cells at the end.
-pub fn table(list: List, answer: &Json) -> String {
+pub(super) fn table(list: List, answer: &Json) -> String {
     let name = name(list);
     let head: &[&str] = match list {
         List::Users => &["CONNECTIONS", "USER"],
@@ -71,7 +71,7 @@ pub fn table(list: List, answer: &Json) -> String {
 }
 
 /// A line of what passes.
-pub fn message(line: &Json) -> String {
+pub(super) fn message(line: &Json) -> String {
     if let Some(lost) = line.get("lost").and_then(Json::as_u64) {
         return format!(
             "({} not shown: this is read too slowly)",
@@ -97,7 +97,7 @@ pub fn message(line: &Json) -> String {
 }
 
 /// A length of time in its two largest units.
-pub fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     match seconds {
         0..60 => format!("{seconds} s"),

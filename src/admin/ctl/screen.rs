@@ -9,7 +9,7 @@ use super::{grouped, number, printable, text};
 
 /// What there is room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
+pub(super) struct Size {
     /// Characters in a line.
     pub columns: usize,
     /// Lines.
@@ -19,10 +19,10 @@ pub struct Size {
 impl Size {
     /// One column less than a terminal has, since some go on in the next line when the last one is used;
     /// and one line less, for the prompt.
-    pub const USUAL: Self = Self { columns: 79, lines: 23 };
+    pub(super) const USUAL: Self = Self { columns: 79, lines: 23 };
 
     /// The room in a terminal, not more than usual.
-    pub fn of_terminal(columns: usize, lines: usize) -> Self {
+    pub(super) fn of_terminal(columns: usize, lines: usize) -> Self {
         Self {
             columns: columns.saturating_sub(1).clamp(1, Self::USUAL.columns),
             lines: lines.saturating_sub(1).clamp(1, Self::USUAL.lines),
@@ -44,7 +44,7 @@ struct Screen {
 
 /// The screen for an answer of the daemon. `before`: an earlier one, and how long ago that was, from
 /// which rates are told; else they are those of the last minute.
-pub fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> Vec<String> {
+pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> Vec<String> {
     let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
     let with_rate =
         |name: &str, pointer: &str| format!("{} ({})", count(status, pointer), rate(name, pointer));
@@ -140,7 +140,7 @@ pub fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> V
 }
 
 /// The same in one line.
-pub fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
+pub(super) fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
     let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
     let troubles = status.get("troubles").and_then(Json::as_array).map_or(0, Vec::len);
     [

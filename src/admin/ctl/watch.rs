@@ -32,7 +32,7 @@ const MIN_LINES: usize = 4;
 ///
 /// # Errors
 /// If it does not answer at first. A daemon that is restarted later is waited for.
-pub fn watch(client: &Client, json: bool) -> Result<()> {
+pub(super) fn watch(client: &Client, json: bool) -> Result<()> {
     let mut latest = (client.get("/status")?, Instant::now());
     let mut before: Option<(Json, Instant)> = None;
     let is_screen = !json && stdout().is_terminal();

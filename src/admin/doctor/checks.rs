@@ -25,7 +25,7 @@ use crate::settings::{Means, Settings};
 const SLOW: Duration = Duration::from_secs(2);
 
 /// Goes through both ways of checking.
-pub fn look(case: &Case, report: &mut Report, stop: Stop<'_>) {
+pub(super) fn look(case: &Case, report: &mut Report, stop: Stop<'_>) {
     let token = random::hex().unwrap_or_default();
     let check = Check::authentication(&token, "doctor");
     let (verdict, took) = plainly(case, &check, stop);

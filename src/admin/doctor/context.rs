@@ -15,7 +15,7 @@ use crate::platform::shell_word::shell_word;
 use crate::settings::{DEFAULT_FILE, Layers, Settings};
 
 /// An EspoCRM, as far as it could be found out.
-pub struct Case {
+pub(super) struct Case {
     pub espocrm: Installation,
     pub about: About,
     pub facts: Facts,
@@ -33,7 +33,7 @@ const SUPPORTED: ((u32, u32), u32) = ((5, 6), 10);
 
 impl Case {
     /// Goes through everything that the rest depends on.
-    pub fn open(
+    pub(super) fn open(
         doctor: &Doctor,
         files: &Files,
         report: &mut Report,

@@ -15,7 +15,7 @@ use crate::settings::ControlAt;
 
 /// What it says at its control socket.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub(super) struct Said {
     pub pid: Option<u32>,
     version: String,
     root: String,
@@ -27,13 +27,13 @@ pub struct Said {
 }
 
 /// What it is asked by, and what it has said.
-pub struct Control {
+pub(super) struct Control {
     pub client: Client,
     pub said: Said,
 }
 
 /// Whether it answers as browsers find it.
-pub fn answers(case: &Case, port: &Port, service: &str, can_start: bool) -> Finding {
+pub(super) fn answers(case: &Case, port: &Port, service: &str, can_start: bool) -> Finding {
     judge(health::look(&case.espocrm, &case.settings), port, service, can_start)
 }
 
@@ -91,7 +91,7 @@ fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Fin
 ///
 /// # Errors
 /// Why that is not possible.
-pub fn ask(doctor: &Doctor, case: &Case) -> Result<Control> {
+pub(super) fn ask(doctor: &Doctor, case: &Case) -> Result<Control> {
     let client = client(doctor, case)?;
     let said = Said::of(&client.get("/status")?);
     Ok(Control { client, said })
@@ -99,13 +99,13 @@ pub fn ask(doctor: &Doctor, case: &Case) -> Result<Control> {
 
 impl Control {
     /// Its process, if it serves this EspoCRM.
-    pub fn pid(&self, case: &Case) -> Option<u32> {
+    pub(super) fn pid(&self, case: &Case) -> Option<u32> {
         self.said.pid.filter(|_| Path::new(&self.said.root) == case.espocrm.root())
     }
 }
 
 /// `holder`: the daemon that holds the port for browsers.
-pub fn judge_control(
+pub(super) fn judge_control(
     asked: &Result<Control>,
     case: &Case,
     serves: bool,

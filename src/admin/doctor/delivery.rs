@@ -28,7 +28,7 @@ const LOST_MS: u64 = 950;
 const MOST: usize = 16 * 1024;
 
 /// Through a daemon of the doctor's own: PHP, ZeroMQ, this program, a WebSocket.
-pub fn own_loop(case: &Case, stop: Stop<'_>) -> Finding {
+pub(super) fn own_loop(case: &Case, stop: Stop<'_>) -> Finding {
     const STEP: &str = "loop";
     match through_own(case, stop) {
         Ok(took) => Finding::good(
@@ -62,7 +62,7 @@ fn through_own(case: &Case, stop: Stop<'_>) -> Result<Duration, String> {
 }
 
 /// To the daemon that runs, for a user whom there is not.
-pub fn message(case: &Case, to: &str, control: Option<&Control>, stop: Stop<'_>) -> Finding {
+pub(super) fn message(case: &Case, to: &str, control: Option<&Control>, stop: Stop<'_>) -> Finding {
     const STEP: &str = "message";
     let mark = format!("doctor-{}", random::hex().unwrap_or_default());
     let message = json!({"topicId": "newNotification", "userId": mark}).to_string();

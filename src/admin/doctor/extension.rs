@@ -37,7 +37,7 @@ const FPM: [&str; 4] =
 /// More than starting PHP takes.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-pub fn command_line(about: &About, files: &Files) -> Finding {
+pub(super) fn command_line(about: &About, files: &Files) -> Finding {
     const STEP: &str = "zmq-command-line";
     match &about.zmq {
         Some(version) => Finding::good(
@@ -53,7 +53,7 @@ pub fn command_line(about: &About, files: &Files) -> Finding {
     }
 }
 
-pub fn web(about: &About, files: &Files, stop: Stop<'_>) -> Finding {
+pub(super) fn web(about: &About, files: &Files, stop: Stop<'_>) -> Finding {
     let mut webs = fpms(files, stop);
     let seen = webs.len();
     webs.extend(by_directories(files));
@@ -167,7 +167,7 @@ fn names_zmq(ini: &[u8]) -> bool {
 }
 
 /// How the extension is installed here.
-pub fn install(files: &Files, about: &About) -> String {
+pub(super) fn install(files: &Files, about: &About) -> String {
     let release = ["/etc/os-release", "/usr/lib/os-release"];
     let release = release.iter().find_map(|path| files.read(Path::new(path)).ok());
     let release = String::from_utf8_lossy(release.as_deref().unwrap_or_default()).into_owned();

@@ -33,7 +33,7 @@ const MEGABYTE: u64 = 1_000_000;
 /// EspoCRM writes caches and logs all the time.
 const ENOUGH_DISK: u64 = 100 * MEGABYTE;
 
-pub fn selinux(files: &Files) -> Finding {
+pub(super) fn selinux(files: &Files) -> Finding {
     let text = |name: &str| {
         let bytes = files.read(&Path::new("/sys/fs/selinux").join(name)).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -62,7 +62,7 @@ fn judge_selinux(enforce: Option<&str>, boolean: Option<&str>) -> Finding {
 }
 
 /// Whether others can reach the port for EspoCRM's messages.
-pub fn zeromq_exposure(case: &Case, files: &Files, port: Option<&Port>) -> Finding {
+pub(super) fn zeromq_exposure(case: &Case, files: &Files, port: Option<&Port>) -> Finding {
     let zeromq = &case.settings.zeromq.value;
     let is_open = match port {
         Some(port) if port.is_ours() => port.is_open(),
@@ -96,7 +96,12 @@ fn judge_zeromq(zeromq: &str, is_open: bool, wanted: bool) -> Finding {
 }
 
 /// Whether others can pass by the proxy.
-pub fn port_exposure(case: &Case, files: &Files, port: &Port, direct: Option<bool>) -> Finding {
+pub(super) fn port_exposure(
+    case: &Case,
+    files: &Files,
+    port: &Port,
+    direct: Option<bool>,
+) -> Finding {
     let is_open =
         if port.is_ours() { port.is_open() } else { !case.settings.address.value.is_loopback() };
     judge_port(port.number, is_open, direct, is_container(files), &case.config)
@@ -142,7 +147,7 @@ fn is_container(files: &Files) -> bool {
     ["/.dockerenv", "/run/.containerenv"].iter().any(|it| files.resolve(Path::new(it)).is_ok())
 }
 
-pub fn clock(stop: Stop<'_>) -> Finding {
+pub(super) fn clock(stop: Stop<'_>) -> Finding {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let mut command = Command::new("timedatectl");
     command.args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null());
@@ -174,7 +179,7 @@ fn judge_clock(now: u64, synchronized: Option<&str>) -> Finding {
 }
 
 /// Whether the running daemon may open as many files as it has to.
-pub fn open_files(case: &Case, daemon: Option<u32>) -> Finding {
+pub(super) fn open_files(case: &Case, daemon: Option<u32>) -> Finding {
     const STEP: &str = "open-files";
     let Some(pid) = daemon else {
         return Finding::unknown(STEP, "The limit of open files: no daemon of ours is seen to run");
@@ -214,7 +219,7 @@ fn judge_open_files(limits: &str, connections: u64) -> Finding {
 }
 
 /// Whether the machine has the memory that the daemon may take.
-pub fn memory(case: &Case, files: &Files, daemon: Option<u32>) -> Finding {
+pub(super) fn memory(case: &Case, files: &Files, daemon: Option<u32>) -> Finding {
     let kilobytes = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         let number: u64 = line.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
@@ -257,7 +262,7 @@ fn judge_memory(available: Option<u64>, worst: u64, php: u64) -> Finding {
 }
 
 /// Whether EspoCRM can write its caches and logs.
-pub fn data(case: &Case) -> Finding {
+pub(super) fn data(case: &Case) -> Finding {
     const STEP: &str = "data";
     let dir = case.espocrm.root().join("data");
     let who = Who {

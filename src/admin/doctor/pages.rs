@@ -13,7 +13,7 @@ use crate::espocrm::{Facts, Installation};
 
 /// A parameter that pages need, and the internal file that defines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Internal {
+pub(super) struct Internal {
     name: String,
     file: String,
 }
@@ -24,7 +24,7 @@ const STEP: &str = "pages";
 ///
 /// # Errors
 /// Why that is not known.
-pub fn internal(espocrm: &Installation, stop: Stop<'_>) -> Result<Vec<Internal>, String> {
+pub(super) fn internal(espocrm: &Installation, stop: Stop<'_>) -> Result<Vec<Internal>, String> {
     let answer = php::ask(espocrm, &json!({"task": "internal"}), stop)?;
     if let Some(error) = answer.get("error").and_then(Value::as_str) {
         return Err(error.to_owned());
@@ -41,12 +41,12 @@ fn read(answer: &Value) -> Vec<Internal> {
 }
 
 /// The `webSocketUrl` that pages receive.
-pub fn url(facts: &Facts, internal: &[Internal]) -> Option<String> {
+pub(super) fn url(facts: &Facts, internal: &[Internal]) -> Option<String> {
     let is_internal = internal.iter().any(|it| it.name == "webSocketUrl");
     facts.text("webSocketUrl").filter(|_| !is_internal)
 }
 
-pub fn judge(facts: &Facts, internal: &Result<Vec<Internal>, String>) -> Finding {
+pub(super) fn judge(facts: &Facts, internal: &Result<Vec<Internal>, String>) -> Finding {
     let internal = match internal {
         Ok(internal) => internal,
         Err(error) => {

@@ -24,7 +24,7 @@ const MARK: &[u8] = b"espocrm-websocket-doctor:";
 ///
 /// # Errors
 /// Why it could not be done.
-pub fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -> bool) -> Answer {
+pub(super) fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -> bool) -> Answer {
     let mut command = espocrm.script(SCRIPT).map_err(|error| error.to_string())?;
     command.env("ESPOCRM_WEBSOCKET_DOCTOR", task.to_string());
     let finished = Children::run(command, TIMEOUT, stop)
@@ -44,7 +44,7 @@ pub fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -> bool)
 }
 
 /// What the script says.
-pub type Answer = Result<Value, String>;
+pub(super) type Answer = Result<Value, String>;
 
 fn read(output: &[u8]) -> Option<Value> {
     let mut lines = output.split(|byte| *byte == b'\n').filter_map(|it| it.strip_prefix(MARK));
@@ -53,7 +53,7 @@ fn read(output: &[u8]) -> Option<Value> {
 
 /// Which PHP it is.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct About {
+pub(super) struct About {
     pub version: String,
     pub opcache: bool,
     pub openssl: bool,
@@ -67,11 +67,11 @@ pub struct About {
 }
 
 impl About {
-    pub fn task() -> Value {
+    pub(super) fn task() -> Value {
         json!({"task": "about"})
     }
 
-    pub fn of(answer: &Value) -> Self {
+    pub(super) fn of(answer: &Value) -> Self {
         let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
         let truth = |name: &str| answer.get(name) == Some(&Value::Bool(true));
         let unwritable = answer.get("unwritable").and_then(Value::as_array);
@@ -88,7 +88,7 @@ impl About {
     }
 
     /// Whether it is one that runs EspoCRM well.
-    pub fn judge(&self, php: &str, user: &str) -> Finding {
+    pub(super) fn judge(&self, php: &str, user: &str) -> Finding {
         let found = format!("PHP {} runs as {user}: {php}", self.version);
         if self.opcache {
             return Finding::good("php", found + ", with opcache");

@@ -12,7 +12,7 @@ use crate::platform::shell_word::shell_word;
 
 /// A listening TCP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Socket {
+pub(super) struct Socket {
     pub address: IpAddr,
     /// Whose it is.
     user: u32,
@@ -21,7 +21,7 @@ pub struct Socket {
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub(super) struct Holder {
     pub pid: u32,
     pub command: String,
     pub kind: Kind,
@@ -31,7 +31,7 @@ pub struct Holder {
 
 /// What kind of process holds a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     Ours,
     /// espocrm-websocket, but of another service.
     Sibling,
@@ -44,7 +44,7 @@ pub enum Kind {
 
 /// What is known of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Port {
+pub(super) struct Port {
     pub number: u16,
     pub sockets: Vec<Socket>,
     /// The process, as far as this user may know.
@@ -53,7 +53,7 @@ pub struct Port {
 
 /// The service whose daemon is examined.
 #[derive(Clone, Copy, Debug)]
-pub struct Expected<'a> {
+pub(super) struct Expected<'a> {
     pub unit: &'a str,
     /// Its main process, as systemd reports it, if it runs.
     pub main_pid: Option<u32>,
@@ -66,7 +66,7 @@ const MOST_ARGUMENTS: u64 = 4_096;
 
 impl Port {
     /// Looks at those who listen at `number` and keep others from listening at `address`.
-    pub fn look(number: u16, address: Option<IpAddr>, expected: Expected<'_>) -> Self {
+    pub(super) fn look(number: u16, address: Option<IpAddr>, expected: Expected<'_>) -> Self {
         let mut sockets = Vec::new();
         for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
             let table = fs::read_to_string(table).unwrap_or_default();
@@ -80,12 +80,12 @@ impl Port {
     }
 
     /// Whether one of ours holds it.
-    pub fn is_ours(&self) -> bool {
+    pub(super) fn is_ours(&self) -> bool {
         self.holder.as_ref().is_some_and(|it| matches!(it.kind, Kind::Ours | Kind::Manager))
     }
 
     /// Takes this process for the expected one, whatever its name: it answers at the control socket.
-    pub fn recognize(&mut self, pid: Option<u32>) {
+    pub(super) fn recognize(&mut self, pid: Option<u32>) {
         let holder = self.holder.as_mut().filter(|it| Some(it.pid) == pid);
         if let Some(holder) = holder.filter(|it| it.kind == Kind::Other) {
             holder.kind = Kind::Ours;
@@ -93,22 +93,22 @@ impl Port {
     }
 
     /// Whether the daemon of another service of ours holds it.
-    pub fn is_siblings(&self) -> bool {
+    pub(super) fn is_siblings(&self) -> bool {
         self.holder.as_ref().is_some_and(|it| it.kind == Kind::Sibling)
     }
 
     /// Whether nobody holds it.
-    pub fn is_free(&self) -> bool {
+    pub(super) fn is_free(&self) -> bool {
         self.sockets.is_empty()
     }
 
     /// Whether others than this machine reach it.
-    pub fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.sockets.iter().any(|it| !it.address.is_loopback())
     }
 
     /// `serves`: whether a daemon like ours was found to answer there.
-    pub fn judge(&self, step: &'static str, what: &str, serves: bool) -> Finding {
+    pub(super) fn judge(&self, step: &'static str, what: &str, serves: bool) -> Finding {
         let port = self.number;
         if self.is_free() {
             return Finding::good(step, format!("{what} {port} is free: nobody listens there"));

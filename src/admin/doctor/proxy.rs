@@ -6,7 +6,7 @@ use crate::admin::setup::Files;
 
 /// Which proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proxy {
+pub(super) enum Proxy {
     Nginx,
     Apache,
     Caddy,
@@ -53,11 +53,11 @@ const TARGET: &str = "127.0.0.1:8080";
 const LOCATION: &str = "/wss";
 
 /// Where the packages have the documents.
-pub const DOCUMENTS: &str = "/usr/share/doc/espocrm-websocket/docs/proxies";
+pub(super) const DOCUMENTS: &str = "/usr/share/doc/espocrm-websocket/docs/proxies";
 
 impl Proxy {
     /// By what it says of itself, or else by what is installed here.
-    pub fn find(server: Option<&str>, files: &Files) -> Self {
+    pub(super) fn find(server: Option<&str>, files: &Files) -> Self {
         let server = server.unwrap_or_default().to_ascii_lowercase();
         let named = [
             ("nginx", Self::Nginx),
@@ -84,7 +84,7 @@ impl Proxy {
     }
 
     /// What to write into its configuration, for this site.
-    pub fn snippet(self, place: &Place, daemon: &Daemon<'_>) -> String {
+    pub(super) fn snippet(self, place: &Place, daemon: &Daemon<'_>) -> String {
         let (what, text) = match self {
             Self::Nginx => ("nginx, in the server block of this site:", NGINX),
             Self::Apache => (

@@ -12,7 +12,11 @@ const STEP: &str = "proxy-log";
 /// nginx's variables that contain the query.
 const WITH_QUERY: [&str; 5] = ["request", "request_uri", "args", "query_string", "arg_authToken"];
 
-pub fn look(files: &Files, visited: Option<&(Place, Proxy)>, daemon: &Daemon<'_>) -> Finding {
+pub(super) fn look(
+    files: &Files,
+    visited: Option<&(Place, Proxy)>,
+    daemon: &Daemon<'_>,
+) -> Finding {
     let unknown = |why: &str| {
         Finding::unknown(STEP, format!("Whether the proxy logs access tokens is not known: {why}"))
     };

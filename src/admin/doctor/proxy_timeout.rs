@@ -20,7 +20,7 @@ struct Timeout {
 
 /// A block of nginx's configuration.
 #[derive(Default)]
-pub struct Block {
+pub(super) struct Block {
     pub parent: usize,
     /// The arguments of each `access_log` and `log_format` in it.
     pub access_logs: Vec<Vec<String>>,
@@ -43,7 +43,7 @@ const MOST_DEPTH: usize = 5;
 /// What nginx and Apache have unless they are told otherwise.
 const DEFAULT: u64 = 60;
 
-pub fn look(
+pub(super) fn look(
     files: &Files,
     visited: Option<&(Place, Proxy)>,
     daemon: &Daemon<'_>,
@@ -104,7 +104,7 @@ fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
 }
 
 /// The blocks of nginx's configuration on this machine.
-pub fn nginx_blocks(files: &Files, port: u16) -> Vec<Block> {
+pub(super) fn nginx_blocks(files: &Files, port: u16) -> Vec<Block> {
     let mut blocks = vec![Block::default()];
     let mut left = MOST_FILES;
     if files.resolve(Path::new(NGINX)).is_ok() {
@@ -119,7 +119,7 @@ pub fn nginx_blocks(files: &Files, port: u16) -> Vec<Block> {
 }
 
 /// Those of them that lead to the daemon.
-pub fn leading(blocks: &[Block], port: u16) -> Vec<&Block> {
+pub(super) fn leading(blocks: &[Block], port: u16) -> Vec<&Block> {
     let upstreams: Vec<&str> = blocks
         .iter()
         .filter(|block| block.leads)

@@ -9,7 +9,7 @@ use crate::admin::health;
 
 /// Where a browser opens its WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(super) struct Place {
     pub tls: bool,
     pub host: String,
     pub port: u16,
@@ -21,7 +21,7 @@ impl Place {
     ///
     /// # Errors
     /// Why they make nothing of them.
-    pub fn of(site: &str, url: Option<&str>) -> Result<Self, String> {
+    pub(super) fn of(site: &str, url: Option<&str>) -> Result<Self, String> {
         if let Some(url) = url {
             let lower = url.to_ascii_lowercase();
             let (tls, rest) = match (lower.strip_prefix("wss://"), lower.strip_prefix("ws://")) {
@@ -48,7 +48,7 @@ impl Place {
         Ok(Self { port, path: path.to_owned(), ..place })
     }
 
-    pub fn parse(tls: bool, rest: &str, default: u16) -> Option<Self> {
+    pub(super) fn parse(tls: bool, rest: &str, default: u16) -> Option<Self> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at_checked(end)?;
         // Not to be told to anybody.
@@ -66,24 +66,24 @@ impl Place {
         Some(Self { tls, host: host.to_owned(), port, path })
     }
 
-    pub fn is_here(&self) -> bool {
+    pub(super) fn is_here(&self) -> bool {
         matches!(&*self.host, "localhost" | "[::1]") || self.host.starts_with("127.")
     }
 
     /// The part of the path by which a proxy knows it.
-    pub fn location(&self) -> &str {
+    pub(super) fn location(&self) -> &str {
         let path = self.path.split('?').next().unwrap_or("/");
         let trimmed = path.trim_end_matches('/');
         if trimmed.is_empty() { "/" } else { trimmed }
     }
 
     /// Whether a browser connects to the daemon itself.
-    pub fn is_direct(&self, port: u16, tls: bool) -> bool {
+    pub(super) fn is_direct(&self, port: u16, tls: bool) -> bool {
         self.port == port && self.tls == tls
     }
 
     /// As a browser sends it: without a default port.
-    pub fn host_header(&self) -> String {
+    pub(super) fn host_header(&self) -> String {
         let default = if self.tls { 443 } else { 80 };
         if self.port == default {
             self.host.clone()
@@ -92,7 +92,7 @@ impl Place {
         }
     }
 
-    pub fn task(&self, origin: &str) -> Value {
+    pub(super) fn task(&self, origin: &str) -> Value {
         let (path, host, key) = (&self.path, self.host_header(), health::KEY);
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nPragma: no-cache\r\n\
@@ -104,7 +104,7 @@ impl Place {
     }
 
     /// The task of sending this request to it.
-    pub fn visit(&self, request: &str) -> Value {
+    pub(super) fn visit(&self, request: &str) -> Value {
         let request = Base64::encode_string(request.as_bytes());
         json!({
             "task": "visit", "host": self.host, "port": self.port, "tls": self.tls,

@@ -17,7 +17,7 @@ use crate::admin::setup::Files;
 use crate::engine::protocol::origin::Origin;
 
 /// What is known of the daemon.
-pub struct Daemon<'a> {
+pub(super) struct Daemon<'a> {
     /// Whether it answers at its own port.
     pub serves: bool,
     /// Where a proxy of this machine finds it.
@@ -37,7 +37,7 @@ const ADDRESS: &str = "address";
 const POLICY: [u8; 2] = [3, 240];
 
 /// Looks at both: which address it is, and what answers there. Returns that, if anything does.
-pub fn look(
+pub(super) fn look(
     case: &Case,
     files: &Files,
     daemon: &Daemon<'_>,

@@ -10,7 +10,7 @@ use crate::platform::exit::{Fatal, Result};
 
 /// How a step looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(super) enum State {
     /// As it should.
     Good,
     /// It works, or may do so, but somebody should look at it.
@@ -23,7 +23,7 @@ pub enum State {
 
 /// One step, and what was found there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub(super) struct Finding {
     /// Its name, for machines.
     pub step: &'static str,
     pub state: State,
@@ -33,7 +33,7 @@ pub struct Finding {
 }
 
 /// All findings, told as they come.
-pub struct Report {
+pub(super) struct Report {
     json: bool,
     findings: Vec<Finding>,
     /// Steps that were skipped one after the other, and why: one line for people.
@@ -41,15 +41,15 @@ pub struct Report {
 }
 
 impl Finding {
-    pub fn good(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn good(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
         Self::new(step, State::Good, found.into(), Cow::Borrowed(""))
     }
 
-    pub fn unknown(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn unknown(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
         Self::new(step, State::Unknown, found.into(), Cow::Borrowed(""))
     }
 
-    pub fn doubt(
+    pub(super) fn doubt(
         step: &'static str,
         found: impl Into<Cow<'static, str>>,
         fix: impl Into<Cow<'static, str>>,
@@ -57,7 +57,7 @@ impl Finding {
         Self::new(step, State::Doubt, found.into(), fix.into())
     }
 
-    pub fn bad(
+    pub(super) fn bad(
         step: &'static str,
         found: impl Into<Cow<'static, str>>,
         fix: impl Into<Cow<'static, str>>,
@@ -74,7 +74,7 @@ impl Finding {
         Self { step, state, found, fix }
     }
 
-    pub fn is_good(&self) -> bool {
+    pub(super) fn is_good(&self) -> bool {
         self.state == State::Good
     }
 
@@ -118,12 +118,12 @@ impl Finding {
 }
 
 impl Report {
-    pub fn new(json: bool) -> Self {
+    pub(super) fn new(json: bool) -> Self {
         Self { json, findings: Vec::new(), skipped: None }
     }
 
     /// Adds a step, and tells it unless all are told together. Whether it is good.
-    pub fn add(&mut self, finding: Finding) -> bool {
+    pub(super) fn add(&mut self, finding: Finding) -> bool {
         self.tell_skipped();
         if !self.json {
             say(&finding.text());
@@ -134,7 +134,7 @@ impl Report {
     }
 
     /// Adds steps that cannot be examined.
-    pub fn skip(&mut self, steps: &[(&'static str, &str)], because: &str) {
+    pub(super) fn skip(&mut self, steps: &[(&'static str, &str)], because: &str) {
         self.tell_skipped();
         for (step, what) in steps {
             self.findings.push(Finding::unknown(step, [what, ": ", because].concat()));
@@ -143,7 +143,7 @@ impl Report {
     }
 
     /// Adds steps that depend on those skipped last.
-    pub fn skip_further(&mut self, steps: &[(&'static str, &str)], because: &str) {
+    pub(super) fn skip_further(&mut self, steps: &[(&'static str, &str)], because: &str) {
         let before = self.skipped.take();
         self.skip(steps, because);
         if let Some((count, because)) = before {
@@ -175,7 +175,7 @@ impl Report {
     ///
     /// # Errors
     /// If real-time does not work.
-    pub fn end(mut self) -> Result<()> {
+    pub(super) fn end(mut self) -> Result<()> {
         self.tell_skipped();
         if self.json {
             // A line for each, for those who read it after all.

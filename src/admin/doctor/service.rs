@@ -25,12 +25,18 @@ struct Unit {
 }
 
 /// The main process of a service that runs.
-pub fn main_pid(files: &Files, service: &Service) -> Option<u32> {
+pub(super) fn main_pid(files: &Files, service: &Service) -> Option<u32> {
     let unit = show(&Systemctl::of(files)?, &service.unit()).ok()?;
     (unit.active == "active" && unit.main_pid > 0).then_some(unit.main_pid)
 }
 
-pub fn look(files: &Files, service: &Service, serves: bool, report: &mut Report, stop: Stop<'_>) {
+pub(super) fn look(
+    files: &Files,
+    service: &Service,
+    serves: bool,
+    report: &mut Report,
+    stop: Stop<'_>,
+) {
     let Some(systemctl) = Systemctl::of(files) else {
         let why = "systemd does not run here";
         return report.skip(&[(STEP, "The service"), (OLD, "A unit of websocket.php")], why);

@@ -8,7 +8,7 @@ use crate::platform::sys;
 
 const STEP: &str = "tls";
 
-pub fn look(case: &Case) -> Finding {
+pub(super) fn look(case: &Case) -> Finding {
     let Some(files) = &case.settings.tls.value else {
         return Finding::good(
             STEP,

@@ -22,12 +22,12 @@ enum Endpoint<'a> {
 }
 
 /// Where EspoCRM sends to.
-pub fn submission(case: &Case) -> String {
+pub(super) fn submission(case: &Case) -> String {
     case.facts.text("webSocketZeroMQSubmissionDsn").unwrap_or_else(|| DEFAULT.to_owned())
 }
 
 /// The port at which messages are received.
-pub fn port(zeromq: &str) -> Option<u16> {
+pub(super) fn port(zeromq: &str) -> Option<u16> {
     match parse(zeromq) {
         Endpoint::Tcp { port, .. } => port.parse().ok(),
         Endpoint::Other { .. } => None,
@@ -35,7 +35,7 @@ pub fn port(zeromq: &str) -> Option<u16> {
 }
 
 /// Whether only this machine reaches an endpoint.
-pub fn is_local(zeromq: &str) -> bool {
+pub(super) fn is_local(zeromq: &str) -> bool {
     match parse(zeromq) {
         Endpoint::Tcp { host, .. } => {
             matches!(host, "localhost" | "lo" | "ip6-localhost")
@@ -45,7 +45,7 @@ pub fn is_local(zeromq: &str) -> bool {
     }
 }
 
-pub fn look(case: &Case, stop: Stop<'_>) -> Finding {
+pub(super) fn look(case: &Case, stop: Stop<'_>) -> Finding {
     let messager = case.facts.text("webSocketMessager").filter(|text| text != "ZeroMQ");
     if let Some(messager) = messager {
         return Finding::bad(

@@ -5,13 +5,13 @@ use std::path::Path;
 use crate::settings::Own;
 
 /// What a new file begins as.
-pub const TEMPLATE: &str = include_str!("../../../packaging/config.toml");
+pub(super) const TEMPLATE: &str = include_str!("../../../packaging/config.toml");
 
 /// The text of a configuration file with this directory in it, and all else as it was.
 ///
 /// # Errors
 /// What is wrong with the text, and where.
-pub fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
+pub(super) fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
     if Own::from_toml(text)?.espocrm.as_deref() == Some(Path::new(dir)) {
         return Ok(text.to_owned());
     }

@@ -6,7 +6,7 @@ use super::files::Files;
 use crate::platform::shell_word::is_plain;
 
 /// The drop-in of a service.
-pub struct DropIn<'a> {
+pub(super) struct DropIn<'a> {
     /// Whom it runs as.
     pub user: &'a str,
     /// EspoCRM's `data/`, where it really is.
@@ -31,7 +31,7 @@ const LIBRARIES: [&str; 5] = [
 ];
 
 /// Whether the systemd of this machine has `RestartSteps=`.
-pub fn has_restart_steps(files: &Files) -> bool {
+pub(super) fn has_restart_steps(files: &Files) -> bool {
     let mut found = LIBRARIES.iter().flat_map(|pattern| files.find(pattern));
     found.any(|library| version(&library).is_some_and(|it| it >= RESTART_STEPS_SINCE))
 }
@@ -43,7 +43,7 @@ fn version(library: &Path) -> Option<u32> {
 
 impl DropIn<'_> {
     /// Its text. `again` is the command that writes it anew.
-    pub fn render(&self, again: &str) -> String {
+    pub(super) fn render(&self, again: &str) -> String {
         let mut text = format!(
             "# Written by `{again}`, which writes it anew. Your own changes belong into another \
              file beside it:\n# that of systemctl edit.\n[Service]\nUser={}\n",

@@ -12,7 +12,7 @@ use crate::platform::shell_word::is_plain;
 use crate::platform::{regular_file, sys};
 
 /// Where the machine's `/` is. Paths are the machine's own everywhere else.
-pub struct Files(PathBuf);
+pub(crate) struct Files(PathBuf);
 
 /// A line of `/etc/passwd`.
 struct User {
@@ -28,29 +28,29 @@ const MOST_ENTRIES: usize = 1_000;
 const MOST_LINKS: usize = 40;
 
 impl Files {
-    pub fn below(root: &Path) -> Self {
+    pub(crate) fn below(root: &Path) -> Self {
         Self(root.to_owned())
     }
 
     /// Whether these are the files of another system than the one that runs.
-    pub fn is_image(&self) -> bool {
+    pub(crate) fn is_image(&self) -> bool {
         self.0 != Path::new("/")
     }
 
     /// Where a path is to be found. Links are not followed: they would lead out of an image.
-    pub fn at(&self, path: &Path) -> PathBuf {
+    pub(crate) fn at(&self, path: &Path) -> PathBuf {
         self.0.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// The path without symbolic links, if something is there.
-    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+    pub(crate) fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
         self.walk(path, &mut |_| ())
     }
 
     /// Whether only root decides what is at a path: every directory on the way to it, links
     /// included, belongs to root, and not everybody may write to it. In an image root is the owner
     /// of its root directory.
-    pub fn is_placed_by_root(&self, path: &Path) -> bool {
+    pub(crate) fn is_placed_by_root(&self, path: &Path) -> bool {
         let Ok(root) = self.0.metadata().map(|metadata| metadata.uid()) else { return false };
         let mut trusted = true;
         let walked = self.walk(path, &mut |dir| {
@@ -91,13 +91,13 @@ impl Files {
     }
 
     /// A regular file's content.
-    pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         regular_file::read(&self.at(&self.resolve(path)?))
     }
 
     /// What there is by a pattern with `*` as, or at the beginning of, a name; in order, and hidden
     /// files not.
-    pub fn find(&self, pattern: &str) -> Vec<PathBuf> {
+    pub(crate) fn find(&self, pattern: &str) -> Vec<PathBuf> {
         let mut found = vec![PathBuf::from("/")];
         for name in pattern.split('/').filter(|name| !name.is_empty()) {
             found = match name.strip_prefix('*') {
@@ -126,7 +126,7 @@ impl Files {
     }
 
     /// Writes a file that belongs to root, as a whole or not at all. False if it is so already.
-    pub fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<bool> {
+    pub(crate) fn write(&self, path: &Path, content: &[u8], mode: u32) -> Result<bool> {
         let written = self.try_write(path, content, mode);
         written.map_err(|error| failed(path, "written", &error))
     }
@@ -159,7 +159,7 @@ impl Files {
     }
 
     /// A directory that everybody may look into, with those around it as far as they are missing.
-    pub fn make_dir(&self, dir: &Path) -> io::Result<PathBuf> {
+    pub(crate) fn make_dir(&self, dir: &Path) -> io::Result<PathBuf> {
         if let Ok(dir) = self.resolve(dir) {
             return Ok(dir);
         }
@@ -170,13 +170,13 @@ impl Files {
     }
 
     /// Has a directory belong to root and everybody look into it.
-    pub fn open_dir(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn open_dir(&self, dir: &Path) -> Result<()> {
         let opened = self.make_dir(dir).and_then(|dir| own(&self.at(&dir), 0o755));
         opened.map_err(|error| failed(dir, "opened to all", &error))
     }
 
     /// Removes a file or a link; it need not exist.
-    pub fn remove(&self, path: &Path) -> Result<()> {
+    pub(crate) fn remove(&self, path: &Path) -> Result<()> {
         match fs::remove_file(self.place_of(path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed(path, "removed", &error))
@@ -186,23 +186,23 @@ impl Files {
     }
 
     /// Where the last name of a path stands, which may be a link.
-    pub fn place_of(&self, path: &Path) -> PathBuf {
+    pub(crate) fn place_of(&self, path: &Path) -> PathBuf {
         let dir = self.resolve(parent(path)).unwrap_or_else(|_| parent(path).to_owned());
         self.at(&dir).join(path.file_name().unwrap_or_default())
     }
 
     /// The name of a user, or the number if there is none.
-    pub fn user_name(&self, uid: u32) -> String {
+    pub(crate) fn user_name(&self, uid: u32) -> String {
         self.find_user(|user| user.uid == uid).map_or_else(|| uid.to_string(), |user| user.name)
     }
 
     /// The primary group of a user, if it is known.
-    pub fn primary_group(&self, uid: u32) -> Option<u32> {
+    pub(crate) fn primary_group(&self, uid: u32) -> Option<u32> {
         self.find_user(|user| user.uid == uid).map(|user| user.gid)
     }
 
     /// The number of a user who is named by a name or a number.
-    pub fn user_id(&self, user: &str) -> Option<u32> {
+    pub(crate) fn user_id(&self, user: &str) -> Option<u32> {
         let found = self.find_user(|known| known.name == user);
         found.map(|user| user.uid).or_else(|| user.parse().ok())
     }
@@ -222,7 +222,7 @@ impl Files {
 }
 
 /// Why something could not be done to a file.
-pub fn failed(path: &Path, what: &str, error: &io::Error) -> Fatal {
+pub(crate) fn failed(path: &Path, what: &str, error: &io::Error) -> Fatal {
     Fatal::new(format!("{} could not be {what}: {error}.", path.display()))
 }
 

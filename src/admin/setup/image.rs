@@ -28,11 +28,11 @@ enable) if [ -e "missing/$2" ]; then echo "Unit file $2 does not exist." >&2; ex
 esac
 "#;
 
-pub struct Image(PathBuf);
+pub(crate) struct Image(PathBuf);
 
 impl Image {
     /// With the package's units, and nothing else.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -57,18 +57,18 @@ impl Image {
         if sys::is_root() { (33, 34) } else { (metadata.uid(), metadata.gid()) }
     }
 
-    pub fn at(&self, path: &str) -> PathBuf {
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         Files::below(&self.0).at(Path::new(path))
     }
 
-    pub fn put(&self, path: &str, text: &str) {
+    pub(crate) fn put(&self, path: &str, text: &str) {
         let place = self.at(path);
         fs::create_dir_all(place.parent().unwrap()).unwrap();
         fs::write(place, text).unwrap();
     }
 
     /// An EspoCRM, as far as it is known by its files.
-    pub fn espocrm(&self, dir: &str) {
+    pub(crate) fn espocrm(&self, dir: &str) {
         for file in ["bootstrap.php", "command.php", "data/config.php"] {
             self.put(&format!("{dir}/{file}"), "<?php\n");
         }
@@ -76,33 +76,33 @@ impl Image {
         chown(self.at(dir).join("data"), Some(user), Some(group)).unwrap();
     }
 
-    pub fn link(&self, path: &str, target: &str) {
+    pub(crate) fn link(&self, path: &str, target: &str) {
         fs::create_dir_all(self.at(path).parent().unwrap()).unwrap();
         symlink(target, self.at(path)).unwrap();
     }
 
-    pub fn text(&self, path: &str) -> String {
+    pub(crate) fn text(&self, path: &str) -> String {
         fs::read_to_string(self.at(path)).unwrap_or_default()
     }
 
-    pub fn has(&self, path: &str) -> bool {
+    pub(crate) fn has(&self, path: &str) -> bool {
         self.at(path).symlink_metadata().is_ok()
     }
 
     /// Whether nothing was set up.
-    pub fn is_untouched(&self) -> bool {
+    pub(crate) fn is_untouched(&self) -> bool {
         !self.has("/etc/espocrm-websocket") && !self.has("/var/lib/espocrm-websocket")
     }
 
     /// How systemd was called since the last time.
-    pub fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         let calls = self.text("/systemctl.d/calls");
         let _ = fs::remove_file(self.at("/systemctl.d/calls"));
         calls.lines().map(str::to_owned).collect()
     }
 
     /// Lets something be worked at it; tells what was said, and how it ended.
-    pub fn work<T>(&self, work: impl FnOnce(&Machine) -> T) -> (String, T) {
+    pub(crate) fn work<T>(&self, work: impl FnOnce(&Machine) -> T) -> (String, T) {
         let place = self.at("/said");
         let machine = Machine {
             files: Files::below(&self.0),

@@ -12,7 +12,7 @@ use crate::platform::exit::{Fatal, Result};
 use crate::platform::sys;
 
 /// This machine, or an image of one.
-pub struct Machine {
+pub(crate) struct Machine {
     pub files: Files,
     /// None if systemd does not run it, as in an image.
     pub systemctl: Option<Systemctl>,
@@ -25,7 +25,7 @@ impl Machine {
     ///
     /// # Errors
     /// If it may not be changed, or there is none.
-    pub fn open(root: Option<&Path>) -> Result<Self> {
+    pub(crate) fn open(root: Option<&Path>) -> Result<Self> {
         let out = io::stdout().as_fd().try_clone_to_owned().ok().map(File::from);
         if let Some(root) = root {
             let root = root.canonicalize().map_err(|error| failed(root, "opened", &error))?;
@@ -38,7 +38,7 @@ impl Machine {
     }
 
     /// Tells something. That nobody listens is no reason to stop halfway.
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         let text = printable_lines(text) + "\n";
         let _ = self.out.as_ref().map(|mut out| out.write_all(text.as_bytes()));
     }

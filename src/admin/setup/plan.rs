@@ -18,7 +18,7 @@ use crate::platform::shell_word::shell_word;
 use crate::settings::Own;
 
 /// Both files of a service.
-pub struct Plan {
+pub(crate) struct Plan {
     /// Which.
     pub service: Service,
     /// The EspoCRM that it serves.
@@ -39,7 +39,11 @@ impl Plan {
     ///
     /// # Errors
     /// Why it cannot be decided, and what to do.
-    pub fn make(files: &Files, setup: &Setup, adopted: Option<&str>) -> Result<Option<Self>> {
+    pub(crate) fn make(
+        files: &Files,
+        setup: &Setup,
+        adopted: Option<&str>,
+    ) -> Result<Option<Self>> {
         let service = Service::new(setup.name.clone())?;
         let path = service.config();
         let shown = path.display();
@@ -107,7 +111,7 @@ impl Plan {
     ///
     /// # Errors
     /// What could not be written.
-    pub fn write(&self, files: &Files) -> Result<bool> {
+    pub(crate) fn write(&self, files: &Files) -> Result<bool> {
         let config = self.service.config();
         files.open_dir(config.parent().unwrap_or(Path::new("/")))?;
         let changed = files.write(&config, self.config.as_bytes(), 0o644)?;
@@ -115,7 +119,7 @@ impl Plan {
     }
 
     /// What was written.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let config = match &self.old {
             None => "its settings",
             Some(old) if *old == self.config => "its settings, left as they were",
@@ -140,13 +144,13 @@ impl Plan {
     }
 
     /// The service runs.
-    pub fn is_up(&self) -> String {
+    pub(crate) fn is_up(&self) -> String {
         let unit = self.service.unit();
         format!("{unit} runs, and starts with the machine. Its log: journalctl -u {unit}")
     }
 
     /// The service does not run.
-    pub fn is_down(&self, error: &Fatal) -> Fatal {
+    pub(crate) fn is_down(&self, error: &Fatal) -> Fatal {
         let unit = self.service.unit();
         Fatal::lines(format!(
             "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
@@ -159,7 +163,7 @@ impl Plan {
     ///
     /// # Errors
     /// What could not be removed.
-    pub fn take_back(&self, files: &Files) -> Result<()> {
+    pub(crate) fn take_back(&self, files: &Files) -> Result<()> {
         files.remove(&self.service.drop_in())?;
         let config = self.service.config();
         match &self.old {

@@ -10,7 +10,7 @@ use crate::settings::{DEFAULT_FILE, Own};
 
 /// A directory with an EspoCRM in it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// As somebody named it.
     pub dir: PathBuf,
     /// The same without symbolic links.
@@ -21,7 +21,7 @@ pub struct Found {
 
 /// A unit of the administrator's own that runs `websocket.php`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct OldUnit {
+pub(crate) struct OldUnit {
     pub name: String,
     /// The EspoCRM that it serves, if that can be told.
     pub dir: Option<PathBuf>,
@@ -31,7 +31,7 @@ pub struct OldUnit {
 }
 
 /// The files of nginx and Apache in which sites are described.
-pub const SITES: [&str; 8] = [
+pub(crate) const SITES: [&str; 8] = [
     "/etc/nginx/sites-enabled/*",
     "/etc/nginx/conf.d/*.conf",
     "/etc/nginx/nginx.conf",
@@ -65,7 +65,7 @@ const MOST_DIRS: usize = 1_000;
 const FILES: [&str; 2] = ["bootstrap.php", "command.php"];
 
 /// Every EspoCRM in a web server's document root or in a usual place, each once.
-pub fn espocrms(files: &Files) -> Vec<Found> {
+pub(crate) fn espocrms(files: &Files) -> Vec<Found> {
     let mut dirs = Vec::new();
     for site in SITES.iter().flat_map(|pattern| files.find(pattern)) {
         for root in document_roots(&files.read(&site).unwrap_or_default()) {
@@ -93,7 +93,7 @@ pub fn espocrms(files: &Files) -> Vec<Found> {
 }
 
 /// Whether a path can be written into a file for systemd, and one of ours.
-pub fn is_tame(path: &Path) -> bool {
+pub(super) fn is_tame(path: &Path) -> bool {
     path.to_str().is_some_and(|path| !path.contains(char::is_control))
 }
 
@@ -104,7 +104,7 @@ fn is_espocrm(files: &Files, dir: &Path) -> bool {
 }
 
 /// The EspoCRM of each of our configuration files, without symbolic links.
-pub fn configured(files: &Files) -> Vec<PathBuf> {
+pub(super) fn configured(files: &Files) -> Vec<PathBuf> {
     let dir = Path::new(DEFAULT_FILE).parent().unwrap_or(Path::new("/"));
     let own = files.find(&format!("{}/*.toml", dir.display()));
     let espocrm = |file: &PathBuf| {
@@ -115,7 +115,7 @@ pub fn configured(files: &Files) -> Vec<PathBuf> {
 }
 
 /// Every unit of the administrator's own that runs `websocket.php`, drop-ins included.
-pub fn old_units(files: &Files) -> Vec<OldUnit> {
+pub(crate) fn old_units(files: &Files) -> Vec<OldUnit> {
     let paths = files.find(&format!("{UNITS}/*.service"));
     paths.iter().filter_map(|path| old_unit(files, path)).collect()
 }
@@ -138,7 +138,7 @@ fn old_unit(files: &Files, path: &Path) -> Option<OldUnit> {
 }
 
 /// A unit's drop-ins, except ours.
-pub fn drop_ins(files: &Files, unit: &str) -> Vec<PathBuf> {
+pub(crate) fn drop_ins(files: &Files, unit: &str) -> Vec<PathBuf> {
     let mut drop_ins = files.find(&format!("{UNITS}/{unit}.d/*.conf"));
     drop_ins.retain(|path| path.file_name().is_some_and(|name| name != DROP_IN));
     drop_ins

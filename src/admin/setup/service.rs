@@ -9,20 +9,20 @@ use crate::settings::DEFAULT_FILE;
 
 /// Which service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Service(Option<String>);
+pub(crate) struct Service(Option<String>);
 
 /// Where units that systemd was given by an administrator are.
-pub const UNITS: &str = "/etc/systemd/system";
+pub(crate) const UNITS: &str = "/etc/systemd/system";
 
 /// The drop-in that `setup` writes.
-pub const DROP_IN: &str = "10-setup.conf";
+pub(super) const DROP_IN: &str = "10-setup.conf";
 
 impl Service {
     /// The service of this name, or the usual one.
     ///
     /// # Errors
     /// If that is no name for one.
-    pub fn new(name: Option<String>) -> Result<Self> {
+    pub(crate) fn new(name: Option<String>) -> Result<Self> {
         if let Some(name) = &name {
             let odd = |byte: u8| !byte.is_ascii_alphanumeric() && !b"_-.".contains(&byte);
             if name.bytes().any(odd) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -40,14 +40,14 @@ impl Service {
     }
 
     /// The service that has this configuration file.
-    pub fn of_config(config: &Path) -> Option<Self> {
+    pub(crate) fn of_config(config: &Path) -> Option<Self> {
         let name = config.file_stem()?.to_str()?;
         let name = Some(name.to_owned()).filter(|name| name != "config");
         Self::new(name).ok().filter(|service| service.config() == config)
     }
 
     /// Its unit.
-    pub fn unit(&self) -> String {
+    pub(crate) fn unit(&self) -> String {
         match &self.0 {
             None => "espocrm-websocket.service".to_owned(),
             Some(name) => format!("espocrm-websocket@{name}.service"),
@@ -55,12 +55,12 @@ impl Service {
     }
 
     /// The file of its unit in the package.
-    pub fn template(&self) -> &'static str {
+    pub(crate) fn template(&self) -> &'static str {
         if self.0.is_none() { "espocrm-websocket.service" } else { "espocrm-websocket@.service" }
     }
 
     /// Its configuration file.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         let mut file = PathBuf::from(DEFAULT_FILE);
         if let Some(name) = &self.0 {
             file.set_file_name(format!("{name}.toml"));
@@ -69,24 +69,24 @@ impl Service {
     }
 
     /// What `setup` adds to its unit.
-    pub fn drop_in(&self) -> PathBuf {
+    pub(crate) fn drop_in(&self) -> PathBuf {
         drop_in_of(&self.unit())
     }
 
     /// How `setup` and `adopt` are told that it is meant.
-    pub fn flag(&self) -> String {
+    pub(crate) fn flag(&self) -> String {
         self.0.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default()
     }
 }
 
 /// What `setup` adds to one of our units.
-pub fn drop_in_of(unit: &str) -> PathBuf {
+pub(crate) fn drop_in_of(unit: &str) -> PathBuf {
     format!("{UNITS}/{unit}.d/{DROP_IN}").into()
 }
 
 /// The user of the service of this machine that has this configuration file, as its drop-ins name it.
 #[must_use]
-pub fn service_user(config: &Path) -> Option<String> {
+pub(crate) fn service_user(config: &Path) -> Option<String> {
     user_of(&Files::below(Path::new("/")), config)
 }
 

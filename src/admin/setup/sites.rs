@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// The directories that nginx's `root` and Apache's `DocumentRoot` name, as far as they are known
 /// without the server: those with variables in them are not.
-pub fn document_roots(text: &[u8]) -> Vec<PathBuf> {
+pub(super) fn document_roots(text: &[u8]) -> Vec<PathBuf> {
     let mut roots = Vec::new();
     let mut rest = text;
     let mut begins = true;
@@ -33,7 +33,7 @@ pub fn document_roots(text: &[u8]) -> Vec<PathBuf> {
 }
 
 /// What a web server's configuration is made of.
-pub enum Token {
+pub(crate) enum Token {
     /// A word, without its quotes.
     Word(Vec<u8>),
     /// What ends a statement.
@@ -41,7 +41,7 @@ pub enum Token {
 }
 
 /// The next token, and what follows it.
-pub fn next(mut text: &[u8]) -> Option<(Token, &[u8])> {
+pub(crate) fn next(mut text: &[u8]) -> Option<(Token, &[u8])> {
     loop {
         let (&byte, rest) = text.split_first()?;
         text = match byte {

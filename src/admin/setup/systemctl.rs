@@ -8,19 +8,19 @@ use super::files::Files;
 use crate::platform::exit::{Fatal, Result};
 
 /// The commands `systemctl` and `journalctl`.
-pub struct Systemctl {
+pub(crate) struct Systemctl {
     systemctl: Vec<OsString>,
     journalctl: Vec<OsString>,
 }
 
 impl Systemctl {
     /// It, if systemd runs this machine.
-    pub fn here() -> Option<Self> {
+    pub(crate) fn here() -> Option<Self> {
         Self::of(&Files::below(Path::new("/")))
     }
 
     /// It, if systemd runs the machine with these files.
-    pub fn of(files: &Files) -> Option<Self> {
+    pub(crate) fn of(files: &Files) -> Option<Self> {
         let runs = files.resolve(Path::new("/run/systemd/system")).is_ok();
         runs.then(|| Self {
             systemctl: vec!["systemctl".into()],
@@ -30,7 +30,7 @@ impl Systemctl {
 
     /// Another command in the place of both.
     #[cfg(test)]
-    pub fn played_by(words: Vec<OsString>) -> Self {
+    pub(crate) fn played_by(words: Vec<OsString>) -> Self {
         Self { systemctl: words.clone(), journalctl: words }
     }
 
@@ -38,7 +38,7 @@ impl Systemctl {
     ///
     /// # Errors
     /// What it complained of.
-    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
         let (succeeded, text) = self.ask(arguments);
         if succeeded {
             return Ok(text);
@@ -47,12 +47,12 @@ impl Systemctl {
     }
 
     /// Whether a unit runs.
-    pub fn is_active(&self, unit: &str) -> bool {
+    pub(crate) fn is_active(&self, unit: &str) -> bool {
         self.state(unit) == "active"
     }
 
     /// Whether a unit runs, or would if it did not fail.
-    pub fn is_wanted(&self, unit: &str) -> bool {
+    pub(crate) fn is_wanted(&self, unit: &str) -> bool {
         matches!(&*self.state(unit), "active" | "activating" | "reloading")
     }
 
@@ -64,7 +64,7 @@ impl Systemctl {
     ///
     /// # Errors
     /// Why it does not run.
-    pub fn bring_up(&self, unit: &str) -> Result<()> {
+    pub(crate) fn bring_up(&self, unit: &str) -> Result<()> {
         self.run(&["enable", unit])?;
         // It may have failed too often to be started once more.
         self.ask(&["reset-failed", unit]);
@@ -75,7 +75,7 @@ impl Systemctl {
     ///
     /// # Errors
     /// Why it does not run, with what it logged last.
-    pub fn start(&self, unit: &str) -> Result<()> {
+    pub(crate) fn start(&self, unit: &str) -> Result<()> {
         let started = self.run(&["restart", unit]).and_then(|_| match &*self.state(unit) {
             "active" => Ok(()),
             state => Err(Fatal::new(format!("It did not stay up: systemd says {state}."))),

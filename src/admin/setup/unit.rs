@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// What is read of it.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Unit {
+pub(super) struct Unit {
     /// Each command of `ExecStart`, in words.
     commands: Vec<Vec<String>>,
     /// `WorkingDirectory`.
@@ -18,14 +18,14 @@ pub struct Unit {
 
 /// The script of EspoCRM's own daemon.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Script {
+pub(super) struct Script {
     /// Where it is, if that can be told.
     pub dir: Option<PathBuf>,
 }
 
 impl Unit {
     /// Reads a unit file, or one and its drop-ins, one after the other.
-    pub fn read(text: &[u8]) -> Self {
+    pub(super) fn read(text: &[u8]) -> Self {
         let mut unit = Self::default();
         let mut is_service = false;
         for line in lines(&String::from_utf8_lossy(text)) {
@@ -65,7 +65,7 @@ impl Unit {
     }
 
     /// The `websocket.php` that it runs, if it runs one: by PHP, or by a shell that does.
-    pub fn script(&self) -> Option<Script> {
+    pub(super) fn script(&self) -> Option<Script> {
         self.commands.iter().find_map(|command| {
             let mut dir = self.directory.clone();
             let inner = command.windows(2).find_map(|pair| match pair {

@@ -13,14 +13,14 @@ use crate::engine::protocol::control::{Door, Request};
 use crate::engine::time::Time;
 use crate::platform::sys;
 
-pub enum Stream {
+pub(super) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
 /// How far one has come, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(super) enum Stage {
     /// The request is being read.
     Asking,
     /// The answer is being written.
@@ -33,7 +33,7 @@ pub enum Stage {
     Leaving,
 }
 
-pub struct Peer {
+pub(super) struct Peer {
     stream: Stream,
     pub door: Door,
     pub stage: Stage,
@@ -52,7 +52,7 @@ const MAX_REST: usize = 256 * 1024;
 
 impl Stream {
     /// As whom the other side runs, if that can be told.
-    pub fn user(&self) -> Option<u32> {
+    pub(super) fn user(&self) -> Option<u32> {
         match self {
             Self::Unix(unix) => Some(sys::peer_user(unix.as_raw_fd()).unwrap_or(u32::MAX)),
             Self::Tcp(_) => None,
@@ -83,7 +83,7 @@ impl Stream {
 }
 
 impl Peer {
-    pub fn new(stream: Stream, door: Door, deadline: Time) -> Self {
+    pub(super) fn new(stream: Stream, door: Door, deadline: Time) -> Self {
         Self {
             stream,
             door,
@@ -96,7 +96,7 @@ impl Peer {
         }
     }
 
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let interests = Interest::READABLE | Interest::WRITABLE;
         match &mut self.stream {
             Stream::Unix(unix) => registry.register(unix, token, interests),
@@ -105,7 +105,7 @@ impl Peer {
     }
 
     /// Says something at once, or not at all.
-    pub fn turn_away(&mut self, response: &str) {
+    pub(super) fn turn_away(&mut self, response: &str) {
         let _ = self.stream.write(response.as_bytes());
     }
 
@@ -113,7 +113,7 @@ impl Peer {
     ///
     /// # Errors
     /// If it is to be forgotten.
-    pub fn read(&mut self) -> io::Result<Option<Request>> {
+    pub(super) fn read(&mut self) -> io::Result<Option<Request>> {
         let mut buffer = [0; 4_096];
         let mut rest = 0;
         loop {
@@ -156,25 +156,25 @@ impl Peer {
         }
     }
 
-    pub fn answer(&mut self, response: &str) {
+    pub(super) fn answer(&mut self, response: &str) {
         self.stage = Stage::Answered;
         self.output.extend_from_slice(response.as_bytes());
     }
 
     /// The answer follows later; until then nothing is written.
-    pub fn wait_for_reload(&mut self, deadline: Time) {
+    pub(super) fn wait_for_reload(&mut self, deadline: Time) {
         self.stage = Stage::Reloading;
         self.deadline = Some(deadline);
     }
 
-    pub fn watch(&mut self) {
+    pub(super) fn watch(&mut self) {
         self.stage = Stage::Watching;
         self.deadline = None;
         self.output.extend_from_slice(control::ENDLESS.as_bytes());
     }
 
     /// Whether there is something to be written after that.
-    pub fn show(&mut self, line: &str) -> bool {
+    pub(super) fn show(&mut self, line: &str) -> bool {
         if self.stage != Stage::Watching {
             return false;
         }
@@ -191,7 +191,7 @@ impl Peer {
     ///
     /// # Errors
     /// If it is to be forgotten.
-    pub fn write(&mut self) -> io::Result<()> {
+    pub(super) fn write(&mut self) -> io::Result<()> {
         loop {
             let waiting = self.output.get(self.written..).unwrap_or_default();
             if waiting.is_empty() {

@@ -15,7 +15,7 @@ use crate::platform::sys;
 use crate::settings::ControlAt;
 
 /// The control socket. Its file goes with it.
-pub struct Socket {
+pub(super) struct Socket {
     pub listener: UnixListener,
     path: PathBuf,
     /// Device and number of the file: another daemon's in its place stays.
@@ -34,7 +34,7 @@ const BACKLOG: i32 = 64;
 /// Where the control socket of a daemon is that was told nothing else: of the service, or of its
 /// instance of this name.
 #[must_use]
-pub fn usual(instance: Option<&str>) -> PathBuf {
+pub(crate) fn usual(instance: Option<&str>) -> PathBuf {
     let dir = instance.map_or(USUAL_DIR.to_owned(), |name| format!("{USUAL_DIR}-{name}"));
     Path::new(&dir).join(NAME)
 }
@@ -44,7 +44,7 @@ impl Socket {
     ///
     /// # Errors
     /// Why that is not possible, for the log.
-    pub fn open(at: &ControlAt) -> Result<Option<Self>, String> {
+    pub(super) fn open(at: &ControlAt) -> Result<Option<Self>, String> {
         let path = match at {
             ControlAt::Off => return Ok(None),
             ControlAt::Path(path) => path.clone(),
@@ -60,7 +60,7 @@ impl Socket {
         }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -147,7 +147,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Why that is not possible, for the log.
-pub fn open_port(address: SocketAddr) -> Result<TcpListener, String> {
+pub(super) fn open_port(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).map_err(|error| {
         format!("Metrics are not served at {address}: {error}. Set metrics to another port.")
     })

@@ -48,7 +48,7 @@ const ACCEPTS: usize = 256;
 const OVER_LIMIT: usize = 64;
 
 impl Accepting {
-    pub fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {
+    pub(super) fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {
         Self {
             listener,
             acceptor,
@@ -59,51 +59,51 @@ impl Accepting {
         }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         self.listener.address()
     }
 
     /// Takes no more connections before there is another listener.
-    pub fn close_listener(&mut self) {
+    pub(super) fn close_listener(&mut self) {
         self.listener.close();
     }
 
-    pub fn replace_listener(&mut self, listener: Listener) {
+    pub(super) fn replace_listener(&mut self, listener: Listener) {
         self.listener = listener;
         self.pending = true;
     }
 
-    pub fn replace_acceptor(&mut self, acceptor: Option<Acceptor>) {
+    pub(super) fn replace_acceptor(&mut self, acceptor: Option<Acceptor>) {
         if let Some(new) = &acceptor {
             new.log_validity(self.acceptor.as_ref());
         }
         self.acceptor = acceptor;
     }
 
-    pub fn set_pending(&mut self) {
+    pub(super) fn set_pending(&mut self) {
         self.pending = true;
     }
 
-    pub fn is_pending(&self) -> bool {
+    pub(super) fn is_pending(&self) -> bool {
         self.pending && self.paused_until.is_none()
     }
 
     /// A descriptor may be free again.
-    pub fn resume(&mut self) {
+    pub(super) fn resume(&mut self) {
         self.paused_until = None;
     }
 
-    pub fn paused_until(&self) -> Option<Time> {
+    pub(super) fn paused_until(&self) -> Option<Time> {
         self.paused_until
     }
 
     /// When there will be too many handshakes.
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
         self.handshakes.next_deadline()
     }
 
     #[cfg(test)]
-    pub fn handshakes(&self) -> &Handshakes {
+    pub(super) fn handshakes(&self) -> &Handshakes {
         &self.handshakes
     }
 
@@ -115,7 +115,7 @@ impl Accepting {
 }
 
 /// Lowers the limit of connections to what the limit of open files leaves room for.
-pub fn afford(settings: &mut Settings) {
+pub(crate) fn afford(settings: &mut Settings) {
     let wanted = settings.max_connections.value;
     let affordable = affordable(wanted, sys::raise_open_files());
     if affordable < wanted {

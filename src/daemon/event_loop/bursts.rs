@@ -52,7 +52,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 impl Bursts {
     /// Counts it. Whether it is to be told now: it has not happened for a minute. Otherwise
     /// [`tell`](Self::tell) tells how often it has.
-    pub fn begins(&mut self, cause: Cause, now: Time) -> bool {
+    pub(super) fn begins(&mut self, cause: Cause, now: Time) -> bool {
         self.tell(now);
         if let Some(burst) = self.0.get_mut(&cause)
             && now.since(burst.told) < INTERVAL
@@ -65,20 +65,20 @@ impl Bursts {
     }
 
     /// When something is to be told that has not been; never, if all has.
-    pub fn next_due(&self) -> Option<Time> {
+    pub(super) fn next_due(&self) -> Option<Time> {
         let untold = self.0.values().filter(|burst| burst.untold > 0);
         untold.map(|burst| burst.told.after(INTERVAL)).min()
     }
 
     /// Tells of whatever was told a minute ago how often it has happened since.
-    pub fn tell(&mut self, now: Time) {
+    pub(super) fn tell(&mut self, now: Time) {
         for (cause, count) in self.take_due(now) {
             log!(cause.level(), "{count} more since that was said: {cause}.");
         }
     }
 
     /// Tells at the end what has not been told.
-    pub fn tell_all(&mut self) {
+    pub(super) fn tell_all(&mut self) {
         self.tell(Time::from_millis(u64::MAX));
     }
 

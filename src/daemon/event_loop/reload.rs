@@ -20,7 +20,7 @@ use crate::platform::logging;
 use crate::settings::{Layers, Settings, Source};
 
 /// An EspoCRM that is served.
-pub struct Espocrm {
+pub(crate) struct Espocrm {
     /// The PHP of this one was asked for the settings in force.
     pub(super) installation: Installation,
     /// That whose PHP is being asked.
@@ -83,7 +83,7 @@ impl Espocrm {
     ///
     /// # Errors
     /// If there is none, it does not answer, or its settings make no sense; [`Fatal::stopped`].
-    pub fn open(layers: Layers, mut stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
+    pub(crate) fn open(layers: Layers, mut stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
         let root = layers.root()?;
         let php = layers.php().unwrap_or(Path::new("php"));
         let installation = Installation::new(root, php, layers.user())?;
@@ -123,19 +123,19 @@ impl Espocrm {
 
     /// EspoCRM's root directory.
     #[must_use]
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         self.installation.root()
     }
 
     /// The EspoCRM whose settings are in force, and the PHP that checks access.
     #[must_use]
-    pub fn installation(&self) -> &Installation {
+    pub(crate) fn installation(&self) -> &Installation {
         &self.installation
     }
 
     /// The PHP that checks access, with its version if that is known.
     #[must_use]
-    pub fn php(&self) -> String {
+    pub(crate) fn php(&self) -> String {
         let php = self.installation.php().display();
         match &*self.php_version {
             "" => format!("PHP {php}"),
@@ -145,13 +145,13 @@ impl Espocrm {
 
     /// Our configuration file, if there is one.
     #[must_use]
-    pub fn file_name(&self) -> Option<&Path> {
+    pub(crate) fn file_name(&self) -> Option<&Path> {
         self.layers.file_name()
     }
 
     /// The user as whom PHP runs.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         self.installation.identity()
     }
 

@@ -4,7 +4,7 @@ use crate::engine::time::Date;
 
 /// The last moment at which a certificate is valid.
 #[must_use]
-pub fn end(certificate: &[u8]) -> Option<Date> {
+pub(super) fn end(certificate: &[u8]) -> Option<Date> {
     let (certificate, _) = sequence(certificate)?;
     let (mut fields, _) = sequence(certificate)?;
     if fields.first() == Some(&VERSION) {

@@ -91,7 +91,7 @@ const ANY: Token = Token(0);
 impl Guard {
     /// # Errors
     /// Those of libzmq, and of creating an epoll.
-    pub fn new(context: &ZmqContext, socket: &mut ZmqSocket) -> io::Result<Self> {
+    pub(super) fn new(context: &ZmqContext, socket: &mut ZmqSocket) -> io::Result<Self> {
         let events = [ACCEPTED, ACCEPT_FAILED, DISCONNECTED];
         socket.monitor(ENDPOINT, events.iter().sum())?;
         let mut monitor = context.socket(ZmqType::Pair)?;
@@ -117,7 +117,7 @@ impl Guard {
     }
 
     /// Lets so many senders be connected at a time.
-    pub fn limit_senders(&mut self, most: usize) {
+    pub(super) fn limit_senders(&mut self, most: usize) {
         self.most = most.min(MAX_SENDERS);
     }
 
@@ -125,7 +125,7 @@ impl Guard {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.token = token;
         registry.register(&mut SourceFd(&self.descriptor), token, Interest::READABLE)
     }
@@ -133,7 +133,7 @@ impl Guard {
     /// A sender has connected, disconnected or sent something. `unaccounted`: what the process takes
     /// beyond what is accounted for. It is checked a moment later, so that a whole burst of PHP
     /// processes costs one check.
-    pub fn wake(&mut self, now: Time, registry: &Registry, unaccounted: impl Fn() -> usize) {
+    pub(super) fn wake(&mut self, now: Time, registry: &Registry, unaccounted: impl Fn() -> usize) {
         if self.next.is_none() {
             self.next = Some(now.after(INTERVAL));
             self.traffic.disarm(registry);
@@ -141,17 +141,17 @@ impl Guard {
         }
     }
 
-    pub fn next(&self) -> Option<Time> {
+    pub(super) fn next(&self) -> Option<Time> {
         self.next
     }
 
     /// Whether any sender is connected, as far as the last check has seen.
-    pub fn has_senders(&self) -> bool {
+    pub(super) fn has_senders(&self) -> bool {
         self.senders > 0
     }
 
     /// Checks, if it is time.
-    pub fn look(
+    pub(super) fn look(
         &mut self,
         now: Time,
         registry: &Registry,

@@ -10,7 +10,7 @@ use crate::engine::time::Time;
 
 /// What was granted a moment ago. A user's tabs come back together, and want the same.
 #[derive(Debug, Default)]
-pub struct Recent {
+pub(super) struct Recent {
     reuse: Duration,
     /// Until when each counts.
     granted: HashMap<Rc<Check>, Time>,
@@ -20,22 +20,22 @@ pub struct Recent {
 
 impl Recent {
     /// For how long a verdict counts, from the moment at which its check began.
-    pub fn new(reuse: Duration) -> Self {
+    pub(super) fn new(reuse: Duration) -> Self {
         Self { reuse, ..Self::default() }
     }
 
     /// Changes that; what is remembered is forgotten.
-    pub fn renew(&mut self, reuse: Duration) {
+    pub(super) fn renew(&mut self, reuse: Duration) {
         *self = Self::new(reuse);
     }
 
     /// Whether this was granted a moment ago.
-    pub fn holds(&self, now: Time, check: &Check) -> bool {
+    pub(super) fn holds(&self, now: Time, check: &Check) -> bool {
         self.granted.get(check).is_some_and(|until| now < *until)
     }
 
     /// Remembers what was granted by a check that began at `began`.
-    pub fn granted(&mut self, now: Time, check: &Rc<Check>, began: Time) {
+    pub(super) fn granted(&mut self, now: Time, check: &Rc<Check>, began: Time) {
         self.expire(now);
         let until = began.after(self.reuse);
         if until <= now || self.order.len() >= MAX_RECENT_VERDICTS {
@@ -46,12 +46,12 @@ impl Recent {
     }
 
     /// Whoever asks for this again wants to know anew.
-    pub fn forget(&mut self, check: &Check) {
+    pub(super) fn forget(&mut self, check: &Check) {
         self.granted.remove(check);
     }
 
     /// The same for all that a user was granted.
-    pub fn forget_user(&mut self, user: &str) {
+    pub(super) fn forget_user(&mut self, user: &str) {
         self.granted.retain(|check, _| *check.user != *user);
     }
 

@@ -39,15 +39,15 @@ pub(super) struct Directory {
 pub(super) type Conns = SmallVec<[ConnId; 2]>;
 
 impl Directory {
-    pub fn new(categories: Categories) -> Self {
+    pub(super) fn new(categories: Categories) -> Self {
         Self { categories, ..Self::default() }
     }
 
-    pub fn act(&mut self, action: Action) {
+    pub(super) fn act(&mut self, action: Action) {
         self.actions.push_back(action);
     }
 
-    pub fn poll(&mut self) -> Option<Action> {
+    pub(super) fn poll(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if action.is_none() {
             // After a storm its memory is given back.
@@ -56,16 +56,16 @@ impl Directory {
         action
     }
 
-    pub fn has_actions(&self) -> bool {
+    pub(super) fn has_actions(&self) -> bool {
         !self.actions.is_empty()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         let nobody = self.users.is_empty() && self.tokens.is_empty() && self.held == 0;
         nobody && self.topics.is_empty() && self.actions.is_empty()
     }
 
-    pub fn open(&mut self, conn: ConnId, credentials: &Credentials) -> Session {
+    pub(super) fn open(&mut self, conn: ConnId, credentials: &Credentials) -> Session {
         let user = self.users.intern(&credentials.user);
         let token = self.tokens.intern(&credentials.token);
         let session = Session::new(conn, user, token);
@@ -76,7 +76,7 @@ impl Directory {
         session
     }
 
-    pub fn welcome(&mut self, session: &mut Session) {
+    pub(super) fn welcome(&mut self, session: &mut Session) {
         session.login = Login::Good;
         if let Some(conns) = self.users.value_mut(session.user) {
             conns.push(session.conn);
@@ -86,7 +86,7 @@ impl Directory {
         self.resolve_all(session);
     }
 
-    pub fn close(&mut self, mut session: Session) {
+    pub(super) fn close(&mut self, mut session: Session) {
         self.held -= self.held_by(&session);
         let waiting = match session.login {
             Login::Waiting => Some(Ticket::AUTHENTICATION),
@@ -112,7 +112,7 @@ impl Directory {
 
     /// # Errors
     /// The reason for which the connection is to be closed.
-    pub fn receive(&mut self, session: &mut Session, text: &str) -> Result<(), CloseReason> {
+    pub(super) fn receive(&mut self, session: &mut Session, text: &str) -> Result<(), CloseReason> {
         match wamp::parse(text).map_err(|wamp::Malformed| CloseReason::Malformed)? {
             ClientMessage::Subscribe(topic) => {
                 let topic = session.prefixes.expand(&topic).into_owned();
@@ -142,7 +142,7 @@ impl Directory {
     }
 
     /// Applies the verdict of the check with this serial number.
-    pub fn decide(&mut self, session: &mut Session, serial: u32, verdict: &Verdict) {
+    pub(super) fn decide(&mut self, session: &mut Session, serial: u32, verdict: &Verdict) {
         let waits = |it: &Subscription| {
             it.state == State::Checking(serial) || it.state == State::Reviewing(serial)
         };
@@ -162,13 +162,13 @@ impl Directory {
     }
 
     /// Bytes that a session's subscriptions and prefixes take.
-    pub fn held_by(&self, session: &Session) -> usize {
+    pub(super) fn held_by(&self, session: &Session) -> usize {
         let topics = session.subscriptions.iter().map(|it| self.cost(it.topic));
         session.prefixes.held() + topics.sum::<usize>()
     }
 
     /// Takes the new categories, if there are any, and returns the old ones.
-    pub fn begin_with(&mut self, categories: Option<Categories>) -> Categories {
+    pub(super) fn begin_with(&mut self, categories: Option<Categories>) -> Categories {
         self.reloading = false;
         match categories {
             Some(categories) => std::mem::replace(&mut self.categories, categories),
@@ -177,7 +177,7 @@ impl Directory {
     }
 
     /// Looks at a session's subscriptions again after the categories have changed from `old`.
-    pub fn renew(&mut self, session: &mut Session, old: &Categories) {
+    pub(super) fn renew(&mut self, session: &mut Session, old: &Categories) {
         for index in 0..session.subscriptions.len() {
             let Some(subscription) = session.subscriptions.get(index) else { break };
             let name = self.topics.name(subscription.topic);
@@ -225,7 +225,7 @@ impl Directory {
     }
 
     /// Resolves up to `room` of the subscriptions that were delayed.
-    pub fn resume(&mut self, session: &mut Session, mut room: usize) {
+    pub(super) fn resume(&mut self, session: &mut Session, mut room: usize) {
         let mut index = 0;
         while room > 0
             && let Some(subscription) = session.subscriptions.get_mut(index)

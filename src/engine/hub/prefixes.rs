@@ -17,7 +17,7 @@ const PREFIX: usize = 64;
 
 impl Prefixes {
     /// Lets `prefix:rest` stand for `uri#rest`. Beyond the limits it is ignored.
-    pub fn define(&mut self, prefix: &str, uri: &str) {
+    pub(super) fn define(&mut self, prefix: &str, uri: &str) {
         if prefix.len() > MAX_PREFIX || uri.len() > MAX_TOPIC {
             return;
         }
@@ -30,7 +30,7 @@ impl Prefixes {
     }
 
     /// Bytes of memory.
-    pub fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         let all = self
             .0
             .as_ref()
@@ -39,7 +39,7 @@ impl Prefixes {
     }
 
     /// The name that is meant.
-    pub fn expand<'a>(&self, name: &'a str) -> Cow<'a, str> {
+    pub(super) fn expand<'a>(&self, name: &'a str) -> Cow<'a, str> {
         let meant = || {
             let (prefix, rest) = name.split_once(':')?;
             let (_, uri) = self.0.as_ref()?.iter().find(|(name, _)| **name == *prefix)?;

@@ -107,7 +107,7 @@ impl Directory {
     }
 
     /// Asks whether the user of a session may still see what it is subscribed to.
-    pub fn review_topics(&mut self, session: &mut Session) {
+    pub(super) fn review_topics(&mut self, session: &mut Session) {
         let user = self.users.name(session.user);
         let mut checks = Vec::new();
         for index in 0..session.subscriptions.len() {

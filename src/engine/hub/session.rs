@@ -61,7 +61,7 @@ pub(super) enum State {
 }
 
 impl Session {
-    pub fn new(conn: ConnId, user: Key, token: Key) -> Self {
+    pub(super) fn new(conn: ConnId, user: Key, token: Key) -> Self {
         Self {
             conn,
             user,
@@ -75,7 +75,7 @@ impl Session {
     }
 
     /// A ticket that no other check of this connection has.
-    pub fn next_ticket(&mut self) -> Ticket {
+    pub(super) fn next_ticket(&mut self) -> Ticket {
         self.serial = match self.serial.checked_add(1) {
             Some(serial) => serial,
             None => Ticket::AUTHENTICATION + 1,
@@ -83,34 +83,34 @@ impl Session {
         self.ticket(self.serial)
     }
 
-    pub fn ticket(&self, serial: u32) -> Ticket {
+    pub(super) fn ticket(&self, serial: u32) -> Ticket {
         Ticket { conn: self.conn, serial }
     }
 
-    pub fn is_authenticated(&self) -> bool {
+    pub(super) fn is_authenticated(&self) -> bool {
         self.login != Login::Waiting
     }
 
-    pub fn find(&self, topic: Key) -> Option<usize> {
+    pub(super) fn find(&self, topic: Key) -> Option<usize> {
         self.subscriptions.iter().position(|subscription| subscription.topic == topic)
     }
 
     /// The check with this serial number is not made for now.
-    pub fn delay(&mut self, serial: u32) {
+    pub(super) fn delay(&mut self, serial: u32) {
         let mut all = self.subscriptions.iter_mut();
         if let Some(it) = all.find(|it| it.state == State::Checking(serial)) {
             it.state = State::Delayed;
         }
     }
 
-    pub fn may_see(&self, topic: Key) -> bool {
+    pub(super) fn may_see(&self, topic: Key) -> bool {
         let mut all = self.subscriptions.iter();
         self.is_authenticated() && all.any(|it| it.topic == topic && it.state.is_granted())
     }
 }
 
 impl State {
-    pub fn is_granted(self) -> bool {
+    pub(super) fn is_granted(self) -> bool {
         matches!(self, Self::Granted | Self::Reviewing(_))
     }
 }

@@ -10,22 +10,22 @@ pub(super) struct Tokens(Interner<()>);
 
 impl Tokens {
     /// Takes hold of a token.
-    pub fn intern(&mut self, token: &str) -> Key {
+    pub(super) fn intern(&mut self, token: &str) -> Key {
         self.0.intern(token)
     }
 
     /// Gives it up.
-    pub fn release(&mut self, key: Key) {
+    pub(super) fn release(&mut self, key: Key) {
         self.0.release(key);
     }
 
     /// The token behind a key.
-    pub fn name(&self, key: Key) -> &str {
+    pub(super) fn name(&self, key: Key) -> &str {
         self.0.name(key)
     }
 
     /// Whether none is held.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }

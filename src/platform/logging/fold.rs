@@ -42,7 +42,7 @@ pub(super) fn fold() -> MutexGuard<'static, Fold> {
 
 impl Fold {
     /// A line is to be logged: what is to be told before it, and whether it is told itself.
-    pub fn take(&mut self, now: Instant, level: Level, text: &str) -> (Option<Again>, bool) {
+    pub(super) fn take(&mut self, now: Instant, level: Level, text: &str) -> (Option<Again>, bool) {
         if let Some(last) = &mut self.last
             && last.level == level
             && last.text == text
@@ -59,18 +59,18 @@ impl Fold {
     }
 
     /// When it is to be told how often the last line has come; never, if it has not.
-    pub fn next_due(&self) -> Option<Instant> {
+    pub(super) fn next_due(&self) -> Option<Instant> {
         let last = self.last.as_ref().filter(|last| last.again > 0)?;
         last.told.checked_add(INTERVAL)
     }
 
     /// What is to be told by now.
-    pub fn take_due(&mut self, now: Instant) -> Option<Again> {
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<Again> {
         self.next_due().filter(|due| *due <= now).and_then(|_| self.end())
     }
 
     /// What has not been told, if anything; the next line is a new one.
-    pub fn end(&mut self) -> Option<Again> {
+    pub(super) fn end(&mut self) -> Option<Again> {
         let Last { level, text, again, .. } = self.last.take()?;
         (again > 0).then_some(Again { level, text, times: again })
     }

@@ -9,7 +9,7 @@ use crate::engine::time::Time;
 
 /// Who waits for a verdict: this connection, for its login or a topic. No number is used twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ticket {
+pub(super) struct Ticket {
     pub tab: Number,
     pub topic: Option<&'static str>,
     pub number: u64,
@@ -17,7 +17,7 @@ pub struct Ticket {
 
 /// Every check that somebody waits for or that runs.
 #[derive(Default)]
-pub struct Checks {
+pub(super) struct Checks {
     jobs: Vec<Job>,
     issued: u64,
     /// Tickets that are wanted and have got no answer.
@@ -57,7 +57,12 @@ const RETRIES: [u64; 4] = [1, 4, 15, 60];
 
 impl Checks {
     /// Asks for a check, of which the ticket is returned.
-    pub fn request(&mut self, tab: Number, topic: Option<&'static str>, command: String) -> u64 {
+    pub(super) fn request(
+        &mut self,
+        tab: Number,
+        topic: Option<&'static str>,
+        command: String,
+    ) -> u64 {
         self.issued += 1;
         let ticket = Ticket { tab, topic, number: self.issued };
         self.live.push(ticket.clone());
@@ -66,14 +71,14 @@ impl Checks {
     }
 
     /// These tickets are not wanted any more.
-    pub fn cancel(&mut self, unwanted: impl Fn(&Ticket) -> bool) {
+    pub(super) fn cancel(&mut self, unwanted: impl Fn(&Ticket) -> bool) {
         for ticket in self.live.extract_if(.., |ticket| unwanted(ticket)) {
             self.wishes.push(Wish::Cancel(ticket.number));
         }
     }
 
     /// The server does what it has decided to do, in that order.
-    pub fn carry_out(&mut self) {
+    pub(super) fn carry_out(&mut self) {
         for wish in std::mem::take(&mut self.wishes) {
             match wish {
                 Wish::Check(ticket, command) => self.add(ticket, command),
@@ -107,7 +112,7 @@ impl Checks {
     }
 
     /// Whether this check is one that was to be started.
-    pub fn start(&mut self, id: JobId, command: &str) -> bool {
+    pub(super) fn start(&mut self, id: JobId, command: &str) -> bool {
         let is_it = |state| move |job: &Job| job.state == state && job.command == command;
         let index = self.jobs.iter().position(is_it(State::Again(id)));
         let index = index.or_else(|| self.jobs.iter().position(is_it(State::Queued)));
@@ -115,7 +120,7 @@ impl Checks {
         job.map(|job| job.state = State::Running(id)).is_some()
     }
 
-    pub fn finish(&mut self, now: Time, id: JobId, verdict: &Verdict) {
+    pub(super) fn finish(&mut self, now: Time, id: JobId, verdict: &Verdict) {
         let index = self.jobs.iter().position(|job| job.state == State::Running(id));
         let index = index.expect("only what runs can end");
         let job = &mut self.jobs[index];
@@ -131,7 +136,7 @@ impl Checks {
         self.answers.extend(tickets.into_iter().map(|ticket| (ticket, verdict.clone())));
     }
 
-    pub fn expire(&mut self, now: Time) {
+    pub(super) fn expire(&mut self, now: Time) {
         for job in &mut self.jobs {
             if let State::Failed(id, at) = job.state
                 && at <= now
@@ -142,18 +147,18 @@ impl Checks {
     }
 
     /// What has been found out for those who still wait for it.
-    pub fn take_answers(&mut self) -> Vec<(Ticket, Verdict)> {
+    pub(super) fn take_answers(&mut self) -> Vec<(Ticket, Verdict)> {
         let mut answers = std::mem::take(&mut self.answers);
         answers.retain(|(ticket, _)| self.live.contains(ticket));
         self.live.retain(|live| !answers.iter().any(|(ticket, _)| ticket == live));
         answers
     }
 
-    pub fn has_answers(&self) -> bool {
+    pub(super) fn has_answers(&self) -> bool {
         !self.answers.is_empty()
     }
 
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.jobs.iter().map(|job| job.tickets.len()).sum()
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crate::daemon::script::{Kernel, Random};
 
 /// The sending side of a browser.
-pub struct Browser {
+pub(super) struct Browser {
     pub kernel: Rc<RefCell<Kernel>>,
     pub request: Request,
     /// Where the request ends, in the bytes that it sends.
@@ -26,7 +26,7 @@ pub struct Browser {
 }
 
 #[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
-pub struct Manners {
+pub(super) struct Manners {
     /// Its bytes arrive one by one.
     pub slow: bool,
     /// It never answers a ping.
@@ -38,7 +38,7 @@ pub struct Manners {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub(super) enum Request {
     /// It must become a WebSocket.
     Good { user: &'static str, token: String },
     /// The same, and then be closed: it names no user.
@@ -50,14 +50,14 @@ pub enum Request {
 }
 
 /// A frame, or as much of one as the server needs to refuse it.
-pub struct Unit {
+pub(super) struct Unit {
     pub end: usize,
     pub is_control: bool,
     pub effect: Effect,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub(super) enum Effect {
     /// A part of something.
     Nothing,
     /// A message that changes nothing.
@@ -74,8 +74,8 @@ pub enum Effect {
     Violation(u16),
 }
 
-pub const USERS: [&str; 4] = ["ann", "bob", "cyd", "dan"];
-pub const TOPICS: [&str; 8] =
+pub(super) const USERS: [&str; 4] = ["ann", "bob", "cyd", "dan"];
+pub(super) const TOPICS: [&str; 8] =
     ["open", "open.more", "maybe", "late", "record.1", "record.2", "record", "nothing"];
 
 /// The key of RFC 6455's example.
@@ -84,7 +84,7 @@ const HEAD: &str = "Host: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: webso
     Sec-WebSocket-Protocol: wamp\r\n";
 
 impl Browser {
-    pub fn new(kernel: Rc<RefCell<Kernel>>, random: &mut Random) -> Self {
+    pub(super) fn new(kernel: Rc<RefCell<Kernel>>, random: &mut Random) -> Self {
         let (request, text) = request(random);
         let silent = request == Request::Endless || matches!(request, Request::Bad(_));
         Self {
@@ -106,7 +106,7 @@ impl Browser {
     }
 
     /// Sends something more, or nothing.
-    pub fn say(&mut self, random: &mut Random) {
+    pub(super) fn say(&mut self, random: &mut Random) {
         if self.silent || self.appetite == 0 {
             return;
         }
@@ -139,13 +139,13 @@ impl Browser {
         }
     }
 
-    pub fn pong(&mut self, random: &mut Random) {
+    pub(super) fn pong(&mut self, random: &mut Random) {
         if !self.silent {
             self.frame(random, 0x8a, b"", Effect::Nothing);
         }
     }
 
-    pub fn close(&mut self, random: &mut Random, code: Option<u16>) {
+    pub(super) fn close(&mut self, random: &mut Random, code: Option<u16>) {
         if !self.silent {
             let payload = code.map(|code| code.to_be_bytes().to_vec()).unwrap_or_default();
             let echo = if code == Some(999) { Some(1002) } else { code };
@@ -155,7 +155,7 @@ impl Browser {
     }
 
     /// It sends nothing more, not even what is on its way.
-    pub fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.silent = true;
         self.travelling.clear();
         self.kernel.borrow_mut().end();

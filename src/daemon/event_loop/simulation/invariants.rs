@@ -11,7 +11,7 @@ use crate::engine::id::ConnId;
 use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE, MAX_OUTBOX};
 
 /// The server's own lists and sums.
-pub fn check_lists(server: &mut Server) {
+pub(super) fn check_lists(server: &mut Server) {
     let dirty = set(server.dirty.iter().copied());
     let unread = set(server.unread.iter().copied());
     let ended = set(server.ended.iter().copied());
@@ -57,7 +57,7 @@ fn set<T: Ord>(items: impl Iterator<Item = T>) -> BTreeSet<T> {
 }
 
 /// The server has done all that it can do, and would wait for so long.
-pub fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration>) {
+pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration>) {
     check_lists(server);
     assert!(server.ended.is_empty() && server.answers.is_empty());
     assert_eq!(server.conns.len(), oracle.open());
@@ -105,7 +105,7 @@ pub fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration
 }
 
 /// Nothing may be left of anybody.
-pub fn check_empty(server: &mut Server, oracle: &Oracle) {
+pub(super) fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
     assert!(server.conns.is_empty() && server.hub.is_empty() && server.access.is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);

@@ -17,7 +17,7 @@ use crate::engine::time::Time;
 use crate::settings::Settings;
 
 #[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
-pub struct Oracle {
+pub(super) struct Oracle {
     pub now: Time,
     pub tabs: BTreeMap<Number, Tab>,
     pub checks: Checks,
@@ -43,7 +43,7 @@ pub struct Oracle {
 }
 
 /// A message of EspoCRM.
-pub struct Sent {
+pub(super) struct Sent {
     pub message: Message,
     /// Of which topic and for whom it is, if it is well-formed.
     pub meaning: Option<(&'static str, Option<&'static str>)>,
@@ -53,7 +53,7 @@ pub struct Sent {
 const OVER_LIMIT: usize = 64;
 
 impl Oracle {
-    pub fn new(journal: &Journal, settings: &Settings) -> Self {
+    pub(super) fn new(journal: &Journal, settings: &Settings) -> Self {
         Self {
             now: Time::default(),
             tabs: BTreeMap::new(),
@@ -76,7 +76,7 @@ impl Oracle {
     }
 
     /// Follows what the server has done since the last time.
-    pub fn follow(&mut self) {
+    pub(super) fn follow(&mut self) {
         while let Some(entry) = self.next() {
             self.progress += 1;
             if self.is_told {
@@ -106,12 +106,12 @@ impl Oracle {
         self.journal.borrow_mut().pop_front()
     }
 
-    pub fn seen(&mut self, what: &'static str) {
+    pub(super) fn seen(&mut self, what: &'static str) {
         *self.seen.entry(what).or_default() += 1;
     }
 
     /// Those that are the server's.
-    pub fn open(&self) -> usize {
+    pub(super) fn open(&self) -> usize {
         self.tabs.values().filter(|tab| tab.stage != Stage::Knocking).count()
     }
 
@@ -179,7 +179,7 @@ impl Oracle {
     }
 
     /// The settings are another edition's now, or the same as before.
-    pub fn reload(&mut self, edition: u32) {
+    pub(super) fn reload(&mut self, edition: u32) {
         self.is_reloading = false;
         let old = std::mem::replace(&mut self.edition, edition);
         let open = self.tabs.values().filter(|tab| tab.stage == Stage::Open);
@@ -202,7 +202,7 @@ impl Oracle {
     }
 
     /// The self-check has ended with this verdict.
-    pub fn self_checked(&mut self, verdict: &Verdict) {
+    pub(super) fn self_checked(&mut self, verdict: &Verdict) {
         self.is_self_checking = false;
         match verdict {
             Verdict::Granted => {
@@ -222,7 +222,7 @@ impl Oracle {
     }
 
     /// What has been found out takes effect.
-    pub fn carry_out(&mut self) {
+    pub(super) fn carry_out(&mut self) {
         loop {
             self.checks.carry_out();
             self.absorb();

@@ -13,7 +13,7 @@ use crate::engine::limits::{
 use crate::engine::time::Time;
 
 #[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
-pub struct Tab {
+pub(super) struct Tab {
     pub number: Number,
     pub browser: Browser,
     pub stage: Stage,
@@ -52,7 +52,7 @@ pub struct Tab {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
+pub(super) enum Stage {
     /// It waits to be accepted.
     Knocking,
     Upgrading,
@@ -66,7 +66,7 @@ pub enum Stage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub(super) enum Status {
     /// It waits for the login or for the settings.
     Held,
     /// Its check has this ticket.
@@ -75,7 +75,7 @@ pub enum Status {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Expected {
+pub(super) enum Expected {
     Response(u16),
     Welcome,
     Text(String),
@@ -85,7 +85,7 @@ pub enum Expected {
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Tab {
-    pub fn new(number: Number, browser: Browser) -> Self {
+    pub(super) fn new(number: Number, browser: Browser) -> Self {
         Self {
             number,
             browser,
@@ -115,19 +115,19 @@ impl Tab {
         }
     }
 
-    pub fn enter(&mut self, now: Time, stage: Stage) {
+    pub(super) fn enter(&mut self, now: Time, stage: Stage) {
         (self.stage, self.since) = (stage, now);
         self.is_finishing |= stage == Stage::Finishing;
     }
 
-    pub fn user(&self) -> &'static str {
+    pub(super) fn user(&self) -> &'static str {
         match &self.browser.request {
             Request::Good { user, .. } => user,
             _ => panic!("it has no user"),
         }
     }
 
-    pub fn may_see(&self, topic: &str, user: Option<&str>) -> bool {
+    pub(super) fn may_see(&self, topic: &str, user: Option<&str>) -> bool {
         self.stage == Stage::Open
             && self.is_logged_in
             && self.topics.get(topic) == Some(&Status::Granted)
@@ -135,7 +135,7 @@ impl Tab {
     }
 
     /// Looks at what was written. The first thing that was not to be written, if there is one.
-    pub fn look(&mut self, now: Time) -> Result<(), String> {
+    pub(super) fn look(&mut self, now: Time) -> Result<(), String> {
         let kernel = Rc::clone(&self.browser.kernel);
         let kernel = kernel.borrow();
         loop {
@@ -211,7 +211,7 @@ impl Tab {
     }
 
     /// Counts the frames of one read; whether they are too many.
-    pub fn count(&mut self, now: Time, frames: u32, control_frames: u32) -> bool {
+    pub(super) fn count(&mut self, now: Time, frames: u32, control_frames: u32) -> bool {
         let second = now.as_millis() / 1_000;
         if self.second != second {
             (self.second, self.frames, self.control_frames) = (second, 0, 0);
@@ -232,7 +232,7 @@ impl Tab {
     }
 
     /// Why the server may have ended it, of all that it does by the clock or by what waits.
-    pub fn excuse(&self, now: Time, ping_interval: Duration) -> Option<&'static str> {
+    pub(super) fn excuse(&self, now: Time, ping_interval: Duration) -> Option<&'static str> {
         let age = now.since(self.since);
         let is_long = |since: Time| now.since(since) >= 2 * ping_interval;
         match self.stage {
@@ -254,7 +254,7 @@ impl Tab {
     }
 
     /// Whether it must be gone by now. A timer fires at the end of its second.
-    pub fn is_overdue(&self, now: Time) -> bool {
+    pub(super) fn is_overdue(&self, now: Time) -> bool {
         let age = now.since(self.since);
         match self.stage {
             Stage::Upgrading => {

@@ -3,7 +3,7 @@
 
 /// The next thing in the stream.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Item {
+pub(super) enum Item {
     /// A whole HTTP response.
     Response(u16),
     Text(String),
@@ -13,7 +13,7 @@ pub enum Item {
 }
 
 /// The first item of `bytes` and its length; nothing if it is not complete.
-pub fn next(bytes: &[u8], is_websocket: bool) -> Option<(Item, usize)> {
+pub(super) fn next(bytes: &[u8], is_websocket: bool) -> Option<(Item, usize)> {
     if is_websocket { frame(bytes) } else { response(bytes) }
 }
 
@@ -69,7 +69,7 @@ fn frame(bytes: &[u8]) -> Option<(Item, usize)> {
 }
 
 /// Whether a text welcomes a tab, which needs three elements and an id that nobody can guess.
-pub fn is_welcome(text: &str) -> bool {
+pub(super) fn is_welcome(text: &str) -> bool {
     let id = text.strip_prefix("[0,\"").and_then(|rest| rest.strip_suffix("\",1]"));
     id.is_some_and(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }

@@ -25,7 +25,7 @@ use crate::engine::time::Time;
 use crate::platform::clock::Clock;
 use crate::platform::signals::Signals;
 
-pub struct World {
+pub(super) struct World {
     random: Random,
     server: Server,
     settings: Settings,
@@ -52,7 +52,7 @@ pub struct World {
 const LONG: usize = 400_000;
 
 impl World {
-    pub fn new(seed: u64, mut settings: Settings, is_told: bool) -> Self {
+    pub(super) fn new(seed: u64, mut settings: Settings, is_told: bool) -> Self {
         let mut random = Random::new(seed);
         settings.max_connections.value = *random.pick(&[4, 10, 100, 100]);
         settings.max_checks.value = 1 + random.below(4);
@@ -95,7 +95,7 @@ impl World {
         world
     }
 
-    pub fn run(&mut self, steps: usize) {
+    pub(super) fn run(&mut self, steps: usize) {
         for _ in 0..steps {
             for _ in 0..=self.random.below(4) {
                 self.step();

@@ -9,7 +9,7 @@ use crate::engine::checks::check::Urgency;
 
 /// Jobs that wait to be started.
 #[derive(Debug, Default)]
-pub struct Queue {
+pub(super) struct Queue {
     authentications: Line,
     subscriptions: Line,
     reviews: Line,
@@ -33,12 +33,12 @@ const TURNED_ROUND: u32 = 8;
 
 impl Queue {
     /// Adds a job of this user's.
-    pub fn push(&mut self, urgency: Urgency, user: &Rc<str>, id: JobId) {
+    pub(super) fn push(&mut self, urgency: Urgency, user: &Rc<str>, id: JobId) {
         self.line(urgency).push(user, id);
     }
 
     /// The job that is to be run next.
-    pub fn pop(&mut self) -> Option<JobId> {
+    pub(super) fn pop(&mut self) -> Option<JobId> {
         let mut order = [Urgency::Authentication, Urgency::Subscription, Urgency::Review];
         if (self.taken + 1).is_multiple_of(TURNED_ROUND) {
             order.reverse();
@@ -49,12 +49,12 @@ impl Queue {
     }
 
     /// Takes a job out that is not to be run.
-    pub fn remove(&mut self, urgency: Urgency, user: &str, id: JobId) {
+    pub(super) fn remove(&mut self, urgency: Urgency, user: &str, id: JobId) {
         self.line(urgency).remove(user, id);
     }
 
     /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         [&self.authentications, &self.subscriptions, &self.reviews]
             .iter()
             .all(|line| line.is_empty())
