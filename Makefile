@@ -6,7 +6,7 @@ CARGO := tools/cargo
 FUZZ_SECONDS ?= 300
 # Seconds for which the soak runs, and a seed that repeats its choices (none: a random one).
 export SOAK_SECONDS ?= 1800
-export SOAK_SEED ?=
+export SEED ?=
 # REBUILD=1: make check-packages also builds the last commit once more and compares.
 
 SCRIPTS = .ci/run $(filter-out tools/autobahn-summary,$(wildcard tools/*)) $(wildcard packaging/deb/*.p*)

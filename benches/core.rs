@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use espocrm_websocket::engine::checks::check::{Check, Ticket, Urgency};
-use espocrm_websocket::engine::checks::queue::Access;
+use espocrm_websocket::engine::checks::queue::CheckQueue;
 use espocrm_websocket::engine::checks::verdict::Verdict;
 use espocrm_websocket::engine::espocrm::category::Categories;
 use espocrm_websocket::engine::espocrm::submission;
@@ -159,7 +159,7 @@ fn access(criterion: &mut Criterion) {
         let checks: Vec<_> =
             tickets.clone().map(|it| (it, check(it.conn.serial() % distinct))).collect();
         group.bench_function(name, |bencher| {
-            let storm = || (Access::new(4), checks.clone());
+            let storm = || (CheckQueue::new(4), checks.clone());
             bencher.iter_batched(
                 storm,
                 |(mut access, checks)| {

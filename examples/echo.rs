@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use espocrm_websocket::daemon::demo;
 use espocrm_websocket::platform::logging;
-use espocrm_websocket::settings::{Listen, Own};
+use espocrm_websocket::settings::{Listen, Overrides};
 
 fn main() -> ExitCode {
     let _ = logging::start(None);
-    let flags = Own {
+    let flags = Overrides {
         listen: Some(Listen { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: Some(0) }),
         // A test case does not expect to be pinged.
         ping_interval: Some(Duration::from_secs(3_600).into()),
-        ..Own::default()
+        ..Overrides::default()
     };
     match demo::serve(&flags) {
         Ok(()) => ExitCode::SUCCESS,

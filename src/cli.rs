@@ -8,16 +8,16 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::admin::adopt::Adopt;
 use crate::admin::ctl;
-use crate::admin::ctl::Operate;
+use crate::admin::ctl::Ctl;
 use crate::admin::doctor::Doctor;
 use crate::admin::health;
 use crate::admin::setup::{Setup, service_user};
 use crate::daemon::{demo, run};
 use crate::espocrm::RunAs;
-use crate::platform::exit::Fatal;
+use crate::platform::exit::Exit;
 use crate::platform::{exit, logging, sys};
 use crate::settings::suggest::{did_you_mean, nearest};
-use crate::settings::{Layers, Own};
+use crate::settings::{Layers, Overrides};
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,13 +33,13 @@ pub enum Command {
     /// Find out what keeps real-time from working.
     Doctor(Doctor),
     /// Serve the demo page.
-    Demo(Own),
+    Demo(Overrides),
     /// Make it a service of this machine.
     Setup(Setup),
     /// Take the place of an administrator's own unit.
     Adopt(Adopt),
     /// Ask or order a daemon that runs.
-    Operate(Operate),
+    Ctl(Ctl),
     /// Explain.
     Help,
     /// Tell the version.
@@ -52,7 +52,7 @@ pub struct Options {
     /// The configuration file.
     pub config: Option<PathBuf>,
     /// Settings that win over those of the file.
-    pub flags: Own,
+    pub flags: Overrides,
     /// As whom PHP runs.
     pub run_as: RunAs,
 }
@@ -70,9 +70,9 @@ const VALUES: [&str; 16] = [
     "max-buffered",
     "max-checks",
     "check-timeout",
-    "review-interval",
+    "recheck-interval",
     "ping-interval",
-    "verdict-reuse",
+    "check-cache",
     "control",
     "metrics",
 ];
@@ -132,9 +132,9 @@ Options:
                          written (default: 64MiB)
   --max-checks N         PHP processes at a time that check access (default: 2 per core)
   --check-timeout TIME   after which a check is killed (default: 20s)
-  --review-interval TIME between two checks of what was granted, 0 for none (default: 5m)
+  --recheck-interval TIME between two checks of what was granted, 0 for none (default: 5m)
   --ping-interval TIME   between two pings of a connection (default: 25s)
-  --verdict-reuse TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
+  --check-cache TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
   --no-worker            run each check in a PHP process of its own
   --control PATH         the control socket, or off (default: in the service's directory below /run)
   --metrics ADDRESS:PORT where /metrics and /healthz are told, for Prometheus (default: nowhere)
@@ -184,7 +184,7 @@ impl Command {
             return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
         }
         if let Some(command) = ctl::COMMANDS.into_iter().find(|name| begins_with(name)) {
-            return Ok(Operate::parse(command, &mut parser)?.map_or(Self::Help, Self::Operate));
+            return Ok(Ctl::parse(command, &mut parser)?.map_or(Self::Help, Self::Ctl));
         }
         let (mut name, mut dir) = (None, None);
         let mut check = false;
@@ -263,7 +263,7 @@ impl Command {
             Self::Demo(flags) => demo::serve(&flags),
             Self::Setup(setup) => setup.run(),
             Self::Adopt(adopt) => adopt.run(),
-            Self::Operate(operate) => operate.run(),
+            Self::Ctl(ctl) => ctl.run(),
             Self::Help => print(HELP),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }
@@ -283,7 +283,7 @@ fn flags() -> impl Iterator<Item = &'static str> {
 
 fn print(text: &str) -> exit::Result<()> {
     let written = std::io::stdout().write_all(text.as_bytes());
-    written.map_err(|error| Fatal::new(format!("Standard output cannot be written: {error}.")))
+    written.map_err(|error| Exit::error(format!("Standard output cannot be written: {error}.")))
 }
 
 impl Options {
@@ -292,7 +292,7 @@ impl Options {
     }
 
     fn names_an_espocrm(&self) -> bool {
-        let Own { espocrm, php, log_file, .. } = &self.flags;
+        let Overrides { espocrm, php, log_file, .. } = &self.flags;
         [&self.config, espocrm, php, log_file].into_iter().any(Option::is_some)
             || self.run_as != RunAs::default()
     }
@@ -311,7 +311,10 @@ mod tests {
     }
 
     fn at(dir: &str) -> Options {
-        Options { flags: Own { espocrm: Some(dir.into()), ..Own::default() }, ..Options::default() }
+        Options {
+            flags: Overrides { espocrm: Some(dir.into()), ..Overrides::default() },
+            ..Options::default()
+        }
     }
 
     #[test]
@@ -329,17 +332,17 @@ mod tests {
         let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
                     --max-connections 7 --max-per-address 5 --max-per-user 0 \
                     --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
-                    --origin same-site --origin https://a.example --max-buffered 16MiB --max-checks 8 --check-timeout 9s --review-interval 0 \
-                    --ping-interval 10s --verdict-reuse 1s --no-worker --debug --log-file l --control off --metrics 127.0.0.1:1";
+                    --origin same-site --origin https://a.example --max-buffered 16MiB --max-checks 8 --check-timeout 9s --recheck-interval 0 \
+                    --ping-interval 10s --check-cache 1s --no-worker --debug --log-file l --control off --metrics 127.0.0.1:1";
         let Ok(Command::Config(options)) = command(line) else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
         let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
                     max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
                     trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
-                    origins = ['same-site', 'https://a.example']\nmax_buffered = '16MiB'\nmax_checks = 8\ncheck_timeout = 9\nreview_interval = 0\n\
-                    ping_interval = 10\nverdict_reuse = 1\nworker = false\ndebug = true\nlog_file = 'l'\n\
+                    origins = ['same-site', 'https://a.example']\nmax_buffered = '16MiB'\nmax_checks = 8\ncheck_timeout = 9\nrecheck_interval = 0\n\
+                    ping_interval = 10\ncheck_cache = 1\nworker = false\ndebug = true\nlog_file = 'l'\n\
                     control = 'off'\nmetrics = '127.0.0.1:1'";
-        assert_eq!(Own::from_toml(file), Ok(options.flags));
+        assert_eq!(Overrides::from_toml(file), Ok(options.flags));
     }
 
     #[test]
@@ -384,7 +387,7 @@ mod tests {
     #[test]
     fn a_running_daemon_is_asked_by_commands_of_their_own() {
         let asked = |line: &str| match command(line) {
-            Ok(Command::Operate(operate)) => operate,
+            Ok(Command::Ctl(ctl)) => ctl,
             other => panic!("{line}: {other:?}"),
         };
         let target = Target {
@@ -394,7 +397,7 @@ mod tests {
         };
         assert_eq!(
             asked("status --name n --watch --control /c --config /f --json"),
-            Operate { target, what: What::Status { watch: true }, json: true }
+            Ctl { target, what: What::Status { watch: true }, json: true }
         );
         let what = |line: &str| asked(line).what;
         assert_eq!(what("status"), What::Status { watch: false });

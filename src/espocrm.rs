@@ -9,7 +9,7 @@ mod router;
 mod watch;
 pub(crate) mod workers;
 
-pub use espo_settings::Facts;
+pub use espo_settings::EspoSettings;
 pub use identity::{Identity, RunAs};
 pub use installation::{Installation, PROBE_TIMEOUT, WORKER_OPTIONS};
 pub use router::Router;

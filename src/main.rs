@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use espocrm_websocket::cli::Command;
 use espocrm_websocket::engine::printable::Printable;
+use espocrm_websocket::platform::exit::Exit;
 use espocrm_websocket::platform::logging::complain;
 
 fn main() -> ExitCode {
@@ -17,8 +18,7 @@ fn main() -> ExitCode {
         }
     };
     match command.execute() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is_stop() => ExitCode::SUCCESS,
+        Ok(()) | Err(Exit::Stopped) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error.to_string());
             ExitCode::FAILURE

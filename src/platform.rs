@@ -2,7 +2,7 @@
 //! calls, signals, the clock, the log, careful reading of files.
 
 pub(crate) mod clock;
-pub(crate) mod exit;
+pub mod exit;
 pub(crate) mod file_permissions;
 pub mod logging;
 pub(crate) mod random;

@@ -8,7 +8,7 @@ pub(crate) mod suggest;
 mod table;
 
 pub use layers::Layers;
-pub use overrides::{Allowed, ControlAt, DEFAULT_FILE, Listen, Own};
+pub use overrides::{Allowed, ControlAt, DEFAULT_FILE, Listen, Overrides};
 pub use size::Size;
 pub use span::{Span, SpanOrZero};
 pub use table::megabytes;
@@ -20,15 +20,15 @@ use std::time::Duration;
 
 use log::{info, warn};
 
-use super::espocrm::Facts;
-use crate::engine::espocrm::category::{Access, Categories};
+use super::espocrm::EspoSettings;
+use crate::engine::espocrm::category::{Categories, SubscribePolicy};
 use crate::engine::espocrm::entity_types::EntityTypes;
 use crate::engine::espocrm::version::Version;
 use crate::engine::limits;
 use crate::engine::printable::Printable;
 use crate::engine::protocol::client_address::Network;
 use crate::engine::protocol::origin::Origin;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 
 /// The settings in force, each with where it came from.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,14 +65,14 @@ pub struct Settings {
     pub max_checks: Sourced<usize>,
     /// After which a check is killed.
     pub check_timeout: Sourced<Duration>,
-    /// Between two reviews of what a user was granted; zero for none.
-    pub review_interval: Sourced<Duration>,
+    /// Between two rechecks of what a user was granted; zero for none.
+    pub recheck_interval: Sourced<Duration>,
     /// Between two pings of a connection.
     pub ping_interval: Sourced<Duration>,
     /// For how long a grant counts for whoever asks for the same.
-    pub verdict_reuse: Sourced<Duration>,
+    pub check_cache: Sourced<Duration>,
     /// How checks are run.
-    pub means: Sourced<Means>,
+    pub check_mode: Sourced<CheckMode>,
     /// Where the control socket is.
     pub control: Sourced<ControlAt>,
     /// Where metrics are told, if they are.
@@ -91,7 +91,7 @@ pub struct Settings {
 
 /// How checks are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Means {
+pub enum CheckMode {
     /// By up to so many PHP workers, each of which answers many.
     Workers(usize),
     /// Each by a PHP process of its own, for this reason.
@@ -144,10 +144,10 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The tabs of a browser come back within three seconds. So much longer somebody may see what was
 /// just forbidden.
-const VERDICT_REUSE: Duration = Duration::from_secs(3);
+const CHECK_CACHE: Duration = Duration::from_secs(3);
 
 /// A few checks for each user who is there. Somebody who was locked out sees events for so long.
-const REVIEW_INTERVAL: Duration = Duration::from_secs(300);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Well below the 60 s after which nginx and most others end a silent connection.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
@@ -157,14 +157,19 @@ impl Settings {
     ///
     /// # Errors
     /// If a value of EspoCRM's makes no sense: which parameter, and what it may be.
-    pub fn resolve(layers: &Layers, facts: &Facts) -> Result<Self> {
-        let secure = facts.is_true("webSocketUseSecureServer");
-        let tls = if secure { Some(tls_files(facts)?) } else { None };
+    pub fn resolve(layers: &Layers, espo_settings: &EspoSettings) -> Result<Self> {
+        let secure = espo_settings.is_true("webSocketUseSecureServer");
+        let tls = if secure { Some(tls_files(espo_settings)?) } else { None };
         let max_connections = layers.pick(|own| own.max_connections, || None, MAX_CONNECTIONS);
         let mut settings = Self {
             php: layers.pick(
                 |own| own.php.clone(),
-                || from(facts.text("phpExecutablePath").map(PathBuf::from), "phpExecutablePath"),
+                || {
+                    from(
+                        espo_settings.text("phpExecutablePath").map(PathBuf::from),
+                        "phpExecutablePath",
+                    )
+                },
                 PathBuf::from("php"),
             ),
             address: layers.pick(
@@ -173,7 +178,8 @@ impl Settings {
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             ),
             port: {
-                let port = facts.text("webSocketPort").map(|text| port(&text)).transpose()?;
+                let port =
+                    espo_settings.text("webSocketPort").map(|text| port(&text)).transpose()?;
                 let default = if secure { 8443 } else { 8080 };
                 let espocrm = || from(port, "webSocketPort");
                 layers.pick(|own| own.listen.and_then(|listen| listen.port), espocrm, default)
@@ -181,16 +187,20 @@ impl Settings {
             zeromq: {
                 const NAME: &str = "webSocketZeroMQSubscriberDsn";
                 let default = "tcp://127.0.0.1:5555".to_owned();
-                layers.pick(|own| own.zeromq.clone(), || from(facts.text(NAME), NAME), default)
+                layers.pick(
+                    |own| own.zeromq.clone(),
+                    || from(espo_settings.text(NAME), NAME),
+                    default,
+                )
             },
             tls: {
                 const NAME: &str = "webSocketUseSecureServer";
-                let espocrm = facts.is_set(NAME).then_some(tls);
+                let espocrm = espo_settings.is_set(NAME).then_some(tls);
                 from(espocrm, NAME).unwrap_or(Sourced { value: None, source: Source::Default })
             },
             debug: {
                 const NAME: &str = "webSocketDebugMode";
-                let debug = facts.is_true(NAME).then_some(true);
+                let debug = espo_settings.is_true(NAME).then_some(true);
                 layers.pick(|own| own.debug, || from(debug, NAME), false)
             },
             log_file: {
@@ -205,7 +215,7 @@ impl Settings {
             max_per_user: layers.pick(|own| own.max_per_user, || None, MAX_PER_USER),
             trusted_proxies: layers.pick(|own| own.trusted_proxies.clone(), || None, Vec::new()),
             proxy_protocol: layers.pick(|own| own.proxy_protocol, || None, false),
-            origins: origins(layers, facts)?,
+            origins: origins(layers, espo_settings)?,
             max_buffered: {
                 layers.pick(|own| own.max_buffered.map(usize::from), || None, limits::MAX_HELD)
             },
@@ -216,28 +226,28 @@ impl Settings {
             check_timeout: {
                 layers.pick(|own| own.check_timeout.map(Duration::from), || None, CHECK_TIMEOUT)
             },
-            review_interval: {
-                let own = |own: &Own| own.review_interval.map(Duration::from);
-                layers.pick(own, || None, REVIEW_INTERVAL)
+            recheck_interval: {
+                let own = |own: &Overrides| own.recheck_interval.map(Duration::from);
+                layers.pick(own, || None, RECHECK_INTERVAL)
             },
             ping_interval: {
                 layers.pick(|own| own.ping_interval.map(Duration::from), || None, PING_INTERVAL)
             },
-            verdict_reuse: {
-                layers.pick(|own| own.verdict_reuse.map(Duration::from), || None, VERDICT_REUSE)
+            check_cache: {
+                layers.pick(|own| own.check_cache.map(Duration::from), || None, CHECK_CACHE)
             },
-            means: means(layers, facts),
+            check_mode: check_mode(layers, espo_settings),
             control: layers.pick(|own| own.control.clone(), || None, ControlAt::Usual),
             metrics: layers.pick(|own| own.metrics.map(Some), || None, None),
-            enabled: facts.is_true("useWebSocket"),
-            version: facts.version.clone(),
-            categories: facts.categories.clone(),
-            entity_types: facts.entity_types.clone(),
+            enabled: espo_settings.is_true("useWebSocket"),
+            version: espo_settings.version.clone(),
+            categories: espo_settings.categories.clone(),
+            entity_types: espo_settings.entity_types.clone(),
             misdirected: None,
         };
-        settings.misdirected = misdirected(facts, &settings.zeromq.value);
+        settings.misdirected = misdirected(espo_settings, &settings.zeromq.value);
         if settings.proxy_protocol.value && settings.trusted_proxies.value.is_empty() {
-            return Err(Fatal::new(
+            return Err(Exit::error(
                 "proxy_protocol is on, but trusted_proxies names no proxy. Name those from which \
                  every connection begins with a PROXY header, such as [\"10.0.0.5\"].",
             ));
@@ -264,7 +274,7 @@ impl Settings {
             warn!("EspoCRM's messages may not come here: {misdirected}.");
         }
         for (name, category) in self.categories.iter() {
-            if let Access::Nobody(error) = &category.access {
+            if let SubscribePolicy::Nobody(error) = &category.access {
                 warn!("EspoCRM's topic category {name:?} is not served: {error}.");
             }
         }
@@ -286,10 +296,10 @@ impl Settings {
     }
 
     /// How access is checked.
-    pub fn log_means(&self) {
-        match self.means.value {
-            Means::Workers(_) => info!("Access is checked by {}.", self.means.value),
-            Means::Plain(reason) => {
+    pub fn log_mode(&self) {
+        match self.check_mode.value {
+            CheckMode::Workers(_) => info!("Access is checked by {}.", self.check_mode.value),
+            CheckMode::Plain(reason) => {
                 info!("Each access check is run in a PHP process of its own: {reason}.");
             }
         }
@@ -298,9 +308,9 @@ impl Settings {
     /// PHP workers at a time.
     #[must_use]
     pub fn workers(&self) -> usize {
-        match self.means.value {
-            Means::Workers(limit) => limit.min(self.max_checks.value),
-            Means::Plain(_) => 0,
+        match self.check_mode.value {
+            CheckMode::Workers(limit) => limit.min(self.max_checks.value),
+            CheckMode::Plain(_) => 0,
         }
     }
 
@@ -329,27 +339,28 @@ fn from<T>(value: Option<T>, name: &'static str) -> Option<Sourced<T>> {
     value.map(|value| Sourced { value, source: Source::Espocrm(name) })
 }
 
-fn means(layers: &Layers, facts: &Facts) -> Sourced<Means> {
+fn check_mode(layers: &Layers, espo_settings: &EspoSettings) -> Sourced<CheckMode> {
     let wanted = layers.pick(|own| own.worker, || None, true);
     let value = if !wanted.value {
-        Means::Plain("so it is set")
-    } else if !facts.version.is_at_least((7, 0)) {
-        Means::Plain("PHP workers need EspoCRM 7.0 or later")
-    } else if !facts.opcache {
-        Means::Plain("PHP's command line has no opcache, without which a worker gains little")
+        CheckMode::Plain("so it is set")
+    } else if !espo_settings.version.is_at_least((7, 0)) {
+        CheckMode::Plain("PHP workers need EspoCRM 7.0 or later")
+    } else if !espo_settings.opcache {
+        CheckMode::Plain("PHP's command line has no opcache, without which a worker gains little")
     } else {
-        Means::Workers(std::thread::available_parallelism().map_or(1, usize::from))
+        CheckMode::Workers(std::thread::available_parallelism().map_or(1, usize::from))
     };
     Sourced { value, source: wanted.source }
 }
 
 /// Whether EspoCRM sends its messages by another way, or to another port than `at`, where we receive.
-fn misdirected(facts: &Facts, at: &str) -> Option<String> {
+fn misdirected(espo_settings: &EspoSettings, at: &str) -> Option<String> {
     const NAME: &str = "webSocketZeroMQSubmissionDsn";
-    if let Some(messager) = facts.text("webSocketMessager").filter(|text| text != "ZeroMQ") {
+    if let Some(messager) = espo_settings.text("webSocketMessager").filter(|text| text != "ZeroMQ")
+    {
         return Some(format!("its webSocketMessager is {messager:?}, not ZeroMQ"));
     }
-    let to = facts.text(NAME).unwrap_or("tcp://localhost:5555".to_owned());
+    let to = espo_settings.text(NAME).unwrap_or("tcp://localhost:5555".to_owned());
     // Of TCP only the port can be compared: the host may have many names. "*" is any free one.
     let end = |dsn: &str| match dsn.rsplit_once(':') {
         Some((begin, port)) if begin.starts_with("tcp://") => port.to_owned(),
@@ -360,14 +371,14 @@ fn misdirected(facts: &Facts, at: &str) -> Option<String> {
         .then(|| format!("its {NAME} is {to:?}, and they are received at {at:?}"))
 }
 
-fn origins(layers: &Layers, facts: &Facts) -> Result<Sourced<Vec<Origin>>> {
+fn origins(layers: &Layers, espo_settings: &EspoSettings) -> Result<Sourced<Vec<Origin>>> {
     let Sourced { value, source } = layers.pick(|own| own.origins.clone(), || None, Vec::new());
     let origin = |allowed| match allowed {
         Allowed::Origin(origin) => Ok(origin),
         Allowed::SameSite => {
-            let url = facts.text("siteUrl").unwrap_or_default();
+            let url = espo_settings.text("siteUrl").unwrap_or_default();
             Origin::of(&url).map_err(|_| {
-                Fatal::new(format!(
+                Exit::error(format!(
                     "The origin \"same-site\" is that of EspoCRM's siteUrl, which is {url:?}. Set it \
                      in Administration, Settings, or write the origin out: \
                      \"https://crm.example.com\"."
@@ -381,16 +392,16 @@ fn origins(layers: &Layers, facts: &Facts) -> Result<Sourced<Vec<Origin>>> {
 
 fn port(text: &str) -> Result<u16> {
     text.parse().map_err(|_| {
-        Fatal::new(format!(
+        Exit::error(format!(
             "EspoCRM's webSocketPort is {text:?}, which is no port number. Correct it in \
              data/config-internal.php or data/config.php."
         ))
     })
 }
 
-fn tls_files(facts: &Facts) -> Result<TlsFiles> {
-    let Some(certificate) = facts.text("webSocketSslCertificateFile") else {
-        return Err(Fatal::new(
+fn tls_files(espo_settings: &EspoSettings) -> Result<TlsFiles> {
+    let Some(certificate) = espo_settings.text("webSocketSslCertificateFile") else {
+        return Err(Exit::error(
             "EspoCRM's webSocketUseSecureServer is on, but webSocketSslCertificateFile names no \
              file. Set it to a certificate in PEM format in data/config-internal.php, or turn \
              webSocketUseSecureServer off and let the web server's proxy do TLS.",
@@ -398,8 +409,8 @@ fn tls_files(facts: &Facts) -> Result<TlsFiles> {
     };
     Ok(TlsFiles {
         certificate: certificate.into(),
-        key: facts.text("webSocketSslCertificateLocalPrivateKey").map(PathBuf::from),
-        passphrase: facts.secret("webSocketSslCertificatePassphrase"),
+        key: espo_settings.text("webSocketSslCertificateLocalPrivateKey").map(PathBuf::from),
+        passphrase: espo_settings.secret("webSocketSslCertificatePassphrase"),
     })
 }
 
@@ -432,8 +443,8 @@ mod tests {
             "a\nb": {"paramList": ["x\ny"], "accessCheckCommand": "A\n:userId \u{1b}"},
             "c\u{7}": 7,
         });
-        let facts = Facts::new(parameters.as_object().unwrap().clone(), &categories);
-        let settings = Settings::resolve(&Layers::default(), &facts).unwrap();
+        let espo_settings = EspoSettings::new(parameters.as_object().unwrap().clone(), &categories);
+        let settings = Settings::resolve(&Layers::default(), &espo_settings).unwrap();
         let shown = settings.to_string();
         assert!(!shown.replace('\n', "").contains(char::is_control), "{shown}");
         assert!(
@@ -451,7 +462,7 @@ mod tests {
             if let Some(dsn) = dsn {
                 parameters["webSocketZeroMQSubmissionDsn"] = json!(dsn);
             }
-            Facts::new(parameters.as_object().unwrap().clone(), &json!({}))
+            EspoSettings::new(parameters.as_object().unwrap().clone(), &json!({}))
         };
         for (to, at) in [
             (Some("tcp://localhost:5555"), "tcp://127.0.0.1:5555"),
@@ -481,11 +492,12 @@ mod tests {
         // Where the text tells a default, the value is an example.
         let is_default = |it: &&str| !it.contains("Default:") && !it.contains("\nespocrm =");
         let defaults = SHIPPED.split("\n\n").filter(is_default).collect::<Vec<_>>().join("\n");
-        let told = Own::from_toml(&defaults.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        let told =
+            Overrides::from_toml(&defaults.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
         assert!(told.max_connections.is_some() && told.worker.is_some());
-        let facts = Facts::new(serde_json::Map::new(), &json!({}));
-        let default = Settings::resolve(&Layers::default(), &facts).unwrap();
-        let resolved = Settings::resolve(&Layers::of_flags(told), &facts).unwrap();
+        let espo_settings = EspoSettings::new(serde_json::Map::new(), &json!({}));
+        let default = Settings::resolve(&Layers::default(), &espo_settings).unwrap();
+        let resolved = Settings::resolve(&Layers::of_flags(told), &espo_settings).unwrap();
         let values = |settings: &Settings| {
             let text = settings.to_string();
             let value = |line: &str| line.get(..50).unwrap_or(line).to_owned();

@@ -22,12 +22,12 @@ pub struct Tab(#[expect(dead_code, reason = "it is only to stay open")] TcpStrea
 const DEADLINE: Duration = Duration::from_secs(600);
 
 impl Daemon {
-    pub fn start(binary: &Path, espocrm: &Path, means: &[&str]) -> Self {
+    pub fn start(binary: &Path, espocrm: &Path, mode: &[&str]) -> Self {
         let mut command = Command::new(binary);
         command.arg("run").arg("--espocrm").arg(espocrm).args(["--config", "/dev/null", "--debug"]);
         command.args(["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"]);
         // Tabs answer no pings.
-        command.args(["--verdict-reuse", "0", "--ping-interval", "1h"]).args(means);
+        command.args(["--check-cache", "0", "--ping-interval", "1h"]).args(mode);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);

@@ -44,7 +44,7 @@ fn main() {
     println!("\n{}, {cores} cores\n", binary().display());
 
     println!("{:<44}{:>10}{:>10}", "A login, one after another", "CPU", "wall");
-    let [plain, worker] = [PLAIN, WORKER].map(|means| one_by_one(&dir, means));
+    let [plain, worker] = [PLAIN, WORKER].map(|mode| one_by_one(&dir, mode));
     for (name, (cpu, wall)) in [("plain", plain), ("by a worker", worker)] {
         println!("{name:<44}{:>10}{:>10}", millis(cpu), millis(wall));
     }
@@ -75,8 +75,8 @@ struct Storm {
     php: usize,
 }
 
-fn one_by_one(dir: &Path, means: &[&str]) -> (Duration, Duration) {
-    let daemon = Daemon::start(&binary(), dir, means);
+fn one_by_one(dir: &Path, mode: &[&str]) -> (Duration, Duration) {
+    let daemon = Daemon::start(&binary(), dir, mode);
     // The first one starts the worker.
     daemon.log_in("first");
     let (before, start) = (tree::cpu(daemon.pid()), Instant::now());
@@ -90,12 +90,12 @@ fn one_by_one(dir: &Path, means: &[&str]) -> (Duration, Duration) {
 fn storm(
     dir: &Path,
     name: &str,
-    means: &[&str],
+    mode: &[&str],
     tabs: usize,
     of_each_user: usize,
     beside: Option<&Storm>,
 ) -> Storm {
-    let daemon = Daemon::start(&binary(), dir, means);
+    let daemon = Daemon::start(&binary(), dir, mode);
     let peak = tree::Peak::watch(daemon.pid());
     let (before, start) = (tree::cpu(daemon.pid()), Instant::now());
     let tabs: Vec<Tab> = (0..tabs).map(|tab| daemon.open(tab / of_each_user)).collect();
@@ -128,7 +128,7 @@ fn prepare(dir: &Path) {
     let run = |command: &mut Command| assert!(command.status().unwrap().success());
     run(Command::new("cp").arg("-r").arg(standin).arg(dir));
     std::fs::write(dir.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
-    run(Command::new("php").arg(dir.join("weigh.php")).arg(dir).arg(WEIGHT));
+    run(Command::new("php").arg(dir.join("update_buffered.php")).arg(dir).arg(WEIGHT));
     // Root does not run the PHP of a site.
     if dir.metadata().unwrap().uid() == 0 {
         run(Command::new("chown").args(["-R", "65534:65534"]).arg(dir));

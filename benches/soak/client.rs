@@ -275,7 +275,7 @@ impl Client {
         let leave = if direct && self.random.below(5) == 0 { Leave::HalfClose } else { leave };
         let forbidden = self.random.below(FORBIDDEN.len());
         let garbage = self.random.below(GARBAGE.len());
-        self.random.weigh(&[
+        self.random.update_buffered(&[
             (60, Plan::Visit(leave)),
             (12, Plan::Linger),
             (6, Plan::Stall),

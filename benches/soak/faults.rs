@@ -89,7 +89,7 @@ impl Faults {
             self.revoke_if_due(end);
             // Most of it where most happens.
             let house = usize::from(self.random.below(3) == 0);
-            let fault = self.random.weigh(&ALL);
+            let fault = self.random.update_buffered(&ALL);
             if self.happen(house, fault) {
                 self.count(&format!("{fault:?}"));
             }
@@ -103,7 +103,7 @@ impl Faults {
         let house = &houses[index];
         let revoked = self.revoked.is_some_and(|(other, _)| other == index);
         if revoked && matches!(fault, Fault::Kill | Fault::Outage | Fault::Slow | Fault::Stop) {
-            // A review that fails would leave all as it is.
+            // A recheck that fails would leave all as it is.
             return false;
         }
         match fault {

@@ -55,7 +55,7 @@ pub struct Weather {
 /// After a fault is over, what it has set off may still be on its way.
 const AFTERMATH: Duration = Duration::from_secs(5);
 
-/// A logout or a denial that is older than this has had its effect: the review's interval, a ping's,
+/// A logout or a denial that is older than this has had its effect: the recheck's interval, a ping's,
 /// and time to be checked.
 pub const EFFECT: Duration = Duration::from_secs(45);
 
@@ -239,7 +239,7 @@ fn start(standin: &Standin, flags: &[&str]) -> Daemon {
     let mut command = program(binary().to_str().unwrap());
     command.arg("run").arg("--espocrm").arg(standin.path());
     command.args(["--config", "/dev/null", "--listen", "127.0.0.1"]);
-    command.args(["--ping-interval", "5s", "--review-interval", "20s"]).args(flags);
+    command.args(["--ping-interval", "5s", "--recheck-interval", "20s"]).args(flags);
     command.env("TMPDIR", standin.path());
     Daemon::spawn(command)
 }

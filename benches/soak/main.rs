@@ -1,7 +1,7 @@
 //! Everything at once, for long: browsers of all kinds, PHP senders, reloads, killed PHP, proxies,
 //! outages. `make soak`
 //!
-//! Two daemons run as they are shipped (but for shorter intervals of pings and reviews), each with a
+//! Two daemons run as they are shipped (but for shorter intervals of pings and rechecks), each with a
 //! stand-in of EspoCRM: one with PHP workers, plain and behind nginx, Apache and Caddy; one with its
 //! own TLS and a PHP process for each check. It is shown that
 //! - each message is delivered once, and in the order of its sender, to every connection that was
@@ -10,7 +10,7 @@
 //! - memory, descriptors, processes and threads do not grow from the first third to the last;
 //! - the log has no error but of faults that make one, and the daemons end cleanly when told to.
 //!
-//! `SOAK_SECONDS` (default 1800) and `SOAK_SEED` (default random; it repeats the choices, not the
+//! `SOAK_SECONDS` (default 1800) and `SEED` (default random; it repeats the choices, not the
 //! timing) steer it, `SOAK_BINARY=path` soaks another build. What it finds stays in `target/soak`.
 
 #![allow(
@@ -72,9 +72,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let seconds = number("SOAK_SECONDS").unwrap_or(1800);
-    let seed = number("SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()) ^ nanoseconds());
+    let seed = number("SEED").unwrap_or_else(|| u64::from(std::process::id()) ^ nanoseconds());
     let dir = results();
-    println!("Soak of {seconds} s, SOAK_SEED={seed}");
+    println!("Soak of {seconds} s, SEED={seed}");
     let houses = vec![House::with_workers(), House::with_tls()];
     let tally = Arc::new(Mutex::new(Tally::new()));
     let report = soak(seconds, seed, houses, &tally, &dir);

@@ -33,7 +33,7 @@ const DESCRIPTORS: u64 = 6;
 
 impl Report {
     pub fn new(seconds: u64, seed: u64) -> Self {
-        Self { seconds, seed, text: format!("\nSoak of {seconds} s, SOAK_SEED={seed}\n") }
+        Self { seconds, seed, text: format!("\nSoak of {seconds} s, SEED={seed}\n") }
     }
 
     pub fn traffic(&mut self, tally: &mut Tally, houses: &[House], balances: &[Balance]) {
@@ -160,7 +160,7 @@ impl Report {
         }
         let _ = match count {
             0 => writeln!(self.text, "Verdict: good."),
-            count => writeln!(self.text, "Verdict: {count} violations. SOAK_SEED={}", self.seed),
+            count => writeln!(self.text, "Verdict: {count} violations. SEED={}", self.seed),
         };
     }
 

@@ -5,8 +5,8 @@
 use std::sync::Once;
 
 use espocrm_websocket::engine::espocrm::category::Rule;
-use espocrm_websocket::espocrm::Facts;
-use espocrm_websocket::settings::{Layers, Own, Settings};
+use espocrm_websocket::espocrm::EspoSettings;
+use espocrm_websocket::settings::{Layers, Overrides, Settings};
 use libfuzzer_sys::fuzz_target;
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     let (kind, bytes) = input;
     match kind % 3 {
         0 => {
-            let _ = Facts::from_output(bytes);
+            let _ = EspoSettings::from_output(bytes);
         }
         1 => probe(bytes),
         _ => file(bytes),
@@ -35,17 +35,17 @@ fn probe(bytes: &[u8]) {
         parameters.insert("webSocketSslCertificatePassphrase".to_owned(), SECRET.into());
     }
     let output = format!("Warning: whatever\n\nespocrm-websocket-probe:{json}\nmore");
-    let Some(facts) = Facts::from_output(output.as_bytes()) else {
+    let Some(espo_settings) = EspoSettings::from_output(output.as_bytes()) else {
         assert!(!json["parameters"].is_object());
         return;
     };
-    expect_no_secret(&format!("{facts:?}"));
-    judge(&Own::default(), &facts);
+    expect_no_secret(&format!("{espo_settings:?}"));
+    judge(&Overrides::default(), &espo_settings);
     let own = "origins = ['same-site', 'https://x.example']\nlisten = '[::1]:1'\nworker = true";
-    judge(&Own::from_toml(own).unwrap(), &facts);
-    for (name, category) in facts.categories.iter() {
+    judge(&Overrides::from_toml(own).unwrap(), &espo_settings);
+    for (name, category) in espo_settings.categories.iter() {
         let topic = name.to_owned() + &".x".repeat(category.parameters.len());
-        if let Ok(Rule::Check(template, parameters)) = facts.categories.rule(&topic) {
+        if let Ok(Rule::Check(template, parameters)) = espo_settings.categories.rule(&topic) {
             let arguments = template.arguments("user", &parameters);
             assert!(arguments.first().is_some_and(|it| !it.is_empty() && !it.starts_with('-')));
         }
@@ -55,8 +55,8 @@ fn probe(bytes: &[u8]) {
 /// Our own file.
 fn file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    match Own::from_toml(text) {
-        Ok(own) => judge(&own, &Facts::new(Default::default(), &json!({"open": []}))),
+    match Overrides::from_toml(text) {
+        Ok(own) => judge(&own, &EspoSettings::new(Default::default(), &json!({"open": []}))),
         Err(error) => {
             // One for each mistake.
             for line in error.split('\n') {
@@ -69,8 +69,8 @@ fn file(bytes: &[u8]) {
     }
 }
 
-fn judge(own: &Own, facts: &Facts) {
-    let settings = match Settings::resolve(&Layers::of_flags(own.clone()), facts) {
+fn judge(own: &Overrides, espo_settings: &EspoSettings) {
+    let settings = match Settings::resolve(&Layers::of_flags(own.clone()), espo_settings) {
         Ok(settings) => settings,
         Err(error) => {
             let error = error.to_string();
@@ -82,7 +82,7 @@ fn judge(own: &Own, facts: &Facts) {
     let shown = settings.to_string();
     expect_no_secret(&shown);
     shown.split('\n').for_each(expect_plain);
-    let usual = Settings::resolve(&Layers::default(), &Facts::new(Default::default(), &json!({})));
+    let usual = Settings::resolve(&Layers::default(), &EspoSettings::new(Default::default(), &json!({})));
     let tls =
         settings.tls.value.as_ref().map_or(0, |tls| {
             usize::from(tls.key.is_some()) + usize::from(tls.passphrase.is_some())
@@ -91,7 +91,7 @@ fn judge(own: &Own, facts: &Facts) {
     assert_eq!(shown.lines().count(), expected + settings.categories.iter().count(), "{shown}");
     listen_to_the_log();
     settings.log_doubts();
-    settings.log_means();
+    settings.log_mode();
     assert!(settings.workers() <= settings.max_checks.value);
     assert!(settings.max_connections.value > 0 && settings.max_checks.value > 0);
     assert!(!settings.ping_interval.value.is_zero() && !settings.check_timeout.value.is_zero());

@@ -18,14 +18,14 @@ _espocrm_websocket() {
             return
             ;;
         --listen | --zeromq | --max-connections | --max-per-address | --max-per-user | --max-buffered | --trusted-proxy | --max-checks | \
-            --check-timeout | --review-interval | --ping-interval | --verdict-reuse | --metrics | --name | --user)
+            --check-timeout | --recheck-interval | --ping-interval | --check-cache | --metrics | --name | --user)
             return
             ;;
     esac
 
     local settings="--espocrm --config --user --allow-root --php --listen --zeromq --max-connections --max-per-address --max-per-user --max-buffered
-        --trusted-proxy --proxy-protocol --origin --max-checks --check-timeout --review-interval --ping-interval
-        --verdict-reuse --no-worker --control --metrics --debug --log-file"
+        --trusted-proxy --proxy-protocol --origin --max-checks --check-timeout --recheck-interval --ping-interval
+        --check-cache --no-worker --control --metrics --debug --log-file"
     local daemon="--name --control --config"
     local offered
     case ${words[1]} in

@@ -10,9 +10,9 @@ use std::path::Path;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use super::setup::{Files, Machine, OldUnit, Plan, Setup, UNITS, absolute, drop_in_of, old_units};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
-use backup::Kept;
+use backup::Backup;
 
 /// Which unit, and what to do with it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Adopt {
         let plan = self.plan(files, &old)?;
         let unit = plan.service.unit();
         let active = machine.systemctl.as_ref().is_some_and(|it| it.is_wanted(&old.name));
-        let kept = Kept::of(files, &old.name, &unit, active);
+        let kept = Backup::of(files, &old.name, &unit, active);
         machine.say(&format!("{UNITS}/{} is kept in {}.", old.name, kept.save(files)?.display()));
         if let Err(error) = exchange(machine, &kept, &plan) {
             return Err(undone(machine, &kept, &plan, &error));
@@ -108,30 +108,32 @@ impl Adopt {
             for unit in &units {
                 text = text + "\n  espocrm-websocket adopt " + &shell_word(&unit.name);
             }
-            return Err(Fatal::lines(text));
+            return Err(Exit::error_lines(text));
         }
         units.pop().ok_or_else(|| {
             let unit = self.unit.as_ref().map(|name| format!(" named {name}")).unwrap_or_default();
             let mut text = format!(
                 "No unit{unit} in {UNITS} runs EspoCRM's websocket.php. Nothing was changed."
             );
-            for name in Kept::names(files) {
+            for name in Backup::names(files) {
                 text = text + "\n" + &name + " was adopted already.";
             }
-            Fatal::lines(text + "\nTo serve an EspoCRM that has no unit: espocrm-websocket setup")
+            Exit::error_lines(
+                text + "\nTo serve an EspoCRM that has no unit: espocrm-websocket setup",
+            )
         })
     }
 
     fn plan(&self, files: &Files, old: &OldUnit) -> Result<Plan> {
         let name = shell_word(&old.name);
         if old.name.contains("@.") {
-            return Err(Fatal::new(format!(
+            return Err(Exit::error(format!(
                 "{name} is a template, of which there may be several services. Nothing was changed. \
                  Stop and disable them, move it out of {UNITS}, and use espocrm-websocket setup."
             )));
         }
         let Some(dir) = self.setup.espocrm.clone().or_else(|| old.dir.clone()) else {
-            return Err(Fatal::lines(format!(
+            return Err(Exit::error_lines(format!(
                 "Which EspoCRM {name} serves cannot be told from its command. Nothing was changed. \
                  Name its directory:\n  espocrm-websocket adopt --espocrm DIR {name}"
             )));
@@ -139,10 +141,10 @@ impl Adopt {
         let setup = Setup { espocrm: Some(dir), root: None, ..self.setup.clone() };
         // With a directory there is always something to do.
         let plan = Plan::make(files, &setup, Some(&old.name))?;
-        let plan = plan.ok_or_else(|| Fatal::new("There is nothing to do."))?;
+        let plan = plan.ok_or_else(|| Exit::error("There is nothing to do."))?;
         let ours = plan.service.template();
         if !PACKAGED.iter().any(|dir| files.resolve(&Path::new(dir).join(ours)).is_ok()) {
-            return Err(Fatal::new(format!(
+            return Err(Exit::error(format!(
                 "{ours} is not installed, so that there is nothing to put in the place of {name}. \
                  Nothing was changed. Install the package of espocrm-websocket."
             )));
@@ -165,8 +167,8 @@ impl Adopt {
     }
 
     /// What is to be given back.
-    fn kept(&self, files: &Files) -> Result<Kept> {
-        let names = Kept::names(files);
+    fn kept(&self, files: &Files) -> Result<Backup> {
+        let names = Backup::names(files);
         let name = match (&self.unit, names.as_slice()) {
             (Some(unit), names) if names.contains(unit) => unit,
             (None, [name]) => name,
@@ -178,16 +180,16 @@ impl Adopt {
                 for name in &names {
                     text = text + "\n  espocrm-websocket adopt --undo " + &shell_word(name);
                 }
-                return Err(Fatal::lines(text));
+                return Err(Exit::error_lines(text));
             }
-            _ => return Err(Fatal::new("No such unit was adopted. Nothing was changed.")),
+            _ => return Err(Exit::error("No such unit was adopted. Nothing was changed.")),
         };
-        Kept::load(files, name)
+        Backup::load(files, name)
     }
 }
 
 /// Stops the old unit, removes it, and has ours run.
-fn exchange(machine: &Machine, kept: &Kept, plan: &Plan) -> Result<()> {
+fn exchange(machine: &Machine, kept: &Backup, plan: &Plan) -> Result<()> {
     if let Some(systemctl) = &machine.systemctl {
         systemctl.run(&["stop", &kept.unit])?;
     }
@@ -201,7 +203,7 @@ fn exchange(machine: &Machine, kept: &Kept, plan: &Plan) -> Result<()> {
 }
 
 /// Puts the old unit back after ours has failed, and says so.
-fn undone(machine: &Machine, kept: &Kept, plan: &Plan, error: &Fatal) -> Fatal {
+fn undone(machine: &Machine, kept: &Backup, plan: &Plan, error: &Exit) -> Exit {
     let (old, new) = (&kept.unit, &kept.service);
     let files = &machine.files;
     let restored = restore(machine, kept)
@@ -216,7 +218,7 @@ fn undone(machine: &Machine, kept: &Kept, plan: &Plan, error: &Fatal) -> Fatal {
             shell_word(old)
         ),
     };
-    Fatal::lines(format!(
+    Exit::error_lines(format!(
         "{new} could not take the place of {old}. {error}\n{end}\nLook into the log: journalctl -n \
          50 -u {new}\nand at what it would do: espocrm-websocket config --espocrm {}",
         shell_word(&plan.dir)
@@ -224,7 +226,7 @@ fn undone(machine: &Machine, kept: &Kept, plan: &Plan, error: &Fatal) -> Fatal {
 }
 
 /// Stops ours, and puts the old unit back as it was.
-fn restore(machine: &Machine, kept: &Kept) -> Result<()> {
+fn restore(machine: &Machine, kept: &Backup) -> Result<()> {
     let files = &machine.files;
     if let Some(systemctl) = &machine.systemctl {
         // It is not there any more if the package is gone.
@@ -241,7 +243,7 @@ fn restore(machine: &Machine, kept: &Kept) -> Result<()> {
         systemctl.run(&["daemon-reload"])?;
         if kept.active {
             let started = systemctl.start(&kept.unit);
-            started.map_err(|error| Fatal::lines(format!("Its file is back. {error}")))?;
+            started.map_err(|error| Exit::error_lines(format!("Its file is back. {error}")))?;
         }
     }
     Ok(())

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::daemon::control::usual;
-use crate::platform::exit::{Fatal, Result};
-use crate::settings::{ControlAt, DEFAULT_FILE, Own};
+use crate::platform::exit::{Exit, Result};
+use crate::settings::{ControlAt, DEFAULT_FILE, Overrides};
 
 /// Asks the daemon at one control socket.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct Target {
     pub config: Option<PathBuf>,
 }
 
-/// A daemon that takes longer has other troubles.
+/// A daemon that takes longer has other problems.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// In the error about a control socket at which nothing listens.
@@ -51,10 +51,10 @@ impl Target {
             name.map(|name| Path::new("/etc/espocrm-websocket").join(format!("{name}.toml")));
         let file = self.config.clone().or(named).unwrap_or_else(|| DEFAULT_FILE.into());
         // Who may not read it may still know the usual place.
-        let own = Own::text_of(&file).ok().and_then(|text| Own::from_toml(&text).ok());
+        let own = Overrides::text_of(&file).ok().and_then(|text| Overrides::from_toml(&text).ok());
         match own.and_then(|own| own.control) {
             Some(ControlAt::Path(path)) => Client::find(name, Some(&path)),
-            Some(ControlAt::Off) => Err(Fatal::new(format!(
+            Some(ControlAt::Off) => Err(Exit::error(format!(
                 "The control socket is turned off: see control in {}.",
                 file.display()
             ))),
@@ -71,7 +71,7 @@ impl Client {
     /// If the name cannot be that of a service.
     pub fn find(name: Option<&str>, path: Option<&Path>) -> Result<Self> {
         if name.is_some_and(|name| name.is_empty() || name.contains('/')) {
-            return Err(Fatal::new("No service has such a name."));
+            return Err(Exit::error("No service has such a name."));
         }
         let path = path.map_or_else(|| usual(name), Path::to_owned);
         let service =
@@ -124,7 +124,7 @@ impl Client {
         let (reader, _) = self.ask("GET", target, b"", PATIENCE)?;
         // The next one may take long.
         let endless = reader.get_ref().set_read_timeout(None);
-        endless.map_err(|error| self.trouble(&error))?;
+        endless.map_err(|error| self.problem(&error))?;
         Ok(reader.lines())
     }
 
@@ -139,7 +139,7 @@ impl Client {
     ) -> Result<io::Lines<BufReader<UnixStream>>> {
         let (reader, _) = self.ask("GET", target, b"", PATIENCE)?;
         let limited = reader.get_ref().set_read_timeout(Some(patience));
-        limited.map_err(|error| self.trouble(&error))?;
+        limited.map_err(|error| self.problem(&error))?;
         Ok(reader.lines())
     }
 
@@ -156,9 +156,9 @@ impl Client {
     ) -> Result<Vec<u8>> {
         let (mut reader, length) = self.ask(method, target, body, patience)?;
         let mut answer = Vec::new();
-        reader.read_to_end(&mut answer).map_err(|error| self.trouble(&error))?;
+        reader.read_to_end(&mut answer).map_err(|error| self.problem(&error))?;
         if length.is_some_and(|length| length != answer.len()) {
-            return Err(self.trouble(&ErrorKind::UnexpectedEof.into()));
+            return Err(self.problem(&ErrorKind::UnexpectedEof.into()));
         }
         Ok(answer)
     }
@@ -192,7 +192,7 @@ impl Client {
             }
             Ok((reader, head))
         };
-        let (mut reader, head) = exchange().map_err(|error: io::Error| self.trouble(&error))?;
+        let (mut reader, head) = exchange().map_err(|error: io::Error| self.problem(&error))?;
         let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.split(' ').next());
         let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
         let length = length.and_then(|length| length.parse().ok());
@@ -203,9 +203,9 @@ impl Client {
             Some(_) => {
                 let mut text = String::new();
                 let _ = reader.by_ref().take(MAX_HEAD).read_to_string(&mut text);
-                Err(Fatal::new(format!("The daemon says: {}", text.trim())))
+                Err(Exit::error(format!("The daemon says: {}", text.trim())))
             }
-            None => Err(Fatal::new(format!(
+            None => Err(Exit::error(format!(
                 "What answers at {} is not espocrm-websocket, or has ended meanwhile.",
                 self.path.display()
             ))),
@@ -213,9 +213,9 @@ impl Client {
     }
 
     /// What an administrator can do about it.
-    fn trouble(&self, error: &io::Error) -> Fatal {
+    fn problem(&self, error: &io::Error) -> Exit {
         let (path, service) = (self.path.display(), &self.service);
-        Fatal::new(match error.kind() {
+        Exit::error(match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
                 "No daemon answers at {path}: {NOT_RUNNING} See systemctl status {service}. If its \
                  control socket is elsewhere, name it by --control PATH."

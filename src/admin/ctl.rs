@@ -15,12 +15,12 @@ use crate::admin::client::{Client, Target};
 use crate::engine::limits::{MAX_LISTED, RELOAD_DEADLINE};
 use crate::engine::printable::{printable, printable_json};
 use crate::engine::protocol::control::List;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::sys;
 
 /// A question or an order, and the daemon that it is for.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Operate {
+pub struct Ctl {
     /// Which daemon.
     pub target: Target,
     /// Which of [`COMMANDS`].
@@ -59,7 +59,7 @@ pub enum What {
 /// Their names.
 pub(crate) const COMMANDS: [&str; 5] = ["status", "kick", "send", "tail", "reload"];
 
-impl Operate {
+impl Ctl {
     /// Understands the arguments after the command; none of it, if help is asked for.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ fn kick(client: &Client, user: &str) -> Result<()> {
     let answer = parse(&client.post(&format!("/kick?user={}", encoded(user)), b"")?)?;
     let user = printable(user);
     match number(&answer, "/connections") {
-        0 => Err(Fatal::new(format!(
+        0 => Err(Exit::error(format!(
             "User {user} has no connections. The id of the user is expected, not the name: see \
              espocrm-websocket status users."
         ))),
@@ -170,7 +170,7 @@ fn reload(client: Result<Client>) -> Result<()> {
         && !client.as_ref().is_ok_and(Client::is_there)
     {
         let sent = sys::hang_up(main);
-        sent.map_err(|error| Fatal::new(format!("SIGHUP cannot be sent to {main}: {error}.")))?;
+        sent.map_err(|error| Exit::error(format!("SIGHUP cannot be sent to {main}: {error}.")))?;
         return print("There is no control socket. SIGHUP was sent; the log has the result.\n");
     }
     // The daemon answers before.
@@ -202,7 +202,7 @@ fn tail(client: &Client, json: bool) -> Result<()> {
             return Ok(());
         }
     }
-    Err(Fatal::new("The daemon has ended."))
+    Err(Exit::error("The daemon has ended."))
 }
 
 /// Whether somebody reads it.
@@ -211,7 +211,7 @@ fn print_while_read(text: &str) -> Result<bool> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Fatal::new(format!("Standard output cannot be written: {error}."))),
+        Err(error) => Err(Exit::error(format!("Standard output cannot be written: {error}."))),
     }
 }
 
@@ -225,7 +225,7 @@ fn print_raw(answer: &[u8]) -> Result<()> {
 
 fn parse(answer: &[u8]) -> Result<Json> {
     serde_json::from_slice(answer).map_err(|error| {
-        Fatal::new(format!(
+        Exit::error(format!(
             "The daemon's answer is not understood: {error}. Is it another version?"
         ))
     })

@@ -30,10 +30,10 @@ use lexopt::prelude::{Long, Short, ValueExt};
 use super::health;
 use super::setup::{Files, Service, absolute};
 use crate::espocrm::RunAs;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::signals::Signals;
-use crate::settings::Own;
-use context::Case;
+use crate::settings::Overrides;
+use context::Context;
 use ports::{Expected, Kind, Port};
 use report::{Finding, Report};
 
@@ -49,7 +49,7 @@ pub struct Doctor {
     /// Where the files of web server, PHP and systemd are, if not here.
     pub root: Option<PathBuf>,
     /// Settings that the daemon has on its command line.
-    pub flags: Own,
+    pub flags: Overrides,
     /// As whom EspoCRM's PHP runs.
     pub run_as: RunAs,
 }
@@ -120,11 +120,11 @@ impl Doctor {
         };
         let root = self.root.as_deref().unwrap_or(Path::new("/"));
         let root = root.canonicalize().map_err(|error| {
-            Fatal::new(format!("{} cannot be looked into: {error}.", root.display()))
+            Exit::error(format!("{} cannot be looked into: {error}.", root.display()))
         })?;
         let files = Files::below(&root);
         // Whatever is under way ends in order.
-        let mut signals = Signals::new().map_err(|error| Fatal::new(error.to_string()))?;
+        let mut signals = Signals::new().map_err(|error| Exit::error(error.to_string()))?;
         let mut stopped = false;
         let mut stop = move || {
             stopped = stopped || signals.take().stop;
@@ -132,8 +132,8 @@ impl Doctor {
         };
         let mut report = Report::new(self.json);
         let mut serves = false;
-        if let Some(case) = Case::open(self, &files, &mut report, &mut stop) {
-            serves = self.examine(&case, &service, &files, &mut report, &mut stop);
+        if let Some(context) = Context::open(self, &files, &mut report, &mut stop) {
+            serves = self.examine(&context, &service, &files, &mut report, &mut stop);
         } else {
             report.skip_further(&OF_ESPOCRM, "it needs EspoCRM's settings");
         }
@@ -141,7 +141,7 @@ impl Doctor {
         report.add(host::selinux(&files));
         report.add(host::clock(&mut stop));
         if stop() {
-            return Err(Fatal::new("A signal has ended it."));
+            return Err(Exit::error("A signal has ended it."));
         }
         report.end()
     }
@@ -149,20 +149,20 @@ impl Doctor {
     /// Looks at all that depends on EspoCRM's settings. Whether the daemon serves.
     fn examine(
         &self,
-        case: &Case,
+        context: &Context,
         service: &Service,
         files: &Files,
         report: &mut Report,
         stop: Stop<'_>,
     ) -> bool {
-        report.add(host::data(case));
-        let can_start = report.add(tls::look(case));
-        checks::look(case, report, stop);
-        let has_zmq = report.add(extension::command_line(&case.about, files));
-        report.add(extension::web(&case.about, files, stop));
-        let meets = report.add(zmq_endpoints::look(case, stop));
+        report.add(host::data(context));
+        let can_start = report.add(tls::look(context));
+        checks::look(context, report, stop);
+        let has_zmq = report.add(extension::command_line(&context.about, files));
+        report.add(extension::web(&context.about, files, stop));
+        let meets = report.add(zmq_endpoints::look(context, stop));
 
-        let settings = &case.settings;
+        let settings = &context.settings;
         let listen = settings.listen();
         let unit = service.unit();
         let main_pid = service::main_pid(files, service);
@@ -170,10 +170,10 @@ impl Doctor {
         let is_certain = self.flags.espocrm.is_none() || self.name.is_some();
         let expected = Expected { unit: &unit, main_pid, is_certain };
         let mut port = Port::look(listen.port(), Some(listen.ip()), expected);
-        let control = daemon::ask(self, case);
-        let said = control.as_ref().ok().and_then(|control| control.pid(case));
+        let control = daemon::ask(self, context);
+        let said = control.as_ref().ok().and_then(|control| control.pid(context));
         port.recognize(said);
-        let answers = daemon::answers(case, &port, &unit, can_start);
+        let answers = daemon::answers(context, &port, &unit, can_start);
         let serves = answers.is_good();
         report.add(port.judge("port", "The port for browsers,", serves));
         let zeromq = zmq_endpoints::port(&settings.zeromq.value).map(|port| {
@@ -189,13 +189,13 @@ impl Doctor {
             ),
         });
         report.add(answers);
-        report.add(daemon::judge_control(&control, case, serves, ours(&port)));
+        report.add(daemon::judge_control(&control, context, serves, ours(&port)));
         let control = control.ok();
         let pid = control.as_ref().and_then(|control| control.said.pid);
         let pid = pid.or_else(|| ours(&port));
 
         if has_zmq {
-            report.add(delivery::own_loop(case, stop));
+            report.add(delivery::own_loop(context, stop));
         } else {
             report.skip(&[("loop", "A message of PHP's")], "PHP cannot send any");
         }
@@ -213,8 +213,8 @@ impl Doctor {
         if let Some((_, because)) = because.iter().find(|(hinders, _)| *hinders) {
             report.skip(&[("message", "A message to the daemon")], because);
         } else {
-            let to = zmq_endpoints::submission(case);
-            report.add(delivery::message(case, &to, control.as_ref(), stop));
+            let to = zmq_endpoints::submission(context);
+            report.add(delivery::message(context, &to, control.as_ref(), stop));
         }
 
         let address = health::reachable(listen).to_string();
@@ -225,15 +225,15 @@ impl Doctor {
             tls: settings.tls.value.is_some(),
             origins: &settings.origins.value,
         };
-        let visited = public_url::look(case, files, &daemon, report, stop);
+        let visited = public_url::look(context, files, &daemon, report, stop);
         let ping = settings.ping_interval.value;
         report.add(proxy_timeout::look(files, visited.as_ref(), &daemon, ping));
         report.add(proxy_log::look(files, visited.as_ref(), &daemon));
         let direct = visited.map(|(place, _)| place.is_direct(daemon.port, daemon.tls));
-        report.add(host::zeromq_exposure(case, files, zeromq.as_ref()));
-        report.add(host::port_exposure(case, files, &port, direct));
-        report.add(host::open_files(case, pid));
-        report.add(host::memory(case, files, pid));
+        report.add(host::zeromq_exposure(context, files, zeromq.as_ref()));
+        report.add(host::port_exposure(context, files, &port, direct));
+        report.add(host::open_files(context, pid));
+        report.add(host::memory(context, files, pid));
         serves
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::daemon::run;
 use crate::espocrm::Installation;
 use crate::espocrm::process::Children;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::settings::{Layers, Settings};
 
 /// A daemon that takes longer is as good as dead for those who wait for it.
@@ -49,13 +49,13 @@ pub(super) fn look(espocrm: &Installation, settings: &Settings) -> Result<()> {
         ask(address, &[introduction, &request].concat())
     };
     let answer =
-        answer.map_err(|error| Fatal::new(format!("Nothing is served at {address}: {error}.")))?;
+        answer.map_err(|error| Exit::error(format!("Nothing is served at {address}: {error}.")))?;
     if is_closed(&answer) {
         return Ok(());
     }
     let begin = String::from_utf8_lossy(&answer);
     let line = begin.lines().next().unwrap_or_default().escape_debug();
-    Err(Fatal::new(format!(
+    Err(Exit::error(format!(
         "What is served at {address} is not espocrm-websocket, or it is overloaded: it answered \
          \"{line}\"."
     )))

@@ -20,7 +20,7 @@ use crate::engine::timers::Timers;
 /// A connection's socket, how far it has come, and what it still has to send. While it is idle
 /// that is all: what is being read, and what waits to be written, is kept only while there is any.
 #[expect(clippy::struct_excessive_bools, reason = "each is of another concern")]
-pub struct Conn {
+pub struct Connection {
     /// Its name.
     pub id: ConnId,
     /// How far it has come.
@@ -110,7 +110,7 @@ pub struct Upgrading {
 /// kernel takes more at a time.
 const LAG_UNIT: usize = 8 * 1024;
 
-impl Conn {
+impl Connection {
     /// A connection just accepted.
     #[must_use]
     pub fn new(
@@ -220,7 +220,7 @@ impl Conn {
 
     /// Adds up anew what it holds beyond what an idle connection costs, in bytes, and corrects the
     /// `total` of all connections.
-    pub fn weigh(&mut self, total: &mut usize) {
+    pub fn update_buffered(&mut self, total: &mut usize) {
         let incomplete = match &self.phase {
             Phase::Upgrading(upgrading) => upgrading.bytes.capacity(),
             Phase::Open(reader) | Phase::Closing(reader) => reader.held(),
@@ -381,6 +381,6 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Conn>() <= 144, "{}", size_of::<Conn>());
+        assert!(size_of::<Connection>() <= 144, "{}", size_of::<Connection>());
     }
 }

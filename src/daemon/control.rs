@@ -18,11 +18,11 @@ use mio::{Interest, Registry, Token};
 use slab::Slab;
 
 use crate::engine::limits::{CLOSE_DEADLINE, CONTROL_DEADLINE, MAX_CONTROL, RELOAD_DEADLINE};
-use crate::engine::protocol::control::{Door, Refusal, Request};
+use crate::engine::protocol::control::{Listener, Refusal, Request};
 use crate::engine::time::Time;
 use crate::platform::sys;
 use crate::settings::{ControlAt, Settings};
-use client::{Peer, Stage, Stream};
+use client::{Client, State, Stream};
 pub(crate) use listener::usual;
 use listener::{Socket, open_port};
 
@@ -31,7 +31,7 @@ use listener::{Socket, open_port};
 pub(crate) struct Control {
     socket: Option<Socket>,
     port: Option<TcpListener>,
-    peers: Slab<Peer>,
+    peers: Slab<Client>,
     /// Somebody may wait at a door.
     pending: bool,
     /// What could not be accepted is tried again then.
@@ -49,7 +49,7 @@ const FIRST_PEER: usize = TOKENS.start + 2;
 
 /// Names one who has asked, until the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Asker(usize);
+pub(crate) struct RequestId(usize);
 
 impl Control {
     /// Opens the doors that are wanted. What cannot be had is returned for the log: it is no reason
@@ -103,7 +103,7 @@ impl Control {
     }
 
     /// Something has happened to one of [`TOKENS`]: who has asked for what.
-    pub(crate) fn ready(&mut self, now: Time, token: Token) -> Option<(Asker, Request)> {
+    pub(crate) fn ready(&mut self, now: Time, token: Token) -> Option<(RequestId, Request)> {
         let Some(number) = token.0.checked_sub(FIRST_PEER) else {
             self.pending = true;
             return None;
@@ -117,7 +117,7 @@ impl Control {
             return;
         }
         (self.pending, self.again) = (false, None);
-        for door in [Door::Control, Door::Metrics] {
+        for door in [Listener::Control, Listener::Metrics] {
             // Twice as many as there can be: the rest gets its turn in the next one.
             for _ in 0..2 * MAX_CONTROL {
                 match self.accept_one(door) {
@@ -141,20 +141,20 @@ impl Control {
         self.pending || self.again.is_some_and(|again| again <= now)
     }
 
-    fn accept_one(&self, door: Door) -> io::Result<Option<Stream>> {
+    fn accept_one(&self, door: Listener) -> io::Result<Option<Stream>> {
         match (door, &self.socket, &self.port) {
-            (Door::Control, Some(socket), _) => {
+            (Listener::Control, Some(socket), _) => {
                 let (stream, _) = socket.listener.accept()?;
                 Ok(Some(Stream::Unix(stream)))
             }
-            (Door::Metrics, _, Some(port)) => Ok(Some(Stream::Tcp(port.accept()?.0))),
+            (Listener::Metrics, _, Some(port)) => Ok(Some(Stream::Tcp(port.accept()?.0))),
             _ => Ok(None),
         }
     }
 
-    fn let_in(&mut self, now: Time, registry: &Registry, door: Door, stream: Stream) {
+    fn let_in(&mut self, now: Time, registry: &Registry, door: Listener, stream: Stream) {
         let may_ask = stream.user().is_none_or(|user| user == 0 || user == sys::user());
-        let mut peer = Peer::new(stream, door, now.after(CONTROL_DEADLINE));
+        let mut peer = Client::new(stream, door, now.after(CONTROL_DEADLINE));
         if !may_ask {
             // The socket's mode says the same, unless somebody has changed it.
             return peer.turn_away(&Refusal::Forbidden.response());
@@ -170,7 +170,7 @@ impl Control {
     }
 
     /// Whoever takes long is ended for whoever comes; but not those who watch.
-    fn make_room(&mut self, door: Door) -> bool {
+    fn make_room(&mut self, door: Listener) -> bool {
         let ours = self.peers.iter().filter(|(_, peer)| peer.door == door);
         if ours.clone().count() < MAX_CONTROL {
             return true;
@@ -190,14 +190,14 @@ impl Control {
     }
 
     /// Reads and writes what can be.
-    fn go_on(&mut self, now: Time, number: usize) -> Option<(Asker, Request)> {
+    fn go_on(&mut self, now: Time, number: usize) -> Option<(RequestId, Request)> {
         let peer = self.peers.get_mut(number)?;
         let Ok(request) = peer.read() else {
             self.remove(number);
             return None;
         };
         if let Some(request) = request {
-            return Some((Asker(number), request));
+            return Some((RequestId(number), request));
         }
         self.write(now, number);
         None
@@ -207,7 +207,7 @@ impl Control {
         let Some(peer) = self.peers.get_mut(number) else { return };
         let was = peer.stage;
         let mut written = peer.write();
-        if peer.stage == Stage::Leaving && was != Stage::Leaving {
+        if peer.stage == State::Leaving && was != State::Leaving {
             peer.deadline = Some(now.after(CLOSE_DEADLINE));
             // It may have ended before, which is told only once.
             written = written.and_then(|()| peer.read().map(drop));
@@ -218,7 +218,7 @@ impl Control {
     }
 
     /// Answers, by a whole response.
-    pub(crate) fn answer(&mut self, now: Time, asker: Asker, response: &str) {
+    pub(crate) fn answer(&mut self, now: Time, asker: RequestId, response: &str) {
         if let Some(peer) = self.peers.get_mut(asker.0) {
             peer.answer(response);
             self.write(now, asker.0);
@@ -226,7 +226,7 @@ impl Control {
     }
 
     /// This one gets its response by [`answer_reload`](Self::answer_reload).
-    pub(crate) fn wait_for_reload(&mut self, now: Time, asker: Asker) {
+    pub(crate) fn wait_for_reload(&mut self, now: Time, asker: RequestId) {
         if let Some(peer) = self.peers.get_mut(asker.0) {
             peer.wait_for_reload(now.after(RELOAD_DEADLINE));
         }
@@ -236,7 +236,7 @@ impl Control {
     pub(crate) fn answer_reload(&mut self, now: Time, response: &str) {
         for number in 0..self.peers.capacity() {
             let Some(peer) = self.peers.get_mut(number) else { continue };
-            if peer.stage == Stage::Reloading {
+            if peer.stage == State::Reloading {
                 peer.deadline = Some(now.after(CONTROL_DEADLINE));
                 peer.answer(response);
                 self.write(now, number);
@@ -245,7 +245,7 @@ impl Control {
     }
 
     /// From now on this one sees what passes.
-    pub(crate) fn watch(&mut self, now: Time, asker: Asker) {
+    pub(crate) fn watch(&mut self, now: Time, asker: RequestId) {
         if let Some(peer) = self.peers.get_mut(asker.0) {
             peer.watch();
             self.write(now, asker.0);
@@ -255,7 +255,7 @@ impl Control {
     /// Whether anybody does.
     #[must_use]
     pub(crate) fn is_watched(&self) -> bool {
-        self.peers.iter().any(|(_, peer)| peer.stage == Stage::Watching)
+        self.peers.iter().any(|(_, peer)| peer.stage == State::Watching)
     }
 
     /// Shows those a line. Who does not read misses it, and is told so.

@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 use super::systemd::Systemd;
 use crate::daemon::event_loop::{Backend, Server};
-use crate::daemon::zmq::Bus;
+use crate::daemon::zmq::ZmqReceiver;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::protocol::http;
 use crate::engine::protocol::http::Head;
-use crate::espocrm::Facts;
-use crate::platform::exit::{Fatal, Result};
+use crate::espocrm::EspoSettings;
+use crate::platform::exit::{Exit, Result};
 use crate::platform::signals::Signals;
 use crate::platform::sys::{ZmqSocket, ZmqType};
-use crate::settings::{ControlAt, Layers, Listen, Own, Settings};
+use crate::settings::{ControlAt, Layers, Listen, Overrides, Settings};
 
 /// Stands in for EspoCRM: answers checks, serves the page, and sends what its buttons ask for.
 ///
@@ -35,13 +35,13 @@ const PAGE: &str = include_str!("demo.html");
 ///
 /// # Errors
 /// If it is asked to serve others than this machine, or cannot listen.
-pub fn serve(flags: &Own) -> Result<()> {
+pub fn serve(flags: &Overrides) -> Result<()> {
     let mut settings = settings(flags)?;
     let is_free = std::net::TcpListener::bind(settings.listen()).is_ok();
     if flags.listen.is_none() && !is_free {
         settings.port.value = 0;
     }
-    let signals = Signals::of_terminal().map_err(|error| Fatal::new(error.to_string()))?;
+    let signals = Signals::of_terminal().map_err(|error| Exit::error(error.to_string()))?;
     let mut server = Server::new(settings, Backend::Demo(Demo::default()), Vec::new(), signals)?;
     info!("Browsers are served at http://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
@@ -51,7 +51,7 @@ pub fn serve(flags: &Own) -> Result<()> {
     server.run(Systemd::of_environment())
 }
 
-fn settings(flags: &Own) -> Result<Settings> {
+fn settings(flags: &Overrides) -> Result<Settings> {
     let mut flags = flags.clone();
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
     flags.listen.get_or_insert(Listen { address, port: None });
@@ -63,19 +63,19 @@ fn settings(flags: &Own) -> Result<Settings> {
     }
     // Beside a real daemon, whose it is.
     flags.control.get_or_insert(ControlAt::Off);
-    let settings = Settings::resolve(&Layers::of_flags(flags), &facts())?;
+    let settings = Settings::resolve(&Layers::of_flags(flags), &espo_settings())?;
     if settings.listen().ip().is_loopback() { Ok(settings) } else { Err(only_here("--listen")) }
 }
 
-fn only_here(flag: &str) -> Fatal {
-    Fatal::new(format!(
+fn only_here(flag: &str) -> Exit {
+    Exit::error(format!(
         "The demo lets everybody in, so it serves this machine only: give {flag} an address such \
          as 127.0.0.1."
     ))
 }
 
 /// What EspoCRM 9.3 would say, out of the box.
-fn facts() -> Facts {
+fn espo_settings() -> EspoSettings {
     let record = |action: &str| {
         let check = format!("AclCheck --userId=:userId --scope=:scope --id=:id --action={action}");
         json!({"paramList": ["scope", "id"], "accessCheckCommand": check})
@@ -90,7 +90,7 @@ fn facts() -> Facts {
     });
     let parameters = [("version", json!("9.3.0")), ("useWebSocket", json!(true))];
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value));
-    Facts::new(parameters.into_iter().collect(), &categories)
+    EspoSettings::new(parameters.into_iter().collect(), &categories)
 }
 
 impl Demo {
@@ -98,14 +98,14 @@ impl Demo {
     ///
     /// # Errors
     /// If ZeroMQ refuses.
-    pub fn connect(&mut self, bus: &Bus) -> Result<()> {
+    pub fn connect(&mut self, bus: &ZmqReceiver) -> Result<()> {
         let Some(context) = bus.context() else { return Ok(()) };
         let socket = context.socket(ZmqType::Push).and_then(|mut socket| {
             socket.set_linger(0)?;
             socket.connect(&CString::new(bus.endpoint())?)?;
             Ok(socket)
         });
-        let socket = socket.map_err(|error| Fatal::new(format!("ZeroMQ: {error}.")))?;
+        let socket = socket.map_err(|error| Exit::error(format!("ZeroMQ: {error}.")))?;
         self.sender = Some(socket);
         Ok(())
     }
@@ -181,9 +181,13 @@ mod tests {
 
     #[test]
     fn it_serves_this_machine_only() {
-        let listen = |text: &str| Own { listen: Some(text.parse().unwrap()), ..Own::default() };
-        let zeromq = |text: &str| Own { zeromq: Some(text.to_owned()), ..Own::default() };
-        for own in [Own::default(), listen("127.0.0.1:0"), listen("::1"), zeromq("tcp://[::1]:*")] {
+        let listen =
+            |text: &str| Overrides { listen: Some(text.parse().unwrap()), ..Overrides::default() };
+        let zeromq =
+            |text: &str| Overrides { zeromq: Some(text.to_owned()), ..Overrides::default() };
+        for own in
+            [Overrides::default(), listen("127.0.0.1:0"), listen("::1"), zeromq("tcp://[::1]:*")]
+        {
             assert!(settings(&own).unwrap().listen().ip().is_loopback());
         }
         for own in [

@@ -36,11 +36,11 @@ use super::control::{self as door, Control};
 use super::demo::Demo;
 use super::listener::Listener;
 use super::systemd::Systemd;
-use crate::daemon::connection::Conn;
-use crate::daemon::zmq::Bus;
+use crate::daemon::connection::Connection;
+use crate::daemon::zmq::ZmqReceiver;
 use crate::engine::admission::addresses::Addresses;
 use crate::engine::backpressure::Backpressure;
-use crate::engine::checks::queue::{Access, Answer};
+use crate::engine::checks::queue::{Answer, CheckQueue};
 use crate::engine::checks::self_check::SelfCheck;
 use crate::engine::checks::worker_pool::Pool;
 use crate::engine::hub::{Action, Hub};
@@ -56,7 +56,7 @@ use crate::engine::trim::Trim;
 use crate::espocrm::process::Children;
 use crate::espocrm::workers::Workers;
 use crate::platform::clock::Clock;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
 use crate::platform::logging::Outage;
 use crate::platform::signals::{Pending, Signals};
@@ -80,18 +80,18 @@ pub(crate) struct Server {
     settings: Settings,
     accepting: Accepting,
     control: Control,
-    bus: Bus,
+    bus: ZmqReceiver,
     /// The bus may hold more messages.
-    bus_pending: bool,
+    zmq_pending: bool,
     /// It is not bound; when that is tried again.
-    bus_broken: Option<Time>,
-    conns: Slab<Conn>,
+    zmq_broken: Option<Time>,
+    conns: Slab<Connection>,
     /// Bytes that connections hold beyond what an idle one costs, without the hub's.
     held: usize,
     hub: Hub,
     /// What counts for each client address.
     addresses: Addresses,
-    access: Access,
+    check_queue: CheckQueue,
     backend: Backend,
     children: Children,
     pool: Pool,
@@ -155,7 +155,7 @@ struct Ready {
 }
 
 const LISTENER: Token = Token(0);
-const BUS: Token = Token(1);
+const ZMQ: Token = Token(1);
 const SIGNALS: Token = Token(2);
 /// Of the bus: that senders connect, disconnect or send.
 const SENDERS: Token = Token(3);
@@ -183,10 +183,11 @@ impl Server {
         sockets: Vec<net::TcpListener>,
         mut signals: Signals,
     ) -> Result<Self> {
-        let trouble = |error: io::Error| Fatal::new(format!("The event loop cannot run: {error}."));
-        let poll = Poll::new().map_err(trouble)?;
+        let problem =
+            |error: io::Error| Exit::error(format!("The event loop cannot run: {error}."));
+        let poll = Poll::new().map_err(problem)?;
         let registry = poll.registry();
-        signals.register(registry, SIGNALS).map_err(trouble)?;
+        signals.register(registry, SIGNALS).map_err(problem)?;
         let acceptor = backend.acceptor(&settings)?;
         if let Some(acceptor) = &acceptor {
             acceptor.log_validity(None);
@@ -194,13 +195,13 @@ impl Server {
         let mut listener = if sockets.is_empty() {
             Listener::bind(&settings)?
         } else {
-            let listener = Listener::inherit(sockets).map_err(trouble)?;
+            let listener = Listener::inherit(sockets).map_err(problem)?;
             settings.listens_at(listener.address());
             listener
         };
-        listener.register(registry, LISTENER).map_err(trouble)?;
-        let mut bus = Bus::bind(&settings.zeromq.value)?;
-        bus.register(registry, BUS, SENDERS).map_err(trouble)?;
+        listener.register(registry, LISTENER).map_err(problem)?;
+        let mut bus = ZmqReceiver::bind(&settings.zeromq.value)?;
+        bus.register(registry, ZMQ, SENDERS).map_err(problem)?;
         if let Backend::Demo(demo) = &mut backend {
             demo.connect(&bus)?;
         }
@@ -220,7 +221,7 @@ impl Server {
         signals: Signals,
         poll: Poll,
         accepting: Accepting,
-        bus: Bus,
+        bus: ZmqReceiver,
     ) -> Self {
         let clock = Clock::start();
         let mut server = Self {
@@ -232,14 +233,14 @@ impl Server {
             accepting,
             control: Control::default(),
             bus,
-            bus_pending: true,
+            zmq_pending: true,
             reload_errors: Vec::new(),
-            bus_broken: None,
+            zmq_broken: None,
             conns: Slab::new(),
             held: 0,
             hub: Hub::new(settings.categories.clone()),
             addresses: Addresses::default(),
-            access: Access::new(settings.max_checks.value),
+            check_queue: CheckQueue::new(settings.max_checks.value),
             backend,
             children: Children::new(FIRST_CHILD),
             pool: Pool::new(settings.workers()),
@@ -266,7 +267,7 @@ impl Server {
             stopping: None,
             settings,
         };
-        server.access.set_reuse(server.settings.verdict_reuse.value);
+        server.check_queue.set_reuse(server.settings.check_cache.value);
         server.limit_handshakes();
         server.apply_to_hub();
         server
@@ -303,7 +304,7 @@ impl Server {
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other.map_err(|error| {
-                    Fatal::new(format!("The kernel reports no events: {error}."))
+                    Exit::error(format!("The kernel reports no events: {error}."))
                 })?,
             }
             self.take(events.iter().map(Ready::from));
@@ -357,8 +358,8 @@ impl Server {
             Action::Close(conn, reason) => self.close(conn, reason),
             Action::Drop(conn) => self.end(conn, End::CheckFailed),
             Action::Check(ticket, urgency, check) => self.request_check(ticket, urgency, check),
-            Action::Cancel(ticket) => self.access.cancel(ticket),
-            Action::Forget(check) => self.access.forget_verdict(&check),
+            Action::Cancel(ticket) => self.check_queue.cancel(ticket),
+            Action::Forget(check) => self.check_queue.forget_verdict(&check),
             Action::TooManySubscriptions(conn) => self.too_many_subscriptions(conn),
             Action::Log(line) => log::debug!("{line}"),
         }
@@ -366,8 +367,8 @@ impl Server {
 
     /// Until when nothing happens by itself; for ever, if nobody is connected and nothing runs.
     fn timeout(&self) -> Option<Duration> {
-        let held_back = self.held_back_until().filter(|_| self.bus_pending);
-        let busy = (self.bus_pending && held_back.is_none())
+        let held_back = self.held_back_until().filter(|_| self.zmq_pending);
+        let busy = (self.zmq_pending && held_back.is_none())
             || self.accepting.is_pending()
             || self.control.is_pending(self.now)
             || !self.dirty.is_empty()
@@ -378,7 +379,7 @@ impl Server {
         let look = if self.conns.is_empty() { None } else { self.backend.next_look() };
         let deadlines = [
             self.timers.next_due(),
-            self.access.next_deadline(),
+            self.check_queue.next_deadline(),
             self.children.next_deadline(),
             self.workers.next_deadline(),
             self.pool.next_deadline(),
@@ -386,7 +387,7 @@ impl Server {
             self.accepting.next_deadline(),
             self.trim.next_due(),
             self.control.next_deadline(),
-            self.next_bus_look(),
+            self.next_zmq_look(),
             self.next_self_check(),
             held_back,
             self.systemd.next_sign(),
@@ -401,8 +402,8 @@ impl Server {
     fn dispatch(&mut self, ready: Ready) {
         match ready.token {
             LISTENER => self.accepting.set_pending(),
-            BUS => self.bus_pending = true,
-            SENDERS => self.wake_bus_guard(),
+            ZMQ => self.zmq_pending = true,
+            SENDERS => self.wake_zmq_guard(),
             SIGNALS => self.take_signals(),
             Token(token) if door::TOKENS.contains(&token) => self.control_ready(Token(token)),
             Token(token) => match token.checked_sub(FIRST_CONN) {
@@ -433,7 +434,7 @@ impl Server {
         self.control.accept(self.now, self.poll.registry());
         // While the last messages are still to be offered to the kernel, the next ones wait in
         // libzmq, not in the connections' outboxes; and so they do while readers catch up.
-        if self.bus_pending {
+        if self.zmq_pending {
             self.carry_out();
             self.flush();
             if self.dirty.is_empty() && self.held_back_until().is_none() {
@@ -445,12 +446,12 @@ impl Server {
     fn expire(&mut self) {
         self.children.expire(self.now);
         self.expire_workers();
-        self.access.expire(self.now);
+        self.check_queue.expire(self.now);
         self.control.expire(self.now);
         self.expire_conns();
         self.expire_handshakes();
         self.trim_if_due();
-        self.guard_bus();
+        self.guard_zmq();
         self.look_if_due();
         self.self_check_if_due();
         self.bursts.tell(self.now);
@@ -507,8 +508,8 @@ impl Server {
     fn apply_to_hub(&mut self) {
         logging::set_debug(self.settings.debug.value);
         self.hub.set_log(self.settings.debug.value);
-        let interval = self.settings.review_interval.value;
-        if self.hub.set_review_interval(self.now, interval) {
+        let interval = self.settings.recheck_interval.value;
+        if self.hub.set_recheck_interval(self.now, interval) {
             let ids: Vec<ConnId> = self.conns.iter().map(|(_, conn)| conn.id).collect();
             for id in ids {
                 self.arm(id);

@@ -7,7 +7,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::net::{TcpListener, TcpStream};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::settings::{Settings, Source};
 
 /// A listening TCP socket, or several that systemd has opened.
@@ -52,7 +52,7 @@ impl Listener {
                 Source::File => "our configuration file".to_owned(),
                 Source::Flag | Source::Systemd => "--listen".to_owned(),
             };
-            Fatal::new(format!(
+            Exit::error(format!(
                 "Browsers cannot be served at {address}: {why}. The port is set by {parameter}."
             ))
         })

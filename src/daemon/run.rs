@@ -10,7 +10,7 @@ use crate::daemon::event_loop;
 use crate::daemon::event_loop::{Backend, Espocrm, Server};
 use crate::engine::printable::{Printable, printable_lines};
 use crate::espocrm::{Installation, Router};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
 use crate::platform::signals::Signals;
 use crate::platform::sys;
@@ -26,7 +26,7 @@ pub(crate) fn serve(layers: Result<Layers>) -> Result<()> {
         until_stopped(layers)
     });
     if let Err(error) = &served
-        && !error.is_stop()
+        && *error != Exit::Stopped
     {
         Systemd::of_environment().failed(error);
     }
@@ -36,7 +36,7 @@ pub(crate) fn serve(layers: Result<Layers>) -> Result<()> {
 fn until_stopped(layers: Layers) -> Result<()> {
     // First: nothing of ours has their numbers yet.
     let sockets = systemd::listening_sockets()?;
-    let mut signals = Signals::new().map_err(|error| Fatal::new(error.to_string()))?;
+    let mut signals = Signals::new().map_err(|error| Exit::error(error.to_string()))?;
     let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
     let root = espocrm.root().display().to_string();
     info!(
@@ -51,7 +51,7 @@ fn until_stopped(layers: Layers) -> Result<()> {
         None => info!("There is no configuration file {DEFAULT_FILE}: defaults are in force."),
     }
     settings.log_doubts();
-    settings.log_means();
+    settings.log_mode();
     warn_of_user(&espocrm);
     Router::sweep();
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
@@ -129,5 +129,5 @@ pub(crate) fn show(layers: Layers) -> Result<()> {
     let (file, root) = (Printable(file), Printable(root));
     let text = format!("{:<16}{file}\n{:<16}{root}\n{settings}", "file", "root");
     let text = printable_lines(&text);
-    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fatal::new(error.to_string()))
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Exit::error(error.to_string()))
 }

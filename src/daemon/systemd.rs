@@ -12,7 +12,7 @@ use std::{env, io, net, process};
 use socket2::{Socket, Type};
 
 use crate::engine::time::Time;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::sys;
 
 /// Who is told how we are.
@@ -66,7 +66,7 @@ impl Systemd {
     }
 
     /// Why we end: `systemctl status` shows it.
-    pub(crate) fn failed(&self, error: &Fatal) {
+    pub(crate) fn failed(&self, error: &Exit) {
         let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         self.tell(&format!("STATUS={}", words.chars().take(MAX_ERROR).collect::<String>()));
     }
@@ -103,7 +103,7 @@ pub(crate) fn listening_sockets() -> Result<Vec<net::TcpListener>> {
     let sockets = sys::inherited(u16::try_from(count).unwrap_or(u16::MAX));
     let sockets = sockets.into_iter().map(|socket| listening(socket.into()));
     sockets.collect::<io::Result<_>>().map_err(|error| {
-        Fatal::new(format!(
+        Exit::error(format!(
             "A socket that systemd has opened for us cannot be used: {error}. The socket unit must \
              have ListenStream= lines with a port, or an address and a port, and nothing else."
         ))

@@ -19,7 +19,7 @@ use rustls::{ServerConfig, ServerConnection};
 use crate::engine::time::Date;
 use crate::espocrm::Identity;
 use crate::platform::clock;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::regular_file;
 use crate::settings::TlsFiles;
 
@@ -55,9 +55,9 @@ impl Acceptor {
         let pem = read(&path, CERTIFICATE, identity)?;
         let chain =
             CertificateDer::pem_slice_iter(&pem).collect::<std::result::Result<Vec<_>, _>>();
-        let chain = chain.map_err(|error| trouble(&path, CERTIFICATE, &format!("{error:?}")))?;
+        let chain = chain.map_err(|error| problem(&path, CERTIFICATE, &format!("{error:?}")))?;
         if chain.is_empty() {
-            return Err(trouble(&path, CERTIFICATE, "it holds no certificate in PEM format"));
+            return Err(problem(&path, CERTIFICATE, "it holds no certificate in PEM format"));
         }
         let key = match &files.key {
             None => private_key(&path, CERTIFICATE, &pem, files.passphrase.as_deref())?,
@@ -72,7 +72,7 @@ impl Acceptor {
                 rustls::Error::InconsistentKeys(_) => "it does not belong to the key".to_owned(),
                 error => error.to_string(),
             };
-            trouble(&path, CERTIFICATE, &why)
+            problem(&path, CERTIFICATE, &why)
         })?;
         Ok(Self { config: Arc::new(config), certificate: path, end })
     }
@@ -124,7 +124,7 @@ fn config(
 fn read(path: &Path, parameter: &str, identity: &Identity) -> Result<Vec<u8>> {
     let content = identity.with_files(|| regular_file::read(path)).and_then(|content| content);
     content.map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => trouble(
+        io::ErrorKind::PermissionDenied => problem(
             path,
             parameter,
             &format!(
@@ -133,7 +133,7 @@ fn read(path: &Path, parameter: &str, identity: &Identity) -> Result<Vec<u8>> {
                 identity.name()
             ),
         ),
-        _ => trouble(path, parameter, &error.to_string()),
+        _ => problem(path, parameter, &error.to_string()),
     })
 }
 
@@ -144,10 +144,10 @@ fn private_key(
     pem: &[u8],
     passphrase: Option<&str>,
 ) -> Result<PrivateKeyDer<'static>> {
-    let trouble = |why: &str| trouble(path, parameter, why);
+    let problem = |why: &str| problem(path, parameter, why);
     let text = String::from_utf8_lossy(pem);
     if text.contains("Proc-Type: 4,ENCRYPTED") {
-        return Err(trouble(
+        return Err(problem(
             "its key is encrypted in a format of the past. Convert it: openssl pkcs8 -topk8 -in \
              OLD -out NEW (it asks for the passphrase, and for the one to use from now on)",
         ));
@@ -155,14 +155,14 @@ fn private_key(
     if let Some(encrypted) = section(&text, "ENCRYPTED PRIVATE KEY") {
         let lines: String = encrypted.split_whitespace().collect();
         let der = Base64::decode_vec(&lines);
-        let der = der.map_err(|_| trouble("its encrypted key is damaged"))?;
+        let der = der.map_err(|_| problem("its encrypted key is damaged"))?;
         let info =
-            EncryptedPrivateKeyInfo::try_from(&*der).map_err(|error| trouble(&unusual(&error)))?;
+            EncryptedPrivateKeyInfo::try_from(&*der).map_err(|error| problem(&unusual(&error)))?;
         let Some(passphrase) = passphrase else {
-            return Err(trouble(&format!("its key is encrypted, but {PASSPHRASE} is not set")));
+            return Err(problem(&format!("its key is encrypted, but {PASSPHRASE} is not set")));
         };
         if is_too_costly(&info.encryption_algorithm) {
-            return Err(trouble(&format!(
+            return Err(problem(&format!(
                 "to decrypt its key takes too long or too much memory: at most {MAX_ITERATIONS} \
                  iterations of PBKDF2, or {} MiB for scrypt, are accepted. Encrypt it again: openssl \
                  pkcs8 -topk8 -v2 aes256 -in OLD -out NEW",
@@ -175,18 +175,18 @@ fn private_key(
                 pkcs8::pkcs5::Error::DecryptFailed | pkcs8::pkcs5::Error::EncryptFailed,
             )
             | pkcs8::Error::Asn1(_) => {
-                trouble(&format!("its key cannot be decrypted: {PASSPHRASE} is wrong"))
+                problem(&format!("its key cannot be decrypted: {PASSPHRASE} is wrong"))
             }
-            error => trouble(&unusual(&error)),
+            error => problem(&unusual(&error)),
         })?;
         return Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into());
     }
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
         rustls::pki_types::pem::Error::NoItemsFound if parameter == CERTIFICATE => {
-            trouble(&format!("it holds no private key, and {KEY} names no other file"))
+            problem(&format!("it holds no private key, and {KEY} names no other file"))
         }
-        rustls::pki_types::pem::Error::NoItemsFound => trouble("it holds no private key"),
-        error => trouble(&format!("its key is damaged: {error:?}")),
+        rustls::pki_types::pem::Error::NoItemsFound => problem("it holds no private key"),
+        error => problem(&format!("its key is damaged: {error:?}")),
     })
 }
 
@@ -220,8 +220,8 @@ fn section<'a>(pem: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.split_once(&format!("-----END {name}-----"))?.0)
 }
 
-fn trouble(path: &Path, parameter: &str, why: &str) -> Fatal {
-    Fatal::new(format!(
+fn problem(path: &Path, parameter: &str, why: &str) -> Exit {
+    Exit::error(format!(
         "TLS cannot be used with {}: {why}. It is set by EspoCRM's parameter {parameter}.",
         path.display()
     ))

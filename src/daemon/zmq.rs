@@ -21,17 +21,17 @@ use crate::engine::espocrm::submission::Rejection;
 use crate::engine::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED, MAX_SENDERS};
 use crate::engine::printable::Printable;
 use crate::engine::time::Time;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::sys::{ZmqContext, ZmqSocket, ZmqType};
 use guard::Guard;
 
 /// A PULL socket. PHP's command line makes a connection for each message; php-fpm's processes keep
 /// theirs.
-pub struct Bus {
-    /// None only after a [`renew`](Bus::renew) that has failed.
+pub struct ZmqReceiver {
+    /// None only after a [`renew`](ZmqReceiver::renew) that has failed.
     libzmq: Option<Libzmq>,
     endpoint: String,
-    /// False after a [`rebind`](Bus::rebind) after which not even the previous endpoint could be bound.
+    /// False after a [`rebind`](ZmqReceiver::rebind) after which not even the previous endpoint could be bound.
     is_bound: bool,
     /// Senders that may be connected at a time.
     most_senders: usize,
@@ -49,7 +49,7 @@ struct Libzmq {
     descriptor: RawFd,
 }
 
-/// What [`Bus::receive`] has found.
+/// What [`ZmqReceiver::receive`] has found.
 pub enum Received {
     /// A message of one part.
     Message(Message),
@@ -68,13 +68,13 @@ const DESCRIPTORS: usize = 13;
 /// For a connection to become a ZeroMQ one, in milliseconds.
 const HANDSHAKE: i32 = 10_000;
 
-impl Bus {
+impl ZmqReceiver {
     /// Binds `endpoint`, such as `tcp://127.0.0.1:5555`, `tcp://*:7777` or `ipc:///run/x.sock`.
     ///
     /// # Errors
     /// If it cannot be bound: why, and what to do.
     pub fn bind(endpoint: &str) -> Result<Self> {
-        let libzmq = Some(Libzmq::new().map_err(|error| trouble(&error))?);
+        let libzmq = Some(Libzmq::new().map_err(|error| problem(&error))?);
         let mut bus = Self {
             libzmq,
             endpoint: String::new(),
@@ -97,7 +97,7 @@ impl Bus {
         // First: its port must become free, and its descriptors may be the last.
         self.libzmq = None;
         self.remove_file();
-        let mut libzmq = Libzmq::new().map_err(|error| trouble(&error))?;
+        let mut libzmq = Libzmq::new().map_err(|error| problem(&error))?;
         libzmq.guard.limit_senders(self.most_senders);
         self.libzmq = Some(libzmq);
         self.bind_again().map(drop)
@@ -290,7 +290,7 @@ impl Bus {
     /// Binds and returns the endpoint as libzmq names it.
     fn bind_socket(&mut self, endpoint: &str) -> Result<String> {
         let failed = |why: &str| {
-            Fatal::new(format!(
+            Exit::error(format!(
                 "EspoCRM's messages cannot be received at {}: {why}. It is set by EspoCRM's \
                  parameter webSocketZeroMQSubscriberDsn, or by --zeromq.",
                 Printable(endpoint)
@@ -344,7 +344,7 @@ impl Libzmq {
     }
 }
 
-impl Drop for Bus {
+impl Drop for ZmqReceiver {
     fn drop(&mut self) {
         self.remove_file();
     }
@@ -361,8 +361,8 @@ fn patiently(mut bind: impl FnMut() -> Result<String>) -> Result<String> {
     bind()
 }
 
-fn trouble(error: &io::Error) -> Fatal {
-    Fatal::new(format!("ZeroMQ cannot be used: {error}."))
+fn problem(error: &io::Error) -> Exit {
+    Exit::error(format!("ZeroMQ cannot be used: {error}."))
 }
 
 /// Why an endpoint cannot be bound, and what to do.
@@ -431,7 +431,7 @@ fn port(endpoint: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    fn receive(bus: &Bus) -> std::result::Result<String, Rejection> {
+    fn receive(bus: &ZmqReceiver) -> std::result::Result<String, Rejection> {
         let start = std::time::Instant::now();
         while start.elapsed() < Duration::from_secs(60) {
             match bus.receive() {
@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn messages_arrive_and_multipart_ones_are_rejected_whole() {
-        let bus = Bus::bind("tcp://127.0.0.1:*").unwrap();
+        let bus = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
         let sender = sender(bus.endpoint());
         sender.send("one", 0).unwrap();
         sender.send_multipart(["a", "b", "c"], 0).unwrap();
@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn it_moves_to_another_endpoint() {
-        let mut bus = Bus::bind("tcp://127.0.0.1:*").unwrap();
+        let mut bus = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
         let old = bus.endpoint().to_owned();
         bus.rebind("tcp://localhost:*").unwrap();
         assert_ne!(bus.endpoint(), old);
@@ -482,14 +482,14 @@ mod tests {
         sender(&reachable).send("everywhere", 0).unwrap();
         assert_eq!(receive(&bus), Ok("everywhere".to_owned()));
         // The first endpoint is free again, a little later: libzmq closes it in its own thread.
-        while Bus::bind(&old).is_err() {
+        while ZmqReceiver::bind(&old).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     #[test]
     fn what_cannot_be_bound_is_explained() {
-        let bus = Bus::bind("tcp://127.0.0.1:*").unwrap();
+        let bus = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
         for (endpoint, why) in [
             (bus.endpoint(), "in use"),
             ("", "an endpoint is expected"),
@@ -500,7 +500,7 @@ mod tests {
             ("tcp://127.0.0.1:99999", "not a number from 0 to 65535"),
             ("tcp://192.0.2.1:5555", "no such address"),
         ] {
-            let error = Bus::bind(endpoint).map(|_| ()).unwrap_err().to_string();
+            let error = ZmqReceiver::bind(endpoint).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
             assert!(error.contains("webSocketZeroMQSubscriberDsn"), "{error}");
         }

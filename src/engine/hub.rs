@@ -33,8 +33,8 @@ pub struct Hub {
     sessions: Vec<Option<Session>>,
     /// What the sessions share.
     directory: Directory,
-    /// Between two reviews of a user; zero for none.
-    review_interval: Duration,
+    /// Between two rechecks of a user; zero for none.
+    recheck_interval: Duration,
 }
 
 /// What the hub wants done.
@@ -135,10 +135,10 @@ impl Hub {
                     self.directory.act(Action::Drop(conn));
                 }
             },
-            Login::Reviewing(serial) if ticket.serial == serial => {
+            Login::Rechecking(serial) if ticket.serial == serial => {
                 session.login = Login::Good;
                 match verdict {
-                    Verdict::Granted => self.directory.review_topics(session),
+                    Verdict::Granted => self.directory.recheck_topics(session),
                     Verdict::Denied => self.refuse(conn, CloseReason::Refused),
                     Verdict::Unchecked(_) => {}
                 }

@@ -142,25 +142,25 @@ pub const MAX_ZEROMQ: usize = 64 * 1024 * 1024;
 pub const MAX_DEPTH: usize = 512;
 
 /// Logins that wait for an access check. Past it new connections are rejected (503) and retry. Neither
-/// subscriptions nor reviews take room from logins.
+/// subscriptions nor rechecks take room from logins.
 pub const MAX_WAITING_LOGINS: usize = 10 * 1024;
 
 /// Subscriptions that wait for an access check. Further ones are delayed: they cost nothing more than the
 /// subscription itself, and are queued as soon as there is room.
 pub const MAX_WAITING_SUBSCRIPTIONS: usize = 4 * 1024;
 
-/// Reviews that wait for an access check. Further ones are left out until the user's next review.
-pub const MAX_WAITING_REVIEWS: usize = 2 * 1024;
+/// Rechecks that wait for an access check. Further ones are left out until the user's next recheck.
+pub const MAX_WAITING_RECHECKS: usize = 2 * 1024;
 
 /// A user may take one part in so many of the room that is left for subscriptions, and of that for
-/// reviews. So a single user takes at most a fifth of all, thirteen take three quarters, and any number of
+/// rechecks. So a single user takes at most a fifth of all, thirteen take three quarters, and any number of
 /// them leave some room for others.
 pub const SHARE_OF_USER: usize = 4;
 
 /// Tickets that wait for an access check, in all. Each costs about 150 B, and at most 600 B more if no
 /// other ticket waits for that check: 12 MiB.
 pub const MAX_WAITING_CHECKS: usize =
-    MAX_WAITING_LOGINS + MAX_WAITING_SUBSCRIPTIONS + MAX_WAITING_REVIEWS;
+    MAX_WAITING_LOGINS + MAX_WAITING_SUBSCRIPTIONS + MAX_WAITING_RECHECKS;
 
 /// Verdicts that are remembered for a few seconds, of at most 600 B each: 2.4 MB.
 pub const MAX_RECENT_VERDICTS: usize = 4 * 1024;

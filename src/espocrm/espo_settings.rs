@@ -10,7 +10,7 @@ use crate::engine::espocrm::version::Version;
 
 /// EspoCRM's version, configuration and categories, as its own code reads them.
 #[derive(Clone, PartialEq)]
-pub struct Facts {
+pub struct EspoSettings {
     /// EspoCRM's version.
     pub version: Version,
     /// The version of the PHP that was asked.
@@ -30,14 +30,14 @@ const MARK: &[u8] = b"espocrm-websocket-probe:";
 /// A PHP that is not the command line's prints its SAPI on such a line instead.
 const SAPI_MARK: &[u8] = b"espocrm-websocket-sapi:";
 
-impl Facts {
+impl EspoSettings {
     /// Reads the output of the probe, in which other lines may stand. `None` if it has none of ours.
     #[must_use]
     pub fn from_output(output: &[u8]) -> Option<Self> {
         let mut lines =
             output.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(MARK));
-        let mut facts: Value = serde_json::from_slice(lines.next_back()?).ok()?;
-        let mut take = |name| facts.get_mut(name).map(Value::take).unwrap_or_default();
+        let mut espo_settings: Value = serde_json::from_slice(lines.next_back()?).ok()?;
+        let mut take = |name| espo_settings.get_mut(name).map(Value::take).unwrap_or_default();
         let Value::Object(parameters) = take("parameters") else { return None };
         let php = text(&take("php")).unwrap_or_default();
         let opcache = take("opcache") == Value::Bool(true);
@@ -105,10 +105,10 @@ impl Facts {
 }
 
 /// Never shows the parameters, of which one is a secret.
-impl fmt::Debug for Facts {
+impl fmt::Debug for EspoSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { version, php, opcache, categories, entity_types, parameters: _ } = self;
-        f.debug_struct("Facts")
+        f.debug_struct("EspoSettings")
             .field("version", version)
             .field("php", php)
             .field("opcache", opcache)
@@ -131,10 +131,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn facts(parameters: &Value) -> Facts {
+    fn espo_settings(parameters: &Value) -> EspoSettings {
         let json = json!({"php": "8.2.0", "parameters": parameters, "categories": []});
         let output = format!("Warning: x\n\nespocrm-websocket-probe:{json}\n");
-        Facts::from_output(output.as_bytes()).unwrap()
+        EspoSettings::from_output(output.as_bytes()).unwrap()
     }
 
     #[test]
@@ -144,9 +144,9 @@ Deprecated: something in /var/www/html/x.php on line 3
 espocrm-websocket-probe:{"parameters":[],"categories":{}}
 espocrm-websocket-probe:{"php":"7.4.33","parameters":{"version":"9.2.7"},"categories":{"a":[]}}
 after"#;
-        let facts = Facts::from_output(output).unwrap();
-        assert_eq!((facts.version, &*facts.php), (Version::new("9.2.7"), "7.4.33"));
-        assert_eq!(facts.categories.iter().count(), 1);
+        let espo_settings = EspoSettings::from_output(output).unwrap();
+        assert_eq!((espo_settings.version, &*espo_settings.php), (Version::new("9.2.7"), "7.4.33"));
+        assert_eq!(espo_settings.categories.iter().count(), 1);
     }
 
     #[test]
@@ -155,13 +155,13 @@ after"#;
             &b"X-Powered-By: PHP/8.2\r\nContent-type: text/html\r\n\r\n\nespocrm-websocket-sapi:cgi-fcgi\n"[..],
             b"espocrm-websocket-sapi: cgi-fcgi\r\n",
         ] {
-            assert_eq!(Facts::wrong_sapi(output).as_deref(), Some("cgi-fcgi"));
-            assert_eq!(Facts::from_output(output), None);
+            assert_eq!(EspoSettings::wrong_sapi(output).as_deref(), Some("cgi-fcgi"));
+            assert_eq!(EspoSettings::from_output(output), None);
         }
-        assert_eq!(Facts::wrong_sapi(b"\nespocrm-websocket-probe:{}"), None);
-        assert_eq!(Facts::wrong_sapi(b"x espocrm-websocket-sapi:cgi"), None);
+        assert_eq!(EspoSettings::wrong_sapi(b"\nespocrm-websocket-probe:{}"), None);
+        assert_eq!(EspoSettings::wrong_sapi(b"x espocrm-websocket-sapi:cgi"), None);
         let long = [SAPI_MARK, &[0x1b; 100]].concat();
-        assert_eq!(Facts::wrong_sapi(&long).unwrap(), "\\u{1b}".repeat(32));
+        assert_eq!(EspoSettings::wrong_sapi(&long).unwrap(), "\\u{1b}".repeat(32));
     }
 
     #[test]
@@ -175,20 +175,23 @@ after"#;
             b" espocrm-websocket-probe:{\"parameters\":{}}",
             b"espocrm-websocket-probe:{\"parameters\":{},\"x\":\"\xff\"}",
         ] {
-            assert_eq!(Facts::from_output(output), None);
+            assert_eq!(EspoSettings::from_output(output), None);
         }
     }
 
     #[test]
     fn no_secret_is_shown() {
-        let facts = facts(&json!({"webSocketSslCertificatePassphrase": "tiger"}));
-        assert_eq!(facts.secret("webSocketSslCertificatePassphrase").as_deref(), Some("tiger"));
-        assert!(!format!("{facts:?}").contains("tiger"));
+        let espo_settings = espo_settings(&json!({"webSocketSslCertificatePassphrase": "tiger"}));
+        assert_eq!(
+            espo_settings.secret("webSocketSslCertificatePassphrase").as_deref(),
+            Some("tiger")
+        );
+        assert!(!format!("{espo_settings:?}").contains("tiger"));
     }
 
     #[test]
     fn values_are_as_loose_as_phps() {
-        let facts = facts(&json!({
+        let espo_settings = espo_settings(&json!({
             "number": 8080, "text": " 8080 ", "empty": "", "null": null, "zero": 0,
             "zeroText": "0", "yes": true, "no": false, "list": [1], "none": [], "word": "false",
         }));
@@ -202,13 +205,13 @@ after"#;
             ("list", None),
             ("missing", None),
         ] {
-            assert_eq!(facts.text(name).as_deref(), expected, "{name}");
+            assert_eq!(espo_settings.text(name).as_deref(), expected, "{name}");
         }
         for name in ["number", "text", "yes", "list", "word"] {
-            assert!(facts.is_true(name), "{name}");
+            assert!(espo_settings.is_true(name), "{name}");
         }
         for name in ["empty", "null", "zero", "zeroText", "no", "none", "missing"] {
-            assert!(!facts.is_true(name), "{name}");
+            assert!(!espo_settings.is_true(name), "{name}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 use super::ownership::{self, Ambiguity};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::file_permissions::with_files_of;
 use crate::platform::shell_word::shell_word;
 use crate::platform::sys;
@@ -30,7 +30,7 @@ pub struct RunAs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
     /// The user of this process, which is root only if the administrator allows that.
-    Own {
+    Overrides {
         /// Its name, or its number if it has none.
         name: String,
     },
@@ -92,12 +92,12 @@ impl Identity {
         let own = sys::user();
         if own != 0 {
             return match &run_as.user {
-                Some(name) if uid(name)? != own => Err(Fatal::new(format!(
+                Some(name) if uid(name)? != own => Err(Exit::error(format!(
                     "PHP cannot run as {name:?}: only root can choose its user, and this process \
                      runs as {}. Run it as root, or without --user.",
                     name_of(own)
                 ))),
-                _ => Ok(Self::Own { name: name_of(own) }),
+                _ => Ok(Self::Overrides { name: name_of(own) }),
             };
         }
         let named = run_as.user.as_ref().or(run_as.service_user.as_ref());
@@ -110,7 +110,7 @@ impl Identity {
         };
         match found {
             Ok(uid) => Account::of(uid).map(Self::Other),
-            Err(Ambiguity::Root) if run_as.allow_root => Ok(Self::Own { name: name_of(0) }),
+            Err(Ambiguity::Root) if run_as.allow_root => Ok(Self::Overrides { name: name_of(0) }),
             Err(why) => Err(unclear(root, why, named)),
         }
     }
@@ -119,7 +119,7 @@ impl Identity {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::Own { name } => name,
+            Self::Overrides { name } => name,
             Self::Other(account) => &account.name,
         }
     }
@@ -127,14 +127,14 @@ impl Identity {
     /// Whether PHP runs as root.
     #[must_use]
     pub fn is_root(&self) -> bool {
-        matches!(self, Self::Own { .. }) && sys::is_root()
+        matches!(self, Self::Overrides { .. }) && sys::is_root()
     }
 
     /// Whether the user owns this file or directory.
     #[must_use]
     pub fn owns(&self, path: &Path) -> bool {
         let uid = match self {
-            Self::Own { .. } => sys::user(),
+            Self::Overrides { .. } => sys::user(),
             Self::Other(account) => account.uid,
         };
         path.metadata().is_ok_and(|metadata| metadata.uid() == uid)
@@ -153,7 +153,7 @@ impl Identity {
     /// If that is not possible.
     pub fn with_files<T>(&self, action: impl FnOnce() -> T) -> io::Result<T> {
         match self {
-            Self::Own { .. } => Ok(action()),
+            Self::Overrides { .. } => Ok(action()),
             Self::Other(Account { uid, gid, groups, .. }) => {
                 with_files_of(*uid, *gid, groups, action)
             }
@@ -164,7 +164,7 @@ impl Identity {
     /// PHP needs. Variables that are set later are kept.
     pub fn apply(&self, command: &mut Command) {
         match self {
-            Self::Own { .. } => {
+            Self::Overrides { .. } => {
                 for name in OURS_ALONE {
                     command.env_remove(name);
                 }
@@ -194,7 +194,9 @@ impl Account {
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|error| {
             // Without the table of messages that nix has of its own.
             let error = io::Error::from(error);
-            Fatal::new(format!("The user {uid} cannot be looked up: {error}. Name it: --user NAME"))
+            Exit::error(format!(
+                "The user {uid} cannot be looked up: {error}. Name it: --user NAME"
+            ))
         })?;
         let Some(user) = user else {
             // As in a container whose volumes belong to a user of the host. Its own group, since
@@ -224,7 +226,7 @@ fn uid(user: &str) -> Result<u32> {
         },
         Err(error) => io::Error::from(error).to_string(),
     };
-    Err(Fatal::new(format!(
+    Err(Exit::error(format!(
         "PHP cannot run as user {user:?}: {error}. Name the owner of EspoCRM's data directory: --user \
          NAME"
     )))
@@ -235,10 +237,10 @@ fn name_of(uid: u32) -> String {
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-fn unclear(root: &Path, why: Ambiguity, named: Option<&String>) -> Fatal {
+fn unclear(root: &Path, why: Ambiguity, named: Option<&String>) -> Exit {
     let shown = root.display();
     if let Some(name) = named {
-        return Fatal::new(format!(
+        return Exit::error(format!(
             "PHP of the EspoCRM in {shown} does not run as {name}, which is root. Name the web server's \
              user: --user NAME (www-data, apache or nginx). Only in a container that has no other \
              user: --allow-root"
@@ -253,7 +255,7 @@ fn unclear(root: &Path, why: Ambiguity, named: Option<&String>) -> Fatal {
         ),
         _ => "Name the user: --user NAME (usually www-data, apache or nginx).".to_owned(),
     };
-    Fatal::new(format!(
+    Exit::error(format!(
         "espocrm-websocket does not run a site's PHP as root, and cannot determine its user safely: \
          {data} {why}. {fix}"
     ))

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{Facts, Identity, Router, RunAs};
+use super::{EspoSettings, Identity, Router, RunAs};
 use crate::engine::checks::check::Check;
-use crate::engine::checks::verdict::{Exit, Failure};
+use crate::engine::checks::verdict::{Failure, ProcessExit};
 use crate::espocrm::process::{Children, Finished};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
 use crate::platform::{regular_file, sys};
 
@@ -84,7 +84,7 @@ impl Installation {
     pub fn locate(root: &Path) -> Result<PathBuf> {
         let root = root.canonicalize().map_err(|error| {
             let root = root.display();
-            Fatal::new(format!("{root}: {error}. Name EspoCRM's directory by --espocrm DIR."))
+            Exit::error(format!("{root}: {error}. Name EspoCRM's directory by --espocrm DIR."))
         })?;
         for file in ["bootstrap.php", "command.php"] {
             regular_file::open(&root.join(file))
@@ -92,7 +92,7 @@ impl Installation {
         }
         if !root.join("data").is_dir() {
             let root = root.display();
-            return Err(Fatal::new(format!(
+            return Err(Exit::error(format!(
                 "{root} has no directory data: EspoCRM is not installed there. Name its directory \
                  by --espocrm DIR."
             )));
@@ -182,15 +182,15 @@ impl Installation {
     ///
     /// # Errors
     /// If EspoCRM could not tell its settings: why, as far as PHP says.
-    pub fn read_probe(&self, finished: &Finished) -> Result<Facts> {
+    pub fn read_probe(&self, finished: &Finished) -> Result<EspoSettings> {
         let root = self.root.display();
-        if let Some(sapi) = Facts::wrong_sapi(&finished.stdout) {
+        if let Some(sapi) = EspoSettings::wrong_sapi(&finished.stdout) {
             return Err(self.wrong_sapi(&sapi));
         }
-        if finished.exit == Ok(Exit::Status(0))
-            && let Some(facts) = Facts::from_output(&finished.stdout)
+        if finished.exit == Ok(ProcessExit::Status(0))
+            && let Some(espo_settings) = EspoSettings::from_output(&finished.stdout)
         {
-            return Ok(facts);
+            return Ok(espo_settings);
         }
         let complaint = finished.complaint();
         let what = match &finished.exit {
@@ -198,8 +198,10 @@ impl Installation {
                 format!("did not tell its settings within {} s", PROBE_TIMEOUT.as_secs())
             }
             Err(failure) => format!("could not be asked for its settings: {failure}"),
-            Ok(Exit::Signal(signal)) => format!("could not be asked: PHP died of signal {signal}"),
-            Ok(Exit::Status(status)) => {
+            Ok(ProcessExit::Signal(signal)) => {
+                format!("could not be asked: PHP died of signal {signal}")
+            }
+            Ok(ProcessExit::Status(status)) => {
                 format!("could not tell its settings: PHP ended with status {status}")
             }
         };
@@ -208,7 +210,7 @@ impl Installation {
         } else {
             format!(" and said: {complaint}")
         };
-        Err(Fatal::new(format!(
+        Err(Exit::error(format!(
             "EspoCRM in {root} {what}{said}. See {root}/data/logs, and try as root: {}",
             self.by_hand("AuthTokenCheck x y")
         )))
@@ -217,11 +219,11 @@ impl Installation {
     /// Asks EspoCRM for its settings and waits for the answer, unless it is to `stop`.
     ///
     /// # Errors
-    /// If PHP cannot be started or EspoCRM does not answer; [`Fatal::stopped`].
-    pub fn ask(&self, stop: impl FnMut() -> bool) -> Result<Facts> {
+    /// If PHP cannot be started or EspoCRM does not answer; [`Exit::Stopped`].
+    pub fn ask(&self, stop: impl FnMut() -> bool) -> Result<EspoSettings> {
         let finished = self.probe().and_then(|command| Children::run(command, PROBE_TIMEOUT, stop));
         let finished = finished.map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => Fatal::stopped(),
+            io::ErrorKind::Interrupted => Exit::Stopped,
             _ => self.no_php(&error),
         })?;
         self.read_probe(&finished)
@@ -229,8 +231,8 @@ impl Installation {
 
     /// PHP could not be started.
     #[must_use]
-    pub fn no_php(&self, error: &io::Error) -> Fatal {
-        Fatal::new(format!(
+    pub fn no_php(&self, error: &io::Error) -> Exit {
+        Exit::error(format!(
             "PHP could not be started as {} in {}: {error}. Install PHP's command line \
              (php-cli), or name it by --php PATH.",
             self.php.display(),
@@ -239,8 +241,8 @@ impl Installation {
     }
 
     /// PHP is a CGI binary or the like, which ends with status 0 whatever EspoCRM answers.
-    fn wrong_sapi(&self, sapi: &str) -> Fatal {
-        Fatal::new(format!(
+    fn wrong_sapi(&self, sapi: &str) -> Exit {
+        Exit::error(format!(
             "{} is not PHP's command line but its interface {sapi} (PHP_SAPI), with which EspoCRM \
              checks no access. Install PHP's command line (package php-cli), and set its path as \
              phpExecutablePath in EspoCRM's configuration or by --php PATH.",
@@ -256,9 +258,9 @@ impl Installation {
     }
 }
 
-fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Fatal {
+fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Exit {
     let root = root.display();
-    Fatal::new(match error.kind() {
+    Exit::error(match error.kind() {
         io::ErrorKind::NotFound => format!(
             "{root} holds no {file}: it is not EspoCRM's root. Name that directory by --espocrm \
              DIR; usual ones are /var/www/html and /var/www/espocrm."

@@ -10,7 +10,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use slab::Slab;
 
 use crate::engine::checks::queue::JobId;
-use crate::engine::checks::verdict::{Exit, Failure, first_line};
+use crate::engine::checks::verdict::{Failure, ProcessExit, first_line};
 use crate::engine::espocrm::version::Convention;
 use crate::engine::limits::MAX_CHILD_OUTPUT;
 use crate::engine::time::Time;
@@ -44,7 +44,7 @@ pub struct Finished {
     /// What it was started for.
     pub task: Task,
     /// How it ended, or why that says nothing.
-    pub exit: Result<Exit, Failure>,
+    pub exit: Result<ProcessExit, Failure>,
     /// Its standard output.
     pub stdout: Vec<u8>,
     /// Its standard error.
@@ -247,8 +247,8 @@ impl Child {
         sys::kill_group(self.process.id());
         let status = self.process.wait().ok();
         let exit = status.and_then(|status| {
-            let signal = status.signal().map(Exit::Signal);
-            status.code().map(Exit::Status).or(signal)
+            let signal = status.signal().map(ProcessExit::Signal);
+            status.code().map(ProcessExit::Status).or(signal)
         });
         Finished {
             task: self.task,
@@ -314,20 +314,20 @@ mod tests {
     #[test]
     fn status_and_both_outputs_are_returned() {
         let finished = run("printf out; printf err >&2; exit 7", LONG);
-        assert_eq!(finished.exit, Ok(Exit::Status(7)));
+        assert_eq!(finished.exit, Ok(ProcessExit::Status(7)));
         assert_eq!((&finished.stdout[..], &finished.stderr[..]), (&b"out"[..], &b"err"[..]));
     }
 
     #[test]
     fn the_end_of_the_output_is_not_the_end_of_the_child() {
         let finished = run("printf out; exec >&- 2>&-; sleep 0.3; exit 7", LONG);
-        assert_eq!((finished.exit, finished.stdout), (Ok(Exit::Status(7)), b"out".to_vec()));
+        assert_eq!((finished.exit, finished.stdout), (Ok(ProcessExit::Status(7)), b"out".to_vec()));
     }
 
     #[test]
     fn an_output_that_somebody_else_keeps_open_does_not_delay_the_end() {
         let finished = run("sleep 600 & printf $!; exit 0", LONG);
-        assert_eq!(finished.exit, Ok(Exit::Status(0)));
+        assert_eq!(finished.exit, Ok(ProcessExit::Status(0)));
         // It was killed with its group. Only a first process that reaps no orphans leaves a zombie of it.
         wait_for_end(&String::from_utf8(finished.stdout).unwrap());
     }
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_signal_is_told() {
-        assert_eq!(run("kill -SEGV $$", LONG).exit, Ok(Exit::Signal(11)));
+        assert_eq!(run("kill -SEGV $$", LONG).exit, Ok(ProcessExit::Signal(11)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::first_line;
 use crate::engine::checks::worker_pool::WorkerId;
 use crate::engine::checks::worker_protocol;
-use crate::engine::checks::worker_protocol::{Nonsense, Reply};
+use crate::engine::checks::worker_protocol::{InvalidResponse, Reply};
 use crate::engine::espocrm::version::Convention;
 use crate::engine::limits::MAX_CHILD_OUTPUT;
 use crate::engine::time::Time;
@@ -52,12 +52,12 @@ pub(crate) struct Outcome {
     /// What it was asked for.
     pub errand: Errand,
     /// What came of it.
-    pub result: Result<Reply, Trouble>,
+    pub result: Result<Reply, Problem>,
 }
 
 /// Why a worker has not answered.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub(crate) enum Problem {
     /// The check took longer than it may. `begun`: the worker had begun it.
     TimedOut {
         /// Otherwise something keeps the worker from accepting requests.
@@ -254,21 +254,21 @@ impl Workers {
             {
                 sys::kill_group(worker.process.id());
             }
-            if let Some(trouble) = worker.flood() {
-                Err(trouble)
+            if let Some(problem) = worker.flood() {
+                Err(problem)
             } else if !told.has_address {
                 return;
             } else {
                 match worker.connect(registry, Token(token.0 + 1)) {
                     Ok(()) => return,
-                    Err(error) => Err(Trouble::NoGood(error.to_string())),
+                    Err(error) => Err(Problem::NoGood(error.to_string())),
                 }
             }
         } else {
             match worker.converse() {
                 Ok(None) => return,
                 Ok(Some(reply)) => Ok(reply),
-                Err(why) => Err(Trouble::NoGood(why)),
+                Err(why) => Err(Problem::NoGood(why)),
             }
         };
         self.finish(number / 2, result, outcomes);
@@ -294,7 +294,7 @@ impl Workers {
                 let why = format!("it ended ({how}){}", worker.complaint());
                 let Worker { id, call, .. } = self.running.remove(key);
                 if let Some(Call { errand, .. }) = call {
-                    let result = Err(Trouble::NoGood(why));
+                    let result = Err(Problem::NoGood(why));
                     outcomes.push(Outcome { worker: id, errand, result });
                 } else {
                     ended.push(id);
@@ -308,13 +308,13 @@ impl Workers {
         let overdue = |(key, worker): (usize, &Worker)| {
             if worker.address.is_none() && worker.start_by <= now {
                 let why = format!("it did not say where it listens{}", worker.complaint());
-                return Some((key, Trouble::NoGood(why)));
+                return Some((key, Problem::NoGood(why)));
             }
             let call = worker.call.as_ref()?;
             if call.deadline <= now {
-                return Some((key, Trouble::TimedOut { begun: call.begun }));
+                return Some((key, Problem::TimedOut { begun: call.begun }));
             }
-            (!call.begun && call.begin_by <= now).then_some((key, Trouble::NotBegun))
+            (!call.begun && call.begin_by <= now).then_some((key, Problem::NotBegun))
         };
         for (key, why) in self.running.iter().filter_map(overdue).collect::<Vec<_>>() {
             self.finish(key, Err(why), outcomes);
@@ -348,7 +348,7 @@ impl Workers {
     }
 
     /// A worker that has not answered is of no further use.
-    fn finish(&mut self, key: usize, result: Result<Reply, Trouble>, outcomes: &mut Vec<Outcome>) {
+    fn finish(&mut self, key: usize, result: Result<Reply, Problem>, outcomes: &mut Vec<Outcome>) {
         let Some(worker) = self.running.get_mut(key) else { return };
         let id = worker.id;
         let call = worker.call.take();
@@ -390,13 +390,13 @@ impl Worker {
     }
 
     /// Why it was killed while it ran a check, if it has printed too much.
-    fn flood(&self) -> Option<Trouble> {
+    fn flood(&self) -> Option<Problem> {
         let call = self.call.as_ref().filter(|_| self.printed > MAX_CHILD_OUTPUT)?;
         if self.address.is_some() && !call.begun {
             // PHP's web server prints without end that it can accept no more connections.
-            return Some(Trouble::NotBegun);
+            return Some(Problem::NotBegun);
         }
-        Some(Trouble::NoGood("it wrote more than 1 MiB to its error output".to_owned()))
+        Some(Problem::NoGood("it wrote more than 1 MiB to its error output".to_owned()))
     }
 
     /// Takes a piece of its error output. Whether it has just told where it listens.
@@ -459,13 +459,12 @@ impl Worker {
             }
         }
         let complete = ended || call.answer.len() >= MAX_ANSWER;
-        let reply =
-            worker_protocol::read(&call.answer, &call.nonce, complete).map_err(|Nonsense| {
-                match &*first_line(&call.answer) {
-                    "" => "it ended without an answer".to_owned(),
-                    line => format!("it answered {line}"),
-                }
-            })?;
+        let reply = worker_protocol::read(&call.answer, &call.nonce, complete).map_err(
+            |InvalidResponse| match &*first_line(&call.answer) {
+                "" => "it ended without an answer".to_owned(),
+                line => format!("it answered {line}"),
+            },
+        )?;
         if reply.is_some() && matches!(self.stdout.read(&mut buffer), Ok(1..)) {
             return Err("EspoCRM has printed past it".to_owned());
         }
@@ -514,13 +513,13 @@ fn kill(process: process::Child, dying: &mut Vec<Dying>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::checks::worker_pool::{Lane, Pool};
+    use crate::engine::checks::worker_pool::{Pool, Runner};
 
     #[test]
     fn a_killed_worker_that_does_not_exit_is_counted_until_it_is_reaped() {
         let poll = mio::Poll::new().unwrap();
         let mut workers = Workers::new(0);
-        let Some(Lane::New(id)) = Pool::new(1).take(Time::default(), 0) else { panic!() };
+        let Some(Runner::New(id)) = Pool::new(1).take(Time::default(), 0) else { panic!() };
         let mut command = Command::new("sleep");
         command.arg("600");
         workers.start(poll.registry(), Time::default(), id, command).unwrap();

@@ -1,45 +1,41 @@
-//! Why the daemon cannot go on.
+//! Why a command ends without success.
 
 use std::fmt;
 
 use crate::engine::printable::{printable, printable_lines};
 
-/// An error that ends the program: what happened, to what, and what to do about it.
+/// Why a command ends before it has done what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fatal(Option<String>);
+pub enum Exit {
+    /// A signal ended it while it was starting: not a failure.
+    Stopped,
+    /// An error: what happened, to what, and what to do about it.
+    Failed(String),
+}
 
 /// The result of what can end the program.
-pub(crate) type Result<T> = std::result::Result<T, Fatal>;
+pub(crate) type Result<T> = std::result::Result<T, Exit>;
 
-impl Fatal {
-    /// For the administrator's eyes: never with a secret in it. Line feeds in it come from outside
-    /// and are escaped, as is everything else that is not printable.
-    pub fn new(message: impl AsRef<str>) -> Self {
-        Self(Some(printable(message.as_ref())))
+impl Exit {
+    /// An error in one line, without secrets. Line feeds and other characters that are not printable
+    /// are escaped, since they come from outside.
+    pub fn error(message: impl AsRef<str>) -> Self {
+        Self::Failed(printable(message.as_ref()))
     }
 
-    /// The same for a message of several lines. Text from outside in it must be escaped already.
-    pub fn lines(message: impl AsRef<str>) -> Self {
-        Self(Some(printable_lines(message.as_ref())))
-    }
-
-    /// A signal has ended the start.
-    #[must_use]
-    pub fn stopped() -> Self {
-        Self(None)
-    }
-
-    /// Whether that is what was wanted.
-    #[must_use]
-    pub fn is_stop(&self) -> bool {
-        self.0.is_none()
+    /// An error in several lines. Text from outside in it must be escaped already.
+    pub fn error_lines(message: impl AsRef<str>) -> Self {
+        Self::Failed(printable_lines(message.as_ref()))
     }
 }
 
-impl fmt::Display for Fatal {
+impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_deref().unwrap_or("A signal has ended the start."))
+        f.write_str(match self {
+            Self::Stopped => "A signal ended the start.",
+            Self::Failed(message) => message,
+        })
     }
 }
 
-impl std::error::Error for Fatal {}
+impl std::error::Error for Exit {}

@@ -22,7 +22,7 @@ use fold::Again;
 use super::sys;
 use crate::engine::printable::{Printable, PrintableLines};
 use crate::engine::time::Time;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 
 /// Starts the log, in `file` if one is given; later calls do not change how it looks. Each line is the
 /// time in UTC, the level and the text; in systemd's journal, which knows the time, a priority and the
@@ -71,7 +71,7 @@ pub fn reopen(path: &Path) -> Result<()> {
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | follow);
     let opened = options.open(path).and_then(|file| sys::replace_standard_error(&file));
     opened.map_err(|error| {
-        Fatal::new(format!(
+        Exit::error(format!(
             "The log file {} cannot be opened: {error}. Its directory must exist and this user be \
              allowed to write there; see log_file.",
             path.display()

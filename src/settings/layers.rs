@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{DEFAULT_FILE, Own, Source, Sourced};
+use super::{DEFAULT_FILE, Overrides, Source, Sourced};
 use crate::espocrm::RunAs;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 
 /// Our own settings: the command line's, then the file's.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
-    flags: Own,
-    file: Own,
+    flags: Overrides,
+    file: Overrides,
     /// The file's name, if the command line names one.
     path: Option<PathBuf>,
     run_as: RunAs,
@@ -19,7 +19,7 @@ pub struct Layers {
 impl Layers {
     /// The command line alone.
     #[must_use]
-    pub fn of_flags(flags: Own) -> Self {
+    pub fn of_flags(flags: Overrides) -> Self {
         Self { flags, ..Self::default() }
     }
 
@@ -27,7 +27,7 @@ impl Layers {
     ///
     /// # Errors
     /// If it cannot be read or understood: where, and what is wrong.
-    pub fn new(flags: Own, path: Option<PathBuf>) -> Result<Self> {
+    pub fn new(flags: Overrides, path: Option<PathBuf>) -> Result<Self> {
         let mut layers = Self { flags, path, ..Self::default() };
         layers.read_file()?;
         Ok(layers)
@@ -59,7 +59,7 @@ impl Layers {
     /// # Errors
     /// If it cannot be read or understood; what it said before stays.
     pub fn read_file(&mut self) -> Result<()> {
-        self.file = Own::from_file(self.path.as_deref())?;
+        self.file = Overrides::from_file(self.path.as_deref())?;
         Ok(())
     }
 
@@ -70,7 +70,7 @@ impl Layers {
     pub fn root(&self) -> Result<&Path> {
         let root = self.flags.espocrm.as_deref().or(self.file.espocrm.as_deref());
         root.ok_or_else(|| {
-            Fatal::new(format!(
+            Exit::error(format!(
                 "Which EspoCRM? Name its directory by --espocrm DIR, or by a line such as \
                  espocrm = \"/var/www/html\" in {DEFAULT_FILE}."
             ))
@@ -100,7 +100,7 @@ impl Layers {
     /// Who sets this: the command line, the file, EspoCRM or nobody.
     pub(super) fn pick<T>(
         &self,
-        own: impl Fn(&Own) -> Option<T>,
+        own: impl Fn(&Overrides) -> Option<T>,
         espocrm: impl FnOnce() -> Option<Sourced<T>>,
         default: T,
     ) -> Sourced<T> {

@@ -13,13 +13,13 @@ use crate::engine::limits::MIN_HELD;
 use crate::engine::printable::{Printable, printable};
 use crate::engine::protocol::client_address::Network;
 use crate::engine::protocol::origin::{NoOrigin, Origin};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::regular_file;
 use crate::settings::suggest::did_you_mean;
 
 /// What may stand in the configuration file; the flags of the command line have the same names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Own {
+pub struct Overrides {
     /// EspoCRM's root directory.
     pub espocrm: Option<PathBuf>,
     /// PHP's command line.
@@ -50,12 +50,12 @@ pub struct Own {
     pub max_checks: Option<usize>,
     /// After which a check is killed.
     pub check_timeout: Option<Span>,
-    /// Between two reviews of what a user was granted.
-    pub review_interval: Option<SpanOrZero>,
+    /// Between two rechecks of what a user was granted.
+    pub recheck_interval: Option<SpanOrZero>,
     /// Between two pings of a connection.
     pub ping_interval: Option<Span>,
     /// For how long a grant counts for whoever asks for the same.
-    pub verdict_reuse: Option<SpanOrZero>,
+    pub check_cache: Option<SpanOrZero>,
     /// Whether PHP workers check access.
     pub worker: Option<bool>,
     /// Where the control socket is.
@@ -98,7 +98,7 @@ pub enum Allowed {
 struct Setting {
     name: &'static str,
     /// Sets it to what a text says; one that is a list gets one item more.
-    set: fn(&mut Own, &str) -> std::result::Result<(), String>,
+    set: fn(&mut Overrides, &str) -> std::result::Result<(), String>,
 }
 
 /// Every setting.
@@ -118,9 +118,9 @@ const SETTINGS: [Setting; 21] = [
     Setting { name: "max_buffered", set: |own, text| buffered(&mut own.max_buffered, text) },
     Setting { name: "max_checks", set: |own, text| limit(&mut own.max_checks, text) },
     Setting { name: "check_timeout", set: |own, text| put(&mut own.check_timeout, text) },
-    Setting { name: "review_interval", set: |own, text| put(&mut own.review_interval, text) },
+    Setting { name: "recheck_interval", set: |own, text| put(&mut own.recheck_interval, text) },
     Setting { name: "ping_interval", set: |own, text| put(&mut own.ping_interval, text) },
-    Setting { name: "verdict_reuse", set: |own, text| put(&mut own.verdict_reuse, text) },
+    Setting { name: "check_cache", set: |own, text| put(&mut own.check_cache, text) },
     Setting { name: "worker", set: |own, text| put(&mut own.worker, text) },
     Setting { name: "control", set: |own, text| put(&mut own.control, text) },
     Setting { name: "metrics", set: |own, text| address(&mut own.metrics, text) },
@@ -129,7 +129,7 @@ const SETTINGS: [Setting; 21] = [
 /// Read if no other file is named and this one exists.
 pub const DEFAULT_FILE: &str = "/etc/espocrm-websocket/config.toml";
 
-impl Own {
+impl Overrides {
     /// Reads the configuration file: `named`, or else the usual one if it exists.
     ///
     /// # Errors
@@ -139,13 +139,13 @@ impl Own {
         match Self::text_of(path) {
             Ok(text) => Self::from_toml(&text).map_err(|mistakes| {
                 let told = |mistake: &str| format!("{}: {mistake}", Printable(path.display()));
-                Fatal::lines(mistakes.lines().map(told).collect::<Vec<_>>().join("\n"))
+                Exit::error_lines(mistakes.lines().map(told).collect::<Vec<_>>().join("\n"))
             }),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }
             Err(error) => {
-                Err(Fatal::new(format!("{}: {error}. Check the file's name.", path.display())))
+                Err(Exit::error(format!("{}: {error}. Check the file's name.", path.display())))
             }
         }
     }
@@ -343,16 +343,16 @@ mod tests {
 
     #[test]
     fn every_setting_can_be_set() {
-        let own = Own::from_toml(
+        let own = Overrides::from_toml(
             "espocrm = '/srv/crm'\nphp = '/usr/bin/php8.2'\nlisten = '[::1]:9000'\n\
              zeromq = 'tcp://127.0.0.1:5556'\ndebug = true\nlog_file = 'data/logs/websocket.log'\nmax_connections = 500\n\
              max_per_address = 100\nmax_per_user = 0\ntrusted_proxies = ['10.0.0.0/8', '::1']\n\
              proxy_protocol = true\norigins = ['same-site', 'https://portal.example.com/']\n\
-             max_buffered = '16MiB'\nmax_checks = 1\ncheck_timeout = '10s'\nreview_interval = 0\n\
-             ping_interval = 20\nverdict_reuse = 0\nworker = false\n\
+             max_buffered = '16MiB'\nmax_checks = 1\ncheck_timeout = '10s'\nrecheck_interval = 0\n\
+             ping_interval = 20\ncheck_cache = 0\nworker = false\n\
              control = '/run/a/control.sock'\nmetrics = '127.0.0.1:9170'\n",
         );
-        let expected = Own {
+        let expected = Overrides {
             espocrm: Some("/srv/crm".into()),
             php: Some("/usr/bin/php8.2".into()),
             listen: Some(Listen { address: "::1".parse().unwrap(), port: Some(9000) }),
@@ -371,24 +371,28 @@ mod tests {
             max_buffered: Some(Size::bytes(16 << 20)),
             max_checks: Some(1),
             check_timeout: Some(Duration::from_secs(10).into()),
-            review_interval: Some(Duration::ZERO.into()),
+            recheck_interval: Some(Duration::ZERO.into()),
             ping_interval: Some(Duration::from_secs(20).into()),
-            verdict_reuse: Some(Duration::ZERO.into()),
+            check_cache: Some(Duration::ZERO.into()),
             worker: Some(false),
             control: Some(ControlAt::Path("/run/a/control.sock".into())),
             metrics: Some("127.0.0.1:9170".parse().unwrap()),
         };
         assert_eq!(own, Ok(expected));
-        assert_eq!(Own::from_toml(""), Ok(Own::default()));
+        assert_eq!(Overrides::from_toml(""), Ok(Overrides::default()));
     }
 
     #[test]
     fn the_file_that_is_shipped_names_every_setting() {
         const SHIPPED: &str = include_str!("../../packaging/config.toml");
-        let shipped = Own::from_toml(SHIPPED).unwrap();
-        assert_eq!(shipped, Own { espocrm: Some("/var/www/html".into()), ..Own::default() });
-        let all = Own::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
-        let Own {
+        let shipped = Overrides::from_toml(SHIPPED).unwrap();
+        assert_eq!(
+            shipped,
+            Overrides { espocrm: Some("/var/www/html".into()), ..Overrides::default() }
+        );
+        let all =
+            Overrides::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
+        let Overrides {
             espocrm: Some(_),
             php: Some(_),
             listen: Some(_),
@@ -404,9 +408,9 @@ mod tests {
             max_buffered: Some(_),
             max_checks: Some(_),
             check_timeout: Some(_),
-            review_interval: Some(_),
+            recheck_interval: Some(_),
             ping_interval: Some(_),
-            verdict_reuse: Some(_),
+            check_cache: Some(_),
             worker: Some(_),
             control: Some(_),
             metrics: Some(_),
@@ -428,7 +432,7 @@ mod tests {
             ("\ndebug = 'maybe'", "debug"),
             ("debug = true\ndebug = true", "duplicate key: `debug`"),
             ("\nping_interval = 0", "a length of time is expected"),
-            ("\nreview_interval = 'off'", "a length of time is expected"),
+            ("\nrecheck_interval = 'off'", "a length of time is expected"),
             ("\nping_interval = 'soon'", "a length of time is expected"),
             ("\ntrusted_proxies = ['proxy']", "proxy"),
             ("\norigins = ['*']", "an origin is expected"),
@@ -444,7 +448,7 @@ mod tests {
             ("\nx", "line 2"),
             ("\nphp = '\u{1b}[2J'", "\\u{1b}"),
         ] {
-            let error = Own::from_toml(text).unwrap_err();
+            let error = Overrides::from_toml(text).unwrap_err();
             assert!(error.contains(mistake) && error.contains("line 2"), "{error}");
         }
     }
@@ -452,7 +456,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let text = "worker = 1\nphp = 'x'\nlistne = '::'\nmax_connections = 10_000\ndebug = 'no'";
-        let mistakes = Own::from_toml(text).unwrap_err();
+        let mistakes = Overrides::from_toml(text).unwrap_err();
         let lines: Vec<_> = mistakes.lines().map(|line| line.split_once(": ").unwrap().0).collect();
         assert_eq!(lines, ["line 1", "line 3", "line 5"], "{mistakes}");
     }

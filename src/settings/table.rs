@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{Means, Settings, Size, Source, Sourced, Span};
-use crate::engine::espocrm::category::Access;
+use super::{CheckMode, Settings, Size, Source, Sourced, Span};
+use crate::engine::espocrm::category::SubscribePolicy;
 
 /// A setting in force. One that goes on with the one before it has no name.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,12 +73,12 @@ impl Settings {
         row("max_checks", &self.max_checks.value, &self.max_checks.source);
         let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
         row("check_timeout", &Span::from(timeout.value), &timeout.source);
-        let review = &self.review_interval;
-        row("review_interval", &Span::from(review.value), &review.source);
+        let recheck = &self.recheck_interval;
+        row("recheck_interval", &Span::from(recheck.value), &recheck.source);
         row("ping_interval", &Span::from(interval.value), &interval.source);
-        let reuse = &self.verdict_reuse;
-        row("verdict_reuse", &Span::from(reuse.value), &reuse.source);
-        row("checks by", &self.means.value, &self.means.source);
+        let reuse = &self.check_cache;
+        row("check_cache", &Span::from(reuse.value), &reuse.source);
+        row("checks by", &self.check_mode.value, &self.check_mode.source);
         row("control", &self.control.value, &self.control.source);
         match &self.metrics.value {
             None => row("metrics", &"off", &self.metrics.source),
@@ -100,18 +100,18 @@ impl fmt::Display for Settings {
             let topic =
                 (name.to_owned() + &segments.collect::<String>()).escape_debug().to_string();
             match &category.access {
-                Access::Everybody => writeln!(f, "  {topic:<34}open to every user")?,
-                Access::Checked(_, command) => {
+                SubscribePolicy::Everybody => writeln!(f, "  {topic:<34}open to every user")?,
+                SubscribePolicy::Checked(_, command) => {
                     writeln!(f, "  {topic:<34}{}", command.escape_debug())?;
                 }
-                Access::Nobody(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
+                SubscribePolicy::Nobody(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
             }
         }
         Ok(())
     }
 }
 
-impl fmt::Display for Means {
+impl fmt::Display for CheckMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Workers(1) => f.write_str("a warm PHP worker"),

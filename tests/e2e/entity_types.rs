@@ -78,7 +78,7 @@ fn a_database_that_is_down_denies_nothing() {
 #[test]
 fn a_topic_whose_check_always_fails_does_not_hide_that_logins_fail() {
     let standin = Standin::new();
-    let mut daemon = Daemon::start_with(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::start_with(&standin, &["--check-cache", "0"]);
     let mut alice = daemon.connect("alice");
     alice.subscribe(UNKNOWN);
     daemon.wait_for("A subscription could not be checked");

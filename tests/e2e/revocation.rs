@@ -12,7 +12,7 @@ const RECORD: &str = "recordUpdate.Account.1";
 const DENIED: &str = "check access failed for topic recordUpdate.Account.1 for user alice";
 
 fn start(standin: &Standin) -> Daemon {
-    Daemon::start_with(standin, &["--review-interval", "100ms"])
+    Daemon::start_with(standin, &["--recheck-interval", "100ms"])
 }
 
 /// A tab of alice's that sees two records.
@@ -85,7 +85,7 @@ fn an_espocrm_that_fails_takes_nothing_away() {
                 let mut alice = alice(&mut daemon);
                 standin.set("failure", failure);
                 runs(&standin, TOKEN, 2);
-                daemon.wait_for("It was granted before, and stays so until the next review");
+                daemon.wait_for("It was granted before, and stays so until the next recheck");
                 Php::send(&daemon.zeromq, &[update(1)]);
                 alice.expect_event(&update(1));
                 standin.unset("failure");
@@ -103,13 +103,13 @@ fn a_topic_that_cannot_be_checked_again_stays() {
     let fail = "case $2 in AclCheck) \
         if [ -e data/standin/no-acl ]; then echo >> data/standin/no-acl; exit 255; fi;; esac";
     let php = standin.php("php", fail);
-    let mut daemon = Daemon::start_with(&standin, &["--review-interval", "100ms", "--php", &php]);
+    let mut daemon = Daemon::start_with(&standin, &["--recheck-interval", "100ms", "--php", &php]);
     let mut alice = alice(&mut daemon);
     standin.set("no-acl", "");
     let failed = standin.path().join("data/standin/no-acl");
     let failures = || std::fs::read_to_string(&failed).unwrap().lines().count();
-    // Two topics, at two reviews at least.
-    eventually("reviews fail", || failures() >= 5);
+    // Two topics, at two rechecks at least.
+    eventually("rechecks fail", || failures() >= 5);
     Php::send(&daemon.zeromq, &[update(1), update(2)]);
     alice.expect_events(&[update(1), update(2)]);
     assert!(!daemon.log().iter().any(|line| line.contains("check access failed")));
@@ -126,11 +126,11 @@ fn the_tabs_of_a_user_share_one_run_of_each_check() {
     let subscribed = standin.count(READ);
     standin.hold("id=1 ");
     set_interval(&mut daemon, &file, "100ms");
-    wait(&mut tabs, "the record is reviewed", || standin.count(READ) > subscribed);
+    wait(&mut tabs, "the record is rechecked", || standin.count(READ) > subscribed);
     standin.set("denied", "1\n");
-    // Other reviews go on meanwhile, and do not ask for it again.
+    // Other rechecks go on meanwhile, and do not ask for it again.
     let before = standin.count(TOKEN);
-    wait(&mut tabs, "reviews go on", || standin.count(TOKEN) >= before + 2);
+    wait(&mut tabs, "rechecks go on", || standin.count(TOKEN) >= before + 2);
     standin.release();
     let denied = || daemon.log().iter().filter(|it| it.ends_with(DENIED)).count();
     wait(&mut tabs, "all are denied by it", || denied() == 3);
@@ -141,7 +141,7 @@ fn the_tabs_of_a_user_share_one_run_of_each_check() {
     let before = standin.count(TOKEN);
     standin.hold("AuthTokenCheck");
     set_interval(&mut daemon, &file, "100ms");
-    wait(&mut tabs, "the token is reviewed", || standin.count(TOKEN) > before);
+    wait(&mut tabs, "the token is rechecked", || standin.count(TOKEN) > before);
     standin.set("bad-tokens", "tok-alice\n");
     // Events are delivered while it runs.
     Php::send(&daemon.zeromq, &[update(2)]);
@@ -158,7 +158,7 @@ fn the_tabs_of_a_user_share_one_run_of_each_check() {
 #[test]
 fn with_no_interval_nothing_is_checked_again() {
     let standin = Standin::new();
-    let flags = ["--review-interval", "0", "--ping-interval", "1s"];
+    let flags = ["--recheck-interval", "0", "--ping-interval", "1s"];
     let mut daemon = Daemon::start_with(&standin, &flags);
     let mut alice = alice(&mut daemon);
     let runs = standin.runs();
@@ -176,7 +176,7 @@ fn a_reload_takes_up_another_interval() {
     assert_eq!(standin.count(TOKEN), 1);
 
     set_interval(&mut daemon, &file, "100ms");
-    wait(&mut tabs, "it is reviewed", || standin.count(TOKEN) > 3);
+    wait(&mut tabs, "it is rechecked", || standin.count(TOKEN) > 3);
 
     set_interval(&mut daemon, &file, "0");
     settle(&daemon, &mut tabs);
@@ -185,17 +185,17 @@ fn a_reload_takes_up_another_interval() {
     assert_eq!(standin.runs(), runs);
 }
 
-/// A daemon without reviews, and the file in which they can be turned on.
+/// A daemon without rechecks, and the file in which they can be turned on.
 fn start_without(standin: &Standin) -> (Daemon, PathBuf) {
     let file = standin.path().join("own.toml");
-    std::fs::write(&file, "review_interval = 0").unwrap();
-    // Each ping is a look at whether a review is due.
+    std::fs::write(&file, "recheck_interval = 0").unwrap();
+    // Each ping is a look at whether a recheck is due.
     let flags = ["--ping-interval", "1s", "--config", file.to_str().unwrap()];
     (Daemon::start_with(standin, &flags), file)
 }
 
 fn set_interval(daemon: &mut Daemon, file: &Path, interval: &str) {
-    std::fs::write(file, format!("review_interval = '{interval}'")).unwrap();
+    std::fs::write(file, format!("recheck_interval = '{interval}'")).unwrap();
     daemon.reload("have changed");
 }
 

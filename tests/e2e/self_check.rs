@@ -79,7 +79,7 @@ fn grants_nothing(
     repair: impl Fn(),
 ) {
     let php = standin.php("php", shell);
-    let flags = ["--php", &php, "--verdict-reuse", "0"];
+    let flags = ["--php", &php, "--check-cache", "0"];
     let start = if with_workers { Daemon::with_workers } else { Daemon::start_with };
     let mut daemon = start(standin, &flags);
     let mut alice = daemon.connect("alice");
@@ -159,7 +159,7 @@ fn a_random_token_that_is_taken_for_any_user_is_accepted() {
 #[test]
 fn the_plain_command_and_each_worker_must_reject_a_random_token() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     assert_eq!(standin.self_checks(), ["plain"]);
     daemon.connect("alice");
     daemon.connect("bob");
@@ -242,7 +242,7 @@ fn a_worker_that_accepts_any_token_grants_nothing() {
         echo $text;
         return $text === '' ? 1 : 0;";
     std::fs::write(dir.join("AuthTokenCheck.php"), code).unwrap();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     daemon.wait_for("A PHP worker accepted a random token");
     daemon.connect("alice");

@@ -99,7 +99,7 @@ fn serving(standin: &Standin, flags: &[&str]) -> Command {
         "127.0.0.1",
         "--debug",
     ]);
-    command.args(["--no-worker", "--verdict-reuse", "0"]).args(flags);
+    command.args(["--no-worker", "--check-cache", "0"]).args(flags);
     command.arg("--espocrm").arg(standin.path());
     // What a killed daemon leaves behind goes with the stand-in.
     command.env("TMPDIR", standin.path());

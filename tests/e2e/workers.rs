@@ -5,7 +5,7 @@ mod attacks;
 mod fairness;
 mod killing;
 mod life;
-mod means;
+mod mode;
 mod no_good;
 mod outage;
 mod secrets;
@@ -35,9 +35,9 @@ fn worker(daemon: &Daemon) -> u32 {
 }
 
 /// Expects that all runs so far were done so.
-fn expect_means(standin: &Standin, means: &str) {
-    let all = standin.means();
-    assert!(!all.is_empty() && all.iter().all(|it| it == means), "{all:?}");
+fn expect_mode(standin: &Standin, mode: &str) {
+    let all = standin.modes();
+    assert!(!all.is_empty() && all.iter().all(|it| it == mode), "{all:?}");
 }
 
 fn cores() -> usize {

@@ -2,7 +2,7 @@
 //! in any order and late, closes at any moment and reloads, beside a naive model of what must come
 //! of it. After each step the two are compared.
 //!
-//! A failing seed is printed. `SIMULATION_SEED=… cargo test --test simulation` replays it and tells
+//! A failing seed is printed. `SEED=… cargo test --test simulation` replays it and tells
 //! each step.
 
 #![allow(
@@ -35,7 +35,7 @@ const STEPS: usize = 1_500;
 
 #[test]
 fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
-    if let Ok(seed) = std::env::var("SIMULATION_SEED") {
+    if let Ok(seed) = std::env::var("SEED") {
         World::new(Choices::seed(seed.parse().expect("a number")), true).run(STEPS);
         return;
     }
@@ -44,7 +44,7 @@ fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
         match catch_unwind(AssertUnwindSafe(|| World::new(Choices::seed(seed), false).run(STEPS))) {
             Ok(these) => seen.add(&these),
             Err(panic) => {
-                eprintln!("Replay by: SIMULATION_SEED={seed} cargo test --test simulation");
+                eprintln!("Replay by: SEED={seed} cargo test --test simulation");
                 resume_unwind(panic);
             }
         }

@@ -9,19 +9,19 @@ use espocrm_websocket::engine::time::Time;
 /// Every connection that is open.
 #[derive(Default)]
 pub(super) struct Model {
-    pub conns: BTreeMap<ConnId, Conn>,
+    pub conns: BTreeMap<ConnId, Connection>,
 }
 
-pub(super) struct Conn {
+pub(super) struct Connection {
     pub user: String,
     pub token: String,
     pub authenticated: bool,
     /// Whether its token is still good is being asked.
-    pub review: Option<Ticket>,
+    pub recheck: Option<Ticket>,
     /// When that was asked last.
     pub asked: Option<Time>,
     /// When it was last known that it is, or that this cannot be found out.
-    pub reviewed: Time,
+    pub rechecked: Time,
     pub subscriptions: BTreeMap<String, Status>,
 }
 
@@ -35,29 +35,29 @@ pub(super) enum Status {
     Waiting(Ticket),
     Granted,
     /// The same, and this ticket's check tells whether it stays so.
-    Reviewing(Ticket),
+    Rechecking(Ticket),
 }
 
 impl Status {
     pub(super) fn is_granted(self) -> bool {
-        matches!(self, Self::Granted | Self::Reviewing(_))
+        matches!(self, Self::Granted | Self::Rechecking(_))
     }
 
     /// The check of which it needs the verdict.
     pub(super) fn ticket(self) -> Option<Ticket> {
         match self {
-            Self::Waiting(ticket) | Self::Reviewing(ticket) => Some(ticket),
+            Self::Waiting(ticket) | Self::Rechecking(ticket) => Some(ticket),
             Self::Held | Self::Delayed | Self::Granted => None,
         }
     }
 }
 
-impl Conn {
+impl Connection {
     /// Whether this ticket's verdict means anything to it.
     pub(super) fn waits_for(&self, ticket: Ticket) -> bool {
         let login = ticket.serial == Ticket::AUTHENTICATION && !self.authenticated;
         let mut topics = self.subscriptions.values();
-        login || self.review == Some(ticket) || topics.any(|it| it.ticket() == Some(ticket))
+        login || self.recheck == Some(ticket) || topics.any(|it| it.ticket() == Some(ticket))
     }
 }
 
@@ -112,7 +112,7 @@ pub(super) fn categories(edition: u32) -> serde_json::Value {
 impl Model {
     /// Who must receive a message, in order.
     pub(super) fn receivers(&self, topic: &str, user: Option<&str>) -> Vec<ConnId> {
-        let may_see = |conn: &Conn| {
+        let may_see = |conn: &Connection| {
             conn.authenticated
                 && conn.subscriptions.get(topic).is_some_and(|status| status.is_granted())
                 && user.is_none_or(|user| user == conn.user)
@@ -122,10 +122,10 @@ impl Model {
 
     /// How many tickets wait for a verdict.
     pub(super) fn waiting(&self) -> usize {
-        let waits = |conn: &Conn| {
+        let waits = |conn: &Connection| {
             let statuses = conn.subscriptions.values();
             let topics = statuses.filter(|status| status.ticket().is_some()).count();
-            topics + usize::from(!conn.authenticated) + usize::from(conn.review.is_some())
+            topics + usize::from(!conn.authenticated) + usize::from(conn.recheck.is_some())
         };
         self.conns.values().map(waits).sum()
     }

@@ -5,10 +5,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::admin::setup::{Files, UNITS, drop_ins, failed};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 
 /// A unit of the administrator's, and what there was of it besides its files.
-pub(super) struct Kept {
+pub(super) struct Backup {
     pub unit: String,
     /// The one that takes its place.
     pub service: String,
@@ -22,7 +22,7 @@ pub(super) struct Kept {
 /// file beside it, which is written last and removed first.
 const PLACE: &str = "/var/lib/espocrm-websocket/adopted";
 
-impl Kept {
+impl Backup {
     /// A unit as it is now.
     pub(super) fn of(files: &Files, unit: &str, service: &str, active: bool) -> Self {
         let links = links(files, unit);
@@ -97,7 +97,7 @@ impl Kept {
         let place = kept(&self.unit, "");
         let was = files.read(&place).map_err(|error| failed(&place, "read", &error))?;
         match files.read(&path) {
-            Ok(is) if is != was => Err(Fatal::new(format!(
+            Ok(is) if is != was => Err(Exit::error(format!(
                 "{} is there, and is another than that in {}. Nothing was changed. Move one of them \
                  away.",
                 path.display(),

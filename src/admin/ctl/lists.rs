@@ -36,7 +36,7 @@ pub(super) fn table(list: List, answer: &Json) -> String {
             number(item, "/id").to_string(),
             span(number(item, "/seconds")),
             count(item, "/subscriptions"),
-            count(item, "/held_bytes"),
+            count(item, "/buffered_bytes"),
             text(item, "/stage"),
             text(item, "/address"),
             text(item, "/user"),
@@ -123,7 +123,7 @@ mod tests {
         );
         let connections = json!({"total": 1, "connections": [{
             "id": 57, "user": null, "address": "192.0.2.1", "stage": "login", "seconds": 61,
-            "subscriptions": 2, "held_bytes": 300,
+            "subscriptions": 2, "buffered_bytes": 300,
         }]});
         assert_eq!(
             table(List::Connections, &connections),

@@ -73,10 +73,10 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
         ],
     );
     let mut dropped = counted(status, "/messages/dropped");
-    dropped.extend(some("socket_renewed", number(status, "/messages/bus_rebuilt")));
+    dropped.extend(some("socket_renewed", number(status, "/messages/zmq_restarts")));
     screen.row("  dropped", &or_none(dropped));
 
-    let by = text(status, "/checks/by");
+    let by = text(status, "/checks/mode");
     let checks = number(status, "/checks/count");
     let average = number(status, "/checks/milliseconds").checked_div(checks).unwrap_or(0);
     screen.row(
@@ -88,7 +88,8 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
             format!("waiting {}", count(status, "/checks/queued")),
         ],
     );
-    for (kind, label) in [("login", "  login"), ("subscription", "  topic"), ("review", "  review")]
+    for (kind, label) in
+        [("login", "  login"), ("subscription", "  topic"), ("recheck", "  recheck")]
     {
         let of_kind = format!("/checks/{kind}");
         if status.pointer(&of_kind).is_some_and(|counts| sum(counts) > 0) {
@@ -102,11 +103,11 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
             format!("{average} ms each"),
             format!("workers {}", count(status, "/checks/runs/worker")),
             format!("plain PHP {}", count(status, "/checks/runs/plain")),
-            format!("reused {}", count(status, "/checks/reused")),
+            format!("reused {}", count(status, "/checks/cached")),
             format!("PHP's processor time {} s", tenths(php.as_millis() / 100)),
         ],
     );
-    let mut hit = counted(status, "/left_out");
+    let mut hit = counted(status, "/limit_hits");
     hit.extend(some("failed_workers", number(status, "/checks/worker_failures")));
     hit.extend(some("failed_reloads", number(status, "/reloads/failed")));
     if !hit.is_empty() {
@@ -120,7 +121,7 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
                 megabytes(number(status, "/memory/resident_bytes")),
                 megabytes(number(status, "/memory/worst_case_bytes"))
             ),
-            format!("held by connections {}", megabytes(number(status, "/memory/held_bytes"))),
+            format!("held by connections {}", megabytes(number(status, "/memory/buffered_bytes"))),
         ],
     );
     screen.row(
@@ -129,7 +130,7 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
             format!("per user {}", count(status, "/settings/max_per_user")),
             format!("per address {}", count(status, "/settings/max_per_address")),
             format!("checks {}", count(status, "/settings/max_checks")),
-            format!("reviews {}", text(status, "/settings/review_interval")),
+            format!("rechecks {}", text(status, "/settings/recheck_interval")),
             format!("pings {}", text(status, "/settings/ping_interval")),
         ],
     );
@@ -142,7 +143,7 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
 /// The same in one line.
 pub(super) fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
     let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
-    let troubles = status.get("troubles").and_then(Json::as_array).map_or(0, Vec::len);
+    let problems = status.get("problems").and_then(Json::as_array).map_or(0, Vec::len);
     [
         format!("connections {}", count(status, "/connections/open")),
         format!("messages {}", rate("messages", "/messages/received")),
@@ -151,7 +152,7 @@ pub(super) fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
         format!("checks {}", rate("checks", "/checks/count")),
         format!("waiting {}", count(status, "/checks/queued")),
         format!("memory {}", megabytes(number(status, "/memory/resident_bytes"))),
-        if troubles == 0 { "serving".to_owned() } else { text(status, "/troubles/0") },
+        if problems == 0 { "serving".to_owned() } else { text(status, "/problems/0") },
     ]
     .join(", ")
 }
@@ -177,16 +178,16 @@ impl Screen {
             text(status, "/listen"),
             text(status, "/zeromq")
         );
-        let troubles: Vec<&str> = status
-            .get("troubles")
+        let problems: Vec<&str> = status
+            .get("problems")
             .and_then(Json::as_array)
-            .map(|troubles| troubles.iter().filter_map(Json::as_str).collect())
+            .map(|problems| problems.iter().filter_map(Json::as_str).collect())
             .unwrap_or_default();
-        if troubles.is_empty() {
+        if problems.is_empty() {
             self.row("Serving", &[places]);
         } else {
-            for trouble in troubles {
-                self.row("TROUBLE", &[printable(trouble)]);
+            for problem in problems {
+                self.row("TROUBLE", &[printable(problem)]);
             }
             self.row("At", &[places]);
         }
@@ -319,27 +320,27 @@ mod tests {
         let warning = json!({"at": "2026-01-31T12:59:59.999Z", "level": "WARN", "text": long});
         json!({
             "version": long, "espocrm": long, "root": long, "listen": long, "zeromq": long,
-            "uptime_seconds": many, "tls": true, "troubles": [long, "a", "b", long],
+            "uptime_seconds": many, "tls": true, "problems": [long, "a", "b", long],
             "connections": {
                 "open": many, "max": many, "users": many, "opened": many,
                 "refused": all(End::NAMES, many), "ended": all(End::NAMES, many),
                 "accept_failures": many,
             },
             "subscriptions": {long.clone(): many, "b": many, "c": 0},
-            "left_out": all(LimitHit::NAMES, many),
+            "limit_hits": all(LimitHit::NAMES, many),
             "messages": {
-                "received": many, "deliveries": many, "bus_rebuilt": many,
+                "received": many, "deliveries": many, "zmq_restarts": many,
                 "dropped": all(Rejection::NAMES, many),
             },
             "checks": {
-                "by": long, "running": many, "queued": many, "login": checks,
-                "subscription": checks, "review": checks, "reused": many, "count": many,
+                "mode": long, "running": many, "queued": many, "login": checks,
+                "subscription": checks, "recheck": checks, "cached": many, "count": many,
                 "runs": {"worker": many, "plain": many}, "worker_failures": many,
                 "milliseconds": many, "php_cpu_milliseconds": many,
             },
             "reloads": {"failed": many},
-            "memory": {"resident_bytes": many, "worst_case_bytes": many, "held_bytes": many},
-            "settings": {"max_per_user": many, "review_interval": long},
+            "memory": {"resident_bytes": many, "worst_case_bytes": many, "buffered_bytes": many},
+            "settings": {"max_per_user": many, "recheck_interval": long},
             "warnings": vec![warning; 10],
         })
     }
@@ -366,7 +367,7 @@ mod tests {
     fn troubles_come_first_and_the_latest_warning_before_earlier_ones() {
         let warning = |text: &str| json!({"at": "2026-01-31T12:59:59.999Z", "text": text});
         let status = json!({
-            "troubles": ["The limit is reached."], "warnings": [warning("a"), warning("b\n")],
+            "problems": ["The limit is reached."], "warnings": [warning("a"), warning("b\n")],
         });
         let lines = screen(&status, None, Size::USUAL);
         assert_eq!(lines[1], "TROUBLE       The limit is reached.");

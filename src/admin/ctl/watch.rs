@@ -12,7 +12,7 @@ use super::screen::{self, Size};
 use super::{Client, parse, print, print_while_read};
 use crate::engine::printable::printable_json;
 use crate::platform::clock;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::signals::Signals;
 use crate::platform::sys::{KeyMode, terminal_size};
 
@@ -161,7 +161,7 @@ impl Pause {
             }
             Ok(Self { poll, events: Events::with_capacity(4), signals, keys })
         };
-        made().map_err(|error: std::io::Error| Fatal::new(error.to_string()))
+        made().map_err(|error: std::io::Error| Exit::error(error.to_string()))
     }
 
     fn help(&self) -> &'static str {
@@ -175,7 +175,7 @@ impl Pause {
             let left = end.saturating_duration_since(Instant::now());
             match self.poll.poll(&mut self.events, Some(left)) {
                 Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
-                    return Err(Fatal::new(error.to_string()));
+                    return Err(Exit::error(error.to_string()));
                 }
                 _ => {}
             }

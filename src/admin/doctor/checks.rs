@@ -7,53 +7,53 @@ use mio::{Events, Poll};
 
 use super::Stop;
 use super::report::{Finding, Report};
-use crate::admin::doctor::context::Case;
+use crate::admin::doctor::context::Context;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict;
-use crate::engine::checks::verdict::{Exit, Failure, Verdict};
-use crate::engine::checks::worker_pool::{Lane, Pool};
+use crate::engine::checks::verdict::{Failure, ProcessExit, Verdict};
+use crate::engine::checks::worker_pool::{Pool, Runner};
 use crate::engine::checks::worker_protocol::Reply;
 use crate::espocrm::process::Children;
-use crate::espocrm::workers::{Errand, Outcome, Trouble, Workers};
+use crate::espocrm::workers::{Errand, Outcome, Problem, Workers};
 use crate::espocrm::{Installation, Router};
 use crate::platform::clock::Clock;
 use crate::platform::random;
-use crate::settings::{Means, Settings};
+use crate::settings::{CheckMode, Settings};
 
 /// A tab waits for one when it connects, and for two when a record is opened.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// Goes through both ways of checking.
-pub(super) fn look(case: &Case, report: &mut Report, stop: Stop<'_>) {
+pub(super) fn look(context: &Context, report: &mut Report, stop: Stop<'_>) {
     let token = random::hex().unwrap_or_default();
     let check = Check::authentication(&token, "doctor");
-    let (verdict, took) = plainly(case, &check, stop);
-    let is_good = report.add(plain(&verdict, took, case));
-    match case.settings.means.value {
-        Means::Plain(why) => {
+    let (verdict, took) = plainly(context, &check, stop);
+    let is_good = report.add(plain(&verdict, took, context));
+    match context.settings.check_mode.value {
+        CheckMode::Plain(why) => {
             report.add(Finding::unknown("worker", format!("PHP workers are not used: {why}")));
         }
-        Means::Workers(_) if is_good => {
-            let result = by_worker(&case.espocrm, &case.settings, &check, stop);
+        CheckMode::Workers(_) if is_good => {
+            let result = by_worker(&context.espocrm, &context.settings, &check, stop);
             report.add(worker(result.map_err(|error| check.redact(&error))));
         }
-        Means::Workers(_) => {
+        CheckMode::Workers(_) => {
             report.skip(&[("worker", "PHP workers")], "a plain check does not work");
         }
     }
 }
 
-fn plainly(case: &Case, check: &Check, stop: Stop<'_>) -> (Verdict, Duration) {
+fn plainly(context: &Context, check: &Check, stop: Stop<'_>) -> (Verdict, Duration) {
     let start = Instant::now();
-    let timeout = case.settings.check_timeout.value;
-    let verdict = match Children::run(case.espocrm.check(check), timeout, stop) {
+    let timeout = context.settings.check_timeout.value;
+    let verdict = match Children::run(context.espocrm.check(check), timeout, stop) {
         Err(error) => Verdict::Unchecked(Failure::NotStarted(error.to_string())),
         Ok(finished) => match &finished.exit {
             Err(failure) => Verdict::Unchecked(failure.clone()),
             Ok(exit) => {
                 let said = || check.redact(&finished.complaint());
-                read(&case.settings, check, *exit, &finished.stdout, said)
+                read(&context.settings, check, *exit, &finished.stdout, said)
             }
         },
     };
@@ -63,17 +63,17 @@ fn plainly(case: &Case, check: &Check, stop: Stop<'_>) -> (Verdict, Duration) {
 fn read(
     settings: &Settings,
     check: &Check,
-    exit: Exit,
+    exit: ProcessExit,
     output: &[u8],
     said: impl FnOnce() -> String,
 ) -> Verdict {
     verdict::read(settings.version.convention(), &check.affirmation, exit, output, said)
 }
 
-fn plain(verdict: &Verdict, took: Duration, case: &Case) -> Finding {
+fn plain(verdict: &Verdict, took: Duration, context: &Context) -> Finding {
     const STEP: &str = "check";
     let took_ms = took.as_millis();
-    let root = case.espocrm.root().display();
+    let root = context.espocrm.root().display();
     match verdict {
         Verdict::Denied if took < SLOW => Finding::good(
             STEP,
@@ -97,7 +97,7 @@ fn plain(verdict: &Verdict, took: Duration, case: &Case) -> Finding {
                 "{failure}.\nTabs come back every 3 s for as long as this is so. Look into \
                  {root}/data/logs, and try it, as root:\n  {}; echo $?\n\
                  Nothing and a 1 would be right (a 0 before EspoCRM 9.2).",
-                case.espocrm.by_hand("AuthTokenCheck x y")
+                context.espocrm.by_hand("AuthTokenCheck x y")
             );
             Finding::bad(STEP, "An access check fails", fix)
         }
@@ -128,7 +128,7 @@ fn ask_twice(
 ) -> Answers {
     let failed = |error: io::Error| error.to_string();
     let clock = Clock::start();
-    let Some(Lane::New(id)) = Pool::new(1).take(clock.now(), 0) else {
+    let Some(Runner::New(id)) = Pool::new(1).take(clock.now(), 0) else {
         return Err(String::new());
     };
     let router = Router::write().map_err(failed)?;
@@ -162,13 +162,13 @@ fn ask_twice(
         match outcomes.pop().map(|Outcome { result, .. }| result) {
             Some(Ok(Reply::Done(done))) => {
                 let said = || check.redact(&verdict::first_line(&done.output));
-                let exit = Exit::Status(done.status);
+                let exit = ProcessExit::Status(done.status);
                 Ok((read(settings, check, exit, &done.output, said), start.elapsed()))
             }
             Some(Ok(Reply::Unable)) => Err("it cannot run EspoCRM's commands".to_owned()),
-            Some(Err(Trouble::NoGood(why))) => Err(why),
-            Some(Err(Trouble::NotBegun)) => Err("it did not accept the request".to_owned()),
-            Some(Err(Trouble::TimedOut { .. })) | None => {
+            Some(Err(Problem::NoGood(why))) => Err(why),
+            Some(Err(Problem::NotBegun)) => Err("it did not accept the request".to_owned()),
+            Some(Err(Problem::TimedOut { .. })) | None => {
                 Err("it did not answer in time".to_owned())
             }
         }

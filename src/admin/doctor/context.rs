@@ -7,18 +7,18 @@ use super::php::{self, About};
 use super::report::{Finding, Report};
 use super::{Doctor, Stop};
 use crate::admin::setup::{Files, Service, espocrms, service_user};
-use crate::engine::espocrm::category::{Access, Categories};
+use crate::engine::espocrm::category::{Categories, SubscribePolicy};
 use crate::engine::espocrm::version::Version;
-use crate::espocrm::{Facts, Installation};
-use crate::platform::exit::{Fatal, Result};
+use crate::espocrm::{EspoSettings, Installation};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
 use crate::settings::{DEFAULT_FILE, Layers, Settings};
 
 /// An EspoCRM, as far as it could be found out.
-pub(super) struct Case {
+pub(super) struct Context {
     pub espocrm: Installation,
     pub about: About,
-    pub facts: Facts,
+    pub espo_settings: EspoSettings,
     pub settings: Settings,
     /// Whom its PHP is run as.
     pub user: String,
@@ -31,7 +31,7 @@ pub(super) struct Case {
 /// The first and the last version that this daemon was tried with.
 const SUPPORTED: ((u32, u32), u32) = ((5, 6), 10);
 
-impl Case {
+impl Context {
     /// Goes through everything that the rest depends on.
     pub(super) fn open(
         doctor: &Doctor,
@@ -85,8 +85,8 @@ impl Case {
                 return None;
             }
         };
-        let facts = match espocrm.ask(&mut *stop) {
-            Ok(facts) => facts,
+        let espo_settings = match espocrm.ask(&mut *stop) {
+            Ok(espo_settings) => espo_settings,
             Err(error) => {
                 report.add(about.judge(&php.to_string_lossy(), &user));
                 let found = "EspoCRM cannot be asked for its settings";
@@ -95,7 +95,7 @@ impl Case {
                 return None;
             }
         };
-        let resolved = Settings::resolve(&layers, &facts);
+        let resolved = Settings::resolve(&layers, &espo_settings);
         // Checks are run by the PHP that EspoCRM names.
         let chosen = resolved.as_ref().map_or(php, |settings| &settings.php.value);
         let (espocrm, about) = if chosen == php {
@@ -115,13 +115,13 @@ impl Case {
         match resolved {
             Ok(settings) => {
                 report.add(sound(&settings.categories));
-                report.add(version(&facts.version));
+                report.add(version(&espo_settings.version));
                 report.add(enabled(settings.enabled));
                 let internal = pages::internal(&espocrm, stop);
-                report.add(pages::judge(&facts, &internal));
+                report.add(pages::judge(&espo_settings, &internal));
                 let internal = internal.unwrap_or_default();
                 let config = layers.file_name().unwrap_or(Path::new(DEFAULT_FILE)).to_owned();
-                Some(Self { espocrm, about, facts, settings, user, internal, config })
+                Some(Self { espocrm, about, espo_settings, settings, user, internal, config })
             }
             Err(error) => {
                 let found = "EspoCRM's settings make no sense";
@@ -178,7 +178,7 @@ fn find(layers: &Layers, files: &Files) -> Result<PathBuf> {
         text += "\n  espocrm-websocket doctor --espocrm ";
         text += &shell_word(&it.dir.to_string_lossy());
     }
-    Err(Fatal::lines(text))
+    Err(Exit::error_lines(text))
 }
 
 fn owned(root: &str, user: &str, is_root: bool, owns: bool) -> Finding {
@@ -217,7 +217,7 @@ fn broken(error: &str, espocrm: &Installation, user: &str) -> Finding {
 fn sound(categories: &Categories) -> Finding {
     let all = categories.iter().count();
     let unserved = categories.iter().filter_map(|(name, category)| match &category.access {
-        Access::Nobody(error) => Some(format!("{name}: {error}")),
+        SubscribePolicy::Nobody(error) => Some(format!("{name}: {error}")),
         _ => None,
     });
     let unserved: Vec<_> = unserved.collect();

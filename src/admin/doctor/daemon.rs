@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::Doctor;
 use super::report::Finding;
 use crate::admin::client::{Client, NOT_RUNNING, Target};
-use crate::admin::doctor::context::Case;
+use crate::admin::doctor::context::Context;
 use crate::admin::doctor::ports::Port;
 use crate::admin::health;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::settings::ControlAt;
 
 /// What it says at its control socket.
@@ -23,7 +23,7 @@ pub(super) struct Said {
     uptime: u64,
     connections: u64,
     /// What it is not well of.
-    troubles: Vec<String>,
+    problems: Vec<String>,
 }
 
 /// What it is asked by, and what it has said.
@@ -33,8 +33,8 @@ pub(super) struct Control {
 }
 
 /// Whether it answers as browsers find it.
-pub(super) fn answers(case: &Case, port: &Port, service: &str, can_start: bool) -> Finding {
-    judge(health::look(&case.espocrm, &case.settings), port, service, can_start)
+pub(super) fn answers(context: &Context, port: &Port, service: &str, can_start: bool) -> Finding {
+    judge(health::look(&context.espocrm, &context.settings), port, service, can_start)
 }
 
 fn another() -> Finding {
@@ -91,31 +91,31 @@ fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Fin
 ///
 /// # Errors
 /// Why that is not possible.
-pub(super) fn ask(doctor: &Doctor, case: &Case) -> Result<Control> {
-    let client = client(doctor, case)?;
+pub(super) fn ask(doctor: &Doctor, context: &Context) -> Result<Control> {
+    let client = client(doctor, context)?;
     let said = Said::of(&client.get("/status")?);
     Ok(Control { client, said })
 }
 
 impl Control {
     /// Its process, if it serves this EspoCRM.
-    pub(super) fn pid(&self, case: &Case) -> Option<u32> {
-        self.said.pid.filter(|_| Path::new(&self.said.root) == case.espocrm.root())
+    pub(super) fn pid(&self, context: &Context) -> Option<u32> {
+        self.said.pid.filter(|_| Path::new(&self.said.root) == context.espocrm.root())
     }
 }
 
 /// `holder`: the daemon that holds the port for browsers.
 pub(super) fn judge_control(
     asked: &Result<Control>,
-    case: &Case,
+    context: &Context,
     serves: bool,
     holder: Option<u32>,
 ) -> Finding {
     const STEP: &str = "control";
     match (asked, holder) {
         (Ok(control), _) => {
-            let root = case.espocrm.root().display().to_string();
-            control.said.judge(&root, &case.settings.listen().to_string(), holder)
+            let root = context.espocrm.root().display().to_string();
+            control.said.judge(&root, &context.settings.listen().to_string(), holder)
         }
         (Err(error), Some(pid)) if serves && error.to_string().contains(NOT_RUNNING) => {
             Finding::unknown(
@@ -132,9 +132,9 @@ pub(super) fn judge_control(
     }
 }
 
-fn client(doctor: &Doctor, case: &Case) -> Result<Client> {
-    let control: Option<PathBuf> = match &case.settings.control.value {
-        ControlAt::Off => return Err(Fatal::new("control is off.")),
+fn client(doctor: &Doctor, context: &Context) -> Result<Client> {
+    let control: Option<PathBuf> = match &context.settings.control.value {
+        ControlAt::Off => return Err(Exit::error("control is off.")),
         ControlAt::Path(path) => Some(path.clone()),
         ControlAt::Usual => None,
     };
@@ -146,8 +146,8 @@ impl Said {
         let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
         let text =
             |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let troubles = answer.get("troubles").and_then(Value::as_array);
-        let troubles = troubles.into_iter().flatten().filter_map(Value::as_str);
+        let problems = answer.get("problems").and_then(Value::as_array);
+        let problems = problems.into_iter().flatten().filter_map(Value::as_str);
         let connections = answer.get("connections").and_then(|it| it.get("open"));
         Self {
             pid: answer.get("pid").and_then(Value::as_u64).and_then(|pid| u32::try_from(pid).ok()),
@@ -156,7 +156,7 @@ impl Said {
             listen: text("listen"),
             uptime: answer.get("uptime_seconds").and_then(Value::as_u64).unwrap_or(0),
             connections: connections.and_then(Value::as_u64).unwrap_or(0),
-            troubles: troubles.map(str::to_owned).collect(),
+            problems: problems.map(str::to_owned).collect(),
         }
     }
 
@@ -204,11 +204,11 @@ impl Said {
                 ),
             );
         }
-        if !self.troubles.is_empty() {
+        if !self.problems.is_empty() {
             return Finding::doubt(
                 STEP,
-                [&found, "; and it has troubles"].concat(),
-                self.troubles.join("\n"),
+                [&found, "; and it has problems"].concat(),
+                self.problems.join("\n"),
             );
         }
         Finding::good(STEP, found)
@@ -235,7 +235,7 @@ mod tests {
         let version = env!("CARGO_PKG_VERSION");
         let answer = format!(
             "{{\"version\":\"{version}\",\"pid\":7,\"listen\":\"127.0.0.1:1\",\"root\":\"/e\",\
-             \"uptime_seconds\":500,\"connections\":{{\"open\":3}},\"troubles\":[]}}"
+             \"uptime_seconds\":500,\"connections\":{{\"open\":3}},\"problems\":[]}}"
         );
         let said = || Said::of(answer.as_bytes());
         assert_eq!((said().pid, said().connections), (Some(7), 3));
@@ -246,7 +246,7 @@ mod tests {
             (Said { listen: "127.0.0.1:2".to_owned(), ..said() }, "listens at"),
             (Said { root: "/other".to_owned(), ..said() }, "serves the EspoCRM in /other"),
             (Said { version: "0.0.9".to_owned(), ..said() }, "version 0.0.9"),
-            (Said { troubles: vec!["x".to_owned()], ..said() }, "troubles"),
+            (Said { problems: vec!["x".to_owned()], ..said() }, "problems"),
         ] {
             let finding = said.judge("/e", "127.0.0.1:1", None);
             assert_eq!(finding.state, State::Doubt);
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_does_not_answer_is_explained_by_who_holds_its_port() {
-        let answer = || Err(Fatal::new("Nothing."));
+        let answer = || Err(Exit::error("Nothing."));
         let free = judge(answer(), &Port::default(), "x.service", true);
         assert!(free.found.contains("does not run"), "{}", free.found);
         assert!(free.fix.contains("systemctl start x.service"), "{}", free.fix);

@@ -13,7 +13,7 @@ use super::Stop;
 use super::daemon::Control;
 use super::php;
 use super::report::Finding;
-use crate::admin::doctor::context::Case;
+use crate::admin::doctor::context::Context;
 use crate::admin::health;
 use crate::espocrm::Identity;
 use crate::platform::{random, sys};
@@ -28,9 +28,9 @@ const LOST_MS: u64 = 950;
 const MOST: usize = 16 * 1024;
 
 /// Through a daemon of the doctor's own: PHP, ZeroMQ, this program, a WebSocket.
-pub(super) fn own_loop(case: &Case, stop: Stop<'_>) -> Finding {
+pub(super) fn own_loop(context: &Context, stop: Stop<'_>) -> Finding {
     const STEP: &str = "loop";
-    match through_own(case, stop) {
+    match through_own(context, stop) {
         Ok(took) => Finding::good(
             STEP,
             format!(
@@ -46,9 +46,9 @@ pub(super) fn own_loop(case: &Case, stop: Stop<'_>) -> Finding {
     }
 }
 
-fn through_own(case: &Case, stop: Stop<'_>) -> Result<Duration, String> {
+fn through_own(context: &Context, stop: Stop<'_>) -> Result<Duration, String> {
     let failed = |error: io::Error| format!("The WebSocket: {error}");
-    let demo = Demo::start(case.espocrm.identity())?;
+    let demo = Demo::start(context.espocrm.identity())?;
     let mut tab = Tab::open(demo.address).map_err(failed)?;
     tab.send(0x81, br#"[5,"newNotification"]"#).map_err(failed)?;
     tab.send(0x89, b"taken").map_err(failed)?;
@@ -56,18 +56,23 @@ fn through_own(case: &Case, stop: Stop<'_>) -> Result<Duration, String> {
     let mark = random::hex().map_err(failed)?;
     let message = json!({"topicId": "newNotification", "userId": "doctor", "mark": mark});
     let start = Instant::now();
-    send(case, &demo.zeromq, &message.to_string(), stop)?;
+    send(context, &demo.zeromq, &message.to_string(), stop)?;
     tab.wait_for(mark.as_bytes()).map_err(failed)?;
     Ok(start.elapsed())
 }
 
 /// To the daemon that runs, for a user whom there is not.
-pub(super) fn message(case: &Case, to: &str, control: Option<&Control>, stop: Stop<'_>) -> Finding {
+pub(super) fn message(
+    context: &Context,
+    to: &str,
+    control: Option<&Control>,
+    stop: Stop<'_>,
+) -> Finding {
     const STEP: &str = "message";
     let mark = format!("doctor-{}", random::hex().unwrap_or_default());
     let message = json!({"topicId": "newNotification", "userId": mark}).to_string();
     let watched = control.and_then(|it| it.client.lines_within("/tail", PATIENCE).ok());
-    let took = match send(case, to, &message, stop) {
+    let took = match send(context, to, &message, stop) {
         Ok(took) => took,
         Err(error) => {
             let found = format!("A message of PHP's cannot be sent to {to}");
@@ -108,9 +113,9 @@ pub(super) fn message(case: &Case, to: &str, control: Option<&Control>, stop: St
 }
 
 /// Sends as EspoCRM does, and tells how many milliseconds that took.
-fn send(case: &Case, to: &str, message: &str, stop: Stop<'_>) -> Result<u64, String> {
+fn send(context: &Context, to: &str, message: &str, stop: Stop<'_>) -> Result<u64, String> {
     let task = json!({"task": "send", "dsn": to, "message": message});
-    let answer = php::ask(&case.espocrm, &task, stop)?;
+    let answer = php::ask(&context.espocrm, &task, stop)?;
     answer.get("ms").and_then(serde_json::Value::as_u64).ok_or_else(|| {
         let error = answer.get("error").and_then(serde_json::Value::as_str);
         error.unwrap_or("PHP does not tell why").to_owned()

@@ -9,7 +9,7 @@ use super::Stop;
 use super::php::About;
 use super::report::Finding;
 use crate::admin::setup::Files;
-use crate::engine::checks::verdict::Exit;
+use crate::engine::checks::verdict::ProcessExit;
 use crate::espocrm::process::Children;
 
 /// A PHP of web servers, and whether it has the extension.
@@ -105,7 +105,7 @@ fn fpms(files: &Files, stop: Stop<'_>) -> Vec<Web> {
         let mut command = Command::new(files.at(&files.resolve(path).ok()?));
         command.arg("-m").stdin(Stdio::null());
         let finished = Children::run(command, TIMEOUT, &mut *stop).ok()?;
-        if finished.exit != Ok(Exit::Status(0)) {
+        if finished.exit != Ok(ProcessExit::Status(0)) {
             return None;
         }
         let has_it =

@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Stop;
 use super::report::Finding;
-use crate::admin::doctor::context::Case;
+use crate::admin::doctor::context::Context;
 use crate::admin::doctor::ports::Port;
 use crate::admin::doctor::zmq_endpoints;
 use crate::admin::setup::Files;
-use crate::engine::checks::verdict::Exit;
+use crate::engine::checks::verdict::ProcessExit;
 use crate::engine::limits::RESERVED_DESCRIPTORS;
 use crate::espocrm::Identity;
 use crate::espocrm::process::Children;
@@ -62,13 +62,13 @@ fn judge_selinux(enforce: Option<&str>, boolean: Option<&str>) -> Finding {
 }
 
 /// Whether others can reach the port for EspoCRM's messages.
-pub(super) fn zeromq_exposure(case: &Case, files: &Files, port: Option<&Port>) -> Finding {
-    let zeromq = &case.settings.zeromq.value;
+pub(super) fn zeromq_exposure(context: &Context, files: &Files, port: Option<&Port>) -> Finding {
+    let zeromq = &context.settings.zeromq.value;
     let is_open = match port {
         Some(port) if port.is_ours() => port.is_open(),
         _ => !zmq_endpoints::is_local(zeromq),
     };
-    let wanted = !zmq_endpoints::is_local(&zmq_endpoints::submission(case));
+    let wanted = !zmq_endpoints::is_local(&zmq_endpoints::submission(context));
     judge_zeromq(zeromq, is_open, wanted || is_container(files))
 }
 
@@ -97,14 +97,14 @@ fn judge_zeromq(zeromq: &str, is_open: bool, wanted: bool) -> Finding {
 
 /// Whether others can pass by the proxy.
 pub(super) fn port_exposure(
-    case: &Case,
+    context: &Context,
     files: &Files,
     port: &Port,
     direct: Option<bool>,
 ) -> Finding {
     let is_open =
-        if port.is_ours() { port.is_open() } else { !case.settings.address.value.is_loopback() };
-    judge_port(port.number, is_open, direct, is_container(files), &case.config)
+        if port.is_ours() { port.is_open() } else { !context.settings.address.value.is_loopback() };
+    judge_port(port.number, is_open, direct, is_container(files), &context.config)
 }
 
 fn judge_port(
@@ -152,7 +152,7 @@ pub(super) fn clock(stop: Stop<'_>) -> Finding {
     let mut command = Command::new("timedatectl");
     command.args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null());
     let finished = Children::run(command, TIMEOUT, stop).ok();
-    let finished = finished.filter(|it| it.exit == Ok(Exit::Status(0)));
+    let finished = finished.filter(|it| it.exit == Ok(ProcessExit::Status(0)));
     let said = finished.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned());
     judge_clock(now, said.as_deref())
 }
@@ -179,13 +179,13 @@ fn judge_clock(now: u64, synchronized: Option<&str>) -> Finding {
 }
 
 /// Whether the running daemon may open as many files as it has to.
-pub(super) fn open_files(case: &Case, daemon: Option<u32>) -> Finding {
+pub(super) fn open_files(context: &Context, daemon: Option<u32>) -> Finding {
     const STEP: &str = "open-files";
     let Some(pid) = daemon else {
         return Finding::unknown(STEP, "The limit of open files: no daemon of ours is seen to run");
     };
     match fs::read_to_string(format!("/proc/{pid}/limits")) {
-        Ok(limits) => judge_open_files(&limits, case.settings.max_connections.value as u64),
+        Ok(limits) => judge_open_files(&limits, context.settings.max_connections.value as u64),
         Err(error) => Finding::unknown(STEP, format!("The limit of open files: {error}")),
     }
 }
@@ -219,7 +219,7 @@ fn judge_open_files(limits: &str, connections: u64) -> Finding {
 }
 
 /// Whether the machine has the memory that the daemon may take.
-pub(super) fn memory(case: &Case, files: &Files, daemon: Option<u32>) -> Finding {
+pub(super) fn memory(context: &Context, files: &Files, daemon: Option<u32>) -> Finding {
     let kilobytes = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         let number: u64 = line.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
@@ -233,8 +233,8 @@ pub(super) fn memory(case: &Case, files: &Files, daemon: Option<u32>) -> Finding
     }
     // What it has already.
     let own = daemon.and_then(|pid| kilobytes(&text(&format!("/proc/{pid}/status")), "VmRSS"));
-    let worst = case.settings.worst_case() as u64;
-    let php = case.settings.max_checks.value as u64 * PHP_PROCESS;
+    let worst = context.settings.worst_case() as u64;
+    let php = context.settings.max_checks.value as u64 * PHP_PROCESS;
     judge_memory(available.map(|it| it + own.unwrap_or(0)), worst, php)
 }
 
@@ -262,16 +262,16 @@ fn judge_memory(available: Option<u64>, worst: u64, php: u64) -> Finding {
 }
 
 /// Whether EspoCRM can write its caches and logs.
-pub(super) fn data(case: &Case) -> Finding {
+pub(super) fn data(context: &Context) -> Finding {
     const STEP: &str = "data";
-    let dir = case.espocrm.root().join("data");
+    let dir = context.espocrm.root().join("data");
     let who = Who {
-        user: &case.user,
+        user: &context.user,
         owner: &Identity::owner_of(&dir).unwrap_or_default(),
         is_root: sys::is_root(),
     };
     match sys::free_space(&dir) {
-        Ok((bytes, files)) => judge_data(&who, &dir, &case.about.unwritable, bytes, files),
+        Ok((bytes, files)) => judge_data(&who, &dir, &context.about.unwritable, bytes, files),
         Err(error) => Finding::unknown(STEP, format!("EspoCRM's data/: {error}")),
     }
 }

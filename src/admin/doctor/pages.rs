@@ -9,7 +9,7 @@ use super::Stop;
 use super::php;
 use super::report::Finding;
 use crate::admin::doctor::public_address::Place;
-use crate::espocrm::{Facts, Installation};
+use crate::espocrm::{EspoSettings, Installation};
 
 /// A parameter that pages need, and the internal file that defines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +41,15 @@ fn read(answer: &Value) -> Vec<Internal> {
 }
 
 /// The `webSocketUrl` that pages receive.
-pub(super) fn url(facts: &Facts, internal: &[Internal]) -> Option<String> {
+pub(super) fn url(espo_settings: &EspoSettings, internal: &[Internal]) -> Option<String> {
     let is_internal = internal.iter().any(|it| it.name == "webSocketUrl");
-    facts.text("webSocketUrl").filter(|_| !is_internal)
+    espo_settings.text("webSocketUrl").filter(|_| !is_internal)
 }
 
-pub(super) fn judge(facts: &Facts, internal: &Result<Vec<Internal>, String>) -> Finding {
+pub(super) fn judge(
+    espo_settings: &EspoSettings,
+    internal: &Result<Vec<Internal>, String>,
+) -> Finding {
     let internal = match internal {
         Ok(internal) => internal,
         Err(error) => {
@@ -56,9 +59,10 @@ pub(super) fn judge(facts: &Facts, internal: &Result<Vec<Internal>, String>) -> 
             );
         }
     };
-    let site = facts.text("siteUrl").unwrap_or_default();
+    let site = espo_settings.text("siteUrl").unwrap_or_default();
     let place = |url: Option<String>| Place::of(&site, url.as_deref()).ok();
-    let (wanted, used) = (place(facts.text("webSocketUrl")), place(url(facts, internal)));
+    let (wanted, used) =
+        (place(espo_settings.text("webSocketUrl")), place(url(espo_settings, internal)));
     judge_places(internal, wanted.as_ref(), used.as_ref())
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::report::Finding;
-use crate::engine::checks::verdict::Exit;
+use crate::engine::checks::verdict::ProcessExit;
 use crate::espocrm::Installation;
 use crate::espocrm::process::Children;
 
@@ -32,12 +32,12 @@ pub(super) fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -
     let complaint = finished.complaint();
     let said = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
     let how = match &finished.exit {
-        Ok(Exit::Status(0)) => match read(&finished.stdout) {
+        Ok(ProcessExit::Status(0)) => match read(&finished.stdout) {
             Some(answer) => return Ok(answer),
             None => "PHP printed something unexpected".to_owned(),
         },
-        Ok(Exit::Status(status)) => format!("PHP ended with status {status}"),
-        Ok(Exit::Signal(signal)) => format!("PHP was ended by signal {signal}"),
+        Ok(ProcessExit::Status(status)) => format!("PHP ended with status {status}"),
+        Ok(ProcessExit::Signal(signal)) => format!("PHP was ended by signal {signal}"),
         Err(failure) => failure.to_string(),
     };
     Err(how + &said)

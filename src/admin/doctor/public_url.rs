@@ -10,7 +10,7 @@ use super::pages;
 use super::php;
 use super::proxy::Proxy;
 use super::report::{Finding, Report, State};
-use crate::admin::doctor::context::Case;
+use crate::admin::doctor::context::Context;
 use crate::admin::doctor::public_address::Place;
 use crate::admin::health;
 use crate::admin::setup::Files;
@@ -38,27 +38,27 @@ const POLICY: [u8; 2] = [3, 240];
 
 /// Looks at both: which address it is, and what answers there. Returns that, if anything does.
 pub(super) fn look(
-    case: &Case,
+    context: &Context,
     files: &Files,
     daemon: &Daemon<'_>,
     report: &mut Report,
     stop: Stop<'_>,
 ) -> Option<(Place, Proxy)> {
-    let site = case.facts.text("siteUrl").unwrap_or_default();
-    let url = pages::url(&case.facts, &case.internal);
+    let site = context.espo_settings.text("siteUrl").unwrap_or_default();
+    let url = pages::url(&context.espo_settings, &context.internal);
     let (place, finding) = address(&site, url.as_deref(), daemon);
-    report.add(redirected(&site, case, stop).unwrap_or(finding));
+    report.add(redirected(&site, context, stop).unwrap_or(finding));
     let Some(place) = place else {
         report.skip(&[(STEP, "The address for browsers")], "there is none");
         return None;
     };
-    if place.tls && !case.about.openssl {
+    if place.tls && !context.about.openssl {
         let why = "PHP has no openssl, by which it would be visited";
         report.skip(&[(STEP, &place.to_string())], why);
         return None;
     }
     let origin = Origin::of(&site).map(|origin| origin.to_string()).unwrap_or_default();
-    match php::ask(&case.espocrm, &place.task(&origin), stop) {
+    match php::ask(&context.espocrm, &place.task(&origin), stop) {
         Ok(answer) => {
             let visit = Visit::of(&answer);
             let proxy = Proxy::find(visit.server().as_deref(), files);
@@ -74,12 +74,12 @@ pub(super) fn look(
 
 /// EspoCRM's siteUrl is http, but browsers are sent to https: their pages may then not connect to what
 /// is made of it.
-fn redirected(site: &str, case: &Case, stop: Stop<'_>) -> Option<Finding> {
+fn redirected(site: &str, context: &Context, stop: Stop<'_>) -> Option<Finding> {
     let (scheme, rest) = site.split_once("://")?;
     let place = Place::parse(false, rest, 80).filter(|_| scheme.eq_ignore_ascii_case("http"))?;
     let (path, host) = (&place.path, place.host_header());
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    let visit = Visit::of(&php::ask(&case.espocrm, &place.visit(&request), stop).ok()?);
+    let visit = Visit::of(&php::ask(&context.espocrm, &place.visit(&request), stop).ok()?);
     let to = visit.header("Location").filter(|it| it.starts_with("https://"))?;
     matches!(visit.status()?, 301..=308).then(|| {
         Finding::bad(

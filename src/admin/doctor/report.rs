@@ -6,7 +6,7 @@ use std::io::Write;
 use serde_json::{Map, Value};
 
 use crate::engine::printable::{printable, printable_json};
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 
 /// How a step looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +192,7 @@ impl Report {
     fn summary(&self) -> Result<String> {
         let has = |state| self.findings.iter().any(|it| it.state == state);
         if has(State::Bad) {
-            return Err(Fatal::new(
+            return Err(Exit::error(
                 "Something fails. Mend the first \u{2717} first, and try again.",
             ));
         }

@@ -1,21 +1,21 @@
 //! Whether the service's user can use the certificate of the daemon's own TLS.
 
 use super::report::Finding;
-use crate::admin::doctor::context::Case;
+use crate::admin::doctor::context::Context;
 use crate::daemon::tls::Acceptor;
 use crate::platform::exit::Result;
 use crate::platform::sys;
 
 const STEP: &str = "tls";
 
-pub(super) fn look(case: &Case) -> Finding {
-    let Some(files) = &case.settings.tls.value else {
+pub(super) fn look(context: &Context) -> Finding {
+    let Some(files) = &context.settings.tls.value else {
         return Finding::good(
             STEP,
             "The daemon does not do TLS itself, so that it needs no certificate",
         );
     };
-    let (root, identity) = (case.espocrm.root(), case.espocrm.identity());
+    let (root, identity) = (context.espocrm.root(), context.espocrm.identity());
     let is_service = sys::is_root() || identity.owns(&root.join("data"));
     judge(Acceptor::load(root, files, identity).map(drop), identity.name(), is_service)
 }
@@ -42,11 +42,11 @@ fn judge(loaded: Result<()>, user: &str, is_service: bool) -> Finding {
 mod tests {
     use super::super::report::State;
     use super::*;
-    use crate::platform::exit::Fatal;
+    use crate::platform::exit::Exit;
 
     #[test]
     fn only_the_services_user_counts() {
-        let failed = || Err(Fatal::new("No."));
+        let failed = || Err(Exit::error("No."));
         assert!(judge(Ok(()), "web", false).is_good());
         assert_eq!(judge(failed(), "web", true).state, State::Bad);
         assert_eq!(judge(failed(), "ann", false).state, State::Unknown);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Stop;
 use super::php;
 use super::report::Finding;
-use crate::admin::doctor::context::Case;
+use crate::admin::doctor::context::Context;
 
 /// Where EspoCRM connects unless it is told otherwise.
 const DEFAULT: &str = "tcp://localhost:5555";
@@ -22,8 +22,8 @@ enum Endpoint<'a> {
 }
 
 /// Where EspoCRM sends to.
-pub(super) fn submission(case: &Case) -> String {
-    case.facts.text("webSocketZeroMQSubmissionDsn").unwrap_or_else(|| DEFAULT.to_owned())
+pub(super) fn submission(context: &Context) -> String {
+    context.espo_settings.text("webSocketZeroMQSubmissionDsn").unwrap_or_else(|| DEFAULT.to_owned())
 }
 
 /// The port at which messages are received.
@@ -45,8 +45,8 @@ pub(super) fn is_local(zeromq: &str) -> bool {
     }
 }
 
-pub(super) fn look(case: &Case, stop: Stop<'_>) -> Finding {
-    let messager = case.facts.text("webSocketMessager").filter(|text| text != "ZeroMQ");
+pub(super) fn look(context: &Context, stop: Stop<'_>) -> Finding {
+    let messager = context.espo_settings.text("webSocketMessager").filter(|text| text != "ZeroMQ");
     if let Some(messager) = messager {
         return Finding::bad(
             STEP,
@@ -54,13 +54,13 @@ pub(super) fn look(case: &Case, stop: Stop<'_>) -> Finding {
             "Remove webSocketMessager from EspoCRM's data/config.php or config-internal.php.",
         );
     }
-    let (to, at) = (submission(case), &case.settings.zeromq.value);
+    let (to, at) = (submission(context), &context.settings.zeromq.value);
     let mut addresses = |host: &str| {
         if let Some(address) = literal(host) {
             return Some(vec![address]);
         }
         let task = json!({"task": "resolve", "host": host});
-        let answer = php::ask(&case.espocrm, &task, stop).ok()?;
+        let answer = php::ask(&context.espocrm, &task, stop).ok()?;
         let list = answer.get("addresses").and_then(Value::as_array)?;
         Some(list.iter().filter_map(|it| it.as_str()?.parse().ok()).collect())
     };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::settings::Own;
+use crate::settings::Overrides;
 
 /// What a new file begins as.
 pub(super) const TEMPLATE: &str = include_str!("../../../packaging/config.toml");
@@ -12,7 +12,7 @@ pub(super) const TEMPLATE: &str = include_str!("../../../packaging/config.toml")
 /// # Errors
 /// What is wrong with the text, and where.
 pub(super) fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
-    if Own::from_toml(text)?.espocrm.as_deref() == Some(Path::new(dir)) {
+    if Overrides::from_toml(text)?.espocrm.as_deref() == Some(Path::new(dir)) {
         return Ok(text.to_owned());
     }
     let quoted = dir.replace('\\', "\\\\").replace('"', "\\\"");
@@ -24,7 +24,7 @@ pub(super) fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
     let before = text.get(..start).unwrap_or_default();
     let after = text.get(end..).unwrap_or_default();
     let text = [before, &line, after_it, after].concat();
-    let written = Own::from_toml(&text)?.espocrm;
+    let written = Overrides::from_toml(&text)?.espocrm;
     // A table's head could stand before it, or a text of several lines around it.
     if written.as_deref() != Some(Path::new(dir)) {
         return Err(format!("its espocrm line could not be changed to {line}: do it by hand"));
@@ -95,7 +95,7 @@ mod tests {
     fn any_directory_can_be_written() {
         for dir in ["/srv/my crm", "/srv/a\"b", "/srv/a\\nb", "/srv/100%", "/srv/\u{e9}#'"] {
             let text = with_espocrm(TEMPLATE, dir).unwrap();
-            assert_eq!(Own::from_toml(&text).unwrap().espocrm, Some(dir.into()));
+            assert_eq!(Overrides::from_toml(&text).unwrap().espocrm, Some(dir.into()));
             assert_eq!(text.lines().count(), TEMPLATE.lines().count());
         }
     }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::is_plain;
 use crate::platform::{regular_file, sys};
 
@@ -222,8 +222,8 @@ impl Files {
 }
 
 /// Why something could not be done to a file.
-pub(crate) fn failed(path: &Path, what: &str, error: &io::Error) -> Fatal {
-    Fatal::new(format!("{} could not be {what}: {error}.", path.display()))
+pub(crate) fn failed(path: &Path, what: &str, error: &io::Error) -> Exit {
+    Exit::error(format!("{} could not be {what}: {error}.", path.display()))
 }
 
 fn own(place: &Path, mode: u32) -> io::Result<()> {

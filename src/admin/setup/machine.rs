@@ -8,7 +8,7 @@ use std::path::Path;
 use super::files::{Files, failed};
 use super::systemctl::Systemctl;
 use crate::engine::printable::printable_lines;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::sys;
 
 /// This machine, or an image of one.
@@ -32,7 +32,7 @@ impl Machine {
             return Ok(Self { files: Files::below(&root), systemctl: None, out });
         }
         if !sys::is_root() {
-            return Err(Fatal::new("This changes files in /etc: run it as root."));
+            return Err(Exit::error("This changes files in /etc: run it as root."));
         }
         Ok(Self { files: Files::below(Path::new("/")), systemctl: Systemctl::here(), out })
     }

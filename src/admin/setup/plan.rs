@@ -13,9 +13,9 @@ use super::unit::Unit;
 use crate::espocrm::Installation;
 use crate::espocrm::ownership;
 use crate::espocrm::ownership::Ambiguity;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
-use crate::settings::Own;
+use crate::settings::Overrides;
 
 /// Both files of a service.
 pub(crate) struct Plan {
@@ -49,13 +49,14 @@ impl Plan {
         let shown = path.display();
         let old = match files.read(&path) {
             Ok(text) => Some(String::from_utf8(text).map_err(|_| {
-                Fatal::new(format!("{shown} is not in UTF-8. Nothing was changed."))
+                Exit::error(format!("{shown} is not in UTF-8. Nothing was changed."))
             })?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(&path, "read", &error)),
         };
-        let wrong = |error| Fatal::lines(format!("{shown}: {error}. Nothing was changed."));
-        let named = Own::from_toml(old.as_deref().unwrap_or_default()).map_err(wrong)?.espocrm;
+        let wrong = |error| Exit::error_lines(format!("{shown}: {error}. Nothing was changed."));
+        let named =
+            Overrides::from_toml(old.as_deref().unwrap_or_default()).map_err(wrong)?.espocrm;
         let units = old_units(files);
         let (dir, others) = match setup.espocrm.as_ref().or(named.as_ref()) {
             Some(dir) => (dir.clone(), String::new()),
@@ -67,7 +68,7 @@ impl Plan {
         let user = setup.user.clone().or_else(|| kept_user(files, &service, setup.at_install));
         let again = format!("espocrm-websocket setup{}", service.flag());
         let espocrm = Espocrm::open(files, &dir, user, &again).map_err(|error| match &named {
-            Some(named) if *named == dir => Fatal::new(format!(
+            Some(named) if *named == dir => Exit::error(format!(
                 "{shown} names an EspoCRM that cannot be served. {error} Nothing was changed."
             )),
             _ => error,
@@ -92,7 +93,7 @@ impl Plan {
         let text = old.as_deref().unwrap_or(config_file::TEMPLATE);
         let config = match named.filter(|_| adopted.is_some()).map(|dir| files.resolve(&dir)) {
             Some(Ok(dir)) if dir != espocrm.real => {
-                return Err(Fatal::lines(format!(
+                return Err(Exit::error_lines(format!(
                     "{shown} is that of another EspoCRM, in {}. Nothing was changed. Choose a name \
                      for a second service:\n  espocrm-websocket adopt --name NAME {}",
                     dir.display(),
@@ -150,9 +151,9 @@ impl Plan {
     }
 
     /// The service does not run.
-    pub(crate) fn is_down(&self, error: &Fatal) -> Fatal {
+    pub(crate) fn is_down(&self, error: &Exit) -> Exit {
         let unit = self.service.unit();
-        Fatal::lines(format!(
+        Exit::error_lines(format!(
             "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
              {unit}\nand at what it would do: espocrm-websocket config --config {}",
             self.service.config().display()
@@ -197,7 +198,7 @@ impl Espocrm {
         Installation::locate(&files.at(&real))?;
         let shown = dir.display();
         if !dir.is_absolute() || !is_tame(dir) || !is_tame(&real) {
-            return Err(Fatal::new(format!(
+            return Err(Exit::error(format!(
                 "{shown} cannot be written into a unit of systemd: a path is needed that begins \
                  with a slash, is UTF-8 and has no control characters."
             )));
@@ -212,7 +213,7 @@ impl Espocrm {
             (files.user_name(owner), real.join("data"))
         };
         if !is_tame(&data) {
-            return Err(Fatal::new(format!(
+            return Err(Exit::error(format!(
                 "{shown}/data cannot be written into a unit of systemd: it has control characters, \
                  or is not UTF-8."
             )));
@@ -246,23 +247,23 @@ impl Espocrm {
 /// A user that the administrator has named, if a service can run as that one.
 fn known(files: &Files, user: String) -> Result<String> {
     match files.user_id(&user) {
-        Some(0) => Err(Fatal::new(
+        Some(0) => Err(Exit::error(
             "The service does not run as root. Nothing was changed. Name the web server's user: \
              --user NAME (www-data, apache or nginx).",
         )),
         Some(_) => Ok(user),
-        None => Err(Fatal::new(format!(
+        None => Err(Exit::error(format!(
             "There is no user {user:?} in /etc/passwd. Nothing was changed. Name another one, or this \
              one by its number."
         ))),
     }
 }
 
-fn unclear(files: &Files, dir: &Path, why: Ambiguity, again: &str) -> Fatal {
+fn unclear(files: &Files, dir: &Path, why: Ambiguity, again: &str) -> Exit {
     let shown = dir.display();
     let word = shell_word(&dir.to_string_lossy());
     let web = web_user(files);
-    Fatal::lines(match why {
+    Exit::error_lines(match why {
         Ambiguity::Root => format!(
             "{shown}/data belongs to root, and the service does not run as root. EspoCRM's files \
              belong to the web server's user:\n  chown -R {web}: {word}\nThen run this again."
@@ -306,20 +307,20 @@ fn choose(
         }
         _ if !units.is_empty() => Err(adopt_first(&units.iter().collect::<Vec<_>>(), service)),
         ([], []) if all > 0 => Ok(None),
-        ([], []) => Err(Fatal::lines(format!(
+        ([], []) => Err(Exit::error_lines(format!(
             "No EspoCRM was found: neither in the document roots of nginx and Apache nor in \
              /var/www, /srv, /opt, /usr/share/nginx, /home/*/public_html and the like. Nothing was \
              changed. Name its directory:\n  espocrm-websocket setup{} --espocrm DIR",
             service.flag()
         ))),
-        ([], others) => Err(Fatal::lines(format!(
+        ([], others) => Err(Exit::error_lines(format!(
             "EspoCRM was found, but in a directory that other users than root control. Nothing was \
              changed. If it is to be served:{}",
             commands(others, service, Vec::new())
         ))),
         _ => {
             by_root.extend(by_others);
-            Err(Fatal::lines(format!(
+            Err(Exit::error_lines(format!(
                 "There are several EspoCRMs. Nothing was changed. Each gets a service of its own, \
                  the first of these the usual one:{}\nTwo cannot use the same ports: see \
                  webSocketPort, webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn in \
@@ -362,7 +363,7 @@ fn name_for(dir: &Path, taken: &[String]) -> String {
     chosen
 }
 
-fn adopt_first(units: &[&OldUnit], service: &Service) -> Fatal {
+fn adopt_first(units: &[&OldUnit], service: &Service) -> Exit {
     let (is, its) = if units.len() == 1 {
         ("A unit of your own runs", "its")
     } else {
@@ -380,5 +381,5 @@ fn adopt_first(units: &[&OldUnit], service: &Service) -> Fatal {
     for unit in units {
         text = text + "\n  espocrm-websocket adopt" + &flag + " " + &shell_word(&unit.name);
     }
-    Fatal::lines(text)
+    Exit::error_lines(text)
 }

@@ -6,7 +6,7 @@ use super::files::Files;
 use super::service::{DROP_IN, UNITS};
 use super::sites::document_roots;
 use super::unit::Unit;
-use crate::settings::{DEFAULT_FILE, Own};
+use crate::settings::{DEFAULT_FILE, Overrides};
 
 /// A directory with an EspoCRM in it.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,7 +109,7 @@ pub(super) fn configured(files: &Files) -> Vec<PathBuf> {
     let own = files.find(&format!("{}/*.toml", dir.display()));
     let espocrm = |file: &PathBuf| {
         let text = String::from_utf8(files.read(file).ok()?).ok()?;
-        files.resolve(&Own::from_toml(&text).ok()?.espocrm?).ok()
+        files.resolve(&Overrides::from_toml(&text).ok()?.espocrm?).ok()
     };
     own.iter().filter_map(espocrm).collect()
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::Files;
 use super::unit::Unit;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 use crate::settings::DEFAULT_FILE;
 
 /// Which service.
@@ -26,12 +26,12 @@ impl Service {
         if let Some(name) = &name {
             let odd = |byte: u8| !byte.is_ascii_alphanumeric() && !b"_-.".contains(&byte);
             if name.bytes().any(odd) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
-                return Err(Fatal::new(format!(
+                return Err(Exit::error(format!(
                     "{name:?} is no name for a service: letters, digits, '-', '_' and '.' make one."
                 )));
             }
             if name == "config" {
-                return Err(Fatal::new(
+                return Err(Exit::error(
                     "The name config is that of the usual service's file: choose another.",
                 ));
             }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::files::Files;
-use crate::platform::exit::{Fatal, Result};
+use crate::platform::exit::{Exit, Result};
 
 /// The commands `systemctl` and `journalctl`.
 pub(crate) struct Systemctl {
@@ -43,7 +43,7 @@ impl Systemctl {
         if succeeded {
             return Ok(text);
         }
-        Err(Fatal::lines(format!("systemctl {} failed: {text}", arguments.join(" "))))
+        Err(Exit::error_lines(format!("systemctl {} failed: {text}", arguments.join(" "))))
     }
 
     /// Whether a unit runs.
@@ -78,9 +78,9 @@ impl Systemctl {
     pub(crate) fn start(&self, unit: &str) -> Result<()> {
         let started = self.run(&["restart", unit]).and_then(|_| match &*self.state(unit) {
             "active" => Ok(()),
-            state => Err(Fatal::new(format!("It did not stay up: systemd says {state}."))),
+            state => Err(Exit::error(format!("It did not stay up: systemd says {state}."))),
         });
-        started.map_err(|error| Fatal::lines(format!("{error}{}", self.last_words(unit))))
+        started.map_err(|error| Exit::error_lines(format!("{error}{}", self.last_words(unit))))
     }
 
     /// The last lines that a unit logged, each in a line of its own.

@@ -9,7 +9,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::engine::limits::{MAX_CONTROL_BODY, MAX_CONTROL_HEAD, MAX_TAIL};
 use crate::engine::protocol::control;
-use crate::engine::protocol::control::{Door, Request};
+use crate::engine::protocol::control::{Listener, Request};
 use crate::engine::time::Time;
 use crate::platform::sys;
 
@@ -20,7 +20,7 @@ pub(super) enum Stream {
 
 /// How far one has come, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum State {
     /// The request is being read.
     Asking,
     /// The answer is being written.
@@ -33,10 +33,10 @@ pub(super) enum Stage {
     Leaving,
 }
 
-pub(super) struct Peer {
+pub(super) struct Client {
     stream: Stream,
-    pub door: Door,
-    pub stage: Stage,
+    pub door: Listener,
+    pub stage: State,
     /// When it has taken too long; never, if it watches.
     pub deadline: Option<Time>,
     input: Vec<u8>,
@@ -82,12 +82,12 @@ impl Stream {
     }
 }
 
-impl Peer {
-    pub(super) fn new(stream: Stream, door: Door, deadline: Time) -> Self {
+impl Client {
+    pub(super) fn new(stream: Stream, door: Listener, deadline: Time) -> Self {
         Self {
             stream,
             door,
-            stage: Stage::Asking,
+            stage: State::Asking,
             deadline: Some(deadline),
             input: Vec::new(),
             output: Vec::new(),
@@ -119,7 +119,7 @@ impl Peer {
         loop {
             let length = match self.stream.read(&mut buffer) {
                 // Who asks and says nothing more may still listen, but one who watches is gone.
-                Ok(0) if matches!(self.stage, Stage::Answered | Stage::Reloading) => {
+                Ok(0) if matches!(self.stage, State::Answered | State::Reloading) => {
                     return Ok(None);
                 }
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -128,7 +128,7 @@ impl Peer {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            if self.stage != Stage::Asking {
+            if self.stage != State::Asking {
                 rest += length;
                 if rest > MAX_REST {
                     return Err(io::ErrorKind::InvalidData.into());
@@ -145,7 +145,7 @@ impl Peer {
                 Ok(None) => {}
                 Ok(Some(request)) => {
                     self.input = Vec::new();
-                    self.stage = Stage::Answered;
+                    self.stage = State::Answered;
                     return Ok(Some(request));
                 }
                 Err(refusal) => {
@@ -157,25 +157,25 @@ impl Peer {
     }
 
     pub(super) fn answer(&mut self, response: &str) {
-        self.stage = Stage::Answered;
+        self.stage = State::Answered;
         self.output.extend_from_slice(response.as_bytes());
     }
 
     /// The answer follows later; until then nothing is written.
     pub(super) fn wait_for_reload(&mut self, deadline: Time) {
-        self.stage = Stage::Reloading;
+        self.stage = State::Reloading;
         self.deadline = Some(deadline);
     }
 
     pub(super) fn watch(&mut self) {
-        self.stage = Stage::Watching;
+        self.stage = State::Watching;
         self.deadline = None;
         self.output.extend_from_slice(control::ENDLESS.as_bytes());
     }
 
     /// Whether there is something to be written after that.
     pub(super) fn show(&mut self, line: &str) -> bool {
-        if self.stage != Stage::Watching {
+        if self.stage != State::Watching {
             return false;
         }
         let waiting = self.output.len() - self.written;
@@ -196,9 +196,9 @@ impl Peer {
             let waiting = self.output.get(self.written..).unwrap_or_default();
             if waiting.is_empty() {
                 (self.output, self.written) = (Vec::new(), 0);
-                if self.stage == Stage::Answered {
+                if self.stage == State::Answered {
                     self.stream.finish();
-                    self.stage = Stage::Leaving;
+                    self.stage = State::Leaving;
                 }
                 if self.lost == 0 {
                     return Ok(());

@@ -9,7 +9,7 @@ use mio::Token;
 
 use super::bursts::Cause;
 use super::{FIRST_CONN, Server};
-use crate::daemon::connection::{Conn, Upgrading};
+use crate::daemon::connection::{Connection, Upgrading};
 use crate::daemon::listener::Listener;
 use crate::daemon::net::TcpStream;
 use crate::daemon::stream::Stream;
@@ -189,7 +189,7 @@ impl Server {
         let id = ConnId::new(narrow, self.accepting.serial);
         let deadline = self.now.after(HANDSHAKE_DEADLINE);
         let upgrading = Upgrading::new(peer, introduction, over_limit);
-        let conn = entry.insert(Conn::new(id, stream, upgrading, self.now, deadline));
+        let conn = entry.insert(Connection::new(id, stream, upgrading, self.now, deadline));
         if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
             self.conns.remove(slot);
             return self.pause(&error);

@@ -96,8 +96,8 @@ impl Server {
     /// Whether so many logins of its address wait, or its user has so many connections, that it is
     /// told to come back.
     pub(super) fn is_crowded(&mut self, id: ConnId, credentials: Option<&Credentials>) -> bool {
-        if self.access.is_crowded() {
-            self.count_end(id, End::Crowded);
+        if self.check_queue.is_crowded() {
+            self.count_end(id, End::CheckQueue);
             return true;
         }
         let client = self.conn(id).and_then(|conn| conn.client);

@@ -20,9 +20,9 @@ use crate::platform::logging::Outage;
 impl Server {
     pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
         let user = Rc::clone(&check.user);
-        let full = match self.access.request(self.now, ticket, check, urgency) {
+        let full = match self.check_queue.request(self.now, ticket, check, urgency) {
             Ok(true) => {
-                self.stats.checks_reused += 1;
+                self.stats.checks_cached += 1;
                 return self.answers.push(Answer { ticket, verdict: Verdict::Granted });
             }
             Ok(false) => return,
@@ -37,16 +37,16 @@ impl Server {
                     );
                 }
                 // Without a Close frame, so that it comes back and asks again.
-                self.end(ticket.conn, End::Crowded);
+                self.end(ticket.conn, End::CheckQueue);
             }
             Urgency::Subscription => {
-                self.stats.leave_out(LimitHit::UserChecks);
+                self.stats.hit_limit(LimitHit::UserChecks);
                 self.log_delay(full, &user);
                 self.hub.delay(ticket);
                 self.arm(ticket.conn);
             }
-            Urgency::Review => {
-                self.stats.leave_out(LimitHit::Reviews);
+            Urgency::Recheck => {
+                self.stats.hit_limit(LimitHit::Rechecks);
                 let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
                 self.answers.push(Answer { ticket, verdict });
             }
@@ -73,29 +73,29 @@ impl Server {
             return;
         }
         let Some(user) = self.hub.user(id) else { return };
-        let room = self.access.room(Urgency::Subscription, user);
+        let room = self.check_queue.room(Urgency::Subscription, user);
         self.hub.resume(id, room);
         self.carry_out();
     }
 
     /// Starts as many checks as may run. What fails to start is answered at once.
     pub(super) fn start_checks(&mut self) {
-        if !self.access.can_start() {
+        if !self.check_queue.can_start() {
             return;
         }
         // A verdict is read by the rules of the EspoCRM that is on disk now.
         self.look();
-        while self.access.can_start() {
-            let waiting = self.access.queued().saturating_sub(1);
-            let Some(lane) = self.lane(waiting) else { return };
-            let Some((id, check)) = self.access.start(self.now) else { return };
+        while self.check_queue.can_start() {
+            let waiting = self.check_queue.queued().saturating_sub(1);
+            let Some(runner) = self.runner(waiting) else { return };
+            let Some((id, check)) = self.check_queue.start(self.now) else { return };
             if self.is_excluded(&check) {
-                self.pool.put_back(self.now, lane);
-                self.access.finish(self.now, id, &Verdict::Denied, &mut self.answers);
+                self.pool.put_back(self.now, runner);
+                self.check_queue.finish(self.now, id, &Verdict::Denied, &mut self.answers);
                 continue;
             }
             match &mut self.backend {
-                Backend::Espocrm(_) => self.start_check(id, &check, lane),
+                Backend::Espocrm(_) => self.start_check(id, &check, runner),
                 Backend::Demo(demo) => {
                     let verdict = demo.check(&check);
                     self.finish_check(id, &check, &verdict);
@@ -129,7 +129,7 @@ impl Server {
                 Task::Probe => self.finish_reload(&finished),
                 Task::SelfCheck(convention) => self.self_checked(convention, &finished),
                 Task::Check(id, convention) => {
-                    if let Some(check) = self.access.check(id) {
+                    if let Some(check) = self.check_queue.check(id) {
                         let convention = self.convention(convention);
                         let verdict = read(convention, &check, &finished);
                         self.finish_check(id, &check, &verdict);
@@ -166,9 +166,9 @@ impl Server {
         let is_untrusted = self.self_check.rejects_clients() && *verdict == Verdict::Granted;
         let verdict = if is_untrusted { &untrusted } else { verdict };
         let answered = self.answers.len();
-        let urgency = self.access.urgency(id);
-        let is_review = urgency == Some(Urgency::Review);
-        if let Some((urgency, began)) = urgency.zip(self.access.began(id)) {
+        let urgency = self.check_queue.urgency(id);
+        let is_recheck = urgency == Some(Urgency::Recheck);
+        if let Some((urgency, began)) = urgency.zip(self.check_queue.began(id)) {
             // It may have ended in the turn in which it was started, at an earlier look at the clock.
             let took = self.clock.now().since(began).as_millis();
             self.stats.check(urgency, verdict, u64::try_from(took).unwrap_or(u64::MAX));
@@ -179,7 +179,7 @@ impl Server {
                 None => Some((self.now, self.now)),
             };
         }
-        self.access.finish(self.now, id, verdict, &mut self.answers);
+        self.check_queue.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else {
             if let Some(count) = self.outage_of(check).worked() {
                 let of = if check.is_authentication() { "logins" } else { "subscriptions" };
@@ -196,8 +196,8 @@ impl Server {
         } else {
             ("A subscription", "subscriptions")
         };
-        let then = if is_review {
-            "It was granted before, and stays so until the next review"
+        let then = if is_recheck {
+            "It was granted before, and stays so until the next recheck"
         } else if check.is_authentication() {
             "Its tab will come back and try again"
         } else if self.answers.len() > answered {

@@ -7,7 +7,7 @@ use mio::Token;
 
 use super::{Backend, Server};
 use crate::daemon::connection::Phase;
-use crate::daemon::control::Asker;
+use crate::daemon::control::RequestId;
 use crate::engine::espocrm::submission::{Rejection, Submission};
 use crate::engine::json::Json;
 use crate::engine::printable::{Printable, plural};
@@ -51,17 +51,17 @@ impl Server {
         }
     }
 
-    fn answer(&mut self, asker: Asker, request: Request) {
+    fn answer(&mut self, asker: RequestId, request: Request) {
         let ok = |kind: &str, body: &str| control::response("200 OK", kind, body);
         let response = match request {
             Request::Metrics => {
                 let figures = self.figures();
                 ok(METRICS, &prometheus::text(&self.stats, &figures))
             }
-            Request::Health => match self.troubles() {
-                troubles if troubles.is_empty() => ok(PLAIN, "ok\n"),
-                troubles => {
-                    let body = troubles.join("\n") + "\n";
+            Request::Health => match self.problems() {
+                problems if problems.is_empty() => ok(PLAIN, "ok\n"),
+                problems => {
+                    let body = problems.join("\n") + "\n";
                     control::response("503 Service Unavailable", PLAIN, &body)
                 }
             },
@@ -86,30 +86,30 @@ impl Server {
     }
 
     /// Why it is not really serving, one sentence each. That it answers shows that the loop goes round.
-    pub(super) fn troubles(&self) -> Vec<String> {
-        let mut troubles = Vec::new();
-        if self.bus_broken.is_some() {
-            troubles.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.zmq_broken.is_some() {
+            problems.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
         }
         if self.self_check.rejects_clients() {
             let why = "EspoCRM accepts any token: all clients are rejected until the self-check \
                        passes. See the log.";
-            troubles.push(why.to_owned());
+            problems.push(why.to_owned());
         }
         if self.accepting.paused_until().is_some() {
             let why = "Connections cannot be accepted for want of descriptors or memory.";
-            troubles.push(why.to_owned());
+            problems.push(why.to_owned());
         }
         if self.checks_fail.is_some_and(|(since, last)| {
             last.since(since) >= OUTAGE && self.now.since(last) < FORGOTTEN
         }) {
-            troubles.push("No access check has worked for more than a minute.".to_owned());
+            problems.push("No access check has worked for more than a minute.".to_owned());
         }
         let limit = self.settings.max_connections.value;
         if self.conns.len() >= limit {
-            troubles.push(format!("The limit of {limit} connections is reached."));
+            problems.push(format!("The limit of {limit} connections is reached."));
         }
-        troubles
+        problems
     }
 
     /// How things are at this moment.
@@ -135,16 +135,16 @@ impl Server {
             max_connections: self.settings.max_connections.value,
             users: self.hub.users().count(),
             subscriptions,
-            checks_running: self.access.running(),
-            checks_queued: self.access.queued(),
+            checks_running: self.check_queue.running(),
+            checks_queued: self.check_queue.queued(),
             last_minute: self.rates.last_minute(&self.stats),
             held: self.held + self.hub.held(),
             resident: sys::resident(),
             worst_case: self.settings.worst_case(),
             cpu: sys::own_time(),
             php_cpu: self.php_time,
-            is_bus_bound: self.bus_broken.is_none(),
-            troubles: self.troubles(),
+            is_zmq_bound: self.zmq_broken.is_none(),
+            problems: self.problems(),
         }
     }
 
@@ -154,7 +154,7 @@ impl Server {
         for id in &conns {
             self.end(*id, End::Kicked);
         }
-        self.access.forget_user(user);
+        self.check_queue.forget_user(user);
         let count = conns.len();
         info!(
             "The administrator ended {} of user {}. Browsers reconnect, and are checked again.",
@@ -228,7 +228,7 @@ impl Server {
             json.text("stage", stage);
             json.field("seconds", &second.saturating_sub(conn.since.into()));
             json.field("subscriptions", &self.hub.subscriptions(conn.id));
-            json.field("held_bytes", &(conn.held() + self.hub.held_by(conn.id)));
+            json.field("buffered_bytes", &(conn.held() + self.hub.held_by(conn.id)));
             json.end()
         });
         named_list("connections", total, conns)
@@ -301,20 +301,21 @@ mod tests {
     use crate::daemon::event_loop::accept::Accepting;
     use crate::daemon::listener::Listener;
     use crate::daemon::script::{Arrivals, Checks, Journal, Messages, Random};
-    use crate::daemon::zmq::Bus;
+    use crate::daemon::zmq::ZmqReceiver;
     use crate::engine::checks::check::{Check, Ticket, Urgency};
     use crate::engine::checks::queue::JobId;
     use crate::engine::checks::verdict::{Failure, Verdict};
     use crate::engine::id::ConnId;
     use crate::engine::time::Time;
-    use crate::espocrm::Facts;
+    use crate::espocrm::EspoSettings;
     use crate::platform::clock::Clock;
     use crate::platform::signals::Signals;
-    use crate::settings::{Layers, Own, Settings};
+    use crate::settings::{Layers, Overrides, Settings};
 
     fn server() -> Server {
-        let facts = Facts::new(serde_json::Map::new(), &serde_json::Value::Null);
-        let settings = Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap();
+        let espo_settings = EspoSettings::new(serde_json::Map::new(), &serde_json::Value::Null);
+        let settings =
+            Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap();
         let journal = Journal::default();
         let random = || Random::new(1);
         Server::assemble(
@@ -323,7 +324,7 @@ mod tests {
             Signals::none().unwrap(),
             mio::Poll::new().unwrap(),
             Accepting::new(Listener::scripted(Arrivals::new(&journal, random())), None),
-            Bus::scripted(Messages::new(&journal, random())),
+            ZmqReceiver::scripted(Messages::new(&journal, random())),
         )
     }
 
@@ -339,8 +340,8 @@ mod tests {
         let ticket = Ticket { conn: id, serial: Ticket::AUTHENTICATION };
         let check = Check::authentication("token", "user");
         let now = server.now;
-        server.access.request(now, ticket, check, Urgency::Authentication).unwrap();
-        let (job, check): (JobId, _) = server.access.start(now).unwrap();
+        server.check_queue.request(now, ticket, check, Urgency::Authentication).unwrap();
+        let (job, check): (JobId, _) = server.check_queue.start(now).unwrap();
         server.finish_check(job, &check, verdict);
     }
 
@@ -349,27 +350,27 @@ mod tests {
         let failed = Verdict::Unchecked(Failure::TimedOut);
         let mut server = server();
         check(&mut server, 100, &failed);
-        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.problems(), [""; 0]);
         // Nobody has tried again.
         set_clock(&mut server, 200);
-        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 159, &failed);
-        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 160, &failed);
-        let trouble = "No access check has worked for more than a minute.";
-        assert_eq!(server.troubles(), [trouble]);
+        let problem = "No access check has worked for more than a minute.";
+        assert_eq!(server.problems(), [problem]);
         set_clock(&mut server, 459);
-        assert_eq!(server.troubles(), [trouble]);
+        assert_eq!(server.problems(), [problem]);
         // By now it may work again: nobody has come who could tell.
         set_clock(&mut server, 460);
-        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 461, &failed);
-        assert_eq!(server.troubles(), [trouble]);
+        assert_eq!(server.problems(), [problem]);
         // No is an answer.
         check(&mut server, 462, &Verdict::Denied);
-        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 463, &failed);
-        assert_eq!(server.troubles(), [""; 0]);
+        assert_eq!(server.problems(), [""; 0]);
         assert_eq!(server.stats.checks[0], [0, 1, 5]);
     }
 }

@@ -25,7 +25,7 @@ impl Server {
         self.take_messages();
         if self.stats.messages > before {
             // libzmq may now read more of what has arrived long ago.
-            self.wake_bus_guard();
+            self.wake_zmq_guard();
         }
     }
 
@@ -40,7 +40,7 @@ impl Server {
                 }
                 Received::Rejected(rejection) => Err(rejection),
                 Received::Nothing => {
-                    self.bus_pending = false;
+                    self.zmq_pending = false;
                     return;
                 }
             };
@@ -74,7 +74,7 @@ impl Server {
                 slow.push(id);
                 continue;
             }
-            conn.weigh(&mut self.held);
+            conn.update_buffered(&mut self.held);
             if !conn.dirty {
                 conn.dirty = true;
                 self.dirty.push_back(id);
@@ -90,7 +90,7 @@ impl Server {
         }
         let receivers = self.stats.deliveries - before;
         self.show_message(&submission, receivers);
-        self.shed();
+        self.evict_largest();
         Ok(receivers)
     }
 

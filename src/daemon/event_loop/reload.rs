@@ -14,8 +14,8 @@ use crate::engine::espocrm::version::Version;
 use crate::engine::protocol::control;
 use crate::engine::time::Time;
 use crate::espocrm::process::{Finished, Task};
-use crate::espocrm::{Facts, Identity, Installation, PROBE_TIMEOUT, Router, Watch};
-use crate::platform::exit::{Fatal, Result};
+use crate::espocrm::{EspoSettings, Identity, Installation, PROBE_TIMEOUT, Router, Watch};
+use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
 use crate::settings::{Layers, Settings, Source};
 
@@ -36,7 +36,7 @@ pub(crate) struct Espocrm {
     /// They could not be read since they have changed; when that is tried again.
     outdated: Option<Time>,
     /// Why they could not be read, as it was logged.
-    trouble: String,
+    problem: String,
     /// By a signal: the answer is to be logged, whatever it is.
     asked_for: bool,
     /// The files were looked at in this turn.
@@ -51,9 +51,9 @@ pub(crate) struct Espocrm {
 enum Told {
     Settings(Box<Settings>),
     /// The settings of this version cannot be used.
-    Mistake(Version, Fatal),
+    Mistake(Version, Exit),
     /// There is no answer.
-    Nothing(Fatal),
+    Nothing(Exit),
     /// Another PHP is to run the checks, and has to be asked.
     Another(Installation),
 }
@@ -82,13 +82,13 @@ impl Espocrm {
     /// Asks the EspoCRM that `layers` name, and waits for its answer, unless it is to `stop`.
     ///
     /// # Errors
-    /// If there is none, it does not answer, or its settings make no sense; [`Fatal::stopped`].
+    /// If there is none, it does not answer, or its settings make no sense; [`Exit::Stopped`].
     pub(crate) fn open(layers: Layers, mut stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
         let root = layers.root()?;
         let php = layers.php().unwrap_or(Path::new("php"));
         let installation = Installation::new(root, php, layers.user())?;
         let mut watch = Watch::new(installation.root());
-        let facts = installation.ask(&mut stop)?;
+        let espo_settings = installation.ask(&mut stop)?;
         watch.has_been_read();
         let mut espocrm = Self {
             asked: installation.clone(),
@@ -96,26 +96,26 @@ impl Espocrm {
             detours: 0,
             router: None,
             layers,
-            php_version: facts.php.clone(),
+            php_version: espo_settings.php.clone(),
             watch,
             reading: Reading::No,
             outdated: None,
-            trouble: String::new(),
+            problem: String::new(),
             asked_for: false,
             looked: false,
             next_look: Time::default().after(LOOK_INTERVAL),
             rest_until: Time::default(),
         };
-        let mut settings = espocrm.resolve(&facts)?;
+        let mut settings = espocrm.resolve(&espo_settings)?;
         if settings.php.value != espocrm.asked.php() {
             // That one will run the checks.
             espocrm.asked = espocrm.asked.with_php(&settings.php.value);
-            let facts = espocrm.asked.ask(&mut stop)?;
-            settings = espocrm.resolve(&facts)?;
+            let espo_settings = espocrm.asked.ask(&mut stop)?;
+            settings = espocrm.resolve(&espo_settings)?;
             if settings.php.value != espocrm.asked.php() {
                 return Err(espocrm.undecided(&settings));
             }
-            espocrm.php_version = facts.php;
+            espocrm.php_version = espo_settings.php;
         }
         espocrm.installation = espocrm.asked.clone();
         Ok((espocrm, settings))
@@ -181,21 +181,21 @@ impl Espocrm {
     /// What the answer of the PHP that was asked leads to.
     fn told(&mut self, finished: &Finished) -> Told {
         let may_ask = self.detours < MAX_DETOURS;
-        let facts = match self.asked.read_probe(finished) {
-            Ok(facts) => facts,
+        let espo_settings = match self.asked.read_probe(finished) {
+            Ok(espo_settings) => espo_settings,
             Err(error) => {
                 let known = self.known();
-                let is_wrong = Facts::wrong_sapi(&finished.stdout).is_some();
+                let is_wrong = EspoSettings::wrong_sapi(&finished.stdout).is_some();
                 // It was replaced; EspoCRM may name another one by now.
                 let other = is_wrong && self.detours == 0 && known != self.asked;
                 return if other { Told::Another(known) } else { Told::Nothing(error) };
             }
         };
-        match self.read(&facts) {
-            Err(error) => Told::Mistake(facts.version, error),
+        match self.read(&espo_settings) {
+            Err(error) => Told::Mistake(espo_settings.version, error),
             Ok(settings) if settings.php.value == self.asked.php() => {
                 self.installation = self.asked.clone();
-                self.php_version = facts.php;
+                self.php_version = espo_settings.php;
                 Told::Settings(Box::new(settings))
             }
             Ok(settings) if may_ask => Told::Another(self.asked.with_php(&settings.php.value)),
@@ -203,8 +203,8 @@ impl Espocrm {
         }
     }
 
-    fn undecided(&self, settings: &Settings) -> Fatal {
-        Fatal::new(format!(
+    fn undecided(&self, settings: &Settings) -> Exit {
+        Exit::error(format!(
             "Asked by PHP {}, EspoCRM names another PHP again, {}. Set phpExecutablePath to one \
              path, or give one by --php PATH.",
             self.asked.php().display(),
@@ -213,18 +213,18 @@ impl Espocrm {
     }
 
     /// The settings in force stay, though EspoCRM's may be others.
-    fn could_not_be_read(&mut self, now: Time, error: &Fatal) {
+    fn could_not_be_read(&mut self, now: Time, error: &Exit) {
         self.outdated = Some(now.after(LOOK_INTERVAL));
         let error = error.to_string();
         // A broken EspoCRM is tried again and again: that is said once.
-        if std::mem::take(&mut self.asked_for) || self.trouble != error {
+        if std::mem::take(&mut self.asked_for) || self.problem != error {
             error!("{error} {STAY}");
         }
-        self.trouble = error;
+        self.problem = error;
     }
 
     /// What EspoCRM has told, together with our own file as it is now.
-    fn read(&mut self, facts: &Facts) -> Result<Settings> {
+    fn read(&mut self, espo_settings: &EspoSettings) -> Result<Settings> {
         self.layers.read_file()?;
         let root = self.layers.root().and_then(Installation::locate)?;
         if root != self.root() {
@@ -235,11 +235,11 @@ impl Espocrm {
                 self.root().display()
             );
         }
-        self.resolve(facts)
+        self.resolve(espo_settings)
     }
 
-    fn resolve(&mut self, facts: &Facts) -> Result<Settings> {
-        let mut settings = Settings::resolve(&self.layers, facts)?;
+    fn resolve(&mut self, espo_settings: &EspoSettings) -> Result<Settings> {
+        let mut settings = Settings::resolve(&self.layers, espo_settings)?;
         let php = &mut settings.php;
         if php.value.is_absolute() && !php.value.exists() && php.source != Source::Flag {
             warn!(
@@ -400,7 +400,7 @@ impl Server {
             self.reload_errors.push(error.to_string());
         } else {
             espocrm.outdated = None;
-            espocrm.trouble.clear();
+            espocrm.problem.clear();
         }
         match told {
             Told::Settings(settings) => {
@@ -445,7 +445,7 @@ impl Server {
         self.control.answer_reload(self.now, &response);
     }
 
-    fn keep_old(&mut self, error: &Fatal) {
+    fn keep_old(&mut self, error: &Exit) {
         error!("{} {STAY}", one_line(error));
         self.reload_errors.push(error.to_string());
     }
@@ -459,8 +459,8 @@ impl Server {
     /// Puts new settings in force; nobody is disconnected. What cannot be had stays as it was.
     pub(super) fn apply(&mut self, mut new: Settings) {
         new.log_doubts();
-        if new.means.value != self.settings.means.value {
-            new.log_means();
+        if new.check_mode.value != self.settings.check_mode.value {
+            new.log_mode();
         }
         new.categories = new.categories.or_old(&self.settings.categories);
         // Always: a certificate is renewed under the same name.
@@ -496,11 +496,11 @@ impl Server {
                     );
                     self.reload_errors.push(error.to_string());
                     new.zeromq = self.settings.zeromq.clone();
-                    self.repair_bus();
+                    self.repair_zmq();
                 }
             }
             // libzmq may have taken in messages meanwhile, of which it tells nobody.
-            self.bus_pending = true;
+            self.zmq_pending = true;
         }
         accept::afford(&mut new);
         self.bus.limit_senders(accept::affordable_senders(&new));
@@ -508,9 +508,9 @@ impl Server {
         for worker in self.pool.renew(new.workers()) {
             self.workers.stop(worker);
         }
-        self.access.set_limit(new.max_checks.value);
+        self.check_queue.set_limit(new.max_checks.value);
         // What EspoCRM said before counts no longer.
-        self.access.set_reuse(new.verdict_reuse.value);
+        self.check_queue.set_reuse(new.check_cache.value);
         let asked_for = self.was_asked_for();
         if new != self.settings {
             let count = new.categories.iter().count();
@@ -533,7 +533,7 @@ impl Server {
         self.apply_to_hub();
         self.limit_handshakes();
         // They may hold less from now on.
-        self.shed();
+        self.evict_largest();
     }
 
     fn listen(&mut self, settings: &Settings) -> Result<()> {
@@ -555,14 +555,14 @@ impl Server {
     fn bind(&mut self, settings: &Settings) -> Result<()> {
         let mut listener = Listener::bind(settings)?;
         let registered = listener.register(self.poll.registry(), LISTENER);
-        registered.map_err(|error| Fatal::new(error.to_string()))?;
+        registered.map_err(|error| Exit::error(error.to_string()))?;
         self.accepting.replace_listener(listener);
         Ok(())
     }
 }
 
 /// A mistake in a file is shown where it stands, which takes several lines.
-fn one_line(error: &Fatal) -> String {
+fn one_line(error: &Exit) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -33,7 +33,7 @@ impl Server {
     /// Starts checks only when EspoCRM's settings are known and it has rejected a random token.
     pub(super) fn hold_checks(&mut self) {
         let held = self.backend.is_reading() || !self.self_check.allows_checks();
-        self.access.set_paused(held);
+        self.check_queue.set_paused(held);
     }
 
     /// When [`self_check_if_due`](Self::self_check_if_due) has something to do.
@@ -137,7 +137,7 @@ impl Server {
             self.end(id, End::SelfCheck);
         }
         // What was granted a moment ago counts for nothing, and no worker of that time goes on.
-        self.access.set_reuse(self.settings.verdict_reuse.value);
+        self.check_queue.set_reuse(self.settings.check_cache.value);
         for worker in self.pool.renew(self.settings.workers()) {
             self.workers.stop(worker);
         }

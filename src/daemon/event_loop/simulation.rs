@@ -2,7 +2,7 @@
 //! calls, resets, late, repeated and pointless reports of the kernel, verdicts in any order, jumps
 //! of the clock. Every turn is compared with what must come of it.
 //!
-//! A failing seed is printed. `ESPOCRM_SEED=… cargo test --lib simulation` replays it and tells
+//! A failing seed is printed. `SEED=… cargo test --lib simulation` replays it and tells
 //! what the server does.
 
 mod access;
@@ -21,9 +21,9 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::accept::Accepting;
-use super::{BUS, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings};
-use crate::espocrm::Facts;
-use crate::settings::{Layers, Own};
+use super::{Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, ZMQ};
+use crate::espocrm::EspoSettings;
+use crate::settings::{Layers, Overrides};
 use world::World;
 
 const SEEDS: u64 = 2_000;
@@ -31,16 +31,17 @@ const STEPS: usize = 250;
 
 #[test]
 fn every_browser_gets_exactly_what_is_its_own_whatever_the_kernel_does() {
-    let facts = Facts::new(serde_json::Map::new(), &serde_json::Value::Null);
-    let settings = Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap();
-    if let Ok(seed) = std::env::var("ESPOCRM_SEED") {
+    let espo_settings = EspoSettings::new(serde_json::Map::new(), &serde_json::Value::Null);
+    let settings =
+        Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap();
+    if let Ok(seed) = std::env::var("SEED") {
         return World::new(seed.parse().unwrap(), settings, true).run(STEPS);
     }
     let mut seen = BTreeMap::new();
     for seed in 0..SEEDS {
         let mut world = World::new(seed, settings.clone(), false);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run(STEPS))) {
-            eprintln!("Replay by: ESPOCRM_SEED={seed} cargo test --lib simulation");
+            eprintln!("Replay by: SEED={seed} cargo test --lib simulation");
             resume_unwind(panic);
         }
         for (what, count) in world.oracle.seen {

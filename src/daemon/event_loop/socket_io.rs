@@ -7,7 +7,7 @@ use log::{info, warn};
 
 use super::Server;
 use super::bursts::Cause;
-use crate::daemon::connection::{Conn, Overdue, Phase};
+use crate::daemon::connection::{Connection, Overdue, Phase};
 use crate::daemon::stream::Written;
 use crate::engine::id::ConnId;
 use crate::engine::limits::{MAX_HELD_AT_PACE, MAX_OUTBOX};
@@ -34,7 +34,7 @@ const FEW: usize = 64;
 
 impl Server {
     /// The connection of this name, unless it has ended.
-    pub(super) fn conn(&mut self, id: ConnId) -> Option<&mut Conn> {
+    pub(super) fn conn(&mut self, id: ConnId) -> Option<&mut Connection> {
         self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended())
     }
 
@@ -78,15 +78,15 @@ impl Server {
             Ok((Written::Blocked, taken)) => {
                 self.backpressure.blocked(id, waiting, taken, self.now);
             }
-            Err(_) => return self.end(id, End::Left),
+            Err(_) => return self.end(id, End::PeerClosed),
         }
-        self.weigh(id);
+        self.update_buffered(id);
     }
 
     /// Adds up anew what a connection holds: after anything that may have changed it.
-    pub(super) fn weigh(&mut self, id: ConnId) {
+    pub(super) fn update_buffered(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id) {
-            conn.weigh(&mut self.held);
+            conn.update_buffered(&mut self.held);
         }
     }
 
@@ -101,7 +101,7 @@ impl Server {
     }
 
     /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
-    pub(super) fn shed(&mut self) {
+    pub(super) fn evict_largest(&mut self) {
         let limit = self.settings.max_buffered.value;
         let is_over = |server: &Self| server.held + server.hub.held() > limit;
         if !is_over(self) || self.now < self.next_shed {
@@ -168,7 +168,7 @@ impl Server {
     pub(super) fn trim_if_due(&mut self) {
         if self.trim.take_due(self.now, self.accounted()) {
             self.conns.shrink_to_fit();
-            self.access.shrink();
+            self.check_queue.shrink();
             self.unread.shrink_to(FEW);
             self.dirty.shrink_to(FEW);
             self.ended.shrink_to(FEW);
@@ -181,8 +181,8 @@ impl Server {
         let mut scratch = std::mem::take(&mut self.scratch);
         let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
         self.scratch = scratch;
-        self.weigh(id);
-        self.shed();
+        self.update_buffered(id);
+        self.evict_largest();
         // An answer, or the TLS handshake's part.
         self.mark_dirty(id);
         if more {
@@ -216,7 +216,7 @@ impl Server {
             Ok(0) => {
                 // Who says nothing more may still listen.
                 self.flush_one(id);
-                self.end(id, End::Left);
+                self.end(id, End::PeerClosed);
             }
             Ok(length) => {
                 let more = conn.may_have_more(length, scratch.len(), ended);
@@ -229,7 +229,7 @@ impl Server {
                     self.count_end(id, End::Tls);
                     self.no_tls(&error);
                 }
-                self.end(id, End::Left);
+                self.end(id, End::PeerClosed);
             }
         }
         false
@@ -264,9 +264,9 @@ impl Server {
                         self.end(
                             id,
                             match why {
-                                Overdue::Lost => End::PingLost,
+                                Overdue::Lost => End::PingTimeout,
                                 Overdue::Incomplete => End::Incomplete,
-                                _ => End::Handshake,
+                                _ => End::HandshakeTimeout,
                             },
                         );
                         continue;
@@ -277,7 +277,7 @@ impl Server {
                     }
                 }
             }
-            self.hub.review(now, id);
+            self.hub.recheck(now, id);
             self.resume_subscriptions(id);
             self.arm(id);
         }
@@ -292,11 +292,11 @@ impl Server {
         }
     }
 
-    /// Sets a connection's timer: for its deadline or next ping, its next review, or another attempt at
+    /// Sets a connection's timer: for its deadline or next ping, its next recheck, or another attempt at
     /// its delayed subscriptions, whichever comes first.
     pub(super) fn arm(&mut self, id: ConnId) {
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
-        let latest = [self.hub.next_review(id), resume].into_iter().flatten().min();
+        let latest = [self.hub.next_recheck(id), resume].into_iter().flatten().min();
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended());
         if let Some(conn) = conn {
             conn.arm(&mut self.timers, latest);
@@ -323,7 +323,7 @@ impl Server {
             conn.outbox.clear();
             self.backpressure.remove(id);
             self.ended.push(id.slot());
-            self.weigh(id);
+            self.update_buffered(id);
             self.end_handshake(id);
             self.leave(id);
             self.hub.close(id);

@@ -4,7 +4,7 @@ use super::Server;
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::json::Json;
 use crate::engine::telemetry::rates;
-use crate::engine::telemetry::stats::{End, KINDS, LimitHit, MEANS, OUTCOMES, RELOADS};
+use crate::engine::telemetry::stats::{End, KINDS, LimitHit, MODES, OUTCOMES, RELOADS};
 use crate::engine::time::Date;
 use crate::platform::logging;
 use crate::settings::Span;
@@ -22,7 +22,7 @@ impl Server {
         json.text("listen", &self.address().to_string());
         json.field("tls", &settings.tls.value.is_some());
         json.text("zeromq", self.endpoint());
-        json.field("troubles", &texts(&now.troubles));
+        json.field("problems", &texts(&now.problems));
 
         let mut connections = Json::object();
         connections.field("open", &now.connections).field("max", &now.max_connections);
@@ -38,21 +38,21 @@ impl Server {
             subscriptions.field(category, count);
         }
         json.field("subscriptions", &subscriptions.end());
-        json.field("left_out", &counts(LimitHit::NAMES, &stats.left_out));
+        json.field("limit_hits", &counts(LimitHit::NAMES, &stats.limit_hits));
 
         let mut messages = Json::object();
         messages.field("received", &stats.messages).field("deliveries", &stats.deliveries);
         messages.field("dropped", &counts(Rejection::NAMES, &stats.dropped));
-        messages.field("bus_rebuilt", &stats.bus_rebuilt);
+        messages.field("zmq_restarts", &stats.zmq_restarts);
         json.field("messages", &messages.end());
 
         let mut checks = Json::object();
-        checks.text("by", &settings.means.value.to_string());
+        checks.text("mode", &settings.check_mode.value.to_string());
         checks.field("running", &now.checks_running).field("queued", &now.checks_queued);
         for (kind, outcomes) in KINDS.iter().zip(&stats.checks) {
             checks.field(kind, &counts(&OUTCOMES, outcomes));
         }
-        checks.field("reused", &stats.checks_reused).field("runs", &counts(&MEANS, &stats.runs));
+        checks.field("cached", &stats.checks_cached).field("runs", &counts(&MODES, &stats.runs));
         checks.field("worker_failures", &stats.worker_failures);
         checks.field("count", &stats.checked()).field("milliseconds", &stats.check_millis);
         checks.field("php_cpu_milliseconds", &now.php_cpu.as_millis());
@@ -63,7 +63,7 @@ impl Server {
 
         let mut memory = Json::object();
         memory.field("resident_bytes", &now.resident).field("worst_case_bytes", &now.worst_case);
-        memory.field("held_bytes", &now.held);
+        memory.field("buffered_bytes", &now.held);
         json.field("memory", &memory.end());
         json.field("cpu_milliseconds", &now.cpu.as_millis());
 
@@ -74,9 +74,9 @@ impl Server {
         shown.field("max_checks", &settings.max_checks.value);
         for (name, span) in [
             ("check_timeout", &settings.check_timeout),
-            ("review_interval", &settings.review_interval),
+            ("recheck_interval", &settings.recheck_interval),
             ("ping_interval", &settings.ping_interval),
-            ("verdict_reuse", &settings.verdict_reuse),
+            ("check_cache", &settings.check_cache),
         ] {
             shown.text(name, &Span::from(span.value).to_string());
         }

@@ -99,8 +99,8 @@ impl Server {
                 return self.end(id, End::CheckFailed);
             }
         }
-        // It is to be reviewed together with the user's other tabs.
-        self.hub.review(self.now, id);
+        // It is to be rechecked together with the user's other tabs.
+        self.hub.recheck(self.now, id);
         self.arm(id);
     }
 
@@ -112,7 +112,7 @@ impl Server {
         }
         match conn.outbox.push(frame) {
             Ok(()) => {
-                self.weigh(id);
+                self.update_buffered(id);
                 self.mark_dirty(id);
             }
             Err(Full) => self.too_slow(id),
@@ -147,7 +147,7 @@ impl Server {
 
     /// Both sides have closed: what waits is written, then TCP is ended.
     fn finish(&mut self, id: ConnId) {
-        self.count_end(id, End::Left);
+        self.count_end(id, End::PeerClosed);
         self.end_login(id);
         self.hub.close(id);
         let Some(conn) = self.conn(id) else { return };
@@ -159,7 +159,7 @@ impl Server {
     }
 
     pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
-        self.stats.leave_out(LimitHit::Subscriptions);
+        self.stats.hit_limit(LimitHit::Subscriptions);
         if self.bursts.begins(Cause::TooManySubscriptions, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)");
             warn!(

@@ -10,31 +10,31 @@ use super::{Backend, Server};
 use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict;
-use crate::engine::checks::verdict::{Exit, Failure, Verdict};
-use crate::engine::checks::worker_pool::{Lane, Next, WorkerId};
+use crate::engine::checks::verdict::{Failure, ProcessExit, Verdict};
+use crate::engine::checks::worker_pool::{Next, Runner, WorkerId};
 use crate::engine::checks::worker_protocol::{Done, Reply};
 use crate::engine::espocrm::version::Convention;
 use crate::espocrm::Router;
-use crate::espocrm::workers::{Errand, Outcome, Trouble};
+use crate::espocrm::workers::{Errand, Outcome, Problem};
 use crate::platform::sys;
 
 impl Server {
     /// On what the next check is to run; `None` if it has to wait for a worker.
-    pub(super) fn lane(&mut self, waiting: usize) -> Option<Lane> {
+    pub(super) fn runner(&mut self, waiting: usize) -> Option<Runner> {
         if let Backend::Espocrm(_) = self.backend {
             self.pool.set_stuck(self.workers.stuck());
             return self.pool.take(self.now, waiting);
         }
-        Some(Lane::Plain)
+        Some(Runner::Plain)
     }
 
     /// Runs a check; by a process of its own if the worker cannot.
-    pub(super) fn start_check(&mut self, id: JobId, check: &Rc<Check>, lane: Lane) {
+    pub(super) fn start_check(&mut self, id: JobId, check: &Rc<Check>, runner: Runner) {
         let convention = self.settings.version.convention();
-        let (worker, started) = match lane {
-            Lane::Plain => return self.start_plainly(id, check, convention),
-            Lane::Idle(worker) => (worker, Ok(())),
-            Lane::New(worker) => (worker, self.start_worker(worker)),
+        let (worker, started) = match runner {
+            Runner::Plain => return self.start_plainly(id, check, convention),
+            Runner::Idle(worker) => (worker, Ok(())),
+            Runner::New(worker) => (worker, self.start_worker(worker)),
         };
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
         let errand = Errand { job: id, convention, verifies: false };
@@ -118,7 +118,7 @@ impl Server {
 
     fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
         for Outcome { worker, errand, mut result } in outcomes {
-            let check = self.access.check(errand.job);
+            let check = self.check_queue.check(errand.job);
             let answer = match &result {
                 Ok(Reply::Done(done)) => self.weigh_answer(worker, errand, check.as_deref(), done),
                 _ => Weighed::Nothing,
@@ -127,7 +127,7 @@ impl Server {
                 // It counts when the worker has rejected a random token.
                 match self.verify(worker, errand) {
                     Ok(()) => continue,
-                    Err(error) => result = Err(Trouble::NoGood(error.to_string())),
+                    Err(error) => result = Err(Problem::NoGood(error.to_string())),
                 }
             }
             if matches!(answer, Weighed::Untrusted) {
@@ -138,7 +138,7 @@ impl Server {
                 );
                 self.request_self_check();
                 let why = "it accepted a random token".to_owned();
-                result = Err(Trouble::NoGood(why));
+                result = Err(Problem::NoGood(why));
             }
             let next = match &result {
                 Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
@@ -147,12 +147,12 @@ impl Server {
                     Next::Stop
                 }
                 Ok(Reply::Unable) => self.pool.unable(self.now, worker),
-                Err(Trouble::TimedOut { begun: true }) => self.pool.stopped(self.now, worker),
-                Err(Trouble::TimedOut { begun: false } | Trouble::NotBegun) => {
+                Err(Problem::TimedOut { begun: true }) => self.pool.stopped(self.now, worker),
+                Err(Problem::TimedOut { begun: false } | Problem::NotBegun) => {
                     self.worker_obstructed(worker);
                     Next::Stop
                 }
-                Err(Trouble::NoGood(why)) => {
+                Err(Problem::NoGood(why)) => {
                     let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
                     self.worker_failed(worker, &why);
                     Next::Stop
@@ -172,11 +172,11 @@ impl Server {
                     Weighed::Verdict(verdict) => self.finish_check(errand.job, &check, &verdict),
                     _ => self.start_plainly(errand.job, &check, errand.convention),
                 },
-                Err(Trouble::TimedOut { .. }) => {
+                Err(Problem::TimedOut { .. }) => {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
                     self.finish_check(errand.job, &check, &verdict);
                 }
-                Ok(Reply::Unable) | Err(Trouble::NoGood(_) | Trouble::NotBegun) => {
+                Ok(Reply::Unable) | Err(Problem::NoGood(_) | Problem::NotBegun) => {
                     self.start_plainly(errand.job, &check, errand.convention);
                 }
             }
@@ -208,7 +208,7 @@ impl Server {
                 None => Weighed::Nothing,
             };
         }
-        let exit = Exit::Status(done.status);
+        let exit = ProcessExit::Status(done.status);
         match self.self_check.read(convention, exit, &done.output, String::new) {
             Verdict::Denied => {
                 self.pool.verified(worker);
@@ -256,7 +256,7 @@ enum Weighed {
 
 fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
     let line = || check.redact(&verdict::first_line(&done.output));
-    let exit = Exit::Status(done.status);
+    let exit = ProcessExit::Status(done.status);
     verdict::read(convention, &check.affirmation, exit, &done.output, line)
 }
 

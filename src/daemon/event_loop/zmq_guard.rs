@@ -5,7 +5,7 @@ use std::time::Duration;
 use log::{error, info, warn};
 
 use super::bursts::Cause;
-use super::{BUS, SENDERS, Server};
+use super::{SENDERS, Server, ZMQ};
 use crate::daemon::zmq::Excess;
 use crate::engine::limits;
 use crate::engine::limits::MAX_ZEROMQ;
@@ -20,21 +20,21 @@ const WORTHWHILE: usize = 8 * 1024 * 1024;
 
 impl Server {
     /// A sender has connected to the bus, disconnected or sent something.
-    pub(super) fn wake_bus_guard(&mut self) {
+    pub(super) fn wake_zmq_guard(&mut self) {
         let (now, accounted) = (self.now, self.accounted());
         let unaccounted = || sys::resident().saturating_sub(accounted);
         self.bus.wake_guard(now, self.poll.registry(), unaccounted);
     }
 
-    pub(super) fn next_bus_look(&self) -> Option<Time> {
-        [self.bus.next_look(), self.bus_broken].into_iter().flatten().min()
+    pub(super) fn next_zmq_look(&self) -> Option<Time> {
+        [self.bus.next_look(), self.zmq_broken].into_iter().flatten().min()
     }
 
     /// Begins libzmq anew if it has got out of hand.
-    pub(super) fn guard_bus(&mut self) {
+    pub(super) fn guard_zmq(&mut self) {
         let (now, accounted) = (self.now, self.accounted());
-        if self.bus_broken.is_some_and(|again| again <= now) {
-            return self.resume_bus();
+        if self.zmq_broken.is_some_and(|again| again <= now) {
+            return self.resume_zmq();
         }
         let was_used = self.bus.next_look().is_some();
         let unaccounted = || sys::resident().saturating_sub(accounted);
@@ -50,10 +50,10 @@ impl Server {
             // Nobody has them whom libzmq could send away.
             self.bus.rest();
             // Each call may take in messages that libzmq's descriptor reported before.
-            self.bus_pending = true;
-            self.bus_broken = Some(now.after(RETRY));
+            self.zmq_pending = true;
+            self.zmq_broken = Some(now.after(RETRY));
         } else {
-            self.renew_bus();
+            self.renew_zmq();
         }
     }
 
@@ -84,56 +84,56 @@ impl Server {
         }
     }
 
-    fn renew_bus(&mut self) {
+    fn renew_zmq(&mut self) {
         match self.bus.renew() {
-            Ok(()) => self.bus_is_new(),
+            Ok(()) => self.zmq_is_new(),
             Err(error) => {
                 error!(
                     "{error} EspoCRM's messages are not received. It is tried again every second."
                 );
-                self.bus_broken = Some(self.now.after(RETRY));
+                self.zmq_broken = Some(self.now.after(RETRY));
             }
         }
     }
 
     /// Binds the socket again later, if the previous endpoint was lost in an attempt to replace it.
-    pub(super) fn repair_bus(&mut self) {
+    pub(super) fn repair_zmq(&mut self) {
         if !self.bus.is_bound() {
-            self.bus_broken.get_or_insert(self.now.after(RETRY));
+            self.zmq_broken.get_or_insert(self.now.after(RETRY));
         }
     }
 
-    fn resume_bus(&mut self) {
+    fn resume_zmq(&mut self) {
         // As above: whether it succeeds or not.
-        self.bus_pending = true;
+        self.zmq_pending = true;
         match self.bus.resume() {
             Ok(is_new) => {
-                self.bus_broken = None;
+                self.zmq_broken = None;
                 if is_new {
-                    self.bus_is_new();
+                    self.zmq_is_new();
                 }
                 info!("EspoCRM's messages are received at {} again.", self.bus.endpoint());
             }
-            Err(_) => self.bus_broken = Some(self.now.after(RETRY)),
+            Err(_) => self.zmq_broken = Some(self.now.after(RETRY)),
         }
     }
 
-    fn bus_is_new(&mut self) {
-        self.stats.bus_rebuilt += 1;
+    fn zmq_is_new(&mut self) {
+        self.stats.zmq_restarts += 1;
         // For kernels on which a child cannot close what it inherits.
         sys::mark_close_on_exec();
         sys::trim_heap();
-        if let Err(error) = self.bus.register(self.poll.registry(), BUS, SENDERS) {
+        if let Err(error) = self.bus.register(self.poll.registry(), ZMQ, SENDERS) {
             error!("The kernel does not report EspoCRM's messages: {error}. Restart the daemon.");
         }
-        self.bus_pending = true;
+        self.zmq_pending = true;
     }
 
     /// Bytes that this process has reason to take, without libzmq.
     pub(super) fn accounted(&self) -> usize {
         let held = self.held + self.hub.held();
         let tls = self.settings.tls.value.is_some();
-        limits::accounted(self.conns.len(), tls, held, self.access.queued())
+        limits::accounted(self.conns.len(), tls, held, self.check_queue.queued())
     }
 }
 
@@ -147,22 +147,22 @@ mod tests {
     use crate::daemon::event_loop::accept::Accepting;
     use crate::daemon::listener::Listener;
     use crate::daemon::script::{Arrivals, Checks, Journal, Random};
-    use crate::daemon::zmq::Bus;
-    use crate::espocrm::Facts;
+    use crate::daemon::zmq::ZmqReceiver;
+    use crate::espocrm::EspoSettings;
     use crate::platform::signals::Signals;
-    use crate::settings::{Layers, Own, Settings};
+    use crate::settings::{Layers, Overrides, Settings};
 
     fn server() -> Server {
-        let facts = Facts::new(Map::new(), &Value::Null);
+        let espo_settings = EspoSettings::new(Map::new(), &Value::Null);
         let journal = Journal::default();
         let arrivals = Arrivals::new(&journal, Random::new(0));
         Server::assemble(
-            Settings::resolve(&Layers::of_flags(Own::default()), &facts).unwrap(),
+            Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap(),
             Backend::Scripted(Checks::new(&journal)),
             Signals::none().unwrap(),
             Poll::new().unwrap(),
             Accepting::new(Listener::scripted(arrivals), None),
-            Bus::bind("tcp://127.0.0.1:*").unwrap(),
+            ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap(),
         )
     }
 
@@ -170,12 +170,12 @@ mod tests {
     fn messages_may_be_pending_after_the_socket_was_paused() {
         let mut server = server();
         server.bus.rest();
-        server.bus_broken = Some(server.now);
+        server.zmq_broken = Some(server.now);
         // The port becomes free a moment later.
-        while server.bus_broken.is_some() {
-            server.bus_pending = false;
-            server.guard_bus();
-            assert!(server.bus_pending, "whether it was bound or not");
+        while server.zmq_broken.is_some() {
+            server.zmq_pending = false;
+            server.guard_zmq();
+            assert!(server.zmq_pending, "whether it was bound or not");
             server.now = server.now.after(RETRY);
         }
     }

@@ -10,7 +10,7 @@ use crate::engine::time::Time;
 
 /// What was granted a moment ago. A user's tabs come back together, and want the same.
 #[derive(Debug, Default)]
-pub(super) struct Recent {
+pub(super) struct VerdictCache {
     reuse: Duration,
     /// Until when each counts.
     granted: HashMap<Rc<Check>, Time>,
@@ -18,7 +18,7 @@ pub(super) struct Recent {
     order: VecDeque<(Time, Rc<Check>)>,
 }
 
-impl Recent {
+impl VerdictCache {
     /// For how long a verdict counts, from the moment at which its check began.
     pub(super) fn new(reuse: Duration) -> Self {
         Self { reuse, ..Self::default() }
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_grant_counts_from_the_beginning_of_its_check() {
-        let mut recent = Recent::new(Duration::from_secs(3));
+        let mut recent = VerdictCache::new(Duration::from_secs(3));
         recent.granted(at(1_000), &check("a"), NOW);
         assert!(recent.holds(at(2_999), &check("a")));
         assert!(!recent.holds(at(3_000), &check("a")));
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_or_renewed_counts_no_longer() {
-        let mut recent = Recent::new(Duration::from_secs(3));
+        let mut recent = VerdictCache::new(Duration::from_secs(3));
         recent.granted(NOW, &check("a"), NOW);
         recent.forget(&check("a"));
         assert!(!recent.holds(NOW, &check("a")));
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn it_is_bounded() {
-        let mut recent = Recent::new(Duration::from_secs(3));
+        let mut recent = VerdictCache::new(Duration::from_secs(3));
         for number in 0..MAX_RECENT_VERDICTS + 10 {
             recent.granted(NOW, &check(&number.to_string()), NOW);
             recent.forget(&check(&number.to_string()));

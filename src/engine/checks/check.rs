@@ -25,7 +25,7 @@ pub enum Urgency {
     /// A tab waits for a topic.
     Subscription,
     /// Nobody waits: whether what was granted still is.
-    Review,
+    Recheck,
 }
 
 /// Who waits for a verdict: this connection, for this of its questions.

@@ -9,11 +9,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::cache::Recent;
+use super::cache::VerdictCache;
 use super::check::{Check, Ticket, Urgency};
 use super::verdict::Verdict;
 use crate::engine::limits::{
-    MAX_WAITING_LOGINS, MAX_WAITING_REVIEWS, MAX_WAITING_SUBSCRIPTIONS, SHARE_OF_USER,
+    MAX_WAITING_LOGINS, MAX_WAITING_RECHECKS, MAX_WAITING_SUBSCRIPTIONS, SHARE_OF_USER,
 };
 use crate::engine::time::Time;
 use order::Queue;
@@ -47,15 +47,15 @@ pub struct Capacity {
     pub logins: usize,
     /// Subscriptions.
     pub subscriptions: usize,
-    /// Reviews.
-    pub reviews: usize,
+    /// Rechecks.
+    pub rechecks: usize,
 }
 
 /// Decides when which check runs. Identical checks that wait are run once; logins come before
-/// subscriptions, and those before reviews; users take turns; a subscription's check that failed is
+/// subscriptions, and those before rechecks; users take turns; a subscription's check that failed is
 /// tried again a few times.
 #[derive(Debug)]
-pub struct Access {
+pub struct CheckQueue {
     /// How many checks may run at a time.
     limit: usize,
     running: usize,
@@ -70,7 +70,7 @@ pub struct Access {
     /// How many tickets of each user wait; logins count for no user, who is not known before.
     by_user: HashMap<Rc<str>, Waiting>,
     queue: Queue,
-    recent: Recent,
+    recent: VerdictCache,
     /// Jobs that failed and wait for another attempt.
     retries: BTreeSet<(Time, JobId)>,
     next_id: u64,
@@ -98,7 +98,7 @@ enum State {
 struct Waiting {
     logins: usize,
     subscriptions: usize,
-    reviews: usize,
+    rechecks: usize,
 }
 
 /// After how long a failed check of a subscription is tried again. Together they outlast the
@@ -110,7 +110,7 @@ const RETRIES: [Duration; 4] = [
     Duration::from_secs(60),
 ];
 
-impl Access {
+impl CheckQueue {
     /// Runs at most `limit` checks at a time.
     #[must_use]
     pub fn new(limit: usize) -> Self {
@@ -125,7 +125,7 @@ impl Access {
             waiting: Waiting::default(),
             by_user: HashMap::new(),
             queue: Queue::default(),
-            recent: Recent::default(),
+            recent: VerdictCache::default(),
             retries: BTreeSet::new(),
             next_id: 0,
         }
@@ -147,8 +147,8 @@ impl Access {
         check: Check,
         urgency: Urgency,
     ) -> Result<bool, QueueFull> {
-        let is_review = urgency == Urgency::Review;
-        if !is_review && !self.paused && self.recent.holds(now, &check) {
+        let is_recheck = urgency == Urgency::Recheck;
+        if !is_recheck && !self.paused && self.recent.holds(now, &check) {
             return Ok(true);
         }
         if self.free(urgency) == 0 {
@@ -350,7 +350,7 @@ impl Access {
         match urgency {
             Urgency::Authentication => free,
             Urgency::Subscription => share(free, of_user.subscriptions),
-            Urgency::Review => share(free, of_user.reviews),
+            Urgency::Recheck => share(free, of_user.rechecks),
         }
     }
 
@@ -392,11 +392,11 @@ impl Access {
 
     /// How many more tickets of this urgency may wait.
     fn free(&self, urgency: Urgency) -> usize {
-        let Capacity { logins, subscriptions, reviews } = self.capacity;
+        let Capacity { logins, subscriptions, rechecks } = self.capacity;
         let (most, waiting) = match urgency {
             Urgency::Authentication => (logins, self.waiting.logins),
             Urgency::Subscription => (subscriptions, self.waiting.subscriptions),
-            Urgency::Review => (reviews, self.waiting.reviews),
+            Urgency::Recheck => (rechecks, self.waiting.rechecks),
         };
         most.saturating_sub(waiting)
     }
@@ -430,7 +430,7 @@ impl Default for Capacity {
         Self {
             logins: MAX_WAITING_LOGINS,
             subscriptions: MAX_WAITING_SUBSCRIPTIONS,
-            reviews: MAX_WAITING_REVIEWS,
+            rechecks: MAX_WAITING_RECHECKS,
         }
     }
 }
@@ -440,7 +440,7 @@ impl Waiting {
         match urgency {
             Urgency::Authentication => &mut self.logins,
             Urgency::Subscription => &mut self.subscriptions,
-            Urgency::Review => &mut self.reviews,
+            Urgency::Recheck => &mut self.rechecks,
         }
     }
 }

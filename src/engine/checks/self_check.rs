@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::check::Check;
-use super::verdict::{self, Exit, Failure, Verdict, is_id};
+use super::verdict::{self, Failure, ProcessExit, Verdict, is_id};
 use crate::engine::espocrm::version::Convention;
 use crate::engine::time::Time;
 
@@ -143,11 +143,11 @@ impl SelfCheck {
     pub fn read(
         &self,
         convention: Convention,
-        exit: Exit,
+        exit: ProcessExit,
         output: &[u8],
         complaint: impl FnOnce() -> String,
     ) -> Verdict {
-        if exit == Exit::Status(0) && is_id(output.trim_ascii()) {
+        if exit == ProcessExit::Status(0) && is_id(output.trim_ascii()) {
             return Verdict::Granted;
         }
         let affirmation = self.question.as_ref().map(|question| &question.affirmation);
@@ -250,7 +250,7 @@ mod tests {
         let mut check = SelfCheck::default();
         check.start(Check::authentication("t", "u"));
         let read = |convention, status, output: &str| {
-            check.read(convention, Exit::Status(status), output.as_bytes(), String::new)
+            check.read(convention, ProcessExit::Status(status), output.as_bytes(), String::new)
         };
         for convention in [Convention::ExitStatus, Convention::Output, Convention::InDoubt] {
             assert_eq!(read(convention, 0, "u"), Verdict::Granted);

@@ -87,7 +87,7 @@ impl Affirmation {
 
 /// How a PHP process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub enum ProcessExit {
     /// With this status.
     Status(i32),
     /// By this signal.
@@ -100,13 +100,13 @@ pub enum Exit {
 pub fn read(
     convention: Convention,
     affirmation: &Affirmation,
-    exit: Exit,
+    exit: ProcessExit,
     output: &[u8],
     complaint: impl FnOnce() -> String,
 ) -> Verdict {
     let status = match exit {
-        Exit::Status(status) => status,
-        Exit::Signal(signal) => return Verdict::Unchecked(Failure::Signal(signal)),
+        ProcessExit::Status(status) => status,
+        ProcessExit::Signal(signal) => return Verdict::Unchecked(Failure::Signal(signal)),
     };
     let output = output.trim_ascii();
     match status {
@@ -171,15 +171,27 @@ mod tests {
 
     fn auth(convention: Convention, status: i32, output: &str) -> Verdict {
         let user = Affirmation::UserId("6b030f5b450565077".into());
-        read(convention, &user, Exit::Status(status), output.as_bytes(), String::new)
+        read(convention, &user, ProcessExit::Status(status), output.as_bytes(), String::new)
     }
 
     fn topic(convention: Convention, status: i32, output: &str) -> Verdict {
-        read(convention, &Affirmation::True, Exit::Status(status), output.as_bytes(), String::new)
+        read(
+            convention,
+            &Affirmation::True,
+            ProcessExit::Status(status),
+            output.as_bytes(),
+            String::new,
+        )
     }
 
     fn extension(convention: Convention, status: i32, output: &str) -> Verdict {
-        read(convention, &Affirmation::Status, Exit::Status(status), output.as_bytes(), String::new)
+        read(
+            convention,
+            &Affirmation::Status,
+            ProcessExit::Status(status),
+            output.as_bytes(),
+            String::new,
+        )
     }
 
     const ALL: [Convention; 4] =
@@ -201,7 +213,7 @@ mod tests {
     fn a_missing_script_denies_nothing() {
         let complaints = ["Could not open input file: command.php", "", "PHP Warning:  x"];
         let denied = complaints.map(|line| {
-            let exit = Exit::Status(1);
+            let exit = ProcessExit::Status(1);
             let verdict =
                 read(Convention::ExitStatus, &Affirmation::True, exit, b"", || line.to_owned());
             verdict == Verdict::Denied
@@ -316,7 +328,7 @@ mod tests {
     fn a_signal_is_no_verdict() {
         for convention in ALL {
             let verdict =
-                read(convention, &Affirmation::True, Exit::Signal(9), b"true", String::new);
+                read(convention, &Affirmation::True, ProcessExit::Signal(9), b"true", String::new);
             assert_eq!(verdict, Verdict::Unchecked(Failure::Signal(9)));
         }
     }

@@ -10,7 +10,7 @@ pub struct WorkerId(u32);
 
 /// On what a check is to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
+pub enum Runner {
     /// A process of its own.
     Plain,
     /// This worker, which waits for something to do.
@@ -117,20 +117,20 @@ impl Pool {
 
     /// On what the next check is to run; `None` if it has to wait for a worker. `waiting` is how
     /// many checks wait with it.
-    pub fn take(&mut self, now: Time, waiting: usize) -> Option<Lane> {
+    pub fn take(&mut self, now: Time, waiting: usize) -> Option<Runner> {
         if self.limit == 0 || self.given_up_until.is_some_and(|until| now < until) {
-            return Some(Lane::Plain);
+            return Some(Runner::Plain);
         }
         // The one that was busy last: others can be stopped the sooner.
         let idle = self.workers.iter_mut().filter(|worker| worker.idle.is_some());
         if let Some(worker) = idle.max_by_key(|worker| worker.idle) {
             worker.idle = None;
-            return Some(Lane::Idle(worker.id));
+            return Some(Runner::Idle(worker.id));
         }
         let count = self.workers.len();
         if count == 0 && self.stuck >= self.limit {
             // There is none to wait for.
-            return Some(Lane::Plain);
+            return Some(Runner::Plain);
         }
         if count + self.stuck >= self.limit || waiting < count * BACKLOG {
             return None;
@@ -138,20 +138,20 @@ impl Pool {
         let id = WorkerId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
         self.workers.push(Worker { id, idle: None, answers: 0, verified: false, outdated: false });
-        Some(Lane::New(id))
+        Some(Runner::New(id))
     }
 
-    /// A lane that was taken is not needed.
-    pub fn put_back(&mut self, now: Time, lane: Lane) {
-        match lane {
-            Lane::Plain => {}
-            Lane::Idle(id) => {
+    /// A runner that was taken is not needed.
+    pub fn put_back(&mut self, now: Time, runner: Runner) {
+        match runner {
+            Runner::Plain => {}
+            Runner::Idle(id) => {
                 if let Some(worker) = self.workers.iter_mut().find(|worker| worker.id == id) {
                     worker.idle = Some(now);
                 }
             }
             // It was not started.
-            Lane::New(id) => self.workers.retain(|worker| worker.id != id),
+            Runner::New(id) => self.workers.retain(|worker| worker.id != id),
         }
     }
 
@@ -296,8 +296,8 @@ mod tests {
 
     const NOW: Time = Time::from_millis(0);
 
-    fn new(lane: Option<Lane>) -> WorkerId {
-        let Some(Lane::New(id)) = lane else { panic!("{lane:?}") };
+    fn new(runner: Option<Runner>) -> WorkerId {
+        let Some(Runner::New(id)) = runner else { panic!("{runner:?}") };
         id
     }
 
@@ -310,8 +310,8 @@ mod tests {
         assert_eq!(pool.take(NOW, 10_000), None);
         assert_eq!(pool.answered(NOW, a), Next::Wait);
         assert_eq!(pool.answered(NOW.after(IDLE), b), Next::Wait);
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(b)));
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Idle(b)));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Idle(a)));
         assert_eq!(pool.take(NOW, 0), None);
     }
 
@@ -347,7 +347,7 @@ mod tests {
         let a = new(pool.take(NOW, 0));
         for _ in 1..MAX_ANSWERS {
             assert_eq!(pool.answered(NOW, a), Next::Wait);
-            assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+            assert_eq!(pool.take(NOW, 0), Some(Runner::Idle(a)));
         }
         assert_eq!(pool.answered(NOW, a), Next::Stop);
         assert_ne!(new(pool.take(NOW, 0)), a);
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(pool.answered(NOW, busy), Next::Stop);
         new(pool.take(NOW, 0));
         pool.renew(0);
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
     }
 
     #[test]
@@ -382,11 +382,11 @@ mod tests {
         assert_eq!(pool.failed(NOW, good), Next::Stop);
         assert_eq!(fails(&mut pool, NOW), Next::Stop);
         assert_eq!(fails(&mut pool, NOW), Next::GiveUp);
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
         let later = NOW.after(REST);
         assert_eq!(fails(&mut pool, later), Next::Stop);
         assert_eq!(fails(&mut pool, later), Next::Stop);
-        assert_eq!(pool.take(later, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(later, 0), Some(Runner::Plain));
         pool.renew(1);
         new(pool.take(later, 0));
     }
@@ -397,7 +397,7 @@ mod tests {
         let a = new(pool.take(NOW, 0));
         assert_eq!(pool.answered(NOW, a), Next::Wait);
         for _ in 0..10 {
-            assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+            assert_eq!(pool.take(NOW, 0), Some(Runner::Idle(a)));
             assert_eq!(pool.unable(NOW, a), Next::Wait);
         }
         pool.take(NOW, 0);
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(pool.unable(NOW, b), Next::Stop);
         let c = new(pool.take(NOW, 0));
         assert_eq!(pool.unable(NOW, c), Next::GiveUp);
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
     }
 
     #[test]
@@ -417,7 +417,7 @@ mod tests {
             let id = new(pool.take(now, 0));
             for _ in 0..3 {
                 assert_eq!(pool.answered(now, id), Next::Wait);
-                assert_eq!(pool.take(now, 0), Some(Lane::Idle(id)));
+                assert_eq!(pool.take(now, 0), Some(Runner::Idle(id)));
             }
             pool.obstructed(now, id)
         };
@@ -426,7 +426,7 @@ mod tests {
         let later = NOW.after(REST);
         assert_eq!(obstruct(&mut pool, later), Next::Stop);
         assert_eq!(obstruct(&mut pool, later), Next::GiveUp);
-        assert_eq!(pool.take(later, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(later, 0), Some(Runner::Plain));
         let again = later.after(REST);
         assert_eq!(obstruct(&mut pool, again), Next::Stop);
         assert_eq!(obstruct(&mut pool, again), Next::GiveUp);
@@ -436,7 +436,7 @@ mod tests {
             let id = new(pool.take(again, 0));
             assert_eq!(pool.obstructed(again, id), next, "not logged twice");
         }
-        assert_eq!(pool.take(again, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(again, 0), Some(Runner::Plain));
         pool.renew(1);
         new(pool.take(again, 0));
     }
@@ -450,7 +450,7 @@ mod tests {
             let next = if round < MAX_LOSSES { Next::Stop } else { Next::GiveUp };
             assert_eq!(pool.failed(NOW, id), next, "{round}");
         }
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
         let later = NOW.after(REST);
         assert_eq!(pool.failed(later, new(Pool::new(1).take(later, 0))), Next::Stop);
         new(pool.take(later, 0));
@@ -463,10 +463,10 @@ mod tests {
         let a = new(pool.take(NOW, 10_000));
         assert_eq!(pool.take(NOW, 10_000), None);
         pool.answered(NOW, a);
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(a)));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Idle(a)));
         pool.failed(NOW, a);
         pool.set_stuck(2);
-        assert_eq!(pool.take(NOW, 10_000), Some(Lane::Plain));
+        assert_eq!(pool.take(NOW, 10_000), Some(Runner::Plain));
         pool.set_stuck(0);
         new(pool.take(NOW, 10_000));
     }
@@ -477,13 +477,13 @@ mod tests {
         for _ in 0..10 {
             let id = new(pool.take(NOW, 0));
             pool.answered(NOW, id);
-            assert_eq!(pool.take(NOW, 0), Some(Lane::Idle(id)));
+            assert_eq!(pool.take(NOW, 0), Some(Runner::Idle(id)));
             assert_eq!(pool.stopped(NOW, id), Next::Stop);
         }
         for next in [Next::Stop, Next::GiveUp] {
             let id = new(pool.take(NOW, 0));
             assert_eq!(pool.stopped(NOW, id), next);
         }
-        assert_eq!(pool.take(NOW, 0), Some(Lane::Plain));
+        assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
     }
 }

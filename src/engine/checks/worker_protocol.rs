@@ -28,7 +28,7 @@ pub struct Done {
 
 /// The worker's answer makes no sense; the check has to be run otherwise.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Nonsense;
+pub struct InvalidResponse;
 
 /// Bytes of an answer's head: the few headers that PHP and EspoCRM add to ours.
 const MAX_HEAD: usize = 16 * 1024;
@@ -55,14 +55,14 @@ pub fn request(secret: &str, nonce: &str, compared: Option<u64>, words: &[Box<st
 /// has closed the connection.
 ///
 /// # Errors
-/// [`Nonsense`]
-pub fn read(bytes: &[u8], nonce: &str, ended: bool) -> Result<Option<Reply>, Nonsense> {
+/// [`InvalidResponse`]
+pub fn read(bytes: &[u8], nonce: &str, ended: bool) -> Result<Option<Reply>, InvalidResponse> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Response::new(&mut headers);
     let length = match head.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if !ended && bytes.len() < MAX_HEAD => return Ok(None),
-        _ => return Err(Nonsense),
+        _ => return Err(InvalidResponse),
     };
     let only = |name: &str| {
         let mut found = head.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
@@ -73,23 +73,23 @@ pub fn read(bytes: &[u8], nonce: &str, ended: bool) -> Result<Option<Reply>, Non
         return Ok(Some(Reply::Unable));
     }
     if head.code != Some(200) || only("X-Nonce") != Some(nonce) {
-        return Err(Nonsense);
+        return Err(InvalidResponse);
     }
     let status = number(only("X-Exit-Status"), 255)?;
     let announced = number(only("Content-Length"), MAX_CHILD_OUTPUT)?;
     let compared = only("X-Compared").and_then(|at| at.parse().ok());
     let body = bytes.get(length..).unwrap_or_default();
     if body.len() == announced {
-        let status = i32::try_from(status).map_err(|_| Nonsense)?;
+        let status = i32::try_from(status).map_err(|_| InvalidResponse)?;
         return Ok(Some(Reply::Done(Done { status, output: body.to_vec(), compared })));
     }
-    if ended || body.len() > announced { Err(Nonsense) } else { Ok(None) }
+    if ended || body.len() > announced { Err(InvalidResponse) } else { Ok(None) }
 }
 
-fn number(text: Option<&str>, most: usize) -> Result<usize, Nonsense> {
+fn number(text: Option<&str>, most: usize) -> Result<usize, InvalidResponse> {
     let text = text.filter(|text| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit()));
     let number = text.and_then(|text| text.parse().ok());
-    number.filter(|number| *number <= most).ok_or(Nonsense)
+    number.filter(|number| *number <= most).ok_or(InvalidResponse)
 }
 
 #[cfg(test)]
@@ -121,7 +121,7 @@ mod tests {
         let good = GOOD.as_bytes();
         for length in 0..good.len() {
             assert_eq!(read(&good[..length], "n", false), Ok(None), "{length}");
-            assert_eq!(read(&good[..length], "n", true), Err(Nonsense), "{length}");
+            assert_eq!(read(&good[..length], "n", true), Err(InvalidResponse), "{length}");
         }
         assert_eq!(read(good, "n", false), Ok(Some(reply(1, "true"))));
         assert_eq!(read(good, "n", true), Ok(Some(reply(1, "true"))));
@@ -156,10 +156,10 @@ mod tests {
             ("HTTP/1.1", "ICY"),
         ] {
             let bad = GOOD.replace(from, to);
-            assert_eq!(read(bad.as_bytes(), "n", true), Err(Nonsense), "{to}");
+            assert_eq!(read(bad.as_bytes(), "n", true), Err(InvalidResponse), "{to}");
             assert!(read(bad.as_bytes(), "n", false) != Ok(Some(reply(1, "true"))), "{to}");
         }
         assert_eq!(read(b"HTTP/1.1 500 Oops\r\n\r\nx", "n", false), Ok(Some(Reply::Unable)));
-        assert_eq!(read(&[b'x'; MAX_HEAD], "n", false), Err(Nonsense));
+        assert_eq!(read(&[b'x'; MAX_HEAD], "n", false), Err(InvalidResponse));
     }
 }

@@ -23,12 +23,12 @@ pub struct Category {
     /// Names of the parameters that follow the category's name in a topic (`paramList`).
     pub parameters: Vec<String>,
     /// Who may subscribe.
-    pub access: Access,
+    pub access: SubscribePolicy,
 }
 
 /// Who may subscribe to a category's topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum SubscribePolicy {
     /// Every authenticated user.
     Everybody,
     /// Whom this command allows.
@@ -105,7 +105,9 @@ impl Categories {
     #[must_use]
     pub fn or_old(mut self, old: &Self) -> Self {
         for (name, category) in &mut self.by_name {
-            if let (Access::Nobody(_), Some(old)) = (&category.access, old.by_name.get(name)) {
+            if let (SubscribePolicy::Nobody(_), Some(old)) =
+                (&category.access, old.by_name.get(name))
+            {
                 *category = old.clone();
             }
         }
@@ -120,8 +122,8 @@ impl Categories {
     /// The names of the console commands that check access to topics.
     pub fn commands(&self) -> impl Iterator<Item = &str> {
         self.by_name.values().filter_map(|category| match &category.access {
-            Access::Checked(template, _) => Some(template.name()),
-            Access::Everybody | Access::Nobody(_) => None,
+            SubscribePolicy::Checked(template, _) => Some(template.name()),
+            SubscribePolicy::Everybody | SubscribePolicy::Nobody(_) => None,
         })
     }
 
@@ -151,9 +153,9 @@ impl Categories {
             parameters.push(segment.ok_or(NoTopic::BadParameter)?);
         }
         match &category.access {
-            Access::Everybody => Ok(Rule::Open),
-            Access::Checked(template, _) => Ok(Rule::Check(template, parameters)),
-            Access::Nobody(_) => Err(NoTopic::Broken),
+            SubscribePolicy::Everybody => Ok(Rule::Open),
+            SubscribePolicy::Checked(template, _) => Ok(Rule::Check(template, parameters)),
+            SubscribePolicy::Nobody(_) => Err(NoTopic::Broken),
         }
     }
 
@@ -172,7 +174,7 @@ impl Category {
     fn from_json(json: &Value) -> Self {
         match Self::try_from_json(json) {
             Ok(category) => category,
-            Err(error) => Self { parameters: Vec::new(), access: Access::Nobody(error) },
+            Err(error) => Self { parameters: Vec::new(), access: SubscribePolicy::Nobody(error) },
         }
     }
 
@@ -192,11 +194,11 @@ impl Category {
         };
         let access = match field("accessCheckCommand")? {
             // What PHP takes for false.
-            Value::Null | Value::Bool(false) => Access::Everybody,
-            Value::String(command) if command.is_empty() => Access::Everybody,
+            Value::Null | Value::Bool(false) => SubscribePolicy::Everybody,
+            Value::String(command) if command.is_empty() => SubscribePolicy::Everybody,
             Value::String(command) => {
                 let template = Template::parse(command, &parameters);
-                Access::Checked(template.map_err(BadCategory::Command)?, command.clone())
+                SubscribePolicy::Checked(template.map_err(BadCategory::Command)?, command.clone())
             }
             _ => return Err(BadCategory::CommandType),
         };

@@ -91,7 +91,7 @@ impl Directory {
         let waiting = match session.login {
             Login::Waiting => Some(Ticket::AUTHENTICATION),
             Login::Good => None,
-            Login::Reviewing(serial) => Some(serial),
+            Login::Rechecking(serial) => Some(serial),
         };
         if let Some(serial) = waiting {
             self.act(Action::Cancel(session.ticket(serial)));
@@ -144,7 +144,7 @@ impl Directory {
     /// Applies the verdict of the check with this serial number.
     pub(super) fn decide(&mut self, session: &mut Session, serial: u32, verdict: &Verdict) {
         let waits = |it: &Subscription| {
-            it.state == State::Checking(serial) || it.state == State::Reviewing(serial)
+            it.state == State::Checking(serial) || it.state == State::Rechecking(serial)
         };
         let Some(index) = session.subscriptions.iter().position(waits) else { return };
         let Some(subscription) = session.subscriptions.get_mut(index) else { return };
@@ -309,7 +309,7 @@ impl Directory {
 
     /// Ends a subscription's check or delivery.
     fn withdraw(&mut self, session: &Session, subscription: &Subscription) {
-        if let State::Checking(serial) | State::Reviewing(serial) = subscription.state {
+        if let State::Checking(serial) | State::Rechecking(serial) = subscription.state {
             self.act(Action::Cancel(session.ticket(serial)));
         }
         if subscription.state.is_granted()

@@ -1,6 +1,6 @@
 //! Whether what was granted still is: EspoCRM is asked again in the background.
 //!
-//! All tabs of a user are reviewed together, since most of what they ask is the same and is then
+//! All tabs of a user are rechecked together, since most of what they ask is the same and is then
 //! checked once: first their tokens, and where that is still good each topic that needs a check.
 //! Until EspoCRM says no, everything stays as it is.
 
@@ -17,70 +17,70 @@ use crate::engine::espocrm::category::Rule;
 use crate::engine::id::ConnId;
 use crate::engine::time::Time;
 
-/// When a review is due, in seconds.
+/// When a recheck is due, in seconds.
 pub(super) type Due = NonZero<u32>;
 
 impl Hub {
-    /// Sets how long after a review of a user the next one is due; zero is never. Whether that is a
-    /// change: then the next reviews are spread again, and each connection has another
-    /// [`next_review`](Self::next_review).
-    pub fn set_review_interval(&mut self, now: Time, interval: Duration) -> bool {
-        if std::mem::replace(&mut self.review_interval, interval) == interval {
+    /// Sets how long after a recheck of a user the next one is due; zero is never. Whether that is a
+    /// change: then the next rechecks are spread again, and each connection has another
+    /// [`next_recheck`](Self::next_recheck).
+    pub fn set_recheck_interval(&mut self, now: Time, interval: Duration) -> bool {
+        if std::mem::replace(&mut self.recheck_interval, interval) == interval {
             return false;
         }
         let mut conns = Vec::new();
         for session in self.sessions.iter_mut().flatten() {
-            session.next_review = None;
+            session.next_recheck = None;
             conns.push(session.conn);
         }
         for conn in conns {
-            self.review(now, conn);
+            self.recheck(now, conn);
         }
         true
     }
 
-    /// When [`review`](Self::review) has something to do for a connection.
+    /// When [`recheck`](Self::recheck) has something to do for a connection.
     #[must_use]
-    pub fn next_review(&self, conn: ConnId) -> Option<Time> {
+    pub fn next_recheck(&self, conn: ConnId) -> Option<Time> {
         let session = self.sessions.get(conn.slot())?.as_ref()?;
-        let due = session.next_review.filter(|_| session.conn == conn)?;
+        let due = session.next_recheck.filter(|_| session.conn == conn)?;
         Some(Time::from_millis(u64::from(due.get()) * 1_000))
     }
 
-    /// Has a connection's user reviewed, if that is due. To be called when a connection has logged in,
-    /// which plans its first review, and at [`next_review`](Self::next_review).
-    pub fn review(&mut self, now: Time, conn: ConnId) {
+    /// Has a connection's user rechecked, if that is due. To be called when a connection has logged in,
+    /// which plans its first recheck, and at [`next_recheck`](Self::next_recheck).
+    pub fn recheck(&mut self, now: Time, conn: ConnId) {
         let Some(session) = session_mut(&mut self.sessions, conn) else { return };
-        if self.review_interval.is_zero() || !session.is_authenticated() {
+        if self.recheck_interval.is_zero() || !session.is_authenticated() {
             return;
         }
-        match session.next_review {
-            None => self.plan_review(now, conn),
-            Some(due) if due <= seconds(now) => self.begin_review(now, conn),
+        match session.next_recheck {
+            None => self.plan_recheck(now, conn),
+            Some(due) if due <= seconds(now) => self.begin_recheck(now, conn),
             Some(_) => {}
         }
     }
 
-    /// A new tab has its user's next review. If there are no other tabs, that is any time within
-    /// the interval: those that came back together after a restart are not reviewed together.
-    fn plan_review(&mut self, now: Time, conn: ConnId) {
+    /// A new tab has its user's next recheck. If there are no other tabs, that is any time within
+    /// the interval: those that came back together after a restart are not rechecked together.
+    fn plan_recheck(&mut self, now: Time, conn: ConnId) {
         let tabs = self.tabs(conn);
-        let planned = |tab: &ConnId| self.sessions.get(tab.slot())?.as_ref()?.next_review;
+        let planned = |tab: &ConnId| self.sessions.get(tab.slot())?.as_ref()?.next_recheck;
         let next = tabs.iter().filter_map(planned).min().unwrap_or_else(|| {
-            let spread = conn.part_of(self.review_interval);
+            let spread = conn.part_of(self.recheck_interval);
             seconds(now.after(spread))
         });
         if let Some(session) = session_mut(&mut self.sessions, conn) {
-            session.next_review = Some(next);
+            session.next_recheck = Some(next);
         }
     }
 
-    fn begin_review(&mut self, now: Time, conn: ConnId) {
-        let next = seconds(now.after(self.review_interval));
+    fn begin_recheck(&mut self, now: Time, conn: ConnId) {
+        let next = seconds(now.after(self.recheck_interval));
         for tab in self.tabs(conn) {
             if let Some(session) = session_mut(&mut self.sessions, tab) {
-                session.next_review = Some(next);
-                self.directory.review_token(session);
+                session.next_recheck = Some(next);
+                self.directory.recheck_token(session);
             }
         }
     }
@@ -95,19 +95,19 @@ impl Hub {
 
 impl Directory {
     /// Asks whether a session's token is still good, unless that is being asked already.
-    fn review_token(&mut self, session: &mut Session) {
+    fn recheck_token(&mut self, session: &mut Session) {
         if session.login != Login::Good {
             return;
         }
         let ticket = session.next_ticket();
-        session.login = Login::Reviewing(ticket.serial);
+        session.login = Login::Rechecking(ticket.serial);
         let (token, user) = (self.tokens.name(session.token), self.users.name(session.user));
         let check = Check::authentication(token, user);
-        self.act(Action::Check(ticket, Urgency::Review, check));
+        self.act(Action::Check(ticket, Urgency::Recheck, check));
     }
 
     /// Asks whether the user of a session may still see what it is subscribed to.
-    pub(super) fn review_topics(&mut self, session: &mut Session) {
+    pub(super) fn recheck_topics(&mut self, session: &mut Session) {
         let user = self.users.name(session.user);
         let mut checks = Vec::new();
         for index in 0..session.subscriptions.len() {
@@ -117,9 +117,9 @@ impl Directory {
             if subscription.state == State::Granted
                 && let Ok(Rule::Check(template, parameters)) = self.categories.rule(topic)
             {
-                subscription.state = State::Reviewing(ticket.serial);
+                subscription.state = State::Rechecking(ticket.serial);
                 let check = Check::topic(user, template.arguments(user, &parameters));
-                checks.push(Action::Check(ticket, Urgency::Review, check));
+                checks.push(Action::Check(ticket, Urgency::Recheck, check));
             }
         }
         for check in checks {

@@ -18,7 +18,7 @@ pub(super) struct Session {
     pub token: Key,
     pub login: Login,
     /// None before it is planned.
-    pub next_review: Option<Due>,
+    pub next_recheck: Option<Due>,
     /// The serial number of the latest check.
     serial: u32,
     /// In the order in which they were made. A tab of EspoCRM has two to five.
@@ -34,7 +34,7 @@ pub(super) enum Login {
     /// It has been welcomed.
     Good,
     /// The same, and the check with this serial number tells whether it stays so.
-    Reviewing(u32),
+    Rechecking(u32),
 }
 
 /// What a session wants to see.
@@ -57,7 +57,7 @@ pub(super) enum State {
     /// Events are delivered.
     Granted,
     /// The same, and the check with this serial number tells whether it stays so.
-    Reviewing(u32),
+    Rechecking(u32),
 }
 
 impl Session {
@@ -67,7 +67,7 @@ impl Session {
             user,
             token,
             login: Login::Waiting,
-            next_review: None,
+            next_recheck: None,
             serial: Ticket::AUTHENTICATION,
             subscriptions: SmallVec::new(),
             prefixes: Prefixes::default(),
@@ -111,7 +111,7 @@ impl Session {
 
 impl State {
     pub(super) fn is_granted(self) -> bool {
-        matches!(self, Self::Granted | Self::Reviewing(_))
+        matches!(self, Self::Granted | Self::Rechecking(_))
     }
 }
 

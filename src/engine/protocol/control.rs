@@ -40,7 +40,7 @@ pub enum List {
 
 /// Where somebody has come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum Listener {
     /// The control socket, which is the administrator's.
     Control,
     /// The port for metrics, which tells of nobody and changes nothing.
@@ -77,7 +77,7 @@ const LISTED: usize = 1_000;
 ///
 /// # Errors
 /// [`Refusal`]
-pub fn parse(bytes: &[u8], door: Door) -> Result<Option<Request>, Refusal> {
+pub fn parse(bytes: &[u8], door: Listener) -> Result<Option<Request>, Refusal> {
     let mut headers = http::no_headers();
     let head = match http::parse(bytes, &mut headers) {
         Ok(Some(head)) if head.length <= MAX_CONTROL_HEAD => head,
@@ -88,7 +88,7 @@ pub fn parse(bytes: &[u8], door: Door) -> Result<Option<Request>, Refusal> {
     let path = head.target.split(['?', '#']).next().unwrap_or_default();
     let (method, parameters): (_, &[&str]) = match path {
         "/metrics" | "/healthz" => ("GET", &[]),
-        _ if door == Door::Metrics => return Err(Refusal::NotFound),
+        _ if door == Listener::Metrics => return Err(Refusal::NotFound),
         "/status" | "/tail" => ("GET", &[]),
         "/users" | "/topics" | "/connections" => ("GET", &["limit"]),
         "/kick" => ("POST", &["user"]),
@@ -233,7 +233,7 @@ mod tests {
 
     fn get(target: &str) -> Result<Option<Request>, Refusal> {
         let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
-        parse(request.as_bytes(), Door::Control)
+        parse(request.as_bytes(), Listener::Control)
     }
 
     fn post(target: &str, body: &str) -> Result<Option<Request>, Refusal> {
@@ -242,9 +242,9 @@ mod tests {
             body.len()
         );
         for end in 0..request.len() {
-            assert_eq!(parse(&request.as_bytes()[..end], Door::Control), Ok(None), "{end}");
+            assert_eq!(parse(&request.as_bytes()[..end], Listener::Control), Ok(None), "{end}");
         }
-        parse(request.as_bytes(), Door::Control)
+        parse(request.as_bytes(), Listener::Control)
     }
 
     fn sent(target: &str, body: &str) -> String {
@@ -278,7 +278,7 @@ mod tests {
         for path in ["/metrics", "/healthz", "/status", "/users", "/kick?user=a", "/tail", "/", "*"]
         {
             let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-            let is_there = parse(request.as_bytes(), Door::Metrics) != Err(Refusal::NotFound);
+            let is_there = parse(request.as_bytes(), Listener::Metrics) != Err(Refusal::NotFound);
             assert_eq!(is_there, path == "/metrics" || path == "/healthz", "{path}");
         }
     }
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(get("/"), Err(Refusal::NotFound));
         assert_eq!(get("/Status"), Err(Refusal::NotFound));
         assert_eq!(get("/kick?user=a"), Err(Refusal::Method("POST")));
-        let request = |text: &str| parse(text.as_bytes(), Door::Control);
+        let request = |text: &str| parse(text.as_bytes(), Listener::Control);
         assert_eq!(request("POST /status HTTP/1.1\r\n\r\n"), Err(Refusal::Method("GET")));
         let post = "POST /kick?user=a HTTP/1.1\r\n";
         for (header, refusal) in [
@@ -352,7 +352,7 @@ mod tests {
             let begin = "GET /status HTTP/1.1\r\nCookie: ";
             format!("{begin}{}\r\n\r\n", "x".repeat(length - begin.len() - 4))
         };
-        let parse = |text: &str| parse(text.as_bytes(), Door::Control);
+        let parse = |text: &str| parse(text.as_bytes(), Listener::Control);
         assert_eq!(parse(&head(MAX_CONTROL_HEAD)), Ok(Some(Request::Status)));
         assert_eq!(parse(&head(MAX_CONTROL_HEAD + 1)), Err(Refusal::TooLarge));
         assert_eq!(parse(&head(MAX_CONTROL_HEAD + 1)[..MAX_CONTROL_HEAD]), Err(Refusal::TooLarge));

@@ -4,7 +4,7 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::stats::{BUCKETS, End, KINDS, LimitHit, MEANS, OUTCOMES, RELOADS, Stats};
+use super::stats::{BUCKETS, End, KINDS, LimitHit, MODES, OUTCOMES, RELOADS, Stats};
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::telemetry::rates::Counts;
 
@@ -40,9 +40,9 @@ pub struct Figures {
     /// Processor time of PHP.
     pub php_cpu: Duration,
     /// EspoCRM's messages are received.
-    pub is_bus_bound: bool,
+    pub is_zmq_bound: bool,
     /// Why it is not really serving.
-    pub troubles: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 /// All metrics.
@@ -53,7 +53,7 @@ pub fn text(stats: &Stats, now: &Figures) -> String {
     let versions = [("version", env!("CARGO_PKG_VERSION")), ("espocrm", &now.espocrm)];
     text.sample("build_info", &versions, &1);
     text.gauge("healthy", "Whether it is really serving: what /healthz says.", {
-        usize::from(now.troubles.is_empty())
+        usize::from(now.problems.is_empty())
     });
 
     text.gauge("connections", "Connections of browsers.", now.connections);
@@ -83,10 +83,10 @@ pub fn text(stats: &Stats, now: &Figures) -> String {
         text.sample("subscriptions", &[("category", category)], count);
     }
     text.counters(
-        "left_out_total",
+        "limit_hits_total",
         "What was left out because a limit was hit, without anybody being disconnected.",
         "limit",
-        LimitHit::NAMES.iter().copied().zip(stats.left_out),
+        LimitHit::NAMES.iter().copied().zip(stats.limit_hits),
     );
 
     text.counter("messages_received_total", "Messages of EspoCRM.", stats.messages);
@@ -101,13 +101,13 @@ pub fn text(stats: &Stats, now: &Figures) -> String {
         "Times that a message was told to a connection.",
         stats.deliveries,
     );
-    text.gauge("bus_bound", "Whether EspoCRM's messages are received.", {
-        usize::from(now.is_bus_bound)
+    text.gauge("zmq_bound", "Whether EspoCRM's messages are received.", {
+        usize::from(now.is_zmq_bound)
     });
     text.counter(
-        "bus_rebuilt_total",
+        "zmq_restarts_total",
         "Times that the socket for EspoCRM's messages was opened anew.",
-        stats.bus_rebuilt,
+        stats.zmq_restarts,
     );
 
     text.family("checks_total", COUNTER, "Access checks that have ended.");
@@ -118,17 +118,17 @@ pub fn text(stats: &Stats, now: &Figures) -> String {
     }
     text.check_times(stats);
     text.counter(
-        "checks_reused_total",
+        "checks_cached_total",
         "Access checks that were answered from a moment ago.",
-        stats.checks_reused,
+        stats.checks_cached,
     );
     text.gauge("checks_running", "Access checks that are running.", now.checks_running);
     text.gauge("checks_queued", "Access checks that wait to be run.", now.checks_queued);
     text.counters(
         "php_runs_total",
         "Times that PHP was asked for an access check.",
-        "means",
-        MEANS.into_iter().zip(stats.runs),
+        "mode",
+        MODES.into_iter().zip(stats.runs),
     );
     text.counter("php_worker_failures_total", "PHP workers that failed.", stats.worker_failures);
     text.family("php_cpu_seconds_total", COUNTER, "Processor time of PHP.");
@@ -140,7 +140,7 @@ pub fn text(stats: &Stats, now: &Figures) -> String {
         "result",
         RELOADS.into_iter().zip(stats.reloads),
     );
-    text.gauge("memory_held_bytes", "What connections hold beyond their fixed cost.", now.held);
+    text.gauge("buffered_bytes", "What connections hold beyond their fixed cost.", now.held);
     text.gauge("memory_worst_case_bytes", "What memory may come to at most.", now.worst_case);
 
     // By the names that all programs use.
@@ -247,7 +247,7 @@ mod tests {
         let mut stats = Stats::default();
         stats.end(End::Kicked);
         stats.check(Urgency::Authentication, &Verdict::Granted, 40);
-        stats.check(Urgency::Review, &Verdict::Denied, 6_000);
+        stats.check(Urgency::Recheck, &Verdict::Denied, 6_000);
         let figures = Figures {
             espocrm: "9.\"2\\\n".to_owned(),
             subscriptions: vec![("a.b".to_owned(), 7)],
@@ -270,7 +270,7 @@ mod tests {
             "espocrm_websocket_connections_refused_total{reason=\"origin\"} 0",
             "espocrm_websocket_connections_ended_total{reason=\"kicked\"} 1",
             "espocrm_websocket_subscriptions{category=\"a.b\"} 7",
-            "espocrm_websocket_checks_total{kind=\"review\",outcome=\"denied\"} 1",
+            "espocrm_websocket_checks_total{kind=\"recheck\",outcome=\"denied\"} 1",
             "espocrm_websocket_check_duration_seconds_bucket{le=\"0.01\"} 0",
             "espocrm_websocket_check_duration_seconds_bucket{le=\"0.05\"} 1",
             "espocrm_websocket_check_duration_seconds_bucket{le=\"5\"} 1",

@@ -27,27 +27,27 @@ pub struct Stats {
     /// at last those that took longer.
     pub check_times: [u64; BUCKETS.len() + 1],
     /// Verdicts that were known from a moment ago.
-    pub checks_reused: u64,
-    /// Runs of PHP for a check, by [`MEANS`].
-    pub runs: [u64; MEANS.len()],
+    pub checks_cached: u64,
+    /// Runs of PHP for a check, by [`MODES`].
+    pub runs: [u64; MODES.len()],
     /// Workers that have failed.
     pub worker_failures: u64,
     /// What was left out because there is too much, by [`LimitHit`].
-    pub left_out: [u64; LimitHit::NAMES.len()],
+    pub limit_hits: [u64; LimitHit::NAMES.len()],
     /// Times that the ZeroMQ socket was made anew.
-    pub bus_rebuilt: u64,
+    pub zmq_restarts: u64,
     /// Times that EspoCRM's settings were read again, by [`RELOADS`].
     pub reloads: [u64; RELOADS.len()],
 }
 
 /// What a check is for.
-pub const KINDS: [&str; 3] = ["login", "subscription", "review"];
+pub const KINDS: [&str; 3] = ["login", "subscription", "recheck"];
 
 /// What came of it.
 pub const OUTCOMES: [&str; 3] = ["granted", "denied", "failed"];
 
 /// By what PHP runs a check.
-pub const MEANS: [&str; 2] = ["plain", "worker"];
+pub const MODES: [&str; 2] = ["plain", "worker"];
 
 /// How reading the settings again has ended.
 pub const RELOADS: [&str; 2] = ["done", "failed"];
@@ -82,7 +82,7 @@ named! {
         /// So many logins of its address wait that it is told to come back.
         LoginLimit = "login_limit",
         /// So many checks wait that it is told to come back.
-        Crowded = "check_queue",
+        CheckQueue = "check_queue",
         /// EspoCRM accepts any token.
         Untrusted = "self_check",
         /// Its page may not connect.
@@ -96,11 +96,11 @@ named! {
         /// The proxy has not said whose it is.
         ProxyHeader = "proxy_header",
         /// Its upgrade was not completed in time.
-        Handshake = "handshake",
+        HandshakeTimeout = "handshake_timeout",
         /// It was the slowest of too many that are not completed.
         HandshakeLimit = "handshake_limit",
         /// The other side has ended it, or the network.
-        Left = "left",
+        PeerClosed = "peer_closed",
         /// Its token is not good.
         TokenDenied = "token_denied",
         /// Its token is good no longer.
@@ -122,7 +122,7 @@ named! {
         /// It did not read what it was sent.
         Slow = "slow",
         /// It did not answer pings.
-        PingLost = "ping_lost",
+        PingTimeout = "ping_timeout",
         /// It did not complete a message.
         Incomplete = "incomplete",
         /// It held the most when there was too much.
@@ -134,7 +134,7 @@ named! {
 
 impl End {
     /// The first so many are of connections that were not let in.
-    pub const REFUSALS: usize = Self::Left as usize;
+    pub const REFUSALS: usize = Self::PeerClosed as usize;
 }
 
 named! {
@@ -144,8 +144,8 @@ named! {
         Subscriptions = "subscriptions",
         /// Of checks of subscriptions that wait, of a user or of all: further ones are delayed.
         UserChecks = "user_checks",
-        /// Of checks that wait, before reviews are left out.
-        Reviews = "reviews",
+        /// Of checks that wait, before rechecks are left out.
+        Rechecks = "rechecks",
     }
 }
 
@@ -161,8 +161,8 @@ impl Stats {
     }
 
     /// Something was left out.
-    pub fn leave_out(&mut self, why: LimitHit) {
-        count(&mut self.left_out, why as usize);
+    pub fn hit_limit(&mut self, why: LimitHit) {
+        count(&mut self.limit_hits, why as usize);
     }
 
     /// PHP was asked.
@@ -228,7 +228,7 @@ mod tests {
         }
         assert_eq!(End::NAMES[End::Kicked as usize], "kicked");
         assert_eq!(Rejection::NAMES[Rejection::UnknownTopic as usize], "unknown_topic");
-        let urgencies = [Urgency::Authentication, Urgency::Subscription, Urgency::Review];
+        let urgencies = [Urgency::Authentication, Urgency::Subscription, Urgency::Recheck];
         assert_eq!(urgencies.map(|urgency| urgency as usize), [0, 1, 2]);
     }
 
@@ -236,7 +236,7 @@ mod tests {
     fn refusals_and_ends_are_counted_apart() {
         let mut stats = Stats::default();
         stats.end(End::HandshakeLimit);
-        stats.end(End::Left);
+        stats.end(End::PeerClosed);
         stats.end(End::Kicked);
         assert_eq!((stats.refused(), stats.ended()), (1, 2));
     }
@@ -245,7 +245,7 @@ mod tests {
     fn a_check_falls_into_the_first_bucket_that_is_long_enough() {
         let mut stats = Stats::default();
         for millis in [0, 10, 11, 5_000, 5_001] {
-            stats.check(Urgency::Review, &Verdict::Denied, millis);
+            stats.check(Urgency::Recheck, &Verdict::Denied, millis);
         }
         assert_eq!(stats.check_times, [2, 1, 0, 0, 0, 1, 1]);
         assert_eq!(stats.checks[2], [0, 5, 0]);

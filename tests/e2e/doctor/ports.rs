@@ -158,7 +158,7 @@ fn a_port_for_messages_that_others_reach() {
 fn a_daemon_with_other_settings_or_without_a_control_socket() {
     let mut site = Site::healthy();
     let listen = site.port.address().port();
-    site.settings("verdict_reuse = '0'");
+    site.settings("check_cache = '0'");
     let diagnosis = site.examine();
     diagnosis.good("control", "0 connections");
     let other = Port::reserve();

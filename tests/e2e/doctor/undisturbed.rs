@@ -47,7 +47,7 @@ fn its_own_checks_are_for_nobody() {
         assert_eq!((words[1].len(), &*words[2]), (32, "doctor"));
         assert!(!text.contains(&words[1]));
     }
-    assert_eq!(site.standin.means(), ["plain", "worker", "worker", "plain", "worker", "worker"]);
+    assert_eq!(site.standin.modes(), ["plain", "worker", "worker", "plain", "worker", "worker"]);
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn where_no_process_can_be_started_tabs_come_back_until_there_can() {
         let standin = Standin::new();
         let mut command = command_as_nobody(&standin);
         command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--debug"]);
-        command.args(["--espocrm", ".", "--verdict-reuse", "0"]);
+        command.args(["--espocrm", ".", "--check-cache", "0"]);
         if !workers {
             command.arg("--no-worker");
         }

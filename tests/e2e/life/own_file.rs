@@ -67,17 +67,17 @@ fn values_have_units() {
     let file = standin.path().join("own.toml");
     std::fs::write(
         &file,
-        "max_connections = 9_000\nmax_buffered = '100MB'\nreview_interval = '1d'\n\
-         ping_interval = 20\nverdict_reuse = '500ms'\n",
+        "max_connections = 9_000\nmax_buffered = '100MB'\nrecheck_interval = '1d'\n\
+         ping_interval = 20\ncheck_cache = '500ms'\n",
     )
     .unwrap();
     let shown = config(&standin, &["--config", file.to_str().unwrap()]);
     for (name, value) in [
         ("max_connections", "9000"),
         ("max_buffered", "100000000"),
-        ("review_interval", "86400s"),
+        ("recheck_interval", "86400s"),
         ("ping_interval", "20s"),
-        ("verdict_reuse", "500ms"),
+        ("check_cache", "500ms"),
     ] {
         assert_eq!(row(&shown, name), (value, "configuration file"));
     }

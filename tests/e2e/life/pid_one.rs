@@ -23,11 +23,11 @@ fn as_pid_1_it_reaps_what_php_leaves_behind() {
     let file = standin.path().join("bootstrap.php");
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text + ORPHAN).unwrap();
-    for means in ["--no-worker", "--debug"] {
+    for mode in ["--no-worker", "--debug"] {
         let mut unshare = Command::new("unshare");
         unshare.args(UNSHARE).arg(command().get_program());
-        unshare.args(["run", "--config", "/dev/null", "--control", "off", "--debug", means]);
-        unshare.args(["--listen", "127.0.0.1", "--verdict-reuse", "0", "--espocrm"]);
+        unshare.args(["run", "--config", "/dev/null", "--control", "off", "--debug", mode]);
+        unshare.args(["--listen", "127.0.0.1", "--check-cache", "0", "--espocrm"]);
         unshare.arg(standin.path()).env("TMPDIR", standin.path());
         let mut daemon = Daemon::spawn(unshare);
         let mut tab = daemon.connect("alice");

@@ -21,7 +21,7 @@ fn every_setting_is_shown_with_its_default() {
         ("max_connections", "10000", "default"),
         ("max_checks", &(2 * cores.get()).to_string(), "default"),
         ("check_timeout", "20s", "default"),
-        ("review_interval", "300s", "default"),
+        ("recheck_interval", "300s", "default"),
         ("ping_interval", "25s", "default"),
     ] {
         assert_eq!(row(&shown, name), (value, source), "{name}");
@@ -93,7 +93,7 @@ fn flags_win_over_our_file_and_that_over_espocrm() {
         &file,
         "espocrm = '/nonexistent'\nlisten = '127.0.0.3:8082'\nzeromq = 'tcp://127.0.0.1:1'\n\
          debug = false\nmax_connections = 7\nmax_checks = 8\ncheck_timeout = 9\n\
-         review_interval = '1h'\nping_interval = '2m'\n",
+         recheck_interval = '1h'\nping_interval = '2m'\n",
     )
     .unwrap();
     let file = ["--config", file.to_str().unwrap()];
@@ -106,7 +106,7 @@ fn flags_win_over_our_file_and_that_over_espocrm() {
         ("max_connections", "7"),
         ("max_checks", "8"),
         ("check_timeout", "9s"),
-        ("review_interval", "3600s"),
+        ("recheck_interval", "3600s"),
         ("ping_interval", "120s"),
     ] {
         assert_eq!(row(&shown, name), (value, "configuration file"));
@@ -118,7 +118,7 @@ fn flags_win_over_our_file_and_that_over_espocrm() {
         ("max-connections", "10"),
         ("max-checks", "11"),
         ("check-timeout", "500ms"),
-        ("review-interval", "0s"),
+        ("recheck-interval", "0s"),
         ("ping-interval", "12s"),
     ];
     let mut arguments = file.map(str::to_owned).to_vec();

@@ -37,7 +37,7 @@ fn after_known_traffic_the_status_is_true() {
     assert_eq!(status["pid"], daemon.pid());
     assert_eq!(status["listen"], daemon.address.to_string());
     assert_eq!(status["zeromq"], daemon.zeromq);
-    assert_eq!(status["troubles"], json!([]));
+    assert_eq!(status["problems"], json!([]));
 
     let mut tabs = [daemon.connect("alice"), daemon.connect("alice")];
     let mut bob = daemon.connect("bob");
@@ -127,7 +127,7 @@ fn checks_by_a_worker_are_counted_as_such_and_so_is_its_processor_time() {
     assert_eq!(control.number("/checks/runs/plain"), 0);
     // The worker has not ended.
     assert!(control.number("/checks/php_cpu_milliseconds") > 0);
-    assert_eq!(control.number("/checks/reused"), 1);
+    assert_eq!(control.number("/checks/cached"), 1);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn each_reason_for_keeping_a_connection_out_is_counted() {
 #[test]
 fn each_reason_for_ending_a_connection_is_counted() {
     let standin = Standin::new();
-    let flags = ["--review-interval", "100ms", "--ping-interval", "1s"];
+    let flags = ["--recheck-interval", "100ms", "--ping-interval", "1s"];
     let (daemon, control) = Control::start(&standin, &flags);
     let say = |message: &str| {
         let mut client = daemon.connect("bob");
@@ -246,15 +246,15 @@ fn each_reason_for_ending_a_connection_is_counted() {
         ("too_big", 1),
         ("protocol", 1),
         ("flood", 1),
-        ("left", 1),
+        ("peer_closed", 1),
         ("check_failed", 1),
         ("token_revoked", 1),
-        ("ping_lost", 1),
+        ("ping_timeout", 1),
     ];
     expect_counted(&control, "/connections/ended", &reasons);
     drop(lost);
-    assert!(control.number("/checks/review/granted") > 0);
-    assert!(control.number("/checks/review/denied") > 0);
+    assert!(control.number("/checks/recheck/granted") > 0);
+    assert!(control.number("/checks/recheck/denied") > 0);
     assert!(control.number("/checks/login/failed") > 0);
     control.expect("/connections/open", 0);
     let status = control.json("/status");
@@ -277,5 +277,5 @@ fn reloads_and_limits_that_were_hit_are_counted() {
         greedy.subscribe(&format!("newNotification.{number}"));
     }
     greedy.expect_silence();
-    control.expect("/left_out/subscriptions", 2);
+    control.expect("/limit_hits/subscriptions", 2);
 }

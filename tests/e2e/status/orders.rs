@@ -11,7 +11,7 @@ fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
     let standin = Standin::new();
     let path = Control::path(&standin);
     // What was granted counts for an hour, unless it is forgotten.
-    let flags = ["--verdict-reuse", "1h", "--control", path.to_str().unwrap()];
+    let flags = ["--check-cache", "1h", "--control", path.to_str().unwrap()];
     let daemon = Daemon::start_with(&standin, &flags);
     let control = Control::at(&path);
     let mut tabs = [daemon.connect("alice"), daemon.connect("alice")];

@@ -74,7 +74,7 @@ impl Daemon {
 
     /// The same with more flags. Each check is run by a PHP process of its own.
     pub fn start_with(standin: &Standin, flags: &[&str]) -> Self {
-        Self::with_workers(standin, &[&["--no-worker", "--verdict-reuse", "0"], flags].concat())
+        Self::with_workers(standin, &[&["--no-worker", "--check-cache", "0"], flags].concat())
     }
 
     /// The same, with PHP workers.

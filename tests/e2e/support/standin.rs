@@ -186,15 +186,15 @@ impl Standin {
     }
 
     /// By what each run was done: `plain` or `worker`.
-    pub fn means(&self) -> Vec<String> {
-        let means = std::fs::read_to_string(self.path().join("data/standin/how"));
-        means.unwrap_or_default().lines().map(str::to_owned).collect()
+    pub fn modes(&self) -> Vec<String> {
+        let mode = std::fs::read_to_string(self.path().join("data/standin/how"));
+        mode.unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// By what each self-check was answered: `plain` or `worker`.
     pub fn self_checks(&self) -> Vec<String> {
-        let means = std::fs::read_to_string(self.path().join("data/standin/self-checks"));
-        means.unwrap_or_default().lines().map(str::to_owned).collect()
+        let mode = std::fs::read_to_string(self.path().join("data/standin/self-checks"));
+        mode.unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// How often it was asked for its settings.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_means};
+use super::{GIVEN_UP, expect_mode};
 use crate::support::{Client, Daemon, Standin, eventually};
 
 #[test]
@@ -10,11 +10,11 @@ fn a_worker_answers_as_the_plain_command_does_in_every_version() {
     for version in ["7.0.0", "7.1.8", "7.2.0", "9.1.9", "9.2.0", "9.3.10", "10.0.0"] {
         let plain = Standin::version(version);
         let expected = transcript(&plain, &mut Daemon::start(&plain));
-        expect_means(&plain, "plain");
+        expect_mode(&plain, "plain");
         let warm = Standin::version(version);
-        let mut daemon = Daemon::with_workers(&warm, &["--verdict-reuse", "0"]);
+        let mut daemon = Daemon::with_workers(&warm, &["--check-cache", "0"]);
         assert_eq!(transcript(&warm, &mut daemon), expected, "{version}");
-        expect_means(&warm, "worker");
+        expect_mode(&warm, "worker");
         let (mut ran, mut should) = (warm.runs(), plain.runs());
         // Of the plain ones several run at a time, and what fails is tried again after a second.
         for runs in [&mut ran, &mut should] {
@@ -119,7 +119,7 @@ fn whatever_goes_wrong_in_a_command_goes_wrong_in_the_same_way() {
     ] {
         let standin = Standin::version(version);
         let mut complaints = Vec::new();
-        for flags in [&["--no-worker", "--verdict-reuse", "0"][..], &["--verdict-reuse", "0"]] {
+        for flags in [&["--no-worker", "--check-cache", "0"][..], &["--check-cache", "0"]] {
             let mut daemon = Daemon::with_workers(&standin, flags);
             daemon.connect("alice");
             standin.set("failure", failure);
@@ -150,7 +150,7 @@ fn policy(verdict: &str) -> String {
 #[test]
 fn a_change_is_seen_by_the_very_next_check() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     let topic = "recordUpdate.Account.1";
     let mut expect = |daemon: &mut Daemon, is_allowed: bool| {
@@ -190,14 +190,14 @@ fn a_change_is_seen_by_the_very_next_check() {
         standin.write_raw(file, &policy("!false"));
         expect(&mut daemon, true);
     }
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
 }
 
 #[test]
 fn a_version_that_changes_is_seen_by_the_very_next_check_of_a_worker() {
     let standin = Standin::new();
     standin.state("9.1.9");
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     for version in ["9.2.0", "9.1.9", "10.0.0", "7.0.0", "9.2.0"] {
         let lines = daemon.log().len();
@@ -211,5 +211,5 @@ fn a_version_that_changes_is_seen_by_the_very_next_check_of_a_worker() {
         // For a second after it has asked, the daemon does not ask again.
         std::thread::sleep(std::time::Duration::from_millis(1_100));
     }
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
 }

@@ -57,7 +57,7 @@ fn hold_connections(daemon: u32, stop: &AtomicBool) {
 #[test]
 fn idle_connections_at_a_workers_port_keep_no_check_from_being_answered() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -75,14 +75,14 @@ fn idle_connections_at_a_workers_port_keep_no_check_from_being_answered() {
     });
     assert_eq!(daemon.count(GIVEN_UP), 1);
     assert_eq!(daemon.count("could not be checked"), 0);
-    assert!(standin.means().ends_with(&["plain".to_owned(), "plain".to_owned()]));
+    assert!(standin.modes().ends_with(&["plain".to_owned(), "plain".to_owned()]));
 }
 
 #[test]
 fn a_huge_request_ends_a_worker_before_it_takes_much_memory() {
     const SIZE: usize = 300_000_000;
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     for _ in 0..3 {
         let worker = worker(&daemon);
@@ -123,7 +123,7 @@ fn a_worker_that_floods_its_error_output_keeps_nothing_from_being_served() {
         return 0;
         ",
     );
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     daemon.subscribe(&mut tab, "alice", "look");
     for _ in 0..5 {
@@ -145,7 +145,7 @@ fn what_a_worker_has_started_ends_with_it() {
         return 0;
         ",
     );
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     daemon.subscribe(&mut tab, "alice", "look");
     let [sleeper] = left(&standin)[..] else { panic!("{:?}", left(&standin)) };

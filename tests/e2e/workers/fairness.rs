@@ -10,7 +10,7 @@ const CHECK: &str = "AclCheck --userId=alice --scope=Account --id=1 --action=rea
 fn many_subscriptions_of_one_user_do_not_hold_up_another() {
     for more in [&["--no-worker"][..], &[]] {
         let standin = Standin::new();
-        let flags = [&["--max-checks", "1", "--verdict-reuse", "0"], more].concat();
+        let flags = [&["--max-checks", "1", "--check-cache", "0"], more].concat();
         let mut daemon = Daemon::with_workers(&standin, &flags);
         let mut alice = daemon.connect("alice");
         standin.set("delay", "50");
@@ -38,7 +38,7 @@ fn many_subscriptions_of_one_user_do_not_hold_up_another() {
 #[test]
 fn a_second_tab_needs_no_check_of_its_own() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "1h"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "1h"]);
     let topic = "recordUpdate.Account.1";
     let mut first = daemon.connect("alice");
     daemon.subscribe(&mut first, "alice", topic);
@@ -82,7 +82,7 @@ fn a_second_tab_needs_no_check_of_its_own() {
 #[test]
 fn a_verdict_counts_no_longer_than_it_is_set() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "1s"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "1s"]);
     daemon.connect("alice");
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(1_100));
@@ -98,7 +98,7 @@ fn a_verdict_counts_no_longer_than_it_is_set() {
 #[test]
 fn a_verdict_counts_once_if_so_it_is_set() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for expected in 1..4 {
         let mut tab = daemon.connect("alice");
         daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
@@ -109,7 +109,7 @@ fn a_verdict_counts_once_if_so_it_is_set() {
 #[test]
 fn a_reload_forgets_all_verdicts() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "1h"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "1h"]);
     let mut tab = daemon.connect("alice");
     daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
     standin.set("bad-tokens", "tok-alice");

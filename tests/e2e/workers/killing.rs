@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_event_of, expect_means, worker};
+use super::{GIVEN_UP, expect_event_of, expect_mode, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually, is_root};
 
 /// Numbers that look like chance, and come again with the same seed.
@@ -24,7 +24,7 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
     eprintln!("SEED={seed}");
     let mut random = Random(seed);
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tabs: Vec<(String, Client)> = Vec::new();
     let (mut killed, mut given_up) = (0, 0);
     for round in 0..40 {
@@ -71,14 +71,14 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
 #[test]
 fn a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word_of_warning() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for _ in 0..5 {
         daemon.connect("alice");
         let worker = worker(&daemon);
         Process::signal(worker, "KILL");
         eventually("it is reaped", || Process::find(worker).is_none());
     }
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
     // Only root is warned, of being root.
     assert_eq!((daemon.count(GIVEN_UP), daemon.count("[WARN ]")), (0, usize::from(is_root())));
 }
@@ -86,21 +86,21 @@ fn a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word_of_warnin
 #[test]
 fn a_check_that_a_worker_was_killed_at_is_run_again() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     standin.hold("AclCheck");
     for topic in ["recordUpdate.Account.1", "recordUpdate.Account.deny1"] {
         tab.subscribe(topic);
     }
-    eventually("the check runs", || standin.means().len() == 2);
+    eventually("the check runs", || standin.modes().len() == 2);
     Process::signal(worker(&daemon), "KILL");
     standin.release();
     daemon.wait_for("add topic recordUpdate.Account.1");
     daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
     // The other one need not wait for that: the next worker runs it.
-    let mut means = standin.means();
-    means.sort();
-    assert_eq!(means, ["plain", "worker", "worker", "worker"]);
+    let mut mode = standin.modes();
+    mode.sort();
+    assert_eq!(mode, ["plain", "worker", "worker", "worker"]);
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
     assert_eq!(standin.count(check), 2);
     expect_event_of(&daemon, &mut tab, "1");
@@ -109,14 +109,14 @@ fn a_check_that_a_worker_was_killed_at_is_run_again() {
 #[test]
 fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_after_two() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for round in 0..2 {
         daemon.connect("alice");
         let paused = worker(&daemon);
         Process::signal(paused, "STOP");
-        let runs = standin.means().len();
+        let runs = standin.modes().len();
         daemon.connect("alice");
-        assert_eq!(standin.means()[runs..], ["plain"]);
+        assert_eq!(standin.modes()[runs..], ["plain"]);
         eventually("it is killed", || !Process::is_running(paused));
         eventually("it is logged", || daemon.count("it did not begin a check") == round + 1);
         assert_eq!(daemon.count(GIVEN_UP), round);
@@ -129,20 +129,20 @@ fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_
 #[test]
 fn a_check_that_takes_long_is_left_to_the_worker_that_has_begun_it() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     let first = worker(&daemon);
     // Longer than a worker may take to begin.
     standin.set("delay", "6000");
     daemon.connect("alice");
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
     assert_eq!((worker(&daemon), standin.runs().len()), (first, 2));
 }
 
 #[test]
 fn a_worker_that_is_paused_is_replaced_when_its_check_takes_too_long() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--check-timeout", "3s", "--verdict-reuse", "0"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-timeout", "3s", "--check-cache", "0"]);
     let mut first = daemon.connect("alice");
     let paused = worker(&daemon);
     Process::signal(paused, "STOP");

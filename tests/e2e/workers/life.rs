@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{COUNT_STARTS, cores, expect_event_of, expect_means, starts, worker};
+use super::{COUNT_STARTS, cores, expect_event_of, expect_mode, starts, worker};
 use crate::support::{Client, DEADLINE, Daemon, Process, Standin, TempDir, command, eventually};
 
 /// What the daemons with this temporary directory have written for their workers.
@@ -26,7 +26,7 @@ fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
         "127.0.0.1",
         "--debug",
     ]);
-    command.args(["--verdict-reuse", "0", "--espocrm"]).arg(standin.path());
+    command.args(["--check-cache", "0", "--espocrm"]).arg(standin.path());
     command.env("TMPDIR", dir.path()).env_remove("RUNTIME_DIRECTORY");
     Daemon::spawn(command)
 }
@@ -57,7 +57,7 @@ fn one_worker_does_for_a_few_checks() {
         }
     }
     assert_eq!((starts(&standin), daemon.children().len()), (1, 1));
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
     assert_eq!(standin.runs().len(), 15);
 }
 
@@ -107,7 +107,7 @@ fn what_a_killed_daemon_leaves_behind_is_removed_by_the_next_one() {
 #[test]
 fn changed_settings_renew_the_worker() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     let first = worker(&daemon);
     // Whatever the reason was to read them again, EspoCRM's code may have changed, too.
@@ -121,14 +121,14 @@ fn changed_settings_renew_the_worker() {
     eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
     daemon.subscribe(&mut tab, "alice", "news");
     assert_ne!(worker(&daemon), first);
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
     expect_event_of(&daemon, &mut tab, "1");
 }
 
 #[test]
 fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     let first = worker(&daemon);
     standin.hold("--id=1");
@@ -142,14 +142,14 @@ fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
     eventually("it ends", || !Process::is_running(first));
     daemon.subscribe(&mut tab, "alice", "news");
     assert_ne!(worker(&daemon), first);
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
     assert_eq!(standin.runs().len(), 3);
 }
 
 #[test]
 fn a_worker_whose_files_were_removed_is_replaced() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     // Some systems remove what has not been used in /tmp for days.
     for router in routers(standin.path()) {
@@ -158,7 +158,7 @@ fn a_worker_whose_files_were_removed_is_replaced() {
     for id in 0..4 {
         daemon.subscribe(&mut tab, "alice", &format!("recordUpdate.Account.{id}"));
     }
-    assert_eq!(standin.means().last().unwrap(), "worker", "{:?}", standin.means());
+    assert_eq!(standin.modes().last().unwrap(), "worker", "{:?}", standin.modes());
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn an_idle_daemon_keeps_no_php() {
     tab.expect_silence();
     daemon.connect("alice");
     assert_ne!(worker(&daemon), first);
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
 }
 
 #[test]
@@ -200,5 +200,5 @@ fn a_second_worker_is_started_only_when_many_checks_wait() {
     for tab in &mut tabs {
         tab.expect_welcome();
     }
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
 }

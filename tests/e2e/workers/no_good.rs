@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_event_of, expect_means, starts, worker};
+use super::{GIVEN_UP, expect_event_of, expect_mode, starts, worker};
 use crate::support::{Client, Daemon, Php, Standin, eventually};
 
 const NO_GOOD: &str = include_str!("no_good.php");
@@ -19,7 +19,7 @@ fn standin(how: &str) -> (Standin, String) {
 /// Goes on until a second worker was no good; then they are given up, which is said once.
 fn expect_giving_up(how: &str) {
     let (standin, php) = standin(how);
-    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     let mut tab = daemon.connect("alice");
     daemon.wait_for(GIVEN_UP);
@@ -31,7 +31,7 @@ fn expect_giving_up(how: &str) {
     expect_event_of(&daemon, &mut tab, "1");
     assert_eq!((daemon.count(GIVEN_UP), starts(&standin)), (1, 2), "{how}");
     assert_eq!(daemon.count("could not be checked"), 0, "{how}");
-    expect_means(&standin, "plain");
+    expect_mode(&standin, "plain");
     eventually("they have ended", || daemon.children().is_empty());
 }
 
@@ -87,7 +87,7 @@ fn a_worker_that_is_never_able_to_run_a_command_is_given_up() {
 #[test]
 fn what_a_worker_says_after_its_answer_is_not_heard() {
     let (standin, php) = standin("again");
-    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     for id in 0..3 {
         Client::open(daemon.address, "alice", "guessed").expect_close(1008);
@@ -106,7 +106,7 @@ fn an_answer_that_does_not_come_in_time_is_none() {
         for how in ["never", "stuck", "late"] {
             scope.spawn(move || {
                 let (standin, php) = standin(how);
-                let flags = ["--php", &php, "--check-timeout", "2s", "--verdict-reuse", "0"];
+                let flags = ["--php", &php, "--check-timeout", "2s", "--check-cache", "0"];
                 let mut daemon = Daemon::with_workers(&standin, &flags);
                 let mut tab = Client::open(daemon.address, "alice", "guessed");
                 eventually("it is asked", || starts(&standin) == 1);
@@ -125,14 +125,14 @@ fn a_worker_that_never_answers_in_time_is_given_up() {
         for how in ["never", "stuck", "late"] {
             scope.spawn(move || {
                 let (standin, php) = standin(how);
-                let flags = ["--php", &php, "--check-timeout", "3s", "--verdict-reuse", "0"];
+                let flags = ["--php", &php, "--check-timeout", "3s", "--check-cache", "0"];
                 let mut daemon = Daemon::with_workers(&standin, &flags);
                 for _ in 0..2 {
                     Client::open(daemon.address, "alice", "tok-alice").expect_drop();
                 }
                 daemon.wait_for(GIVEN_UP);
                 daemon.connect("alice");
-                expect_means(&standin, "plain");
+                expect_mode(&standin, "plain");
                 assert_eq!((daemon.count(GIVEN_UP), starts(&standin)), (1, 2), "{how}");
             });
         }
@@ -142,7 +142,7 @@ fn a_worker_that_never_answers_in_time_is_given_up() {
 #[test]
 fn a_worker_that_is_not_ready_in_time_for_a_short_deadline_is_given_up() {
     let (standin, php) = standin("silent");
-    let flags = ["--php", &php, "--check-timeout", "3s", "--verdict-reuse", "0"];
+    let flags = ["--php", &php, "--check-timeout", "3s", "--check-cache", "0"];
     let mut daemon = Daemon::with_workers(&standin, &flags);
     for _ in 0..2 {
         Client::open(daemon.address, "alice", "tok-alice").expect_drop();
@@ -154,7 +154,7 @@ fn a_worker_that_is_not_ready_in_time_for_a_short_deadline_is_given_up() {
 #[test]
 fn a_worker_is_not_given_up_for_a_command_that_sometimes_fails() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     let first = worker(&daemon);
     for _ in 0..4 {
@@ -164,14 +164,14 @@ fn a_worker_is_not_given_up_for_a_command_that_sometimes_fails() {
         daemon.connect("alice");
     }
     let round = ["worker", "plain", "worker"];
-    assert_eq!(standin.means(), [&["worker"][..], &round, &round, &round, &round].concat());
+    assert_eq!(standin.modes(), [&["worker"][..], &round, &round, &round, &round].concat());
     assert_eq!((worker(&daemon), daemon.count(GIVEN_UP)), (first, 0));
 }
 
 #[test]
 fn workers_that_were_given_up_are_tried_again_when_settings_change() {
     let (standin, php) = standin("failing");
-    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     daemon.connect("alice");
     daemon.connect("alice");
     daemon.wait_for(GIVEN_UP);
@@ -179,5 +179,5 @@ fn workers_that_were_given_up_are_tried_again_when_settings_change() {
     standin.state("9.3.0");
     daemon.reload("settings have changed");
     daemon.connect("alice");
-    assert_eq!(standin.means(), ["plain", "plain", "worker"]);
+    assert_eq!(standin.modes(), ["plain", "plain", "worker"]);
 }

@@ -12,19 +12,19 @@ fn an_outage_drops_no_tab_and_refuses_none() {
     // Each waits for another attempt at times.
     std::thread::scope(|scope| {
         for failure in ["error", "exit255", "crash", "killed", "noise", "hang", "missing"] {
-            for means in ["--no-worker", "--debug"] {
-                scope.spawn(move || live_through(failure, means));
+            for mode in ["--no-worker", "--debug"] {
+                scope.spawn(move || live_through(failure, mode));
             }
         }
     });
 }
 
-fn live_through(failure: &str, means: &str) {
+fn live_through(failure: &str, mode: &str) {
     // Since 9.2 it does not matter what is printed.
     let standin = Standin::version(if failure == "noise" { "9.1.9" } else { "9.2.7" });
     let php = standin.php("php", "");
     let timeout = if failure == "hang" { "3s" } else { "60s" };
-    let flags = ["--php", &php, "--check-timeout", timeout, "--verdict-reuse", "0", means];
+    let flags = ["--php", &php, "--check-timeout", timeout, "--check-cache", "0", mode];
     let mut daemon = Daemon::with_workers(&standin, &flags);
     let mut before = daemon.connect("alice");
     daemon.subscribe(&mut before, "alice", "recordUpdate.Account.1");
@@ -63,14 +63,14 @@ fn live_through(failure: &str, means: &str) {
     // Once for logins and once for subscriptions.
     eventually("the outage is over", || daemon.count(ENDS) == 2);
     let said = (daemon.count(BEGINS), daemon.count(ENDS));
-    assert_eq!(said, (2, 2), "{failure} {means}");
+    assert_eq!(said, (2, 2), "{failure} {mode}");
     before.expect_silence();
 }
 
 #[test]
 fn an_outage_is_told_to_be_over_with_how_often_checks_failed() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     standin.set("failure", "error");
     for _ in 0..5 {

@@ -126,7 +126,7 @@ fn a_worker_listens_on_loopback_and_refuses_whoever_does_not_know_its_secret() {
 #[test]
 fn secrets_stand_in_no_argument_list_and_not_in_the_log() {
     let standin = Standin::new();
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     let worker = worker(&daemon);
     let secret = secret(worker);
@@ -182,6 +182,6 @@ fn espocrm_sees_in_a_worker_what_it_sees_on_the_command_line() {
         }
         seen.push(values);
     }
-    assert_eq!(standin.means(), ["plain", "plain", "worker", "worker"]);
+    assert_eq!(standin.modes(), ["plain", "plain", "worker", "worker"]);
     assert_eq!(seen[0], seen[1]);
 }

@@ -1,6 +1,6 @@
 //! All tabs come back at once.
 
-use super::{COUNT_STARTS, cores, expect_event_of, expect_means, starts};
+use super::{COUNT_STARTS, cores, expect_event_of, expect_mode, starts};
 use espocrm_websocket::platform::sys;
 
 use crate::support::{Client, Control, Daemon, Standin, eventually};
@@ -28,7 +28,7 @@ fn a_storm_is_served_by_no_more_workers_than_there_are_cores() {
     });
     assert!((1..=cores()).contains(&peak), "{peak}");
     assert!(starts(&standin) <= cores());
-    expect_means(&standin, "worker");
+    expect_mode(&standin, "worker");
     assert_eq!(standin.runs().len(), 500);
     for tab in &mut tabs {
         tab.expect_welcome();
@@ -40,7 +40,7 @@ fn a_storm_is_served_by_no_more_workers_than_there_are_cores() {
 #[test]
 fn the_tabs_of_one_user_share_their_checks() {
     let standin = Standin::new();
-    let daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "60s"]);
+    let daemon = Daemon::with_workers(&standin, &["--check-cache", "60s"]);
     let mut tabs: Vec<Client> =
         (0..100).map(|_| Client::open(daemon.address, "alice", "tok-alice")).collect();
     for tab in &mut tabs {

@@ -7,7 +7,7 @@ use espocrm_websocket::engine::protocol::http::Credentials;
 use serde_json::json;
 
 use super::{INTERVAL, TOPICS, USERS, World};
-use crate::model::{self, Conn, Rule, Status};
+use crate::model::{self, Connection, Rule, Status};
 
 impl World {
     pub(super) fn open(&mut self) {
@@ -24,13 +24,13 @@ impl World {
         let token = if self.choices.chance(85) { self.token(&user) } else { "bad".to_owned() };
         self.tell(|| format!("{id} opens for {user}, with the token {token}"));
         let credentials = Credentials { user: user.as_str().into(), token: token.as_str().into() };
-        let conn = Conn {
+        let conn = Connection {
             user,
             token,
             authenticated: false,
-            review: None,
+            recheck: None,
             asked: None,
-            reviewed: self.now,
+            rechecked: self.now,
             subscriptions: BTreeMap::new(),
         };
         self.model.conns.insert(id, conn);

@@ -19,19 +19,19 @@ impl World {
         {
             assert!(conn.authenticated, "nothing is checked before the login");
             let edition = self.edition;
-            let is_review = urgency == Urgency::Review;
+            let is_recheck = urgency == Urgency::Recheck;
             if check.is_authentication() {
-                assert!(is_review && !self.review_interval.is_zero());
+                assert!(is_recheck && !self.recheck_interval.is_zero());
                 assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
-                assert_eq!(conn.review.replace(ticket), None);
-                let last = conn.asked.replace(self.now).filter(|last| *last > self.review_since);
+                assert_eq!(conn.recheck.replace(ticket), None);
+                let last = conn.asked.replace(self.now).filter(|last| *last > self.recheck_since);
                 // Reckoned in whole seconds.
                 let idle = last.map(|last| self.now.since(last) + Duration::from_secs(1));
-                assert!(idle.is_none_or(|idle| idle >= self.review_interval), "too early");
+                assert!(idle.is_none_or(|idle| idle >= self.recheck_interval), "too early");
             } else {
                 let from: &[Status] =
-                    if is_review { &[Status::Granted] } else { &[Status::Held, Status::Delayed] };
-                let to = if is_review { Status::Reviewing } else { Status::Waiting };
+                    if is_recheck { &[Status::Granted] } else { &[Status::Held, Status::Delayed] };
+                let to = if is_recheck { Status::Rechecking } else { Status::Waiting };
                 let wanted = conn.subscriptions.iter_mut().find(|(topic, status)| {
                     let rule = model::rule(edition, topic);
                     let Rule::Check(command) = rule else { return false };
@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    /// As the server does: a login ends, a subscription waits, a review is left out.
+    /// As the server does: a login ends, a subscription waits, a recheck is left out.
     fn no_room(&mut self, ticket: Ticket, urgency: Urgency, check: &Check) {
         match urgency {
             Urgency::Authentication => {
@@ -68,12 +68,12 @@ impl World {
                 }
                 self.arm(ticket.conn);
             }
-            Urgency::Review => {
+            Urgency::Recheck => {
                 let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
                 let conn = self.model.conns.get(&ticket.conn);
                 if conn.is_some_and(|conn| conn.waits_for(ticket)) {
                     self.apply(ticket, &verdict, check);
-                    self.seen("no room for a review");
+                    self.seen("no room for a recheck");
                 }
             }
         }
@@ -89,10 +89,10 @@ impl World {
             match verdict {
                 Verdict::Granted => {
                     conn.authenticated = true;
-                    conn.reviewed = self.now;
+                    conn.rechecked = self.now;
                     self.seen("welcomed");
                     self.resolve_held(ticket.conn);
-                    self.hub.review(self.now, ticket.conn);
+                    self.hub.recheck(self.now, ticket.conn);
                     self.arm(ticket.conn);
                 }
                 Verdict::Denied => self.expect_ended(ticket.conn, "refused"),
@@ -100,31 +100,31 @@ impl World {
             }
             return;
         }
-        if conn.review == Some(ticket) {
+        if conn.recheck == Some(ticket) {
             assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
-            conn.review = None;
-            conn.reviewed = self.now;
+            conn.recheck = None;
+            conn.rechecked = self.now;
             match verdict {
                 Verdict::Granted => self.seen("still logged in"),
                 Verdict::Denied => self.expect_ended(ticket.conn, "revoked"),
-                Verdict::Unchecked(_) => self.seen("token not reviewed"),
+                Verdict::Unchecked(_) => self.seen("token not rechecked"),
             }
             return;
         }
         let asked = conn.subscriptions.iter().find(|(_, status)| status.ticket() == Some(ticket));
         let (topic, status) = asked.expect("who no longer waits gets no answer");
-        let (topic, is_review) = (topic.clone(), status.is_granted());
+        let (topic, is_recheck) = (topic.clone(), status.is_granted());
         let Rule::Check(command) = model::rule(self.edition, &topic) else {
             panic!("{topic} needs no check");
         };
         assert_eq!(check.arguments.join(" "), command.replace("{user}", &conn.user));
         if *verdict == Verdict::Granted {
             conn.subscriptions.insert(topic, Status::Granted);
-            self.seen(if is_review { "still granted" } else { "granted" });
-        } else if is_review && *verdict != Verdict::Denied {
+            self.seen(if is_recheck { "still granted" } else { "granted" });
+        } else if is_recheck && *verdict != Verdict::Denied {
             conn.subscriptions.insert(topic, Status::Granted);
-            self.seen("topic not reviewed");
-        } else if is_review {
+            self.seen("topic not rechecked");
+        } else if is_recheck {
             conn.subscriptions.remove(&topic);
             self.seen("no longer granted");
         } else {

@@ -6,7 +6,7 @@ use espocrm_websocket::engine::checks::check::Urgency;
 use espocrm_websocket::engine::id::ConnId;
 
 use super::{INTERVAL, LONGEST, RESUME, World};
-use crate::model::Conn;
+use crate::model::Connection;
 
 impl World {
     pub(super) fn let_time_pass(&mut self) {
@@ -30,7 +30,7 @@ impl World {
                 *due = self.now.after(INTERVAL);
                 self.seen("pinged");
             }
-            self.review(id);
+            self.recheck(id);
             self.resume(id);
             self.arm(id);
         }
@@ -39,20 +39,20 @@ impl World {
         if let Some(next) = self.timers.next_due() {
             assert!(next > self.now && self.due.values().all(|due| next <= due.after(second)));
         }
-        self.expect_reviews();
+        self.expect_rechecks();
         self.carry_out();
     }
 
     /// At any time: not earlier than it is due anything is asked.
-    pub(super) fn review_one(&mut self) {
+    pub(super) fn recheck_one(&mut self) {
         if let Some(id) = self.some_conn() {
-            self.review(id);
+            self.recheck(id);
         }
     }
 
-    pub(super) fn review(&mut self, id: ConnId) {
+    pub(super) fn recheck(&mut self, id: ConnId) {
         let before = self.issued.len();
-        self.hub.review(self.now, id);
+        self.hub.recheck(self.now, id);
         self.carry_out();
         let tickets = &self.issued[before..];
         if tickets.is_empty() {
@@ -61,10 +61,10 @@ impl World {
         let user = self.model.conns[&id].user.clone();
         assert!(tickets.iter().all(|ticket| self.model.conns[&ticket.conn].user == user));
         let mut tabs = self.model.conns.values().filter(|conn| conn.user == user);
-        let was_asked = |conn: &Conn| conn.review.is_some() || conn.asked == Some(self.now);
+        let was_asked = |conn: &Connection| conn.recheck.is_some() || conn.asked == Some(self.now);
         assert!(tabs.all(|conn| was_asked(conn) || !conn.authenticated));
-        self.tell(|| format!("{user} is reviewed"));
-        self.seen("reviewed");
+        self.tell(|| format!("{user} is rechecked"));
+        self.seen("rechecked");
     }
 
     /// Adds a timer for what comes first.
@@ -72,7 +72,7 @@ impl World {
         let Some(due) = self.due.get(&id) else { return };
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
         let at =
-            [Some(*due), self.hub.next_review(id), resume].into_iter().flatten().min().unwrap();
+            [Some(*due), self.hub.next_recheck(id), resume].into_iter().flatten().min().unwrap();
         if self.armed.get(&id).is_none_or(|armed| *armed > at) {
             let at = self.timers.add(id, at);
             self.armed.insert(id, at);
@@ -88,13 +88,13 @@ impl World {
         self.seen("resumed");
     }
 
-    pub(super) fn set_review_interval(&mut self, seconds: u64) {
+    pub(super) fn set_recheck_interval(&mut self, seconds: u64) {
         let interval = Duration::from_secs(seconds);
-        if interval != self.review_interval {
-            self.review_interval = interval;
-            self.review_since = self.now;
+        if interval != self.recheck_interval {
+            self.recheck_interval = interval;
+            self.recheck_since = self.now;
         }
-        if self.hub.set_review_interval(self.now, interval) {
+        if self.hub.set_recheck_interval(self.now, interval) {
             let ids: Vec<ConnId> = self.due.keys().copied().collect();
             for id in ids {
                 self.arm(id);
@@ -104,13 +104,13 @@ impl World {
 
     /// Everybody who is logged in has been asked about within the interval, which is reckoned in whole
     /// seconds and ends with a step of time.
-    fn expect_reviews(&self) {
+    fn expect_rechecks(&self) {
         let late = Duration::from_secs(2) + self.step;
         for (id, conn) in &self.model.conns {
-            let idle = self.now.since(conn.reviewed.max(self.review_since));
-            let asked = !conn.authenticated || conn.review.is_some();
-            let off = self.review_interval.is_zero();
-            assert!(asked || off || idle <= self.review_interval + late, "{id} is forgotten");
+            let idle = self.now.since(conn.rechecked.max(self.recheck_since));
+            let asked = !conn.authenticated || conn.recheck.is_some();
+            let off = self.recheck_interval.is_zero();
+            assert!(asked || off || idle <= self.recheck_interval + late, "{id} is forgotten");
         }
     }
 }

@@ -108,6 +108,6 @@ impl World {
         self.access.set_paused(false);
         self.carry_out();
         let interval = *self.choices.pick(&[0, 60, 60, 60, 300]);
-        self.set_review_interval(interval);
+        self.set_recheck_interval(interval);
     }
 }

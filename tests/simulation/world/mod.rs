@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use espocrm_websocket::engine::checks::check::{Check, Ticket};
-use espocrm_websocket::engine::checks::queue::{Access, Capacity, JobId};
+use espocrm_websocket::engine::checks::queue::{Capacity, CheckQueue, JobId};
 use espocrm_websocket::engine::espocrm::category::Categories;
 use espocrm_websocket::engine::espocrm::submission::Submission;
 use espocrm_websocket::engine::hub::{Action, Hub};
@@ -28,7 +28,7 @@ pub struct World {
     told: bool,
     now: Time,
     hub: Hub,
-    access: Access,
+    access: CheckQueue,
     timers: Timers,
     /// When each connection is due; the server keeps this in the connection.
     due: BTreeMap<ConnId, Time>,
@@ -52,9 +52,9 @@ pub struct World {
     reloading: bool,
     /// How often each user has logged out: the number of the token that is good.
     logouts: BTreeMap<&'static str, u32>,
-    review_interval: Duration,
+    recheck_interval: Duration,
     /// When that was set.
-    review_since: Time,
+    recheck_since: Time,
     seen: Seen,
 }
 
@@ -87,7 +87,7 @@ impl World {
             told,
             now: Time::default(),
             hub: Hub::new(Categories::from_json(&model::categories(0))),
-            access: Access::new(LIMIT),
+            access: CheckQueue::new(LIMIT),
             timers: Timers::default(),
             due: BTreeMap::new(),
             armed: BTreeMap::new(),
@@ -103,14 +103,14 @@ impl World {
             edition: 0,
             reloading: false,
             logouts: BTreeMap::new(),
-            review_interval: Duration::ZERO,
-            review_since: Time::default(),
+            recheck_interval: Duration::ZERO,
+            recheck_since: Time::default(),
             seen: Seen::default(),
         };
-        world.set_review_interval(60);
+        world.set_recheck_interval(60);
         // Some queues are soon full.
         if world.choices.chance(30) {
-            world.access.set_capacity(Capacity { logins: 6, subscriptions: 8, reviews: 5 });
+            world.access.set_capacity(Capacity { logins: 6, subscriptions: 8, rechecks: 5 });
         }
         world
     }
@@ -138,7 +138,7 @@ impl World {
             83..86 => self.repeat_an_old_verdict(),
             86..88 => self.reload(),
             88..89 => self.log_out(),
-            89..91 => self.review_one(),
+            89..91 => self.recheck_one(),
             _ => self.let_time_pass(),
         }
     }

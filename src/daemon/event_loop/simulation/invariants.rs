@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::oracle::Oracle;
 use super::tab::Stage;
 use super::{FIRST_CONN, Server};
-use crate::daemon::connection::{Conn, Phase};
+use crate::daemon::connection::{Connection, Phase};
 use crate::engine::id::ConnId;
 use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE, MAX_OUTBOX};
 
@@ -16,7 +16,7 @@ pub(super) fn check_lists(server: &mut Server) {
     let unread = set(server.unread.iter().copied());
     let ended = set(server.ended.iter().copied());
     let mut held = 0;
-    let is_handshake = |conn: &Conn| matches!(conn.phase, Phase::Upgrading(_));
+    let is_handshake = |conn: &Connection| matches!(conn.phase, Phase::Upgrading(_));
     let handshakes = server.accepting.handshakes();
     let in_progress = server.conns.iter().filter(|(_, conn)| is_handshake(conn));
     assert!(in_progress.clone().all(|(_, conn)| handshakes.contains(conn.id)));
@@ -30,7 +30,7 @@ pub(super) fn check_lists(server: &mut Server) {
         }
         let before = conn.held();
         held += before;
-        conn.weigh(&mut held);
+        conn.update_buffered(&mut held);
         assert_eq!(before, conn.held(), "what {slot} holds");
         let outbox = conn.outbox.held();
         assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
@@ -61,10 +61,10 @@ pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<D
     check_lists(server);
     assert!(server.ended.is_empty() && server.answers.is_empty());
     assert_eq!(server.conns.len(), oracle.open());
-    assert_eq!(server.access.running(), oracle.running.len());
+    assert_eq!(server.check_queue.running(), oracle.running.len());
     // Whoever was just found to be gone waits until the next turn.
     if !server.hub.has_actions() {
-        assert_eq!(server.access.waiting(), oracle.checks.waiting());
+        assert_eq!(server.check_queue.waiting(), oracle.checks.waiting());
     }
     for tab in oracle.tabs.values().filter(|tab| tab.stage != Stage::Knocking) {
         let number = tab.number;
@@ -107,7 +107,7 @@ pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<D
 /// Nothing may be left of anybody.
 pub(super) fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
-    assert!(server.conns.is_empty() && server.hub.is_empty() && server.access.is_idle());
+    assert!(server.conns.is_empty() && server.hub.is_empty() && server.check_queue.is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
     assert!(server.held == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
     let mut due: Vec<ConnId> = Vec::new();

@@ -12,11 +12,11 @@ use super::oracle::{Oracle, Sent};
 use super::tab::{Stage, Tab};
 use super::wire::Item;
 use super::{
-    Accepting, BUS, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, model,
+    Accepting, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, ZMQ, model,
 };
 use crate::daemon::listener::Listener;
 use crate::daemon::script::{Arrivals, Checks, Journal, Kernel, Messages, Number, Random, Socket};
-use crate::daemon::zmq::Bus;
+use crate::daemon::zmq::ZmqReceiver;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::espocrm::category::Categories;
@@ -57,8 +57,8 @@ impl World {
         settings.max_connections.value = *random.pick(&[4, 10, 100, 100]);
         settings.max_checks.value = 1 + random.below(4);
         settings.categories = Categories::from_json(&model::categories(0));
-        settings.review_interval.value = Duration::ZERO;
-        settings.verdict_reuse.value = Duration::ZERO;
+        settings.recheck_interval.value = Duration::ZERO;
+        settings.check_cache.value = Duration::ZERO;
         let journal = Journal::default();
         let arrivals = Arrivals::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let messages = Messages::new(&journal, Random::new(random.below(usize::MAX) as u64));
@@ -73,7 +73,7 @@ impl World {
             Signals::none().unwrap(),
             Poll::new().unwrap(),
             Accepting::new(Listener::scripted(arrivals.clone()), None),
-            Bus::scripted(messages.clone()),
+            ZmqReceiver::scripted(messages.clone()),
         );
         let mut world = Self {
             server,
@@ -213,7 +213,7 @@ impl World {
         if !self.oracle.is_reloading {
             self.oracle.is_reloading = true;
             self.server.hub.begin_reload();
-            self.server.access.set_paused(true);
+            self.server.check_queue.set_paused(true);
             return;
         }
         let edition = self.random.below(24) as u32;
@@ -335,7 +335,7 @@ impl World {
             events.push(ready(LISTENER));
         }
         if self.messages.take_edge() {
-            events.push(ready(BUS));
+            events.push(ready(ZMQ));
         }
         for _ in 0..self.checks.answered() {
             events.push(ready(Token(FIRST_WORKER)));
@@ -343,7 +343,7 @@ impl World {
         if self.random.chance(5) {
             // Of nobody, or nothing new.
             let slot = FIRST_CONN + self.random.below(20);
-            let tokens = [LISTENER, BUS, Token(slot), Token(slot)];
+            let tokens = [LISTENER, ZMQ, Token(slot), Token(slot)];
             events.push(ready(*self.random.pick(&tokens)));
         }
         for index in (1..events.len()).rev() {

@@ -12,7 +12,7 @@ use crate::engine::checks::check::Urgency;
 pub(super) struct Queue {
     authentications: Line,
     subscriptions: Line,
-    reviews: Line,
+    rechecks: Line,
     /// Jobs taken so far.
     taken: u32,
 }
@@ -39,7 +39,7 @@ impl Queue {
 
     /// The job that is to be run next.
     pub(super) fn pop(&mut self) -> Option<JobId> {
-        let mut order = [Urgency::Authentication, Urgency::Subscription, Urgency::Review];
+        let mut order = [Urgency::Authentication, Urgency::Subscription, Urgency::Recheck];
         if (self.taken + 1).is_multiple_of(TURNED_ROUND) {
             order.reverse();
         }
@@ -55,7 +55,7 @@ impl Queue {
 
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        [&self.authentications, &self.subscriptions, &self.reviews]
+        [&self.authentications, &self.subscriptions, &self.rechecks]
             .iter()
             .all(|line| line.is_empty())
     }
@@ -64,7 +64,7 @@ impl Queue {
         match urgency {
             Urgency::Authentication => &mut self.authentications,
             Urgency::Subscription => &mut self.subscriptions,
-            Urgency::Review => &mut self.reviews,
+            Urgency::Recheck => &mut self.rechecks,
         }
     }
 }
@@ -132,7 +132,7 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use super::Urgency::{Authentication, Review, Subscription};
+    use super::Urgency::{Authentication, Recheck, Subscription};
     use super::*;
 
     fn popped(queue: &mut Queue) -> Vec<u64> {
@@ -162,7 +162,7 @@ mod tests {
             push(&mut queue, Authentication, &id.to_string(), id);
         }
         push(&mut queue, Subscription, "a", 100);
-        push(&mut queue, Review, "a", 101);
+        push(&mut queue, Recheck, "a", 101);
         let order = popped(&mut queue);
         assert_eq!(order[..9], [0, 1, 2, 3, 4, 5, 6, 101, 7]);
         assert_eq!(order[15], 100);
@@ -172,13 +172,13 @@ mod tests {
     #[test]
     fn what_is_removed_is_not_run() {
         let mut queue = Queue::default();
-        push(&mut queue, Review, "a", 1);
-        push(&mut queue, Review, "a", 2);
-        push(&mut queue, Review, "b", 3);
-        queue.remove(Review, "a", JobId(1));
-        queue.remove(Review, "b", JobId(3));
-        queue.remove(Review, "b", JobId(3));
-        queue.remove(Review, "nobody", JobId(2));
+        push(&mut queue, Recheck, "a", 1);
+        push(&mut queue, Recheck, "a", 2);
+        push(&mut queue, Recheck, "b", 3);
+        queue.remove(Recheck, "a", JobId(1));
+        queue.remove(Recheck, "b", JobId(3));
+        queue.remove(Recheck, "b", JobId(3));
+        queue.remove(Recheck, "nobody", JobId(2));
         assert_eq!(popped(&mut queue), [2]);
         assert!(queue.is_empty());
     }

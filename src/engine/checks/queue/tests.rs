@@ -1,4 +1,4 @@
-use super::Urgency::{Authentication, Review, Subscription};
+use super::Urgency::{Authentication, Recheck, Subscription};
 use super::*;
 use crate::engine::checks::verdict::Failure;
 use crate::engine::id::ConnId;
@@ -19,12 +19,12 @@ fn check(name: &str) -> Check {
     Check::topic("u", Box::new([name.into()]))
 }
 
-fn started(access: &mut Access) -> Option<(JobId, String)> {
+fn started(access: &mut CheckQueue) -> Option<(JobId, String)> {
     let (id, check) = access.start(NOW)?;
     Some((id, check.arguments.join(" ")))
 }
 
-fn finish(access: &mut Access, now: Time, id: JobId, verdict: &Verdict) -> Vec<Ticket> {
+fn finish(access: &mut CheckQueue, now: Time, id: JobId, verdict: &Verdict) -> Vec<Ticket> {
     let mut answers = Vec::new();
     access.finish(now, id, verdict, &mut answers);
     assert!(answers.iter().all(|answer| answer.verdict == *verdict));
@@ -37,7 +37,7 @@ fn failed() -> Verdict {
 
 #[test]
 fn identical_checks_share_one_run() {
-    let mut access = Access::new(4);
+    let mut access = CheckQueue::new(4);
     for conn in 1..=3 {
         access.request(NOW, ticket(conn, 1), check("a"), Subscription).unwrap();
     }
@@ -54,7 +54,7 @@ fn identical_checks_share_one_run() {
 
 #[test]
 fn authentications_come_first_and_the_limit_holds() {
-    let mut access = Access::new(2);
+    let mut access = CheckQueue::new(2);
     for serial in 1..=3 {
         access.request(NOW, ticket(1, serial), check(&serial.to_string()), Subscription).unwrap();
     }
@@ -70,7 +70,7 @@ fn authentications_come_first_and_the_limit_holds() {
 
 #[test]
 fn a_cancelled_check_is_not_run_unless_somebody_else_waits() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
     access.request(NOW, ticket(2, 1), check("b"), Subscription).unwrap();
     access.request(NOW, ticket(3, 1), check("b"), Subscription).unwrap();
@@ -88,9 +88,9 @@ fn a_cancelled_check_is_not_run_unless_somebody_else_waits() {
 
 #[test]
 fn what_was_granted_a_moment_ago_is_not_asked_again() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access.set_reuse(Duration::from_secs(3));
-    let ask = |access: &mut Access, now, serial, urgency| {
+    let ask = |access: &mut CheckQueue, now, serial, urgency| {
         access.request(now, ticket(1, serial), check("a"), urgency).unwrap()
     };
     assert!(!ask(&mut access, NOW, 1, Subscription));
@@ -98,7 +98,7 @@ fn what_was_granted_a_moment_ago_is_not_asked_again() {
     let soon = NOW.after(Duration::from_secs(2));
     finish(&mut access, soon, id, &Verdict::Granted);
     assert!(ask(&mut access, soon, 2, Subscription) && access.is_idle());
-    assert!(!ask(&mut access, soon, 3, Review));
+    assert!(!ask(&mut access, soon, 3, Recheck));
     access.cancel(ticket(1, 3));
     // Not by who has unsubscribed, and not when it is too long ago.
     access.forget_verdict(&check("a"));
@@ -110,7 +110,7 @@ fn what_was_granted_a_moment_ago_is_not_asked_again() {
 
 #[test]
 fn what_was_granted_while_somebody_lost_interest_is_asked_again() {
-    let mut access = Access::new(2);
+    let mut access = CheckQueue::new(2);
     access.set_reuse(Duration::from_secs(3));
     access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
     access.request(NOW, ticket(2, 1), check("a"), Subscription).unwrap();
@@ -122,7 +122,7 @@ fn what_was_granted_while_somebody_lost_interest_is_asked_again() {
 
 #[test]
 fn one_users_many_subscriptions_do_not_hold_up_anothers() {
-    let mut access = Access::new(usize::MAX);
+    let mut access = CheckQueue::new(usize::MAX);
     for serial in 1..500 {
         let many = Check::topic("greedy", Box::new([serial.to_string().into()]));
         access.request(NOW, ticket(1, serial), many, Subscription).unwrap();
@@ -136,10 +136,10 @@ fn one_users_many_subscriptions_do_not_hold_up_anothers() {
 }
 
 #[test]
-fn a_review_is_hurried_when_a_tab_waits_for_its_answer_and_is_not_tried_again() {
-    let mut access = Access::new(1);
-    access.request(NOW, ticket(1, 1), check("other"), Review).unwrap();
-    access.request(NOW, ticket(1, 2), check("a"), Review).unwrap();
+fn a_recheck_is_hurried_when_a_tab_waits_for_its_answer_and_is_not_tried_again() {
+    let mut access = CheckQueue::new(1);
+    access.request(NOW, ticket(1, 1), check("other"), Recheck).unwrap();
+    access.request(NOW, ticket(1, 2), check("a"), Recheck).unwrap();
     access.request(NOW, ticket(2, 1), check("a"), Subscription).unwrap();
     let (a, name) = started(&mut access).unwrap();
     assert_eq!(name, "a");
@@ -150,9 +150,9 @@ fn a_review_is_hurried_when_a_tab_waits_for_its_answer_and_is_not_tried_again() 
 }
 
 #[test]
-fn a_subscription_that_joins_a_review_that_runs_is_tried_again() {
-    let mut access = Access::new(1);
-    access.request(NOW, ticket(1, 1), check("a"), Review).unwrap();
+fn a_subscription_that_joins_a_recheck_that_runs_is_tried_again() {
+    let mut access = CheckQueue::new(1);
+    access.request(NOW, ticket(1, 1), check("a"), Recheck).unwrap();
     let (a, _) = access.start(NOW).unwrap();
     access.request(NOW, ticket(2, 1), check("a"), Subscription).unwrap();
     assert_eq!(access.urgency(a), Some(Subscription));
@@ -163,8 +163,8 @@ fn a_subscription_that_joins_a_review_that_runs_is_tried_again() {
 }
 
 #[test]
-fn neither_reviews_nor_subscriptions_nor_logins_take_room_from_each_other() {
-    let fill = |access: &mut Access, first: u32, count: usize, urgency| {
+fn neither_rechecks_nor_subscriptions_nor_logins_take_room_from_each_other() {
+    let fill = |access: &mut CheckQueue, first: u32, count: usize, urgency| {
         for number in first..first + count as u32 {
             let serial = u32::from(urgency != Authentication);
             access.request(NOW, ticket(number, serial), check_of_one(number), urgency).unwrap();
@@ -175,11 +175,11 @@ fn neither_reviews_nor_subscriptions_nor_logins_take_room_from_each_other() {
     };
     let kinds = [
         (Subscription, MAX_WAITING_SUBSCRIPTIONS),
-        (Review, MAX_WAITING_REVIEWS),
+        (Recheck, MAX_WAITING_RECHECKS),
         (Authentication, MAX_WAITING_LOGINS),
     ];
     for turn in 0..kinds.len() {
-        let mut access = Access::new(0);
+        let mut access = CheckQueue::new(0);
         let mut first = 0;
         for step in 0..kinds.len() {
             let (urgency, count) = kinds[(turn + step) % kinds.len()];
@@ -194,7 +194,7 @@ fn neither_reviews_nor_subscriptions_nor_logins_take_room_from_each_other() {
 
 #[test]
 fn a_failed_subscription_is_tried_again_a_few_times() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
     let mut now = NOW;
     for delay in RETRIES {
@@ -212,7 +212,7 @@ fn a_failed_subscription_is_tried_again_a_few_times() {
 
 #[test]
 fn a_failed_authentication_is_answered_at_once() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access.request(NOW, ticket(1, 0), Check::authentication("t", "u"), Authentication).unwrap();
     let (id, _) = access.start(NOW).unwrap();
     assert_eq!(finish(&mut access, NOW, id, &failed()), [ticket(1, 0)]);
@@ -220,7 +220,7 @@ fn a_failed_authentication_is_answered_at_once() {
 
 #[test]
 fn a_check_that_waits_for_another_attempt_is_cancelled() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
     let (id, _) = access.start(NOW).unwrap();
     finish(&mut access, NOW, id, &failed());
@@ -231,7 +231,7 @@ fn a_check_that_waits_for_another_attempt_is_cancelled() {
 
 #[test]
 fn who_joins_a_check_that_waits_for_another_attempt_has_it_run_at_once() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
     for number in 2..20 {
         let (id, _) = access.start(NOW).unwrap();
@@ -247,7 +247,7 @@ fn who_joins_a_check_that_waits_for_another_attempt_has_it_run_at_once() {
 
 #[test]
 fn who_asks_again_gets_no_answer_of_before() {
-    let mut access = Access::new(3);
+    let mut access = CheckQueue::new(3);
     access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
     access.request(NOW, ticket(2, 1), check("a"), Subscription).unwrap();
     let (first, _) = access.start(NOW).unwrap();
@@ -265,7 +265,7 @@ fn who_asks_again_gets_no_answer_of_before() {
 
 #[test]
 fn paused_nothing_starts() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access.request(NOW, ticket(1, 1), check("a"), Subscription).unwrap();
     access.set_paused(true);
     assert_eq!(access.start(NOW), None);
@@ -275,7 +275,7 @@ fn paused_nothing_starts() {
 
 #[test]
 fn the_queue_is_bounded_whatever_is_cancelled() {
-    let mut access = Access::new(0);
+    let mut access = CheckQueue::new(0);
     let count = MAX_WAITING_SUBSCRIPTIONS as u32;
     for number in 0..count {
         access.request(NOW, ticket(number, 1), check_of_one(number), Subscription).unwrap();
@@ -299,8 +299,8 @@ fn the_queue_is_bounded_whatever_is_cancelled() {
 #[test]
 fn users_who_want_all_leave_room_for_others() {
     for users in [1, 13, 1_000] {
-        let mut access = Access::new(0);
-        let ask = |access: &mut Access, user: u32, number: u32| {
+        let mut access = CheckQueue::new(0);
+        let ask = |access: &mut CheckQueue, user: u32, number: u32| {
             let check = Check::topic(&user.to_string(), Box::new([number.to_string().into()]));
             access.request(NOW, ticket(user, number), check, Subscription)
         };
@@ -317,8 +317,8 @@ fn users_who_want_all_leave_room_for_others() {
         assert!(taken <= most + users as usize, "{users}: {taken}");
         assert!(access.room(Subscription, "another") > 0);
         assert_eq!(ask(&mut access, 5_000, 1), Ok(false));
-        // Reviews and logins have their own room.
-        access.request(NOW, ticket(0, 5_000), check("a"), Review).unwrap();
+        // Rechecks and logins have their own room.
+        access.request(NOW, ticket(0, 5_000), check("a"), Recheck).unwrap();
         let login = Check::authentication("t", "0");
         access.request(NOW, ticket(9_999, 0), login, Authentication).unwrap();
         // There is room again for a user who waits for fewer.
@@ -331,7 +331,7 @@ fn users_who_want_all_leave_room_for_others() {
 
 #[test]
 fn a_token_is_never_shown() {
-    let mut access = Access::new(1);
+    let mut access = CheckQueue::new(1);
     access
         .request(NOW, ticket(1, 0), Check::authentication("s3cret", "u"), Authentication)
         .unwrap();

@@ -12,9 +12,9 @@ type Asked = (Ticket, Urgency, String);
 
 impl World {
     /// With a tab of ann's that has a record and her notifications.
-    fn reviewed() -> Self {
+    fn rechecked() -> Self {
         let mut world = Self::with(A, "ann");
-        world.hub.set_review_interval(at(0), INTERVAL);
+        world.hub.set_recheck_interval(at(0), INTERVAL);
         world.subscribe_granted(A);
         world
     }
@@ -28,7 +28,7 @@ impl World {
 
     /// Has a connection looked at, and returns what is then asked.
     fn look(&mut self, seconds: u64, conn: ConnId) -> Vec<Asked> {
-        self.hub.review(at(seconds), conn);
+        self.hub.recheck(at(seconds), conn);
         self.asked()
     }
 
@@ -41,13 +41,13 @@ impl World {
         self.actions().into_iter().map(asked).collect()
     }
 
-    /// Begins a review of the only tab.
+    /// Begins a recheck of the only tab.
     fn begin(&mut self, conn: ConnId) -> Ticket {
         self.look(0, conn);
         only(&self.look(INTERVAL.as_secs(), conn), LOGIN)
     }
 
-    /// Begins a review of the only tab, of which the token is still good.
+    /// Begins a recheck of the only tab, of which the token is still good.
     fn begin_topics(&mut self, conn: ConnId) -> Ticket {
         let token = self.begin(conn);
         self.answer(token, &Verdict::Granted);
@@ -59,16 +59,16 @@ fn at(seconds: u64) -> Time {
     Time::from_millis(seconds * 1_000)
 }
 
-/// The ticket of the only review.
+/// The ticket of the only recheck.
 fn only(asked: &[Asked], arguments: &str) -> Ticket {
     let [(ticket, urgency, words)] = asked else { panic!("{asked:?}") };
-    assert_eq!((urgency, words.as_str()), (&Urgency::Review, arguments));
+    assert_eq!((urgency, words.as_str()), (&Urgency::Recheck, arguments));
     *ticket
 }
 
 #[test]
 fn the_token_is_asked_first_and_then_each_topic_that_is_not_open() {
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     let token = world.begin(A);
     assert_ne!(token, login(A));
     assert_eq!(world.receivers(RECORD, None), [A]);
@@ -85,7 +85,7 @@ fn the_token_is_asked_first_and_then_each_topic_that_is_not_open() {
 
 #[test]
 fn a_token_that_has_become_bad_is_refused_cleanly() {
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     let token = world.begin(A);
     world.answer(token, &Verdict::Denied);
     assert_eq!(world.actions(), [Action::Close(A, CloseReason::Refused)]);
@@ -94,7 +94,7 @@ fn a_token_that_has_become_bad_is_refused_cleanly() {
 
 #[test]
 fn a_topic_that_is_no_longer_allowed_is_removed_silently() {
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     world.hub.set_log(true);
     let topic = world.begin_topics(A);
     world.answer(topic, &Verdict::Denied);
@@ -109,7 +109,7 @@ fn a_topic_that_is_no_longer_allowed_is_removed_silently() {
 
 #[test]
 fn what_could_not_be_found_out_changes_nothing() {
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     let token = world.begin(A);
     world.answer(token, &unchecked());
     assert_eq!(world.actions(), []);
@@ -128,7 +128,7 @@ fn what_could_not_be_found_out_changes_nothing() {
 
 #[test]
 fn a_verdict_counts_once_and_only_for_the_question_that_it_answers() {
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     let token = world.begin(A);
     world.answer(login(A), &Verdict::Denied);
     world.answer(token, &unchecked());
@@ -141,7 +141,7 @@ fn a_verdict_counts_once_and_only_for_the_question_that_it_answers() {
     world.answer(token, &Verdict::Denied);
     world.answer(again, &Verdict::Denied);
 
-    // Gone and subscribed again while it is under review: the old answer is not for the new one.
+    // Gone and subscribed again while it is under recheck: the old answer is not for the new one.
     world.unsubscribe(A, RECORD);
     assert_eq!(world.actions(), [Action::Cancel(topic)]);
     assert_eq!(world.receivers(RECORD, None), []);
@@ -156,14 +156,14 @@ fn a_verdict_counts_once_and_only_for_the_question_that_it_answers() {
 }
 
 #[test]
-fn who_leaves_takes_the_review_along() {
-    let mut world = World::reviewed();
+fn who_leaves_takes_the_recheck_along() {
+    let mut world = World::rechecked();
     let token = world.begin(A);
     world.hub.close(A);
     assert_eq!(world.actions(), [Action::Cancel(token)]);
     assert!(world.hub.is_empty());
 
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     let topic = world.begin_topics(A);
     world.hub.close(A);
     assert_eq!(world.actions(), [Action::Cancel(topic)]);
@@ -178,12 +178,12 @@ fn who_leaves_takes_the_review_along() {
 }
 
 #[test]
-fn all_tabs_of_a_user_are_reviewed_at_once_and_nobody_else() {
-    let mut world = World::reviewed();
+fn all_tabs_of_a_user_are_rechecked_at_once_and_nobody_else() {
+    let mut world = World::rechecked();
     world.log_in(B, "ann");
     world.log_in(ConnId::new(2, 3), "bob");
     world.look(0, A);
-    // The new tab neither brings the review forward nor puts it off.
+    // The new tab neither brings the recheck forward nor puts it off.
     world.look(100, B);
     let first = |second| Some((second, world.look(second, B))).filter(|it| !it.1.is_empty());
     let (due, asked) = (100..=300).find_map(first).unwrap();
@@ -198,8 +198,8 @@ fn all_tabs_of_a_user_are_reviewed_at_once_and_nobody_else() {
 }
 
 #[test]
-fn a_tab_that_has_not_logged_in_is_not_reviewed() {
-    let mut world = World::reviewed();
+fn a_tab_that_has_not_logged_in_is_not_rechecked() {
+    let mut world = World::rechecked();
     world.open(B, "ann");
     world.actions();
     assert_eq!(world.look(0, B), []);
@@ -209,7 +209,7 @@ fn a_tab_that_has_not_logged_in_is_not_reviewed() {
 
 #[test]
 fn what_is_still_being_asked_is_not_asked_again() {
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     let token = world.begin(A);
     assert_eq!(world.look(600, A), []);
     world.answer(token, &Verdict::Granted);
@@ -222,7 +222,7 @@ fn what_is_still_being_asked_is_not_asked_again() {
 #[test]
 fn a_subscription_whose_first_check_runs_is_left_to_that() {
     let mut world = World::with(A, "ann");
-    world.hub.set_review_interval(at(0), INTERVAL);
+    world.hub.set_recheck_interval(at(0), INTERVAL);
     world.subscribe(A, RECORD);
     let (first, _) = world.check();
     let token = world.begin(A);
@@ -233,8 +233,8 @@ fn a_subscription_whose_first_check_runs_is_left_to_that() {
 }
 
 #[test]
-fn a_rule_that_changes_takes_precedence_over_the_review() {
-    let mut world = World::reviewed();
+fn a_rule_that_changes_takes_precedence_over_the_recheck() {
+    let mut world = World::rechecked();
     let topic = world.begin_topics(A);
     world.hub.reload(Some(changed("Other :userId :id")));
     let actions = world.actions();
@@ -255,8 +255,8 @@ fn a_rule_that_changes_takes_precedence_over_the_review() {
 }
 
 #[test]
-fn a_rule_that_stays_lets_the_review_go_on() {
-    let mut world = World::reviewed();
+fn a_rule_that_stays_lets_the_recheck_go_on() {
+    let mut world = World::rechecked();
     let topic = world.begin_topics(A);
     world.hub.begin_reload();
     world.hub.reload(None);
@@ -266,14 +266,14 @@ fn a_rule_that_stays_lets_the_review_go_on() {
 }
 
 #[test]
-fn without_an_interval_there_are_no_reviews() {
-    let mut world = World::reviewed();
-    world.hub.set_review_interval(at(0), Duration::ZERO);
+fn without_an_interval_there_are_no_rechecks() {
+    let mut world = World::rechecked();
+    world.hub.set_recheck_interval(at(0), Duration::ZERO);
     for second in [0, 300, 10_000] {
         assert_eq!(world.look(second, A), []);
     }
-    // Turned on again, a review is not overdue.
-    world.hub.set_review_interval(at(10_000), INTERVAL);
+    // Turned on again, a recheck is not overdue.
+    world.hub.set_recheck_interval(at(10_000), INTERVAL);
     assert_eq!(world.look(10_000, A), []);
     assert_eq!(world.look(10_000, A), []);
     only(&world.look(10_300, A), LOGIN);
@@ -281,50 +281,50 @@ fn without_an_interval_there_are_no_reviews() {
 
 #[test]
 fn a_changed_interval_counts_at_once_and_the_same_one_changes_nothing() {
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     world.look(0, A);
-    world.hub.set_review_interval(at(0), INTERVAL);
+    world.hub.set_recheck_interval(at(0), INTERVAL);
     only(&world.look(300, A), LOGIN);
 
-    let mut world = World::reviewed();
+    let mut world = World::rechecked();
     world.look(0, A);
-    world.hub.set_review_interval(at(0), Duration::from_secs(10));
+    world.hub.set_recheck_interval(at(0), Duration::from_secs(10));
     world.look(1, A);
     only(&world.look(11, A), LOGIN);
 }
 
 #[test]
-fn a_connection_knows_when_its_next_review_is_due() {
-    let mut world = World::reviewed();
+fn a_connection_knows_when_its_next_recheck_is_due() {
+    let mut world = World::rechecked();
     world.look(0, A);
-    let due = world.hub.next_review(A).unwrap();
+    let due = world.hub.next_recheck(A).unwrap();
     assert_eq!(due, at(A.part_of(INTERVAL).as_secs()));
     let seconds = due.as_millis() / 1_000;
     assert_eq!(world.look(seconds - 1, A), []);
     only(&world.look(seconds, A), LOGIN);
-    assert_eq!(world.hub.next_review(A), Some(at(seconds + INTERVAL.as_secs())));
+    assert_eq!(world.hub.next_recheck(A), Some(at(seconds + INTERVAL.as_secs())));
     // A new tab has the user's.
     world.log_in(B, "ann");
-    assert_eq!(world.hub.next_review(B), None);
+    assert_eq!(world.hub.next_recheck(B), None);
     world.look(seconds + 10, B);
-    assert_eq!(world.hub.next_review(B), world.hub.next_review(A));
+    assert_eq!(world.hub.next_recheck(B), world.hub.next_recheck(A));
     // Another interval counts at once, for all tabs of a user together.
     let minute = Duration::from_secs(60);
-    assert!(world.hub.set_review_interval(at(1_000), minute));
-    assert!(!world.hub.set_review_interval(at(2_000), minute));
-    let due = world.hub.next_review(A).unwrap();
-    assert_eq!(world.hub.next_review(B), Some(due));
+    assert!(world.hub.set_recheck_interval(at(1_000), minute));
+    assert!(!world.hub.set_recheck_interval(at(2_000), minute));
+    let due = world.hub.next_recheck(A).unwrap();
+    assert_eq!(world.hub.next_recheck(B), Some(due));
     assert!((at(1_000)..=at(1_060)).contains(&due));
-    world.hub.set_review_interval(at(1_000), Duration::ZERO);
-    assert_eq!(world.hub.next_review(A), None);
+    world.hub.set_recheck_interval(at(1_000), Duration::ZERO);
+    assert_eq!(world.hub.next_recheck(A), None);
     world.hub.close(A);
-    assert_eq!(world.hub.next_review(A), None);
+    assert_eq!(world.hub.next_recheck(A), None);
 }
 
 #[test]
-fn first_reviews_are_spread_over_the_interval() {
+fn first_rechecks_are_spread_over_the_interval() {
     let mut world = World::new();
-    world.hub.set_review_interval(at(0), INTERVAL);
+    world.hub.set_recheck_interval(at(0), INTERVAL);
     let conns = (0..3_000).map(|number| ConnId::new(number, number));
     let conns: Vec<ConnId> = conns.collect();
     for conn in &conns {
@@ -349,7 +349,7 @@ fn tokens_are_kept_as_long_as_their_tabs_and_never_shown() {
     world.hub.close(A);
     world.answer(login(B), &Verdict::Granted);
     world.actions();
-    world.hub.set_review_interval(at(0), INTERVAL);
+    world.hub.set_recheck_interval(at(0), INTERVAL);
     world.look(0, B);
     only(&world.look(300, B), "AuthTokenCheck s3cret ann");
     world.hub.close(B);

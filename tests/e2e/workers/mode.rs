@@ -1,6 +1,6 @@
 //! Where there can be no worker the plain command is run, which is said and shown.
 
-use super::expect_means;
+use super::expect_mode;
 use crate::support::{Client, Daemon, Standin, command, run};
 
 /// Said when no worker is used.
@@ -27,7 +27,7 @@ fn checks_are_run_plainly_where_there_can_be_no_worker() {
         daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
         Client::open(daemon.address, "alice", "guessed").expect_close(1008);
         tab.expect_silence();
-        expect_means(&standin, "plain");
+        expect_mode(&standin, "plain");
         assert_eq!(daemon.count(PLAIN), 1);
         assert_eq!(daemon.count(&format!("{PLAIN}{reason}")), 1);
         let shown = shown(&standin, &flags);
@@ -43,7 +43,7 @@ fn workers_are_used_and_shown_where_there_can_be_some() {
         let standin = Standin::version(version);
         let daemon = Daemon::with_workers(&standin, &[]);
         daemon.connect("alice");
-        expect_means(&standin, "worker");
+        expect_mode(&standin, "worker");
         assert_eq!(daemon.count(PLAIN), 0);
         let shown = shown(&standin, &[]);
         assert!(shown.contains("warm PHP worker") && shown.ends_with("default"), "{shown}");
@@ -64,14 +64,14 @@ fn that_there_is_no_worker_is_not_said_again_when_something_else_changes() {
 fn an_update_of_espocrm_brings_the_workers_and_a_return_takes_them_away() {
     let standin = Standin::new();
     standin.state("6.1.10");
-    let mut daemon = Daemon::with_workers(&standin, &["--verdict-reuse", "0"]);
+    let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
-    for (version, means) in [("7.0.0", "worker"), ("6.1.10", "plain"), ("9.2.7", "worker")] {
+    for (version, mode) in [("7.0.0", "worker"), ("6.1.10", "plain"), ("9.2.7", "worker")] {
         standin.state(version);
         daemon.reload(&format!("have changed: EspoCRM {version}"));
         daemon.connect("alice");
-        assert_eq!(standin.means().last().unwrap(), means, "{version}");
-        assert_eq!(daemon.workers().len(), usize::from(means == "worker"));
+        assert_eq!(standin.modes().last().unwrap(), mode, "{version}");
+        assert_eq!(daemon.workers().len(), usize::from(mode == "worker"));
     }
 }
 
