@@ -3,14 +3,14 @@
 #![no_main]
 
 use espocrm_websocket::engine::protocol::control;
-use espocrm_websocket::engine::protocol::control::{Door, List, Request};
+use espocrm_websocket::engine::protocol::control::{Listener, List, Request};
 use espocrm_websocket::engine::limits::{MAX_CONTROL_BODY, MAX_LISTED, MAX_PARAMETER};
 use espocrm_websocket::engine::espocrm::submission;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let Some((choice, bytes)) = input.split_first() else { return };
-    let door = if choice % 2 == 0 { Door::Control } else { Door::Metrics };
+    let door = if choice % 2 == 0 { Listener::Control } else { Listener::Metrics };
     let request = match control::parse(bytes, door) {
         Ok(Some(request)) => request,
         Ok(None) => {
@@ -34,7 +34,7 @@ fuzz_target!(|input: &[u8]| {
     }
     match &request {
         Request::Metrics | Request::Health => {}
-        _ if door == Door::Metrics => panic!("{request:?}"),
+        _ if door == Listener::Metrics => panic!("{request:?}"),
         Request::Kick(user) => assert!((1..=MAX_PARAMETER).contains(&user.len())),
         Request::List(List::Users | List::Topics | List::Connections, limit) => {
             assert!(*limit <= MAX_LISTED);
