@@ -13,6 +13,7 @@ use crate::admin::doctor::Doctor;
 use crate::admin::health;
 use crate::admin::setup::{Setup, service_user};
 use crate::daemon::{demo, run};
+use crate::engine::printable::Printable;
 use crate::espocrm::RunAs;
 use crate::platform::exit::Exit;
 use crate::platform::{exit, logging, sys};
@@ -163,6 +164,11 @@ impl Command {
                 let meant = nearest(flag.trim_start_matches('-'), flags());
                 let meant = meant.map(|name| format!("; did you mean --{name}?"));
                 format!("there is no option {flag} here{}", meant.unwrap_or_default()).into()
+            }
+            // The library would print it with escaped quotes.
+            lexopt::Error::UnexpectedArgument(argument) => {
+                let argument = argument.to_string_lossy();
+                format!("unexpected argument \"{}\"", Printable(argument)).into()
             }
             error => error,
         })
@@ -431,6 +437,7 @@ mod tests {
             ("serve", "there is no command serve: a directory"),
             ("satus", "there is no command satus; did you mean status?"),
             ("run extra", "extra"),
+            ("setup \"it's\"", "unexpected argument \"\"it's\"\""),
             ("run --port 1", "there is no option --port here"),
             (
                 "run --max-conections 1",

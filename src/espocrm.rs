@@ -1,7 +1,7 @@
 //! An EspoCRM installation, seen from outside: its settings, its commands, its files.
 
 mod espo_settings;
-mod identity;
+pub mod identity;
 mod installation;
 pub(crate) mod ownership;
 pub(crate) mod process;

@@ -275,7 +275,7 @@ impl Settings {
         }
         for (name, category) in self.categories.iter() {
             if let SubscribePolicy::Nobody(error) = &category.access {
-                warn!("EspoCRM's topic category {name:?} is not served: {error}.");
+                warn!("EspoCRM's topic category \"{}\" is not served: {error}.", Printable(name));
             }
         }
         // Anything else is an address, an interface or all of them.
@@ -358,7 +358,7 @@ fn misdirected(espo_settings: &EspoSettings, at: &str) -> Option<String> {
     const NAME: &str = "webSocketZeroMQSubmissionDsn";
     if let Some(messager) = espo_settings.text("webSocketMessager").filter(|text| text != "ZeroMQ")
     {
-        return Some(format!("its webSocketMessager is {messager:?}, not ZeroMQ"));
+        return Some(format!("its webSocketMessager is \"{}\", not ZeroMQ", Printable(messager)));
     }
     let to = espo_settings.text(NAME).unwrap_or("tcp://localhost:5555".to_owned());
     // Of TCP only the port can be compared: the host may have many names. "*" is any free one.
@@ -367,8 +367,10 @@ fn misdirected(espo_settings: &EspoSettings, at: &str) -> Option<String> {
         _ => dsn.to_owned(),
     };
     let (to_end, at_end) = (end(&to), end(at));
-    (to_end != at_end && at_end != "*")
-        .then(|| format!("its {NAME} is {to:?}, and they are received at {at:?}"))
+    (to_end != at_end && at_end != "*").then(|| {
+        let (to, at) = (Printable(&to), Printable(at));
+        format!("its {NAME} is \"{to}\", and they are received at \"{at}\"")
+    })
 }
 
 fn origins(layers: &Layers, espo_settings: &EspoSettings) -> Result<Sourced<Vec<Origin>>> {
@@ -379,9 +381,10 @@ fn origins(layers: &Layers, espo_settings: &EspoSettings) -> Result<Sourced<Vec<
             let url = espo_settings.text("siteUrl").unwrap_or_default();
             Origin::of(&url).map_err(|_| {
                 Exit::error(format!(
-                    "The origin \"same-site\" is that of EspoCRM's siteUrl, which is {url:?}. Set it \
+                    "The origin \"same-site\" is that of EspoCRM's siteUrl, which is \"{}\". Set it \
                      in Administration, Settings, or write the origin out: \
-                     \"https://crm.example.com\"."
+                     \"https://crm.example.com\".",
+                    Printable(&url)
                 ))
             })
         }
@@ -393,8 +396,9 @@ fn origins(layers: &Layers, espo_settings: &EspoSettings) -> Result<Sourced<Vec<
 fn port(text: &str) -> Result<u16> {
     text.parse().map_err(|_| {
         Exit::error(format!(
-            "EspoCRM's webSocketPort is {text:?}, which is no port number. Correct it in \
-             data/config-internal.php or data/config.php."
+            "EspoCRM's webSocketPort is \"{}\", which is no port number. Correct it in \
+             data/config-internal.php or data/config.php.",
+            Printable(text)
         ))
     })
 }
@@ -434,13 +438,14 @@ mod tests {
     fn what_espocrm_says_is_shown_without_its_secret_and_without_commands_to_a_terminal() {
         let parameters = json!({
             "webSocketUseSecureServer": true,
-            "webSocketSslCertificateFile": "/a\nport 1",
+            "webSocketSslCertificateFile": "/a\n\"port\' 1",
             "webSocketSslCertificateLocalPrivateKey": "/b\u{1b}[2J",
             "webSocketSslCertificatePassphrase": "tiger",
-            "webSocketZeroMQSubscriberDsn": "tcp://*:5555\n",
+            "webSocketZeroMQSubscriberDsn": "ipc:///it's\nx",
         });
         let categories = json!({
             "a\nb": {"paramList": ["x\ny"], "accessCheckCommand": "A\n:userId \u{1b}"},
+            "q\"'\\": {"accessCheckCommand": "A 'b c' d"},
             "c\u{7}": 7,
         });
         let espo_settings = EspoSettings::new(parameters.as_object().unwrap().clone(), &categories);
@@ -451,7 +456,10 @@ mod tests {
             shown.contains(r"  a\nb.<x\ny>") && shown.contains(r"A\n:userId \u{1b}"),
             "{shown}"
         );
-        assert!(shown.contains(r"/a\nport 1") && shown.contains("passphrase set"), "{shown}");
+        // Quotes and backslashes stay as they are.
+        assert!(shown.contains("  q\"'\\ ") && shown.contains("A 'b c' d"), "{shown}");
+        assert!(shown.contains(r#"/a\n"port' 1"#) && shown.contains("passphrase set"), "{shown}");
+        assert!(shown.contains(r"ipc:///it's\nx"), "{shown}");
         assert!(!shown.contains("tiger") && !format!("{settings:?}").contains("tiger"));
     }
 

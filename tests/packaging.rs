@@ -276,6 +276,8 @@ fn documents_in_the_packages_link_to_files_in_the_packages_only() {
             assert!(has(&link), "{document}: {link}");
         }
     }
+    let mut linked = links(&read("README.md"));
+    let mut pages = Vec::new();
     for entry in fs::read_dir(path("docs")).unwrap() {
         let file = entry.unwrap().path();
         if file.extension().is_none_or(|extension| extension != "md") {
@@ -285,7 +287,12 @@ fn documents_in_the_packages_link_to_files_in_the_packages_only() {
         for link in links(&read(&format!("docs/{name}"))) {
             let file = link.strip_prefix("../").map_or(format!("docs/{link}"), str::to_owned);
             assert!(has(&file), "docs/{name}: {link}");
+            linked.push(file);
         }
+        pages.push(format!("docs/{name}"));
+    }
+    for page in pages {
+        assert!(linked.contains(&page), "no page links to {page}");
     }
     // What else they ship of docs/.
     for file in ["packaging/deb/espocrm-websocket.install", "packaging/rpm/espocrm-websocket.spec"]

@@ -79,7 +79,8 @@ impl Adopt {
             return Err(undone(machine, &kept, &plan, &error));
         }
         machine.say(&plan.summary());
-        if let Some(user) = old.user.filter(|user| *user != plan.user) {
+        if let Some(user) = old.user.filter(|user| !files.is_same_user(user, &plan.user)) {
+            let user = files.known_name(user);
             machine.say(&format!("The old unit ran as {user}, who does not own EspoCRM's data."));
         }
         for log in old.logs {

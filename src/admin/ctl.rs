@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use crate::admin::client::{Client, Target};
 use crate::engine::limits::{MAX_LISTED, RELOAD_DEADLINE};
-use crate::engine::printable::{printable, printable_json};
+use crate::engine::printable::{noun, printable, printable_json};
 use crate::engine::protocol::control::List;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::sys;
@@ -243,7 +243,7 @@ fn text(json: &Json, pointer: &str) -> String {
 
 /// A number of something.
 fn plural(count: u64, one: &str, many: &str) -> String {
-    format!("{} {}", grouped(count), if count == 1 { one } else { many })
+    format!("{} {}", grouped(count), noun(count, one, many))
 }
 
 /// `1,234,567`

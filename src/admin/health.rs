@@ -8,6 +8,7 @@ use base64ct::{Base64, Encoding};
 use serde_json::json;
 
 use crate::daemon::run;
+use crate::engine::printable::Printable;
 use crate::espocrm::Installation;
 use crate::espocrm::process::Children;
 use crate::platform::exit::{Exit, Result};
@@ -54,7 +55,8 @@ pub(super) fn look(espocrm: &Installation, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     let begin = String::from_utf8_lossy(&answer);
-    let line = begin.lines().next().unwrap_or_default().escape_debug();
+    let line = begin.lines().next().unwrap_or_default();
+    let line = Printable(line);
     Err(Exit::error(format!(
         "What is served at {address} is not espocrm-websocket, or it is overloaded: it answered \
          \"{line}\"."

@@ -8,7 +8,7 @@ use super::systemd::{self, Systemd};
 use super::tls::Acceptor;
 use crate::daemon::event_loop;
 use crate::daemon::event_loop::{Backend, Espocrm, Server};
-use crate::engine::printable::{Printable, printable_lines};
+use crate::engine::printable::{Printable, plural, printable_lines};
 use crate::espocrm::{Installation, Router};
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
@@ -40,10 +40,10 @@ fn until_stopped(layers: Layers) -> Result<()> {
     let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
     let root = espocrm.root().display().to_string();
     info!(
-        "espocrm-websocket {} for EspoCRM {} in {root}, {} categories, {}.",
+        "espocrm-websocket {} for EspoCRM {} in {root}, {}, {}.",
         env!("CARGO_PKG_VERSION"),
         settings.version,
-        settings.categories.iter().count(),
+        plural(settings.categories.iter().count() as u64, "category", "categories"),
         espocrm.php(),
     );
     match espocrm.file_name() {
@@ -60,11 +60,11 @@ fn until_stopped(layers: Layers) -> Result<()> {
     info!("EspoCRM's messages are received at {}.", server.endpoint());
     let settings = server.settings();
     info!(
-        "At most {} connections and {} of memory; and PHP's, up to {} processes of some 50 MB each \
-         while access is checked.",
-        settings.max_connections.value,
+        "At most {} and {} of memory; and PHP's, up to {} of some 50 MB each while access is \
+         checked.",
+        plural(settings.max_connections.value as u64, "connection", "connections"),
         megabytes(settings.worst_case()),
-        settings.max_checks.value,
+        plural(settings.max_checks.value as u64, "process", "processes"),
     );
     server.run(Systemd::of_environment())
 }

@@ -55,7 +55,7 @@ impl Acceptor {
         let pem = read(&path, CERTIFICATE, identity)?;
         let chain =
             CertificateDer::pem_slice_iter(&pem).collect::<std::result::Result<Vec<_>, _>>();
-        let chain = chain.map_err(|error| problem(&path, CERTIFICATE, &format!("{error:?}")))?;
+        let chain = chain.map_err(|error| problem(&path, CERTIFICATE, &malformed(&error)))?;
         if chain.is_empty() {
             return Err(problem(&path, CERTIFICATE, "it holds no certificate in PEM format"));
         }
@@ -186,8 +186,18 @@ fn private_key(
             problem(&format!("it holds no private key, and {KEY} names no other file"))
         }
         rustls::pki_types::pem::Error::NoItemsFound => problem("it holds no private key"),
-        error => problem(&format!("its key is damaged: {error:?}")),
+        error => problem(&format!("its key is damaged: {}", malformed(&error))),
     })
+}
+
+/// Why PEM could not be read. The crate's own text lists the bytes of the line as numbers.
+fn malformed(error: &rustls::pki_types::pem::Error) -> String {
+    use rustls::pki_types::pem::Error;
+    match error {
+        Error::MissingSectionEnd { .. } => "an END line is missing".to_owned(),
+        Error::IllegalSectionStart { .. } => "a BEGIN line is malformed".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 /// Whether decryption would hold the event loop up, or use much memory: whoever writes the key file

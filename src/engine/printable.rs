@@ -26,7 +26,19 @@ pub fn printable_lines(text: &str) -> String {
 /// A number of something: `1 connection`, `2 connections`.
 #[must_use]
 pub fn plural(count: u64, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
+    format!("{count} {}", noun(count, one, many))
+}
+
+/// The form of a noun after a number: only 1 takes the singular.
+#[must_use]
+pub fn noun<'a>(count: u64, one: &'a str, many: &'a str) -> &'a str {
+    if count == 1 { one } else { many }
+}
+
+/// How often something happened: `once`, `2 times`.
+#[must_use]
+pub fn times(count: u64) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 /// JSON of the same meaning in which all characters that are not printable are escaped as `\uXXXX`,
@@ -184,6 +196,13 @@ mod tests {
             assert_eq!(printable(text), text);
             assert_eq!(printable_json(text), text);
         }
+    }
+
+    #[test]
+    fn one_is_singular() {
+        let shown = [0, 1, 2].map(|count| plural(count, "entry", "entries"));
+        assert_eq!(shown, ["0 entries", "1 entry", "2 entries"]);
+        assert_eq!([0, 1, 2].map(times), ["0 times", "once", "2 times"]);
     }
 
     #[test]

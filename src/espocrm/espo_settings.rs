@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::engine::espocrm::category::Categories;
 use crate::engine::espocrm::entity_types::EntityTypes;
 use crate::engine::espocrm::version::Version;
+use crate::engine::printable::printable;
 
 /// EspoCRM's version, configuration and categories, as its own code reads them.
 #[derive(Clone, PartialEq)]
@@ -52,7 +53,7 @@ impl EspoSettings {
         let mut lines = output.split(|byte| *byte == b'\n');
         let name = lines.find_map(|line| line.strip_prefix(SAPI_MARK))?.trim_ascii();
         let name = name.get(..name.len().min(32)).unwrap_or_default();
-        Some(String::from_utf8_lossy(name).escape_debug().to_string())
+        Some(printable(&String::from_utf8_lossy(name)))
     }
 
     /// What an EspoCRM with these parameters and categories would say.
@@ -160,6 +161,8 @@ after"#;
         }
         assert_eq!(EspoSettings::wrong_sapi(b"\nespocrm-websocket-probe:{}"), None);
         assert_eq!(EspoSettings::wrong_sapi(b"x espocrm-websocket-sapi:cgi"), None);
+        let quoted = [SAPI_MARK, b"it's \"x\""].concat();
+        assert_eq!(EspoSettings::wrong_sapi(&quoted).as_deref(), Some("it's \"x\""));
         let long = [SAPI_MARK, &[0x1b; 100]].concat();
         assert_eq!(EspoSettings::wrong_sapi(&long).unwrap(), "\\u{1b}".repeat(32));
     }

@@ -9,6 +9,7 @@ use std::process::Command;
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 use super::ownership::{self, Ambiguity};
+use crate::engine::printable::Printable;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::file_permissions::with_files_of;
 use crate::platform::shell_word::shell_word;
@@ -93,8 +94,9 @@ impl Identity {
         if own != 0 {
             return match &run_as.user {
                 Some(name) if uid(name)? != own => Err(Exit::error(format!(
-                    "PHP cannot run as {name:?}: only root can choose its user, and this process \
-                     runs as {}. Run it as root, or without --user.",
+                    "PHP cannot run as {}: only root can choose its user, and this process runs as \
+                     {}. Run it as root, or without --user.",
+                    name_of(uid(name)?),
                     name_of(own)
                 ))),
                 _ => Ok(Self::Overrides { name: name_of(own) }),
@@ -227,12 +229,15 @@ fn uid(user: &str) -> Result<u32> {
         Err(error) => io::Error::from(error).to_string(),
     };
     Err(Exit::error(format!(
-        "PHP cannot run as user {user:?}: {error}. Name the owner of EspoCRM's data directory: --user \
-         NAME"
+        "PHP cannot run as user \"{}\": {error}. Name the owner of EspoCRM's data directory: --user \
+         NAME",
+        Printable(user)
     )))
 }
 
-fn name_of(uid: u32) -> String {
+/// The name of a user, or the number if it has none.
+#[must_use]
+pub fn name_of(uid: u32) -> String {
     let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
@@ -241,9 +246,10 @@ fn unclear(root: &Path, why: Ambiguity, named: Option<&String>) -> Exit {
     let shown = root.display();
     if let Some(name) = named {
         return Exit::error(format!(
-            "PHP of the EspoCRM in {shown} does not run as {name}, which is root. Name the web server's \
+            "PHP of the EspoCRM in {shown} does not run as {}, which is root. Name the web server's \
              user: --user NAME (www-data, apache or nginx). Only in a container that has no other \
-             user: --allow-root"
+             user: --allow-root",
+            Printable(name)
         ));
     }
     let data = format!("{shown}/data");

@@ -20,7 +20,7 @@ use time::macros::format_description;
 use fold::Again;
 
 use super::sys;
-use crate::engine::printable::{Printable, PrintableLines};
+use crate::engine::printable::{Printable, PrintableLines, noun, plural};
 use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 
@@ -91,7 +91,7 @@ pub fn unfold() {
     let due = fold::fold().take_due(Instant::now());
     if let Some(Again { level, text, times }) = due {
         // Which nothing is folded with, since it is told once a minute.
-        log::log!(level, "{times} more times: {text}");
+        log::log!(level, "{}: {text}", plural(times, "more time", "more times"));
     }
 }
 
@@ -164,7 +164,10 @@ impl<L: Log> Log for Escaping<L> {
             let (again, is_new) = fold::fold().take(Instant::now(), level, &text);
             if let Some(Again { level, text, times }) = again {
                 let metadata = Metadata::builder().level(level).target(metadata.target()).build();
-                self.write(&metadata, &format!("{times} more times: {text}"));
+                self.write(
+                    &metadata,
+                    &format!("{}: {text}", plural(times, "more time", "more times")),
+                );
             }
             if !is_new {
                 return;
@@ -249,7 +252,11 @@ impl<O: Output> Lines<O> {
                 }
                 Style::Journal => format!("<{}>", priority(Level::Warn)),
             };
-            let lost = format!("{begin}{} lines of the log were lost here.\n", self.lost);
+            let lost = format!(
+                "{begin}{} of the log {} lost here.\n",
+                plural(self.lost, "line", "lines"),
+                noun(self.lost, "was", "were")
+            );
             if self.say(lost.as_bytes()) {
                 self.lost = 0;
             }

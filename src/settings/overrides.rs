@@ -239,17 +239,19 @@ fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
             .any(|begin| name.starts_with(begin))
         {
             return format!(
-                "{name:?} is a parameter of EspoCRM, whose place is EspoCRM's data/config.php; it is \
-                 read from there"
+                "\"{}\" is a parameter of EspoCRM, whose place is EspoCRM's data/config.php; it is \
+                 read from there",
+                Printable(name)
             );
         }
         let names = SETTINGS.iter().map(|setting| setting.name);
         let meant = did_you_mean(&name.replace('-', "_"), names.clone());
         if meant.is_empty() {
             let names: Vec<_> = names.collect();
-            return format!("there is no setting {name:?}; there are {}", names.join(", "));
+            let names = names.join(", ");
+            return format!("there is no setting \"{}\"; there are {names}", Printable(name));
         }
-        format!("there is no setting {name:?}{meant}")
+        format!("there is no setting \"{}\"{meant}", Printable(name))
     })
 }
 
@@ -257,7 +259,7 @@ fn put<T>(place: &mut Option<T>, text: &str) -> std::result::Result<(), String>
 where
     T: FromStr<Err: fmt::Display>,
 {
-    *place = Some(text.parse().map_err(|error| format!("{text:?}: {error}"))?);
+    *place = Some(text.parse().map_err(|error| format!("\"{}\": {error}", Printable(text)))?);
     Ok(())
 }
 
@@ -285,7 +287,8 @@ fn buffered(place: &mut Option<Size>, text: &str) -> std::result::Result<(), Str
 fn address(place: &mut Option<SocketAddr>, text: &str) -> std::result::Result<(), String> {
     let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     *place = Some(address.ok_or_else(|| {
-        format!("{text:?}: an address with a port is expected, such as 127.0.0.1:9170")
+        let text = Printable(text);
+        format!("\"{text}\": an address with a port is expected, such as 127.0.0.1:9170")
     })?);
     Ok(())
 }
@@ -307,7 +310,7 @@ impl fmt::Display for ControlAt {
         match self {
             Self::Usual => f.write_str("in the runtime directory"),
             Self::Off => f.write_str("off"),
-            Self::Path(path) => path.to_string_lossy().escape_debug().fmt(f),
+            Self::Path(path) => Printable(path.to_string_lossy()).fmt(f),
         }
     }
 }
@@ -424,6 +427,8 @@ mod tests {
     fn mistakes_are_named_with_their_line() {
         for (text, mistake) in [
             ("\nlisten = 'localhost'", "\"localhost\": no address"),
+            ("\nlisten = \"it's\"", "\"it's\": no address"),
+            ("\n\"it's\" = 1", "there is no setting \"it's\""),
             ("\nmax_checks = 0", "at least 1"),
             ("\nmax_checks = -1", "max_checks"),
             ("\nmax_checks = [1]", "max_checks: array is not expected"),

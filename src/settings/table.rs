@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{CheckMode, Settings, Size, Source, Sourced, Span};
 use crate::engine::espocrm::category::SubscribePolicy;
+use crate::engine::printable::{Printable, printable};
 
 /// A setting in force. One that goes on with the one before it has no name.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Settings {
         row("php", &escaped(&php.value), &php.source);
         row("address", &address.value, &address.source);
         row("port", &port.value, &port.source);
-        row("zeromq", &zeromq.value.escape_debug(), &zeromq.source);
+        row("zeromq", &Printable(&zeromq.value), &zeromq.source);
         match &tls.value {
             None => row("tls", &"no", &tls.source),
             Some(files) => {
@@ -97,12 +98,11 @@ impl fmt::Display for Settings {
         writeln!(f, "\ncategories")?;
         for (name, category) in self.categories.iter() {
             let segments = category.parameters.iter().map(|parameter| format!(".<{parameter}>"));
-            let topic =
-                (name.to_owned() + &segments.collect::<String>()).escape_debug().to_string();
+            let topic = printable(&(name.to_owned() + &segments.collect::<String>()));
             match &category.access {
                 SubscribePolicy::Everybody => writeln!(f, "  {topic:<34}open to every user")?,
                 SubscribePolicy::Checked(_, command) => {
-                    writeln!(f, "  {topic:<34}{}", command.escape_debug())?;
+                    writeln!(f, "  {topic:<34}{}", Printable(command))?;
                 }
                 SubscribePolicy::Nobody(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
             }
@@ -147,5 +147,5 @@ fn list(items: &[impl fmt::Display], none: &str) -> String {
 }
 
 fn escaped(path: &Path) -> String {
-    path.to_string_lossy().escape_debug().to_string()
+    printable(&path.to_string_lossy())
 }

@@ -393,24 +393,9 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
     let look = "name=data/standin/${1:-probe}; ls -l /proc/self/fd > $name.fd; env > $name.env";
     let php = standin.php("php", look);
     let ours = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"];
-    let mut command = crate::support::command();
-    command.args([
-        "run",
-        "--control",
-        "off",
-        "--config",
-        "/dev/null",
-        "--listen",
-        "127.0.0.1",
-        "--debug",
-    ]);
-    command
-        .arg("--no-worker")
-        .arg("--php")
-        .arg(php)
-        .arg("--espocrm")
-        .arg(standin.path())
-        .env("ESPOCRM_LIKES", "this");
+    let mut command = crate::support::serving(&standin);
+    command.args(["--listen", "127.0.0.1", "--debug", "--no-worker", "--php"]).arg(php);
+    command.env("ESPOCRM_LIKES", "this");
     command.env("NOTIFY_SOCKET", standin.path().join("nobody"));
     command.envs(ours[1..].iter().map(|name| (name, "60000000")));
     let mut daemon = Daemon::spawn(command);
@@ -461,11 +446,7 @@ fn checks_end_with_the_daemon() {
 fn php_that_is_asked_for_the_settings_at_the_start_ends_with_the_daemon() {
     let standin = Standin::new();
     standin.set("probe-failure", "hang");
-    let mut command = crate::support::command();
-    command
-        .args(["run", "--control", "off", "--config", "/dev/null", "--espocrm"])
-        .arg(standin.path());
-    let mut process = command.spawn().unwrap();
+    let mut process = crate::support::serving(&standin).spawn().unwrap();
     let mut children = Vec::new();
     eventually("the probe hangs", || {
         children = Process::children_of(process.id());

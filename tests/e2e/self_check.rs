@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::support::{Client, Control, Daemon, Php, Standin, command, eventually, request, run};
+use crate::support::{Client, Control, Daemon, Php, Standin, eventually, request, run, serving};
 
 /// While `data/standin/broken` exists, commands end with status 0 and print nothing.
 const SWALLOWS: &str = "case $1 in command.php) \
@@ -288,10 +288,7 @@ fn php_cgi() -> String {
 fn a_cgi_binary_is_refused_at_the_start() {
     for flag in [true, false] {
         let mut standin = Standin::new();
-        let mut command = command();
-        command
-            .args(["run", "--control", "off", "--config", "/dev/null", "--espocrm"])
-            .arg(standin.path());
+        let mut command = serving(&standin);
         if flag {
             command.args(["--php", &php_cgi()]);
         } else {

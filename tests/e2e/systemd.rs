@@ -88,19 +88,9 @@ fn kinds(texts: &[String]) -> Vec<&str> {
 
 /// The command that serves a stand-in.
 fn serving(standin: &Standin, flags: &[&str]) -> Command {
-    let mut command = crate::support::command();
-    command.args([
-        "run",
-        "--control",
-        "off",
-        "--config",
-        "/dev/null",
-        "--listen",
-        "127.0.0.1",
-        "--debug",
-    ]);
+    let mut command = crate::support::serving(standin);
+    command.args(["--listen", "127.0.0.1", "--debug"]);
     command.args(["--no-worker", "--check-cache", "0"]).args(flags);
-    command.arg("--espocrm").arg(standin.path());
     // What a killed daemon leaves behind goes with the stand-in.
     command.env("TMPDIR", standin.path());
     command

@@ -1,7 +1,7 @@
 //! The whole of it, in an image of a machine with a systemd that a script plays.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 use crate::admin::setup::image::Image;
@@ -43,6 +43,26 @@ fn adopt(image: &Image, flags: &str) -> std::result::Result<String, String> {
 fn has(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn users_are_shown_by_name() {
+    for (written, shown) in [("33", None), ("34", Some("web-deploy")), ("4711", Some("4711"))] {
+        let image = machine(OURS);
+        let web = fs::metadata(image.at("/var/www/html/data")).unwrap().uid();
+        let passwd = format!("web:x:{web}:1::/:/x\nweb-deploy:x:34:34::/:/x\n");
+        image.put("/etc/passwd", &passwd);
+        let written = if written == "33" { web.to_string() } else { written.to_owned() };
+        image.put(&own(OURS), &DOCUMENTED.replace("www-data", &written));
+        let said = adopt(&image, &format!("--user {web}")).unwrap();
+        has(&said, &["EspoCRM in /var/www/html, as user web"]);
+        has(&image.text(DROP_IN), &["User=web\n"]);
+        match shown {
+            // The service's own user, by another spelling.
+            None => assert!(!said.contains("The old unit ran as"), "{said}"),
+            Some(name) => has(&said, &[&format!("The old unit ran as {name},")]),
+        }
     }
 }
 

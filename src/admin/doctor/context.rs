@@ -9,6 +9,7 @@ use super::{Doctor, Stop};
 use crate::admin::setup::{Files, Service, espocrms, service_user};
 use crate::engine::espocrm::category::{Categories, SubscribePolicy};
 use crate::engine::espocrm::version::Version;
+use crate::engine::printable::plural;
 use crate::espocrm::{EspoSettings, Installation};
 use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
@@ -215,13 +216,14 @@ fn broken(error: &str, espocrm: &Installation, user: &str) -> Finding {
 }
 
 fn sound(categories: &Categories) -> Finding {
-    let all = categories.iter().count();
+    let all = categories.iter().count() as u64;
     let unserved = categories.iter().filter_map(|(name, category)| match &category.access {
         SubscribePolicy::Nobody(error) => Some(format!("{name}: {error}")),
         _ => None,
     });
     let unserved: Vec<_> = unserved.collect();
-    let found = format!("EspoCRM tells its settings, and {all} categories of topics");
+    let all = plural(all, "category", "categories");
+    let found = format!("EspoCRM tells its settings, and {all} of topics");
     if unserved.is_empty() {
         return Finding::good("espocrm-settings", found);
     }

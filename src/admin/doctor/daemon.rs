@@ -10,6 +10,7 @@ use crate::admin::client::{Client, NOT_RUNNING, Target};
 use crate::admin::doctor::context::Context;
 use crate::admin::doctor::ports::Port;
 use crate::admin::health;
+use crate::engine::printable::plural;
 use crate::platform::exit::{Exit, Result};
 use crate::settings::ControlAt;
 
@@ -164,9 +165,9 @@ impl Said {
     fn judge(&self, root: &str, listen: &str, holder: Option<u32>) -> Finding {
         const STEP: &str = "control";
         let found = format!(
-            "The daemon says: up for {}, {} connections",
+            "The daemon says: up for {}, {}",
             lasting(self.uptime),
-            self.connections
+            plural(self.connections, "connection", "connections")
         );
         if self.root != root {
             return Finding::doubt(
@@ -242,6 +243,8 @@ mod tests {
         let finding = said().judge("/e", "127.0.0.1:1", Some(7));
         assert!(finding.is_good(), "{}", finding.found);
         assert!(finding.found.ends_with("up for 8 min, 3 connections"), "{}", finding.found);
+        let one = Said { connections: 1, ..said() }.judge("/e", "127.0.0.1:1", Some(7));
+        assert!(one.found.ends_with("up for 8 min, 1 connection"), "{}", one.found);
         for (said, expected) in [
             (Said { listen: "127.0.0.1:2".to_owned(), ..said() }, "listens at"),
             (Said { root: "/other".to_owned(), ..said() }, "serves the EspoCRM in /other"),

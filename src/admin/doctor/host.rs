@@ -13,6 +13,7 @@ use crate::admin::doctor::zmq_endpoints;
 use crate::admin::setup::Files;
 use crate::engine::checks::verdict::ProcessExit;
 use crate::engine::limits::RESERVED_DESCRIPTORS;
+use crate::engine::printable::plural;
 use crate::espocrm::Identity;
 use crate::espocrm::process::Children;
 use crate::platform::shell_word::shell_word;
@@ -202,14 +203,18 @@ fn judge_open_files(limits: &str, connections: u64) -> Finding {
     if soft >= wanted {
         return Finding::good(
             STEP,
-            format!("The daemon may open files for {connections} connections"),
+            format!(
+                "The daemon may open files for {}",
+                plural(connections, "connection", "connections")
+            ),
         );
     }
     Finding::doubt(
         STEP,
         format!(
-            "The daemon may open {soft} files: too few for max_connections = {connections}, so that \
-             it lets in fewer"
+            "The daemon may open {}: too few for max_connections = {connections}, so that it lets in \
+             fewer",
+            plural(soft, "file", "files")
         ),
         format!(
             "systemctl edit espocrm-websocket, then in [Service]: LimitNOFILE={wanted}\nOr lower \

@@ -1,5 +1,6 @@
 //! Who listens at a port of this machine: as `/proc` tells it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
@@ -8,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::report::Finding;
+use crate::espocrm::identity::name_of;
 use crate::platform::shell_word::shell_word;
 
 /// A listening TCP socket.
@@ -118,7 +120,8 @@ impl Port {
                 let found = format!("{what} {port} is held by a daemon that answers as ours does");
                 return Finding::good(step, found);
             }
-            let users: Vec<_> = self.sockets.iter().map(|it| it.user.to_string()).collect();
+            let users: BTreeSet<_> = self.sockets.iter().map(|it| name_of(it.user)).collect();
+            let users: Vec<_> = users.into_iter().collect();
             return Finding::unknown(
                 step,
                 format!(
@@ -358,6 +361,13 @@ mod tests {
         assert!(port.judge("port", "Port", false).is_good());
         port.sockets = listening(TABLE, 8080);
         assert_eq!(port.judge("port", "Port", false).state, State::Unknown);
+        // Once for both families, by name, or by number if there is none.
+        for (user, name) in [(0, "root"), (4_711_000, "4711000")] {
+            let socket = Socket { user, ..port.sockets[0].clone() };
+            port.sockets = vec![socket.clone(), socket];
+            let found = port.judge("port", "Port", false).found;
+            assert!(found.contains(&format!("of user {name};")), "{found}");
+        }
         assert!(port.judge("port", "Port", true).is_good());
         for (kind, state) in [
             (Kind::Ours, State::Good),

@@ -6,6 +6,7 @@ use base64ct::{Base64, Encoding};
 use serde_json::{Value, json};
 
 use crate::admin::health;
+use crate::engine::printable::Printable;
 
 /// Where a browser opens its WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,21 +30,29 @@ impl Place {
                 (None, Some(_)) => (false, url.get(5..)),
                 _ => {
                     return Err(format!(
-                        "EspoCRM's webSocketUrl is {url}, but must begin with wss:// or ws://"
+                        "EspoCRM's webSocketUrl is {}, but must begin with wss:// or ws://",
+                        Printable(url)
                     ));
                 }
             };
             let default = if tls { 443 } else { 80 };
-            return Self::parse(tls, rest.unwrap_or_default(), default)
-                .ok_or_else(|| format!("EspoCRM's webSocketUrl is {url}: that is no address"));
+            return Self::parse(tls, rest.unwrap_or_default(), default).ok_or_else(|| {
+                format!("EspoCRM's webSocketUrl is {}: that is no address", Printable(url))
+            });
         }
         let (tls, rest) = match site.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
-            _ => return Err(format!("EspoCRM's siteUrl is {site:?}, which is no address")),
+            _ => {
+                return Err(format!(
+                    "EspoCRM's siteUrl is \"{}\", which is no address",
+                    Printable(site)
+                ));
+            }
         };
         let place = Self::parse(tls, rest, if tls { 443 } else { 80 });
-        let place = place.ok_or_else(|| format!("EspoCRM's siteUrl is {site:?}: no address"))?;
+        let place = place
+            .ok_or_else(|| format!("EspoCRM's siteUrl is \"{}\": no address", Printable(site)))?;
         let (port, path) = if tls { (443, "/wss") } else { (8080, "/") };
         Ok(Self { port, path: path.to_owned(), ..place })
     }

@@ -9,11 +9,12 @@ use super::Stop;
 use super::pages;
 use super::php;
 use super::proxy::Proxy;
-use super::report::{Finding, Report, State};
+use super::report::{Finding, Report, State, span};
 use crate::admin::doctor::context::Context;
 use crate::admin::doctor::public_address::Place;
 use crate::admin::health;
 use crate::admin::setup::Files;
+use crate::engine::printable::printable;
 use crate::engine::protocol::origin::Origin;
 
 /// What is known of the daemon.
@@ -314,12 +315,12 @@ impl Visit {
             );
         }
         if *until < self.now {
-            let days = (self.now - until) / 86_400;
+            let ago = span(self.now - until, 86_400, "day");
             return Finding::bad(
                 STEP,
                 found("the certificate has expired"),
                 format!(
-                    "It did so {days} days ago. Renew it and reload the web server: certbot renew. \
+                    "It did so {ago} ago. Renew it and reload the web server: certbot renew. \
                      Then find out why that did not happen by itself: systemctl list-timers."
                 ),
             );
@@ -372,12 +373,11 @@ impl Visit {
         let bad = |found: String, fix: String| Finding::bad(STEP, found, fix);
         let Some(status) = self.status() else {
             let begin = String::from_utf8_lossy(&self.answer);
-            let line = begin.lines().next().unwrap_or_default();
-            let line: String = line.escape_debug().take(100).collect();
+            let line = printable(begin.lines().next().unwrap_or_default());
             let said = if line.is_empty() {
                 "does not answer".to_owned()
             } else {
-                format!("answers {line}, which is no HTTP")
+                format!("answers {line:.100}, which is no HTTP")
             };
             return bad(what(&said), "Look into the log of the web server.".to_owned());
         };
@@ -395,7 +395,7 @@ impl Visit {
                         return Finding::doubt(
                             STEP,
                             found + ", with a certificate that expires soon",
-                            format!("In {} hours. Renew it: certbot renew", left / 3_600),
+                            format!("In {}. Renew it: certbot renew", span(left, 3_600, "hour")),
                         );
                     }
                     let _ = write!(found, ", with a certificate for {days} more days");
@@ -538,7 +538,7 @@ mod tests {
             ("HTTP/1.1 403 x", &DAEMON, "403", "SNIPPET"),
             ("HTTP/1.1 502 x", &DAEMON, "does not reach", "127.0.0.1:8080"),
             ("HTTP/1.1 503 x", &down, "does not reach", "see above"),
-            ("SSH-2.0-x", &DAEMON, "no HTTP", "log"),
+            ("it's \"x\"", &DAEMON, "answers it's \"x\", which is no HTTP", "log"),
         ] {
             let finding = judged(&answer(head, b""), daemon);
             assert_eq!(finding.state, State::Bad);

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use serde_json::{Map, Value};
 
-use crate::engine::printable::{printable, printable_json};
+use crate::engine::printable::{plural, printable, printable_json};
 use crate::platform::exit::{Exit, Result};
 
 /// How a step looks.
@@ -201,6 +201,14 @@ impl Report {
     }
 }
 
+/// A time in whole units of so many seconds: `2 days`.
+pub(super) fn span(seconds: i64, length: i64, unit: &str) -> String {
+    match u64::try_from(seconds / length) {
+        Err(_) | Ok(0) => format!("less than one {unit}"),
+        Ok(count) => plural(count, unit, &format!("{unit}s")),
+    }
+}
+
 /// That nobody listens is no reason to stop.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
@@ -236,6 +244,13 @@ mod tests {
         assert!(report.summary().unwrap().ends_with('!'));
         report.add(Finding::bad("d", "", ""));
         assert!(report.summary().is_err());
+    }
+
+    #[test]
+    fn times_are_whole_units() {
+        let shown = [-1, 0, 3_599, 3_600, 7_300].map(|seconds| span(seconds, 3_600, "hour"));
+        let less = "less than one hour";
+        assert_eq!(shown, [less, less, less, "1 hour", "2 hours"]);
     }
 
     #[test]

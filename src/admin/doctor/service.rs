@@ -3,6 +3,7 @@
 use super::Stop;
 use super::report::{Finding, Report};
 use crate::admin::setup::{Files, OldUnit, Service, Systemctl, old_units};
+use crate::engine::printable::times;
 use crate::platform::shell_word::shell_word;
 
 const STEP: &str = "service";
@@ -110,7 +111,7 @@ impl Unit {
             ),
             ("loaded", "active") if self.restarts > 0 => Finding::doubt(
                 STEP,
-                format!("{name} runs, but had to be restarted {} times", self.restarts),
+                format!("{name} runs, but had to be restarted {}", times(self.restarts.into())),
                 format!("Why, tells its log: {log}"),
             ),
             ("loaded", "active" | "reloading") if !self.is_enabled() => Finding::doubt(
@@ -124,8 +125,7 @@ impl Unit {
             ("loaded", "activating") if self.is_restarted() => {
                 let times = match self.restarts {
                     0 => String::new(),
-                    1 => ", restarted once".to_owned(),
-                    times => format!(", restarted {times} times"),
+                    restarts => format!(", restarted {}", times(restarts.into())),
                 };
                 bad(
                     format!("{name} fails and is restarted by systemd ({}{times})", self.result),
@@ -201,6 +201,12 @@ mod tests {
         for (unit, serves, state, found) in [
             (unit("loaded", "enabled", "active", "NRestarts=0"), true, State::Good, "runs"),
             (unit("loaded", "enabled", "active", "NRestarts=7"), true, State::Doubt, "7 times"),
+            (
+                unit("loaded", "enabled", "active", "NRestarts=1"),
+                true,
+                State::Doubt,
+                "restarted once",
+            ),
             (unit("loaded", "disabled", "active", ""), true, State::Doubt, "not start with"),
             (unit("loaded", "enabled", "inactive", ""), false, State::Bad, "does not run"),
             (unit("loaded", "enabled", "inactive", ""), true, State::Doubt, "A daemon serves"),

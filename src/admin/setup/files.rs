@@ -196,6 +196,20 @@ impl Files {
         self.find_user(|user| user.uid == uid).map_or_else(|| uid.to_string(), |user| user.name)
     }
 
+    /// The name of a user who is named by a name or a number; the same text if there is none.
+    pub(crate) fn known_name(&self, user: String) -> String {
+        let is_number = user.parse::<u32>().is_ok();
+        match self.user_id(&user).filter(|_| is_number) {
+            Some(uid) => self.user_name(uid),
+            None => user,
+        }
+    }
+
+    /// Whether two texts, names or numbers, mean the same user.
+    pub(crate) fn is_same_user(&self, one: &str, other: &str) -> bool {
+        one == other || self.user_id(one).is_some_and(|uid| self.user_id(other) == Some(uid))
+    }
+
     /// The primary group of a user, if it is known.
     pub(crate) fn primary_group(&self, uid: u32) -> Option<u32> {
         self.find_user(|user| user.uid == uid).map(|user| user.gid)

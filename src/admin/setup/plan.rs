@@ -10,6 +10,7 @@ use super::files::{Files, failed};
 use super::search::{Found, OldUnit, configured, espocrms, is_tame, old_units};
 use super::service::{Service, UNITS};
 use super::unit::Unit;
+use crate::engine::printable::Printable;
 use crate::espocrm::Installation;
 use crate::espocrm::ownership;
 use crate::espocrm::ownership::Ambiguity;
@@ -251,10 +252,11 @@ fn known(files: &Files, user: String) -> Result<String> {
             "The service does not run as root. Nothing was changed. Name the web server's user: \
              --user NAME (www-data, apache or nginx).",
         )),
-        Some(_) => Ok(user),
+        Some(_) => Ok(files.known_name(user)),
         None => Err(Exit::error(format!(
-            "There is no user {user:?} in /etc/passwd. Nothing was changed. Name another one, or this \
-             one by its number."
+            "There is no user \"{}\" in /etc/passwd. Nothing was changed. Name another one, or this one \
+             by its number.",
+            Printable(user)
         ))),
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::Files;
 use super::unit::Unit;
+use crate::engine::printable::Printable;
 use crate::platform::exit::{Exit, Result};
 use crate::settings::DEFAULT_FILE;
 
@@ -27,7 +28,8 @@ impl Service {
             let odd = |byte: u8| !byte.is_ascii_alphanumeric() && !b"_-.".contains(&byte);
             if name.bytes().any(odd) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
                 return Err(Exit::error(format!(
-                    "{name:?} is no name for a service: letters, digits, '-', '_' and '.' make one."
+                    "\"{}\" is no name for a service: letters, digits, '-', '_' and '.' make one.",
+                    Printable(name)
                 )));
             }
             if name == "config" {

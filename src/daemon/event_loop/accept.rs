@@ -20,6 +20,7 @@ use crate::engine::limits;
 use crate::engine::limits::{
     HANDSHAKE_DEADLINE, HANDSHAKE_GRACE, MAX_HANDSHAKES, RESERVED_DESCRIPTORS,
 };
+use crate::engine::printable::plural;
 use crate::engine::protocol::client_address::ClientKey;
 use crate::engine::telemetry::stats::End;
 use crate::engine::time::Time;
@@ -120,8 +121,9 @@ pub(crate) fn afford(settings: &mut Settings) {
     let affordable = affordable(wanted, sys::raise_open_files());
     if affordable < wanted {
         warn!(
-            "The limit of open files leaves room for {affordable} connections, not for {wanted}. \
-             Raise LimitNOFILE in the unit, or lower max_connections."
+            "The limit of open files leaves room for {}, not for {wanted}. Raise LimitNOFILE in the \
+             unit, or lower max_connections.",
+            plural(affordable as u64, "connection", "connections")
         );
         settings.max_connections.value = affordable;
     }
@@ -167,8 +169,9 @@ impl Server {
         if over_limit {
             if self.bursts.begins(Cause::OverLimit, self.now) {
                 warn!(
-                    "The limit of {limit} connections is reached: further ones are turned away and \
-                     try again. Raise max_connections, or find out who opens so many."
+                    "The limit of {} is reached: further ones are turned away and try again. Raise \
+                     max_connections, or find out who opens so many.",
+                    plural(limit as u64, "connection", "connections")
                 );
             }
             if self.conns.len() >= limit.saturating_add(OVER_LIMIT) {

@@ -56,9 +56,10 @@ impl Server {
         if before >= limit {
             if self.bursts.begins(Cause::PerAddress, self.now) {
                 warn!(
-                    "The address {client} has {before} connections, and may have {limit}: \
-                     further ones are turned away. If it is a proxy's, name it in trusted_proxies; \
-                     if it is that of many users, raise max_per_address."
+                    "The address {client} has {}, and may have {limit}: further ones are turned \
+                     away. If it is a proxy's, name it in trusted_proxies; if it is that of many \
+                     users, raise max_per_address.",
+                    plural(before.into(), "connection", "connections")
                 );
             }
             self.count_end(id, End::AddressLimit);

@@ -107,7 +107,8 @@ impl Server {
         }
         let limit = self.settings.max_connections.value;
         if self.conns.len() >= limit {
-            problems.push(format!("The limit of {limit} connections is reached."));
+            let limit = plural(limit as u64, "connection", "connections");
+            problems.push(format!("The limit of {limit} is reached."));
         }
         problems
     }

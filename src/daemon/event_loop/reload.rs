@@ -11,6 +11,7 @@ use super::{Backend, LISTENER, Server, accept};
 use crate::daemon::listener::Listener;
 use crate::daemon::tls::Acceptor;
 use crate::engine::espocrm::version::Version;
+use crate::engine::printable::plural;
 use crate::engine::protocol::control;
 use crate::engine::time::Time;
 use crate::espocrm::process::{Finished, Task};
@@ -513,13 +514,12 @@ impl Server {
         self.check_queue.set_reuse(new.check_cache.value);
         let asked_for = self.was_asked_for();
         if new != self.settings {
-            let count = new.categories.iter().count();
+            let count = new.categories.iter().count() as u64;
+            let count = plural(count, "category", "categories");
             let changes = new.changes_from(&self.settings);
             let changes = if changes.is_empty() { changes } else { format!(" Now: {changes}.") };
             let version = &new.version;
-            info!(
-                "EspoCRM's settings have changed: EspoCRM {version}, {count} categories.{changes}"
-            );
+            info!("EspoCRM's settings have changed: EspoCRM {version}, {count}.{changes}");
         } else if asked_for {
             info!("EspoCRM's settings have not changed.");
         }

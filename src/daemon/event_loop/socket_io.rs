@@ -11,6 +11,7 @@ use crate::daemon::connection::{Connection, Overdue, Phase};
 use crate::daemon::stream::Written;
 use crate::engine::id::ConnId;
 use crate::engine::limits::{MAX_HELD_AT_PACE, MAX_OUTBOX};
+use crate::engine::printable::plural;
 use crate::engine::telemetry::stats::End;
 use crate::engine::time::Time;
 use crate::platform::sys;
@@ -136,8 +137,9 @@ impl Server {
                 warn!(
                     "Connections together hold more than {} of what is incomplete or waits to be \
                      written. Those that hold the most are disconnected, first one of user {user} \
-                     with {holds} bytes. Raise max_buffered if this is said often.",
-                    Size::bytes(limit)
+                     with {}. Raise max_buffered if this is said often.",
+                    Size::bytes(limit),
+                    plural(holds as u64, "byte", "bytes")
                 );
             }
             self.end(id, End::Memory);

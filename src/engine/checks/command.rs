@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::engine::printable::Printable;
+
 /// A category's `accessCheckCommand`, for instance
 /// `AclCheck --userId=:userId --scope=:scope --id=:id --action=read`.
 ///
@@ -35,7 +37,9 @@ pub enum BadCommand {
 impl fmt::Display for BadCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shell(c) => write!(f, "it holds {c:?}, and commands are not run through a shell"),
+            Self::Shell(c) => {
+                write!(f, "it holds '{}', and commands are not run through a shell", Printable(c))
+            }
             Self::Unclosed => f.write_str("a quotation mark is not closed"),
             Self::NoName => f.write_str("it does not begin with a command's name"),
         }

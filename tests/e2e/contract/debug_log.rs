@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Client, Daemon, Pusher, Standin, command};
+use crate::support::{Client, Daemon, Pusher, Standin, serving};
 
 /// As long as a real one, and nothing else in the log looks like a part of it.
 const TOKEN: &str = "zqxj7kvw9yzqjxk4vwqz8xjkqvzw3xqj";
@@ -54,18 +54,8 @@ fn without_debug_mode_there_are_no_such_lines() {
     for debug in [false, true] {
         let mut standin = Standin::new();
         standin.config("webSocketDebugMode", debug);
-        let mut run = command();
-        run.args([
-            "run",
-            "--control",
-            "off",
-            "--config",
-            "/dev/null",
-            "--listen",
-            "127.0.0.1",
-            "--espocrm",
-        ]);
-        run.arg(standin.path());
+        let mut run = serving(&standin);
+        run.args(["--listen", "127.0.0.1"]);
         let mut daemon = Daemon::spawn(run);
         let mut client = daemon.connect("alice");
         client.subscribe("newNotification");

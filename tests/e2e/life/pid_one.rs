@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::support::{Daemon, Process, Standin, command, eventually};
+use crate::support::{Daemon, Process, Standin, command, eventually, serving_by};
 
 /// Leaves a process behind that nothing of ours knows: it has left the process group.
 const ORPHAN: &str = "
@@ -26,10 +26,10 @@ fn as_pid_1_it_reaps_what_php_leaves_behind() {
     for mode in ["--no-worker", "--debug"] {
         let mut unshare = Command::new("unshare");
         unshare.args(UNSHARE).arg(command().get_program());
-        unshare.args(["run", "--config", "/dev/null", "--control", "off", "--debug", mode]);
-        unshare.args(["--listen", "127.0.0.1", "--check-cache", "0", "--espocrm"]);
-        unshare.arg(standin.path()).env("TMPDIR", standin.path());
-        let mut daemon = Daemon::spawn(unshare);
+        let mut run = serving_by(unshare, standin.path());
+        run.args(["--listen", "127.0.0.1", "--debug", "--check-cache", "0", mode]);
+        run.env("TMPDIR", standin.path());
+        let mut daemon = Daemon::spawn(run);
         let mut tab = daemon.connect("alice");
         for id in 0..10 {
             daemon.subscribe(&mut tab, "alice", &format!("recordUpdate.Account.{id}"));

@@ -97,6 +97,23 @@ fn a_line_that_comes_again_is_counted_until_another_one_comes() {
     daemon.wait_for_after(lines + again + 1, OFF);
 }
 
+#[test]
+fn a_line_that_comes_again_once_is_counted_in_the_singular() {
+    let mut standin = Standin::new();
+    standin.config("useWebSocket", false);
+    let mut daemon = Daemon::start(&standin);
+    daemon.wait_for(OFF);
+    for number in 1..=2 {
+        standin.config("odd", "x".repeat(number));
+        eventually("it is read again", || {
+            daemon.connect("alice").expect_silence();
+            daemon.count("it is read again") == number
+        });
+    }
+    daemon.reload("settings are read again");
+    daemon.wait_for(&format!("1 more time: {OFF}"));
+}
+
 /// Requests that open no WebSocket.
 fn refused(daemon: &Daemon, count: usize) {
     for _ in 0..count {

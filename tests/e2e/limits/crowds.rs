@@ -1,7 +1,9 @@
 //! Many tabs and many topics at once, without anything being lost.
 
+use serde_json::json;
+
 use super::target;
-use crate::support::{Client, Daemon, Standin, eventually, request};
+use crate::support::{Client, Daemon, Pusher, Standin, eventually, request};
 
 /// A tab that has connected, and will send its request.
 fn knock(daemon: &Daemon) -> Client {
@@ -52,4 +54,69 @@ fn users_who_want_thousands_of_topics_get_them_all_and_let_others_log_in_meanwhi
     for tab in &mut tabs {
         tab.expect_silence();
     }
+}
+
+/// What a test's environment alone may cause.
+const OF_THE_ENVIRONMENT: [&str; 2] =
+    ["The daemon runs as root, which it does not need", "The limit of open files leaves room for "];
+
+/// Warnings and errors in a daemon's log, other than those of the environment.
+fn warnings(daemon: &Daemon) -> Vec<String> {
+    let is_one = |line: &String| {
+        let is_bad = line.contains("[WARN ]") || line.contains("[ERROR]");
+        is_bad && !OF_THE_ENVIRONMENT.iter().any(|text| line.contains(text))
+    };
+    daemon.log().into_iter().filter(is_one).collect()
+}
+
+/// All tabs at once: first they connect, then they ask to upgrade, then they subscribe, and only then
+/// does PHP answer the first check, as with cold caches.
+fn arrive(standin: &Standin, daemon: &Daemon) -> Vec<Client> {
+    const TABS: usize = 300;
+    const USERS: usize = 100;
+    standin.hold("AuthTokenCheck");
+    let mut tabs: Vec<Client> = (0..TABS).map(|_| knock(daemon)).collect();
+    for (number, tab) in tabs.iter_mut().enumerate() {
+        tab.send(request(&target(&format!("u{}", number % USERS))).as_bytes());
+    }
+    for tab in &mut tabs {
+        assert!(tab.read_head().starts_with("HTTP/1.1 101 "));
+    }
+    standin.release();
+    for tab in &mut tabs {
+        tab.expect_welcome();
+        for topic in ["newNotification", "appParamsUpdate", "recordUpdate.Account.1"] {
+            tab.subscribe(topic);
+        }
+    }
+    let granted = || daemon.count(": add topic recordUpdate.Account.1 for user u");
+    eventually("all are granted", || granted() == TABS);
+    tabs
+}
+
+#[test]
+fn a_restart_with_hundreds_of_tabs_causes_no_warning() {
+    let standin = Standin::new();
+    let mut daemon = Daemon::with_workers(&standin, &[]);
+    let address = daemon.address.to_string();
+    let mut tabs = arrive(&standin, &daemon);
+    daemon.signal("TERM");
+    daemon.wait();
+    daemon.wait_for("Stopped");
+    for tab in &mut tabs {
+        tab.expect_drop();
+    }
+    assert_eq!(warnings(&daemon), Vec::<String>::new());
+
+    let mut daemon = Daemon::with_workers(&standin, &["--listen", &address]);
+    let mut tabs = arrive(&standin, &daemon);
+    let message = json!({"topicId": "recordUpdate.Account.1"});
+    Pusher::connect(&daemon.zeromq).send(&message);
+    for tab in &mut tabs {
+        tab.expect_event(&message);
+    }
+    daemon.signal("TERM");
+    daemon.wait();
+    daemon.wait_for("Stopped");
+    assert_eq!(warnings(&daemon), Vec::<String>::new());
 }

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -26,6 +27,17 @@ pub struct Daemon {
 /// The program, without arguments.
 pub fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_espocrm-websocket"))
+}
+
+/// The command that serves a stand-in, without a configuration file and a control socket.
+pub fn serving(standin: &Standin) -> Command {
+    serving_by(command(), standin.path())
+}
+
+/// The same by another program, or one that runs as another user.
+pub fn serving_by(mut program: Command, espocrm: &Path) -> Command {
+    program.args(["run", "--control", "off", "--config", "/dev/null", "--espocrm"]).arg(espocrm);
+    program
 }
 
 /// The program in a stand-in's directory, run by a user to whom permissions mean something.
@@ -79,9 +91,8 @@ impl Daemon {
 
     /// The same, with PHP workers.
     pub fn with_workers(standin: &Standin, flags: &[&str]) -> Self {
-        let mut command = command();
-        command.arg("run").arg("--espocrm").arg(standin.path());
-        command.args(["--config", "/dev/null", "--debug", "--control", "off"]).args(flags);
+        let mut command = serving(standin);
+        command.arg("--debug").args(flags);
         if !flags.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1"]);
         }

@@ -19,7 +19,7 @@ pub use alice::{alice, expect_alive, notification};
 pub use chromium::{Chromium, Page};
 pub use client::{Client, Frame, GOOD_HEAD, request};
 pub use control::{Control, ask_port};
-pub use daemon::{Daemon, command, command_as_nobody, is_root, run};
+pub use daemon::{Daemon, command, command_as_nobody, is_root, run, serving, serving_by};
 pub use group::{Group, program};
 pub use mute::Mute;
 pub use php::Php;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-use super::{Client, Php, Port, Standin, eventually, notification};
+use super::{Client, Php, Port, Standin, eventually, notification, serving_by};
 
 /// A daemon at ports that are known before, since nobody may read where they are.
 pub struct Mute {
@@ -13,18 +13,10 @@ pub struct Mute {
 }
 
 impl Mute {
-    pub fn start(standin: &Standin, mut command: Command, stderr: impl Into<Stdio>) -> Self {
+    pub fn start(standin: &Standin, program: Command, stderr: impl Into<Stdio>) -> Self {
         let (browsers, zeromq) = (Port::reserve(), Port::reserve());
-        command.args([
-            "run",
-            "--control",
-            "off",
-            "--config",
-            "/dev/null",
-            "--debug",
-            "--no-worker",
-        ]);
-        command.arg("--espocrm").arg(standin.path());
+        let mut command = serving_by(program, standin.path());
+        command.args(["--debug", "--no-worker"]);
         command.args(["--listen", &browsers.address().to_string()]);
         command.args(["--zeromq", &format!("tcp://{}", zeromq.address())]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);

@@ -1,9 +1,10 @@
 //! What a unit of systemd runs: as whom, after which check, and what the kernel may end.
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::{
-    Client, Daemon, Standin, command, command_as_nobody, eventually, is_root, run,
+    Client, Daemon, Standin, command, command_as_nobody, eventually, is_root, run, serving_by,
 };
 
 /// `config --check` for a stand-in.
@@ -55,18 +56,8 @@ fn a_mistake_in_settings_is_told() {
 
 /// The command that serves a stand-in as a user to whom permissions mean something.
 fn as_nobody(standin: &Standin) -> Command {
-    let mut command = command_as_nobody(standin);
-    command.args([
-        "run",
-        "--control",
-        "off",
-        "--config",
-        "/dev/null",
-        "--listen",
-        "127.0.0.1",
-        "--espocrm",
-        ".",
-    ]);
+    let mut command = serving_by(command_as_nobody(standin), Path::new("."));
+    command.args(["--listen", "127.0.0.1"]);
     command
 }
 

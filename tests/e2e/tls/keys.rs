@@ -145,7 +145,7 @@ fn what_cannot_be_used_is_explained() {
                 let text = std::fs::read_to_string(&issued.certificate).unwrap();
                 write(&issued.certificate, &text[..text.len() / 2]);
             },
-            &["server.pem", CERTIFICATE],
+            &["server.pem: an END line is missing", CERTIFICATE],
         ),
         (
             &|_, issued| {

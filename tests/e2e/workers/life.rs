@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::{COUNT_STARTS, cores, expect_event_of, expect_mode, starts, worker};
-use crate::support::{Client, DEADLINE, Daemon, Process, Standin, TempDir, command, eventually};
+use crate::support::{Client, DEADLINE, Daemon, Process, Standin, TempDir, eventually, serving};
 
 /// What the daemons with this temporary directory have written for their workers.
 fn routers(dir: &Path) -> Vec<PathBuf> {
@@ -15,18 +15,8 @@ fn routers(dir: &Path) -> Vec<PathBuf> {
 
 /// A daemon with a temporary directory of its own.
 fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
-    let mut command = command();
-    command.args([
-        "run",
-        "--control",
-        "off",
-        "--config",
-        "/dev/null",
-        "--listen",
-        "127.0.0.1",
-        "--debug",
-    ]);
-    command.args(["--check-cache", "0", "--espocrm"]).arg(standin.path());
+    let mut command = serving(standin);
+    command.args(["--listen", "127.0.0.1", "--debug", "--check-cache", "0"]);
     command.env("TMPDIR", dir.path()).env_remove("RUNTIME_DIRECTORY");
     Daemon::spawn(command)
 }

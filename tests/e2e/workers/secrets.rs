@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use serde_json::{Value, json};
 
 use super::worker;
-use crate::support::{DEADLINE, Daemon, Standin, command};
+use crate::support::{DEADLINE, Daemon, Standin, serving};
 
 /// An extension's command that writes down all that EspoCRM and its children can see.
 const LOOK: &str = "<?php
@@ -155,18 +155,8 @@ fn espocrm_sees_in_a_worker_what_it_sees_on_the_command_line() {
     standin.custom_categories(&json!({"look": {"accessCheckCommand": "Look --user=:userId"}}));
     let mut seen = Vec::new();
     for more in [&["--no-worker"][..], &[]] {
-        let mut run = command();
-        run.args([
-            "run",
-            "--control",
-            "off",
-            "--config",
-            "/dev/null",
-            "--listen",
-            "127.0.0.1",
-            "--debug",
-        ]);
-        run.args(more).arg("--espocrm").arg(standin.path());
+        let mut run = serving(&standin);
+        run.args(["--listen", "127.0.0.1", "--debug"]).args(more);
         run.env("ESPOCRM_LIKES", "this").env("NOTIFY_SOCKET", standin.path().join("nobody"));
         let mut daemon = Daemon::spawn(run);
         let mut tab = daemon.connect("alice");
