@@ -99,8 +99,8 @@ Usage:
   espocrm-websocket status [users|topics|connections] [--watch] [--json]
                                                     how a running daemon is, and who is there
   espocrm-websocket tail [--json]                   messages as they pass
-  espocrm-websocket kick USER                       end a user's connections: they come back after
-                                                    3 s, and are checked anew
+  espocrm-websocket kick USER                       end the connections of a user (id or name); browsers
+                                                    reconnect after 3 s and are checked again
   espocrm-websocket send TOPIC [--user USER] [JSON] tell a test message, as if EspoCRM had sent it
   espocrm-websocket reload                          read all settings and certificates again, and
                                                     wait until they are applied
@@ -113,7 +113,8 @@ Options:
   --espocrm DIR          EspoCRM's root directory
   --config FILE          our settings (default: /etc/espocrm-websocket/config.toml, if it exists)
   --user USER            the user who runs EspoCRM's PHP when this runs as root, or, for setup and
-                         adopt, the whole service (default: the owner of EspoCRM's data/)
+                         adopt, the whole service (default: the owner of EspoCRM's data/); send: only to
+                         this user of EspoCRM
   --allow-root           let PHP run as root where data/ belongs to root: only for containers that
                          have no other user
   --php PATH             PHP's command line (default: EspoCRM's phpExecutablePath, or php)
@@ -308,7 +309,7 @@ impl Options {
 mod tests {
     use super::*;
     use crate::admin::client::Target;
-    use crate::admin::ctl::What;
+    use crate::admin::ctl::{Site, What};
     use crate::engine::protocol::control::List;
 
     fn command(line: &str) -> Result<Command, String> {
@@ -403,13 +404,18 @@ mod tests {
         };
         assert_eq!(
             asked("status --name n --watch --control /c --config /f --json"),
-            Ctl { target, what: What::Status { watch: true }, json: true }
+            Ctl { target, what: What::Status { watch: true }, json: true, site: Site::default() }
         );
         let what = |line: &str| asked(line).what;
         assert_eq!(what("status"), What::Status { watch: false });
         assert_eq!(what("status topics"), What::List(List::Topics));
         assert_eq!(what("tail"), What::Tail);
         assert_eq!(what("kick u"), What::Kick("u".to_owned()));
+        let run_as = RunAs { user: Some("w".to_owned()), allow_root: true, ..RunAs::default() };
+        let site = Site { espocrm: Some("/e".into()), php: Some("p".into()), run_as };
+        let names = "--espocrm /e --php p --user w --allow-root";
+        assert_eq!(asked(&format!("kick u {names}")).site, site);
+        assert_eq!(asked(&format!("status users {names}")).site, site);
         let [topic, user, message] = ["t", "u", "{}"].map(str::to_owned);
         assert_eq!(what("send t {} --user u"), What::Send { topic, user: Some(user), message });
         assert_eq!(command("status --help"), Ok(Command::Help));
@@ -418,6 +424,8 @@ mod tests {
             "status users --watch",
             "status users topics",
             "status --user u",
+            "status topics --php p",
+            "tail --espocrm /e",
             "kick",
             "kick a b",
             "kick a --json",

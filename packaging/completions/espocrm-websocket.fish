@@ -18,11 +18,11 @@ complete -c espocrm-websocket -n __fish_use_subcommand -s h -l help -d 'explain'
 complete -c espocrm-websocket -n __fish_use_subcommand -s V -l version -d 'tell the version'
 
 set --local serving '__fish_seen_subcommand_from run config health'
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status kick' -l espocrm -ra '(__fish_complete_directories)' -d "EspoCRM's root directory"
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status tail kick send reload' -l config -rF -d 'our settings'
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor setup adopt' -l user -xa '(__fish_complete_users)' -d "the user who runs EspoCRM's PHP"
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l allow-root -d 'let PHP run as root'
-complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l php -rF -d "PHP's command line"
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor setup adopt status kick' -l user -xa '(__fish_complete_users)' -d "the user who runs EspoCRM's PHP"
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status kick' -l allow-root -d 'let PHP run as root'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor status kick' -l php -rF -d "PHP's command line"
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor demo' -l listen -x -d 'where browsers connect'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run config health doctor' -l zeromq -x -d 'where EspoCRM connects'
 complete -c espocrm-websocket -n "$serving" -l max-connections -x -d 'connections at a time'
