@@ -27,14 +27,16 @@ _espocrm_websocket() {
         --trusted-proxy --proxy-protocol --origin --max-checks --check-timeout --recheck-interval --ping-interval
         --check-cache --no-worker --control --metrics --debug --log-file"
     local daemon="--name --control --config"
+    local php="--espocrm --php --user --allow-root"
     local offered
     case ${words[1]} in
         run | health | */*) offered=$settings ;;
         config) offered="$settings --check" ;;
         doctor) offered="--espocrm --json --user --allow-root --php --listen --zeromq --root $daemon" ;;
-        status) offered="users topics connections --watch --json $daemon" ;;
+        status) offered="users topics connections --watch --json $daemon $php" ;;
         tail) offered="--json $daemon" ;;
-        kick | reload) offered=$daemon ;;
+        kick) offered="$daemon $php" ;;
+        reload) offered=$daemon ;;
         send) offered="--user $daemon" ;;
         demo) offered=--listen ;;
         setup) offered="--espocrm --name --user --at-install --root" ;;
