@@ -124,7 +124,7 @@ pub(crate) fn show(layers: Layers) -> Result<()> {
     let file = layers.file_name().map_or("none".to_owned(), |path| path.display().to_string());
     let (espocrm, mut settings) = Espocrm::open(layers, || false)?;
     settings.log_doubts();
-    event_loop::afford(&mut settings);
+    event_loop::limit_to_open_files(&mut settings);
     let root = espocrm.root().display();
     let (file, root) = (Printable(file), Printable(root));
     let text = format!("{:<16}{file}\n{:<16}{root}\n{settings}", "file", "root");

@@ -64,7 +64,7 @@ fn a_php_that_does_not_exist_is_replaced_by_the_usual_one() {
     standin.config("phpExecutablePath", "/nonexistent/php");
     let mut daemon = Daemon::start(&standin);
     let warning = daemon.wait_for("/nonexistent/php does not exist");
-    assert!(warning.contains("EspoCRM: phpExecutablePath; php is used instead"), "{warning}");
+    assert!(warning.contains("EspoCRM: phpExecutablePath). Using php instead"), "{warning}");
     expect_alive(&daemon, &mut alice(&daemon), 1);
 }
 

@@ -268,7 +268,7 @@ fn reloads_and_limits_that_were_hit_are_counted() {
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.reload("EspoCRM's settings have not changed");
     standin.set("probe-failure", "exit255");
-    daemon.reload("The settings that are in force stay");
+    daemon.reload("Keeping the previous settings");
     let reloads = control.json("/status")["reloads"].clone();
     assert_eq!(reloads, json!({"done": 1, "failed": 1}));
     standin.unset("probe-failure");

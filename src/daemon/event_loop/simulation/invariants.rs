@@ -28,14 +28,14 @@ pub(super) fn check_lists(server: &mut Server) {
             assert_eq!(dirty.contains(&conn.id), conn.dirty, "{slot} is to be flushed");
             assert_eq!(unread.contains(&conn.id), conn.unread, "{slot} is to be read on");
         }
-        let before = conn.held();
+        let before = conn.buffered();
         held += before;
         conn.update_buffered(&mut held);
-        assert_eq!(before, conn.held(), "what {slot} holds");
+        assert_eq!(before, conn.buffered(), "what {slot} holds");
         let outbox = conn.outbox.held();
         assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
     }
-    assert_eq!(server.held, held);
+    assert_eq!(server.buffered, held);
     for id in server.backpressure.waiting() {
         let conn = server.conns.get(id.slot()).filter(|conn| conn.id == id);
         assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} does not wait");
@@ -109,7 +109,7 @@ pub(super) fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
     assert!(server.conns.is_empty() && server.hub.is_empty() && server.check_queue.is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
-    assert!(server.held == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
+    assert!(server.buffered == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
     let mut due: Vec<ConnId> = Vec::new();
     server.timers.take_due(oracle.now.after(Duration::from_secs(3_600)), &mut due);
     assert!(server.timers.is_empty());

@@ -270,9 +270,9 @@ impl World {
         if wait != Some(Duration::ZERO) {
             let is_paused = self.server.accepting.paused_until().is_some();
             assert!(is_paused || !self.arrivals.is_stuck(), "a connection is not accepted");
-            let held_back = self.server.held_back_until();
+            let backpressure = self.server.backpressure_until();
             assert!(
-                held_back.is_some_and(|until| until > self.server.now) && wait.is_some()
+                backpressure.is_some_and(|until| until > self.server.now) && wait.is_some()
                     || !self.messages.is_stuck(),
                 "a message is not received"
             );
@@ -300,7 +300,7 @@ impl World {
         if self.oracle.is_told {
             println!("{:>9} the kernel reports {events:?}", now.as_millis());
         }
-        self.server.take(events.into_iter());
+        self.server.process(events.into_iter());
         self.oracle.now = now;
         self.oracle.follow();
         self.oracle.checks.expire(now);
