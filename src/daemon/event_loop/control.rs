@@ -93,13 +93,13 @@ impl Server {
             problems.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
         }
         if self.self_check.rejects_clients() {
-            let why = "EspoCRM accepts any token: all clients are rejected until the self-check \
+            let reason = "EspoCRM accepts any token: all clients are rejected until the self-check \
                        passes. See the log.";
-            problems.push(why.to_owned());
+            problems.push(reason.to_owned());
         }
         if self.accepting.paused_until().is_some() {
-            let why = "Connections cannot be accepted: out of file descriptors or memory.";
-            problems.push(why.to_owned());
+            let reason = "Connections cannot be accepted: out of file descriptors or memory.";
+            problems.push(reason.to_owned());
         }
         if self.failing_checks.is_some_and(|(since, last)| {
             last.since(since) >= OUTAGE && self.now.since(last) < OUTAGE_EXPIRY

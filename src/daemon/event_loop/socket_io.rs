@@ -215,7 +215,7 @@ impl Server {
         let Some(conn) = self.conn(id) else { return false };
         match conn.read(scratch) {
             Ok(0) => {
-                // Who says nothing more may still listen.
+                // A peer that has shut down its side may still read.
                 self.flush_one(id);
                 self.end(id, End::PeerClosed);
             }
@@ -293,8 +293,8 @@ impl Server {
         }
     }
 
-    /// Sets a connection's timer: for its deadline or next ping, its next recheck, or another attempt at
-    /// its delayed subscriptions, whichever comes first.
+    /// Sets a connection's timer to the earliest of its deadline or next ping, its next recheck, and the
+    /// next retry of its delayed subscriptions.
     pub(super) fn arm(&mut self, id: ConnId) {
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
         let latest = [self.hub.next_recheck(id), resume].into_iter().flatten().min();
@@ -305,19 +305,19 @@ impl Server {
     }
 
     /// Counts the reason for a connection's rejection or end. Only the first reason counts.
-    pub(super) fn count_end(&mut self, id: ConnId, why: End) {
+    pub(super) fn count_end(&mut self, id: ConnId, reason: End) {
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
         if let Some(conn) = conn
             && !std::mem::replace(&mut conn.counted, true)
         {
-            self.stats.end(why);
+            self.stats.end(reason);
         }
     }
 
     /// Ends a connection without a Close frame.
-    pub(super) fn end(&mut self, id: ConnId, why: End) {
+    pub(super) fn end(&mut self, id: ConnId, reason: End) {
         if self.conn(id).is_some() {
-            self.count_end(id, why);
+            self.count_end(id, reason);
         }
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Ended;

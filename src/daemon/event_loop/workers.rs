@@ -137,8 +137,8 @@ impl Server {
                      --no-worker."
                 );
                 self.request_self_check();
-                let why = "it accepted a random token".to_owned();
-                result = Err(Problem::NoGood(why));
+                let reason = "it accepted a random token".to_owned();
+                result = Err(Problem::NoGood(reason));
             }
             let next = match &result {
                 Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
@@ -152,9 +152,9 @@ impl Server {
                     self.worker_obstructed(worker);
                     Next::Stop
                 }
-                Err(Problem::NoGood(why)) => {
-                    let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
-                    self.worker_failed(worker, &why);
+                Err(Problem::NoGood(reason)) => {
+                    let reason = check.as_ref().map_or(String::new(), |check| check.redact(reason));
+                    self.worker_failed(worker, &reason);
                     Next::Stop
                 }
             };
@@ -229,11 +229,11 @@ impl Server {
         self.workers.run(registry, worker, errand, &check.arguments, now, timeout)
     }
 
-    fn worker_failed(&mut self, worker: WorkerId, why: &str) {
+    fn worker_failed(&mut self, worker: WorkerId, reason: &str) {
         self.stats.worker_failures += 1;
         match self.pool.failed(self.now, worker) {
-            Next::GiveUp => give_up(why),
-            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {why}."),
+            Next::GiveUp => give_up(reason),
+            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {reason}."),
         }
     }
 }
@@ -258,9 +258,9 @@ fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
     verdict::read(convention, &check.affirmation, exit, &done.output, line)
 }
 
-fn give_up(why: &str) {
+fn give_up(reason: &str) {
     warn!(
-        "PHP workers cannot be used: {why}. For the next minutes each access check runs in its own PHP \
+        "PHP workers cannot be used: {reason}. For the next minutes each access check runs in its own PHP \
          process, which costs more. Use --no-worker to make this permanent."
     );
 }
