@@ -17,8 +17,8 @@ use crate::engine::protocol::reader::{Frames, Reader};
 use crate::engine::time::Time;
 use crate::engine::timers::Timers;
 
-/// A connection's socket, phase and outbound queue. An idle connection has no buffers: partial input
-/// and queued output are allocated only while they exist.
+/// A connection's socket, phase and outbound queue. An idle connection has no buffers: partial
+/// input and queued output are allocated only while they exist.
 #[expect(clippy::struct_excessive_bools, reason = "each is of another concern")]
 pub struct Connection {
     /// Slot and serial number.
@@ -51,8 +51,8 @@ pub struct Connection {
     unanswered_pings: u8,
     /// Pings sent since no message was incomplete.
     incomplete_pings: u8,
-    /// Nonzero if more than [`MAX_OUTBOX_LASTING`] was queued at the last ping and the queue has not
-    /// been empty since: 1 plus the number of [`LAG_UNIT`]s written since.
+    /// Nonzero if more than [`MAX_OUTBOX_LASTING`] was queued at the last ping and the queue has
+    /// not been empty since: 1 plus the number of [`LAG_UNIT`]s written since.
     lagging: u8,
     /// It is in the server's list of connections to flush.
     pub dirty: bool,
@@ -154,8 +154,8 @@ impl Connection {
         }
     }
 
-    /// Whether a timer that has fired is the current one. Others are obsolete: an earlier deadline has
-    /// replaced them.
+    /// Whether a timer that has fired is the current one. Others are obsolete: an earlier deadline
+    /// has replaced them.
     pub fn disarm(&mut self, now: Time) -> bool {
         self.armed.take_if(|armed| *armed <= now).is_some()
     }
@@ -218,8 +218,8 @@ impl Connection {
         self.frames <= MAX_FRAMES_PER_SECOND && self.control_frames <= MAX_CONTROL_FRAMES_PER_SECOND
     }
 
-    /// Recalculates the bytes it uses beyond the cost of an idle connection, and adjusts the `total`
-    /// of all connections.
+    /// Recalculates the bytes it uses beyond the cost of an idle connection, and adjusts the
+    /// `total` of all connections.
     pub fn update_buffered(&mut self, total: &mut usize) {
         let incomplete = match &self.phase {
             Phase::Upgrading(upgrading) => upgrading.bytes.capacity(),
@@ -267,8 +267,8 @@ impl Connection {
         length == buffer || ended || !self.stream.tells_all()
     }
 
-    /// Writes queued output unless the kernel accepts none. Also returns the number of bytes written
-    /// from the outbound queue.
+    /// Writes queued output unless the kernel accepts none. Also returns the number of bytes
+    /// written from the outbound queue.
     ///
     /// # Errors
     /// All are final.
@@ -323,8 +323,8 @@ impl Upgrading {
     }
 
     /// Adds bytes and returns whether to parse now: at the first bytes, at the blank line, and
-    /// whenever the length has doubled, so that a peer that sends byte by byte costs no more than one
-    /// that sends all at once.
+    /// whenever the length has doubled, so that a peer that sends byte by byte costs no more than
+    /// one that sends all at once.
     pub fn feed(&mut self, bytes: &[u8]) -> bool {
         // The blank line may have started in earlier bytes.
         let from = self.bytes.len().saturating_sub(2);

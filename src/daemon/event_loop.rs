@@ -67,8 +67,8 @@ use bursts::LogLimiter;
 
 /// The daemon. It owns all I/O and executes what the engine decides.
 ///
-/// One turn of the loop: carry out the engine's actions, flush output, free ended connections, wait,
-/// read the clock, dispatch events, continue pending work, expire timers.
+/// One turn of the loop: carry out the engine's actions, flush output, free ended connections,
+/// wait, read the clock, dispatch events, continue pending work, expire timers.
 pub(crate) struct Server {
     poll: Poll,
     signals: Signals,
@@ -158,7 +158,7 @@ const ZMQ: Token = Token(1);
 const SIGNALS: Token = Token(2);
 /// ZeroMQ senders connect, disconnect or send.
 const SENDERS: Token = Token(3);
-/// Two tokens for each child process.
+/// Two tokens for each child process; the range exceeds their maximum number.
 const FIRST_CHILD: usize = 64;
 /// Two tokens for each worker.
 const FIRST_WORKER: usize = 1 << 20;
@@ -171,8 +171,8 @@ const EVENTS: usize = 1_024;
 const SCRATCH: usize = 16 * 1024;
 
 impl Server {
-    /// Binds both ports, so that browsers and EspoCRM can connect. `sockets` opened by systemd replace
-    /// the browsers' port.
+    /// Binds both ports, so that browsers and EspoCRM can connect. `sockets` opened by systemd
+    /// replace the browsers' port.
     ///
     /// # Errors
     /// If a port cannot be bound: why, and what to do.
@@ -331,8 +331,8 @@ impl Server {
         self.expire();
     }
 
-    /// Performs the hub's actions until none are left. Nothing is published in between, so a WELCOME
-    /// always precedes the first event.
+    /// Performs the hub's actions until none are left. Nothing is published in between, so a
+    /// WELCOME always precedes the first event.
     fn carry_out(&mut self) {
         loop {
             while let Some(action) = self.hub.poll() {
@@ -424,7 +424,7 @@ impl Server {
     fn continue_pending(&mut self) {
         for _ in 0..self.unread.len() {
             if let Some(id) = self.unread.pop_front() {
-                self.read_on(id);
+                self.resume_reading(id);
             }
         }
         self.accept();

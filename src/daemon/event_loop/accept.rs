@@ -44,8 +44,8 @@ pub(super) struct Accepting {
 /// Connections accepted in one turn.
 const ACCEPTS: usize = 256;
 
-/// Connections beyond the limit that are answered with 503; others are closed at once. Each costs as
-/// much as a connection during its handshake.
+/// Connections beyond the limit that are answered with 503; others are closed at once. Each costs
+/// as much as a connection during its handshake.
 const OVER_LIMIT: usize = 64;
 
 impl Accepting {
@@ -107,7 +107,8 @@ impl Accepting {
         &self.handshakes
     }
 
-    /// Wraps a TCP stream, with TLS if configured. With `proxy_header`, TLS starts after that header.
+    /// Wraps a TCP stream, with TLS if configured. With `proxy_header`, TLS starts after that
+    /// header.
     fn stream(&self, tcp: TcpStream, proxy_header: bool) -> io::Result<Stream> {
         let tls = self.acceptor.as_ref().map(Acceptor::accept).transpose()?;
         Ok(Stream::new(tcp, tls, proxy_header))
@@ -120,8 +121,8 @@ pub(crate) fn limit_to_open_files(settings: &mut Settings) {
     let affordable = affordable(wanted, sys::raise_open_files());
     if affordable < wanted {
         warn!(
-            "The limit of open files allows only {}, not {wanted}. Raise LimitNOFILE in the unit, or \
-             lower max_connections.",
+            "The limit of open files allows only {}, not {wanted}. Raise LimitNOFILE in the unit, \
+             or lower max_connections.",
             plural(affordable as u64, "connection", "connections")
         );
         settings.max_connections.value = affordable;
@@ -168,8 +169,8 @@ impl Server {
         if over_limit {
             if self.log_limiter.should_log(Cause::OverLimit, self.now) {
                 warn!(
-                    "The limit of {} is reached. New connections are rejected; browsers will retry. \
-                     Raise max_connections, or find out which client opens so many.",
+                    "The limit of {} is reached. New connections are rejected; browsers will \
+                     retry. Raise max_connections, or find out which client opens so many.",
                     plural(limit as u64, "connection", "connections")
                 );
             }
@@ -226,9 +227,10 @@ impl Server {
         {
             if self.log_limiter.should_log(Cause::Handshakes, self.now) {
                 warn!(
-                    "More than {MAX_HANDSHAKES} handshakes are incomplete after {} s, or far more before \
-                     that. {count} of them come from {client}, more than from any other address; the \
-                     oldest of these are closed. If {client} is not your proxy, block it in the firewall.",
+                    "More than {MAX_HANDSHAKES} handshakes are incomplete after {} s, or far more \
+                     before that. {count} of them come from {client}, more than from any other \
+                     address; the oldest of these are closed. If {client} is not your proxy, block \
+                     it in the firewall.",
                     HANDSHAKE_GRACE.as_secs()
                 );
             }
@@ -253,8 +255,8 @@ impl Server {
         self.stats.accept_failures += 1;
         if self.log_limiter.should_log(Cause::NoDescriptor, self.now) {
             warn!(
-                "Connections cannot be accepted: {error}. Retrying every second. Raise LimitNOFILE in \
-                 the unit, or lower max_connections."
+                "Connections cannot be accepted: {error}. Retrying every second. Raise LimitNOFILE \
+                 in the unit, or lower max_connections."
             );
         }
         self.accepting.paused_until = Some(self.now.after(Duration::from_secs(1)));

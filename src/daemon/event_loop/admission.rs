@@ -16,7 +16,8 @@ use crate::engine::protocol::http::{Credentials, Head};
 use crate::engine::telemetry::stats::End;
 use crate::settings::Settings;
 
-/// Connections beyond the limit of an address that are answered with 503; others are closed at once.
+/// Connections beyond the limit of an address that are answered with 503; others are closed at
+/// once.
 const OVER_LIMIT: u32 = 16;
 
 impl Server {
@@ -57,8 +58,8 @@ impl Server {
             if self.log_limiter.should_log(Cause::PerAddress, self.now) {
                 warn!(
                     "Address {client} has {}, at its limit of {limit}. New connections from it are \
-                     rejected; browsers will retry. If it is a proxy, add it to trusted_proxies; if \
-                     many users share it, raise max_per_address.",
+                     rejected; browsers will retry. If it is a proxy, add it to trusted_proxies; \
+                     if many users share it, raise max_per_address.",
                     plural(before.into(), "connection", "connections")
                 );
             }
@@ -111,8 +112,8 @@ impl Server {
         if let Some(client) = client.filter(|_| logins >= MAX_LOGINS_OF_ADDRESS) {
             if self.log_limiter.should_log(Cause::Logins, self.now) {
                 warn!(
-                    "{MAX_LOGINS_OF_ADDRESS} logins from address {client} wait to be checked. New ones \
-                     from it are rejected; browsers will retry."
+                    "{MAX_LOGINS_OF_ADDRESS} logins from address {client} wait to be checked. New \
+                     ones from it are rejected; browsers will retry."
                 );
             }
             self.count_end(id, End::LoginLimit);
@@ -173,8 +174,8 @@ impl Server {
         if self.log_limiter.should_log(Cause::Origin, self.now) {
             let origin = head.origin().map_or("none".into(), String::from_utf8_lossy);
             warn!(
-                "A page was rejected because its origin is not in the setting origins: {}. If it is an \
-                 address of this EspoCRM, add it.",
+                "A page was rejected because its origin is not in the setting origins: {}. If it \
+                 is an address of this EspoCRM, add it.",
                 Printable(origin)
             );
         }

@@ -50,8 +50,8 @@ struct Burst {
 const INTERVAL: Duration = Duration::from_secs(60);
 
 impl LogLimiter {
-    /// Counts an event. Returns whether to log it now; if not, [`log_due`](Self::log_due) reports the
-    /// count later.
+    /// Counts an event. Returns whether to log it now; if not, [`log_due`](Self::log_due) reports
+    /// the count later.
     pub(super) fn should_log(&mut self, cause: Cause, now: Time) -> bool {
         self.log_due(now);
         if let Some(burst) = self.0.get_mut(&cause)

@@ -33,8 +33,9 @@ impl Server {
             Urgency::Authentication => {
                 if self.log_limiter.should_log(Cause::QueueFull, self.now) {
                     warn!(
-                        "{MAX_WAITING_LOGINS} logins wait for their check by PHP. Further connections \
-                         are closed; browsers will retry. Find out why EspoCRM is slow."
+                        "{MAX_WAITING_LOGINS} logins wait for their check by PHP. Further \
+                         connections are closed; browsers will retry. Find out why EspoCRM is \
+                         slow."
                     );
                 }
                 // Without a Close frame, so that the browser reconnects and tries again.
@@ -57,16 +58,17 @@ impl Server {
     fn log_delay(&mut self, full: QueueFull, user: &str) {
         match full {
             QueueFull::ForUser if self.log_limiter.should_log(Cause::UserFull, self.now) => warn!(
-                "User {user} has subscribed to so many topics at once that access checks of further \
-                 ones are delayed."
+                "User {user} has subscribed to so many topics at once that access checks of \
+                 further ones are delayed."
             ),
             QueueFull::ForAll
                 if self.log_limiter.should_log(Cause::SubscriptionsFull, self.now) =>
             {
                 warn!(
-                    "{MAX_WAITING_SUBSCRIPTIONS} access checks of subscriptions wait for PHP. Further ones \
-                 are delayed. Find out why EspoCRM is slow, or which user subscribes to so many topics."
-                )
+                    "{MAX_WAITING_SUBSCRIPTIONS} access checks of subscriptions wait for PHP. \
+                     Further ones are delayed. Find out why EspoCRM is slow, or which user \
+                     subscribes to so many topics."
+                );
             }
             QueueFull::ForUser | QueueFull::ForAll => {}
         }
@@ -145,8 +147,8 @@ impl Server {
     }
 
     /// The convention for interpreting the outcome of a check that was started under `at_start`. If
-    /// EspoCRM's version may have changed meanwhile, only outcomes that mean the same in every version
-    /// count as granted or denied.
+    /// EspoCRM's version may have changed meanwhile, only outcomes that mean the same in every
+    /// version count as granted or denied.
     pub(super) fn convention(&self, at_start: Convention) -> Convention {
         if self.is_in_doubt() || at_start != self.settings.version.convention() {
             Convention::InDoubt
@@ -208,13 +210,13 @@ impl Server {
             "The check will be retried"
         };
         warn!(
-            "A {kind} could not be checked: {failure}. {consequence}. Further failures are not logged \
-             until {kind} checks succeed again. See EspoCRM's data/logs."
+            "A {kind} could not be checked: {failure}. {consequence}. Further failures are not \
+             logged until {kind} checks succeed again. See EspoCRM's data/logs."
         );
     }
 
-    /// Logins and subscriptions are tracked separately, so that a topic with failing checks does not
-    /// hide that users cannot log in.
+    /// Logins and subscriptions are tracked separately, so that a topic with failing checks does
+    /// not hide that users cannot log in.
     fn outage_of(&mut self, check: &Check) -> &mut Outage {
         let [logins, subscriptions] = &mut self.outages;
         if check.is_authentication() { logins } else { subscriptions }

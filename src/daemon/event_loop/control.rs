@@ -85,8 +85,8 @@ impl Server {
         self.control.answer(self.now, request_id, &response);
     }
 
-    /// Reasons why the daemon is not healthy, one sentence each. Answering at all proves that the event
-    /// loop runs.
+    /// Reasons why the daemon is not healthy, one sentence each. Answering at all proves that the
+    /// event loop runs.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.zmq_broken.is_some() {
@@ -126,7 +126,8 @@ impl Server {
                 *sum += count as u64;
             }
         }
-        // The kernel's sum covers reaped children only. The maximum keeps the counter from decreasing.
+        // The kernel's sum covers reaped children only. The maximum keeps the counter from
+        // decreasing.
         let running = self.children.processes().chain(self.workers.processes());
         let php_time = sys::time_of_children() + running.map(sys::time_of).sum::<Duration>();
         self.php_time = self.php_time.max(php_time);
@@ -272,7 +273,7 @@ impl Server {
     }
 }
 
-/// Those with the largest numbers, and how many there are.
+/// The total number of items, and the items with the largest counts.
 fn most(
     mut items: Vec<(&str, usize)>,
     limit: usize,

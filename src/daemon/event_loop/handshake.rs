@@ -79,8 +79,8 @@ impl Server {
             Err(Malformed) => {
                 if self.log_limiter.should_log(Cause::ProxyHeader, self.now) {
                     warn!(
-                        "A trusted proxy opened a connection without a PROXY protocol header. Enable \
-                         the PROXY protocol in the proxy, or disable proxy_protocol."
+                        "A trusted proxy opened a connection without a PROXY protocol header. \
+                         Enable the PROXY protocol in the proxy, or disable proxy_protocol."
                     );
                 }
                 return self.end(id, End::ProxyHeader);
@@ -100,7 +100,7 @@ impl Server {
         }
         match conn.begin_tls(&rest) {
             // The kernel does not report the bytes that TLS has buffered already.
-            Ok(()) => self.read_later(id),
+            Ok(()) => self.schedule_read(id),
             Err(error) => {
                 self.log_tls_failure(&error);
                 self.end(id, End::Tls);
@@ -138,8 +138,8 @@ impl Server {
         if refusal != Refusal::Unavailable && self.log_limiter.should_log(Cause::Refused, self.now)
         {
             info!(
-                "A request was rejected because it is not a WebSocket handshake: {refusal}. If browsers \
-                 cannot connect, the proxy does not forward the WebSocket upgrade."
+                "A request was rejected because it is not a WebSocket handshake: {refusal}. If \
+                 browsers cannot connect, the proxy does not forward the WebSocket upgrade."
             );
         }
         // Rejections for a limit were logged before.
@@ -153,7 +153,7 @@ impl Server {
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Finishing;
             self.end_handshake(id);
-            self.limit(id, CLOSE_DEADLINE);
+            self.set_deadline(id, CLOSE_DEADLINE);
         }
     }
 }

@@ -99,8 +99,8 @@ impl Server {
         self.show_rejection(rejection);
         if self.log_limiter.should_log(Cause::Rejected(rejection), self.now) {
             warn!(
-                "A ZeroMQ message was dropped: {rejection}. If EspoCRM did not send it, find out which \
-                 programs can reach {}.",
+                "A ZeroMQ message was dropped: {rejection}. If EspoCRM did not send it, find out \
+                 which programs can reach {}.",
                 self.zmq.endpoint()
             );
         }

@@ -211,8 +211,8 @@ impl Espocrm {
 
     fn unstable_php(&self, settings: &Settings) -> Exit {
         Exit::error(format!(
-            "EspoCRM's phpExecutablePath is not stable: run by PHP {}, EspoCRM names {}. Set it to one \
-             path, or use --php PATH.",
+            "EspoCRM's phpExecutablePath is not stable: run by PHP {}, EspoCRM names {}. Set it to \
+             one path, or use --php PATH.",
             self.probed.php().display(),
             settings.php.value.display(),
         ))
@@ -361,7 +361,7 @@ impl Server {
             Ok(()) => {
                 espocrm.reload = ReloadState::Running;
                 self.hub.begin_reload();
-                self.hold_checks();
+                self.update_check_pause();
             }
             Err(error) => {
                 espocrm.reload_failed(now, &error);
@@ -429,7 +429,8 @@ impl Server {
         self.report_reload();
     }
 
-    /// Reports the end of a reload to systemd and to the clients of the control socket that wait for it.
+    /// Reports the end of a reload to systemd and to the clients of the control socket that wait
+    /// for it.
     fn report_reload(&mut self) {
         if self.backend.is_reloading() {
             return;
@@ -538,8 +539,8 @@ impl Server {
     }
 
     fn listen(&mut self, settings: &Settings) -> Result<()> {
-        // An overlapping address, such as 0.0.0.0:8080 after 127.0.0.1:8080, requires closing the old
-        // socket first.
+        // An overlapping address, such as 0.0.0.0:8080 after 127.0.0.1:8080, requires closing the
+        // old socket first.
         let overlaps = settings.port.value == self.accepting.address().port();
         if overlaps {
             self.accepting.close_listener();

@@ -27,11 +27,11 @@ impl Server {
         if matches!(self.backend, Backend::Espocrm(_)) {
             self.self_check.request(self.now);
         }
-        self.hold_checks();
+        self.update_check_pause();
     }
 
     /// Pauses the check queue while a reload runs, and until EspoCRM has rejected a random token.
-    pub(super) fn hold_checks(&mut self) {
+    pub(super) fn update_check_pause(&mut self) {
         let is_paused = self.backend.is_reloading() || !self.self_check.allows_checks();
         self.check_queue.set_paused(is_paused);
     }
@@ -42,8 +42,8 @@ impl Server {
         self.self_check.next_deadline().filter(|_| runs_php && !self.backend.is_reloading())
     }
 
-    /// Runs the self-check by the plain command, which every check falls back to. Workers are verified
-    /// when they grant for the first time.
+    /// Runs the self-check by the plain command, which every check falls back to. Workers are
+    /// verified when they grant for the first time.
     pub(super) fn self_check_if_due(&mut self) {
         if !self.self_check.is_due(self.now) {
             return;
@@ -107,14 +107,14 @@ impl Server {
             Outcome::Inconclusive => {
                 if let Verdict::Unchecked(failure) = verdict {
                     warn!(
-                        "The self-check with a random token gave no result: {failure}. Retrying every \
-                         10 s. See EspoCRM's data/logs, and run espocrm-websocket doctor."
+                        "The self-check with a random token gave no result: {failure}. Retrying \
+                         every 10 s. See EspoCRM's data/logs, and run espocrm-websocket doctor."
                     );
                 }
             }
             Outcome::Accepted => self.lock_down(),
         }
-        self.hold_checks();
+        self.update_check_pause();
     }
 
     /// Ends all connections without a Close frame, since their access is in doubt; browsers retry

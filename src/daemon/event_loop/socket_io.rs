@@ -134,9 +134,9 @@ impl Server {
             if self.log_limiter.should_log(Cause::Memory, self.now) {
                 let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
                 warn!(
-                    "Connections buffer more than {} of partial input and queued output. The largest \
-                     are closed, first one of user {user} with {}; browsers will retry. Raise \
-                     max_buffered if this is logged often.",
+                    "Connections buffer more than {} of partial input and queued output. The \
+                     largest are closed, first one of user {user} with {}; browsers will retry. \
+                     Raise max_buffered if this is logged often.",
                     Size::bytes(limit),
                     plural(size as u64, "byte", "bytes")
                 );
@@ -177,7 +177,8 @@ impl Server {
         }
     }
 
-    /// Reads a connection, up to this turn's budget. `ended`: the kernel has reported the end of input.
+    /// Reads a connection, up to this turn's budget. `ended`: the kernel has reported the end of
+    /// input.
     pub(super) fn read(&mut self, id: ConnId, ended: bool) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
@@ -187,12 +188,12 @@ impl Server {
         // Answers, or output of the TLS handshake.
         self.mark_dirty(id);
         if more {
-            self.read_later(id);
+            self.schedule_read(id);
         }
     }
 
     /// Schedules further reading of a connection in the next turn.
-    pub(super) fn read_later(&mut self, id: ConnId) {
+    pub(super) fn schedule_read(&mut self, id: ConnId) {
         if let Some(conn) = self.conn(id)
             && !conn.unread
         {
@@ -202,7 +203,7 @@ impl Server {
     }
 
     /// Continues the reading of an earlier turn.
-    pub(super) fn read_on(&mut self, id: ConnId) {
+    pub(super) fn resume_reading(&mut self, id: ConnId) {
         if let Some(conn) = self.conn(id) {
             conn.unread = false;
             // The end of input may have been reported already.
@@ -285,7 +286,7 @@ impl Server {
     }
 
     /// Sets a deadline after which a connection is ended.
-    pub(super) fn limit(&mut self, id: ConnId, after: Duration) {
+    pub(super) fn set_deadline(&mut self, id: ConnId, after: Duration) {
         let due = self.now.after(after);
         if let Some(conn) = self.conn(id) {
             conn.due = due;
@@ -293,8 +294,8 @@ impl Server {
         }
     }
 
-    /// Sets a connection's timer to the earliest of its deadline or next ping, its next recheck, and the
-    /// next retry of its delayed subscriptions.
+    /// Sets a connection's timer to the earliest of its deadline or next ping, its next recheck,
+    /// and the next retry of its delayed subscriptions.
     pub(super) fn arm(&mut self, id: ConnId) {
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
         let latest = [self.hub.next_recheck(id), resume].into_iter().flatten().min();
@@ -346,9 +347,9 @@ impl Server {
     pub(super) fn log_tls_failure(&mut self, error: &io::Error) {
         if self.log_limiter.should_log(Cause::Tls, self.now) {
             info!(
-                "A TLS handshake failed: {error}. If browsers cannot connect, check that the address \
-                 starts with wss://, since this port requires TLS, and that the certificate is valid \
-                 for the site's name."
+                "A TLS handshake failed: {error}. If browsers cannot connect, check that the \
+                 address starts with wss://, since this port requires TLS, and that the \
+                 certificate is valid for the site's name."
             );
         }
     }

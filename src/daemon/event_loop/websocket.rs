@@ -29,7 +29,7 @@ impl Server {
         let is_limited = cfg!(not(feature = "echo"));
         if is_limited && self.conn(id).is_some_and(|conn| !conn.count(now, frames)) {
             incoming.clear();
-            self.end_flood(id);
+            self.close_flooding(id);
         }
         for incoming in incoming.drain(..) {
             match incoming {
@@ -70,8 +70,9 @@ impl Server {
         self.carry_out();
     }
 
-    /// Closes a connection that sends too many frames: not a browser, or a script in an endless loop.
-    fn end_flood(&mut self, id: ConnId) {
+    /// Closes a connection that sends too many frames: not a browser, or a script in an endless
+    /// loop.
+    fn close_flooding(&mut self, id: ConnId) {
         if self.log_limiter.should_log(Cause::Flooded, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
             warn!(
@@ -122,8 +123,8 @@ impl Server {
         }
     }
 
-    /// Closes a connection with a Close frame, and waits a limited time for the answer. The tab does
-    /// not reconnect until it is reloaded.
+    /// Closes a connection with a Close frame, and waits a limited time for the answer. The tab
+    /// does not reconnect until it is reloaded.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let is_login = self.conn(id).is_some_and(|conn| conn.logging_in);
         self.count_end(
@@ -144,7 +145,7 @@ impl Server {
         let Some(conn) = self.conn(id) else { return };
         if let Phase::Open(reader) = &mut conn.phase {
             conn.phase = Phase::Closing(std::mem::take(reader));
-            self.limit(id, CLOSE_DEADLINE);
+            self.set_deadline(id, CLOSE_DEADLINE);
         }
     }
 
@@ -158,7 +159,7 @@ impl Server {
         if !conn.has_output() {
             conn.written();
         }
-        self.limit(id, CLOSE_DEADLINE);
+        self.set_deadline(id, CLOSE_DEADLINE);
     }
 
     pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
@@ -166,8 +167,8 @@ impl Server {
         if self.log_limiter.should_log(Cause::TooManySubscriptions, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)");
             warn!(
-                "A tab of user {user} requested more than {MAX_SUBSCRIPTIONS} subscriptions. Further \
-                 ones are ignored."
+                "A tab of user {user} requested more than {MAX_SUBSCRIPTIONS} subscriptions. \
+                 Further ones are ignored."
             );
         }
     }

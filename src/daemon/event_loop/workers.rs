@@ -132,9 +132,9 @@ impl Server {
             }
             if matches!(answer, Assessed::Untrusted) {
                 error!(
-                    "A PHP worker accepted a random token as a login. It is stopped, and its grants are \
-                     discarded. Find out why AuthTokenCheck behaves differently in a worker, or use \
-                     --no-worker."
+                    "A PHP worker accepted a random token as a login. It is stopped, and its \
+                     grants are discarded. Find out why AuthTokenCheck behaves differently in a \
+                     worker, or use --no-worker."
                 );
                 self.request_self_check();
                 let reason = "it accepted a random token".to_owned();
@@ -163,7 +163,7 @@ impl Server {
                 Next::Stop => self.workers.stop(worker),
                 Next::GiveUp => {
                     self.workers.stop(worker);
-                    give_up("it cannot run EspoCRM's commands, or not in time");
+                    warn_workers_unusable("it cannot run EspoCRM's commands, or not in time");
                 }
             }
             let Some(check) = check else { continue };
@@ -187,7 +187,7 @@ impl Server {
     fn worker_obstructed(&mut self, worker: WorkerId) {
         self.stats.worker_failures += 1;
         match self.pool.obstructed(self.now, worker) {
-            Next::GiveUp => give_up(OBSTRUCTED),
+            Next::GiveUp => warn_workers_unusable(OBSTRUCTED),
             Next::Stop | Next::Wait => info!("A PHP worker was stopped: {OBSTRUCTED}."),
         }
     }
@@ -232,14 +232,14 @@ impl Server {
     fn worker_failed(&mut self, worker: WorkerId, reason: &str) {
         self.stats.worker_failures += 1;
         match self.pool.failed(self.now, worker) {
-            Next::GiveUp => give_up(reason),
+            Next::GiveUp => warn_workers_unusable(reason),
             Next::Stop | Next::Wait => info!("A PHP worker was stopped: {reason}."),
         }
     }
 }
 
-const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local user \
-     holds many connections to its port on 127.0.0.1 (ss -tnp shows their processes)";
+const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local \
+     user holds many connections to its port on 127.0.0.1 (ss -tnp shows their processes)";
 
 /// Assessment of a worker's answer.
 enum Assessed {
@@ -258,9 +258,9 @@ fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
     verdict::read(convention, &check.affirmation, exit, &done.output, line)
 }
 
-fn give_up(reason: &str) {
+fn warn_workers_unusable(reason: &str) {
     warn!(
-        "PHP workers cannot be used: {reason}. For the next minutes each access check runs in its own PHP \
-         process, which costs more. Use --no-worker to make this permanent."
+        "PHP workers cannot be used: {reason}. For the next minutes each access check runs in its \
+         own PHP process, which costs more. Use --no-worker to make this permanent."
     );
 }

@@ -53,7 +53,7 @@ impl Server {
             self.zmq_pending = true;
             self.zmq_broken = Some(now.after(RETRY));
         } else {
-            self.renew_zmq();
+            self.restart_zmq();
         }
     }
 
@@ -69,23 +69,23 @@ impl Server {
         let endpoint = self.zmq.endpoint();
         match excess {
             Excess::Descriptors(_) => warn!(
-                "EspoCRM's connections cannot be accepted at {endpoint}: out of file descriptors or \
-                 memory. Raise LimitNOFILE in the unit."
+                "EspoCRM's connections cannot be accepted at {endpoint}: out of file descriptors \
+                 or memory. Raise LimitNOFILE in the unit."
             ),
             Excess::Senders(senders, most) => warn!(
-                "The ZeroMQ socket at {endpoint} is restarted: it has {senders} senders, the limit is \
-                 {most}. Find out which programs can reach it."
+                "The ZeroMQ socket at {endpoint} is restarted: it has {senders} senders, the limit \
+                 is {most}. Find out which programs can reach it."
             ),
             Excess::Memory(bytes) => warn!(
-                "The ZeroMQ socket at {endpoint} is restarted: its input uses {bytes} bytes of memory, \
-                 the limit is {MAX_ZEROMQ}. Find out which program sends so much."
+                "The ZeroMQ socket at {endpoint} is restarted: its input uses {bytes} bytes of \
+                 memory, the limit is {MAX_ZEROMQ}. Find out which program sends so much."
             ),
         }
     }
 
-    fn renew_zmq(&mut self) {
+    fn restart_zmq(&mut self) {
         match self.zmq.renew() {
-            Ok(()) => self.zmq_is_new(),
+            Ok(()) => self.zmq_restarted(),
             Err(error) => {
                 error!("{error} EspoCRM's messages are not received. Retrying every second.");
                 self.zmq_broken = Some(self.now.after(RETRY));
@@ -107,7 +107,7 @@ impl Server {
             Ok(is_new) => {
                 self.zmq_broken = None;
                 if is_new {
-                    self.zmq_is_new();
+                    self.zmq_restarted();
                 }
                 info!("EspoCRM's messages are received at {} again.", self.zmq.endpoint());
             }
@@ -115,7 +115,7 @@ impl Server {
         }
     }
 
-    fn zmq_is_new(&mut self) {
+    fn zmq_restarted(&mut self) {
         self.stats.zmq_restarts += 1;
         // For kernels on which a child process cannot close inherited descriptors.
         sys::mark_close_on_exec();

@@ -14,9 +14,10 @@ pub struct Socket(Rc<RefCell<Kernel>>);
 
 /// The kernel's state of a connection.
 ///
-/// It reports events like an edge-triggered epoll: once after bytes, the end or an error have arrived,
-/// and once when there is room again after a write was blocked. A read that returns less than is
-/// available, or nothing, simulates bytes that arrive a moment later and are reported again.
+/// It reports events like an edge-triggered epoll: once after bytes, the end or an error have
+/// arrived, and once when there is room again after a write was blocked. A read that returns less
+/// than is available, or nothing, simulates bytes that arrive a moment later and are reported
+/// again.
 #[allow(clippy::struct_excessive_bools, reason = "TCP has many independent flags")]
 pub struct Kernel {
     pub number: Number,

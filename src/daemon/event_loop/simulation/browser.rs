@@ -173,8 +173,8 @@ impl Browser {
         self.frame(random, 0x80 | first, rest, effect);
     }
 
-    /// Sends only as much of an invalid frame as the server needs to detect the violation, so that the
-    /// time of detection is known.
+    /// Sends only as much of an invalid frame as the server needs to detect the violation, so that
+    /// the time of detection is known.
     fn violate(&mut self, random: &mut Random) {
         let violations: [(u16, &[u8]); 7] = [
             (1002, &[0x81, 0]),

@@ -40,7 +40,8 @@ pub(super) fn check_lists(server: &mut Server) {
         let conn = server.conns.get(id.slot()).filter(|conn| conn.id == id);
         assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} has no backlog");
     }
-    // Each connection is counted when it is accepted, and again when the reason of its end is known.
+    // Each connection is counted when it is accepted, and again when the reason of its end is
+    // known.
     let uncounted = server.conns.iter().filter(|(_, conn)| !conn.counted).count() as u64;
     let stats = &server.stats;
     assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());

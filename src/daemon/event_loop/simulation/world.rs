@@ -219,7 +219,7 @@ impl World {
         let edition = self.random.below(24) as u32;
         self.settings.categories = Categories::from_json(&model::categories(edition));
         self.server.apply(self.settings.clone());
-        self.server.hold_checks();
+        self.server.update_check_pause();
         self.oracle.reload(edition);
     }
 
@@ -235,7 +235,7 @@ impl World {
             self.oracle.is_self_checking = true;
             self.server.self_check.request(now);
             self.server.self_check.start(Check::authentication("token", "nobody"));
-            self.server.hold_checks();
+            self.server.update_check_pause();
             return;
         }
         let verdict = match self.random.below(10) {
