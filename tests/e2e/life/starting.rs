@@ -64,7 +64,7 @@ fn a_php_that_does_not_exist_is_replaced_by_the_usual_one() {
     standin.config("phpExecutablePath", "/nonexistent/php");
     let mut daemon = Daemon::start(&standin);
     let warning = daemon.wait_for("/nonexistent/php does not exist");
-    assert!(warning.contains("EspoCRM: phpExecutablePath; php is used instead"), "{warning}");
+    assert!(warning.contains("EspoCRM: phpExecutablePath). Using php instead"), "{warning}");
     expect_alive(&daemon, &mut alice(&daemon), 1);
 }
 
@@ -121,7 +121,7 @@ fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
         ("error", "PHP ended with status 1 and said: Error: SQLSTATE"),
         ("killed", "PHP died of signal 9"),
         ("noise", "PHP ended with status 0 and said: Notice: something else"),
-        ("crash", "PHP ended with status 255 and said: PHP Exit error"),
+        ("crash", "PHP ended with status 255 and said: PHP Fatal error"),
     ] {
         let standin = Standin::new();
         standin.set("probe-failure", failure);
