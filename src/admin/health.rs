@@ -37,11 +37,11 @@ pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// What happened instead.
 pub(crate) fn check(layers: Layers) -> Result<()> {
     let (installation, settings) = run::load(layers)?;
-    look(&installation, &settings)
+    check_daemon(&installation, &settings)
 }
 
 /// The same, with settings that are known.
-pub(super) fn look(espocrm: &Installation, settings: &Settings) -> Result<()> {
+pub(super) fn check_daemon(espocrm: &Installation, settings: &Settings) -> Result<()> {
     let address = reachable(settings.listen());
     let (introduction, request) = (introduction(settings, address), request(settings, address));
     let answer = if settings.tls.value.is_some() {
