@@ -1,8 +1,8 @@
 //! `espocrm-websocket doctor`: checks every link from EspoCRM to the browser, and reports for each
 //! step what it found and what to do.
 //!
-//! Each step collects data and passes it to a pure function for the verdict. A running daemon is not
-//! disturbed: the only message it receives is addressed to a user who does not exist.
+//! Each step collects data and passes it to a pure function for the verdict. A running daemon is
+//! not disturbed: the only message it receives is addressed to a user who does not exist.
 
 mod checks;
 mod context;

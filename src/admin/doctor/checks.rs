@@ -91,8 +91,8 @@ fn judge_plain(verdict: &Verdict, took: Duration, context: &Context) -> Finding 
             STEP,
             "EspoCRM accepted an invalid token",
             format!(
-                "{root}/command.php or EspoCRM's code was modified. Anyone could connect as any user. \
-                 Restore the original files."
+                "{root}/command.php or EspoCRM's code was modified. Anyone could connect as any \
+                 user. Restore the original files."
             ),
         ),
         Verdict::Unchecked(failure) => {

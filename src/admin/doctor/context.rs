@@ -213,8 +213,8 @@ fn php_failure(error: &str, espocrm: &Installation, user: &str) -> Finding {
         "php",
         format!("PHP's command line ({php}) does not run as {user}"),
         format!(
-            "{error}\nTry: {} -v\nTo use another PHP, set php = \"PATH\" in the configuration file, \
-             or phpExecutablePath in EspoCRM's data/config.php.",
+            "{error}\nTry: {} -v\nTo use another PHP, set php = \"PATH\" in the configuration \
+             file, or phpExecutablePath in EspoCRM's data/config.php.",
             shell_word(&php)
         ),
     )
@@ -247,8 +247,8 @@ fn version(version: &Version) -> Finding {
         return Finding::warning(
             "version",
             found + " is unknown",
-            "How this version reports the result of an access check is unknown, so ambiguous results \
-             count as denied. Check the version in data/config.php or data/state.php.",
+            "How this version reports the result of an access check is unknown, so ambiguous \
+             results count as denied. Check the version in data/config.php or data/state.php.",
         );
     }
     if !version.is_at_least(first) {

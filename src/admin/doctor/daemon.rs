@@ -68,8 +68,8 @@ fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Fin
             STEP,
             "The daemon does not run: no process listens on its port",
             format!(
-                "Start it: systemctl start {service}\nIf it stops again, see its log: {log}\nIf the \
-                 service is not set up yet: espocrm-websocket setup"
+                "Start it: systemctl start {service}\nIf it stops again, see its log: {log}\nIf \
+                 the service is not set up yet: espocrm-websocket setup"
             ),
         );
     }
@@ -175,8 +175,8 @@ impl Status {
             return Finding::warning(
                 STEP,
                 format!("{found}; but it serves the EspoCRM in {}", self.root),
-                "To examine another daemon, name its service with --name, or its control socket with \
-                 --control.",
+                "To examine another daemon, name its service with --name, or its control socket \
+                 with --control.",
             );
         }
         if self.listen != listen {
@@ -194,7 +194,8 @@ impl Status {
             return Finding::warning(
                 STEP,
                 format!("{found}; but it is process {pid}, and process {holder} holds the port"),
-                "Two daemons run. Stop the one you do not need. A second EspoCRM needs its own ports.",
+                "Two daemons run. Stop the one you do not need. A second EspoCRM needs its own \
+                 ports.",
             );
         }
         if self.version != env!("CARGO_PKG_VERSION") {

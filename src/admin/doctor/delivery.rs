@@ -83,8 +83,9 @@ pub(super) fn message(
         return Finding::failure(
             STEP,
             format!("No program receives the messages that PHP sends to {to}"),
-            "Messages are lost, and users get no updates. PHP commands such as cron jobs wait a second \
-             when they end. Check that the daemon runs and receives at this endpoint: see above.",
+            "Messages are lost, and users get no updates. PHP commands such as cron jobs wait a \
+             second when they end. Check that the daemon runs and receives at this endpoint: see \
+             above.",
         );
     }
     let Some(watched) = watched else {
@@ -105,8 +106,8 @@ pub(super) fn message(
     Finding::failure(
         STEP,
         format!("A message from PHP to {to} is received, but not by this daemon"),
-        "Another program receives at this endpoint, for example a second daemon in a container. Stop \
-         it, or change the endpoint.",
+        "Another program receives at this endpoint, for example a second daemon in a container. \
+         Stop it, or change the endpoint.",
     )
 }
 

@@ -1,6 +1,6 @@
 <?php
-// espocrm-websocket doctor runs this script in EspoCRM's root as EspoCRM's user. It runs one task and
-// prints the result as one line of JSON. It loads no code of EspoCRM. For PHP 5.6 and later.
+// espocrm-websocket doctor runs this script in EspoCRM's root as EspoCRM's user. It runs one task
+// and prints the result as one line of JSON. It loads no code of EspoCRM. For PHP 5.6 and later.
 
 call_user_func(function () {
     ini_set('display_errors', 'stderr');
@@ -27,7 +27,8 @@ call_user_func(function () {
         );
     };
 
-    // Finds parameters for pages that are defined in internal files, which EspoCRM does not send to pages.
+    // Finds parameters for pages that are defined in internal files, which EspoCRM does not send to
+    // pages.
     $internal = function () {
         $found = array();
         $read = function ($file) {

@@ -1,5 +1,5 @@
-//! PHP's ZeroMQ extension, which EspoCRM needs to send messages: in the command line (for jobs) and in
-//! the web server.
+//! PHP's ZeroMQ extension, which EspoCRM needs to send messages: in the command line (for jobs) and
+//! in the web server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -193,7 +193,8 @@ fn installing(release: &str, php: &str, is_image: bool) -> String {
     } else {
         "Install the php-zmq package, or: pecl install zmq-beta".to_owned()
     };
-    how + "\nThen restart PHP or the web server: systemctl restart php-fpm (php8.2-fpm, apache2, httpd)."
+    how + "\nThen restart PHP or the web server: systemctl restart php-fpm (php8.2-fpm, apache2, \
+           httpd)."
 }
 
 #[cfg(test)]

@@ -90,9 +90,9 @@ fn judge_zeromq(zeromq: &str, is_open: bool, wanted: bool) -> Finding {
     Finding::failure(
         STEP,
         found,
-        "Anyone who can reach this port can send messages to EspoCRM's users. EspoCRM connects from \
-         this machine, so set\n  'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\n(with \
-         your port) in EspoCRM's data/config-internal.php, and restart the daemon.",
+        "Anyone who can reach this port can send messages to EspoCRM's users. EspoCRM connects \
+         from this machine, so set\n  'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\n\
+         (with your port) in EspoCRM's data/config-internal.php, and restart the daemon.",
     )
 }
 
@@ -137,8 +137,8 @@ fn judge_port(
             STEP,
             format!("Other machines can reach port {port}, although browsers use a proxy"),
             format!(
-                "Connections to this port are not encrypted, so access tokens could be intercepted. If \
-                 the proxy runs on this machine, set listen = \"127.0.0.1\" in {}.",
+                "Connections to this port are not encrypted, so access tokens could be \
+                 intercepted. If the proxy runs on this machine, set listen = \"127.0.0.1\" in {}.",
                 config.display()
             ),
         ),
@@ -165,7 +165,8 @@ fn judge_clock(now: u64, synchronized: Option<&str>) -> Finding {
         return Finding::failure(
             STEP,
             "The system clock is wrong: it is earlier than the release of this program",
-            "The expiry of tokens and certificates depends on it. As root: timedatectl set-ntp true",
+            "The expiry of tokens and certificates depends on it. As root: timedatectl set-ntp \
+             true",
         );
     }
     match synchronized {
@@ -173,8 +174,8 @@ fn judge_clock(now: u64, synchronized: Option<&str>) -> Finding {
         Some("no") => Finding::warning(
             STEP,
             "The system clock is not synchronized",
-            "The expiry of tokens and certificates depends on it. As root: timedatectl set-ntp true\n\
-             In a container or virtual machine, the host may synchronize the clock instead.",
+            "The expiry of tokens and certificates depends on it. As root: timedatectl set-ntp \
+             true\nIn a container or virtual machine, the host may synchronize the clock instead.",
         ),
         _ => Finding::ok(STEP, "The system clock is plausible"),
     }
@@ -213,8 +214,8 @@ fn judge_open_files(limits: &str, connections: u64) -> Finding {
     Finding::warning(
         STEP,
         format!(
-            "The daemon may open {}, which is too few for max_connections = {connections}; it accepts \
-             fewer connections",
+            "The daemon may open {}, which is too few for max_connections = {connections}; it \
+             accepts fewer connections",
             plural(soft, "file", "files")
         ),
         format!(
@@ -307,8 +308,8 @@ fn judge_data(
             return Finding::unknown(
                 STEP,
                 format!(
-                    "User {user} cannot write to EspoCRM's {what}, which belongs to {owner}; to test \
-                     the service's user, run the doctor as root"
+                    "User {user} cannot write to EspoCRM's {what}, which belongs to {owner}; to \
+                     test the service's user, run the doctor as root"
                 ),
             );
         }
@@ -327,8 +328,8 @@ fn judge_data(
             STEP,
             found,
             format!(
-                "PHP writes caches and logs there. The directories should belong to this user, with \
-                 mode 775: chown -R {user}: {}",
+                "PHP writes caches and logs there. The directories should belong to this user, \
+                 with mode 775: chown -R {user}: {}",
                 shell_word(&dir.to_string_lossy())
             ),
         );
@@ -339,8 +340,8 @@ fn judge_data(
         return Finding::failure(
             STEP,
             "The disk with EspoCRM's data/ is full",
-            "PHP cannot write caches and logs. Find large directories: df -h; df -i; du -x / | sort -n | \
-             tail",
+            "PHP cannot write caches and logs. Find large directories: df -h; df -i; du -x / | \
+             sort -n | tail",
         );
     }
     if bytes < ENOUGH_DISK {

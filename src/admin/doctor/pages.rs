@@ -1,5 +1,5 @@
-//! The parameters that EspoCRM's pages receive. PHP reads all parameters; pages do not receive those
-//! that an internal configuration file defines.
+//! The parameters that EspoCRM's pages receive. PHP reads all parameters; pages do not receive
+//! those that an internal configuration file defines.
 
 use std::fmt::Write;
 

@@ -127,8 +127,8 @@ impl Port {
             return Finding::unknown(
                 step,
                 format!(
-                    "{what}: {port} is held by a process of user {}; to identify it, run the doctor \
-                     as root",
+                    "{what}: {port} is held by a process of user {}; to identify it, run the \
+                     doctor as root",
                     users.join(", ")
                 ),
             );
@@ -140,7 +140,8 @@ impl Port {
             Kind::Systemd => Finding::ok(
                 step,
                 format!(
-                    "{what}: {port} is held by systemd, for espocrm-websocket.socket or another unit"
+                    "{what}: {port} is held by systemd, for espocrm-websocket.socket or another \
+                     unit"
                 ),
             ),
             Kind::OtherService => {
@@ -148,8 +149,8 @@ impl Port {
                 Finding::failure(
                     step,
                     format!(
-                        "{what}: {port} is held by the daemon of another EspoCRM, process {pid}{of}: \
-                         {command}"
+                        "{what}: {port} is held by the daemon of another EspoCRM, process \
+                         {pid}{of}: {command}"
                     ),
                     "Each EspoCRM needs its own ports. In data/config-internal.php of one of them, \
                      change webSocketPort, and for ZeroMQ webSocketZeroMQSubmissionDsn and \
@@ -159,8 +160,8 @@ impl Port {
             Kind::Original => Finding::failure(
                 step,
                 format!("{what}: {port} is held by EspoCRM's own daemon, process {pid}"),
-                "Stop it, or replace it (reversible):\n  espocrm-websocket adopt\nIf supervisor, cron \
-                 or a container starts it instead of systemd, stop it there.",
+                "Stop it, or replace it (reversible):\n  espocrm-websocket adopt\nIf supervisor, \
+                 cron or a container starts it instead of systemd, stop it there.",
             ),
             Kind::Other => Finding::failure(
                 step,

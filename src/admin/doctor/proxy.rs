@@ -87,7 +87,8 @@ impl Proxy {
         let (what, text) = match self {
             Self::Nginx => ("For nginx, in the server block of this site:", NGINX),
             Self::Apache => (
-                "For Apache, in the VirtualHost of this site, after a2enmod proxy_http proxy_wstunnel:",
+                "For Apache, in the VirtualHost of this site, after a2enmod proxy_http \
+                 proxy_wstunnel:",
                 APACHE,
             ),
             Self::Caddy => ("For Caddy, in the block of this site:", CADDY),

@@ -41,8 +41,9 @@ fn judge(log: Option<&str>) -> Finding {
         format!("nginx writes the access tokens of users to a log: {log}"),
         format!(
             "Anyone who can read this log can act as these users. Add to the daemon's location:\n  \
-             access_log off;\nor use a log_format without the query, as in {DOCUMENTS}/nginx.conf.\n\
-             Then: nginx -t && systemctl reload nginx\nDelete the old logs."
+             access_log off;\nor use a log_format without the query, as in \
+             {DOCUMENTS}/nginx.conf.\nThen: nginx -t && systemctl reload nginx\nDelete the old \
+             logs."
         ),
     )
 }

@@ -94,7 +94,8 @@ fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
         format!("ProxyPass … timeout={wanted}")
     };
     let fix = format!(
-        "The timeout should be longer than two ping intervals: {directive}\nOr reduce ping_interval."
+        "The timeout should be longer than two ping intervals: {directive}\nOr reduce \
+         ping_interval."
     );
     if *seconds > 2 * ping {
         Finding::ok(step, found)

@@ -62,7 +62,7 @@ pub(super) fn examine(
         Ok(answer) => {
             let attempt = Attempt::of(&answer);
             let proxy = Proxy::find(attempt.server().as_deref(), files);
-            report.add(attempt.judge(&address, daemon, &|| proxy.snippet(&address, daemon)));
+            report.add(attempt.judge(&address, daemon, &proxy.snippet(&address, daemon)));
             (attempt.phase != "connect").then_some((address, proxy))
         }
         Err(error) => {
@@ -72,8 +72,8 @@ pub(super) fn examine(
     }
 }
 
-/// EspoCRM's siteUrl is http, but the web server redirects to https: its pages may then not connect to
-/// the ws:// address derived from siteUrl.
+/// EspoCRM's siteUrl is http, but the web server redirects to https: its pages may then not connect
+/// to the ws:// address derived from siteUrl.
 fn redirected(site: &str, context: &Context, stop: Stop<'_>) -> Option<Finding> {
     let (scheme, rest) = site.split_once("://")?;
     let address =
@@ -231,12 +231,7 @@ impl Attempt {
         health::is_closed(&self.answer) && code == Some(&POLICY)
     }
 
-    fn judge(
-        &self,
-        address: &PublicAddress,
-        daemon: &Daemon<'_>,
-        snippet: &dyn Fn() -> String,
-    ) -> Finding {
+    fn judge(&self, address: &PublicAddress, daemon: &Daemon<'_>, snippet: &str) -> Finding {
         match &*self.phase {
             "connect" => self.unreached(address, daemon),
             "tls" => {
@@ -268,9 +263,9 @@ impl Attempt {
             return Finding::warning(
                 STEP,
                 found,
-                "But this machine answers correctly under that name. Most likely the network does not \
-                 route this machine's connections back to its own public address (NAT loopback). Test \
-                 with a browser on another machine.",
+                "But this machine answers correctly under that name. Most likely the network does \
+                 not route this machine's connections back to its own public address (NAT \
+                 loopback). Test with a browser on another machine.",
             );
         }
         if self.error.contains("getaddrinfo") || self.error.contains("not known") {
@@ -278,14 +273,15 @@ impl Attempt {
                 STEP,
                 found,
                 format!(
-                    "This machine cannot resolve {}. Check that EspoCRM's siteUrl is the address that \
-                     users type, and that its name is in DNS.",
+                    "This machine cannot resolve {}. Check that EspoCRM's siteUrl is the address \
+                     that users type, and that its name is in DNS.",
                     address.host
                 ),
             );
         }
         let fix = if !address.is_direct(daemon.port, daemon.tls) {
-            "Check that the web server runs and listens on that port, and that no firewall blocks it."
+            "Check that the web server runs and listens on that port, and that no firewall blocks \
+             it."
         } else if daemon.serves {
             "The daemon answers at its own address. Check whether it listens on 127.0.0.1 only \
              (setting listen), and whether a firewall blocks the port."
@@ -344,17 +340,17 @@ impl Attempt {
                 STEP,
                 found("self-signed certificate"),
                 format!(
-                    "Browsers reject a WebSocket with such a certificate without asking the user. Get \
-                     a certificate for {host} (certbot), or make browsers and this machine trust this \
-                     one."
+                    "Browsers reject a WebSocket with such a certificate without asking the user. \
+                     Get a certificate for {host} (certbot), or make browsers and this machine \
+                     trust this one."
                 ),
             );
         }
         let chain = if *length <= 1 {
             format!(
-                "The web server sends only its own certificate. It should also send the intermediate \
-                 certificates of {issuer}: use fullchain.pem instead of cert.pem (nginx: \
-                 ssl_certificate, Apache: SSLCertificateFile)."
+                "The web server sends only its own certificate. It should also send the \
+                 intermediate certificates of {issuer}: use fullchain.pem instead of cert.pem \
+                 (nginx: ssl_certificate, Apache: SSLCertificateFile)."
             )
         } else {
             format!("This machine does not know the issuer, {issuer}.")
@@ -363,18 +359,13 @@ impl Attempt {
             STEP,
             found("the certificate is not trusted"),
             format!(
-                "{chain}\nIf the issuer is your own authority and browsers trust it, make this machine \
-                 trust it too: update-ca-certificates\n{error}"
+                "{chain}\nIf the issuer is your own authority and browsers trust it, make this \
+                 machine trust it too: update-ca-certificates\n{error}"
             ),
         )
     }
 
-    fn answered(
-        &self,
-        address: &PublicAddress,
-        daemon: &Daemon<'_>,
-        snippet: &dyn Fn() -> String,
-    ) -> Finding {
+    fn answered(&self, address: &PublicAddress, daemon: &Daemon<'_>, snippet: &str) -> Finding {
         let server = self.server();
         let name = server.as_deref().unwrap_or("a server without a name");
         let what = |it: &str| format!("{address}: {name} {it}");
@@ -389,7 +380,7 @@ impl Attempt {
             };
             return failure(what(&response), "See the log of the web server.".to_owned());
         };
-        let location = address.location();
+        let (location, target) = (address.location(), daemon.address);
         match status {
             101 if self.is_daemon() => {
                 let mut found = format!("{address} answers correctly");
@@ -398,28 +389,23 @@ impl Attempt {
                 }
                 if let Some(certificate) = &self.certificate {
                     let left = certificate.until - self.now;
-                    let days = left / 86_400;
+                    let (days, hours) = (left / 86_400, span(left, 3_600, "hour"));
                     if days < 7 {
                         return Finding::warning(
                             STEP,
                             found + ", with a certificate that expires soon",
-                            format!(
-                                "It expires in {}. Renew it: certbot renew",
-                                span(left, 3_600, "hour")
-                            ),
+                            format!("It expires in {hours}. Renew it: certbot renew"),
                         );
                     }
-                    let _ =
-                        write!(found, ", with a certificate that is valid for {days} more days");
+                    let _ = write!(found, ", with a certificate valid for {days} more days");
                 }
                 Finding::ok(STEP, found)
             }
             101 => failure(
                 what("opens a WebSocket, but not one of espocrm-websocket"),
                 format!(
-                    "EspoCRM's own daemon or another program answers. Forward {location} to {}.\n{}",
-                    daemon.address,
-                    snippet()
+                    "EspoCRM's own daemon or another program answers. Forward {location} to \
+                     {target}.\n{snippet}"
                 ),
             ),
             301 | 302 | 303 | 307 | 308 => failure(
@@ -428,38 +414,35 @@ impl Attempt {
                     self.header("Location").unwrap_or_else(|| "elsewhere".to_owned())
                 )),
                 format!(
-                    "A browser does not follow redirects for a WebSocket. Set EspoCRM's siteUrl (or \
-                     webSocketUrl) to the final address, or exclude {location} from the redirect.\n{}",
-                    snippet()
+                    "A browser does not follow redirects for a WebSocket. Set EspoCRM's siteUrl \
+                     (or webSocketUrl) to the final address, or exclude {location} from the \
+                     redirect.\n{snippet}"
                 ),
             ),
             400 | 426 | 505 => failure(
                 what(&format!("answers {status}: the daemon does not receive an upgrade request")),
                 format!(
-                    "The proxy forwards {location}, but without the headers Upgrade and Connection, or \
-                     with HTTP/1.0.\n{}",
-                    snippet()
+                    "The proxy forwards {location}, but without the headers Upgrade and \
+                     Connection, or with HTTP/1.0.\n{snippet}"
                 ),
             ),
             401 => failure(
                 what("answers 401: it requires a password"),
                 format!(
-                    "Browsers cannot ask for a password when they open a WebSocket. Exclude {location} \
-                     from authentication."
+                    "Browsers cannot ask for a password here. Exclude {location} from \
+                     authentication."
                 ),
             ),
             403 => failure(
                 what("answers 403"),
-                format!("A rule of the web server forbids {location}. Allow it.\n{}", snippet()),
+                format!("A rule of the web server forbids {location}. Allow it.\n{snippet}"),
             ),
             502..=504 if daemon.serves => failure(
                 what(&format!("answers {status}: it cannot reach the daemon")),
                 format!(
-                    "The daemon answers at {}. Check that the proxy forwards to that address. With \
-                     SELinux: setsebool -P httpd_can_network_connect 1\nApache without retry=0 waits a \
-                     minute after a restart of the daemon.\n{}",
-                    daemon.address,
-                    snippet()
+                    "The daemon answers at {target}. Check that the proxy forwards to that \
+                     address. With SELinux: setsebool -P httpd_can_network_connect 1\nApache \
+                     without retry=0 waits a minute after a restart of the daemon.\n{snippet}"
                 ),
             ),
             502..=504 => failure(
@@ -468,7 +451,7 @@ impl Attempt {
             ),
             _ => failure(
                 what(&format!("answers {status}: it does not forward {location} to the daemon")),
-                snippet(),
+                snippet.to_owned(),
             ),
         }
     }
@@ -508,7 +491,7 @@ mod tests {
 
     fn judged(attempt: &Attempt, daemon: &Daemon<'_>) -> Finding {
         let address = PublicAddress::of("https://crm.example.com", None).unwrap();
-        attempt.judge(&address, daemon, &|| "SNIPPET".to_owned())
+        attempt.judge(&address, daemon, "SNIPPET")
     }
 
     fn answer(head: &str, frame: &[u8]) -> Attempt {
@@ -530,7 +513,7 @@ mod tests {
         assert!(judged(&attempt, &DAEMON).is_ok());
         let until = |days: i64| Some(Certificate { until: days * 86_400, ..Default::default() });
         attempt.certificate = until(60);
-        let expected = "nginx/1.22, with a certificate that is valid for 60 more days";
+        let expected = "nginx/1.22, with a certificate valid for 60 more days";
         assert!(judged(&attempt, &DAEMON).found.contains(expected));
         attempt.certificate = until(3);
         assert_eq!(judged(&attempt, &DAEMON).state, State::Warning);

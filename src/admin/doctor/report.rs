@@ -193,7 +193,7 @@ impl Report {
         let has = |state| self.findings.iter().any(|it| it.state == state);
         if has(State::Failure) {
             return Err(Exit::error(
-                "At least one step failed. Fix the first \u{2717} first, then run the doctor again.",
+                "At least one step failed. Fix the first \u{2717}, then run the doctor again.",
             ));
         }
         let warnings = if has(State::Warning) { " Check the warnings marked with !" } else { "" };

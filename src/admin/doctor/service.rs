@@ -172,7 +172,8 @@ impl Unit {
 /// Judges an administrator's unit for EspoCRM's `websocket.php`.
 fn judge_old(name: &str, unit: &Unit) -> Option<Finding> {
     let fix = format!(
-        "Replace it (reversible): espocrm-websocket adopt {}\nOr stop it: systemctl disable --now {}",
+        "Replace it (reversible): espocrm-websocket adopt {}\nOr stop it: systemctl disable --now \
+         {}",
         shell_word(name),
         shell_word(name)
     );

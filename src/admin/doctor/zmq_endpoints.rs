@@ -82,10 +82,11 @@ fn compare(
             STEP,
             format!("EspoCRM sends to {to}, but the daemon receives at {at}: {what}"),
             format!(
-                "In EspoCRM's data/config-internal.php, set both to matching values, for example\n  \
-                 'webSocketZeroMQSubmissionDsn' => '{DEFAULT}',\n  \
-                 'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\nand restart the daemon. \
-                 zeromq in the configuration file, or --zeromq, takes precedence over the latter."
+                "In EspoCRM's data/config-internal.php, set both to matching values, for \
+                 example\n  'webSocketZeroMQSubmissionDsn' => '{DEFAULT}',\n  \
+                 'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\nand restart the \
+                 daemon. zeromq in the configuration file, or --zeromq, takes precedence over the \
+                 latter."
             ),
         )
     };
