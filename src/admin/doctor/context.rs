@@ -69,7 +69,7 @@ impl Context {
             Ok(espocrm) => espocrm,
             Err(error) => {
                 report.add(Finding::failure("espocrm", "EspoCRM was not found", error.to_string()));
-                skip(report, 1, "no EspoCRM was found");
+                skip(report, 1, "EspoCRM was not found");
                 return None;
             }
         };
