@@ -147,11 +147,11 @@ impl Adopt {
         // With a directory, there is always a plan.
         let plan = Plan::make(files, &setup, Some(&old.name))?;
         let plan = plan.ok_or_else(|| Exit::error("There is nothing to do."))?;
-        let ours = plan.service.template();
-        if !PACKAGED.iter().any(|dir| files.resolve(&Path::new(dir).join(ours)).is_ok()) {
+        let template = plan.service.template();
+        if !PACKAGED.iter().any(|dir| files.resolve(&Path::new(dir).join(template)).is_ok()) {
             return Err(Exit::error(format!(
-                "{name} cannot be replaced, because {ours} is not installed. Nothing was changed. \
-                 Install the espocrm-websocket package."
+                "{name} cannot be replaced, because {template} is not installed. Nothing was \
+                 changed. Install the espocrm-websocket package."
             )));
         }
         Ok(plan)

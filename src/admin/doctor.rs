@@ -170,7 +170,7 @@ impl Doctor {
         let is_certain = self.flags.espocrm.is_none() || self.name.is_some();
         let expected = Expected { unit: &unit, main_pid, is_certain };
         let mut port = Port::inspect(listen.port(), Some(listen.ip()), expected);
-        let control = daemon::ask(self, context);
+        let control = daemon::query(self, context);
         let control_pid = control.as_ref().ok().and_then(|control| control.pid(context));
         port.recognize(control_pid);
         let answers = daemon::answers(context, &port, &unit, can_start);

@@ -6,11 +6,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use super::*;
 use crate::admin::setup::image::Image;
 
-const OURS: &str = "espocrm-websocket.service";
+const SERVICE: &str = "espocrm-websocket.service";
 const CONFIG: &str = "/etc/espocrm-websocket/config.toml";
 const DROP_IN: &str = "/etc/systemd/system/espocrm-websocket.service.d/10-setup.conf";
 const WANTED: &str = "/etc/systemd/system/default.target.wants";
-const KEPT: &str = "/var/lib/espocrm-websocket/adopted";
+const BACKUPS: &str = "/var/lib/espocrm-websocket/adopted";
 
 /// The unit in EspoCRM's documentation.
 const DOCUMENTED: &str = "[Unit]\nDescription=EspoCRM WebSocket Service\nRequires=mysql.service\n\
@@ -49,14 +49,14 @@ fn has(text: &str, parts: &[&str]) {
 #[test]
 fn users_are_shown_by_name() {
     for (written, shown) in [("33", None), ("34", Some("web-deploy")), ("4711", Some("4711"))] {
-        let image = machine(OURS);
+        let image = machine(SERVICE);
         let web = fs::metadata(image.at("/var/www/html/data")).unwrap().uid();
         let passwd = format!("web:x:{web}:1::/:/x\nweb-deploy:x:34:34::/:/x\n");
         image.put("/etc/passwd", &passwd);
         let written = if written == "33" { web.to_string() } else { written.to_owned() };
-        image.put(&own(OURS), &DOCUMENTED.replace("www-data", &written));
+        image.put(&own(SERVICE), &DOCUMENTED.replace("www-data", &written));
         let output = adopt(&image, &format!("--user {web}")).unwrap();
-        has(&output, &["EspoCRM in /var/www/html and runs as user web"]);
+        has(&output, &["EspoCRM in /var/www/html, user web"]);
         has(&image.text(DROP_IN), &["User=web\n"]);
         match shown {
             // The same user, as a number.
@@ -68,20 +68,20 @@ fn users_are_shown_by_name() {
 
 #[test]
 fn the_documented_unit_is_replaced() {
-    let image = machine(OURS);
+    let image = machine(SERVICE);
     let output = adopt(&image, "").unwrap();
     has(
         &output,
         &[
             "saved to /var/lib/espocrm-websocket/adopted/espocrm-websocket.service",
-            "EspoCRM in /var/www/html and runs as user web",
+            "EspoCRM in /var/www/html, user web",
             "The old unit ran as www-data",
             "The old log is no longer written: /var/www/html/data/logs/websocket.log",
             "journalctl -u",
             "espocrm-websocket adopt --undo espocrm-websocket.service",
         ],
     );
-    let unit = OURS;
+    let unit = SERVICE;
     let calls = [
         format!("is-active {unit}"),
         format!("stop {unit}"),
@@ -92,15 +92,15 @@ fn the_documented_unit_is_replaced() {
         format!("is-active {unit}"),
     ];
     assert_eq!(image.calls(), calls);
-    assert!(!image.has(&own(OURS)) && !image.has(&format!("{WANTED}/{OURS}")));
+    assert!(!image.has(&own(SERVICE)) && !image.has(&format!("{WANTED}/{SERVICE}")));
     has(&image.text(CONFIG), &["espocrm = \"/var/www/html\""]);
     assert!(image.has(DROP_IN));
-    assert_eq!(image.text(&format!("{KEPT}/{OURS}")), DOCUMENTED);
+    assert_eq!(image.text(&format!("{BACKUPS}/{SERVICE}")), DOCUMENTED);
 }
 
 #[test]
 fn undo_restores_the_unit_with_its_links_and_modes() {
-    for unit in [OURS, "crm.service"] {
+    for unit in [SERVICE, "crm.service"] {
         let image = machine(unit);
         let drop_in = format!("{}.d/override.conf", own(unit));
         image.put(&drop_in, "[Service]\nNice=5\n");
@@ -117,7 +117,7 @@ fn undo_restores_the_unit_with_its_links_and_modes() {
         let output = adopt(&image, "--undo").unwrap();
         let restored = "was restored, and espocrm-websocket.service was disabled";
         has(&output, &[&own(unit), restored, &format!("{unit} is running")]);
-        let calls = ["stop", "disable"].map(|verb| format!("{verb} {OURS}"));
+        let calls = ["stop", "disable"].map(|verb| format!("{verb} {SERVICE}"));
         let then = ["daemon-reload".to_owned(), format!("restart {unit}")];
         assert_eq!(image.calls()[..4], [calls, then].concat());
         assert_eq!(image.text(&own(unit)), DOCUMENTED);
@@ -130,7 +130,7 @@ fn undo_restores_the_unit_with_its_links_and_modes() {
         let wanted = image.at(&format!("{WANTED}/{unit}")).read_link().unwrap();
         assert_eq!(wanted.to_str(), Some(&*own(unit)));
         assert!(!image.has(DROP_IN) && image.has(CONFIG));
-        assert_eq!(fs::read_dir(image.at(KEPT)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(image.at(BACKUPS)).unwrap().count(), 0);
         has(&adopt(&image, "--undo").unwrap_err(), &["No unit was adopted"]);
         // It can be adopted again.
         adopt(&image, "").unwrap();
@@ -152,34 +152,34 @@ fn a_unit_that_did_not_run_is_not_started_afterwards() {
 
 #[test]
 fn a_failed_replacement_is_rolled_back() {
-    for unit in [OURS, "crm.service"] {
+    for unit in [SERVICE, "crm.service"] {
         for (how, words) in [
             ("fails", "Job for espocrm-websocket.service failed"),
             ("dies", "systemd reports activating.\n  Nothing can be served.\n  Fix it.\nYour unit"),
             ("missing", "does not exist"),
         ] {
             let image = machine(unit);
-            image.put(&format!("/systemctl.d/{how}/{OURS}"), "");
+            image.put(&format!("/systemctl.d/{how}/{SERVICE}"), "");
             let error = adopt(&image, "").unwrap_err();
             let restored = format!("Your unit {unit} was restored and is running.");
             has(&error, &["could not replace", words, &restored, "journalctl"]);
             has(&error, &["espocrm-websocket config --espocrm /var/www/html"]);
             let calls = image.calls();
             assert!(calls.contains(&format!("restart {unit}")), "{calls:?}");
-            assert!(calls.contains(&format!("disable {OURS}")), "{calls:?}");
+            assert!(calls.contains(&format!("disable {SERVICE}")), "{calls:?}");
             assert_eq!(image.text(&own(unit)), DOCUMENTED);
             assert!(image.has(&format!("{WANTED}/{unit}")));
             assert!(!image.has(CONFIG) && !image.has(DROP_IN));
-            assert!(!image.has(&format!("{KEPT}/{unit}")));
+            assert!(!image.has(&format!("{BACKUPS}/{unit}")));
         }
     }
 }
 
 #[test]
 fn existing_settings_are_restored_after_a_failure() {
-    let image = machine(OURS);
+    let image = machine(SERVICE);
     image.put(CONFIG, "# mine\n");
-    image.put(&format!("/systemctl.d/fails/{OURS}"), "");
+    image.put(&format!("/systemctl.d/fails/{SERVICE}"), "");
     adopt(&image, "").unwrap_err();
     assert_eq!(image.text(CONFIG), "# mine\n");
 }
@@ -194,16 +194,16 @@ fn the_backup_of_a_unit_that_does_not_start_is_kept() {
     image.put("/systemctl.d/fails/crm.service", "");
     let error = adopt(&image, "--undo").unwrap_err();
     has(&error, &["Its file was restored", "Job for crm.service failed"]);
-    assert!(image.has(&own("crm.service")) && image.has(&format!("{KEPT}/crm.service")));
+    assert!(image.has(&own("crm.service")) && image.has(&format!("{BACKUPS}/crm.service")));
     fs::remove_file(image.at("/systemctl.d/fails/crm.service")).unwrap();
     adopt(&image, "--undo").unwrap();
-    assert!(!image.has(&format!("{KEPT}/crm.service")));
+    assert!(!image.has(&format!("{BACKUPS}/crm.service")));
     // The same during a rollback.
     image.put("/systemctl.d/fails/crm.service", "");
-    image.put(&format!("/systemctl.d/fails/{OURS}"), "");
+    image.put(&format!("/systemctl.d/fails/{SERVICE}"), "");
     let error = adopt(&image, "").unwrap_err();
     has(&error, &["could not be restored", "adopt --undo crm.service"]);
-    assert!(image.has(&format!("{KEPT}/crm.service")));
+    assert!(image.has(&format!("{BACKUPS}/crm.service")));
 }
 
 #[test]
@@ -245,10 +245,10 @@ fn nothing_is_changed_in_case_of_doubt() {
     fs::remove_file(image.at(&own("crm@.service"))).unwrap();
     image.put(&own("crm.service"), DOCUMENTED);
     // Another old unit has the name of the new service.
-    image.put(&own(OURS), DOCUMENTED);
+    image.put(&own(SERVICE), DOCUMENTED);
     has(&adopt(&image, "crm").unwrap_err(), &["adopt espocrm-websocket.service"]);
-    fs::remove_file(image.at(&own(OURS))).unwrap();
-    fs::remove_file(image.at("/usr/lib/systemd/system").join(OURS)).unwrap();
+    fs::remove_file(image.at(&own(SERVICE))).unwrap();
+    fs::remove_file(image.at("/usr/lib/systemd/system").join(SERVICE)).unwrap();
     has(&adopt(&image, "").unwrap_err(), &["is not installed"]);
     assert!(image.is_untouched() && image.calls().is_empty());
 }

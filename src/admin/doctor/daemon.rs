@@ -94,7 +94,7 @@ fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Fin
 ///
 /// # Errors
 /// If there is no control socket, or it does not answer.
-pub(super) fn ask(doctor: &Doctor, context: &Context) -> Result<Control> {
+pub(super) fn query(doctor: &Doctor, context: &Context) -> Result<Control> {
     let client = client(doctor, context)?;
     let status = Status::of(&client.get("/status")?);
     Ok(Control { client, status })

@@ -71,7 +71,7 @@ impl PhpInfo {
 
     /// Whether it is suitable for access checks.
     pub(super) fn judge(&self, php: &str, user: &str) -> Finding {
-        let found = format!("PHP {} runs as {user}: {php}", self.version);
+        let found = format!("PHP {} ({php}) runs as {user}", self.version);
         if self.opcache {
             return Finding::ok("php", found + ", with opcache");
         }

@@ -110,15 +110,15 @@ impl Port {
     }
 
     /// `serves`: whether the port answers like this daemon.
-    pub(super) fn judge(&self, step: &'static str, what: &str, serves: bool) -> Finding {
+    pub(super) fn judge(&self, step: &'static str, title: &str, serves: bool) -> Finding {
         let port = self.number;
         if self.is_free() {
-            return Finding::ok(step, format!("{what}: {port} is free"));
+            return Finding::ok(step, format!("{title}: {port} is free"));
         }
         let Some(holder) = &self.holder else {
             if serves {
                 let found = format!(
-                    "{what}: {port} is held by a process that answers as espocrm-websocket"
+                    "{title}: {port} is held by a process that answers as espocrm-websocket"
                 );
                 return Finding::ok(step, found);
             }
@@ -127,20 +127,20 @@ impl Port {
             return Finding::unknown(
                 step,
                 format!(
-                    "{what}: {port} is held by a process of user {}; to identify it, run the \
+                    "{title}: {port} is held by a process of user {}; to identify it, run the \
                      doctor as root",
                     users.join(", ")
                 ),
             );
         };
         let Holder { pid, command, kind, unit } = holder;
-        let held = format!("{what}: {port} is held by process {pid}: {command}");
+        let held = format!("{title}: {port} is held by process {pid}: {command}");
         match kind {
             Kind::Daemon => Finding::ok(step, held),
             Kind::Systemd => Finding::ok(
                 step,
                 format!(
-                    "{what}: {port} is held by systemd, for espocrm-websocket.socket or another \
+                    "{title}: {port} is held by systemd, for espocrm-websocket.socket or another \
                      unit"
                 ),
             ),
@@ -149,7 +149,7 @@ impl Port {
                 Finding::failure(
                     step,
                     format!(
-                        "{what}: {port} is held by the daemon of another EspoCRM, process \
+                        "{title}: {port} is held by the daemon of another EspoCRM, process \
                          {pid}{of}: {command}"
                     ),
                     "Each EspoCRM needs its own ports. In data/config-internal.php of one of them, \
@@ -159,7 +159,7 @@ impl Port {
             }
             Kind::Original => Finding::failure(
                 step,
-                format!("{what}: {port} is held by EspoCRM's own daemon, process {pid}"),
+                format!("{title}: {port} is held by EspoCRM's own daemon, process {pid}"),
                 "Stop it, or replace it (reversible):\n  espocrm-websocket adopt\nIf supervisor, \
                  cron or a container starts it instead of systemd, stop it there.",
             ),

@@ -108,17 +108,16 @@ fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
 
 /// The blocks of nginx's configuration.
 pub(super) fn nginx_blocks(files: &Files, port: u16) -> Vec<Block> {
-    let mut blocks = vec![Block::default()];
-    let mut left = MAX_FILES;
+    let mut reader = Reader { files, port, blocks: vec![Block::default()], files_left: MAX_FILES };
     if files.resolve(Path::new(NGINX)).is_ok() {
-        read(files, Path::new(NGINX), 0, 0, port, &mut blocks, &mut left);
+        reader.read(Path::new(NGINX), 0, 0);
     } else {
         let sites = SITES.iter().filter(|it| it.contains("nginx"));
         for site in sites.flat_map(|pattern| files.find(pattern)) {
-            read(files, &site, 0, 0, port, &mut blocks, &mut left);
+            reader.read(&site, 0, 0);
         }
     }
-    blocks
+    reader.blocks
 }
 
 /// The blocks that forward to the daemon.
@@ -159,63 +158,65 @@ fn nginx(files: &Files, port: u16) -> Option<Timeout> {
     forwarding(&blocks, port).into_iter().map(timeout).min_by_key(|timeout| timeout.seconds)
 }
 
-/// Reads a file into `blocks`, as part of the block `current`.
-fn read(
-    files: &Files,
-    path: &Path,
-    mut current: usize,
-    depth: usize,
+/// Reads nginx's configuration files.
+struct Reader<'a> {
+    files: &'a Files,
     port: u16,
-    blocks: &mut Vec<Block>,
-    left: &mut usize,
-) {
-    if *left == 0 || depth > MAX_DEPTH {
-        return;
-    }
-    *left -= 1;
-    let text = files.read(path).unwrap_or_default();
-    let mut rest = &text[..];
-    let mut words: Vec<String> = Vec::new();
-    while let Some((token, after)) = next_token(rest) {
-        rest = after;
-        match token {
-            Token::Word(word) => words.push(String::from_utf8_lossy(&word).into_owned()),
-            Token::End(b'\n') => {}
-            Token::End(b'{') => {
-                let is_upstream = words.first().is_some_and(|it| it == "upstream");
-                let upstream = words.get(1).filter(|_| is_upstream).cloned();
-                blocks.push(Block { parent: current, upstream, ..Block::default() });
-                current = blocks.len() - 1;
-                words.clear();
-            }
-            Token::End(b'}') => {
-                current = blocks.get(current).map_or(0, |block| block.parent);
-                words.clear();
-            }
-            Token::End(_) => {
-                let (name, value) = (words.first(), words.get(1));
-                if let (Some(name), Some(value), Some(block)) =
-                    (name, value, blocks.get_mut(current))
-                {
-                    let arguments = || words.iter().skip(1).cloned().collect();
-                    match &**name {
-                        "access_log" => block.access_logs.push(arguments()),
-                        "log_format" => block.log_formats.push(arguments()),
-                        "proxy_pass" => block.proxy_pass = Some(value.clone()),
-                        "proxy_read_timeout" => block.read_timeout = seconds(value),
-                        "server" if block.upstream.is_some() => {
-                            block.forwards |= has_port(value, port);
-                        }
-                        "include" => {
-                            let whole = Path::new("/etc/nginx").join(value);
-                            for path in files.find(&whole.to_string_lossy()) {
-                                read(files, &path, current, depth + 1, port, blocks, left);
-                            }
-                        }
-                        _ => {}
-                    }
+    blocks: Vec<Block>,
+    files_left: usize,
+}
+
+impl Reader<'_> {
+    /// Reads a file as part of the block `current`. `depth`: the depth of includes.
+    fn read(&mut self, path: &Path, mut current: usize, depth: usize) {
+        if self.files_left == 0 || depth > MAX_DEPTH {
+            return;
+        }
+        self.files_left -= 1;
+        let text = self.files.read(path).unwrap_or_default();
+        let mut rest = &text[..];
+        let mut words: Vec<String> = Vec::new();
+        while let Some((token, after)) = next_token(rest) {
+            rest = after;
+            match token {
+                Token::Word(word) => words.push(String::from_utf8_lossy(&word).into_owned()),
+                Token::End(b'\n') => {}
+                Token::End(b'{') => {
+                    let is_upstream = words.first().is_some_and(|it| it == "upstream");
+                    let upstream = words.get(1).filter(|_| is_upstream).cloned();
+                    self.blocks.push(Block { parent: current, upstream, ..Block::default() });
+                    current = self.blocks.len() - 1;
+                    words.clear();
                 }
-                words.clear();
+                Token::End(b'}') => {
+                    current = self.blocks.get(current).map_or(0, |block| block.parent);
+                    words.clear();
+                }
+                Token::End(_) => {
+                    let (name, value) = (words.first(), words.get(1));
+                    if let (Some(name), Some(value), Some(block)) =
+                        (name, value, self.blocks.get_mut(current))
+                    {
+                        let arguments = || words.iter().skip(1).cloned().collect();
+                        match &**name {
+                            "access_log" => block.access_logs.push(arguments()),
+                            "log_format" => block.log_formats.push(arguments()),
+                            "proxy_pass" => block.proxy_pass = Some(value.clone()),
+                            "proxy_read_timeout" => block.read_timeout = seconds(value),
+                            "server" if block.upstream.is_some() => {
+                                block.forwards |= has_port(value, self.port);
+                            }
+                            "include" => {
+                                let whole = Path::new("/etc/nginx").join(value);
+                                for path in self.files.find(&whole.to_string_lossy()) {
+                                    self.read(&path, current, depth + 1);
+                                }
+                            }
+                            _ => {}
+                        }
+                    }
+                    words.clear();
+                }
             }
         }
     }
@@ -310,31 +311,18 @@ fn seconds(text: &str) -> Option<u64> {
 mod tests {
     use super::super::report::State;
     use super::*;
+    use crate::admin::setup::image::Image;
 
-    /// A root directory with these files.
-    struct Image(std::path::PathBuf);
-
-    impl Image {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let dir = format!("espocrm-idle-{name}-{}", std::process::id());
-            let image = Self(std::env::temp_dir().join(dir));
-            for (path, text) in files {
-                let path = image.0.join(path.trim_start_matches('/'));
-                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-                std::fs::write(path, text).unwrap();
-            }
-            image
+    fn image(files: &[(&str, &str)]) -> Image {
+        let image = Image::new();
+        for (path, text) in files {
+            image.put(path, text);
         }
-
-        fn files(&self) -> Files {
-            Files::below(&self.0)
-        }
+        image
     }
 
-    impl Drop for Image {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+    fn nginx_of(image: &Image, port: u16) -> Option<(u64, String)> {
+        found(nginx(&Files::below(&image.at("/")), port))
     }
 
     fn found(timeout: Option<Timeout>) -> Option<(u64, String)> {
@@ -343,42 +331,36 @@ mod tests {
 
     #[test]
     fn nginx_is_followed_through_its_includes() {
-        let image = Image::new(
-            "nginx",
-            &[
-                (
-                    "/etc/nginx/nginx.conf",
-                    "events {}\nhttp {\n proxy_read_timeout 2m;\n include conf.d/*.conf;\n\
+        let several = image(&[
+            (
+                "/etc/nginx/nginx.conf",
+                "events {}\nhttp {\n proxy_read_timeout 2m;\n include conf.d/*.conf;\n\
                      include /etc/nginx/sites-enabled/*;\n}\n",
-                ),
-                (
-                    "/etc/nginx/conf.d/a.conf",
-                    "upstream ws { server 127.0.0.1:8081; }\n\
+            ),
+            (
+                "/etc/nginx/conf.d/a.conf",
+                "upstream ws { server 127.0.0.1:8081; }\n\
                      server { location / { proxy_pass http://127.0.0.1:80; \
                      proxy_read_timeout 5s; } }",
-                ),
-                (
-                    "/etc/nginx/sites-enabled/crm",
-                    "server { listen 443 ssl;\n# proxy_read_timeout 1s;\n location /wss {\n\
+            ),
+            (
+                "/etc/nginx/sites-enabled/crm",
+                "server { listen 443 ssl;\n# proxy_read_timeout 1s;\n location /wss {\n\
                      proxy_pass http://127.0.0.1:8080; include snippets/ws.conf; }\n\
                      location /x { proxy_pass http://ws/; proxy_read_timeout \"90s\"; }\n\
                      location /y { proxy_pass http://127.0.0.1:8082; } }",
-                ),
-                ("/etc/nginx/snippets/ws.conf", "proxy_read_timeout 10s;\ninclude ws.conf;\n"),
-            ],
-        );
+            ),
+            ("/etc/nginx/snippets/ws.conf", "proxy_read_timeout 10s;\ninclude ws.conf;\n"),
+        ]);
         let own = || "proxy_read_timeout".to_owned();
-        assert_eq!(found(nginx(&image.files(), 8080)), Some((10, own())));
-        assert_eq!(found(nginx(&image.files(), 8081)), Some((90, own())));
-        assert_eq!(found(nginx(&image.files(), 8082)), Some((120, own())));
-        assert_eq!(found(nginx(&image.files(), 808)), None);
-        let bare = Image::new(
-            "bare",
-            &[("/etc/nginx/sites-enabled/x", "location /wss { proxy_pass http://a:8080; }")],
-        );
-        assert_eq!(nginx(&bare.files(), 8080).unwrap().seconds, 60);
-        let odd = Image::new("odd", &[("/etc/nginx/nginx.conf", "}}}include nginx.conf; {{{ a")]);
-        assert_eq!(found(nginx(&odd.files(), 8080)), None);
+        assert_eq!(nginx_of(&several, 8080), Some((10, own())));
+        assert_eq!(nginx_of(&several, 8081), Some((90, own())));
+        assert_eq!(nginx_of(&several, 8082), Some((120, own())));
+        assert_eq!(nginx_of(&several, 808), None);
+        let site = ("/etc/nginx/sites-enabled/x", "location /wss { proxy_pass http://a:8080; }");
+        assert_eq!(nginx_of(&image(&[site]), 8080).unwrap().0, 60);
+        let odd = ("/etc/nginx/nginx.conf", "}}}include nginx.conf; {{{ a");
+        assert_eq!(nginx_of(&image(&[odd]), 8080), None);
     }
 
     #[test]

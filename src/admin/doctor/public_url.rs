@@ -368,7 +368,7 @@ impl Attempt {
     fn answered(&self, address: &PublicAddress, daemon: &Daemon<'_>, snippet: &str) -> Finding {
         let server = self.server();
         let name = server.as_deref().unwrap_or("a server without a name");
-        let what = |it: &str| format!("{address}: {name} {it}");
+        let found = |it: &str| format!("{address}: {name} {it}");
         let failure = |found: String, fix: String| Finding::failure(STEP, found, fix);
         let Some(status) = self.status() else {
             let begin = String::from_utf8_lossy(&self.answer);
@@ -378,7 +378,7 @@ impl Attempt {
             } else {
                 format!("answers {line:.100}, which is not HTTP")
             };
-            return failure(what(&response), "See the log of the web server.".to_owned());
+            return failure(found(&response), "See the log of the web server.".to_owned());
         };
         let (location, target) = (address.location(), daemon.address);
         match status {
@@ -402,14 +402,14 @@ impl Attempt {
                 Finding::ok(STEP, found)
             }
             101 => failure(
-                what("opens a WebSocket, but not one of espocrm-websocket"),
+                found("opens a WebSocket, but not one of espocrm-websocket"),
                 format!(
                     "EspoCRM's own daemon or another program answers. Forward {location} to \
                      {target}.\n{snippet}"
                 ),
             ),
             301 | 302 | 303 | 307 | 308 => failure(
-                what(&format!(
+                found(&format!(
                     "redirects to {}",
                     self.header("Location").unwrap_or_else(|| "elsewhere".to_owned())
                 )),
@@ -420,25 +420,25 @@ impl Attempt {
                 ),
             ),
             400 | 426 | 505 => failure(
-                what(&format!("answers {status}: the daemon does not receive an upgrade request")),
+                found(&format!("answers {status}: the daemon does not receive an upgrade request")),
                 format!(
                     "The proxy forwards {location}, but without the headers Upgrade and \
                      Connection, or with HTTP/1.0.\n{snippet}"
                 ),
             ),
             401 => failure(
-                what("answers 401: it requires a password"),
+                found("answers 401: it requires a password"),
                 format!(
                     "Browsers cannot ask for a password here. Exclude {location} from \
                      authentication."
                 ),
             ),
             403 => failure(
-                what("answers 403"),
+                found("answers 403"),
                 format!("A rule of the web server forbids {location}. Allow it.\n{snippet}"),
             ),
             502..=504 if daemon.serves => failure(
-                what(&format!("answers {status}: it cannot reach the daemon")),
+                found(&format!("answers {status}: it cannot reach the daemon")),
                 format!(
                     "The daemon answers at {target}. Check that the proxy forwards to that \
                      address. With SELinux: setsebool -P httpd_can_network_connect 1\nApache \
@@ -446,11 +446,11 @@ impl Attempt {
                 ),
             ),
             502..=504 => failure(
-                what(&format!("answers {status}: it cannot reach the daemon")),
+                found(&format!("answers {status}: it cannot reach the daemon")),
                 "The daemon does not answer: see above.".to_owned(),
             ),
             _ => failure(
-                what(&format!("answers {status}: it does not forward {location} to the daemon")),
+                found(&format!("answers {status}: it does not forward {location} to the daemon")),
                 snippet.to_owned(),
             ),
         }
@@ -590,8 +590,8 @@ mod tests {
         assert!(judged(&refused, &DAEMON).fix.contains("firewall"));
         let unknown = unreached("php_network_getaddresses: getaddrinfo failed", Vec::new());
         assert!(judged(&unknown, &DAEMON).fix.contains("DNS"));
-        let ours = [switched().as_bytes(), b"\r\n\r\n", CLOSE].concat();
-        let hairpin = unreached("Connection timed out", ours);
+        let answer = [switched().as_bytes(), b"\r\n\r\n", CLOSE].concat();
+        let hairpin = unreached("Connection timed out", answer);
         assert_eq!(judged(&hairpin, &DAEMON).state, State::Warning);
         assert_eq!(judged(&Attempt::default(), &DAEMON).state, State::Unknown);
     }

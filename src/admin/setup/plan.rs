@@ -127,7 +127,7 @@ impl Plan {
             Some(_) => "settings (line espocrm changed)",
         };
         let mut text = format!(
-            "{} is configured for the EspoCRM in {} and runs as user {}.\n  {}  {config}\n  {}  \
+            "{} is configured: EspoCRM in {}, user {}.\n  {}  {config}\n  {}  \
              user and writable directories",
             self.service.unit(),
             self.dir,

@@ -31,12 +31,7 @@ fn the_only_espocrm_is_configured_and_started() {
     let output = setup(&image, "").unwrap();
     has(
         &output,
-        &[
-            "is configured for the EspoCRM in /var/www/html and runs as user web",
-            CONFIG,
-            DROP_IN,
-            "journalctl",
-        ],
+        &["is configured: EspoCRM in /var/www/html, user web", CONFIG, DROP_IN, "journalctl"],
     );
     has(&image.text(CONFIG), &["\nespocrm = \"/var/www/html\"\n"]);
     let drop_in = "\n[Service]\nUser=web\nReadWritePaths=/var/www/html/data\n";
@@ -131,7 +126,7 @@ fn each_espocrm_has_its_own_service() {
     // Only the other one has no service yet.
     has(
         &setup(&image, "").unwrap(),
-        &["espocrm-websocket.service is configured for the EspoCRM in /var/www/b"],
+        &["espocrm-websocket.service is configured: EspoCRM in /var/www/b"],
     );
     has(&image.text("/etc/espocrm-websocket/a.toml"), &["espocrm = \"/var/www/a\""]);
     assert!(image.has("/etc/systemd/system/espocrm-websocket@a.service.d/10-setup.conf"));
@@ -148,7 +143,7 @@ fn only_the_line_espocrm_of_a_configuration_file_is_changed() {
     image.espocrm("/srv/b");
     let text = "# mine\r\nespocrm = '/srv/a/' # here\nmax_checks = 3";
     image.put(CONFIG, text);
-    has(&setup(&image, "").unwrap(), &["EspoCRM in /srv/a and runs as", "settings (unchanged)"]);
+    has(&setup(&image, "").unwrap(), &["EspoCRM in /srv/a, user", "settings (unchanged)"]);
     assert_eq!(image.text(CONFIG), text);
     has(&setup(&image, "--espocrm /srv/b").unwrap(), &["settings (line espocrm changed)"]);
     assert_eq!(image.text(CONFIG), text.replace("'/srv/a/'", "\"/srv/b\""));
@@ -346,7 +341,7 @@ fn only_directories_that_root_controls_are_chosen() {
     image.espocrm("/srv/crm");
     let output = setup(&image, "--at-install").unwrap();
     let others = "They are not served. To serve one of them:\n  espocrm-websocket setup --name";
-    has(&output, &["is configured for the EspoCRM in /srv/crm", others]);
+    has(&output, &["is configured: EspoCRM in /srv/crm", others]);
     has(&setup(&image, &command[6..]).unwrap(), &["EspoCRM in /home/bob/public_html"]);
 }
 
@@ -415,5 +410,5 @@ fn unusable_files_are_skipped() {
     let fifo = image.at("/etc/systemd/system/fifo.service");
     std::fs::create_dir_all(fifo.parent().unwrap()).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
-    has(&setup(&image, "--espocrm /srv/a/").unwrap(), &["/srv/a and runs as"]);
+    has(&setup(&image, "--espocrm /srv/a/").unwrap(), &["/srv/a, user"]);
 }
