@@ -147,7 +147,7 @@ fn a_certificate_that_the_services_user_cannot_read() {
     site.examine().good("tls", "nobody can read the TLS certificate");
     shell("chmod 600 \"$0\"", &issued.key);
     let diagnosis = site.examine();
-    let parts = ["server.key: user nobody has no permission", "deploy hook", "does not start"];
+    let parts = ["server.key: user nobody has no permission", "deploy hook", "cannot start"];
     diagnosis.first_failure("tls", &parts);
     diagnosis.failure("daemon", &["cannot start while TLS fails"]);
 }

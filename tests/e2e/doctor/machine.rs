@@ -45,7 +45,7 @@ fn a_service_that_does_not_run() {
     );
     site.examine().failure("service", &["not set up", "espocrm-websocket setup"]);
     site.our_unit("LoadState=loaded", "LoadState=not-found");
-    site.examine().failure("service", &["does not exist", "Install the package"]);
+    site.examine().failure("service", &["does not exist", "Install the espocrm-websocket package"]);
 }
 
 #[test]
