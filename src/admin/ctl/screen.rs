@@ -83,7 +83,7 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
         "Checks",
         &[
             with_rate("checks", "/checks/count"),
-            format!("mode {}", mode.split(" (").next().unwrap_or_default()),
+            format!("by {}", mode.split(" (").next().unwrap_or_default()),
             format!("running {}", count(status, "/checks/running")),
             format!("queued {}", count(status, "/checks/queued")),
         ],

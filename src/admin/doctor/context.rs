@@ -68,8 +68,12 @@ impl Context {
         let espocrm = match espocrm {
             Ok(espocrm) => espocrm,
             Err(error) => {
-                report.add(Finding::failure("espocrm", "EspoCRM was not found", error.to_string()));
-                skip(report, 1, "EspoCRM was not found");
+                report.add(Finding::failure(
+                    "espocrm",
+                    "No usable EspoCRM was found",
+                    error.to_string(),
+                ));
+                skip(report, 1, "no usable EspoCRM was found");
                 return None;
             }
         };
@@ -175,7 +179,7 @@ fn find(layers: &Layers, files: &Files) -> Result<PathBuf> {
     if found.is_empty() {
         return Err(unnamed);
     }
-    let mut text = String::from("Choose one of these:");
+    let mut text = String::from("Choose one of these directories:");
     for it in found {
         text += "\n  espocrm-websocket doctor --espocrm ";
         text += &shell_word(&it.dir.to_string_lossy());

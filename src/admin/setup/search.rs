@@ -1,4 +1,4 @@
-//! Searches for EspoCRMs, and for the units and configuration files that serve them already.
+//! Searches for `EspoCRMs`, and for the units and configuration files that serve them already.
 
 use std::path::{Path, PathBuf};
 

@@ -32,7 +32,7 @@ fn a_directory_without_espocrm() {
     let site = Site::healthy();
     let diagnosis = Diagnosis::of(&site.run_with(&["--espocrm", "/nonexistent"], &["--json"]));
     diagnosis.only_failure("espocrm", &["/nonexistent", "--espocrm DIR"]);
-    diagnosis.unknown("php", &["EspoCRM was not found"]);
+    diagnosis.unknown("php", &["no usable EspoCRM"]);
     let empty = site.at("/run");
     let espocrm = ["--espocrm", empty.to_str().unwrap()];
     Diagnosis::of(&site.run_with(&espocrm, &["--json"]))
@@ -97,7 +97,7 @@ fn people_get_one_line_for_all_that_needs_an_espocrm() {
     let output = site.run_with(&["--espocrm", "/nonexistent"], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     let skipped: Vec<_> = text.lines().filter(|line| line.starts_with('\u{2013}')).collect();
-    assert_eq!(skipped, ["\u{2013} 26 steps were skipped: EspoCRM was not found"], "{text}");
+    assert_eq!(skipped, ["\u{2013} 26 steps were skipped: no usable EspoCRM was found"], "{text}");
 }
 
 #[test]
