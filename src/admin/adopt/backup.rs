@@ -146,9 +146,9 @@ pub(super) fn links(files: &Files, unit: &str) -> Vec<(PathBuf, PathBuf)> {
     let paths = patterns.iter().flat_map(|pattern| files.find(&format!("{UNITS}/{pattern}")));
     let links = paths.filter_map(|path| {
         let target = files.entry_path(&path).read_link().ok()?;
-        let is_it = |path: &Path| path.file_name().is_some_and(|name| name == unit);
-        let its = is_it(&path) || is_it(&target) || path.parent() == Some(&drop_ins);
-        its.then_some((path, target))
+        let is_unit = |path: &Path| path.file_name().is_some_and(|name| name == unit);
+        let belongs = is_unit(&path) || is_unit(&target) || path.parent() == Some(&drop_ins);
+        belongs.then_some((path, target))
     });
     links.collect()
 }

@@ -61,7 +61,7 @@ pub(super) fn watch(client: &Client, json: bool) -> Result<()> {
             return Ok(());
         }
         loop {
-            if pause.is_ended(SECOND)? {
+            if pause.wait(SECOND)? {
                 return Ok(());
             }
             match client.get("/status") {
@@ -168,7 +168,7 @@ impl Pause {
     }
 
     /// Waits for this time. Returns whether a signal or a key has ended the command.
-    fn is_ended(&mut self, time: Duration) -> Result<bool> {
+    fn wait(&mut self, time: Duration) -> Result<bool> {
         let end = Instant::now() + time;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -182,7 +182,7 @@ impl Pause {
             if pending.stop || pending.reload {
                 return Ok(true);
             }
-            if self.events.iter().any(|event| event.token() == KEYS) && is_quit_typed() {
+            if self.events.iter().any(|event| event.token() == KEYS) && read_quit_key() {
                 return Ok(true);
             }
             if left.is_zero() {
@@ -192,8 +192,8 @@ impl Pause {
     }
 }
 
-/// Whether the user has typed `q`.
-fn is_quit_typed() -> bool {
+/// Reads the typed keys. Returns whether `q` is among them.
+fn read_quit_key() -> bool {
     let mut typed = [0; 256];
     let length = stdin().lock().read(&mut typed).unwrap_or(0);
     typed.get(..length).unwrap_or_default().iter().any(|key| matches!(key, b'q' | b'Q'))

@@ -193,12 +193,12 @@ fn judge_worker(answers: Answers) -> Finding {
             );
         }
         Ok(answers) => {
-            let odd = answers.into_iter().find_map(|(verdict, _)| match verdict {
+            let problem = answers.into_iter().find_map(|(verdict, _)| match verdict {
                 Verdict::Unchecked(failure) => Some(failure.to_string()),
                 Verdict::Granted => Some("the worker accepted an invalid token".to_owned()),
                 Verdict::Denied => None,
             });
-            odd.unwrap_or_default()
+            problem.unwrap_or_default()
         }
         Err(why) => why,
     };

@@ -37,7 +37,7 @@ pub(super) fn answers(context: &Context, port: &Port, service: &str, can_start: 
     judge(health::check_daemon(&context.espocrm, &context.settings), port, service, can_start)
 }
 
-fn another() -> Finding {
+fn other_espocrm() -> Finding {
     Finding::failure(
         "daemon",
         "The daemon at this port serves another EspoCRM",
@@ -48,7 +48,7 @@ fn another() -> Finding {
 fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Finding {
     const STEP: &str = "daemon";
     let error = match answer {
-        Ok(()) if port.is_other_service() => return another(),
+        Ok(()) if port.is_other_service() => return other_espocrm(),
         Ok(()) => {
             let found = "The daemon answers, and closes connections without a token";
             return Finding::ok(STEP, found);
@@ -74,7 +74,7 @@ fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Fin
         );
     }
     if port.is_other_service() {
-        return another();
+        return other_espocrm();
     }
     if port.is_daemon() {
         return Finding::failure(
