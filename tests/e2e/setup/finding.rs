@@ -24,7 +24,7 @@ fn the_only_espocrm_is_found_wherever_it_is() {
     ] {
         let machine = Machine::new();
         machine.espocrm(dir);
-        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir}, as user web")]);
+        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir}, user web")]);
         expect(&machine.text(CONFIG), &[&format!("\nespocrm = \"{dir}\"\n")]);
         assert_eq!(machine.written(), [CONFIG, DROP_IN]);
     }

@@ -31,7 +31,7 @@ fn the_socket_is_for_root_and_the_daemons_user_only() {
         errors(&output)
     };
     let told = as_nobody();
-    assert!(told.contains("do it as root, or as the daemon's user"), "{told}");
+    assert!(told.contains("run the command as root, or as the daemon's user"), "{told}");
     // Whatever the file's mode is.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     let told = as_nobody();
