@@ -263,7 +263,7 @@ impl Connection {
     /// later is reported anew; of the end of TCP the kernel has reported already, if it `ended`.
     #[must_use]
     pub fn may_have_more(&self, length: usize, buffer: usize, ended: bool) -> bool {
-        length == buffer || ended || !self.stream.tells_all()
+        length == buffer || ended || !self.stream.short_read_drains()
     }
 
     /// Writes what waits, unless the kernel has said that it takes no more. Also returns how many

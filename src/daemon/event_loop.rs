@@ -390,7 +390,7 @@ impl Server {
             self.next_zmq_look(),
             self.next_self_check(),
             held_back,
-            self.systemd.next_sign(),
+            self.systemd.next_ping(),
             self.bursts.next_due(),
             look,
         ];
@@ -456,8 +456,8 @@ impl Server {
         self.self_check_if_due();
         self.bursts.tell(self.now);
         logging::unfold();
-        if self.systemd.next_sign().is_some_and(|at| at <= self.now) {
-            self.systemd.give_sign(self.now, &self.status());
+        if self.systemd.next_ping().is_some_and(|at| at <= self.now) {
+            self.systemd.ping_watchdog(self.now, &self.status());
         }
     }
 

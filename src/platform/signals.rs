@@ -41,7 +41,7 @@ impl Signals {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(crate) fn of_terminal() -> io::Result<Self> {
+    pub(crate) fn for_terminal() -> io::Result<Self> {
         if sys::ignores(SIGHUP) {
             Self::of(&[SIGTERM, SIGINT, SIGCHLD], true)
         } else {

@@ -27,7 +27,7 @@ impl Server {
     }
 
     pub(super) fn next_zmq_look(&self) -> Option<Time> {
-        [self.bus.next_look(), self.zmq_broken].into_iter().flatten().min()
+        [self.bus.next_check(), self.zmq_broken].into_iter().flatten().min()
     }
 
     /// Begins libzmq anew if it has got out of hand.
@@ -36,10 +36,10 @@ impl Server {
         if self.zmq_broken.is_some_and(|again| again <= now) {
             return self.resume_zmq();
         }
-        let was_used = self.bus.next_look().is_some();
+        let was_used = self.bus.next_check().is_some();
         let unaccounted = || sys::resident().saturating_sub(accounted);
-        let excess = self.bus.look(now, self.poll.registry(), unaccounted);
-        let is_over = was_used && self.bus.next_look().is_none() && !self.bus.has_senders();
+        let excess = self.bus.check_senders(now, self.poll.registry(), unaccounted);
+        let is_over = was_used && self.bus.next_check().is_none() && !self.bus.has_senders();
         if is_over && sys::resident() > accounted + WORTHWHILE {
             // All senders have gone. What they have left half-sent libzmq has freed.
             sys::trim_heap();
@@ -48,7 +48,7 @@ impl Server {
         self.say(excess);
         if excess == Excess::Descriptors(0) {
             // Nobody has them whom libzmq could send away.
-            self.bus.rest();
+            self.bus.pause();
             // Each call may take in messages that libzmq's descriptor reported before.
             self.zmq_pending = true;
             self.zmq_broken = Some(now.after(RETRY));
@@ -85,7 +85,7 @@ impl Server {
     }
 
     fn renew_zmq(&mut self) {
-        match self.bus.renew() {
+        match self.bus.recreate() {
             Ok(()) => self.zmq_is_new(),
             Err(error) => {
                 error!(
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn messages_may_be_pending_after_the_socket_was_paused() {
         let mut server = server();
-        server.bus.rest();
+        server.bus.pause();
         server.zmq_broken = Some(server.now);
         // The port becomes free a moment later.
         while server.zmq_broken.is_some() {
