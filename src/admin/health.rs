@@ -143,7 +143,7 @@ fn ask_through_tls(
     }
     let error = text("error").map(|error| String::from_utf8_lossy(&error).into_owned());
     Err(io::Error::other(
-        error.unwrap_or_else(|| format!("PHP could not try it: {}", finished.complaint())),
+        error.unwrap_or_else(|| format!("PHP could not try it: {}", finished.first_line())),
     ))
 }
 

@@ -123,7 +123,8 @@ fn config(
 }
 
 fn read(path: &Path, parameter: &str, identity: &Identity) -> Result<Vec<u8>> {
-    let content = identity.with_files(|| regular_file::read(path)).and_then(|content| content);
+    let content =
+        identity.with_permissions(|| regular_file::read(path)).and_then(|content| content);
     content.map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => problem(
             path,

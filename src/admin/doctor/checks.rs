@@ -15,7 +15,7 @@ use crate::engine::checks::verdict::{Failure, ProcessExit, Verdict};
 use crate::engine::checks::worker_pool::{Pool, Runner};
 use crate::engine::checks::worker_protocol::Reply;
 use crate::espocrm::process::Children;
-use crate::espocrm::workers::{Errand, Outcome, Problem, Workers};
+use crate::espocrm::workers::{CheckRequest, Outcome, Problem, Workers};
 use crate::espocrm::{Installation, Router};
 use crate::platform::clock::Clock;
 use crate::platform::random;
@@ -52,7 +52,7 @@ fn plainly(context: &Context, check: &Check, stop: Stop<'_>) -> (Verdict, Durati
         Ok(finished) => match &finished.exit {
             Err(failure) => Verdict::Unchecked(failure.clone()),
             Ok(exit) => {
-                let said = || check.redact(&finished.complaint());
+                let said = || check.redact(&finished.first_line());
                 read(&context.settings, check, *exit, &finished.stdout, said)
             }
         },
@@ -97,7 +97,7 @@ fn plain(verdict: &Verdict, took: Duration, context: &Context) -> Finding {
                 "{failure}.\nTabs come back every 3 s for as long as this is so. Look into \
                  {root}/data/logs, and try it, as root:\n  {}; echo $?\n\
                  Nothing and a 1 would be right (a 0 before EspoCRM 9.2).",
-                context.espocrm.by_hand("AuthTokenCheck x y")
+                context.espocrm.manual_command("AuthTokenCheck x y")
             );
             Finding::bad(STEP, "An access check fails", fix)
         }
@@ -137,7 +137,7 @@ fn ask_twice(
     workers.start(poll.registry(), clock.now(), id, command).map_err(failed)?;
     let mut ask = || {
         let start = Instant::now();
-        let errand = Errand {
+        let errand = CheckRequest {
             job: JobId::default(),
             convention: settings.version.convention(),
             verifies: false,
@@ -166,7 +166,7 @@ fn ask_twice(
                 Ok((read(settings, check, exit, &done.output, said), start.elapsed()))
             }
             Some(Ok(Reply::Unable)) => Err("it cannot run EspoCRM's commands".to_owned()),
-            Some(Err(Problem::NoGood(why))) => Err(why),
+            Some(Err(Problem::Failed(why))) => Err(why),
             Some(Err(Problem::NotBegun)) => Err("it did not accept the request".to_owned()),
             Some(Err(Problem::TimedOut { .. })) | None => {
                 Err("it did not answer in time".to_owned())

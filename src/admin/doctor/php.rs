@@ -28,8 +28,8 @@ pub(super) fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -
     let mut command = espocrm.script(SCRIPT).map_err(|error| error.to_string())?;
     command.env("ESPOCRM_WEBSOCKET_DOCTOR", task.to_string());
     let finished = Children::run(command, TIMEOUT, stop)
-        .map_err(|error| espocrm.no_php(&error).to_string())?;
-    let complaint = finished.complaint();
+        .map_err(|error| espocrm.php_not_started(&error).to_string())?;
+    let complaint = finished.first_line();
     let said = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
     let how = match &finished.exit {
         Ok(ProcessExit::Status(0)) => match read(&finished.stdout) {

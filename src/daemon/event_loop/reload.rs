@@ -89,8 +89,8 @@ impl Espocrm {
         let php = layers.php().unwrap_or(Path::new("php"));
         let installation = Installation::new(root, php, layers.user())?;
         let mut watch = Watch::new(installation.root());
-        let espo_settings = installation.ask(&mut stop)?;
-        watch.has_been_read();
+        let espo_settings = installation.read_settings(&mut stop)?;
+        watch.ignore_compiled_metadata();
         let mut espocrm = Self {
             asked: installation.clone(),
             installation,
@@ -111,7 +111,7 @@ impl Espocrm {
         if settings.php.value != espocrm.asked.php() {
             // That one will run the checks.
             espocrm.asked = espocrm.asked.with_php(&settings.php.value);
-            let espo_settings = espocrm.asked.ask(&mut stop)?;
+            let espo_settings = espocrm.asked.read_settings(&mut stop)?;
             settings = espocrm.resolve(&espo_settings)?;
             if settings.php.value != espocrm.asked.php() {
                 return Err(espocrm.undecided(&settings));
@@ -158,7 +158,7 @@ impl Espocrm {
 
     /// Whether by now it may be another version than the one whose settings are in force.
     pub(super) fn is_in_doubt(&self) -> bool {
-        self.reading != Reading::No || self.outdated.is_some() || self.watch.differs()
+        self.reading != Reading::No || self.outdated.is_some() || self.watch.has_pending_change()
     }
 
     /// Starts the probe by `spawn`.
@@ -170,7 +170,7 @@ impl Espocrm {
             // That PHP may have been replaced by another one, which EspoCRM will name.
             self.asked = self.known();
             let started = self.asked.probe().and_then(&mut spawn);
-            started.map_err(|error| self.asked.no_php(&error))
+            started.map_err(|error| self.asked.php_not_started(&error))
         })
     }
 
@@ -258,7 +258,7 @@ impl Espocrm {
             .iter()
             .flat_map(|files| [&files.certificate].into_iter().chain(&files.key));
         let root = self.installation.root();
-        self.watch.add(tls.map(|path| root.join(path)));
+        self.watch.set_additional(tls.map(|path| root.join(path)));
         Ok(settings)
     }
 }
@@ -306,7 +306,7 @@ impl Server {
             return;
         }
         espocrm.next_look = self.now.after(LOOK_INTERVAL);
-        if espocrm.watch.has_changed() {
+        if espocrm.watch.take_change() {
             debug!(
                 "EspoCRM's configuration, metadata or certificate has changed: it is read again."
             );
@@ -350,7 +350,7 @@ impl Server {
             return;
         }
         // What changes from now on is read another time.
-        espocrm.watch.has_changed();
+        espocrm.watch.take_change();
         self.reload_errors.clear();
         let (now, registry) = (self.now, self.poll.registry());
         let spawn =
@@ -379,7 +379,7 @@ impl Server {
             let registry = self.poll.registry();
             self.children.spawn(registry, self.now, Task::Probe, command, PROBE_TIMEOUT)
         });
-        started.map_err(|error| espocrm.asked.no_php(&error))
+        started.map_err(|error| espocrm.asked.php_not_started(&error))
     }
 
     /// Takes what EspoCRM has told.
@@ -395,7 +395,7 @@ impl Server {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
         let again = std::mem::replace(&mut espocrm.reading, Reading::No) == Reading::Again;
         espocrm.rest_until = self.now.after(REST);
-        espocrm.watch.has_been_read();
+        espocrm.watch.ignore_compiled_metadata();
         if let Told::Nothing(error) = &told {
             espocrm.could_not_be_read(self.now, error);
             self.reload_errors.push(error.to_string());

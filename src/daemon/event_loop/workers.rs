@@ -15,7 +15,7 @@ use crate::engine::checks::worker_pool::{Next, Runner, WorkerId};
 use crate::engine::checks::worker_protocol::{Done, Reply};
 use crate::engine::espocrm::version::Convention;
 use crate::espocrm::Router;
-use crate::espocrm::workers::{Errand, Outcome, Problem};
+use crate::espocrm::workers::{CheckRequest, Outcome, Problem};
 use crate::platform::sys;
 
 impl Server {
@@ -37,7 +37,7 @@ impl Server {
             Runner::New(worker) => (worker, self.start_worker(worker)),
         };
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
-        let errand = Errand { job: id, convention, verifies: false };
+        let errand = CheckRequest { job: id, convention, verifies: false };
         let registry = self.poll.registry();
         let words = &check.arguments;
         let running =
@@ -117,7 +117,7 @@ impl Server {
     }
 
     fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
-        for Outcome { worker, errand, mut result } in outcomes {
+        for Outcome { worker, request: errand, mut result } in outcomes {
             let check = self.check_queue.check(errand.job);
             let answer = match &result {
                 Ok(Reply::Done(done)) => self.weigh_answer(worker, errand, check.as_deref(), done),
@@ -127,7 +127,7 @@ impl Server {
                 // It counts when the worker has rejected a random token.
                 match self.verify(worker, errand) {
                     Ok(()) => continue,
-                    Err(error) => result = Err(Problem::NoGood(error.to_string())),
+                    Err(error) => result = Err(Problem::Failed(error.to_string())),
                 }
             }
             if matches!(answer, Weighed::Untrusted) {
@@ -138,7 +138,7 @@ impl Server {
                 );
                 self.request_self_check();
                 let why = "it accepted a random token".to_owned();
-                result = Err(Problem::NoGood(why));
+                result = Err(Problem::Failed(why));
             }
             let next = match &result {
                 Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
@@ -152,7 +152,7 @@ impl Server {
                     self.worker_obstructed(worker);
                     Next::Stop
                 }
-                Err(Problem::NoGood(why)) => {
+                Err(Problem::Failed(why)) => {
                     let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
                     self.worker_failed(worker, &why);
                     Next::Stop
@@ -176,7 +176,7 @@ impl Server {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
                     self.finish_check(errand.job, &check, &verdict);
                 }
-                Ok(Reply::Unable) | Err(Problem::NoGood(_) | Problem::NotBegun) => {
+                Ok(Reply::Unable) | Err(Problem::Failed(_) | Problem::NotBegun) => {
                     self.start_plainly(errand.job, &check, errand.convention);
                 }
             }
@@ -196,7 +196,7 @@ impl Server {
     fn weigh_answer(
         &mut self,
         worker: WorkerId,
-        errand: Errand,
+        errand: CheckRequest,
         check: Option<&Check>,
         done: &Done,
     ) -> Weighed {
@@ -220,11 +220,11 @@ impl Server {
     }
 
     /// Asks a worker that has granted a check for a token that it must reject.
-    fn verify(&mut self, worker: WorkerId, errand: Errand) -> io::Result<()> {
+    fn verify(&mut self, worker: WorkerId, errand: CheckRequest) -> io::Result<()> {
         let question = self.self_check.question().cloned();
         let question = question.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
-        let errand = Errand { verifies: true, ..errand };
+        let errand = CheckRequest { verifies: true, ..errand };
         let registry = self.poll.registry();
         self.workers.run(registry, worker, errand, &question.arguments, now, timeout)
     }
