@@ -169,7 +169,7 @@ fn reload(client: Result<Client>) -> Result<()> {
     if let Some(main) = main
         && !client.as_ref().is_ok_and(Client::is_there)
     {
-        let sent = sys::hang_up(main);
+        let sent = sys::send_hangup(main);
         sent.map_err(|error| Exit::error(format!("SIGHUP cannot be sent to {main}: {error}.")))?;
         return print("There is no control socket. SIGHUP was sent; the log has the result.\n");
     }

@@ -396,7 +396,7 @@ impl Server {
         ];
         let next = deadlines.into_iter().flatten().min();
         let next = next.map(|next| next.since(self.clock.now()));
-        next.into_iter().chain(logging::unfolds_in()).min()
+        next.into_iter().chain(logging::repeats_due_in()).min()
     }
 
     fn dispatch(&mut self, ready: Ready) {
@@ -455,7 +455,7 @@ impl Server {
         self.look_if_due();
         self.self_check_if_due();
         self.bursts.tell(self.now);
-        logging::unfold();
+        logging::log_repeats();
         if self.systemd.next_ping().is_some_and(|at| at <= self.now) {
             self.systemd.ping_watchdog(self.now, &self.status());
         }

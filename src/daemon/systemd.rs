@@ -100,7 +100,7 @@ impl Systemd {
 pub(crate) fn listening_sockets() -> Result<Vec<net::TcpListener>> {
     let are_passed = is_for_us("LISTEN_PID").unwrap_or(false);
     let count = number("LISTEN_FDS").filter(|_| are_passed).unwrap_or(0);
-    let sockets = sys::inherited(u16::try_from(count).unwrap_or(u16::MAX));
+    let sockets = sys::take_inherited(u16::try_from(count).unwrap_or(u16::MAX));
     let sockets = sockets.into_iter().map(|socket| listening(socket.into()));
     sockets.collect::<io::Result<_>>().map_err(|error| {
         Exit::error(format!(

@@ -140,7 +140,7 @@ impl Demo {
         command.args(["demo", "--listen", "127.0.0.1:0"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
         identity.apply(&mut command);
-        sys::tie(&mut command);
+        sys::isolate(&mut command);
         let process = command.spawn().map_err(failed)?;
         // Its end is then the end of what it says.
         drop(command);

@@ -10,7 +10,7 @@ use crate::daemon::zmq::Excess;
 use crate::engine::limits;
 use crate::engine::limits::MAX_ZEROMQ;
 use crate::engine::time::Time;
-use crate::platform::sys;
+use crate::platform::{process_stats, sys};
 
 /// Between two attempts to bind again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ impl Server {
     /// A sender has connected to the bus, disconnected or sent something.
     pub(super) fn wake_zmq_guard(&mut self) {
         let (now, accounted) = (self.now, self.accounted());
-        let unaccounted = || sys::resident().saturating_sub(accounted);
+        let unaccounted = || process_stats::resident_memory().saturating_sub(accounted);
         self.bus.wake_guard(now, self.poll.registry(), unaccounted);
     }
 
@@ -37,10 +37,10 @@ impl Server {
             return self.resume_zmq();
         }
         let was_used = self.bus.next_check().is_some();
-        let unaccounted = || sys::resident().saturating_sub(accounted);
+        let unaccounted = || process_stats::resident_memory().saturating_sub(accounted);
         let excess = self.bus.check_senders(now, self.poll.registry(), unaccounted);
         let is_over = was_used && self.bus.next_check().is_none() && !self.bus.has_senders();
-        if is_over && sys::resident() > accounted + WORTHWHILE {
+        if is_over && process_stats::resident_memory() > accounted + WORTHWHILE {
             // All senders have gone. What they have left half-sent libzmq has freed.
             sys::trim_heap();
         }

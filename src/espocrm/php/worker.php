@@ -24,7 +24,7 @@ final class Answer
     private static $failure = 500;
 
     /** Rejects a request before any code of EspoCRM has run. */
-    public static function refuse($code)
+    public static function reject($code)
     {
         http_response_code($code);
         exit;
@@ -51,7 +51,7 @@ final class Answer
     }
 
     /** Ends the request: a worker cannot run the commands of this EspoCRM. */
-    public static function cannot()
+    public static function unsupported()
     {
         self::$failure = 501;
         exit;
@@ -109,34 +109,34 @@ function take()
     };
 
     if (!is_string($secret) || $secret === '' || !hash_equals($secret, $header('HTTP_X_SECRET'))) {
-        Answer::refuse(403);
+        Answer::reject(403);
     }
     if ($header('REQUEST_METHOD') !== 'POST') {
-        Answer::refuse(405);
+        Answer::reject(405);
     }
     if ($header('REQUEST_URI') !== '/') {
-        Answer::refuse(404);
+        Answer::reject(404);
     }
     $nonce = $header('HTTP_X_NONCE');
     if (!preg_match('/^[0-9A-Za-z]{1,64}$/D', $nonce)) {
-        Answer::refuse(400);
+        Answer::reject(400);
     }
     $words = json_decode((string) file_get_contents('php://input'), false, 2);
     if (!is_array($words) || $words === array()) {
-        Answer::refuse(400);
+        Answer::reject(400);
     }
     foreach ($words as $word) {
         // Arguments of a process cannot contain NUL.
         if (!is_string($word) || strpos($word, "\0") !== false) {
-            Answer::refuse(400);
+            Answer::reject(400);
         }
     }
     if ($words[0] === '' || !in_array($words[0], $commands, true)) {
-        Answer::refuse(403);
+        Answer::reject(403);
     }
     // The command line runs these files, this server does not.
     if (ini_get('auto_prepend_file') != '' || ini_get('auto_append_file') != '') {
-        Answer::refuse(501);
+        Answer::reject(501);
     }
 
     return array($nonce, $words);
@@ -165,7 +165,7 @@ function compare()
     $canAsk = function_exists('opcache_get_status') && function_exists('opcache_invalidate');
     $status = $canAsk ? @opcache_get_status(true) : false;
     if ($status === false) {
-        Answer::refuse(501);
+        Answer::reject(501);
     }
     $scripts = isset($status['scripts']) ? $status['scripts'] : array();
     $root = (string) realpath($_SERVER['DOCUMENT_ROOT']);
@@ -181,7 +181,7 @@ function compare()
         if (strncmp($dir . '/', $root . '/', strlen($root) + 1) === 0) {
             $changed = max($changed, changeTime($dir, $root, $known));
         }
-        // One second is added since a file used in the second after a change was not compared yet.
+        // + 1: within one second after a comparison, files are used without being compared.
         if ($changed + 1 >= $script['last_used_timestamp']) {
             opcache_invalidate($path, true);
         }
@@ -251,7 +251,7 @@ function run()
         || !method_exists('Espo\Core\Application', 'setupSystemUser')
         || !method_exists($class, 'run')
     ) {
-        Answer::cannot();
+        Answer::unsupported();
     }
     $application = new \Espo\Core\Application();
     // In later versions the command manager does this.
