@@ -1,5 +1,5 @@
-//! Wrappers of operating system services: system calls, signals, the clock, the log, safe reading of
-//! files.
+//! Wrappers of operating system services: system calls, signals, the clock, the log, safe reading
+//! of files.
 
 pub(crate) mod clock;
 pub mod exit;

@@ -1,8 +1,8 @@
 //! The control socket, by which the administrator inspects and controls a running daemon, and the
 //! metrics port, which only serves /metrics and /healthz.
 //!
-//! HTTP with one request per connection. Clients cannot delay the event loop: everything is bounded,
-//! and no call blocks.
+//! HTTP with one request per connection. Clients cannot delay the event loop: everything is
+//! bounded, and no call blocks.
 
 mod client;
 mod listener;

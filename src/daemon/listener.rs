@@ -18,8 +18,8 @@ pub(crate) struct Listener {
     address: SocketAddr,
 }
 
-/// With the usual 128, a thousand tabs that reconnect at the same time wait 1.5 s until their kernel
-/// retries. The kernel caps the value (`net.core.somaxconn`).
+/// With the usual 128, a thousand tabs that reconnect at the same time wait 1.5 s until their
+/// kernel retries. The kernel caps the value (`net.core.somaxconn`).
 const BACKLOG: i32 = 4_096;
 
 /// Bytes that the kernel buffers for a client that does not read; the kernel doubles the number.

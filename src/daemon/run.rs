@@ -76,13 +76,13 @@ fn warn_of_user(espocrm: &Espocrm) {
     if identity.is_root() {
         warn!(
             "PHP runs as root because of --allow-root: the web site's code has full control of \
-             this machine. Change the owner of {shown} to the web server's user, and run the daemon \
-             as that user."
+             this machine. Change the owner of {shown} to the web server's user, and run the \
+             daemon as that user."
         );
     } else if sys::is_root() {
         warn!(
-            "The daemon runs as root, which it does not need; PHP runs as {name}. Run the daemon as \
-             {name}: espocrm-websocket setup does that.",
+            "The daemon runs as root, which it does not need; PHP runs as {name}. Run the daemon \
+             as {name}: espocrm-websocket setup does that.",
             name = identity.name()
         );
     } else if !identity.owns(&data) {

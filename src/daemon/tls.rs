@@ -40,7 +40,8 @@ const PASSPHRASE: &str = "webSocketSslCertificatePassphrase";
 /// is 2,048.
 const MAX_ITERATIONS: u32 = 1_000_000;
 
-/// The memory of scrypt for the same purpose, times its parallelization. openssl's default is 16 MiB.
+/// The memory of scrypt for the same purpose, times its parallelization. openssl's default is 16
+/// MiB.
 const MAX_SCRYPT: u64 = 64 * 1024 * 1024;
 
 impl Acceptor {
@@ -166,9 +167,9 @@ fn private_key(
         };
         if is_too_costly(&info.encryption_algorithm) {
             return Err(problem(&format!(
-                "decrypting its key takes too long or too much memory: the limits are {MAX_ITERATIONS} \
-                 iterations of PBKDF2, and {} MiB for scrypt. Encrypt it again: openssl pkcs8 -topk8 \
-                 -v2 aes256 -in OLD -out NEW",
+                "decrypting its key takes too long or too much memory: the limits are \
+                 {MAX_ITERATIONS} iterations of PBKDF2, and {} MiB for scrypt. Encrypt it again: openssl pkcs8 \
+                 -topk8 -v2 aes256 -in OLD -out NEW",
                 MAX_SCRYPT >> 20
             )));
         }

@@ -87,8 +87,8 @@ impl ZmqReceiver {
         Ok(receiver)
     }
 
-    /// Recreates the ZeroMQ context. That closes all connections and frees all memory of libzmq. PHP
-    /// reconnects and sends messages again that had not arrived.
+    /// Recreates the ZeroMQ context. That closes all connections and frees all memory of libzmq.
+    /// PHP reconnects and sends messages again that had not arrived.
     ///
     /// # Errors
     /// If descriptors have run out, or another process has bound the endpoint meanwhile. There is
@@ -109,8 +109,8 @@ impl ZmqReceiver {
         self.unbind();
     }
 
-    /// Continues after [`pause`](Self::pause) or a failed [`recreate`](Self::recreate). Returns true
-    /// if the context is a new one, which the caller must register.
+    /// Continues after [`pause`](Self::pause) or a failed [`recreate`](Self::recreate). Returns
+    /// true if the context is a new one, which the caller must register.
     ///
     /// # Errors
     /// Why that fails; the caller must retry later.
@@ -241,8 +241,8 @@ impl ZmqReceiver {
 
     /// Registers libzmq's descriptor with `token`, for messages, and the senders' events with
     /// `senders`, which call for [`wake_guard`](Self::wake_guard). libzmq's descriptor is
-    /// edge-triggered and has spurious events: after each event, and after any other call, the caller
-    /// must call [`receive`](Self::receive) until it returns [`Received::Nothing`].
+    /// edge-triggered and has spurious events: after each event, and after any other call, the
+    /// caller must call [`receive`](Self::receive) until it returns [`Received::Nothing`].
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -432,8 +432,8 @@ fn port(endpoint: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    /// Rebinds, with retries: on a busy machine libzmq may take longer to close the old endpoint than
-    /// `retry_bind` waits. A daemon retries later.
+    /// Rebinds, with retries: on a busy machine libzmq may take longer to close the old endpoint
+    /// than `retry_bind` waits. A daemon retries later.
     fn rebind(receiver: &mut ZmqReceiver, endpoint: &str) {
         eventually(|| receiver.rebind(endpoint).is_ok());
     }

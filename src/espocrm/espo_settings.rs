@@ -32,7 +32,8 @@ const MARK: &[u8] = b"espocrm-websocket-probe:";
 const SAPI_MARK: &[u8] = b"espocrm-websocket-sapi:";
 
 impl EspoSettings {
-    /// Parses the output of the probe, which may contain other lines. `None` without a valid result.
+    /// Parses the output of the probe, which may contain other lines. `None` without a valid
+    /// result.
     #[must_use]
     pub fn from_output(output: &[u8]) -> Option<Self> {
         let mut lines =

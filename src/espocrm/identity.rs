@@ -26,8 +26,8 @@ pub struct RunAs {
     pub allow_root: bool,
 }
 
-/// The user who runs EspoCRM's PHP. Determined once and used for all processes, so that later changes
-/// of EspoCRM's directories have no effect.
+/// The user who runs EspoCRM's PHP. Determined once and used for all processes, so that later
+/// changes of EspoCRM's directories have no effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
     /// The user of this process; root only if the administrator allows that.
@@ -201,8 +201,8 @@ impl Account {
             ))
         })?;
         let Some(user) = user else {
-            // Such as in a container whose volumes belong to a user of the host. The group is not the
-            // directory's, since the owner could choose that.
+            // Such as in a container whose volumes belong to a user of the host. The group is not
+            // the directory's, since the owner could choose that.
             let home = PathBuf::from("/");
             return Ok(Self { name: uid.to_string(), uid, gid: uid, groups: Vec::new(), home });
         };
@@ -247,16 +247,16 @@ fn no_site_user(root: &Path, why: Ambiguity, named: Option<&String>) -> Exit {
     if let Some(name) = named {
         return Exit::error(format!(
             "espocrm-websocket does not run the PHP of {shown} as {}, which is root. Set the web \
-             server's user with --user NAME (www-data, apache or nginx). Only in a container without \
-             another user: --allow-root",
+             server's user with --user NAME (www-data, apache or nginx). Only in a container \
+             without another user: --allow-root",
             Printable(name)
         ));
     }
     let data = format!("{shown}/data");
     let fix = match why {
         Ambiguity::Root => format!(
-            "Change the owner of EspoCRM to the web server's user (chown -R www-data: {}), or set the \
-             user with --user NAME. Only in a container without another user: --allow-root",
+            "Change the owner of EspoCRM to the web server's user (chown -R www-data: {}), or set \
+             the user with --user NAME. Only in a container without another user: --allow-root",
             shell_word(&root.to_string_lossy())
         ),
         _ => "Set the user with --user NAME (usually www-data, apache or nginx).".to_owned(),

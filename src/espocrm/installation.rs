@@ -27,8 +27,8 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const PROBE: &str = include_str!("php/probe.php");
 
-/// Settings of a worker that override `php.ini`. The first six have the values that PHP's command line
-/// has by default. The others ensure that the next check sees every change, and save memory.
+/// Settings of a worker that override `php.ini`. The first six have the values that PHP's command
+/// line has by default. The others ensure that the next check sees every change, and save memory.
 pub const WORKER_OPTIONS: [&str; 32] = [
     "html_errors=0",
     "implicit_flush=1",
@@ -65,8 +65,8 @@ pub const WORKER_OPTIONS: [&str; 32] = [
 ];
 
 impl Installation {
-    /// The EspoCRM in `root`, run by `php`: a path, or a name in `PATH`. The site user is determined
-    /// here, once.
+    /// The EspoCRM in `root`, run by `php`: a path, or a name in `PATH`. The site user is
+    /// determined here, once.
     ///
     /// # Errors
     /// If there is no EspoCRM, it is not readable, or the site user is uncertain.
@@ -139,8 +139,8 @@ impl Installation {
         command
     }
 
-    /// The command that runs a worker for these console commands only. The worker reports its address
-    /// on standard error.
+    /// The command that runs a worker for these console commands only. The worker reports its
+    /// address on standard error.
     #[must_use]
     pub fn worker(&self, router: &Router, commands: &str) -> Command {
         let mut command = self.command();
@@ -206,8 +206,8 @@ impl Installation {
             format!(" and printed: {line}")
         };
         Err(Exit::error(format!(
-            "Cannot read the settings of the EspoCRM in {root}: {why}{output}. See {root}/data/logs, \
-             and try as root: {}",
+            "Cannot read the settings of the EspoCRM in {root}: {why}{output}. See \
+             {root}/data/logs, and try as root: {}",
             self.manual_command("AuthTokenCheck x y")
         )))
     }
@@ -259,8 +259,8 @@ fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Exit {
     let root = root.display();
     Exit::error(match error.kind() {
         io::ErrorKind::NotFound => format!(
-            "{root} contains no {file}: it is not EspoCRM's root directory. Set that directory with \
-             --espocrm DIR; common ones are /var/www/html and /var/www/espocrm."
+            "{root} contains no {file}: it is not EspoCRM's root directory. Set that directory \
+             with --espocrm DIR; common ones are /var/www/html and /var/www/espocrm."
         ),
         io::ErrorKind::PermissionDenied => format!(
             "{root}/{file} is not readable by this user. Run espocrm-websocket as the owner of \

@@ -1,14 +1,15 @@
 //! Determines the user who owns an EspoCRM, in a way that no other user can influence.
 //!
-//! As root, the daemon runs EspoCRM's PHP as the owner of `data/`. A user who can replace `data/` with
-//! another directory could therefore choose that user. The owner is accepted only if no other user
-//! except root can have created or moved the directory there:
+//! As root, the daemon runs EspoCRM's PHP as the owner of `data/`. A user who can replace `data/`
+//! with another directory could therefore choose that user. The owner is accepted only if no other
+//! user except root can have created or moved the directory there:
 //!
 //! - `data/` is a directory, not a symbolic link, and does not belong to root; and
-//! - EspoCRM's root directory belongs to that user or to root, and no other user may write to it; or,
-//!   where another user deploys the code, only the owner may write to `data/`, and `data/config.php`,
-//!   which EspoCRM itself writes, belongs to the owner as well. A user cannot create a directory that
-//!   belongs to another user, and cannot move one without write access to it.
+//! - EspoCRM's root directory belongs to that user or to root, and no other user may write to it;
+//!   or, where another user deploys the code, only the owner may write to `data/`, and
+//!   `data/config.php`, which EspoCRM itself writes, belongs to the owner as well. A user cannot
+//!   create a directory that belongs to another user, and cannot move one without write access to
+//!   it.
 //!
 //! Write access of the owner's primary group counts as the owner's: EspoCRM's documentation
 //! recommends mode 775 for `data`, `custom` and `client/custom`.
@@ -138,7 +139,7 @@ impl fmt::Display for Ambiguity {
                 "and the directory that contains it are writable by users other than its owner",
             ),
             Self::Unused => f.write_str(
-                "is in another user's directory and contains no config.php that belongs to its owner",
+                "is in another user's directory and contains no config.php of its own owner",
             ),
             Self::Unreadable(kind) => write!(f, "cannot be examined: {kind}"),
         }

@@ -19,8 +19,8 @@ use crate::platform::sys;
 
 /// The running children.
 ///
-/// The end of a child's output is not its end: it has ended when it has exited. The caller must call
-/// [`reap`](Self::reap) after a `SIGCHLD`.
+/// The end of a child's output is not its end: it has ended when it has exited. The caller must
+/// call [`reap`](Self::reap) after a `SIGCHLD`.
 pub(crate) struct Children {
     running: Slab<Child>,
     /// The first token; each child has two.
@@ -328,7 +328,8 @@ mod tests {
     fn an_output_that_a_descendant_keeps_open_does_not_delay_the_end() {
         let finished = run("sleep 600 & printf $!; exit 0", LONG);
         assert_eq!(finished.exit, Ok(ProcessExit::Status(0)));
-        // The descendant was killed with the group. It stays a zombie if PID 1 does not reap orphans.
+        // The descendant was killed with the group. It stays a zombie if PID 1 does not reap
+        // orphans.
         wait_for_end(&String::from_utf8(finished.stdout).unwrap());
     }
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crate::platform::{random, sys};
 
-/// A directory with the router script and the list of files that opcache must not cache. It contains
-/// no secrets, since PHP may run as another user and must be able to read it.
+/// A directory with the router script and the list of files that opcache must not cache. It
+/// contains no secrets, since PHP may run as another user and must be able to read it.
 #[derive(Debug)]
 pub struct Router {
     dir: PathBuf,
@@ -49,8 +49,8 @@ impl Router {
         Ok(router)
     }
 
-    /// Removes the directories of killed daemons of this user. Called once, at startup, since it may
-    /// take a moment.
+    /// Removes the directories of killed daemons of this user. Called once, at startup, since it
+    /// may take a moment.
     pub fn sweep() {
         sweep(&parent());
     }

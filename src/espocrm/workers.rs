@@ -70,8 +70,8 @@ struct Worker {
     id: WorkerId,
     process: process::Child,
     stderr: Receiver,
-    /// Must stay empty: the router collects the output of a command for the response, so output here
-    /// is missing there.
+    /// Must stay empty: the router collects the output of a command for the response, so output
+    /// here is missing there.
     stdout: Receiver,
     /// Until the address is known, the start of standard error. Then its end, which may contain an
     /// incomplete notice that a check has begun.
@@ -121,8 +121,8 @@ const BEGUN: &str = "espocrm-websocket begins ";
 /// Bytes of standard error that are read before the event loop handles other events.
 const MAX_READ: usize = 64 * 1024;
 
-/// Private memory of a worker; one that checks access in EspoCRM needs 20 to 60 MB. PHP allocates the
-/// announced length of a request before the router can reject it: the limit ends the worker and
+/// Private memory of a worker; one that checks access in EspoCRM needs 20 to 60 MB. PHP allocates
+/// the announced length of a request before the router can reject it: the limit ends the worker and
 /// protects the machine. A check that needs more runs again as a plain command.
 const MAX_MEMORY: u64 = 256 * 1024 * 1024;
 

@@ -1,5 +1,5 @@
-//! Accesses files with the permissions of another user: root must not read files named by a site with
-//! its own permissions.
+//! Accesses files with the permissions of another user: root must not read files named by a site
+//! with its own permissions.
 
 use std::io;
 
@@ -7,8 +7,9 @@ use nix::unistd::{Gid, Uid, getgroups, setfsgid, setfsuid};
 
 use super::sys;
 
-/// Runs `action` with the file permissions of another user. The kernel checks them, including access
-/// control lists, without root's capability to bypass them. Affects this thread only. Only for root.
+/// Runs `action` with the file permissions of another user. The kernel checks them, including
+/// access control lists, without root's capability to bypass them. Affects this thread only. Only
+/// for root.
 ///
 /// # Errors
 /// If the permissions cannot be changed; `action` does not run then.

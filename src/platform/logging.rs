@@ -24,9 +24,9 @@ use crate::engine::printable::{Printable, PrintableLines, noun, plural};
 use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 
-/// Starts the log, in `file` if one is given. Later calls do not change its format. Each line has the
-/// time in UTC, the level and the text; in systemd's journal, which records the time, a priority and
-/// the text.
+/// Starts the log, in `file` if one is given. Later calls do not change its format. Each line has
+/// the time in UTC, the level and the text; in systemd's journal, which records the time, a
+/// priority and the text.
 ///
 /// # Errors
 /// If the file cannot be opened.
@@ -61,8 +61,8 @@ pub fn start(file: Option<&Path>) -> Result<()> {
 /// If the file cannot be opened; the destination of the log does not change then.
 pub fn reopen(path: &Path) -> Result<()> {
     let mut options = OpenOptions::new();
-    // O_NONBLOCK: a pipe without a reader must not block the daemon. O_NOFOLLOW: root must not write
-    // to a file that another user has chosen by a symbolic link.
+    // O_NONBLOCK: a pipe without a reader must not block the daemon. O_NOFOLLOW: root must not
+    // write to a file that another user has chosen by a symbolic link.
     let follow = if sys::is_root() { libc::O_NOFOLLOW } else { 0 };
     options
         .append(true)
@@ -72,8 +72,8 @@ pub fn reopen(path: &Path) -> Result<()> {
     let opened = options.open(path).and_then(|file| sys::replace_standard_error(&file));
     opened.map_err(|error| {
         Exit::error(format!(
-            "The log file {} cannot be opened: {error}. Its directory must exist and be writable by \
-             this user; see log_file.",
+            "The log file {} cannot be opened: {error}. Its directory must exist and be writable \
+             by this user; see log_file.",
             path.display()
         ))
     })
@@ -142,8 +142,8 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// Escapes characters that are not printable: line feeds, terminal control characters, bidirectional
-/// formatting.
+/// Escapes characters that are not printable: line feeds, terminal control characters,
+/// bidirectional formatting.
 struct Escaping<L> {
     inner: L,
     style: Style,
@@ -199,8 +199,8 @@ impl<L: Log> Escaping<L> {
     }
 }
 
-/// Writes whole lines. Drops lines that standard error does not accept immediately, and reports their
-/// number when it accepts output again.
+/// Writes whole lines. Drops lines that standard error does not accept immediately, and reports
+/// their number when it accepts output again.
 struct Lines<O> {
     output: O,
     style: Style,

@@ -1,8 +1,8 @@
 //! Reads files that other users control: EspoCRM's files, certificates, keys, configuration files.
 //!
-//! Another user may replace a file at any moment by a FIFO without a writer, an endless device, or a
-//! device with side effects on opening. This module opens regular files only, so reading never blocks
-//! and memory stays bounded. It follows symbolic links.
+//! Another user may replace a file at any moment by a FIFO without a writer, an endless device, or
+//! a device with side effects on opening. This module opens regular files only, so reading never
+//! blocks and memory stays bounded. It follows symbolic links.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};

@@ -36,8 +36,9 @@ impl Signals {
         Self::of(&[SIGTERM, SIGINT, SIGHUP, SIGCHLD], false)
     }
 
-    /// Installs the handlers of a program in a terminal. The kernel sends `SIGHUP` when the terminal
-    /// is closed: it stops the program, but stays ignored if `nohup(1)` has started the program.
+    /// Installs the handlers of a program in a terminal. The kernel sends `SIGHUP` when the
+    /// terminal is closed: it stops the program, but stays ignored if `nohup(1)` has started the
+    /// program.
     ///
     /// # Errors
     /// Those of installing signal handlers.

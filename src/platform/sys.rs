@@ -34,13 +34,15 @@ fn open_files() -> libc::rlimit {
     limit
 }
 
-/// Prevents core dumps, since memory contains tokens. PHP, which receives tokens, inherits the limit.
+/// Prevents core dumps, since memory contains tokens. PHP, which receives tokens, inherits the
+/// limit.
 pub fn forbid_core_dumps() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the calls only write to and read the struct.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit) == 0 {
-            // 1 instead of 0: with 0 the kernel still pipes a dump into a program such as systemd's.
+            // 1 instead of 0: with 0 the kernel still pipes a dump into a program such as
+            // systemd's.
             limit.rlim_cur = limit.rlim_max.min(1);
             libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
         }
@@ -90,8 +92,8 @@ fn rusage_time(whose: libc::c_int) -> Duration {
     times.iter().sum()
 }
 
-/// Takes over the first `count` descriptors after the standard streams, which the service manager has
-/// opened. Omits those that are not open. A second call returns none.
+/// Takes over the first `count` descriptors after the standard streams, which the service manager
+/// has opened. Omits those that are not open. A second call returns none.
 #[must_use]
 pub fn take_inherited(count: u16) -> Vec<OwnedFd> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -185,8 +187,8 @@ pub struct KeyMode {
 }
 
 impl KeyMode {
-    /// Changes the mode of a terminal. `None` if it is not a terminal, or if this process is not in its
-    /// foreground (the kernel would stop it). Ctrl-C still sends `SIGINT`.
+    /// Changes the mode of a terminal. `None` if it is not a terminal, or if this process is not in
+    /// its foreground (the kernel would stop it). Ctrl-C still sends `SIGINT`.
     #[must_use]
     pub fn begin(terminal: RawFd) -> Option<Self> {
         // SAFETY: arguments and results are numbers.
@@ -318,8 +320,8 @@ pub fn reap_orphans(is_own: impl Fn(u32) -> bool) {
 
 /// Limits the private memory (`RLIMIT_DATA`) of a child and each of its descendants.
 pub fn limit_memory(command: &mut Command, bytes: libc::rlim_t) {
-    // SAFETY: only async-signal-safe calls are allowed between fork and exec; these are plain system
-    // calls on a local struct.
+    // SAFETY: only async-signal-safe calls are allowed between fork and exec; these are plain
+    // system calls on a local struct.
     unsafe {
         command.pre_exec(move || {
             let mut limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
@@ -334,18 +336,19 @@ pub fn limit_memory(command: &mut Command, bytes: libc::rlim_t) {
 }
 
 /// Isolates a child: it is killed when this process ends, and inherits no descriptors except the
-/// standard streams. libzmq does not mark all of its descriptors as close-on-exec, and marks accepted
-/// connections only a moment later in its thread.
+/// standard streams. libzmq does not mark all of its descriptors as close-on-exec, and marks
+/// accepted connections only a moment later in its thread.
 ///
 /// The child leads its own session and process group: it has no controlling terminal, so it cannot
-/// read from the administrator's terminal or insert input into it, and [`kill_group`] also kills its
-/// descendants. The command must not already lead a process group (no `process_group(0)`).
+/// read from the administrator's terminal or insert input into it, and [`kill_group`] also kills
+/// its descendants. The command must not already lead a process group (no `process_group(0)`).
 pub fn isolate(command: &mut Command) {
     let parent = std::process::id();
     let hard = open_files().rlim_max;
     let files = libc::rlimit { rlim_cur: USUAL_OPEN_FILES.min(hard), rlim_max: hard };
-    // SAFETY: only async-signal-safe calls are allowed between fork and exec; these are plain system
-    // calls. A kernel without close_range (before 5.9) returns ENOSYS: see `mark_close_on_exec`.
+    // SAFETY: only async-signal-safe calls are allowed between fork and exec; these are plain
+    // system calls. A kernel without close_range (before 5.9) returns ENOSYS: see
+    // `mark_close_on_exec`.
     unsafe {
         command.pre_exec(move || {
             if libc::setsid() < 0 {
@@ -369,8 +372,8 @@ pub fn isolate(command: &mut Command) {
 /// Makes a command run as another user without a way to regain privileges. Only for root.
 pub fn run_as(command: &mut Command, user: u32, group: u32, groups: &[u32]) {
     let groups: Vec<libc::gid_t> = groups.to_vec();
-    // SAFETY: only async-signal-safe calls are allowed between fork and exec; these are plain system
-    // calls. The groups live as long as the closure.
+    // SAFETY: only async-signal-safe calls are allowed between fork and exec; these are plain
+    // system calls. The groups live as long as the closure.
     unsafe {
         command.pre_exec(move || {
             // First: after a change of the user, only root may write this file.
@@ -468,8 +471,8 @@ impl ZmqContext {
             ZmqType::Push => zmq_sys::ZMQ_PUSH,
             ZmqType::Pair => zmq_sys::ZMQ_PAIR,
         };
-        // SAFETY: the context is open as long as `self` exists. A socket that is not null is new, so
-        // the crate's `Socket` becomes its only owner and closes it. `ZmqSocket` also holds the
+        // SAFETY: the context is open as long as `self` exists. A socket that is not null is new,
+        // so the crate's `Socket` becomes its only owner and closes it. `ZmqSocket` also holds the
         // context, which is therefore closed later.
         let socket = unsafe {
             let socket = zmq_sys::zmq_socket(self.0.0.as_ptr(), kind.cast_signed());

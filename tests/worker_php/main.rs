@@ -1,5 +1,6 @@
-//! Compares a worker (`src/espocrm/php/worker.php`) with `php command.php`: for all requests and after
-//! all changes, both give the same result, or the worker reports that it cannot run the command.
+//! Compares a worker (`src/espocrm/php/worker.php`) with `php command.php`: for all requests and
+//! after all changes, both give the same result, or the worker reports that it cannot run the
+//! command.
 
 #![allow(
     clippy::expect_used,

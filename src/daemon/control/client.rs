@@ -110,8 +110,8 @@ impl Client {
         let _ = self.stream.write(response.as_bytes());
     }
 
-    /// Reads available bytes and returns the request when it is complete. Answers an invalid request
-    /// itself.
+    /// Reads available bytes and returns the request when it is complete. Answers an invalid
+    /// request itself.
     ///
     /// # Errors
     /// If the client must be removed.

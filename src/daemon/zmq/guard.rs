@@ -240,9 +240,9 @@ impl Traffic {
         Ok(Self { poll: Poll::new()?, events, is_armed: false, is_incomplete: false })
     }
 
-    /// Adds a connection that libzmq has accepted. libzmq's thread may have closed it meanwhile: then
-    /// the descriptor is free, or it is another file and its data causes needless checks until it is
-    /// closed. The epoll instance of the event loop is not affected.
+    /// Adds a connection that libzmq has accepted. libzmq's thread may have closed it meanwhile:
+    /// then the descriptor is free, or it is another file and its data causes needless checks until
+    /// it is closed. The epoll instance of the event loop is not affected.
     fn add(&mut self, descriptor: RawFd) {
         let mut source = SourceFd(&descriptor);
         let added = self.poll.registry().register(&mut source, ANY, Interest::READABLE);

@@ -1,11 +1,11 @@
 <?php
 // Run by espocrm-websocket as the router of `php -S` in EspoCRM's root directory. Answers access
-// checks like `php command.php`, in a process whose opcache keeps EspoCRM's code. Each request starts
-// with a clean state, like each run of PHP. Written for PHP 7.2 and later.
+// checks like `php command.php`, in a process that keeps EspoCRM's code in opcache. Each request
+// starts with a clean state, like each run of PHP. Written for PHP 7.2 and later.
 //
-// Request: POST / with the headers X-Secret and X-Nonce; the body is a JSON list of the arguments of
-// `php command.php`. Response: 200 with X-Nonce, X-Exit-Status and the command's output. A client that
-// sends back X-Compared of the previous response saves work: see compare(). A response without
+// Request: POST / with the headers X-Secret and X-Nonce; the body is a JSON list of the arguments
+// of `php command.php`. Response: 200 with X-Nonce, X-Exit-Status and the command's output. A client
+// that sends back X-Compared of the previous response saves work: see compare(). A response without
 // X-Exit-Status means that the daemon must run the plain command.
 
 namespace EspocrmWebsocket;
@@ -35,7 +35,7 @@ final class Answer
     {
         self::$nonce = $nonce;
         self::$compared = $compared;
-        // With this notice the daemon distinguishes a slow check from a worker that accepts no requests.
+        // With this notice the daemon distinguishes a slow check from a blocked worker.
         fwrite(STDERR, 'espocrm-websocket begins ' . $nonce . "\n");
         // Called for each piece of output.
         ob_start(array(__CLASS__, 'collect'), 1);

@@ -41,7 +41,8 @@ pub(super) fn fold() -> MutexGuard<'static, Fold> {
 }
 
 impl Fold {
-    /// Takes the next line. Returns the repeats to log before it, and whether to log the line itself.
+    /// Takes the next line. Returns the repeats to log before it, and whether to log the line
+    /// itself.
     pub(super) fn take(
         &mut self,
         now: Instant,
