@@ -168,8 +168,8 @@ fn private_key(
         if is_too_costly(&info.encryption_algorithm) {
             return Err(problem(&format!(
                 "decrypting its key takes too long or too much memory: the limits are \
-                 {MAX_ITERATIONS} iterations of PBKDF2, and {} MiB for scrypt. Encrypt it again: openssl pkcs8 \
-                 -topk8 -v2 aes256 -in OLD -out NEW",
+                 {MAX_ITERATIONS} iterations of PBKDF2, and {} MiB for scrypt. Encrypt it again: openssl \
+                 pkcs8 -topk8 -v2 aes256 -in OLD -out NEW",
                 MAX_SCRYPT >> 20
             )));
         }
