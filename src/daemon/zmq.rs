@@ -471,9 +471,9 @@ mod tests {
         sender.send("one", 0).unwrap();
         sender.send_multipart(["a", "b", "c"], 0).unwrap();
         sender.send("two", 0).unwrap();
-        let received: Vec<_> = (0..3).map(|_| receive(&receiver)).collect();
+        let messages: Vec<_> = (0..3).map(|_| receive(&receiver)).collect();
         let expected = [Ok("one".to_owned()), Err(Rejection::Multipart), Ok("two".to_owned())];
-        assert_eq!(received, expected);
+        assert_eq!(messages, expected);
     }
 
     #[test]

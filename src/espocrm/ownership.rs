@@ -139,7 +139,7 @@ impl fmt::Display for Ambiguity {
                 "and the directory that contains it are writable by users other than its owner",
             ),
             Self::Unused => f.write_str(
-                "is in another user's directory and contains no config.php of its own owner",
+                "is in another user's directory and contains no config.php of its owner",
             ),
             Self::Unreadable(kind) => write!(f, "cannot be examined: {kind}"),
         }

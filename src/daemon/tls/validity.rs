@@ -31,7 +31,7 @@ pub(super) fn end(certificate: &[u8]) -> Option<Date> {
 
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
-/// UTCTime, with a year of two digits, and GeneralizedTime, with four.
+/// `UTCTime`, with a year of two digits, and `GeneralizedTime`, with four.
 const SHORT: u8 = 0x17;
 const LONG: u8 = 0x18;
 
