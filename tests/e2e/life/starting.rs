@@ -121,7 +121,7 @@ fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
         ("error", "PHP ended with status 1 and printed: Error: SQLSTATE"),
         ("killed", "PHP was killed by signal 9"),
         ("noise", "PHP ended with status 0 and printed: Notice: something else"),
-        ("crash", "PHP ended with status 255 and printed: PHP Exit error"),
+        ("crash", "PHP ended with status 255 and printed: PHP Fatal error"),
     ] {
         let standin = Standin::new();
         standin.set("probe-failure", failure);
@@ -166,7 +166,7 @@ fn a_port_for_browsers_that_is_taken_is_named_with_its_parameter() {
     std::fs::write(&file, format!("listen = '{address}'")).unwrap();
     for (flags, parameter) in [
         (&["--listen", &address.to_string()][..], "The port is set by --listen"),
-        (&["--config", file.to_str().unwrap()], "The port is set by our configuration file"),
+        (&["--config", file.to_str().unwrap()], "The port is set by the configuration file"),
     ] {
         expect_refusal(at(&standin, flags), &[&served, &find, parameter]);
     }
