@@ -117,7 +117,7 @@ fn the_log_file_lies_in_espocrms_directory_and_holds_everything() {
     let mut alice = mute.alice();
     standin.set("failure", "crash");
     let _bob = Client::open(mute.address(), "bob", "tok-bob");
-    wait_for(&file, "PHP Exit error");
+    wait_for(&file, "PHP Fatal error");
     mute.expect_alive(&mut alice, 1);
     let text = read(&file);
     assert!(text.starts_with("what was there before\n20"), "{text}");
