@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::daemon::control::usual;
+use crate::daemon::control::default_path;
 use crate::platform::exit::{Exit, Result};
 use crate::settings::{ControlAt, DEFAULT_FILE, Overrides};
 
@@ -78,7 +78,7 @@ impl Client {
         if name.is_some_and(|name| name.is_empty() || name.contains('/')) {
             return Err(Exit::error("A service name must not be empty or contain '/'."));
         }
-        let path = path.map_or_else(|| usual(name), Path::to_owned);
+        let path = path.map_or_else(|| default_path(name), Path::to_owned);
         let service =
             name.map_or("espocrm-websocket".to_owned(), |name| format!("espocrm-websocket@{name}"));
         Ok(Self { path, service })

@@ -156,7 +156,7 @@ impl Ctl {
                     let ids = lists::users(list, &answer);
                     let names = self.site.names(&client, &self.target, ids);
                     let names = names.unwrap_or_else(|error| {
-                        logging::complain(&format!("User names are not shown: {error}"));
+                        logging::print_error(&format!("User names are not shown: {error}"));
                         Names::new()
                     });
                     lists::add_names(list, &mut answer, &names);
@@ -217,7 +217,7 @@ fn reload(client: Result<Client>) -> Result<()> {
     if let Some(main) = main
         && !client.as_ref().is_ok_and(Client::is_there)
     {
-        let sent = sys::hang_up(main);
+        let sent = sys::send_hangup(main);
         sent.map_err(|error| {
             Exit::error(format!("Cannot send SIGHUP to process {main}: {error}."))
         })?;

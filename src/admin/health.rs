@@ -145,7 +145,7 @@ fn send_through_tls(
     }
     let error = text("error").map(|error| String::from_utf8_lossy(&error).into_owned());
     Err(io::Error::other(
-        error.unwrap_or_else(|| format!("PHP could not connect: {}", finished.complaint())),
+        error.unwrap_or_else(|| format!("PHP could not connect: {}", finished.first_line())),
     ))
 }
 

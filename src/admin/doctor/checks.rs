@@ -15,7 +15,7 @@ use crate::engine::checks::verdict::{Failure, ProcessExit, Verdict};
 use crate::engine::checks::worker_pool::{Pool, Runner};
 use crate::engine::checks::worker_protocol::Reply;
 use crate::espocrm::process::Children;
-use crate::espocrm::workers::{Errand, Outcome, Problem, Workers};
+use crate::espocrm::workers::{CheckRequest, Outcome, Problem, Workers};
 use crate::espocrm::{Installation, Router};
 use crate::platform::clock::Clock;
 use crate::platform::random;
@@ -55,7 +55,7 @@ fn run_plain(context: &Context, check: &Check, stop: Stop<'_>) -> (Verdict, Dura
         Ok(finished) => match &finished.exit {
             Err(failure) => Verdict::Unchecked(failure.clone()),
             Ok(exit) => {
-                let complaint = || check.redact(&finished.complaint());
+                let complaint = || check.redact(&finished.first_line());
                 read(&context.settings, check, *exit, &finished.stdout, complaint)
             }
         },
@@ -100,7 +100,7 @@ fn judge_plain(verdict: &Verdict, took: Duration, context: &Context) -> Finding 
                 "{failure}.\nBrowsers retry every 3 s until checks work. See {root}/data/logs, and \
                  try the check as root:\n  {}; echo $?\n\
                  The correct output is only 1 (0 before EspoCRM 9.2).",
-                context.espocrm.by_hand("AuthTokenCheck x y")
+                context.espocrm.manual_command("AuthTokenCheck x y")
             );
             Finding::failure(STEP, "Access checks fail", fix)
         }
@@ -140,7 +140,7 @@ fn check_twice(
     workers.start(poll.registry(), clock.now(), id, command).map_err(failed)?;
     let mut ask = || {
         let start = Instant::now();
-        let errand = Errand {
+        let errand = CheckRequest {
             job: JobId::default(),
             convention: settings.version.convention(),
             verifies: false,
@@ -169,7 +169,7 @@ fn check_twice(
                 Ok((read(settings, check, exit, &done.output, complaint), start.elapsed()))
             }
             Some(Ok(Reply::Unable)) => Err("the worker cannot run EspoCRM's commands".to_owned()),
-            Some(Err(Problem::NoGood(why))) => Err(why),
+            Some(Err(Problem::Failed(why))) => Err(why),
             Some(Err(Problem::NotBegun)) => Err("the worker did not accept the request".to_owned()),
             Some(Err(Problem::TimedOut { .. })) | None => {
                 Err("the worker did not answer in time".to_owned())

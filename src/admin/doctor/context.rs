@@ -91,7 +91,7 @@ impl Context {
                 return None;
             }
         };
-        let espo_settings = match espocrm.ask(&mut *stop) {
+        let espo_settings = match espocrm.read_settings(&mut *stop) {
             Ok(espo_settings) => espo_settings,
             Err(error) => {
                 report.add(php_info.judge(&php.to_string_lossy(), &user));

@@ -139,7 +139,7 @@ impl Demo {
         command.args(["demo", "--listen", "127.0.0.1:0"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(stderr));
         identity.apply(&mut command);
-        sys::tie(&mut command);
+        sys::isolate(&mut command);
         let process = command.spawn().map_err(failed)?;
         // Closes this process's copy of stderr, so that the log ends when the daemon ends.
         drop(command);

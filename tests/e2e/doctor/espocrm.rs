@@ -36,7 +36,7 @@ fn a_directory_without_espocrm() {
     let empty = site.at("/run");
     let espocrm = ["--espocrm", empty.to_str().unwrap()];
     Diagnosis::of(&site.run_with(&espocrm, &["--json"]))
-        .only_failure("espocrm", &["holds no bootstrap.php"]);
+        .only_failure("espocrm", &["contains no bootstrap.php"]);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_user_who_may_not_read_it() {
     command.args(["doctor", "--json", "--config", "/dev/null"]);
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
-    diagnosis.first_failure("espocrm", &["may not be read by this user"]);
+    diagnosis.first_failure("espocrm", &["is not readable by this user"]);
 }
 
 #[test]

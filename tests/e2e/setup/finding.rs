@@ -87,7 +87,7 @@ fn without_an_espocrm_nothing_is_written() {
     expect(&machine.setup(&[]).unwrap_err(), &words);
     expect(&machine.setup(&["--at-install"]).unwrap(), &words);
     let error = machine.setup(&["--espocrm", "/var/www/half"]).unwrap_err();
-    expect(&error, &["/var/www/half holds no command.php"]);
+    expect(&error, &["/var/www/half contains no command.php"]);
     let error = machine.setup(&["--espocrm", "/nonexistent"]).unwrap_err();
     expect(&error, &["/nonexistent: No such file"]);
     assert!(machine.written().is_empty());
