@@ -92,7 +92,7 @@ fn a_user_is_kicked_by_name_or_by_id() {
     ann.iter_mut().for_each(Client::expect_drop);
     bob.expect_silence();
     daemon.wait_for(&format!("The administrator closed 2 connections of user {ANN}."));
-    assert_eq!(daemon.count("The administrator ended"), 1);
+    assert_eq!(daemon.count("The administrator closed"), 1);
     // As the database compares names.
     let said = control.say(&["kick", "BOB"]);
     assert!(said.starts_with(&format!("1 connection of user bob (id {BOB}) was closed")), "{said}");
