@@ -26,6 +26,7 @@ use crate::espocrm::EspoSettings;
 use crate::settings::{Layers, Overrides};
 use world::World;
 
+/// `SEEDS` in the environment sets another number.
 const SEEDS: u64 = 2_000;
 const STEPS: usize = 250;
 
@@ -38,7 +39,8 @@ fn every_browser_gets_exactly_what_is_its_own_whatever_the_kernel_does() {
         return World::new(seed.parse().unwrap(), settings, true).run(STEPS);
     }
     let mut seen = BTreeMap::new();
-    for seed in 0..SEEDS {
+    let seeds = std::env::var("SEEDS").map_or(SEEDS, |seeds| seeds.parse().expect("a number"));
+    for seed in 0..seeds {
         let mut world = World::new(seed, settings.clone(), false);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run(STEPS))) {
             eprintln!("Replay by: SEED={seed} cargo test --lib simulation");
@@ -49,8 +51,8 @@ fn every_browser_gets_exactly_what_is_its_own_whatever_the_kernel_does() {
         }
     }
     println!("{seen:?}");
-    // What never happens is not tested.
-    for what in EVERYTHING {
+    // What never happens is not tested. A few seeds do not cause every rare event.
+    for what in EVERYTHING.into_iter().filter(|_| seeds >= SEEDS) {
         let count = seen.get(what).copied().unwrap_or(0);
         assert!(count >= 10, "{what}: only {count} times");
     }
