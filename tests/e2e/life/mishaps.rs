@@ -121,7 +121,7 @@ fn a_mistake_in_our_file_changes_nothing_else() {
     let mut alice = alice(&daemon);
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_checks = none\n").unwrap();
     let error = daemon.reload("own.toml");
-    assert!(error.contains("The settings that are in force stay."), "{error}");
+    assert!(error.contains("Keeping the previous settings."), "{error}");
     // A verdict that only the version in force explains still counts.
     daemon.subscribe(&mut alice, "alice", "quiet");
 }
@@ -139,7 +139,7 @@ fn another_espocrm_needs_a_restart_and_that_is_said() {
     command.arg("run").arg("--config").arg(&file);
     let mut daemon = Daemon::spawn(command);
     name(&other);
-    daemon.reload("restart the daemon for that");
+    daemon.reload("restart required. Still serving");
 }
 
 #[test]
@@ -192,6 +192,6 @@ fn an_espocrm_without_data_is_none() {
     command.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let output = run(command);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("has no directory data"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no data directory"));
     assert!(!standin.path().join("data").exists(), "root: {}", is_root());
 }
