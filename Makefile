@@ -1,17 +1,19 @@
-# make demo: try it. make test: the whole suite. make deb, make rpm: packages. All install what is missing.
+# make demo: try it. make check: the fast checks. make test: the whole suite. make deb, make rpm: packages. All install missing tools.
 
-# The right cargo, and the flags of a build.
+# Finds a cargo that is new enough. Release builds get the flags of the packages, all others none: plain cargo shares their artifacts.
 CARGO := tools/cargo
-# Seconds for which each fuzz target runs.
+# Seconds for each fuzz target.
 FUZZ_SECONDS ?= 300
-# Seconds for which the soak runs, and a seed that repeats its choices (none: a random one).
+# Seconds for the soak test.
 export SOAK_SECONDS ?= 1800
-export SEED ?=
-# REBUILD=1: make check-packages also builds the last commit once more and compares.
+# Seeds for each simulation in make check. Without it they run as many as make test.
+CHECK_SEEDS ?= 40
+# SEED=N: repeats the choices of a simulation or of the soak test.
+# REBUILD=1: make check-packages also builds the last commit again and compares the packages.
 
 SCRIPTS = .ci/run $(filter-out tools/autobahn-summary,$(wildcard tools/*)) $(wildcard packaging/deb/*.p*)
 
-.PHONY: build demo test lint fuzz soak bench bench-checks bench-core autobahn packages deb rpm check-packages clean
+.PHONY: build demo check test lint fuzz soak bench bench-checks bench-core autobahn packages deb rpm check-packages clean
 
 build:
 	tools/install build
@@ -20,23 +22,30 @@ build:
 demo: build
 	target/release/espocrm-websocket demo
 
+# Formatting, clippy, unit tests, both simulations with fewer seeds, and the tests of boundaries, settings and packaging.
+check:
+	tools/install check
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	SEEDS=$(CHECK_SEEDS) $(CARGO) test --locked --lib --test boundary --test packaging --test settings --test simulation
+
 test:
 	tools/install test
 	$(CARGO) build --release --locked
 	$(CARGO) test --locked
 
-# The packages, installed in containers. PACKAGES=DIR tests those in there.
+# Installs the packages in containers and tests them. PACKAGES=DIR tests those in another directory.
 .PHONY: test-packages
 test-packages: $(if $(PACKAGES),,deb rpm)
 	tools/container test
 
-# The unit tests and the end-to-end tests in a minimal Debian with a booted systemd. TESTS names some of them.
+# Runs unit tests and end-to-end tests in a minimal Debian with a booted systemd. TESTS selects some of them.
 RELEASE ?= trixie
 .PHONY: test-suite
 test-suite:
 	tools/container suite $(RELEASE) $(TESTS)
 
-# docs/install.md's recipe for Docker Compose, by a Docker engine of its own.
+# Tests the Docker Compose setup in docs/install.md with a Docker engine of its own.
 .PHONY: test-compose
 test-compose:
 	tools/compose

@@ -31,8 +31,8 @@ use process::Process;
 static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
     let tested = PathBuf::from(env!("CARGO_BIN_EXE_espocrm-websocket"));
     let target = tested.ancestors().nth(2).unwrap();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
+    // Plain cargo lacks the flags of release builds, and would compile all crates again.
+    let mut build = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/cargo"));
     build.args(["build", "--release", "--locked", "--bin", "espocrm-websocket", "--target-dir"]);
     // ring's build script depends on these, which cargo sets for a test: ring and all that uses it would
     // be compiled again, here and in the next build.

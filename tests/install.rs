@@ -271,28 +271,45 @@ fn rustups_cargo_is_taken_if_the_one_of_the_distribution_is_too_old() {
     assert_eq!(output.stdout, b"cargo 1.99.0 (abc 2030-01-01)\n");
 }
 
-#[test]
-fn paths_with_spaces_are_one_flag_each() {
-    let machine = Machine::new("a b");
+/// The environment in which `tools/cargo` runs cargo, for a project in a path with spaces.
+fn environment_of_cargo(machine: &Machine, arguments: &[&str]) -> (PathBuf, String) {
     let project = machine.path("a project's place");
     fs::create_dir_all(project.join("tools")).unwrap();
     for file in ["Cargo.toml", "tools/cargo"] {
         fs::copy(root().join(file), project.join(file)).unwrap();
     }
-    let shown = "[ $1 = --version ] || env";
-    machine.program("cargo", &format!("{NEW}\n{shown}"));
-    // A linker that does not know --icf.
+    machine.program("cargo", &format!("{NEW}\n[ $1 = --version ] || env"));
+    // A linker that does not support --icf.
     machine.program("rustc", "exit 1");
-    let child = machine.start(&project, "cargo", &["build"]);
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let output = machine.start(&project, "cargo", arguments).wait_with_output().unwrap();
+    (project.canonicalize().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn only_release_builds_have_flags() {
+    let machine = Machine::new("flags");
+    let with_flags = [&["bench"][..], &["build", "--release"], &["test", "-r", "--", "x"]];
+    let without = [&["build"][..], &["test", "--", "--release"], &["install", "-r"], &["clippy"]];
+    let all = with_flags.map(|it| (it, true)).into_iter().chain(without.map(|it| (it, false)));
+    for (arguments, expected) in all {
+        let (_, text) = environment_of_cargo(&machine, arguments);
+        assert!(text.contains("\nPATH="), "{text}");
+        for name in ["CARGO_ENCODED_RUSTFLAGS", "CFLAGS", "CXXFLAGS", "CC_SHELL_ESCAPED_FLAGS"] {
+            assert_eq!(text.contains(&format!("{name}=")), expected, "{arguments:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn paths_with_spaces_are_one_flag_each() {
+    let machine = Machine::new("a b");
+    let (place, text) = environment_of_cargo(&machine, &["build", "--release"]);
     let value = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
         line.unwrap_or_else(|| panic!("{name}: {text}")).to_owned()
     };
     let flags = value("CARGO_ENCODED_RUSTFLAGS");
     let flags: Vec<_> = flags.split('\u{1f}').collect();
-    let place = project.canonicalize().unwrap();
     let place = place.display();
     assert_eq!(flags[0], format!("--remap-path-prefix={place}=espocrm-websocket"));
     assert_eq!(flags[1], format!("--remap-path-prefix={place}/target=espocrm-websocket/target"));

@@ -246,7 +246,7 @@ fn links(text: &str) -> Vec<String> {
 fn documents_in_the_packages_link_to_files_in_the_packages_only() {
     let has = |file: &str| {
         let is_shipped = ["README.md", "SECURITY.md"].contains(&file) || file.starts_with("docs/");
-        is_shipped && path(file).exists()
+        is_shipped && !file.starts_with("docs/development/") && path(file).exists()
     };
     for document in ["README.md", "SECURITY.md"] {
         let found = links(&run_without_complaint("tools/package", &["document", document]));
@@ -279,6 +279,25 @@ fn documents_in_the_packages_link_to_files_in_the_packages_only() {
         for dir in ["docs/images", "docs/monitoring", "docs/proxies"] {
             assert!(read(file).contains(dir), "{file}: {dir}");
         }
+    }
+}
+
+#[test]
+fn development_pages_are_linked_and_link_to_files_that_exist() {
+    let mut linked = BTreeSet::new();
+    let mut pages = vec![PathBuf::from("ARCHITECTURE.md"), PathBuf::from("CONTRIBUTING.md")];
+    for entry in fs::read_dir(path("docs/development")).unwrap() {
+        pages.push(Path::new("docs/development").join(entry.unwrap().file_name()));
+    }
+    for page in &pages {
+        for link in links(&read(page.to_str().unwrap())).iter().filter(|link| !link.is_empty()) {
+            let file = path("").join(page).parent().unwrap().join(link).canonicalize();
+            linked.insert(file.unwrap_or_else(|_| panic!("{}: {link}", page.display())));
+        }
+    }
+    for page in pages {
+        let file = path(page.to_str().unwrap()).canonicalize().unwrap();
+        assert!(linked.contains(&file), "no page links to {}", page.display());
     }
 }
 

@@ -30,6 +30,7 @@ use choices::Choices;
 use seen::Seen;
 use world::World;
 
+/// `SEEDS` in the environment sets another number.
 const SEEDS: u64 = 200;
 const STEPS: usize = 1_500;
 
@@ -40,7 +41,8 @@ fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
         return;
     }
     let mut seen = Seen::default();
-    for seed in 0..SEEDS {
+    let seeds = std::env::var("SEEDS").map_or(SEEDS, |seeds| seeds.parse().expect("a number"));
+    for seed in 0..seeds {
         match catch_unwind(AssertUnwindSafe(|| World::new(Choices::seed(seed), false).run(STEPS))) {
             Ok(these) => seen.add(&these),
             Err(panic) => {
@@ -50,8 +52,10 @@ fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
         }
     }
     println!("{seen:?}");
-    // What never happens is not tested.
-    seen.expect_everything();
+    // What never happens is not tested. A few seeds do not cause every rare event.
+    if seeds >= SEEDS {
+        seen.expect_everything();
+    }
 }
 
 #[test]
