@@ -18,7 +18,7 @@ use libfuzzer_sys::fuzz_target;
 use pieces::pieces;
 
 /// What is kept at most of a message: a frame, the fragments before it, and what reads them.
-const MOST_HELD: usize = 2 * (MAX_CLIENT_MESSAGE + 1024);
+const MOST_BUFFERED: usize = 2 * (MAX_CLIENT_MESSAGE + 1024);
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (longest, bytes) = input;
@@ -55,8 +55,8 @@ impl Browser {
             let Frames { data, control } = reader.feed(piece, &mut incoming);
             browser.frames.0 += data;
             browser.frames.1 += control;
-            assert!(reader.held() <= MOST_HELD);
-            assert_eq!(reader.is_idle(), reader.held() == 0);
+            assert!(reader.buffered() <= MOST_BUFFERED);
+            assert_eq!(reader.is_idle(), reader.buffered() == 0);
             for incoming in incoming.drain(..) {
                 browser.take(incoming, &mut hub, id);
             }

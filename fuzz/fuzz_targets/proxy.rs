@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use espocrm_websocket::engine::protocol::client_address;
 use espocrm_websocket::engine::protocol::client_address::{ClientKey, Network};
 use espocrm_websocket::engine::protocol::proxy_header;
-use espocrm_websocket::engine::protocol::proxy_header::{Introduction, MAX_INTRODUCTION, Malformed};
+use espocrm_websocket::engine::protocol::proxy_header::{ProxyHeader, MAX_PROXY_HEADER, Malformed};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, &[u8])| {
@@ -36,12 +36,12 @@ fn introduction(bytes: &[u8]) {
     }
     match whole {
         Ok(Some(found)) => {
-            assert!(found.length <= bytes.len() && found.length <= MAX_INTRODUCTION);
+            assert!(found.length <= bytes.len() && found.length <= MAX_PROXY_HEADER);
             if let Some(client) = found.client {
                 say_again(client);
             }
         }
-        Ok(None) => assert!(bytes.len() < MAX_INTRODUCTION),
+        Ok(None) => assert!(bytes.len() < MAX_PROXY_HEADER),
         Err(Malformed) => {}
     }
 }
@@ -62,7 +62,7 @@ fn say_again(client: IpAddr) {
     let block = [b"\r\n\r\n\0\r\nQUIT\n\x21", &version[..], &[0xc3, 0x50, 0x1f, 0x90]].concat();
     let line = format!("PROXY {line} 50000 8080\r\n").into_bytes();
     for header in [block, line] {
-        let introduction = Introduction { length: header.len(), client: Some(client) };
+        let introduction = ProxyHeader { length: header.len(), client: Some(client) };
         assert_eq!(proxy_header::parse(&header), Ok(Some(introduction)));
     }
 }

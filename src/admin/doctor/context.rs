@@ -218,7 +218,7 @@ fn broken(error: &str, espocrm: &Installation, user: &str) -> Finding {
 fn sound(categories: &Categories) -> Finding {
     let all = categories.iter().count() as u64;
     let unserved = categories.iter().filter_map(|(name, category)| match &category.access {
-        SubscribePolicy::Nobody(error) => Some(format!("{name}: {error}")),
+        SubscribePolicy::Invalid(error) => Some(format!("{name}: {error}")),
         _ => None,
     });
     let unserved: Vec<_> = unserved.collect();

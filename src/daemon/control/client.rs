@@ -170,7 +170,7 @@ impl Client {
     pub(super) fn watch(&mut self) {
         self.stage = State::Watching;
         self.deadline = None;
-        self.output.extend_from_slice(control::ENDLESS.as_bytes());
+        self.output.extend_from_slice(control::STREAM_HEAD.as_bytes());
     }
 
     /// Whether there is something to be written after that.

@@ -139,7 +139,7 @@ impl Server {
             checks_running: self.check_queue.running(),
             checks_queued: self.check_queue.queued(),
             last_minute: self.rates.last_minute(&self.stats),
-            held: self.held + self.hub.held(),
+            buffered: self.held + self.hub.buffered(),
             resident: sys::resident(),
             worst_case: self.settings.worst_case(),
             cpu: sys::own_time(),
@@ -229,7 +229,7 @@ impl Server {
             json.text("stage", stage);
             json.field("seconds", &second.saturating_sub(conn.since.into()));
             json.field("subscriptions", &self.hub.subscriptions(conn.id));
-            json.field("buffered_bytes", &(conn.held() + self.hub.held_by(conn.id)));
+            json.field("buffered_bytes", &(conn.held() + self.hub.buffered_by(conn.id)));
             json.end()
         });
         named_list("connections", total, conns)

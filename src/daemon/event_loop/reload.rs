@@ -463,7 +463,7 @@ impl Server {
         if new.check_mode.value != self.settings.check_mode.value {
             new.log_mode();
         }
-        new.categories = new.categories.or_old(&self.settings.categories);
+        new.categories = new.categories.or_previous(&self.settings.categories);
         // Always: a certificate is renewed under the same name.
         match self.backend.acceptor(&new) {
             Ok(acceptor) => self.accepting.replace_acceptor(acceptor),
@@ -506,12 +506,12 @@ impl Server {
         accept::afford(&mut new);
         self.bus.limit_senders(accept::affordable_senders(&new));
         // Whatever has changed, it is not only the settings: they may have an old version's code.
-        for worker in self.pool.renew(new.workers()) {
+        for worker in self.pool.retire_all(new.workers()) {
             self.workers.stop(worker);
         }
         self.check_queue.set_limit(new.max_checks.value);
         // What EspoCRM said before counts no longer.
-        self.check_queue.set_reuse(new.check_cache.value);
+        self.check_queue.set_cache_lifetime(new.check_cache.value);
         let asked_for = self.was_asked_for();
         if new != self.settings {
             let count = new.categories.iter().count() as u64;

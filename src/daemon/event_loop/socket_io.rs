@@ -10,7 +10,7 @@ use super::bursts::Cause;
 use crate::daemon::connection::{Connection, Overdue, Phase};
 use crate::daemon::stream::Written;
 use crate::engine::id::ConnId;
-use crate::engine::limits::{MAX_HELD_AT_PACE, MAX_OUTBOX};
+use crate::engine::limits::{MAX_BUFFERED_AT_PACE, MAX_OUTBOX};
 use crate::engine::printable::plural;
 use crate::engine::telemetry::stats::End;
 use crate::engine::time::Time;
@@ -68,7 +68,7 @@ impl Server {
     pub(super) fn flush_one(&mut self, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
         let written = conn.write();
-        let waiting = conn.outbox.held();
+        let waiting = conn.outbox.buffered();
         match written {
             Ok((Written::All, _)) => {
                 conn.written();
@@ -98,13 +98,13 @@ impl Server {
 
     /// Whether connections together hold more than half of what they may.
     pub(super) fn memory_is_short(&self) -> bool {
-        self.held + self.hub.held() > self.settings.max_buffered.value / 2
+        self.held + self.hub.buffered() > self.settings.max_buffered.value / 2
     }
 
     /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
     pub(super) fn evict_largest(&mut self) {
         let limit = self.settings.max_buffered.value;
-        let is_over = |server: &Self| server.held + server.hub.held() > limit;
+        let is_over = |server: &Self| server.held + server.hub.buffered() > limit;
         if !is_over(self) || self.now < self.next_shed {
             return;
         }
@@ -115,14 +115,14 @@ impl Server {
         if !is_over(self) {
             return;
         }
-        let mut held = self.held + self.hub.held();
+        let mut held = self.held + self.hub.buffered();
         let holders = self.conns.iter().map(|(_, conn)| {
-            let output = conn.outbox.held();
-            (conn.held() + self.hub.held_by(conn.id), output, conn.id)
+            let output = conn.outbox.buffered();
+            (conn.held() + self.hub.buffered_by(conn.id), output, conn.id)
         });
         let mut holders: Vec<_> = holders
             .filter(|(holds, output, id)| {
-                let is_usual = holds.saturating_sub(*output) <= MAX_HELD_AT_PACE;
+                let is_usual = holds.saturating_sub(*output) <= MAX_BUFFERED_AT_PACE;
                 *holds > 0 && !(is_usual && self.backpressure.keeps_pace(*id, self.now))
             })
             .map(|(holds, _, id)| (holds, id))

@@ -131,7 +131,7 @@ impl Server {
 
     /// Bytes that this process has reason to take, without libzmq.
     pub(super) fn accounted(&self) -> usize {
-        let held = self.held + self.hub.held();
+        let held = self.held + self.hub.buffered();
         let tls = self.settings.tls.value.is_some();
         limits::accounted(self.conns.len(), tls, held, self.check_queue.queued())
     }

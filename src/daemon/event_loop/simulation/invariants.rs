@@ -32,7 +32,7 @@ pub(super) fn check_lists(server: &mut Server) {
         held += before;
         conn.update_buffered(&mut held);
         assert_eq!(before, conn.held(), "what {slot} holds");
-        let outbox = conn.outbox.held();
+        let outbox = conn.outbox.buffered();
         assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
     }
     assert_eq!(server.held, held);
