@@ -59,7 +59,6 @@ impl Backpressure {
     #[must_use]
     pub fn until(&self, now: Time, memory_is_low: bool) -> Option<Time> {
         let counted = self.0.values().filter(|progress| memory_is_low || progress.is_behind);
-        let counted = self.0.values().filter(|progress| crowded || progress.is_behind);
         counted.map(Progress::end).filter(|end| *end > now).max()
     }
 

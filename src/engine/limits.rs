@@ -163,7 +163,7 @@ pub const MAX_WAITING_CHECKS: usize =
     MAX_WAITING_LOGINS + MAX_WAITING_SUBSCRIPTIONS + MAX_WAITING_RECHECKS;
 
 /// Granted verdicts in the check cache, of at most 600 B each: 2.4 MB.
-pub const MAX_RECENT_VERDICTS: usize = 4 * 1024;
+pub const MAX_CACHED_VERDICTS: usize = 4 * 1024;
 
 /// Entity types of EspoCRM; with many extensions it has a few hundred. If there are more, unknown
 /// ones are not excluded. Each costs at most [`MAX_PARAMETER`] + 32 B, twice during a reload: 0.7

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::engine::checks::check::Check;
-use crate::engine::limits::MAX_RECENT_VERDICTS;
+use crate::engine::limits::MAX_CACHED_VERDICTS;
 use crate::engine::time::Time;
 
 /// Recently granted checks. The browser tabs of a user reconnect together and request the same
@@ -39,7 +39,7 @@ impl VerdictCache {
     pub(super) fn insert(&mut self, now: Time, check: &Rc<Check>, began: Time) {
         self.expire(now);
         let until = began.after(self.lifetime);
-        if until <= now || self.order.len() >= MAX_RECENT_VERDICTS {
+        if until <= now || self.order.len() >= MAX_CACHED_VERDICTS {
             return;
         }
         self.granted.insert(Rc::clone(check), until);
@@ -126,11 +126,11 @@ mod tests {
     #[test]
     fn the_cache_is_bounded() {
         let mut cache = VerdictCache::new(Duration::from_secs(3));
-        for number in 0..MAX_RECENT_VERDICTS + 10 {
+        for number in 0..MAX_CACHED_VERDICTS + 10 {
             cache.insert(NOW, &check(&number.to_string()), NOW);
             cache.remove(&check(&number.to_string()));
         }
-        assert_eq!(cache.order.len(), MAX_RECENT_VERDICTS);
+        assert_eq!(cache.order.len(), MAX_CACHED_VERDICTS);
         cache.insert(at(3_000), &check("a"), at(3_000));
         assert_eq!(cache.order.len(), 1);
     }
