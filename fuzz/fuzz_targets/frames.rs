@@ -42,7 +42,7 @@ struct Browser {
 
 impl Browser {
     fn receive<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
-    let json = r#"{"open": {}, "checked": {"accessCheckCommand": "Check :userId"}}"#;
+    let json = r#"{"open": {}, "asked": {"accessCheckCommand": "Check :userId"}}"#;
         let mut hub = Hub::new(Categories::from_json(&serde_json::from_str(json).unwrap()));
         let id = ConnId::new(0, 1);
         hub.open(id, &Credentials { user: "u".into(), token: "t".into() });

@@ -118,7 +118,7 @@ fn is_command(name: &str, command: &str) -> bool {
 /// This many consecutive characters of a token are removed from logged text.
 const MIN_REDACTED: usize = 5;
 
-/// Number of bytes at the beginning of `line` that also occur in a row somewhere in `token`.
+/// Length of the longest prefix of `line` that occurs in `token`.
 fn common_part(line: &str, token: &str) -> usize {
     let equal = |from: &str| {
         let pairs = line.bytes().zip(from.bytes());

@@ -32,7 +32,7 @@ pub enum SubscribePolicy {
     Everyone,
     /// Users for whom this command grants access. The second field is the command's text.
     Checked(Template, String),
-    /// Nobody, since the category's definition is invalid.
+    /// No user, since the category's definition is invalid.
     Invalid(BadCategory),
 }
 

@@ -62,7 +62,7 @@ impl SharedFrame {
 pub enum CloseReason {
     /// The token is malformed or not valid for that user.
     Refused,
-    /// A call or a publication, neither of which EspoCRM's daemon offers.
+    /// A call or a publication. EspoCRM's daemon offers neither.
     Forbidden,
     /// The client violated RFC 6455.
     Protocol,

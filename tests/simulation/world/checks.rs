@@ -36,13 +36,13 @@ impl World {
                     &[Status::Pending, Status::Delayed]
                 };
                 let to = if is_recheck { Status::Rechecking } else { Status::Waiting };
-                let wanted = conn.subscriptions.iter_mut().find(|(topic, status)| {
+                let waiting = conn.subscriptions.iter_mut().find(|(topic, status)| {
                     let rule = model::rule(edition, topic);
                     let Rule::Check(command) = rule else { return false };
                     let command = command.replace("{user}", &conn.user);
                     from.contains(status) && command == check.arguments.join(" ")
                 });
-                *wanted.expect("a subscription for this check").1 = to(ticket);
+                *waiting.expect("a subscription for this check").1 = to(ticket);
             }
         }
         match self.queue.request(self.now, ticket, check.clone(), urgency) {

@@ -90,22 +90,22 @@ fn a_canceled_check_is_not_run_unless_another_ticket_waits() {
 fn a_recently_granted_check_is_not_run_again() {
     let mut queue = CheckQueue::new(1);
     queue.set_cache_lifetime(Duration::from_secs(3));
-    let ask = |queue: &mut CheckQueue, now, serial, urgency| {
+    let request = |queue: &mut CheckQueue, now, serial, urgency| {
         queue.request(now, ticket(1, serial), check("a"), urgency).unwrap()
     };
-    assert!(!ask(&mut queue, NOW, 1, Subscription));
+    assert!(!request(&mut queue, NOW, 1, Subscription));
     let (id, _) = started(&mut queue).unwrap();
     let soon = NOW.after(Duration::from_secs(2));
     finish(&mut queue, soon, id, &Verdict::Granted);
-    assert!(ask(&mut queue, soon, 2, Subscription) && queue.is_idle());
-    assert!(!ask(&mut queue, soon, 3, Recheck));
+    assert!(request(&mut queue, soon, 2, Subscription) && queue.is_idle());
+    assert!(!request(&mut queue, soon, 3, Recheck));
     queue.cancel(ticket(1, 3));
     // Not after unsubscribing, and not when it has expired.
     queue.forget_verdict(&check("a"));
-    assert!(!ask(&mut queue, soon, 4, Subscription));
+    assert!(!request(&mut queue, soon, 4, Subscription));
     let (id, _) = started(&mut queue).unwrap();
     finish(&mut queue, soon, id, &Verdict::Granted);
-    assert!(!ask(&mut queue, NOW.after(Duration::from_secs(3)), 5, Subscription));
+    assert!(!request(&mut queue, NOW.after(Duration::from_secs(3)), 5, Subscription));
 }
 
 #[test]
@@ -300,14 +300,14 @@ fn the_queue_is_bounded_regardless_of_cancellations() {
 fn users_with_many_requests_leave_room_for_others() {
     for users in [1, 13, 1_000] {
         let mut queue = CheckQueue::new(0);
-        let ask = |queue: &mut CheckQueue, user: u32, number: u32| {
+        let request = |queue: &mut CheckQueue, user: u32, number: u32| {
             let check = Check::topic(&user.to_string(), Box::new([number.to_string().into()]));
             queue.request(NOW, ticket(user, number), check, Subscription)
         };
         let mut taken = 0;
         for number in 1..=1_200 {
             for user in 0..users {
-                match ask(&mut queue, user, number) {
+                match request(&mut queue, user, number) {
                     Ok(_) => taken += 1,
                     Err(full) => assert_eq!(full, QueueFull::ForUser),
                 }
@@ -316,7 +316,7 @@ fn users_with_many_requests_leave_room_for_others() {
         let most = MAX_WAITING_SUBSCRIPTIONS * users as usize / (SHARE_OF_USER + users as usize);
         assert!(taken <= most + users as usize, "{users}: {taken}");
         assert!(queue.room(Subscription, "another") > 0);
-        assert_eq!(ask(&mut queue, 5_000, 1), Ok(false));
+        assert_eq!(request(&mut queue, 5_000, 1), Ok(false));
         // Rechecks and logins have their own room.
         queue.request(NOW, ticket(0, 5_000), check("a"), Recheck).unwrap();
         let login = Check::authentication("t", "0");
@@ -325,7 +325,7 @@ fn users_with_many_requests_leave_room_for_others() {
         queue.cancel(ticket(0, 1));
         queue.cancel(ticket(0, 2));
         assert!(queue.room(Subscription, "0") > 0);
-        assert_eq!(ask(&mut queue, 0, 6_000), Ok(false));
+        assert_eq!(request(&mut queue, 0, 6_000), Ok(false));
     }
 }
 
