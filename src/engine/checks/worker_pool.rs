@@ -117,7 +117,7 @@ impl Pool {
     }
 
     /// Where the next check runs; `None` if it must wait for a worker. `waiting` is the number of
-    /// waiting checks, including this one.
+    /// checks that wait besides this one.
     pub fn take(&mut self, now: Time, waiting: usize) -> Option<Runner> {
         if self.limit == 0 || self.given_up_until.is_some_and(|until| now < until) {
             return Some(Runner::Plain);
