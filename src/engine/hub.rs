@@ -1,6 +1,7 @@
 //! The hub: sessions, their subscriptions, and the topics that each user may see.
 
 mod directory;
+mod invariants;
 mod prefixes;
 mod recheck;
 mod session;

@@ -1,5 +1,6 @@
 //! Names that are stored once, with a value for each, and counted references.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
@@ -16,7 +17,7 @@ pub struct Interner<T> {
 }
 
 /// Identifies a name. Must not be used after its release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key(u32);
 
 #[derive(Debug)]
@@ -48,6 +49,7 @@ impl<T: Default> Interner<T> {
     /// Removes a reference; with the last one, the name and its value are removed.
     pub fn release(&mut self, key: Key) {
         let Some(entry) = self.entry_mut(key) else { return };
+        debug_assert!(entry.refs > 0, "a name is released more often than it was interned");
         entry.refs -= 1;
         if entry.refs > 0 {
             return;
@@ -100,6 +102,20 @@ impl<T: Default> Interner<T> {
     /// The names and their values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
         self.entries.iter().map(|(_, entry)| (&*entry.name, &entry.value))
+    }
+
+    /// Checks that there are exactly these names with these numbers of references. For tests.
+    ///
+    /// # Panics
+    /// If they differ.
+    pub(crate) fn check_refs(&self, refs: &BTreeMap<Key, u32>) {
+        assert_eq!(self.entries.len(), refs.len());
+        assert_eq!(self.index.len(), refs.len());
+        for (key, count) in refs {
+            let entry = self.entries.get(key.0 as usize);
+            assert_eq!(entry.map(|entry| entry.refs), Some(*count), "{}", self.name(*key));
+            assert_eq!(self.find(self.name(*key)), Some(*key));
+        }
     }
 
     fn entry_mut(&mut self, key: Key) -> Option<&mut Entry<T>> {

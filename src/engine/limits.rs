@@ -231,6 +231,10 @@ pub const MAX_CONTROL: usize = 8;
 /// Items of a list in a control response, of about 200 B each: 2 MB until the response is read.
 pub const MAX_LISTED: usize = 10_000;
 
+/// Users whose names the command `espocrm-websocket status` requests from EspoCRM, the first ones
+/// of a list: 64 KB for the ids, and at most [`MAX_CHILD_OUTPUT`] for the names.
+pub const MAX_NAMES: usize = 1_000;
+
 /// Bytes of `tail` output that wait for a client that does not read.
 pub const MAX_TAIL: usize = 64 * 1024;
 

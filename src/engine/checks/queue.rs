@@ -1,5 +1,6 @@
 //! The check queue: decides which check runs next, and returns verdicts to the waiting tickets.
 
+mod invariants;
 mod order;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! The tokens of the sessions.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::engine::interner::{Interner, Key};
@@ -22,6 +23,11 @@ impl Tokens {
     /// The token of a key.
     pub(super) fn name(&self, key: Key) -> &str {
         self.0.name(key)
+    }
+
+    /// Checks that each token has as many references as sessions. For tests.
+    pub(super) fn check_refs(&self, refs: &BTreeMap<Key, u32>) {
+        self.0.check_refs(refs);
     }
 
     /// Whether there are no tokens.

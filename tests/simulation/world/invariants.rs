@@ -10,6 +10,10 @@ use super::{LIMIT, TOPICS, World, message};
 
 impl World {
     pub(super) fn check_invariants(&mut self) {
+        if self.is_thorough {
+            self.hub.check_invariants();
+            self.queue.check_invariants();
+        }
         assert!(self.running.len() <= LIMIT);
         assert_eq!(self.queue.running(), self.running.len());
         assert_eq!(self.queue.waiting(), self.model.waiting());
