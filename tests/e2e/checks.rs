@@ -20,7 +20,7 @@ const FAILURES: [(&str, &str); 9] = [
     ("killed", "PHP was killed by signal 9"),
     ("noise", "PHP printed unexpected output: Notice: something else"),
     ("flood", "PHP's output was too long"),
-    ("crash", "PHP exited with status 255: PHP Exit error"),
+    ("crash", "PHP exited with status 255: PHP Fatal error"),
     ("missing", "PHP could not be started: No such file"),
     ("no-command", "PHP exited with status 1: Could not open input file: command.php"),
 ];

@@ -121,7 +121,7 @@ fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
         ("error", "PHP ended with status 1 and said: Error: SQLSTATE"),
         ("killed", "PHP died of signal 9"),
         ("noise", "PHP ended with status 0 and said: Notice: something else"),
-        ("crash", "PHP ended with status 255 and said: PHP Exit error"),
+        ("crash", "PHP ended with status 255 and said: PHP Fatal error"),
     ] {
         let standin = Standin::new();
         standin.set("probe-failure", failure);
