@@ -255,7 +255,7 @@ fn a_subscription_that_cannot_be_checked_is_tried_again() {
                 fail(&standin, failure);
                 tab.subscribe("recordUpdate.Account.1");
                 daemon.wait_for(&format!("A subscription could not be checked: {reason}"));
-                daemon.wait_for("It will be tried again");
+                daemon.wait_for("The check will be retried");
                 let event = json!({"topicId": "recordUpdate.Account.1"});
                 Php::send(&daemon.zeromq, std::slice::from_ref(&event));
                 tab.expect_silence();

@@ -111,7 +111,7 @@ fn a_token_that_php_prints_is_not_logged() {
     let shapes = [
         // As an extension's own message.
         "echo 'Error: bad token ', $token; exit(1);",
-        "fwrite(STDERR, \"PHP Exit error:  check('$token', '$user')\"); exit(255);",
+        "fwrite(STDERR, \"PHP Fatal error:  check('$token', '$user')\"); exit(255);",
         // As a trace shows it, which cuts at 15 characters if it is not told otherwise.
         "fwrite(STDERR, '#0 command.php(1): check(\\'' . substr($token, 0, 15) . '...\\')'); exit(255);",
         "fwrite(STDERR, implode(' ', $argv)); exit(3);",

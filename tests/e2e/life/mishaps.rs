@@ -121,7 +121,7 @@ fn a_mistake_in_our_file_changes_nothing_else() {
     let mut alice = alice(&daemon);
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_checks = none\n").unwrap();
     let error = daemon.reload("own.toml");
-    assert!(error.contains("The settings that are in force stay."), "{error}");
+    assert!(error.contains("Keeping the previous settings."), "{error}");
     // A verdict that only the version in force explains still counts.
     daemon.subscribe(&mut alice, "alice", "quiet");
 }
@@ -139,7 +139,7 @@ fn another_espocrm_needs_a_restart_and_that_is_said() {
     command.arg("run").arg("--config").arg(&file);
     let mut daemon = Daemon::spawn(command);
     name(&other);
-    daemon.reload("restart the daemon for that");
+    daemon.reload("restart required. Still serving");
 }
 
 #[test]

@@ -14,7 +14,7 @@ const GATES: &str = "case $# in 0) gate=probe-gate;; *) gate=gate;; esac; \
     while [ -e data/standin/$gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 const CHANGED: &str = "EspoCRM's settings have changed";
-const STAY: &str = "The settings that are in force stay.";
+const STAY: &str = "Keeping the previous settings.";
 
 fn news(number: u32) -> Value {
     json!({"topicId": "news", "number": number})
@@ -52,7 +52,7 @@ fn a_category_that_is_gone_is_no_longer_delivered() {
     standin.custom_categories(&json!({"other": {}}));
     daemon.reload(CHANGED);
     Php::send(&daemon.zeromq, &[news(1)]);
-    daemon.wait_for("A message that came by ZeroMQ was dropped");
+    daemon.wait_for("A ZeroMQ message was dropped");
     expect_alive(&daemon, &mut alice, 1);
 }
 

@@ -77,7 +77,7 @@ fn a_line_that_comes_again_is_counted_until_another_one_comes() {
     daemon.wait_for(OFF);
     // Each time EspoCRM's configuration changes it is in doubt again: the first time after other
     // lines. What is said in debug mode in between does not matter.
-    let read = "it is read again";
+    let read = "certificate has changed. Reloading";
     for number in 1..=3 {
         // It differs by its length.
         standin.config("odd", "x".repeat(number));
@@ -88,11 +88,11 @@ fn a_line_that_comes_again_is_counted_until_another_one_comes() {
     }
     let lines = daemon.log().len();
     assert_eq!(daemon.count(OFF), 2);
-    daemon.reload("settings are read again");
+    daemon.reload("Reloading EspoCRM's settings");
     let log = daemon.log().split_off(lines);
     let again = log.iter().position(|line| line.contains(&format!("2 more times: {OFF}"))).unwrap();
     assert!(log[again].contains("[WARN ] "), "{log:#?}");
-    assert!(log[again + 1].contains("settings are read again"), "{log:#?}");
+    assert!(log[again + 1].contains("Reloading EspoCRM's settings"), "{log:#?}");
     // After that line it is a new one.
     daemon.wait_for_after(lines + again + 1, OFF);
 }
@@ -107,10 +107,10 @@ fn a_line_that_comes_again_once_is_counted_in_the_singular() {
         standin.config("odd", "x".repeat(number));
         eventually("it is read again", || {
             daemon.connect("alice").expect_silence();
-            daemon.count("it is read again") == number
+            daemon.count("certificate has changed. Reloading") == number
         });
     }
-    daemon.reload("settings are read again");
+    daemon.reload("Reloading EspoCRM's settings");
     daemon.wait_for(&format!("1 more time: {OFF}"));
 }
 
@@ -123,8 +123,8 @@ fn refused(daemon: &Daemon, count: usize) {
     }
 }
 
-const REFUSED: &str = "A request that opens no WebSocket was refused";
-const MORE: &str = "more since that was said: requests that open no WebSocket were refused.";
+const REFUSED: &str = "A request was rejected because it is not a WebSocket handshake";
+const MORE: &str = "more in the last 60 s: rejected requests that are not WebSocket handshakes.";
 
 #[test]
 fn what_was_only_counted_is_told_at_the_end() {
@@ -154,7 +154,7 @@ fn what_was_only_counted_is_told_within_a_minute_or_so_though_nothing_more_comes
     standin.config("odd", "xx");
     eventually("it is read again", || {
         daemon.connect("alice").expect_silence();
-        daemon.count("it is read again") == 2
+        daemon.count("certificate has changed. Reloading") == 2
     });
     patiently(|| daemon.count(&format!(" times: {OFF}")) > 0);
     // Then it sleeps.

@@ -51,7 +51,9 @@ fn what_is_in_doubt_is_served_and_said() {
     standin.custom_categories(&json!({"broken": {"accessCheckCommand": "A | B"}}));
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for("EspoCRM's useWebSocket is off");
-    daemon.wait_for("\"broken\" is not served: its accessCheckCommand cannot be run: it contains '|'");
+    daemon.wait_for(
+        "\"broken\" is not served: its accessCheckCommand cannot be run: it contains '|'",
+    );
     let mut alice = alice(&daemon);
     alice.subscribe("broken");
     daemon.wait_for("check access failed for topic broken");
@@ -64,7 +66,7 @@ fn a_php_that_does_not_exist_is_replaced_by_the_usual_one() {
     standin.config("phpExecutablePath", "/nonexistent/php");
     let mut daemon = Daemon::start(&standin);
     let warning = daemon.wait_for("/nonexistent/php does not exist");
-    assert!(warning.contains("EspoCRM: phpExecutablePath; php is used instead"), "{warning}");
+    assert!(warning.contains("EspoCRM: phpExecutablePath). Using php instead"), "{warning}");
     expect_alive(&daemon, &mut alice(&daemon), 1);
 }
 

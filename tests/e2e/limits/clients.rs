@@ -33,7 +33,7 @@ fn an_address_has_its_limit_and_others_have_theirs() {
     });
     drop(second);
     other.expect_silence();
-    daemon.wait_for("The address 127.0.0.2 has 3 connections, and may have 3");
+    daemon.wait_for("Address 127.0.0.2 has 3 connections, at its limit of 3");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_user_has_a_limit_and_other_users_have_theirs() {
     let second = daemon.connect("alice");
     expect_503(Client::tcp(daemon.address), "alice");
     daemon.connect("bob");
-    daemon.wait_for("User alice has 2 connections, which is the limit");
+    daemon.wait_for("User alice has 2 connections, the limit per user");
     drop(second);
     eventually("there is room again", || {
         let mut client = Client::tcp(daemon.address);
@@ -111,7 +111,7 @@ fn slow_handshakes_keep_nobody_from_connecting() {
     slow[1_000].send(b"localhost\r\n\r\n");
     assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));
     good.expect_silence();
-    daemon.wait_for("1024 connections have not completed their upgrade");
+    daemon.wait_for("1024 handshakes are incomplete");
     assert!(control.number("/connections/refused/handshake_limit") > 0);
 }
 
@@ -129,7 +129,7 @@ fn only_so_many_logins_of_an_address_wait_at_a_time() {
         })
         .collect();
     expect_503(from("127.0.0.2", daemon.address), "alice");
-    daemon.wait_for("1024 logins of the address 127.0.0.2 wait to be checked");
+    daemon.wait_for("1024 logins from address 127.0.0.2 wait to be checked");
     control.expect("/connections/refused/login_limit", 1);
     // Another address has its own limit.
     let mut other = from("127.0.0.3", daemon.address);
@@ -171,7 +171,7 @@ fn expect_unharmed(
     slow.send(rest.as_bytes());
     assert!(slow.read_head().starts_with("HTTP/1.1 101 "));
     slow.expect_welcome();
-    daemon.wait_for("1024 connections have not completed their upgrade");
+    daemon.wait_for("1024 handshakes are incomplete");
     assert_eq!(flooding[0].stream.read(&mut [0]).unwrap_or(0), 0);
 }
 
@@ -183,7 +183,7 @@ fn a_flood_of_handshakes_from_one_address_ends_only_its_own() {
     for flags in proxies {
         let mut daemon = Daemon::start_with(&standin, flags);
         expect_unharmed(&mut daemon, "", |daemon| flood(daemon, &["127.0.0.2"], |_| String::new()));
-        let line = daemon.wait_for("1024 connections have not completed their upgrade");
+        let line = daemon.wait_for("1024 handshakes are incomplete");
         assert!(line.contains("from 127.0.0.2, more than from any other address"), "{line}");
     }
 }

@@ -22,7 +22,7 @@ fn of_two_thousand_tabs_that_connect_at_once_none_is_ended() {
         assert!(tab.read_head().starts_with("HTTP/1.1 101 "));
         tab.expect_welcome();
     }
-    assert_eq!(daemon.count("have not completed their upgrade"), 0);
+    assert_eq!(daemon.count("handshakes are incomplete"), 0);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn users_who_want_thousands_of_topics_get_them_all_and_let_others_log_in_meanwhi
     }
     let mut another = knock(&daemon);
     another.upgrade(&target("another"));
-    daemon.wait_for("has requested so many topics at once that the access checks of further ones");
+    daemon.wait_for("has subscribed to so many topics at once that access checks of further ones");
     standin.release();
     another.expect_welcome();
     daemon.subscribe(&mut another, "another", "recordUpdate.Account.1");
@@ -58,7 +58,7 @@ fn users_who_want_thousands_of_topics_get_them_all_and_let_others_log_in_meanwhi
 
 /// What a test's environment alone may cause.
 const OF_THE_ENVIRONMENT: [&str; 2] =
-    ["The daemon runs as root, which it does not need", "The limit of open files leaves room for "];
+    ["The daemon runs as root, which it does not need", "The limit of open files allows only "];
 
 /// Warnings and errors in a daemon's log, other than those of the environment.
 fn warnings(daemon: &Daemon) -> Vec<String> {

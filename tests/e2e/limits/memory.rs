@@ -53,7 +53,7 @@ fn with_every_limit_reached_it_takes_no_more_than_it_says() {
         let text = "x".repeat(20_000);
         pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
     }
-    daemon.wait_for("Those that hold the most are disconnected");
+    daemon.wait_for("The largest are closed");
     bystander.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;
@@ -173,7 +173,7 @@ fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
     pusher.send(&message);
     good.expect_event(&message);
     let line = daemon.wait_for("A browser could not keep up");
-    assert!(line.contains(" bytes waited for it, of at most 1572864"), "{line}");
+    assert!(line.contains(" bytes are queued for it, the limit is 1572864"), "{line}");
     control.expect("/connections/ended/slow", 1);
     good.expect_silence();
 }

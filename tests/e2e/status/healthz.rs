@@ -37,7 +37,7 @@ fn it_is_red_without_descriptors_and_can_still_be_asked() {
     let _alice = daemon.connect("alice");
     daemon.leave_descriptors(0);
     let waiting = Client::tcp(daemon.address);
-    expect_red(&control, "Connections cannot be accepted for want of descriptors");
+    expect_red(&control, "Connections cannot be accepted: out of file descriptors");
     assert!(control.number("/connections/accept_failures") > 0);
     daemon.unlimit("Max open files", "nofile");
     drop(waiting);
@@ -52,7 +52,7 @@ fn it_is_red_while_espocrms_messages_are_not_received() {
     // There is nobody whom libzmq could send away: it rests.
     let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
     let waiting = std::net::TcpStream::connect(&zeromq).unwrap();
-    daemon.wait_for("EspoCRM cannot be accepted at");
+    daemon.wait_for("connections cannot be accepted at");
     expect_red(&control, &format!("EspoCRM's messages are not received at {}", daemon.zeromq));
     daemon.unlimit("Max open files", "nofile");
     drop(waiting);

@@ -91,7 +91,7 @@ fn a_user_is_kicked_by_name_or_by_id() {
     assert_eq!(standin.probes(), probes + 1);
     ann.iter_mut().for_each(Client::expect_drop);
     bob.expect_silence();
-    daemon.wait_for(&format!("The administrator ended 2 connections of user {ANN}."));
+    daemon.wait_for(&format!("The administrator closed 2 connections of user {ANN}."));
     assert_eq!(daemon.count("The administrator ended"), 1);
     // As the database compares names.
     let said = control.say(&["kick", "BOB"]);

@@ -109,7 +109,7 @@ fn after_known_traffic_the_status_is_true() {
     assert_eq!(told["connections"]["users"], 2);
 
     drop(tabs);
-    control.expect("/connections/ended/left", 2);
+    control.expect("/connections/ended/peer_closed", 2);
     control.expect("/connections/open", 1);
     control.expect("/subscriptions/recordUpdate", 0);
 }
@@ -205,7 +205,7 @@ fn each_reason_for_keeping_a_connection_out_is_counted() {
     let reasons = [("proxy_header", 1), ("address_limit", 1)];
     expect_counted(&control, "/connections/refused", &reasons);
     // Whoever says nothing.
-    control.expect("/connections/refused/handshake", 1);
+    control.expect("/connections/refused/handshake_timeout", 1);
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn reloads_and_limits_that_were_hit_are_counted() {
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.reload("EspoCRM's settings have not changed");
     standin.set("probe-failure", "exit255");
-    daemon.reload("The settings that are in force stay");
+    daemon.reload("Keeping the previous settings");
     let reloads = control.json("/status")["reloads"].clone();
     assert_eq!(reloads, json!({"done": 1, "failed": 1}));
     standin.unset("probe-failure");

@@ -30,7 +30,7 @@ fn the_journal_gets_priorities_and_no_time() {
     let mut daemon = with_stream(&standin, |dev, ino| format!("{dev}:{ino}"));
     daemon.connect("alice");
     standin.write_raw("config.php", "<?php return [");
-    let error = daemon.reload("The settings that are in force stay.");
+    let error = daemon.reload("Keeping the previous settings.");
     assert!(error.starts_with("<3>"), "{error}");
     for begin in ["<6>espocrm-websocket ", "<6>Browsers are served at ws://", "<4>EspoCRM's useW"] {
         assert!(daemon.log().iter().any(|line| line.starts_with(begin)), "{begin}");
@@ -117,7 +117,7 @@ fn the_log_file_lies_in_espocrms_directory_and_holds_everything() {
     let mut alice = mute.alice();
     standin.set("failure", "crash");
     let _bob = Client::open(mute.address(), "bob", "tok-bob");
-    wait_for(&file, "PHP Exit error");
+    wait_for(&file, "PHP Fatal error");
     mute.expect_alive(&mut alice, 1);
     let text = read(&file);
     assert!(text.starts_with("what was there before\n20"), "{text}");
@@ -145,7 +145,7 @@ fn a_log_file_that_was_moved_away_is_opened_anew() {
     alice.subscribe("unknown.2");
     wait_for(&path("log"), "unknown.2");
     let old = read(&path("log.1"));
-    assert!(!old.contains("are read again") && !old.contains("unknown.2"), "{old}");
+    assert!(!old.contains("Reloading EspoCRM") && !old.contains("unknown.2"), "{old}");
     mute.expect_alive(&mut alice, 1);
 }
 

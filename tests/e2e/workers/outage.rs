@@ -79,7 +79,7 @@ fn an_outage_is_told_to_be_over_with_how_often_checks_failed() {
     standin.unset("failure");
     // A no is an answer, too.
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
-    daemon.wait_for("Access checks work again for logins; 5 could not be made meanwhile.");
+    daemon.wait_for("Access checks work again for logins, after 5 failures.");
     // It goes on with the same worker.
     let first = worker(&daemon);
     daemon.connect("alice");
