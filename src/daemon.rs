@@ -1,5 +1,5 @@
-//! The long-running process: sockets, ZeroMQ, the event loop. It does what [`crate::engine`] decides,
-//! and uses nothing of the short-lived commands.
+//! The long-running process: sockets, ZeroMQ, the event loop. It carries out the decisions of
+//! [`crate::engine`] and does not use the short-lived commands.
 
 pub mod connection;
 pub(crate) mod control;

@@ -1,4 +1,4 @@
-//! An EspoCRM installation, seen from outside: its settings, its commands, its files.
+//! An EspoCRM installation: its settings, commands, files and PHP processes.
 
 mod espo_settings;
 pub mod identity;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use espocrm_websocket::cli::Command;
 use espocrm_websocket::engine::printable::Printable;
 use espocrm_websocket::platform::exit::Exit;
-use espocrm_websocket::platform::logging::complain;
+use espocrm_websocket::platform::logging::print_error;
 
 fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1)) {
@@ -13,14 +13,14 @@ fn main() -> ExitCode {
         Err(error) => {
             // The message contains arguments.
             let error = Printable(error);
-            complain(&format!("{error}\nTry: espocrm-websocket --help"));
+            print_error(&format!("{error}\nTry: espocrm-websocket --help"));
             return ExitCode::from(2);
         }
     };
     match command.execute() {
         Ok(()) | Err(Exit::Stopped) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             ExitCode::FAILURE
         }
     }

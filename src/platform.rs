@@ -1,10 +1,11 @@
-//! What the standard library and Linux offer, in the form that the rest of the program needs: system
-//! calls, signals, the clock, the log, careful reading of files.
+//! Wrappers of operating system services: system calls, signals, the clock, the log, safe reading
+//! of files.
 
 pub(crate) mod clock;
 pub mod exit;
 pub(crate) mod file_permissions;
 pub mod logging;
+pub(crate) mod process_stats;
 pub(crate) mod random;
 pub(crate) mod regular_file;
 pub(crate) mod shell_word;

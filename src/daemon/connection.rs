@@ -264,7 +264,7 @@ impl Connection {
     /// reported already (`ended`).
     #[must_use]
     pub fn may_have_more(&self, length: usize, buffer: usize, ended: bool) -> bool {
-        length == buffer || ended || !self.stream.tells_all()
+        length == buffer || ended || !self.stream.short_read_drains()
     }
 
     /// Writes queued output unless the kernel accepts none. Also returns the number of bytes

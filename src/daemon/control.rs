@@ -1,8 +1,8 @@
-//! The control socket: the administrator's way to see and say something while the daemon runs; and
-//! the port for metrics, which has less.
+//! The control socket, by which the administrator inspects and controls a running daemon, and the
+//! metrics port, which only serves /metrics and /healthz.
 //!
-//! HTTP, one request for each connection. Nobody there can hold the loop up: everything is bounded,
-//! and nothing is waited for.
+//! HTTP with one request per connection. Clients cannot delay the event loop: everything is
+//! bounded, and no call blocks.
 
 mod client;
 mod listener;
@@ -23,61 +23,61 @@ use crate::engine::time::Time;
 use crate::platform::sys;
 use crate::settings::{ControlAt, Settings};
 use client::{Client, State, Stream};
-pub(crate) use listener::usual;
+pub(crate) use listener::default_path;
 use listener::{Socket, open_port};
 
-/// Both doors, and who has come in.
+/// Both listeners and their clients.
 #[derive(Default)]
 pub(crate) struct Control {
     socket: Option<Socket>,
     port: Option<TcpListener>,
-    peers: Slab<Client>,
-    /// Somebody may wait at a door.
+    clients: Slab<Client>,
+    /// Connections may wait to be accepted.
     pending: bool,
-    /// What could not be accepted is tried again then.
-    again: Option<Time>,
-    /// Given up for one that could not be accepted for want of a descriptor: whoever wants to know
-    /// what is wrong must be heard just then.
+    /// When to retry after a failed accept.
+    retry_at: Option<Time>,
+    /// A reserve descriptor, closed to accept a client when descriptors run out: an administrator
+    /// must be able to connect to find the cause.
     spare: Option<File>,
 }
 
-/// The tokens by which both doors and all peers are known.
+/// The tokens of both listeners and all clients.
 pub(crate) const TOKENS: std::ops::Range<usize> = 32..64;
 const SOCKET: Token = Token(TOKENS.start);
 const PORT: Token = Token(TOKENS.start + 1);
-const FIRST_PEER: usize = TOKENS.start + 2;
+const FIRST_CLIENT: usize = TOKENS.start + 2;
 
-/// Names one who has asked, until the answer.
+/// Identifies the client of a request until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestId(usize);
 
 impl Control {
-    /// Opens the doors that are wanted. What cannot be had is returned for the log: it is no reason
-    /// not to serve, nor to warn of if nobody has asked for it.
+    /// Opens the configured listeners. Returns failures for the log, since they are no reason to
+    /// stop; a failure of the default control socket is not even a warning.
     pub(crate) fn open(
         &mut self,
         registry: &Registry,
         settings: &Settings,
     ) -> Vec<(Level, String)> {
-        let mut missing = Vec::new();
-        // The old ones first: they may be in the way.
+        let mut failures = Vec::new();
+        // Close the old ones first: they may use the same path or port.
         (self.socket, self.port) = (None, None);
         let at = &settings.control.value;
         match Socket::open(at) {
             Ok(socket) => self.socket = socket,
-            Err(error) if *at == ControlAt::Usual => missing.push((Level::Info, error)),
-            Err(error) => missing.push((Level::Warn, error)),
+            Err(error) if *at == ControlAt::Usual => failures.push((Level::Info, error)),
+            Err(error) => failures.push((Level::Warn, error)),
         }
         match settings.metrics.value.map(open_port).transpose() {
             Ok(port) => self.port = port,
-            Err(error) => missing.push((Level::Warn, error)),
+            Err(error) => failures.push((Level::Warn, error)),
         }
         if let Err(error) = self.register(registry) {
-            missing.push((Level::Warn, format!("There is no control socket: {error}.")));
+            failures.push((Level::Warn, format!("No control socket: {error}.")));
         }
         self.spare = File::open("/dev/null").ok();
         self.pending = true;
-        missing
+        failures
     }
 
     fn register(&mut self, registry: &Registry) -> io::Result<()> {
@@ -90,43 +90,43 @@ impl Control {
         Ok(())
     }
 
-    /// Where the control socket is.
+    /// The path of the control socket.
     #[must_use]
     pub(crate) fn path(&self) -> Option<&Path> {
         self.socket.as_ref().map(Socket::path)
     }
 
-    /// Where metrics are told.
+    /// The address of the metrics port.
     #[must_use]
     pub(crate) fn port(&self) -> Option<SocketAddr> {
         self.port.as_ref().and_then(|port| port.local_addr().ok())
     }
 
-    /// Something has happened to one of [`TOKENS`]: who has asked for what.
+    /// Handles an event of one of [`TOKENS`]. Returns a request when it is complete.
     pub(crate) fn ready(&mut self, now: Time, token: Token) -> Option<(RequestId, Request)> {
-        let Some(number) = token.0.checked_sub(FIRST_PEER) else {
+        let Some(number) = token.0.checked_sub(FIRST_CLIENT) else {
             self.pending = true;
             return None;
         };
-        self.go_on(now, number)
+        self.read_and_write(now, number)
     }
 
-    /// Lets in those who wait. What they have sent already is told by the kernel.
+    /// Accepts waiting connections. The kernel reports data that they have already sent.
     pub(crate) fn accept(&mut self, now: Time, registry: &Registry) {
         if !self.is_pending(now) {
             return;
         }
-        (self.pending, self.again) = (false, None);
-        for door in [Listener::Control, Listener::Metrics] {
-            // Twice as many as there can be: the rest gets its turn in the next one.
+        (self.pending, self.retry_at) = (false, None);
+        for listener in [Listener::Control, Listener::Metrics] {
+            // At most twice the limit: the next turn of the event loop accepts the rest.
             for _ in 0..2 * MAX_CONTROL {
-                match self.accept_one(door) {
-                    Ok(Some(stream)) => self.let_in(now, registry, door, stream),
+                match self.accept_one(listener) {
+                    Ok(Some(stream)) => self.admit(now, registry, listener, stream),
                     Ok(None) => break,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(_) if self.spare.take().is_some() => {}
                     Err(_) => {
-                        self.again = Some(now.after(std::time::Duration::from_secs(1)));
+                        self.retry_at = Some(now.after(std::time::Duration::from_secs(1)));
                         break;
                     }
                 }
@@ -138,11 +138,11 @@ impl Control {
     /// Whether [`accept`](Self::accept) has something to do.
     #[must_use]
     pub(crate) fn is_pending(&self, now: Time) -> bool {
-        self.pending || self.again.is_some_and(|again| again <= now)
+        self.pending || self.retry_at.is_some_and(|at| at <= now)
     }
 
-    fn accept_one(&self, door: Listener) -> io::Result<Option<Stream>> {
-        match (door, &self.socket, &self.port) {
+    fn accept_one(&self, listener: Listener) -> io::Result<Option<Stream>> {
+        match (listener, &self.socket, &self.port) {
             (Listener::Control, Some(socket), _) => {
                 let (stream, _) = socket.listener.accept()?;
                 Ok(Some(Stream::Unix(stream)))
@@ -152,30 +152,30 @@ impl Control {
         }
     }
 
-    fn let_in(&mut self, now: Time, registry: &Registry, door: Listener, stream: Stream) {
-        let may_ask = stream.user().is_none_or(|user| user == 0 || user == sys::user());
-        let mut peer = Client::new(stream, door, now.after(CONTROL_DEADLINE));
-        if !may_ask {
-            // The socket's mode says the same, unless somebody has changed it.
-            return peer.turn_away(&Refusal::Forbidden.response());
+    fn admit(&mut self, now: Time, registry: &Registry, listener: Listener, stream: Stream) {
+        let is_authorized = stream.user().is_none_or(|user| user == 0 || user == sys::user());
+        let mut client = Client::new(stream, listener, now.after(CONTROL_DEADLINE));
+        if !is_authorized {
+            // The mode of the socket file ensures the same, unless it was changed.
+            return client.reject(&Refusal::Forbidden.response());
         }
-        if !self.make_room(door) {
-            return peer.turn_away(&Refusal::Busy.response());
+        if !self.make_room(listener) {
+            return client.reject(&Refusal::Busy.response());
         }
-        let entry = self.peers.vacant_entry();
-        let token = Token(FIRST_PEER + entry.key());
-        if peer.register(registry, token).is_ok() {
-            entry.insert(peer);
+        let entry = self.clients.vacant_entry();
+        let token = Token(FIRST_CLIENT + entry.key());
+        if client.register(registry, token).is_ok() {
+            entry.insert(client);
         }
     }
 
-    /// Whoever takes long is ended for whoever comes; but not those who watch.
-    fn make_room(&mut self, door: Listener) -> bool {
-        let ours = self.peers.iter().filter(|(_, peer)| peer.door == door);
-        if ours.clone().count() < MAX_CONTROL {
+    /// Closes the slowest client if the limit is reached, but none that watches messages.
+    fn make_room(&mut self, listener: Listener) -> bool {
+        let clients = self.clients.iter().filter(|(_, client)| client.listener == listener);
+        if clients.clone().count() < MAX_CONTROL {
             return true;
         }
-        let slowest = ours.filter_map(|(number, peer)| Some((peer.deadline?, number))).min();
+        let slowest = clients.filter_map(|(number, client)| Some((client.deadline?, number))).min();
         slowest.is_some_and(|(_, number)| {
             self.remove(number);
             true
@@ -183,16 +183,16 @@ impl Control {
     }
 
     fn remove(&mut self, number: usize) {
-        self.peers.try_remove(number);
+        self.clients.try_remove(number);
         if self.spare.is_none() {
             self.spare = File::open("/dev/null").ok();
         }
     }
 
-    /// Reads and writes what can be.
-    fn go_on(&mut self, now: Time, number: usize) -> Option<(RequestId, Request)> {
-        let peer = self.peers.get_mut(number)?;
-        let Ok(request) = peer.read() else {
+    /// Reads and writes as much as possible.
+    fn read_and_write(&mut self, now: Time, number: usize) -> Option<(RequestId, Request)> {
+        let client = self.clients.get_mut(number)?;
+        let Ok(request) = client.read() else {
             self.remove(number);
             return None;
         };
@@ -204,64 +204,65 @@ impl Control {
     }
 
     fn write(&mut self, now: Time, number: usize) {
-        let Some(peer) = self.peers.get_mut(number) else { return };
-        let was = peer.stage;
-        let mut written = peer.write();
-        if peer.stage == State::Leaving && was != State::Leaving {
-            peer.deadline = Some(now.after(CLOSE_DEADLINE));
-            // It may have ended before, which is told only once.
-            written = written.and_then(|()| peer.read().map(drop));
+        let Some(client) = self.clients.get_mut(number) else { return };
+        let before = client.state;
+        let mut written = client.write();
+        if client.state == State::Closing && before != State::Closing {
+            client.deadline = Some(now.after(CLOSE_DEADLINE));
+            // It may have closed its side before: the kernel reports that only once.
+            written = written.and_then(|()| client.read().map(drop));
         }
         if written.is_err() {
             self.remove(number);
         }
     }
 
-    /// Answers, by a whole response.
-    pub(crate) fn answer(&mut self, now: Time, asker: RequestId, response: &str) {
-        if let Some(peer) = self.peers.get_mut(asker.0) {
-            peer.answer(response);
-            self.write(now, asker.0);
+    /// Sends a complete response.
+    pub(crate) fn answer(&mut self, now: Time, request: RequestId, response: &str) {
+        if let Some(client) = self.clients.get_mut(request.0) {
+            client.answer(response);
+            self.write(now, request.0);
         }
     }
 
-    /// This one gets its response by [`answer_reload`](Self::answer_reload).
-    pub(crate) fn wait_for_reload(&mut self, now: Time, asker: RequestId) {
-        if let Some(peer) = self.peers.get_mut(asker.0) {
-            peer.wait_for_reload(now.after(RELOAD_DEADLINE));
+    /// Defers the response of this request to [`answer_reload`](Self::answer_reload).
+    pub(crate) fn wait_for_reload(&mut self, now: Time, request: RequestId) {
+        if let Some(client) = self.clients.get_mut(request.0) {
+            client.wait_for_reload(now.after(RELOAD_DEADLINE));
         }
     }
 
     /// Responds to all clients that wait for the end of a reload.
     pub(crate) fn answer_reload(&mut self, now: Time, response: &str) {
-        for number in 0..self.peers.capacity() {
-            let Some(peer) = self.peers.get_mut(number) else { continue };
-            if peer.stage == State::Reloading {
-                peer.deadline = Some(now.after(CONTROL_DEADLINE));
-                peer.answer(response);
+        for number in 0..self.clients.capacity() {
+            let Some(client) = self.clients.get_mut(number) else { continue };
+            if client.state == State::Reloading {
+                client.deadline = Some(now.after(CONTROL_DEADLINE));
+                client.answer(response);
                 self.write(now, number);
             }
         }
     }
 
-    /// From now on this one sees what passes.
-    pub(crate) fn watch(&mut self, now: Time, asker: RequestId) {
-        if let Some(peer) = self.peers.get_mut(asker.0) {
-            peer.watch();
-            self.write(now, asker.0);
+    /// Starts to send delivered messages to this client.
+    pub(crate) fn watch(&mut self, now: Time, request: RequestId) {
+        if let Some(client) = self.clients.get_mut(request.0) {
+            client.watch();
+            self.write(now, request.0);
         }
     }
 
-    /// Whether anybody does.
+    /// Whether any client watches messages.
     #[must_use]
     pub(crate) fn is_watched(&self) -> bool {
-        self.peers.iter().any(|(_, peer)| peer.stage == State::Watching)
+        self.clients.iter().any(|(_, client)| client.state == State::Watching)
     }
 
-    /// Shows those a line. Who does not read misses it, and is told so.
+    /// Sends a line to the clients that watch messages. A client that does not read loses lines; it
+    /// receives their number later.
     pub(crate) fn show(&mut self, now: Time, line: &str) {
-        for number in 0..self.peers.capacity() {
-            if self.peers.get_mut(number).is_some_and(|peer| peer.show(line)) {
+        for number in 0..self.clients.capacity() {
+            if self.clients.get_mut(number).is_some_and(|client| client.show(line)) {
                 self.write(now, number);
             }
         }
@@ -270,14 +271,14 @@ impl Control {
     /// When [`expire`](Self::expire) or [`accept`](Self::accept) has something to do.
     #[must_use]
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let deadlines = self.peers.iter().filter_map(|(_, peer)| peer.deadline);
-        deadlines.chain(self.again).min()
+        let deadlines = self.clients.iter().filter_map(|(_, client)| client.deadline);
+        deadlines.chain(self.retry_at).min()
     }
 
-    /// Ends those who take too long.
+    /// Closes clients whose deadline has passed.
     pub(crate) fn expire(&mut self, now: Time) {
-        for number in 0..self.peers.capacity() {
-            let deadline = self.peers.get(number).and_then(|peer| peer.deadline);
+        for number in 0..self.clients.capacity() {
+            let deadline = self.clients.get(number).and_then(|client| client.deadline);
             if deadline.is_some_and(|deadline| deadline <= now) {
                 self.remove(number);
             }

@@ -1,4 +1,4 @@
-//! The real daemon without EspoCRM: a page to try it, with the checks answered here.
+//! The demo: the real daemon without EspoCRM, a web page to try it, and simulated access checks.
 
 use std::ffi::CString;
 use std::io::{Write, stdout};
@@ -20,10 +20,10 @@ use crate::platform::signals::Signals;
 use crate::platform::sys::{ZmqSocket, ZmqType};
 use crate::settings::{ControlAt, Layers, Listen, Overrides, Settings};
 
-/// Stands in for EspoCRM: answers checks, serves the page, and sends what its buttons ask for.
+/// Replaces EspoCRM: answers checks, serves the page, and sends the messages of its buttons.
 ///
-/// Token `tok-alice` is good for user `alice`, and so for any other name. Records whose id begins
-/// with `deny` are nobody's.
+/// The token `tok-alice` is valid for user `alice`, and likewise for any other name. Access to
+/// records whose id begins with `deny` is denied to all users.
 #[derive(Default)]
 pub struct Demo {
     sender: Option<ZmqSocket>,
@@ -34,47 +34,47 @@ const PAGE: &str = include_str!("demo.html");
 /// Serves the demo until a signal ends it.
 ///
 /// # Errors
-/// If it is asked to serve others than this machine, or cannot listen.
+/// If an address is not a loopback address, or if listening fails.
 pub fn serve(flags: &Overrides) -> Result<()> {
     let mut settings = settings(flags)?;
     let is_free = std::net::TcpListener::bind(settings.listen()).is_ok();
     if flags.listen.is_none() && !is_free {
         settings.port.value = 0;
     }
-    let signals = Signals::of_terminal().map_err(|error| Exit::error(error.to_string()))?;
+    let signals = Signals::for_terminal().map_err(|error| Exit::error(error.to_string()))?;
     let mut server = Server::new(settings, Backend::Demo(Demo::default()), Vec::new(), signals)?;
     info!("Browsers are served at http://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
-    // Whoever has closed it does not want to know.
+    // A closed standard output is no reason to fail.
     let address = server.address();
     let _ = writeln!(stdout(), "Open http://{address} in a browser. Ctrl-C ends the demo.");
-    server.run(Systemd::of_environment())
+    server.run(Systemd::from_environment())
 }
 
 fn settings(flags: &Overrides) -> Result<Settings> {
     let mut flags = flags.clone();
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
     flags.listen.get_or_insert(Listen { address, port: None });
-    // Any free port: neither a real daemon nor another demo is in the way.
+    // Any free port, so that a running daemon or another demo does not conflict.
     let zeromq = flags.zeromq.get_or_insert("tcp://127.0.0.1:*".to_owned());
-    if !["tcp://127.", "tcp://localhost:", "tcp://[::1]:"].iter().any(|own| zeromq.starts_with(own))
-    {
-        return Err(only_here("--zeromq"));
+    let loopback = ["tcp://127.", "tcp://localhost:", "tcp://[::1]:"];
+    if !loopback.iter().any(|prefix| zeromq.starts_with(prefix)) {
+        return Err(not_loopback("--zeromq"));
     }
-    // Beside a real daemon, whose it is.
+    // The control socket belongs to a real daemon that may run on this machine.
     flags.control.get_or_insert(ControlAt::Off);
     let settings = Settings::resolve(&Layers::of_flags(flags), &espo_settings())?;
-    if settings.listen().ip().is_loopback() { Ok(settings) } else { Err(only_here("--listen")) }
+    if settings.listen().ip().is_loopback() { Ok(settings) } else { Err(not_loopback("--listen")) }
 }
 
-fn only_here(flag: &str) -> Exit {
+fn not_loopback(flag: &str) -> Exit {
     Exit::error(format!(
-        "The demo lets everybody in, so it serves this machine only: give {flag} an address such \
-         as 127.0.0.1."
+        "The demo accepts all users and therefore serves this machine only. Set {flag} to a \
+         loopback address such as 127.0.0.1."
     ))
 }
 
-/// What EspoCRM 9.3 would say, out of the box.
+/// The settings of EspoCRM 9.3 after installation.
 fn espo_settings() -> EspoSettings {
     let record = |action: &str| {
         let check = format!("AclCheck --userId=:userId --scope=:scope --id=:id --action={action}");
@@ -97,12 +97,12 @@ impl Demo {
     /// Connects to the daemon's own ZeroMQ socket, as PHP does.
     ///
     /// # Errors
-    /// If ZeroMQ refuses.
-    pub fn connect(&mut self, bus: &ZmqReceiver) -> Result<()> {
-        let Some(context) = bus.context() else { return Ok(()) };
+    /// Those of ZeroMQ.
+    pub fn connect(&mut self, receiver: &ZmqReceiver) -> Result<()> {
+        let Some(context) = receiver.context() else { return Ok(()) };
         let socket = context.socket(ZmqType::Push).and_then(|mut socket| {
             socket.set_linger(0)?;
-            socket.connect(&CString::new(bus.endpoint())?)?;
+            socket.connect(&CString::new(receiver.endpoint())?)?;
             Ok(socket)
         });
         let socket = socket.map_err(|error| Exit::error(format!("ZeroMQ: {error}.")))?;
@@ -122,7 +122,7 @@ impl Demo {
         if granted { Verdict::Granted } else { Verdict::Denied }
     }
 
-    /// The response to a request that opens no WebSocket: the page, or the sending of a message.
+    /// Responds to a request without a WebSocket upgrade: serves the page, or sends a message.
     #[must_use]
     pub fn respond(&self, head: &Head<'_, '_>) -> Option<String> {
         let path = head.target.split('?').next().unwrap_or_default();
@@ -141,7 +141,7 @@ impl Demo {
 
 const HEADERS: &str = "Connection: close\r\nCache-Control: no-store\r\n";
 
-/// A message as EspoCRM would send it, and when it was asked for.
+/// A message as EspoCRM would send it, with the time of the click.
 fn message(parameter: impl Fn(&str) -> Option<String>) -> Option<Value> {
     let user = parameter("user").filter(|user| !user.is_empty());
     let record = || parameter("record").filter(|record| !record.is_empty());
@@ -180,17 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn it_serves_this_machine_only() {
+    fn only_loopback_addresses_are_accepted() {
         let listen =
             |text: &str| Overrides { listen: Some(text.parse().unwrap()), ..Overrides::default() };
         let zeromq =
             |text: &str| Overrides { zeromq: Some(text.to_owned()), ..Overrides::default() };
-        for own in
+        for flags in
             [Overrides::default(), listen("127.0.0.1:0"), listen("::1"), zeromq("tcp://[::1]:*")]
         {
-            assert!(settings(&own).unwrap().listen().ip().is_loopback());
+            assert!(settings(&flags).unwrap().listen().ip().is_loopback());
         }
-        for own in [
+        for flags in [
             listen("0.0.0.0:8080"),
             listen("::"),
             listen("192.0.2.1"),
@@ -198,12 +198,12 @@ mod tests {
             zeromq("tcp://0.0.0.0:5555"),
             zeromq("ipc:///tmp/x"),
         ] {
-            assert!(settings(&own).unwrap_err().to_string().contains("this machine only"));
+            assert!(settings(&flags).unwrap_err().to_string().contains("this machine only"));
         }
     }
 
     #[test]
-    fn tokens_and_records_are_good_or_not() {
+    fn checks_are_granted_or_denied() {
         assert_eq!(verdict(&["AuthTokenCheck", "tok-alice", "alice"]), Verdict::Granted);
         assert_eq!(verdict(&["AuthTokenCheck", "tok-alice", "bob"]), Verdict::Denied);
         assert_eq!(verdict(&["AclCheck", "--userId=a", "--scope=B", "--id=1"]), Verdict::Granted);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn its_messages_are_espocrms() {
+    fn messages_are_those_of_espocrm() {
         let parameters = |name: &str| match name {
             "user" => Some("alice".to_owned()),
             "record" => Some("7".to_owned()),

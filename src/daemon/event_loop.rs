@@ -387,13 +387,13 @@ impl Server {
             self.next_zmq_check(),
             self.next_self_check(),
             backpressure,
-            self.systemd.next_sign(),
+            self.systemd.next_ping(),
             self.log_limiter.next_due(),
             file_check,
         ];
         let next = deadlines.into_iter().flatten().min();
         let next = next.map(|next| next.since(self.clock.now()));
-        next.into_iter().chain(logging::unfolds_in()).min()
+        next.into_iter().chain(logging::repeats_due_in()).min()
     }
 
     fn dispatch(&mut self, ready: Ready) {
@@ -452,9 +452,9 @@ impl Server {
         self.check_for_changes_if_due();
         self.self_check_if_due();
         self.log_limiter.log_due(self.now);
-        logging::unfold();
-        if self.systemd.next_sign().is_some_and(|at| at <= self.now) {
-            self.systemd.give_sign(self.now, &self.status());
+        logging::log_repeats();
+        if self.systemd.next_ping().is_some_and(|at| at <= self.now) {
+            self.systemd.ping_watchdog(self.now, &self.status());
         }
     }
 

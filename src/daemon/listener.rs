@@ -1,4 +1,4 @@
-//! The socket at which browsers, or the proxy in front of us, connect.
+//! The listening socket for browsers or the proxy in front of the daemon.
 
 use std::io;
 use std::net::{self, SocketAddr};
@@ -18,29 +18,29 @@ pub(crate) struct Listener {
     address: SocketAddr,
 }
 
-/// With the usual 128, a thousand tabs that come back at once wait 1.5 s for a second attempt of
-/// their kernel. The kernel caps it (`net.core.somaxconn`).
+/// With the usual 128, a thousand tabs that reconnect at the same time wait 1.5 s until their
+/// kernel retries. The kernel caps the value (`net.core.somaxconn`).
 const BACKLOG: i32 = 4_096;
 
-/// What the kernel keeps for a reader that does not read; it doubles the number. Without a cap it
-/// goes up to 4 MB.
+/// Bytes that the kernel buffers for a client that does not read; the kernel doubles the number.
+/// Without this limit it buffers up to 4 MB.
 const SEND_BUFFER: usize = 64 * 1024;
 
 impl Listener {
-    /// Listens where the settings say.
+    /// Listens at the address in the settings.
     ///
     /// # Errors
-    /// If that is not possible: why, by which setting, and what to do.
+    /// Why that fails, the setting that is responsible, and what to do.
     pub(crate) fn bind(settings: &Settings) -> Result<Self> {
         let address = settings.listen();
         Self::listen(address).map_err(|error| {
             let why = match error.kind() {
                 io::ErrorKind::AddrInUse => format!(
-                    "it is in use. Another daemon runs there: stop EspoCRM's own (php \
-                     websocket.php), or find it by: ss -ltnp 'sport = :{}'",
+                    "it is in use by another process. Stop EspoCRM's own daemon (php \
+                     websocket.php), or find the process: ss -ltnp 'sport = :{}'",
                     address.port()
                 ),
-                io::ErrorKind::PermissionDenied => "this user may not. A port below 1024 needs \
+                io::ErrorKind::PermissionDenied => "permission denied. A port below 1024 needs \
                      AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit"
                     .to_owned(),
                 io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
@@ -49,7 +49,7 @@ impl Listener {
             let parameter = match settings.port.source {
                 Source::Espocrm(parameter) => format!("EspoCRM's parameter {parameter}"),
                 Source::Default => "EspoCRM's parameter webSocketPort, which is not set".to_owned(),
-                Source::File => "our configuration file".to_owned(),
+                Source::File => "the configuration file".to_owned(),
                 Source::Flag | Source::Systemd => "--listen".to_owned(),
             };
             Exit::error(format!(
@@ -58,35 +58,35 @@ impl Listener {
         })
     }
 
-    /// Listens at sockets that listen already.
+    /// Uses sockets that already listen.
     ///
     /// # Errors
-    /// If they cannot be used, or there is none.
+    /// If there are none, or they cannot be used.
     pub(crate) fn inherit(sockets: Vec<net::TcpListener>) -> io::Result<Self> {
         let sockets = sockets.into_iter().map(|socket| prepare(socket.into()));
         Self::of(sockets.collect::<io::Result<_>>()?)
     }
 
-    /// Takes connections from a test.
+    /// Accepts the scripted connections of a test.
     #[cfg(test)]
     pub(crate) fn scripted(arrivals: super::script::Arrivals) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         Self { sockets: vec![TcpListener::Scripted(arrivals)], address }
     }
 
-    /// Where it listens: with the number of the port if any free one was asked for.
+    /// The address, with the actual port if the settings have port 0.
     #[must_use]
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends listening.
+    /// Stops listening.
     pub(crate) fn close(&mut self) {
         self.sockets.clear();
     }
 
-    /// Has `token` reported when connections wait. After a report
-    /// [`accept`](Self::accept) must be called until it would block.
+    /// Registers the sockets with `token`. After an event, call [`accept`](Self::accept) until it
+    /// would block.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -95,7 +95,7 @@ impl Listener {
         sockets.try_for_each(|socket| registry.register(socket, token, Interest::READABLE))
     }
 
-    /// Takes the next connection, without waiting, and tells where it comes from.
+    /// Accepts the next connection without waiting; returns it and its peer's address.
     ///
     /// # Errors
     /// Those of `accept(2)`.
@@ -124,7 +124,7 @@ impl Listener {
 }
 
 fn prepare(socket: Socket) -> io::Result<TcpListener> {
-    // The connections that it accepts inherit these.
+    // Accepted connections inherit these options.
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_nonblocking(true)?;

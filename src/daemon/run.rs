@@ -1,4 +1,4 @@
-//! Serving an EspoCRM, and showing what would be served.
+//! The commands that serve an EspoCRM, and check or show its settings.
 
 use std::io::Write;
 
@@ -16,10 +16,10 @@ use crate::platform::signals::Signals;
 use crate::platform::sys;
 use crate::settings::{DEFAULT_FILE, Layers, Settings, megabytes};
 
-/// Serves the EspoCRM that `layers` name until a signal ends it.
+/// Serves the EspoCRM named by `layers` until a signal ends it.
 ///
 /// # Errors
-/// Why it cannot be served, and what to do.
+/// Why that fails, and what to do.
 pub(crate) fn serve(layers: Result<Layers>) -> Result<()> {
     let served = layers.and_then(|layers| {
         logging::start(layers.log_file().as_deref())?;
@@ -28,13 +28,13 @@ pub(crate) fn serve(layers: Result<Layers>) -> Result<()> {
     if let Err(error) = &served
         && *error != Exit::Stopped
     {
-        Systemd::of_environment().failed(error);
+        Systemd::from_environment().failed(error);
     }
     served
 }
 
 fn until_stopped(layers: Layers) -> Result<()> {
-    // First: nothing of ours has their numbers yet.
+    // First, before another file can get their descriptor numbers.
     let sockets = systemd::listening_sockets()?;
     let mut signals = Signals::new().map_err(|error| Exit::error(error.to_string()))?;
     let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
@@ -48,7 +48,7 @@ fn until_stopped(layers: Layers) -> Result<()> {
     );
     match espocrm.file_name() {
         Some(file) => info!("The configuration file is {}.", file.display()),
-        None => info!("There is no configuration file {DEFAULT_FILE}: defaults are in force."),
+        None => info!("No configuration file {DEFAULT_FILE}: using the defaults."),
     }
     settings.log_doubts();
     settings.log_mode();
@@ -60,33 +60,34 @@ fn until_stopped(layers: Layers) -> Result<()> {
     info!("EspoCRM's messages are received at {}.", server.endpoint());
     let settings = server.settings();
     info!(
-        "At most {} and {} of memory; and PHP's, up to {} of some 50 MB each while access is \
-         checked.",
+        "At most {} and {} of memory; while access is checked, also up to {} of PHP with about \
+         50 MB each.",
         plural(settings.max_connections.value as u64, "connection", "connections"),
         megabytes(settings.worst_case()),
         plural(settings.max_checks.value as u64, "process", "processes"),
     );
-    server.run(Systemd::of_environment())
+    server.run(Systemd::from_environment())
 }
 
-/// Warns if the daemon or PHP runs as another user than it should.
+/// Warns if the daemon or PHP runs as an unsuitable user.
 fn warn_of_user(espocrm: &Espocrm) {
     let data = espocrm.root().join("data");
     let (identity, shown) = (espocrm.identity(), data.display());
     if identity.is_root() {
         warn!(
-            "PHP runs as root because of --allow-root: the code of the web site can change \
-             everything. Give {shown} to the web server's user, and run the daemon as that user."
+            "PHP runs as root because of --allow-root: the web site's code has full control of \
+             this machine. Change the owner of {shown} to the web server's user, and run the \
+             daemon as that user."
         );
     } else if sys::is_root() {
         warn!(
-            "The daemon runs as root, which it does not need; PHP runs as {name}. Run the daemon as \
-             {name}: espocrm-websocket setup does that.",
+            "The daemon runs as root, which it does not need; PHP runs as {name}. Run the daemon \
+             as {name}: espocrm-websocket setup does that.",
             name = identity.name()
         );
     } else if !identity.owns(&data) {
         warn!(
-            "The daemon and PHP run as {}, who does not own {shown}: PHP may not be able to write \
+            "The daemon and PHP run as {}, who does not own {shown}: PHP may be unable to write \
              EspoCRM's caches and logs. Run the daemon as the owner: espocrm-websocket setup, as \
              root, does that.",
             identity.name()
@@ -94,19 +95,19 @@ fn warn_of_user(espocrm: &Espocrm) {
     }
 }
 
-/// Reads the settings of the EspoCRM that `layers` name, as the daemon does when it starts.
+/// Reads the settings of the EspoCRM named by `layers`, as the daemon does when it starts.
 ///
 /// # Errors
-/// If there is no EspoCRM, it does not answer, or its settings cannot be used.
+/// If there is no EspoCRM, it does not answer, or its settings are invalid.
 pub(crate) fn load(layers: Layers) -> Result<(Installation, Settings)> {
     let (espocrm, settings) = Espocrm::open(layers, || false)?;
     Ok((espocrm.installation().clone(), settings))
 }
 
-/// Finds out whether the settings make sense, and tells nothing else.
+/// Checks the settings without printing them.
 ///
 /// # Errors
-/// What is wrong with them, and what to do.
+/// The first problem, and what to do.
 pub(crate) fn check(layers: Layers) -> Result<()> {
     let (espocrm, settings) = Espocrm::open(layers, || false)?;
     settings.log_doubts();
@@ -116,10 +117,10 @@ pub(crate) fn check(layers: Layers) -> Result<()> {
     Ok(())
 }
 
-/// Prints the settings in force.
+/// Prints the effective settings.
 ///
 /// # Errors
-/// Why they cannot be told, and what to do.
+/// Why that fails, and what to do.
 pub(crate) fn show(layers: Layers) -> Result<()> {
     let file = layers.file_name().map_or("none".to_owned(), |path| path.display().to_string());
     let (espocrm, mut settings) = Espocrm::open(layers, || false)?;

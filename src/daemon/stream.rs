@@ -11,9 +11,9 @@ use crate::engine::protocol::outbox::Outbox;
 
 /// The byte stream of a connection.
 pub enum Stream {
-    /// Without TLS, or behind a proxy that does it.
+    /// Without TLS, or behind a proxy that terminates TLS.
     Plain(TcpStream),
-    /// With our own TLS.
+    /// With TLS.
     Tls(Box<Tls>),
 }
 
@@ -21,36 +21,35 @@ pub enum Stream {
 pub struct Tls {
     tcp: TcpStream,
     session: ServerConnection,
-    /// Something else comes first.
-    waits: bool,
+    /// TLS has not begun: the bytes before it are plain (a PROXY header).
+    is_plain_yet: bool,
 }
 
-/// How far writing has come.
+/// The progress of writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// Everything is with the kernel.
+    /// The kernel has accepted everything.
     All,
-    /// The kernel takes no more for now: go on when the connection becomes writable.
+    /// The kernel accepts no more for now: continue when the connection becomes writable.
     Blocked,
 }
 
-/// Frames that go into one system call.
+/// Frames in one system call.
 const BATCH: usize = 64;
 
 impl Stream {
-    /// A stream that begins with a TLS handshake if there is a `tls`, unless that `waits` for
-    /// [`begin_tls`](Self::begin_tls).
+    /// With a `tls`, the stream begins with the TLS handshake, unless `is_plain_yet`: then TLS
+    /// begins with [`begin_tls`](Self::begin_tls).
     #[must_use]
-    pub fn new(tcp: TcpStream, tls: Option<ServerConnection>, waits: bool) -> Self {
+    pub fn new(tcp: TcpStream, tls: Option<ServerConnection>, is_plain_yet: bool) -> Self {
         match tls {
             None => Self::Plain(tcp),
-            Some(session) => Self::Tls(Box::new(Tls { tcp, session, waits })),
+            Some(session) => Self::Tls(Box::new(Tls { tcp, session, is_plain_yet })),
         }
     }
 
-    /// Has reading and writing reported at once and for good. Readiness is reported when it
-    /// changes, and it becomes writable only after it was not: that costs an idle connection
-    /// nothing, and a busy one no further system call.
+    /// Registers for read and write events once, for the whole life of the connection. Events are
+    /// edge-triggered: an idle connection costs nothing, and a busy one no further system calls.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -58,10 +57,10 @@ impl Stream {
         registry.register(self.tcp_mut(), token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    /// Reads what is there; 0 is the end.
+    /// Reads available bytes; 0 is the end of the stream.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing for now; all others are final.
+    /// `WouldBlock` if nothing is available; all others are final.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => retry(|| tcp.read(buffer)),
@@ -104,20 +103,19 @@ impl Stream {
         }
     }
 
-    /// Whether there is TLS, begun or not.
+    /// Whether the stream uses TLS, even if TLS has not begun yet.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
-    /// Begins TLS, of which these bytes have arrived. Until then a stream that waits for that is a
-    /// plain one.
+    /// Begins TLS with the bytes that have already arrived.
     ///
     /// # Errors
-    /// If they are none of TLS's.
+    /// If the bytes are not valid TLS.
     pub fn begin_tls(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         let Self::Tls(stream) = self else { return Ok(()) };
-        stream.waits = false;
+        stream.is_plain_yet = false;
         while !bytes.is_empty() {
             stream.session.read_tls(&mut bytes)?;
             stream.process()?;
@@ -125,23 +123,23 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether a read that has filled its buffer in part only has left nothing behind. TLS hands
-    /// out its records one by one.
+    /// Whether a read that fills its buffer only partly has read everything. With TLS it has not:
+    /// each read returns at most one record.
     #[must_use]
-    pub fn tells_all(&self) -> bool {
+    pub fn short_read_drains(&self) -> bool {
         matches!(self, Self::Plain(_))
     }
 
-    /// Whether TLS has something to send of its own: a handshake, an alert.
+    /// Whether TLS itself has data to send: handshake messages or an alert.
     #[must_use]
     pub fn wants_write(&self) -> bool {
         matches!(self, Self::Tls(stream) if stream.session.wants_write())
     }
 
-    /// Tells the peer that nothing more will be sent. Errors are ignored: it may be gone.
+    /// Closes the sending direction. Ignores errors: the peer may have disconnected.
     pub fn finish(&mut self) {
         if let Self::Tls(stream) = self
-            && !stream.waits
+            && !stream.is_plain_yet
         {
             stream.session.send_close_notify();
             let _ = stream.flush();
@@ -159,13 +157,13 @@ impl Stream {
 
 impl Tls {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.waits {
+        if self.is_plain_yet {
             return retry(|| self.tcp.read(buffer));
         }
         loop {
             match self.session.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // TCP ended without TLS saying so: browsers do that.
+                // TCP ended without a close_notify alert: browsers do that.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 other => return other,
             }
@@ -178,20 +176,20 @@ impl Tls {
 
     fn process(&mut self) -> io::Result<()> {
         if let Err(error) = self.session.process_new_packets() {
-            // The alert that says why.
+            // Sends the alert with the reason.
             let _ = self.flush();
             return Err(io::Error::new(io::ErrorKind::InvalidData, error));
         }
         Ok(())
     }
 
-    /// Encrypts as much as its buffer takes, once that has been written.
+    /// Sends encrypted data that is still buffered, then encrypts as much as fits into the buffer.
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.flush()? == Written::Blocked {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         match self.session.writer().write_vectored(slices)? {
-            // Before the end of the handshake it takes a bufferful and no more.
+            // Before the end of the handshake rustls accepts no more than one buffer.
             0 => Err(io::ErrorKind::WouldBlock.into()),
             count => Ok(count),
         }

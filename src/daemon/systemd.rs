@@ -1,7 +1,7 @@
-//! The service manager: what it is told, how it sees that we are alive, and the sockets it gives.
+//! Integration with systemd: state notifications, watchdog pings and socket activation.
 //!
-//! See `sd_notify(3)`, `sd_watchdog_enabled(3)` and `sd_listen_fds(3)`. Without systemd all of this
-//! does nothing.
+//! See `sd_notify(3)`, `sd_watchdog_enabled(3)` and `sd_listen_fds(3)`. Without systemd these
+//! functions do nothing.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -15,14 +15,14 @@ use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::sys;
 
-/// Who is told how we are.
+/// The connection to the service manager.
 #[derive(Debug, Default)]
 pub(crate) struct Systemd {
     notify: Option<(UnixDatagram, SocketAddr)>,
-    /// How often it is to hear from us: twice in the time that it waits.
+    /// The interval between watchdog pings: half of `WatchdogSec`.
     watchdog: Option<Duration>,
-    next_sign: Time,
-    /// It was told that a reload has begun, and not yet that it is done.
+    next_ping: Time,
+    /// `RELOADING=1` was sent, and `READY=1` was not sent since.
     reloading: bool,
 }
 
@@ -30,87 +30,87 @@ pub(crate) struct Systemd {
 const MAX_ERROR: usize = 500;
 
 impl Systemd {
-    /// What our environment says.
+    /// Reads the environment variables that systemd sets.
     #[must_use]
-    pub(crate) fn of_environment() -> Self {
+    pub(crate) fn from_environment() -> Self {
         let micros = number("WATCHDOG_USEC").filter(|_| is_for_us("WATCHDOG_PID").unwrap_or(true));
         let watchdog = micros.filter(|micros| *micros > 1).map(|micros| {
             let half = Duration::from_micros(micros / 2);
-            // A time-out of the loop counts in milliseconds.
+            // The event loop's timeout has millisecond resolution.
             half.max(Duration::from_millis(1))
         });
-        Self { notify: notify(), watchdog, ..Self::default() }
+        Self { notify: notify_socket(), watchdog, ..Self::default() }
     }
 
-    /// We serve, or a reload is done. `status` is one line.
+    /// Reports that startup or a reload is complete. `status` is one line.
     pub(crate) fn ready(&mut self, status: &str) {
         self.reloading = false;
-        self.tell(&format!("READY=1\nSTATUS={status}"));
+        self.notify(&format!("READY=1\nSTATUS={status}"));
     }
 
-    /// A reload has begun: [`ready`](Self::ready) ends it.
+    /// Reports the beginning of a reload; [`ready`](Self::ready) reports its end.
     pub(crate) fn reloading(&mut self) {
         self.reloading = true;
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", sys::monotonic_micros()));
+        self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", sys::monotonic_micros()));
     }
 
-    /// Whether it waits for the end of a reload.
+    /// Whether systemd waits for the end of a reload.
     #[must_use]
     pub(crate) fn is_reloading(&self) -> bool {
         self.reloading
     }
 
-    /// We are about to end.
+    /// Reports that the daemon stops.
     pub(crate) fn stopping(&self) {
-        self.tell("STOPPING=1");
+        self.notify("STOPPING=1");
     }
 
-    /// Why we end: `systemctl status` shows it.
+    /// Reports why the daemon fails; `systemctl status` shows it.
     pub(crate) fn failed(&self, error: &Exit) {
         let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        self.tell(&format!("STATUS={}", words.chars().take(MAX_ERROR).collect::<String>()));
+        self.notify(&format!("STATUS={}", words.chars().take(MAX_ERROR).collect::<String>()));
     }
 
-    /// When it is to hear from us next; never, if it does not watch us.
+    /// When the next watchdog ping is due; `None` if the watchdog is off.
     #[must_use]
-    pub(crate) fn next_sign(&self) -> Option<Time> {
-        self.watchdog.map(|_| self.next_sign)
+    pub(crate) fn next_ping(&self) -> Option<Time> {
+        self.watchdog.map(|_| self.next_ping)
     }
 
-    /// Tells it that the event loop goes round; only to be called when it does.
-    pub(crate) fn give_sign(&mut self, now: Time, status: &str) {
-        self.next_sign = now.after(self.watchdog.unwrap_or_default());
-        self.tell(&format!("WATCHDOG=1\nSTATUS={status}"));
+    /// Sends a watchdog ping. Only the event loop may call this: the ping proves that it runs.
+    pub(crate) fn ping_watchdog(&mut self, now: Time, status: &str) {
+        self.next_ping = now.after(self.watchdog.unwrap_or_default());
+        self.notify(&format!("WATCHDOG=1\nSTATUS={status}"));
     }
 
-    /// Whatever goes wrong with it, we serve on. If it hears nothing at all, it restarts us.
-    fn tell(&self, text: &str) {
+    /// Ignores errors: the daemon serves without systemd, and the watchdog restarts it if needed.
+    fn notify(&self, text: &str) {
         if let Some((socket, address)) = &self.notify {
             let _ = socket.send_to_addr(text.as_bytes(), address);
         }
     }
 }
 
-/// The listening sockets that systemd has opened for us; none if it has not, or they were taken
-/// before. To be called before anything else is opened: a number that was announced and is free would
-/// become another file's.
+/// Takes over the listening sockets passed by systemd. A second call returns none. Must be called
+/// before anything else is opened: an announced descriptor number that is free would be reused for
+/// another file.
 ///
 /// # Errors
-/// If one of them is no listening TCP socket.
+/// If one of them is not a listening TCP socket.
 pub(crate) fn listening_sockets() -> Result<Vec<net::TcpListener>> {
-    let is_ours = is_for_us("LISTEN_PID").unwrap_or(false);
-    let count = number("LISTEN_FDS").filter(|_| is_ours).unwrap_or(0);
-    let sockets = sys::inherited(u16::try_from(count).unwrap_or(u16::MAX));
+    let are_passed = is_for_us("LISTEN_PID").unwrap_or(false);
+    let count = number("LISTEN_FDS").filter(|_| are_passed).unwrap_or(0);
+    let sockets = sys::take_inherited(u16::try_from(count).unwrap_or(u16::MAX));
     let sockets = sockets.into_iter().map(|socket| listening(socket.into()));
     sockets.collect::<io::Result<_>>().map_err(|error| {
         Exit::error(format!(
-            "A socket that systemd has opened for us cannot be used: {error}. The socket unit must \
-             have ListenStream= lines with a port, or an address and a port, and nothing else."
+            "A socket passed by systemd cannot be used: {error}. The socket unit may only have \
+             ListenStream= lines with a port, or with an address and a port."
         ))
     })
 }
 
-fn notify() -> Option<(UnixDatagram, SocketAddr)> {
+fn notify_socket() -> Option<(UnixDatagram, SocketAddr)> {
     let name = env::var_os("NOTIFY_SOCKET")?;
     let address = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
@@ -128,8 +128,8 @@ fn listening(socket: Socket) -> io::Result<net::TcpListener> {
     if is_tcp { Ok(socket.into()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
-/// Whether a variable names this process, if it is set: a process's environment is passed on to its
-/// children.
+/// Whether a variable names this process, if it is set: child processes inherit the environment and
+/// must ignore it.
 fn is_for_us(variable: &str) -> Option<bool> {
     env::var_os(variable)?;
     Some(number(variable) == Some(u64::from(process::id())))

@@ -1,4 +1,4 @@
-//! Our own TLS: certificate and key as EspoCRM's configuration names them.
+//! TLS, with the certificate and key named by EspoCRM's configuration.
 
 mod validity;
 
@@ -23,12 +23,12 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::regular_file;
 use crate::settings::TlsFiles;
 
-/// What a TLS connection is begun with: TLS 1.2 and 1.3, one certificate.
+/// Creates TLS connections: TLS 1.2 and 1.3, one certificate.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     config: Arc<ServerConfig>,
     certificate: PathBuf,
-    /// The last moment at which the certificate is valid, if that could be read.
+    /// When the certificate expires, if known.
     end: Option<Date>,
 }
 
@@ -36,20 +36,21 @@ const CERTIFICATE: &str = "webSocketSslCertificateFile";
 const KEY: &str = "webSocketSslCertificateLocalPrivateKey";
 const PASSPHRASE: &str = "webSocketSslCertificatePassphrase";
 
-/// Iterations to derive the key that a private key is encrypted with; about a second. openssl's
-/// default is 2,048.
+/// Iterations of PBKDF2 for the encryption key of a private key; about a second. openssl's default
+/// is 2,048.
 const MAX_ITERATIONS: u32 = 1_000_000;
 
-/// Bytes that scrypt uses for that, times its parallelization. openssl's default is 16 MiB.
+/// The memory of scrypt for the same purpose, times its parallelization. openssl's default is 16
+/// MiB.
 const MAX_SCRYPT: u64 = 64 * 1024 * 1024;
 
 impl Acceptor {
-    /// Reads certificate and key; relative names count from EspoCRM's `root`. EspoCRM's configuration
-    /// names them, so that they are read with the permissions of its user.
+    /// Loads certificate and key. Paths are relative to EspoCRM's `root`. They come from EspoCRM's
+    /// configuration and are therefore read with the permissions of the site user.
     ///
     /// # Errors
-    /// If they cannot be read, understood or decrypted, or do not belong together: which file, by
-    /// which parameter, and what to do.
+    /// If they cannot be read, parsed or decrypted, or do not match: the file, the parameter that
+    /// names it, and what to do.
     pub(crate) fn load(root: &Path, files: &TlsFiles, identity: &Identity) -> Result<Self> {
         let path = root.join(&files.certificate);
         let pem = read(&path, CERTIFICATE, identity)?;
@@ -57,7 +58,7 @@ impl Acceptor {
             CertificateDer::pem_slice_iter(&pem).collect::<std::result::Result<Vec<_>, _>>();
         let chain = chain.map_err(|error| problem(&path, CERTIFICATE, &malformed(&error)))?;
         if chain.is_empty() {
-            return Err(problem(&path, CERTIFICATE, "it holds no certificate in PEM format"));
+            return Err(problem(&path, CERTIFICATE, "it contains no certificate in PEM format"));
         }
         let key = match &files.key {
             None => private_key(&path, CERTIFICATE, &pem, files.passphrase.as_deref())?,
@@ -69,7 +70,7 @@ impl Acceptor {
         let end = chain.first().and_then(|certificate| validity::end(certificate));
         let config = config(chain, key).map_err(|error| {
             let why = match error {
-                rustls::Error::InconsistentKeys(_) => "it does not belong to the key".to_owned(),
+                rustls::Error::InconsistentKeys(_) => "it does not match the key".to_owned(),
                 error => error.to_string(),
             };
             problem(&path, CERTIFICATE, &why)
@@ -77,14 +78,14 @@ impl Acceptor {
         Ok(Self { config: Arc::new(config), certificate: path, end })
     }
 
-    /// Tells until when the certificate is valid, unless it is that of `before`.
+    /// Logs when the certificate expires, unless it expires at the same time as that of `before`.
     pub(crate) fn log_validity(&self, before: Option<&Self>) {
         let Some(end) = self.end else { return };
         let path = self.certificate.display();
         if end < Date(clock::unix_millis()) {
             warn!(
-                "The certificate {path} is not valid since {}: browsers do not connect. Renew it; the \
-                 new one is noticed.",
+                "The certificate {path} expired on {}: browsers reject it. Renew it; the daemon \
+                 loads the new one by itself.",
                 end.day()
             );
         } else if before.is_none_or(|before| before.end != self.end) {
@@ -92,14 +93,14 @@ impl Acceptor {
         }
     }
 
-    /// Begins a connection.
+    /// Creates the TLS state of a connection.
     ///
     /// # Errors
-    /// None that a peer could cause.
+    /// None that a client could cause.
     pub(crate) fn accept(&self) -> io::Result<ServerConnection> {
         let mut connection =
             ServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other)?;
-        // What waits to be sent waits in our outbox, where it is shared and counted.
+        // Output waits in the outbound queue, where frames are shared and accounted for.
         connection.set_buffer_limit(Some(16 * 1024));
         Ok(connection)
     }
@@ -114,7 +115,8 @@ fn config(
         .with_safe_default_protocol_versions()?
         .with_no_client_auth();
     let mut config = builder.with_single_cert(chain, key)?;
-    // A tab that comes back resumes its session from its own ticket: cheap, and nothing is kept.
+    // A client that reconnects resumes its TLS session with its ticket: cheap, and without state in
+    // the daemon.
     config.ticketer = rustls::crypto::ring::Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 1;
@@ -122,7 +124,8 @@ fn config(
 }
 
 fn read(path: &Path, parameter: &str, identity: &Identity) -> Result<Vec<u8>> {
-    let content = identity.with_files(|| regular_file::read(path)).and_then(|content| content);
+    let content =
+        identity.with_permissions(|| regular_file::read(path)).and_then(|content| content);
     content.map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => problem(
             path,
@@ -148,49 +151,50 @@ fn private_key(
     let text = String::from_utf8_lossy(pem);
     if text.contains("Proc-Type: 4,ENCRYPTED") {
         return Err(problem(
-            "its key is encrypted in a format of the past. Convert it: openssl pkcs8 -topk8 -in \
-             OLD -out NEW (it asks for the passphrase, and for the one to use from now on)",
+            "legacy PEM encryption (Proc-Type: 4,ENCRYPTED) is not supported. Convert the key: \
+             openssl pkcs8 -topk8 -in OLD -out NEW (openssl prompts for the old and the new \
+             passphrase)",
         ));
     }
     if let Some(encrypted) = section(&text, "ENCRYPTED PRIVATE KEY") {
         let lines: String = encrypted.split_whitespace().collect();
         let der = Base64::decode_vec(&lines);
         let der = der.map_err(|_| problem("its encrypted key is damaged"))?;
-        let info =
-            EncryptedPrivateKeyInfo::try_from(&*der).map_err(|error| problem(&unusual(&error)))?;
+        let info = EncryptedPrivateKeyInfo::try_from(&*der)
+            .map_err(|error| problem(&unsupported(&error)))?;
         let Some(passphrase) = passphrase else {
             return Err(problem(&format!("its key is encrypted, but {PASSPHRASE} is not set")));
         };
         if is_too_costly(&info.encryption_algorithm) {
             return Err(problem(&format!(
-                "to decrypt its key takes too long or too much memory: at most {MAX_ITERATIONS} \
-                 iterations of PBKDF2, or {} MiB for scrypt, are accepted. Encrypt it again: openssl \
+                "decrypting its key takes too long or too much memory: the limits are \
+                 {MAX_ITERATIONS} iterations of PBKDF2, and {} MiB for scrypt. Encrypt it again: openssl \
                  pkcs8 -topk8 -v2 aes256 -in OLD -out NEW",
                 MAX_SCRYPT >> 20
             )));
         }
         let key = info.decrypt(passphrase).map_err(|error| match error {
-            // What a wrong passphrase makes of it has no padding, or is no key.
+            // With a wrong passphrase the padding is wrong, or the result is not a key.
             pkcs8::Error::EncryptedPrivateKey(
                 pkcs8::pkcs5::Error::DecryptFailed | pkcs8::pkcs5::Error::EncryptFailed,
             )
             | pkcs8::Error::Asn1(_) => {
                 problem(&format!("its key cannot be decrypted: {PASSPHRASE} is wrong"))
             }
-            error => problem(&unusual(&error)),
+            error => problem(&unsupported(&error)),
         })?;
         return Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into());
     }
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
         rustls::pki_types::pem::Error::NoItemsFound if parameter == CERTIFICATE => {
-            problem(&format!("it holds no private key, and {KEY} names no other file"))
+            problem(&format!("it contains no private key, and {KEY} is not set"))
         }
-        rustls::pki_types::pem::Error::NoItemsFound => problem("it holds no private key"),
+        rustls::pki_types::pem::Error::NoItemsFound => problem("it contains no private key"),
         error => problem(&format!("its key is damaged: {}", malformed(&error))),
     })
 }
 
-/// Why PEM could not be read. The crate's own text lists the bytes of the line as numbers.
+/// Why PEM could not be parsed. The crate's own message lists the bytes of the line as numbers.
 fn malformed(error: &rustls::pki_types::pem::Error) -> String {
     use rustls::pki_types::pem::Error;
     match error {
@@ -200,27 +204,27 @@ fn malformed(error: &rustls::pki_types::pem::Error) -> String {
     }
 }
 
-/// Whether decryption would hold the event loop up, or use much memory: whoever writes the key file
-/// chooses that.
+/// Whether decryption would block the event loop for long or use much memory. The author of the key
+/// file chooses these parameters.
 fn is_too_costly(scheme: &EncryptionScheme<'_>) -> bool {
     let EncryptionScheme::Pbes2(parameters) = scheme else { return false };
     match &parameters.kdf {
         Kdf::Pbkdf2(kdf) => kdf.iteration_count > MAX_ITERATIONS,
         Kdf::Scrypt(kdf) => {
-            // The memory for one block; blocks are computed one after the other.
+            // The memory for one block. Blocks are computed one after the other.
             let memory = kdf.cost_parameter.saturating_mul(128 * u64::from(kdf.block_size));
             let cost = memory.saturating_mul(u64::from(kdf.parallelization));
-            // The crate does not expect 0.
+            // The crate does not handle 0.
             cost == 0 || cost > MAX_SCRYPT
         }
         _ => false,
     }
 }
 
-fn unusual(error: &impl std::fmt::Display) -> String {
+fn unsupported(error: &impl std::fmt::Display) -> String {
     format!(
-        "its key is encrypted in a way that is not known ({error}). Convert it: openssl pkcs8 \
-         -topk8 -v2 aes256 -in OLD -out NEW"
+        "its key has an unsupported encryption ({error}). Convert it: openssl pkcs8 -topk8 -v2 \
+         aes256 -in OLD -out NEW"
     )
 }
 
@@ -232,7 +236,7 @@ fn section<'a>(pem: &'a str, name: &str) -> Option<&'a str> {
 
 fn problem(path: &Path, parameter: &str, why: &str) -> Exit {
     Exit::error(format!(
-        "TLS cannot be used with {}: {why}. It is set by EspoCRM's parameter {parameter}.",
+        "Cannot enable TLS with {}: {why}. This file is set by EspoCRM's parameter {parameter}.",
         path.display()
     ))
 }

@@ -1,4 +1,4 @@
-//! The ZeroMQ socket into which EspoCRM's PHP pushes its messages.
+//! The ZeroMQ socket that receives the messages of EspoCRM's PHP.
 
 mod guard;
 
@@ -25,22 +25,22 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::sys::{ZmqContext, ZmqSocket, ZmqType};
 use guard::Guard;
 
-/// A PULL socket. PHP's command line makes a connection for each message; php-fpm's processes keep
-/// theirs.
+/// A PULL socket. PHP's command line opens a connection for each message; php-fpm's processes keep
+/// their connections open.
 pub struct ZmqReceiver {
-    /// None only after a [`renew`](ZmqReceiver::renew) that has failed.
+    /// `None` only after a failed [`recreate`](ZmqReceiver::recreate).
     libzmq: Option<Libzmq>,
     endpoint: String,
-    /// False after a [`rebind`](ZmqReceiver::rebind) after which not even the previous endpoint could be bound.
+    /// False if a [`rebind`](ZmqReceiver::rebind) failed and lost the previous endpoint as well.
     is_bound: bool,
-    /// Senders that may be connected at a time.
-    most_senders: usize,
-    /// A test's messages, which are then all there are.
+    /// The maximum number of connected senders.
+    max_senders: usize,
+    /// The messages of a test, which replace those of libzmq.
     #[cfg(test)]
     script: Option<super::script::Messages>,
 }
 
-/// A context of libzmq and what belongs to it.
+/// A context of libzmq with its sockets.
 struct Libzmq {
     // The sockets must be closed before their context.
     guard: Guard,
@@ -49,13 +49,13 @@ struct Libzmq {
     descriptor: RawFd,
 }
 
-/// What [`ZmqReceiver::receive`] has found.
+/// The result of [`ZmqReceiver::receive`].
 pub enum Received {
     /// A message of one part.
     Message(Message),
-    /// A message that cannot be one of EspoCRM's.
+    /// A message that EspoCRM cannot have sent.
     Rejected(Rejection),
-    /// Nothing more for now: the descriptor tells when there is.
+    /// Nothing more for now; the descriptor reports new messages.
     Nothing,
 }
 
@@ -65,111 +65,112 @@ const BACKLOG: i32 = 1_024;
 /// Descriptors that a context and its sockets need.
 const DESCRIPTORS: usize = 13;
 
-/// For a connection to become a ZeroMQ one, in milliseconds.
+/// The time limit of the ZeroMQ handshake, in milliseconds.
 const HANDSHAKE: i32 = 10_000;
 
 impl ZmqReceiver {
     /// Binds `endpoint`, such as `tcp://127.0.0.1:5555`, `tcp://*:7777` or `ipc:///run/x.sock`.
     ///
     /// # Errors
-    /// If it cannot be bound: why, and what to do.
+    /// Why it cannot be bound, and what to do.
     pub fn bind(endpoint: &str) -> Result<Self> {
         let libzmq = Some(Libzmq::new().map_err(|error| problem(&error))?);
-        let mut bus = Self {
+        let mut receiver = Self {
             libzmq,
             endpoint: String::new(),
             is_bound: true,
-            most_senders: MAX_SENDERS,
+            max_senders: MAX_SENDERS,
             #[cfg(test)]
             script: None,
         };
-        bus.endpoint = bus.bind_socket(endpoint)?;
-        Ok(bus)
+        receiver.endpoint = receiver.bind_socket(endpoint)?;
+        Ok(receiver)
     }
 
-    /// Begins anew, which ends all connections and frees all that libzmq holds. PHP whose message
-    /// had not arrived connects again.
+    /// Recreates the ZeroMQ context. That closes all connections and frees all memory of libzmq.
+    /// PHP reconnects and sends messages again that had not arrived.
     ///
     /// # Errors
-    /// If there are no descriptors, or somebody else has bound the endpoint meanwhile: then there is
-    /// no socket, and [`resume`](Self::resume) is to be called later.
-    pub fn renew(&mut self) -> Result<()> {
-        // First: its port must become free, and its descriptors may be the last.
+    /// If descriptors have run out, or another process has bound the endpoint meanwhile. There is
+    /// then no socket, and the caller must call [`resume`](Self::resume) later.
+    pub fn recreate(&mut self) -> Result<()> {
+        // First, to release the port and, if descriptors have run out, descriptors.
         self.libzmq = None;
         self.remove_file();
         let mut libzmq = Libzmq::new().map_err(|error| problem(&error))?;
-        libzmq.guard.limit_senders(self.most_senders);
+        libzmq.guard.limit_senders(self.max_senders);
         self.libzmq = Some(libzmq);
         self.bind_again().map(drop)
     }
 
-    /// Takes nobody in for a while: libzmq, which finds no descriptor for who waits to be accepted,
-    /// tries again without a pause.
-    pub fn rest(&mut self) {
+    /// Stops accepting connections. Without a free descriptor, libzmq would retry to accept them in
+    /// a busy loop.
+    pub fn pause(&mut self) {
         self.unbind();
     }
 
-    /// Goes on after [`rest`](Self::rest), or after a [`renew`](Self::renew) that has failed: true if
-    /// it has begun anew and is to be registered.
+    /// Continues after [`pause`](Self::pause) or a failed [`recreate`](Self::recreate). Returns
+    /// true if the context is a new one, which the caller must register.
     ///
     /// # Errors
-    /// If that is not possible; it is to be tried again.
+    /// Why that fails; the caller must retry later.
     pub fn resume(&mut self) -> Result<bool> {
         if self.libzmq.is_none() {
-            return self.renew().map(|()| true);
+            return self.recreate().map(|()| true);
         }
-        // If it is bound after all.
+        // In case it is still bound.
         self.unbind();
         let endpoint = self.endpoint.clone();
         self.bind_socket(&endpoint).map(|_| false)
     }
 
-    /// Lets so many senders be connected at a time.
-    pub fn limit_senders(&mut self, most: usize) {
-        self.most_senders = most;
+    /// Sets the maximum number of connected senders.
+    pub fn limit_senders(&mut self, limit: usize) {
+        self.max_senders = limit;
         if let Some(libzmq) = &mut self.libzmq {
-            libzmq.guard.limit_senders(most);
+            libzmq.guard.limit_senders(limit);
         }
     }
 
-    /// Has the senders' guard check soon: a sender has connected, disconnected or sent something.
-    /// `unaccounted` returns what the process takes beyond what is accounted for, in bytes.
+    /// Schedules a check of the senders: a sender has connected, disconnected or sent something.
+    /// `unaccounted` returns the memory of the process that is not accounted for, in bytes.
     pub fn wake_guard(&mut self, now: Time, registry: &Registry, unaccounted: impl Fn() -> usize) {
         if let Some(libzmq) = &mut self.libzmq {
             libzmq.guard.wake(now, registry, unaccounted);
         }
     }
 
-    /// When [`look`](Self::look) has something to do.
+    /// When [`check_senders`](Self::check_senders) has something to do.
     #[must_use]
-    pub fn next_look(&self) -> Option<Time> {
+    pub fn next_check(&self) -> Option<Time> {
         self.libzmq.as_ref().and_then(|libzmq| libzmq.guard.next())
     }
 
-    /// Whether libzmq is to be begun anew.
-    pub fn look(
+    /// Checks the senders and the memory of libzmq, if a check is due. Returns the limit that is
+    /// exceeded.
+    pub fn check_senders(
         &mut self,
         now: Time,
         registry: &Registry,
         unaccounted: impl Fn() -> usize,
     ) -> Option<Excess> {
-        self.libzmq.as_mut()?.guard.look(now, registry, unaccounted)
+        self.libzmq.as_mut()?.guard.check(now, registry, unaccounted)
     }
 
-    /// Whether any sender is connected, as far as the guard has seen.
+    /// Whether the last check found connected senders.
     #[must_use]
     pub fn has_senders(&self) -> bool {
         self.libzmq.as_ref().is_some_and(|libzmq| libzmq.guard.has_senders())
     }
 
-    /// Takes messages from a test.
+    /// Receives the scripted messages of a test.
     #[cfg(test)]
     pub(crate) fn scripted(script: super::script::Messages) -> Self {
         let endpoint = "scripted".to_owned();
-        Self { libzmq: None, endpoint, is_bound: true, most_senders: 0, script: Some(script) }
+        Self { libzmq: None, endpoint, is_bound: true, max_senders: 0, script: Some(script) }
     }
 
-    /// Moves to another endpoint; if that fails the old one stays.
+    /// Binds another endpoint instead; on failure keeps the old one.
     ///
     /// # Errors
     /// If the new one cannot be bound.
@@ -178,7 +179,7 @@ impl ZmqReceiver {
             return Ok(());
         }
         let new = match self.bind_socket(endpoint) {
-            // As `tcp://*:7777` after `tcp://127.0.0.1:7777`: the old one is in its way.
+            // Such as `tcp://*:7777` after `tcp://127.0.0.1:7777`: the old one blocks the new one.
             Err(_) if port(endpoint) == port(&self.endpoint) => self.replace(endpoint)?,
             new => new?,
         };
@@ -187,11 +188,11 @@ impl ZmqReceiver {
         Ok(())
     }
 
-    /// Gives the old endpoint up before the new one is bound. What PHP sends in between waits: it
-    /// connects again for a second.
+    /// Unbinds the old endpoint before it binds the new one. Messages that PHP sends in between are
+    /// delayed, not lost: PHP retries to connect for a second.
     fn replace(&mut self, endpoint: &str) -> Result<String> {
         self.unbind();
-        let new = patiently(|| self.bind_socket(endpoint));
+        let new = retry_bind(|| self.bind_socket(endpoint));
         if new.is_err() {
             self.is_bound = self.bind_again().is_ok();
         }
@@ -200,7 +201,7 @@ impl ZmqReceiver {
 
     fn bind_again(&mut self) -> Result<String> {
         let endpoint = self.endpoint.clone();
-        patiently(|| self.bind_socket(&endpoint))
+        retry_bind(|| self.bind_socket(&endpoint))
     }
 
     fn unbind(&mut self) {
@@ -210,7 +211,7 @@ impl ZmqReceiver {
         self.remove_file();
     }
 
-    /// libzmq leaves its socket file behind.
+    /// Removes the socket file, which libzmq does not.
     fn remove_file(&self) {
         if let Some(path) = socket_file(&self.endpoint)
             && is_socket(path).unwrap_or(false)
@@ -219,14 +220,14 @@ impl ZmqReceiver {
         }
     }
 
-    /// Whether it receives at its [`endpoint`](Self::endpoint); if not, [`resume`](Self::resume) is
-    /// to be called later.
+    /// Whether the [`endpoint`](Self::endpoint) is bound; if not, the caller must call
+    /// [`resume`](Self::resume) later.
     #[must_use]
     pub fn is_bound(&self) -> bool {
         self.is_bound
     }
 
-    /// Where it is bound: with the number of the port if any free one was asked for.
+    /// The bound endpoint, with the actual port if it was bound to any free port.
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
@@ -238,10 +239,10 @@ impl ZmqReceiver {
         self.libzmq.as_ref().map(|libzmq| &libzmq.context)
     }
 
-    /// Has `token` reported when there may be messages. libzmq's descriptor reports changes, not
-    /// states, and some that are none: after each report, and after any other call,
-    /// [`receive`](Self::receive) must be called until there is [`Received::Nothing`]. Has `senders`
-    /// reported when [`wake_guard`](Self::wake_guard) is to be called.
+    /// Registers libzmq's descriptor with `token`, for messages, and the senders' events with
+    /// `senders`, which call for [`wake_guard`](Self::wake_guard). libzmq's descriptor is
+    /// edge-triggered and has spurious events: after each event, and after any other call, the
+    /// caller must call [`receive`](Self::receive) until it returns [`Received::Nothing`].
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -256,7 +257,7 @@ impl ZmqReceiver {
         registry.register(&mut SourceFd(&libzmq.descriptor), token, Interest::READABLE)
     }
 
-    /// Takes the next message, without waiting.
+    /// Receives the next message without waiting.
     #[must_use]
     pub fn receive(&self) -> Received {
         #[cfg(test)]
@@ -266,7 +267,7 @@ impl ZmqReceiver {
         match self.receive_part() {
             Ok(message) if !message.get_more() => Received::Message(message),
             Ok(_) => {
-                // The parts of a message arrive together or not at all.
+                // libzmq delivers the parts of a message together.
                 while self.receive_part().is_ok_and(|part| part.get_more()) {}
                 Received::Rejected(Rejection::Multipart)
             }
@@ -287,7 +288,7 @@ impl ZmqReceiver {
         self.libzmq.as_ref().map(|libzmq| &libzmq.socket).ok_or(zmq::Error::ENOTSOCK)
     }
 
-    /// Binds and returns the endpoint as libzmq names it.
+    /// Binds an endpoint and returns libzmq's form of it.
     fn bind_socket(&mut self, endpoint: &str) -> Result<String> {
         let failed = |why: &str| {
             Exit::error(format!(
@@ -301,20 +302,20 @@ impl ZmqReceiver {
         let (true, Ok(name)) = (known, CString::new(&*address)) else {
             return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
         };
-        // libzmq takes the rest of a division by 65,536.
+        // libzmq would truncate the number to 16 bits.
         if port(&address).is_some_and(|port| port != "*" && port.parse::<u16>().is_err()) {
-            return Err(failed("its port is not a number from 0 to 65535, and not *"));
+            return Err(failed("its port must be * or a number from 0 to 65535"));
         }
         let reason = |error: io::Error| failed(&reason(&error));
         let file = socket_file(endpoint);
         if let Some(path) = file {
-            make_way(path).map_err(reason)?;
+            ensure_free(path).map_err(reason)?;
         }
         let libzmq = self.libzmq.as_mut().ok_or(ErrorKind::NotConnected.into()).map_err(reason)?;
         libzmq.socket.bind(&name).map_err(reason)?;
         self.is_bound = true;
         if let Some(path) = file {
-            // For this user and its group, whatever the umask.
+            // Read and write access for this user and its group, regardless of the umask.
             let _ = std::fs::set_permissions(path, Permissions::from_mode(0o660));
         }
         match libzmq.socket.get_last_endpoint() {
@@ -326,7 +327,7 @@ impl ZmqReceiver {
 
 impl Libzmq {
     fn new() -> io::Result<Self> {
-        // Without a descriptor for each of its parts libzmq may end the process.
+        // libzmq may abort the process if descriptors run out while it creates these sockets.
         drop((0..DESCRIPTORS).map(|_| File::open("/dev/null")).collect::<io::Result<Vec<_>>>()?);
         let context = ZmqContext::new()?;
         let mut socket = context.socket(ZmqType::Pull)?;
@@ -334,7 +335,7 @@ impl Libzmq {
         socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
         socket.set_backlog(BACKLOG)?;
         socket.set_handshake_ivl(HANDSHAKE)?;
-        // A sender whose machine is gone must not keep its descriptor.
+        // Keepalive frees the descriptors of senders whose machine has vanished.
         socket.set_tcp_keepalive(1)?;
         socket.set_tcp_keepalive_idle(60)?;
         socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
@@ -350,8 +351,8 @@ impl Drop for ZmqReceiver {
     }
 }
 
-/// Tries for a while: libzmq closes what it has bound in its own thread.
-fn patiently(mut bind: impl FnMut() -> Result<String>) -> Result<String> {
+/// Retries for about 100 ms: libzmq closes an unbound socket asynchronously, in its own thread.
+fn retry_bind(mut bind: impl FnMut() -> Result<String>) -> Result<String> {
     for _ in 0..50 {
         if let Ok(bound) = bind() {
             return Ok(bound);
@@ -362,16 +363,16 @@ fn patiently(mut bind: impl FnMut() -> Result<String>) -> Result<String> {
 }
 
 fn problem(error: &io::Error) -> Exit {
-    Exit::error(format!("ZeroMQ cannot be used: {error}."))
+    Exit::error(format!("ZeroMQ failed to start: {error}."))
 }
 
 /// Why an endpoint cannot be bound, and what to do.
 fn reason(error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::AddrInUse => "it is in use. Another daemon runs there: stop EspoCRM's own \
-                                 (systemctl stop espocrm-websocket, or find it by ss -lntxp)"
+        ErrorKind::AddrInUse => "it is in use by another process. Stop EspoCRM's own daemon \
+                                 (systemctl stop espocrm-websocket), or find the process: ss -lntxp"
             .to_owned(),
-        ErrorKind::PermissionDenied => format!("this user may not ({error})"),
+        ErrorKind::PermissionDenied => format!("this user has no permission ({error})"),
         ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
         _ if error.raw_os_error() == Some(libc::ENODEV) => {
             "this machine has no such address".to_owned()
@@ -380,20 +381,20 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// The path of an endpoint that is a file. `ipc://*` lets libzmq choose one, and `ipc://@name` has
+/// The path of an endpoint that is a file. For `ipc://*` libzmq chooses a path; `ipc://@name` has
 /// none.
 fn socket_file(endpoint: &str) -> Option<&Path> {
     let path = endpoint.strip_prefix("ipc://")?;
     (!path.starts_with(['*', '@'])).then_some(Path::new(path))
 }
 
-/// Makes sure that a socket file can be created at `path`. libzmq deletes whatever is there, so only
-/// a socket at which no process listens may be. Never blocks.
-fn make_way(path: &Path) -> io::Result<()> {
+/// Ensures that `path` does not exist or is a socket on which no process listens, since libzmq
+/// deletes an existing file. Never blocks.
+fn ensure_free(path: &Path) -> io::Result<()> {
     match is_socket(path) {
         Ok(true) => {}
         Ok(false) => {
-            let text = "a file exists there that is not a socket. Remove it, or use another path";
+            let text = "a file exists there that is not a socket. Remove it or use another path";
             return Err(io::Error::new(ErrorKind::AlreadyExists, text));
         }
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -418,7 +419,7 @@ fn is_socket(path: &Path) -> io::Result<bool> {
     Ok(std::fs::symlink_metadata(path)?.file_type().is_socket())
 }
 
-/// libzmq binds to addresses and interfaces only.
+/// Replaces `localhost`: libzmq binds to addresses and interfaces only.
 fn address(endpoint: &str) -> String {
     endpoint.replacen("tcp://localhost:", "tcp://127.0.0.1:", 1)
 }
@@ -431,10 +432,10 @@ fn port(endpoint: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    /// Moves to an endpoint. On a busy machine libzmq may take longer to close the old one than
-    /// `patiently` waits: a daemon tries again later.
-    fn rebind(bus: &mut ZmqReceiver, endpoint: &str) {
-        eventually(|| bus.rebind(endpoint).is_ok());
+    /// Rebinds, with retries: on a busy machine libzmq may take longer to close the old endpoint
+    /// than `retry_bind` waits. A daemon retries later.
+    fn rebind(receiver: &mut ZmqReceiver, endpoint: &str) {
+        eventually(|| receiver.rebind(endpoint).is_ok());
     }
 
     fn eventually(mut condition: impl FnMut() -> bool) {
@@ -445,10 +446,10 @@ mod tests {
         }
     }
 
-    fn receive(bus: &ZmqReceiver) -> std::result::Result<String, Rejection> {
+    fn receive(receiver: &ZmqReceiver) -> std::result::Result<String, Rejection> {
         let start = std::time::Instant::now();
         while start.elapsed() < Duration::from_secs(60) {
-            match bus.receive() {
+            match receiver.receive() {
                 Received::Message(message) => return Ok(message.as_str().unwrap().to_owned()),
                 Received::Rejected(rejection) => return Err(rejection),
                 Received::Nothing => std::thread::sleep(Duration::from_millis(5)),
@@ -464,52 +465,52 @@ mod tests {
     }
 
     #[test]
-    fn messages_arrive_and_multipart_ones_are_rejected_whole() {
-        let bus = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
-        let sender = sender(bus.endpoint());
+    fn messages_are_received_and_multipart_messages_are_rejected_completely() {
+        let receiver = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
+        let sender = sender(receiver.endpoint());
         sender.send("one", 0).unwrap();
         sender.send_multipart(["a", "b", "c"], 0).unwrap();
         sender.send("two", 0).unwrap();
-        let received: Vec<_> = (0..3).map(|_| receive(&bus)).collect();
+        let messages: Vec<_> = (0..3).map(|_| receive(&receiver)).collect();
         let expected = [Ok("one".to_owned()), Err(Rejection::Multipart), Ok("two".to_owned())];
-        assert_eq!(received, expected);
+        assert_eq!(messages, expected);
     }
 
     #[test]
-    fn it_moves_to_another_endpoint() {
-        let mut bus = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
-        let old = bus.endpoint().to_owned();
-        rebind(&mut bus, "tcp://localhost:*");
-        assert_ne!(bus.endpoint(), old);
-        sender(bus.endpoint()).send("here", 0).unwrap();
-        assert_eq!(receive(&bus), Ok("here".to_owned()));
-        // One that overlaps with it.
-        let (_, port) = bus.endpoint().rsplit_once(':').unwrap();
+    fn the_endpoint_can_be_changed() {
+        let mut receiver = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
+        let old = receiver.endpoint().to_owned();
+        rebind(&mut receiver, "tcp://localhost:*");
+        assert_ne!(receiver.endpoint(), old);
+        sender(receiver.endpoint()).send("here", 0).unwrap();
+        assert_eq!(receive(&receiver), Ok("here".to_owned()));
+        // An endpoint that overlaps with the previous one.
+        let (_, port) = receiver.endpoint().rsplit_once(':').unwrap();
         let everywhere = format!("tcp://0.0.0.0:{port}");
         let same = format!("tcp://localhost:{port}");
-        // A minimal machine has no /etc/hosts, and libzmq would look for the name forever.
+        // On a machine without /etc/hosts libzmq would try to resolve the name forever.
         let reachable = format!("tcp://127.0.0.1:{port}");
-        rebind(&mut bus, &same);
-        assert_ne!(bus.endpoint(), everywhere);
-        rebind(&mut bus, &everywhere);
-        assert_eq!(bus.endpoint(), everywhere);
+        rebind(&mut receiver, &same);
+        assert_ne!(receiver.endpoint(), everywhere);
+        rebind(&mut receiver, &everywhere);
+        assert_eq!(receiver.endpoint(), everywhere);
         sender(&reachable).send("everywhere", 0).unwrap();
-        assert_eq!(receive(&bus), Ok("everywhere".to_owned()));
-        // The first endpoint is free again, a little later: libzmq closes it in its own thread.
+        assert_eq!(receive(&receiver), Ok("everywhere".to_owned()));
+        // The first endpoint becomes free a little later: libzmq closes it in its own thread.
         eventually(|| ZmqReceiver::bind(&old).is_ok());
     }
 
     #[test]
-    fn what_cannot_be_bound_is_explained() {
-        let bus = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
+    fn bind_errors_name_the_reason_and_the_setting() {
+        let receiver = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
         for (endpoint, why) in [
-            (bus.endpoint(), "in use"),
+            (receiver.endpoint(), "in use"),
             ("", "an endpoint is expected"),
             ("127.0.0.1:5555", "an endpoint is expected"),
             ("tcp://127.0.0.1:5555\0", "an endpoint is expected"),
             ("tcp://127.0.0.1", "Invalid argument"),
-            ("tcp://127.0.0.1:", "not a number"),
-            ("tcp://127.0.0.1:99999", "not a number from 0 to 65535"),
+            ("tcp://127.0.0.1:", "a number from 0 to 65535"),
+            ("tcp://127.0.0.1:99999", "a number from 0 to 65535"),
             ("tcp://192.0.2.1:5555", "no such address"),
         ] {
             let error = ZmqReceiver::bind(endpoint).map(|_| ()).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What an EspoCRM says about itself.
+//! The settings of an EspoCRM.
 
 use std::fmt;
 
@@ -14,25 +14,26 @@ use crate::engine::printable::printable;
 pub struct EspoSettings {
     /// EspoCRM's version.
     pub version: Version,
-    /// The version of the PHP that was asked.
+    /// The version of the PHP that ran the probe.
     pub php: String,
-    /// Whether that PHP keeps compiled code (opcache).
+    /// Whether that PHP has opcache.
     pub opcache: bool,
     /// Metadata `app.webSocket.categories`.
     pub categories: Categories,
-    /// The entity types; not known if EspoCRM's cache is off, since changes would not be noticed.
+    /// The entity types; unknown if EspoCRM's cache is off, since changes would not be detected.
     pub entity_types: EntityTypes,
     parameters: Map<String, Value>,
 }
 
-/// The line of the probe's output that counts begins so.
+/// The prefix of the result line in the probe's output.
 const MARK: &[u8] = b"espocrm-websocket-probe:";
 
-/// A PHP that is not the command line's prints its SAPI on such a line instead.
+/// The prefix of the line with which a PHP other than the command line reports its SAPI instead.
 const SAPI_MARK: &[u8] = b"espocrm-websocket-sapi:";
 
 impl EspoSettings {
-    /// Reads the output of the probe, in which other lines may stand. `None` if it has none of ours.
+    /// Parses the output of the probe, which may contain other lines. `None` without a valid
+    /// result.
     #[must_use]
     pub fn from_output(output: &[u8]) -> Option<Self> {
         let mut lines =
@@ -46,8 +47,8 @@ impl EspoSettings {
         Some(Self { php, opcache, entity_types, ..Self::new(parameters, &take("categories")) })
     }
 
-    /// The SAPI of a PHP that is not the command line's, in the output of the probe; a CGI binary
-    /// also prints HTTP headers.
+    /// The SAPI that a PHP other than the command line has reported in the probe's output. A CGI
+    /// binary also prints HTTP headers.
     #[must_use]
     pub fn wrong_sapi(output: &[u8]) -> Option<String> {
         let mut lines = output.split(|byte| *byte == b'\n');
@@ -56,7 +57,7 @@ impl EspoSettings {
         Some(printable(&String::from_utf8_lossy(name)))
     }
 
-    /// What an EspoCRM with these parameters and categories would say.
+    /// The settings of an EspoCRM with these parameters and categories.
     #[must_use]
     pub fn new(parameters: Map<String, Value>, categories: &Value) -> Self {
         let version = parameters.get("version").and_then(text).unwrap_or_default();
@@ -70,13 +71,13 @@ impl EspoSettings {
         }
     }
 
-    /// A parameter of EspoCRM's configuration as text; nothing if it is empty or of another kind.
+    /// A parameter of EspoCRM's configuration as text; `None` if it is empty or of another type.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<String> {
         self.parameters.get(name).and_then(text)
     }
 
-    /// A parameter of which every character counts.
+    /// A parameter as text with its white space.
     #[must_use]
     pub fn secret(&self, name: &str) -> Option<String> {
         match self.parameters.get(name)? {
@@ -91,7 +92,7 @@ impl EspoSettings {
         self.parameters.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// A parameter as PHP sees its truth.
+    /// A parameter converted to a boolean as PHP does.
     #[must_use]
     pub fn is_true(&self, name: &str) -> bool {
         match self.parameters.get(name) {
@@ -105,7 +106,7 @@ impl EspoSettings {
     }
 }
 
-/// Never shows the parameters, of which one is a secret.
+/// Omits the parameters, since one of them is a secret.
 impl fmt::Debug for EspoSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { version, php, opcache, categories, entity_types, parameters: _ } = self;
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probes_line_is_found_among_others() {
+    fn the_result_line_is_found_among_other_output() {
         let output = br#"
 Deprecated: something in /var/www/html/x.php on line 3
 espocrm-websocket-probe:{"parameters":[],"categories":{}}
@@ -151,7 +152,7 @@ after"#;
     }
 
     #[test]
-    fn a_php_that_is_not_the_command_line_says_what_it_is() {
+    fn a_php_other_than_the_command_line_reports_its_sapi() {
         for output in [
             &b"X-Powered-By: PHP/8.2\r\nContent-type: text/html\r\n\r\n\nespocrm-websocket-sapi:cgi-fcgi\n"[..],
             b"espocrm-websocket-sapi: cgi-fcgi\r\n",
@@ -168,7 +169,7 @@ after"#;
     }
 
     #[test]
-    fn other_output_is_no_facts() {
+    fn invalid_output_gives_no_settings() {
         for output in [
             &b""[..],
             b"espocrm-websocket-probe:",
@@ -183,7 +184,7 @@ after"#;
     }
 
     #[test]
-    fn no_secret_is_shown() {
+    fn debug_output_contains_no_secret() {
         let espo_settings = espo_settings(&json!({"webSocketSslCertificatePassphrase": "tiger"}));
         assert_eq!(
             espo_settings.secret("webSocketSslCertificatePassphrase").as_deref(),
@@ -193,7 +194,7 @@ after"#;
     }
 
     #[test]
-    fn values_are_as_loose_as_phps() {
+    fn values_are_converted_as_loosely_as_in_php() {
         let espo_settings = espo_settings(&json!({
             "number": 8080, "text": " 8080 ", "empty": "", "null": null, "zero": 0,
             "zeroText": "0", "yes": true, "no": false, "list": [1], "none": [], "word": "false",

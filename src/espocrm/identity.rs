@@ -1,4 +1,4 @@
-//! The user as whom EspoCRM's PHP runs.
+//! The site user, who runs EspoCRM's PHP.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -11,11 +11,11 @@ use nix::unistd::{Gid, Uid, User, getgrouplist};
 use super::ownership::{self, Ambiguity};
 use crate::engine::printable::Printable;
 use crate::platform::exit::{Exit, Result};
-use crate::platform::file_permissions::with_files_of;
+use crate::platform::file_permissions::with_permissions_of;
 use crate::platform::shell_word::shell_word;
 use crate::platform::sys;
 
-/// What the administrator says about the user.
+/// The administrator's options for the site user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunAs {
     /// `--user`: a name or a number.
@@ -26,13 +26,13 @@ pub struct RunAs {
     pub allow_root: bool,
 }
 
-/// The user as whom EspoCRM's PHP runs. Determined once, and kept for every later process: what
-/// happens to EspoCRM's directories meanwhile changes nothing.
+/// The user who runs EspoCRM's PHP. Determined once and used for all processes, so that later
+/// changes of EspoCRM's directories have no effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// The user of this process, which is root only if the administrator allows that.
-    Overrides {
-        /// Its name, or its number if it has none.
+    /// The user of this process; root only if the administrator allows that.
+    Current {
+        /// The name, or the number if there is none.
         name: String,
     },
     /// Another user: this process is root.
@@ -51,10 +51,10 @@ pub struct Account {
     home: PathBuf,
 }
 
-/// The variables of root's environment that PHP gets.
+/// The variables of root's environment that are passed to PHP.
 ///
 /// `PHPRC` and `PHP_INI_SCAN_DIR` name php.ini and further configuration: container images set them
-/// to enable extensions. Configuration files of EspoCRM that are written by hand for containers
+/// to enable extensions. Handwritten configuration files of EspoCRM for containers
 /// (`config-override.php`) read `ESPOCRM_…`.
 const KEPT: [&str; 9] = [
     "PATH",
@@ -69,11 +69,11 @@ const KEPT: [&str; 9] = [
 ];
 const KEPT_PREFIXES: [&str; 2] = ["LC_", "ESPOCRM_"];
 
-/// Where programs are found if this process has no `PATH`.
+/// The default if this process has no `PATH`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the service manager sets for this process only.
-const OURS_ALONE: [&str; 8] = [
+/// Variables that the service manager sets for this process only.
+const NOT_INHERITED: [&str; 8] = [
     "LISTEN_FDNAMES",
     "LISTEN_FDS",
     "LISTEN_PID",
@@ -85,21 +85,21 @@ const OURS_ALONE: [&str; 8] = [
 ];
 
 impl Identity {
-    /// Determines who runs the PHP of the EspoCRM in `root`, a path without symbolic links.
+    /// Determines the site user of the EspoCRM in `root`, a path without symbolic links.
     ///
     /// # Errors
-    /// If that would be root, or cannot be determined in a way that no other user can influence.
+    /// If it would be root, or cannot be determined in a way that no other user can influence.
     pub fn of(root: &Path, run_as: &RunAs) -> Result<Self> {
-        let own = sys::user();
-        if own != 0 {
+        let current = sys::user();
+        if current != 0 {
             return match &run_as.user {
-                Some(name) if uid(name)? != own => Err(Exit::error(format!(
-                    "PHP cannot run as {}: only root can choose its user, and this process runs as \
-                     {}. Run it as root, or without --user.",
+                Some(name) if uid(name)? != current => Err(Exit::error(format!(
+                    "PHP cannot run as {}: only root can choose another user, and this process \
+                     runs as {}. Run espocrm-websocket as root, or omit --user.",
                     name_of(uid(name)?),
-                    name_of(own)
+                    name_of(current)
                 ))),
-                _ => Ok(Self::Overrides { name: name_of(own) }),
+                _ => Ok(Self::Current { name: name_of(current) }),
             };
         }
         let named = run_as.user.as_ref().or(run_as.service_user.as_ref());
@@ -112,16 +112,16 @@ impl Identity {
         };
         match found {
             Ok(uid) => Account::of(uid).map(Self::Other),
-            Err(Ambiguity::Root) if run_as.allow_root => Ok(Self::Overrides { name: name_of(0) }),
-            Err(why) => Err(unclear(root, why, named)),
+            Err(Ambiguity::Root) if run_as.allow_root => Ok(Self::Current { name: name_of(0) }),
+            Err(why) => Err(no_site_user(root, why, named)),
         }
     }
 
-    /// The user's name, or number if it has none.
+    /// The user's name, or the number if there is none.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::Overrides { name } => name,
+            Self::Current { name } => name,
             Self::Other(account) => &account.name,
         }
     }
@@ -129,14 +129,14 @@ impl Identity {
     /// Whether PHP runs as root.
     #[must_use]
     pub fn is_root(&self) -> bool {
-        matches!(self, Self::Overrides { .. }) && sys::is_root()
+        matches!(self, Self::Current { .. }) && sys::is_root()
     }
 
     /// Whether the user owns this file or directory.
     #[must_use]
     pub fn owns(&self, path: &Path) -> bool {
         let uid = match self {
-            Self::Overrides { .. } => sys::user(),
+            Self::Current { .. } => sys::user(),
             Self::Other(account) => account.uid,
         };
         path.metadata().is_ok_and(|metadata| metadata.uid() == uid)
@@ -148,26 +148,26 @@ impl Identity {
         path.metadata().ok().map(|metadata| name_of(metadata.uid()))
     }
 
-    /// Does something with the file permissions of this user. What a site names is not read with the
-    /// permissions of root.
+    /// Runs `action` with the file permissions of this user: files named by a site must not be read
+    /// with the permissions of root.
     ///
     /// # Errors
-    /// If that is not possible.
-    pub fn with_files<T>(&self, action: impl FnOnce() -> T) -> io::Result<T> {
+    /// If the permissions cannot be changed.
+    pub fn with_permissions<T>(&self, action: impl FnOnce() -> T) -> io::Result<T> {
         match self {
-            Self::Overrides { .. } => Ok(action()),
+            Self::Current { .. } => Ok(action()),
             Self::Other(Account { uid, gid, groups, .. }) => {
-                with_files_of(*uid, *gid, groups, action)
+                with_permissions_of(*uid, *gid, groups, action)
             }
         }
     }
 
-    /// Has a command run as this user, with its groups and with no more of root's environment than
-    /// PHP needs. Variables that are set later are kept.
+    /// Makes a command run as this user, with the user's groups and only those variables of root's
+    /// environment that PHP needs. Variables that the caller sets later are kept.
     pub fn apply(&self, command: &mut Command) {
         match self {
-            Self::Overrides { .. } => {
-                for name in OURS_ALONE {
+            Self::Current { .. } => {
+                for name in NOT_INHERITED {
                     command.env_remove(name);
                 }
             }
@@ -180,9 +180,9 @@ impl Identity {
         }
     }
 
-    /// The command line by which root runs `command`, words for a shell, as this user in `dir`.
+    /// The shell command for root to run `command`, quoted for a shell, as this user in `dir`.
     #[must_use]
-    pub fn by_hand(&self, dir: &Path, command: &str) -> String {
+    pub fn manual_command(&self, dir: &Path, command: &str) -> String {
         let dir = shell_word(&dir.to_string_lossy());
         if self.is_root() {
             return format!("cd {dir} && {command}");
@@ -194,15 +194,15 @@ impl Identity {
 impl Account {
     fn of(uid: u32) -> Result<Self> {
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|error| {
-            // Without the table of messages that nix has of its own.
+            // Avoids linking nix's own table of error messages.
             let error = io::Error::from(error);
             Exit::error(format!(
-                "The user {uid} cannot be looked up: {error}. Name it: --user NAME"
+                "Cannot look up user {uid}: {error}. Set the user with --user NAME"
             ))
         })?;
         let Some(user) = user else {
-            // As in a container whose volumes belong to a user of the host. Its own group, since
-            // whose group the directory has is the choice of its owner.
+            // Such as in a container whose volumes belong to a user of the host. The group is not
+            // the directory's, since the owner could choose that.
             let home = PathBuf::from("/");
             return Ok(Self { name: uid.to_string(), uid, gid: uid, groups: Vec::new(), home });
         };
@@ -218,51 +218,51 @@ fn primary_group(uid: u32) -> Option<u32> {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.gid.as_raw())
 }
 
-/// The number of a user who is named by a name or a number.
+/// The number of a user, from a name or a number.
 fn uid(user: &str) -> Result<u32> {
     let error = match User::from_name(user) {
         Ok(Some(user)) => return Ok(user.uid.as_raw()),
         Ok(None) => match user.parse() {
             Ok(uid) => return Ok(uid),
-            Err(_) => "there is no such user".to_owned(),
+            Err(_) => "no such user".to_owned(),
         },
         Err(error) => io::Error::from(error).to_string(),
     };
     Err(Exit::error(format!(
-        "PHP cannot run as user \"{}\": {error}. Name the owner of EspoCRM's data directory: --user \
-         NAME",
+        "PHP cannot run as user \"{}\": {error}. Set the owner of EspoCRM's data directory with \
+         --user NAME",
         Printable(user)
     )))
 }
 
-/// The name of a user, or the number if it has none.
+/// The name of a user, or the number if there is none.
 #[must_use]
 pub fn name_of(uid: u32) -> String {
     let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-fn unclear(root: &Path, why: Ambiguity, named: Option<&String>) -> Exit {
+fn no_site_user(root: &Path, why: Ambiguity, named: Option<&String>) -> Exit {
     let shown = root.display();
     if let Some(name) = named {
         return Exit::error(format!(
-            "PHP of the EspoCRM in {shown} does not run as {}, which is root. Name the web server's \
-             user: --user NAME (www-data, apache or nginx). Only in a container that has no other \
-             user: --allow-root",
+            "espocrm-websocket does not run the PHP of {shown} as {}, which is root. Set the web \
+             server's user with --user NAME (www-data, apache or nginx). Only in a container \
+             without another user: --allow-root",
             Printable(name)
         ));
     }
     let data = format!("{shown}/data");
     let fix = match why {
         Ambiguity::Root => format!(
-            "Give EspoCRM to the web server's user (chown -R www-data: {}), or name the user: \
-             --user NAME. Only in a container that has no other user: --allow-root",
+            "Change the owner of EspoCRM to the web server's user (chown -R www-data: {}), or set \
+             the user with --user NAME. Only in a container without another user: --allow-root",
             shell_word(&root.to_string_lossy())
         ),
-        _ => "Name the user: --user NAME (usually www-data, apache or nginx).".to_owned(),
+        _ => "Set the user with --user NAME (usually www-data, apache or nginx).".to_owned(),
     };
     Exit::error(format!(
-        "espocrm-websocket does not run a site's PHP as root, and cannot determine its user safely: \
+        "espocrm-websocket does not run PHP as root, and cannot safely determine the site's user: \
          {data} {why}. {fix}"
     ))
 }
@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_roots_environment_php_gets_what_it_needs() {
+    fn only_variables_that_php_needs_are_passed_on_from_root() {
         for name in ["PATH", "LC_ALL", "TZ", "PHP_INI_SCAN_DIR", "ESPOCRM_DATABASE_HOST"] {
             assert!(is_kept(OsStr::new(name)), "{name}");
         }
@@ -295,14 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn users_are_known_by_name_and_number() {
+    fn users_are_found_by_name_and_number() {
         assert_eq!(uid("root"), Ok(0));
         assert_eq!(uid("4711"), Ok(4711));
         let error = uid("no such user").unwrap_err().to_string();
-        assert!(
-            error.contains("there is no such user") && error.contains("--user NAME"),
-            "{error}"
-        );
+        assert!(error.contains("no such user") && error.contains("--user NAME"), "{error}");
         assert!(uid("-1").is_err() && uid("").is_err() && uid("a\0b").is_err());
     }
 
@@ -313,12 +310,12 @@ mod tests {
             assert_ne!(account.gid, 0, "{account:?}");
             assert!(!account.groups.contains(&0), "{account:?}");
         }
-        let stranger = Account::of(4_711_000).unwrap();
-        assert_eq!((stranger.gid, stranger.name.as_str()), (4_711_000, "4711000"));
+        let unknown = Account::of(4_711_000).unwrap();
+        assert_eq!((unknown.gid, unknown.name.as_str()), (4_711_000, "4711000"));
     }
 
     #[test]
-    fn a_command_for_root_is_quoted() {
+    fn the_manual_command_is_quoted() {
         let account = Account {
             name: "web".to_owned(),
             uid: 33,
@@ -326,12 +323,13 @@ mod tests {
             groups: Vec::new(),
             home: PathBuf::from("/"),
         };
-        let line = Identity::Other(account).by_hand(Path::new("/srv/it's; reboot"), "php x.php");
+        let line =
+            Identity::Other(account).manual_command(Path::new("/srv/it's; reboot"), "php x.php");
         assert_eq!(line, r"cd '/srv/it'\''s; reboot' && runuser -u web -- php x.php");
     }
 
     #[test]
-    fn only_root_chooses_a_user() {
+    fn only_root_can_choose_a_user() {
         let here = std::env::temp_dir();
         let other = if sys::user() == 65_534 { "1" } else { "65534" };
         let run_as = RunAs { user: Some(other.to_owned()), ..RunAs::default() };

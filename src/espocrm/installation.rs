@@ -1,4 +1,4 @@
-//! Where an EspoCRM is, and how its PHP is run.
+//! An EspoCRM's directory, and the commands that run its PHP.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,7 +14,7 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
 use crate::platform::{regular_file, sys};
 
-/// An EspoCRM's root directory, the PHP that runs its commands, and the user as whom it does.
+/// An EspoCRM's root directory, the PHP that runs its commands, and the user who runs PHP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
     root: PathBuf,
@@ -22,14 +22,13 @@ pub struct Installation {
     identity: Identity,
 }
 
-/// How long EspoCRM may take to tell its settings. It needs 50 to 160 ms.
+/// The timeout of the probe, which takes 50 to 160 ms.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const PROBE: &str = include_str!("php/probe.php");
 
-/// What a worker is started with, whatever `php.ini` says. The first six make PHP's web server what
-/// the command line is of itself; the others make each change be seen by the next check, and save
-/// memory.
+/// Settings of a worker that override `php.ini`. The first six have the values that PHP's command
+/// line has by default. The others ensure that the next check sees every change, and save memory.
 pub const WORKER_OPTIONS: [&str; 32] = [
     "html_errors=0",
     "implicit_flush=1",
@@ -66,25 +65,25 @@ pub const WORKER_OPTIONS: [&str; 32] = [
 ];
 
 impl Installation {
-    /// The EspoCRM in `root`, run by `php`: a path, or a name to be found in `PATH`. Its user is
-    /// determined here and does not change.
+    /// The EspoCRM in `root`, run by `php`: a path, or a name in `PATH`. The site user is
+    /// determined here, once.
     ///
     /// # Errors
-    /// If there is no EspoCRM, if it cannot be read, or if its user is not certain.
+    /// If there is no EspoCRM, it is not readable, or the site user is uncertain.
     pub fn new(root: &Path, php: &Path, run_as: &RunAs) -> Result<Self> {
         let root = Self::locate(root)?;
         let identity = Identity::of(&root, run_as)?;
         Ok(Self { root, php: php.to_owned(), identity })
     }
 
-    /// The path without symbolic links of the EspoCRM in `root`.
+    /// The path of the EspoCRM in `root`, without symbolic links.
     ///
     /// # Errors
-    /// If there is no EspoCRM, or if it cannot be read.
+    /// If there is no EspoCRM, or it is not readable.
     pub fn locate(root: &Path) -> Result<PathBuf> {
         let root = root.canonicalize().map_err(|error| {
             let root = root.display();
-            Exit::error(format!("{root}: {error}. Name EspoCRM's directory by --espocrm DIR."))
+            Exit::error(format!("{root}: {error}. Set EspoCRM's directory with --espocrm DIR."))
         })?;
         for file in ["bootstrap.php", "command.php"] {
             regular_file::open(&root.join(file))
@@ -93,8 +92,8 @@ impl Installation {
         if !root.join("data").is_dir() {
             let root = root.display();
             return Err(Exit::error(format!(
-                "{root} has no directory data: EspoCRM is not installed there. Name its directory \
-                 by --espocrm DIR."
+                "{root} has no data directory: EspoCRM is not installed there. Set its directory \
+                 with --espocrm DIR."
             )));
         }
         Ok(root)
@@ -112,23 +111,23 @@ impl Installation {
         &self.root
     }
 
-    /// The PHP that is run.
+    /// The PHP that runs EspoCRM's commands.
     #[must_use]
     pub fn php(&self) -> &Path {
         &self.php
     }
 
-    /// The user as whom PHP runs.
+    /// The site user.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The command line by which an administrator, as root, runs `command.php` with these words.
+    /// The shell command for an administrator, as root, to run `command.php` with these arguments.
     #[must_use]
-    pub fn by_hand(&self, words: &str) -> String {
+    pub fn manual_command(&self, arguments: &str) -> String {
         let php = shell_word(&self.php.to_string_lossy());
-        self.identity.by_hand(&self.root, &format!("{php} command.php {words}"))
+        self.identity.manual_command(&self.root, &format!("{php} command.php {arguments}"))
     }
 
     /// The command that answers an access check.
@@ -140,12 +139,12 @@ impl Installation {
         command
     }
 
-    /// The command that runs a worker, which answers only these console commands. Where it listens
-    /// it says on its error output.
+    /// The command that runs a worker for these console commands only. The worker reports its
+    /// address on standard error.
     #[must_use]
     pub fn worker(&self, router: &Router, commands: &str) -> Command {
         let mut command = self.command();
-        // Not a line for each request.
+        // Do not log each request.
         command.arg("-q");
         for option in WORKER_OPTIONS {
             command.args(["-d", option]);
@@ -155,33 +154,33 @@ impl Installation {
         command.arg("-d").arg(blacklist);
         command.args(["-S", "127.0.0.1:0"]).arg(router.script());
         command.env("ESPOCRM_WEBSOCKET_COMMANDS", commands);
-        // It would fork, and its children would outlive it.
+        // With this variable PHP would fork, and its children would outlive it.
         command.env_remove("PHP_CLI_SERVER_WORKERS");
         command
     }
 
-    /// The command that tells EspoCRM's settings, for [`read_probe`](Self::read_probe).
+    /// The command that prints EspoCRM's settings for [`read_probe`](Self::read_probe).
     ///
     /// # Errors
-    /// If the script cannot be handed over.
+    /// Those of [`script`](Self::script).
     pub fn probe(&self) -> io::Result<Command> {
         self.script(PROBE)
     }
 
-    /// The command that runs a script of ours.
+    /// The command that runs a PHP script from memory.
     ///
     /// # Errors
-    /// If the script cannot be handed over.
+    /// If no file in memory can be created.
     pub fn script(&self, text: &str) -> io::Result<Command> {
         let mut command = self.command();
         command.stdin(sys::memory_file(text.as_bytes())?);
         Ok(command)
     }
 
-    /// Understands what the probe has printed.
+    /// Parses the output of the probe.
     ///
     /// # Errors
-    /// If EspoCRM could not tell its settings: why, as far as PHP says.
+    /// Why the probe failed, with the first line that PHP printed.
     pub fn read_probe(&self, finished: &Finished) -> Result<EspoSettings> {
         let root = self.root.display();
         if let Some(sapi) = EspoSettings::wrong_sapi(&finished.stdout) {
@@ -192,60 +191,58 @@ impl Installation {
         {
             return Ok(espo_settings);
         }
-        let complaint = finished.complaint();
-        let what = match &finished.exit {
+        let line = finished.first_line();
+        let why = match &finished.exit {
             Err(Failure::TimedOut) => {
-                format!("did not tell its settings within {} s", PROBE_TIMEOUT.as_secs())
+                format!("PHP did not end within {} s", PROBE_TIMEOUT.as_secs())
             }
-            Err(failure) => format!("could not be asked for its settings: {failure}"),
-            Ok(ProcessExit::Signal(signal)) => {
-                format!("could not be asked: PHP died of signal {signal}")
-            }
-            Ok(ProcessExit::Status(status)) => {
-                format!("could not tell its settings: PHP ended with status {status}")
-            }
+            Err(failure) => failure.to_string(),
+            Ok(ProcessExit::Signal(signal)) => format!("PHP was killed by signal {signal}"),
+            Ok(ProcessExit::Status(status)) => format!("PHP ended with status {status}"),
         };
-        let said = if complaint.is_empty() {
-            ", without a word".to_owned()
+        let output = if line.is_empty() {
+            " (no output)".to_owned()
         } else {
-            format!(" and said: {complaint}")
+            format!(" and printed: {line}")
         };
         Err(Exit::error(format!(
-            "EspoCRM in {root} {what}{said}. See {root}/data/logs, and try as root: {}",
-            self.by_hand("AuthTokenCheck x y")
+            "Cannot read the settings of the EspoCRM in {root}: {why}{output}. See \
+             {root}/data/logs, and try as root: {}",
+            self.manual_command("AuthTokenCheck x y")
         )))
     }
 
-    /// Asks EspoCRM for its settings and waits for the answer, unless it is to `stop`.
+    /// Runs the probe and waits for its end or until `stop` returns true.
     ///
     /// # Errors
-    /// If PHP cannot be started or EspoCRM does not answer; [`Exit::Stopped`].
-    pub fn ask(&self, stop: impl FnMut() -> bool) -> Result<EspoSettings> {
+    /// If PHP cannot be started or the probe fails; [`Exit::Stopped`].
+    pub fn read_settings(&self, stop: impl FnMut() -> bool) -> Result<EspoSettings> {
         let finished = self.probe().and_then(|command| Children::run(command, PROBE_TIMEOUT, stop));
         let finished = finished.map_err(|error| match error.kind() {
             io::ErrorKind::Interrupted => Exit::Stopped,
-            _ => self.no_php(&error),
+            _ => self.php_not_started(&error),
         })?;
         self.read_probe(&finished)
     }
 
-    /// PHP could not be started.
+    /// The error if PHP could not be started.
     #[must_use]
-    pub fn no_php(&self, error: &io::Error) -> Exit {
+    pub fn php_not_started(&self, error: &io::Error) -> Exit {
         Exit::error(format!(
             "PHP could not be started as {} in {}: {error}. Install PHP's command line \
-             (php-cli), or name it by --php PATH.",
+             (php-cli), or set its path with --php PATH.",
             self.php.display(),
             self.root.display()
         ))
     }
 
-    /// PHP is a CGI binary or the like, which ends with status 0 whatever EspoCRM answers.
+    /// The error if PHP is a CGI binary or the like, which ends with status 0 regardless of
+    /// EspoCRM's answer.
     fn wrong_sapi(&self, sapi: &str) -> Exit {
         Exit::error(format!(
-            "{} is not PHP's command line but its interface {sapi} (PHP_SAPI), with which EspoCRM \
-             checks no access. Install PHP's command line (package php-cli), and set its path as \
-             phpExecutablePath in EspoCRM's configuration or by --php PATH.",
+            "{} is not PHP's command line: its PHP_SAPI is {sapi}, with which EspoCRM does not \
+             check access. Install PHP's command line (package php-cli), and set its path as \
+             phpExecutablePath in EspoCRM's configuration or with --php PATH.",
             self.php.display()
         ))
     }
@@ -262,11 +259,11 @@ fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Exit {
     let root = root.display();
     Exit::error(match error.kind() {
         io::ErrorKind::NotFound => format!(
-            "{root} holds no {file}: it is not EspoCRM's root. Name that directory by --espocrm \
-             DIR; usual ones are /var/www/html and /var/www/espocrm."
+            "{root} contains no {file}: it is not EspoCRM's root directory. Set that directory \
+             with --espocrm DIR; common ones are /var/www/html and /var/www/espocrm."
         ),
         io::ErrorKind::PermissionDenied => format!(
-            "{root}/{file} may not be read by this user. Run espocrm-websocket as the owner of \
+            "{root}/{file} is not readable by this user. Run espocrm-websocket as the owner of \
              {root}/data, usually www-data, apache or nginx."
         ),
         _ => format!("{root}/{file} cannot be read: {error}."),

@@ -1,17 +1,18 @@
-//! Which user owns an EspoCRM, in a way that no other user can influence.
+//! Determines the user who owns an EspoCRM, in a way that no other user can influence.
 //!
-//! Root runs EspoCRM's PHP as the owner of `data/`, so whoever can put a directory in the place of
-//! `data/` could choose that user. The owner therefore counts only if nobody but that user or root
-//! can have put the directory there:
+//! As root, the daemon runs EspoCRM's PHP as the owner of `data/`. A user who can replace `data/`
+//! with another directory could therefore choose that user. The owner is accepted only if no other
+//! user except root can have created or moved the directory there:
 //!
 //! - `data/` is a directory, not a symbolic link, and does not belong to root; and
-//! - EspoCRM's root directory belongs to that user or to root, and no others may write to it; or,
-//!   where another user deploys the code, only the owner may write to `data/`, and `data/config.php`,
-//!   which EspoCRM itself writes, belongs to the owner as well. A user cannot create a directory that
-//!   belongs to another user, and cannot move one without write access to it.
+//! - EspoCRM's root directory belongs to that user or to root, and no other user may write to it;
+//!   or, where another user deploys the code, only the owner may write to `data/`, and
+//!   `data/config.php`, which EspoCRM itself writes, belongs to the owner as well. A user cannot
+//!   create a directory that belongs to another user, and cannot move one without write access to
+//!   it.
 //!
-//! "May write" includes the owner's primary group: EspoCRM's documentation gives `data`, `custom` and
-//! `client/custom` mode 775.
+//! Write access of the owner's primary group counts as the owner's: EspoCRM's documentation
+//! recommends mode 775 for `data`, `custom` and `client/custom`.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -24,22 +25,22 @@ use std::path::{Component, Path};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-/// Why the owner of an EspoCRM does not count.
+/// Why the owner of an EspoCRM is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ambiguity {
     /// `data` belongs to root.
     Root,
     /// `data` is a symbolic link or no directory.
     NotADirectory,
-    /// Others than the owner of `data` may have put it there: they may write to it.
+    /// Another user may have moved `data` there: other users may write to it.
     Writable,
-    /// Others than the owner of `data` may have put it there: EspoCRM does not use it.
+    /// Another user may have moved `data` there: EspoCRM does not use it.
     Unused,
     /// A directory cannot be examined.
     Unreadable(io::ErrorKind),
 }
 
-/// Owner, group and permissions of a directory or a file.
+/// Owner, group and mode of a directory or a file.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     uid: u32,
@@ -50,11 +51,11 @@ struct Entry {
 /// The user who owns the EspoCRM in `root`, a path without symbolic links. `primary_group` returns
 /// the primary group of a user, if that is known.
 ///
-/// Opens each directory once and examines the open descriptors, so that it does not matter what
-/// changes meanwhile.
+/// Opens each directory once and examines the open descriptors, so that concurrent changes have no
+/// effect.
 ///
 /// # Errors
-/// Why the owner does not count.
+/// Why the owner is not accepted.
 pub(crate) fn owner(
     root: &Path,
     primary_group: impl FnOnce(u32) -> Option<u32>,
@@ -128,17 +129,17 @@ impl Entry {
     }
 }
 
-/// As the end of a sentence that begins with the directory: "/var/www/html/data belongs to root".
+/// The predicate of a sentence about the directory: "/var/www/html/data belongs to root".
 impl fmt::Display for Ambiguity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => f.write_str("belongs to root"),
             Self::NotADirectory => f.write_str("is a symbolic link or not a directory"),
             Self::Writable => f.write_str(
-                "and the directory that contains it are writable by other users than its owner",
+                "and the directory that contains it are writable by users other than its owner",
             ),
             Self::Unused => f.write_str(
-                "is in a directory of another user and contains no config.php of its owner",
+                "is in another user's directory and contains no config.php of its owner",
             ),
             Self::Unreadable(kind) => write!(f, "cannot be examined: {kind}"),
         }
@@ -173,16 +174,16 @@ mod tests {
         Entry { uid: id(uid), gid: id(gid), mode: kind | mode }
     }
 
-    /// Layouts that are in use, and ones that an attacker could arrange. The primary groups of web
-    /// and deploy are their own.
+    /// Common layouts, and layouts that an attacker could create. The primary groups of web and
+    /// deploy are their own.
     #[test]
-    fn the_owner_counts_if_nobody_else_can_have_chosen_it() {
+    fn the_owner_is_accepted_if_no_other_user_can_have_chosen_it() {
         let web = Ok(WEB);
         for (layout, root, data, config, expected) in [
             ("Debian package style", "root:root 755", "web:web 755", "web:web 644", web),
             ("documented permissions", "web:web 755", "web:web 775", "web:web 664", web),
             ("not yet configured", "web:web 755", "web:web 775", "", web),
-            ("everything 777 below the root", "web:web 755", "web:web 777", "web:web 666", web),
+            ("mode 777 below the root", "web:web 755", "web:web 777", "web:web 666", web),
             ("root directory 775 of its group", "web:web 775", "web:web 775", "web:web 664", web),
             ("root with the web group", "root:web 775", "web:web 775", "web:web 664", web),
             ("group 0 as on OpenShift", "web:root 775", "web:root 775", "web:root 664", web),
@@ -205,7 +206,7 @@ mod tests {
                 Err(Ambiguity::Writable),
             ),
             (
-                "a directory that everybody may write to",
+                "a world-writable directory",
                 "deploy:deploy 755",
                 "web:web 777",
                 "web:web 644",
@@ -226,7 +227,7 @@ mod tests {
                 Err(Ambiguity::Unused),
             ),
             (
-                "a root directory that everybody may write to",
+                "a world-writable root directory",
                 "root:root 777",
                 "web:web 777",
                 "web:web 644",
@@ -234,7 +235,7 @@ mod tests {
             ),
             ("the same, with a private data", "root:root 777", "web:web 750", "web:web 640", web),
             (
-                "a shared group may write to both",
+                "both writable by a shared group",
                 "web:staff 775",
                 "web:staff 775",
                 "web:web 644",

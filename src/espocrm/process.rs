@@ -1,4 +1,4 @@
-//! PHP as child processes: started, read, timed, killed and reaped without ever waiting for them.
+//! PHP as child processes: starts, reads, times, kills and reaps them without blocking.
 
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -19,20 +19,20 @@ use crate::platform::sys;
 
 /// The running children.
 ///
-/// The end of a child's output is not its end: it counts as ended when it has exited, which a
-/// `SIGCHLD` tells. Whoever gets that signal calls [`reap`](Self::reap).
+/// The end of a child's output is not its end: it has ended when it has exited. The caller must
+/// call [`reap`](Self::reap) after a `SIGCHLD`.
 pub(crate) struct Children {
     running: Slab<Child>,
-    /// A child has two tokens from here on.
+    /// The first token; each child has two.
     first_token: usize,
 }
 
-/// What a child was started for.
+/// The purpose of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// An access check, to be read by this convention.
+    /// An access check, and the convention of its verdict.
     Check(JobId, Convention),
-    /// Checking a random token, to be read by this convention.
+    /// The check of a random token, and the convention of its verdict.
     SelfCheck(Convention),
     /// Reading EspoCRM's settings.
     Probe,
@@ -41,9 +41,9 @@ pub enum Task {
 /// A child that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// What it was started for.
+    /// Its purpose.
     pub task: Task,
-    /// How it ended, or why that says nothing.
+    /// How it exited, or why that is meaningless.
     pub exit: Result<ProcessExit, Failure>,
     /// Its standard output.
     pub stdout: Vec<u8>,
@@ -57,7 +57,7 @@ struct Child {
     stdout: Output,
     stderr: Output,
     deadline: Time,
-    /// Why it had to be killed.
+    /// Why it was killed.
     killed: Option<Failure>,
 }
 
@@ -67,13 +67,13 @@ struct Output {
 }
 
 impl Children {
-    /// Registers what it reads with the tokens from `first_token` on.
+    /// Uses the tokens from `first_token` on.
     #[must_use]
     pub(crate) fn new(first_token: usize) -> Self {
         Self { running: Slab::new(), first_token }
     }
 
-    /// Starts a command in a session and process group of its own, which is killed after `timeout`.
+    /// Starts a command in its own session and process group, which are killed after `timeout`.
     ///
     /// # Errors
     /// Those of starting a process and of registering its output.
@@ -86,7 +86,7 @@ impl Children {
         timeout: Duration,
     ) -> io::Result<()> {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        sys::tie(&mut command);
+        sys::isolate(&mut command);
         let mut process = command.spawn()?;
         let entry = self.running.vacant_entry();
         let token = self.first_token + 2 * entry.key();
@@ -109,12 +109,12 @@ impl Children {
         }
     }
 
-    /// The numbers of those that are not reaped.
+    /// The process ids of children that are not reaped yet.
     pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
         self.running.iter().map(|(_, child)| child.process.id())
     }
 
-    /// Reads the output that `token` announces.
+    /// Reads output after an event of `token`.
     pub(crate) fn readable(&mut self, token: Token) {
         let number = token.0.saturating_sub(self.first_token) / 2;
         if let Some(child) = self.running.get_mut(number) {
@@ -122,7 +122,7 @@ impl Children {
         }
     }
 
-    /// Takes the children that have ended.
+    /// Reaps the children that have exited.
     pub(crate) fn reap(&mut self, finished: &mut Vec<Finished>) {
         self.running.retain(|_, child| {
             let ended = sys::has_ended(child.process.id());
@@ -133,7 +133,7 @@ impl Children {
         });
     }
 
-    /// Kills what has run for too long; it is then reaped as any other.
+    /// Kills the children that have reached their timeout; they are then reaped like others.
     pub(crate) fn expire(&mut self, now: Time) {
         for (_, child) in &mut self.running {
             if child.deadline <= now && child.killed.is_none() {
@@ -149,7 +149,7 @@ impl Children {
         alive.map(|(_, child)| child.deadline).min()
     }
 
-    /// Kills everything and waits for its end, but not for ever.
+    /// Kills all children and waits for a limited time until they exit.
     pub(crate) fn kill_all(&mut self) {
         let mut killed: Vec<_> = self.running.drain().map(|child| child.process).collect();
         for process in &killed {
@@ -158,10 +158,10 @@ impl Children {
         reap_killed(&mut killed);
     }
 
-    /// Runs one command to its end, with nothing else to be done meanwhile but to `stop` it.
+    /// Runs one command and waits for its end or until `stop` returns true.
     ///
     /// # Errors
-    /// Those of [`spawn`](Self::spawn), and of polling; `Interrupted` if it was stopped.
+    /// Those of [`spawn`](Self::spawn) and of polling; `Interrupted` if it was stopped.
     pub(crate) fn run(
         command: Command,
         timeout: Duration,
@@ -170,7 +170,7 @@ impl Children {
         Self::run_until(command, timeout, &mut stop)
     }
 
-    /// Not once more for each kind of `stop`.
+    /// Not generic, so that it is compiled only once.
     fn run_until(
         command: Command,
         timeout: Duration,
@@ -183,7 +183,7 @@ impl Children {
         let mut events = Events::with_capacity(8);
         let mut finished = Vec::new();
         loop {
-            // Without a handler for SIGCHLD its end is found by looking.
+            // Without a SIGCHLD handler, polling detects the end of the child.
             match poll.poll(&mut events, Some(Duration::from_millis(10))) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
@@ -204,8 +204,8 @@ impl Children {
     }
 }
 
-/// Waits for the end of processes that were killed. One in an uninterruptible system call (a network
-/// file system without its server) may never end: it must not keep us from ending.
+/// Waits until killed processes exit, but not longer than two seconds: a process in an
+/// uninterruptible system call (a network file system without its server) may never exit.
 pub(super) fn reap_killed(processes: &mut Vec<process::Child>) {
     const PATIENCE: Duration = Duration::from_secs(2);
     let start = Instant::now();
@@ -219,16 +219,16 @@ pub(super) fn reap_killed(processes: &mut Vec<process::Child>) {
 }
 
 impl Finished {
-    /// The first line that PHP has printed, for the log: on its error output if there is any.
+    /// The first line of standard error, or else of standard output, for the log.
     #[must_use]
-    pub fn complaint(&self) -> String {
+    pub fn first_line(&self) -> String {
         let line = first_line(&self.stderr);
         if line.is_empty() { first_line(&self.stdout) } else { line }
     }
 }
 
 impl Child {
-    /// What it has printed until it had to be killed says all there is to say.
+    /// Reads the output, except of a killed child. Kills a child that prints too much.
     fn read(&mut self) {
         if self.killed.is_none() && !(self.stdout.read() && self.stderr.read()) {
             self.kill(Failure::Unreadable);
@@ -241,9 +241,9 @@ impl Child {
     }
 
     fn finish(&mut self) -> Finished {
-        // What it wrote before it exited is in the pipes.
+        // The pipes still contain the output from before the exit.
         self.read();
-        // What it has started and left behind ends with it.
+        // Kill its remaining descendants.
         sys::kill_group(self.process.id());
         let status = self.process.wait().ok();
         let exit = status.and_then(|status| {
@@ -269,7 +269,7 @@ impl Output {
         Ok(Self { pipe, bytes: Vec::new() })
     }
 
-    /// Reads what is there; false if it is more than a child may print.
+    /// Reads available output; false if the child has printed more than the limit.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 4096];
         loop {
@@ -296,7 +296,7 @@ mod tests {
         Children::run(command, timeout, || false).unwrap()
     }
 
-    /// Waits until a process is gone, or a zombie.
+    /// Waits until a process has exited or is a zombie.
     fn wait_for_end(process: &str) {
         let is_alive = || {
             let status = std::fs::read_to_string(format!("/proc/{process}/status"));
@@ -319,40 +319,41 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_output_is_not_the_end_of_the_child() {
+    fn closed_outputs_do_not_end_a_child() {
         let finished = run("printf out; exec >&- 2>&-; sleep 0.3; exit 7", LONG);
         assert_eq!((finished.exit, finished.stdout), (Ok(ProcessExit::Status(7)), b"out".to_vec()));
     }
 
     #[test]
-    fn an_output_that_somebody_else_keeps_open_does_not_delay_the_end() {
+    fn an_output_that_a_descendant_keeps_open_does_not_delay_the_end() {
         let finished = run("sleep 600 & printf $!; exit 0", LONG);
         assert_eq!(finished.exit, Ok(ProcessExit::Status(0)));
-        // It was killed with its group. Only a first process that reaps no orphans leaves a zombie of it.
+        // The descendant was killed with the group. It stays a zombie if PID 1 does not reap
+        // orphans.
         wait_for_end(&String::from_utf8(finished.stdout).unwrap());
     }
 
     #[test]
-    fn what_takes_too_long_is_killed_with_all_its_children() {
+    fn a_child_that_times_out_is_killed_with_its_descendants() {
         let finished = run("sleep 600 & printf $!; wait", Duration::from_secs(3));
         assert_eq!(finished.exit, Err(Failure::TimedOut));
         wait_for_end(&String::from_utf8(finished.stdout).unwrap());
     }
 
     #[test]
-    fn what_prints_without_end_is_killed() {
+    fn a_child_that_prints_endlessly_is_killed() {
         let finished = run("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done", LONG);
         assert_eq!(finished.exit, Err(Failure::Unreadable));
         assert!(finished.stdout.len() < MAX_CHILD_OUTPUT + 5_000);
     }
 
     #[test]
-    fn a_signal_is_told() {
+    fn the_signal_that_ended_a_child_is_returned() {
         assert_eq!(run("kill -SEGV $$", LONG).exit, Ok(ProcessExit::Signal(11)));
     }
 
     #[test]
-    fn what_cannot_be_started_is_an_error() {
+    fn a_missing_program_is_an_error() {
         let command = Command::new("/nonexistent/php");
         let error = Children::run(command, LONG, || false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);

@@ -1,5 +1,5 @@
-//! What PHP's web server needs to run EspoCRM's commands: two small files, for as long as the daemon
-//! runs.
+//! The two small files that PHP's web server needs to run EspoCRM's commands. They exist while the
+//! daemon runs.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crate::platform::{random, sys};
 
-/// A directory of our own with the router and the list of files that opcache must not keep. Nothing
-/// in it is secret; PHP may run as another user and has to read it.
+/// A directory with the router script and the list of files that opcache must not cache. It
+/// contains no secrets, since PHP may run as another user and must be able to read it.
 #[derive(Debug)]
 pub struct Router {
     dir: PathBuf,
@@ -24,7 +24,7 @@ const SCRIPT_NAME: &str = "router.php";
 
 const BLACKLIST_NAME: &str = "opcache.blacklist";
 
-/// Entries of the parent directory that [`Router::sweep`] reads: others may have put any number there.
+/// Entries of the parent directory that [`Router::sweep`] reads: other users may create any number.
 const MAX_ENTRIES: usize = 10_000;
 
 const SCRIPT: &str = include_str!("php/worker.php");
@@ -35,10 +35,10 @@ impl Router {
     /// Writes the files.
     ///
     /// # Errors
-    /// If that is not possible.
+    /// Those of creating the directory and the files.
     pub fn write() -> io::Result<Self> {
         let dir = parent().join(format!("{PREFIX}{}-{}", std::process::id(), random::hex()?));
-        // Fails if somebody else has it.
+        // Fails if the directory exists.
         DirBuilder::new().mode(MODE).create(&dir)?;
         let router = Self { dir };
         fs::set_permissions(&router.dir, Permissions::from_mode(MODE))?;
@@ -49,13 +49,13 @@ impl Router {
         Ok(router)
     }
 
-    /// Removes the directories that daemons of this user have left behind that were killed. Called
-    /// once, at the start, since it may take a moment.
+    /// Removes the directories of killed daemons of this user. Called once, at startup, since it
+    /// may take a moment.
     pub fn sweep() {
         sweep(&parent());
     }
 
-    /// Whether nobody has removed the files.
+    /// Whether the files still exist.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.script().exists() && self.blacklist().exists()
@@ -80,7 +80,7 @@ impl Drop for Router {
     }
 }
 
-/// A unit's `RuntimeDirectory` is the better place: it is emptied even after a SIGKILL.
+/// Prefers the unit's `RuntimeDirectory`, which systemd empties even after a SIGKILL.
 fn parent() -> PathBuf {
     let parent = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
     parent.filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir)
@@ -98,23 +98,24 @@ fn sweep(parent: &Path) {
     }
 }
 
-/// Removes a router's directory if it is our user's and only our user can have changed it. Nothing
-/// else in it is removed, no link is followed, and what takes its place meanwhile is not touched.
+/// Removes a router's directory if it belongs to this user and only this user can have changed it.
+/// Removes no other files in it, follows no links, and does not touch a directory that replaces it
+/// meanwhile.
 fn remove(dir: &Path) {
     let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let Ok(open) = OpenOptions::new().read(true).custom_flags(flags).open(dir) else { return };
-    let is_ours = |open: &File| {
+    let is_safe = |open: &File| {
         let data = open.metadata().ok()?;
         Some(data.uid() == sys::user() && data.mode() & 0o7777 == MODE)
     };
-    if is_ours(&open) != Some(true) {
+    if is_safe(&open) != Some(true) {
         return;
     }
     let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
     for name in [SCRIPT_NAME, BLACKLIST_NAME] {
         let _ = fs::remove_file(by_descriptor.join(name));
     }
-    // Only an empty directory, and no link.
+    // This fails for links and for directories that are not empty.
     let _ = fs::remove_dir(dir);
 }
 
@@ -123,14 +124,14 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{chown, symlink};
 
-    /// No process has this number.
-    const GONE: u32 = 4_194_305;
+    /// No process has this id.
+    const UNUSED_PID: u32 = 4_194_305;
 
     struct Parent(PathBuf);
 
     impl Parent {
-        /// A directory as a killed daemon leaves it behind.
-        fn left_behind(&self, name: &str) -> PathBuf {
+        /// Creates the directory of a killed daemon.
+        fn stale_directory(&self, name: &str) -> PathBuf {
             let dir = self.0.join(format!("{PREFIX}{name}"));
             fs::create_dir(&dir).unwrap();
             fs::set_permissions(&dir, Permissions::from_mode(MODE)).unwrap();
@@ -147,29 +148,29 @@ mod tests {
     }
 
     #[test]
-    fn only_directories_of_our_user_that_have_our_form_are_removed() {
+    fn only_directories_of_this_user_with_the_expected_form_are_removed() {
         let name = format!("espocrm-websocket-sweep-{}", std::process::id());
         let parent = Parent(std::env::temp_dir().join(name));
         fs::create_dir_all(&parent.0).unwrap();
-        let ours = parent.left_behind(&format!("{GONE}-ours"));
-        let running = parent.left_behind(&format!("{}-running", std::process::id()));
-        let open_to_all = parent.left_behind(&format!("{GONE}-open"));
+        let own = parent.stale_directory(&format!("{UNUSED_PID}-own"));
+        let running = parent.stale_directory(&format!("{}-running", std::process::id()));
+        let open_to_all = parent.stale_directory(&format!("{UNUSED_PID}-open"));
         fs::set_permissions(&open_to_all, Permissions::from_mode(0o777)).unwrap();
-        let fuller = parent.left_behind(&format!("{GONE}-fuller"));
+        let fuller = parent.stale_directory(&format!("{UNUSED_PID}-fuller"));
         fs::create_dir(fuller.join("tree")).unwrap();
         fs::write(fuller.join("tree/file"), "").unwrap();
         let target = parent.0.join("target");
         fs::create_dir(&target).unwrap();
         fs::write(target.join(SCRIPT_NAME), "").unwrap();
-        let link = parent.0.join(format!("{PREFIX}{GONE}-link"));
+        let link = parent.0.join(format!("{PREFIX}{UNUSED_PID}-link"));
         symlink(&target, &link).unwrap();
-        let foreign = parent.left_behind(&format!("{GONE}-foreign"));
-        // Without the permission to do that it is the same as the first.
+        let foreign = parent.stale_directory(&format!("{UNUSED_PID}-foreign"));
+        // Without permission to change the owner, it is like the first directory.
         let is_foreign = chown(&foreign, Some(65_534), Some(65_534)).is_ok();
 
         sweep(&parent.0);
 
-        assert!(!ours.exists());
+        assert!(!own.exists());
         assert!(running.join(SCRIPT_NAME).exists());
         assert!(open_to_all.join(SCRIPT_NAME).exists());
         assert!(fuller.join("tree/file").exists());

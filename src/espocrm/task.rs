@@ -36,8 +36,8 @@ impl Script {
         let mut command = espocrm.script(self.text).map_err(|error| error.to_string())?;
         command.env(self.variable, task.to_string());
         let finished = Children::run(command, self.timeout, stop)
-            .map_err(|error| espocrm.no_php(&error).to_string())?;
-        let complaint = finished.complaint();
+            .map_err(|error| espocrm.php_not_started(&error).to_string())?;
+        let complaint = finished.first_line();
         let said = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
         let how = match &finished.exit {
             Ok(ProcessExit::Status(0)) => match self.read(&finished.stdout) {

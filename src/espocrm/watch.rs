@@ -1,21 +1,20 @@
-//! Noticing that EspoCRM's settings have changed on disk.
+//! Detects changes of EspoCRM's settings on disk.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The files in which EspoCRM keeps its configuration and its compiled metadata, and those of our
-/// own TLS.
+/// The files of EspoCRM's configuration and compiled metadata, and the certificate files.
 ///
-/// They are looked at, not watched: seven `stat` calls when somebody needs the answer cost a
-/// thousandth of the PHP process that is about to be started, work on network file systems, and
-/// cost nothing while nobody is connected.
+/// They are polled with `stat` when a check starts, not watched: seven calls cost a thousandth of
+/// the PHP process that follows, work on network file systems, and cost nothing while no client is
+/// connected.
 #[derive(Debug)]
 pub struct Watch {
     paths: Vec<PathBuf>,
-    seen: Vec<Option<Fingerprint>>,
+    known: Vec<Option<Fingerprint>>,
 }
 
-/// EspoCRM replaces its files, so that each change makes another inode.
+/// EspoCRM replaces its files, so each change creates a new inode.
 #[derive(Debug, PartialEq, Eq)]
 struct Fingerprint {
     inode: (u64, u64),
@@ -23,7 +22,7 @@ struct Fingerprint {
     modified: (i64, i64),
 }
 
-/// EspoCRM compiles its metadata when it is asked for it and finds none.
+/// The index of the compiled metadata, which EspoCRM creates on demand.
 const METADATA: usize = 0;
 
 const FILES: [&str; 7] = [
@@ -37,48 +36,47 @@ const FILES: [&str; 7] = [
 ];
 
 impl Watch {
-    /// Remembers the present state of the EspoCRM in `root`.
+    /// Records the current state of the EspoCRM in `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        let mut watch = Self { paths: FILES.map(|file| root.join(file)).into(), seen: Vec::new() };
-        watch.seen = watch.look();
+        let mut watch = Self { paths: FILES.map(|file| root.join(file)).into(), known: Vec::new() };
+        watch.known = watch.current();
         watch
     }
 
-    /// Looks at these files, too, and no longer at others that were added before.
-    pub fn add(&mut self, others: impl IntoIterator<Item = PathBuf>) {
+    /// Sets the additional files, instead of those of the previous call.
+    pub fn set_additional(&mut self, others: impl IntoIterator<Item = PathBuf>) {
         self.paths.truncate(FILES.len());
-        self.seen.truncate(FILES.len());
+        self.known.truncate(FILES.len());
         for path in others {
-            self.seen.push(fingerprint_of(&path));
+            self.known.push(fingerprint_of(&path));
             self.paths.push(path);
         }
     }
 
-    /// Whether something has changed since the last call.
-    pub fn has_changed(&mut self) -> bool {
-        let now = self.look();
-        let changed = now != self.seen;
-        self.seen = now;
+    /// Whether a file has changed since the last call. Records the current state.
+    pub fn take_change(&mut self) -> bool {
+        let now = self.current();
+        let changed = now != self.known;
+        self.known = now;
         changed
     }
 
-    /// Whether something has changed that [`has_changed`](Self::has_changed) has not told yet.
+    /// Whether a file has changed since the last call of [`take_change`](Self::take_change).
     #[must_use]
-    pub fn differs(&self) -> bool {
-        self.look() != self.seen
+    pub fn has_pending_change(&self) -> bool {
+        self.current() != self.known
     }
 
-    /// EspoCRM has been asked for its settings since the last call of
-    /// [`has_changed`](Self::has_changed): that it has compiled its metadata meanwhile is no change.
-    pub fn has_been_read(&mut self) {
-        let compiled = self.look().into_iter().next().flatten();
-        if let Some(seen @ None) = self.seen.get_mut(METADATA) {
-            *seen = compiled;
+    /// Must be called after the probe: metadata that it made EspoCRM compile is not a change.
+    pub fn ignore_compiled_metadata(&mut self) {
+        let compiled = self.current().into_iter().next().flatten();
+        if let Some(known @ None) = self.known.get_mut(METADATA) {
+            *known = compiled;
         }
     }
 
-    fn look(&self) -> Vec<Option<Fingerprint>> {
+    fn current(&self) -> Vec<Option<Fingerprint>> {
         self.paths.iter().map(|path| fingerprint_of(path)).collect()
     }
 }
@@ -98,39 +96,39 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn changes_are_noticed_once() {
+    fn each_change_is_detected_once() {
         let root = std::env::temp_dir().join(format!("espocrm-watch-{}", std::process::id()));
         let cache = root.join("data/cache/application");
         fs::create_dir_all(&cache).unwrap();
         let mut watch = Watch::new(&root);
-        assert!(!watch.has_changed());
+        assert!(!watch.take_change());
 
         fs::write(root.join("data/config.php"), "1").unwrap();
-        assert!(watch.differs() && watch.differs());
-        assert!(watch.has_changed() && !watch.has_changed() && !watch.differs());
+        assert!(watch.has_pending_change() && watch.has_pending_change());
+        assert!(watch.take_change() && !watch.take_change() && !watch.has_pending_change());
         fs::write(root.join("data/config.new"), "2").unwrap();
-        assert!(!watch.has_changed());
+        assert!(!watch.take_change());
         fs::rename(root.join("data/config.new"), root.join("data/config.php")).unwrap();
-        assert!(watch.has_changed() && !watch.has_changed());
+        assert!(watch.take_change() && !watch.take_change());
 
-        // Compiled by EspoCRM because we asked: no change. Compiled anew later: one.
+        // Metadata compiled by the probe is not a change; metadata compiled later is one.
         fs::write(cache.join("metadata.php"), "1").unwrap();
-        watch.has_been_read();
-        assert!(!watch.has_changed());
+        watch.ignore_compiled_metadata();
+        assert!(!watch.take_change());
         fs::remove_file(cache.join("metadata.php")).unwrap();
-        assert!(watch.has_changed());
+        assert!(watch.take_change());
         fs::write(cache.join("metadata.php"), "22").unwrap();
-        assert!(watch.has_changed());
+        assert!(watch.take_change());
 
         // A certificate.
         let certificate = root.join("certificate.pem");
-        watch.add([certificate.clone()]);
-        assert!(!watch.has_changed());
+        watch.set_additional([certificate.clone()]);
+        assert!(!watch.take_change());
         fs::write(&certificate, "1").unwrap();
-        assert!(watch.has_changed());
-        watch.add([]);
+        assert!(watch.take_change());
+        watch.set_additional([]);
         fs::write(&certificate, "22").unwrap();
-        assert!(!watch.has_changed());
+        assert!(!watch.take_change());
         fs::remove_dir_all(root).unwrap();
     }
 }

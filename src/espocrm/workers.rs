@@ -1,5 +1,5 @@
-//! PHP processes that answer many checks: PHP's own web server on a loopback port, with a router that
-//! runs EspoCRM's console commands. Asked without ever waiting for them.
+//! Warm PHP processes that answer many checks: PHP's built-in web server on a loopback port, with a
+//! router script that runs EspoCRM's console commands. No call blocks.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -23,64 +23,62 @@ use crate::engine::time::Time;
 use crate::espocrm::process::reap_killed;
 use crate::platform::{random, sys};
 
-/// The running workers. Each does one errand at a time; whoever gets `SIGCHLD` calls
-/// [`reap`](Self::reap).
+/// The running workers. Each answers one check at a time. The caller must call [`reap`](Self::reap)
+/// after a `SIGCHLD`.
 pub(crate) struct Workers {
     running: Slab<Worker>,
     /// Killed, and not yet reaped.
     dying: Vec<Dying>,
-    /// A worker has two tokens from here on: its error output and its connection.
+    /// The first token. Each worker has two: for its standard error and its connection.
     first_token: usize,
 }
 
-/// One check that a worker is asked for.
+/// A check for a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Errand {
-    /// The check.
+pub(crate) struct CheckRequest {
     pub job: JobId,
-    /// How its outcome is to be read.
+    /// How to read the outcome.
     pub convention: Convention,
-    /// The worker has granted the check, and is asked for a random token before that counts.
+    /// The worker has granted the check; it must deny a random token before that counts.
     pub verifies: bool,
 }
 
-/// How an errand has ended.
+/// The end of a check request.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// The worker; unless it has answered, it has been stopped.
+    /// The worker. It has been stopped unless it answered.
     pub worker: WorkerId,
-    /// What it was asked for.
-    pub errand: Errand,
-    /// What came of it.
+    pub request: CheckRequest,
     pub result: Result<Reply, Problem>,
 }
 
 /// Why a worker has not answered.
 #[derive(Debug)]
 pub(crate) enum Problem {
-    /// The check took longer than it may. `begun`: the worker had begun it.
+    /// The check exceeded the timeout.
     TimedOut {
-        /// Otherwise something keeps the worker from accepting requests.
+        /// The worker had begun the check. Otherwise something prevents it from accepting requests.
         begun: bool,
     },
-    /// The worker has not begun the check, though it had nothing else to do.
+    /// The worker has not begun the check although it was idle.
     NotBegun,
-    /// It has not started, has ended or answered nonsense. Why, for the log.
-    NoGood(String),
+    /// The worker failed to start, exited or sent an invalid response: the reason, for the log.
+    Failed(String),
 }
 
 struct Worker {
     id: WorkerId,
     process: process::Child,
     stderr: Receiver,
-    /// What a command prints belongs into the answer. What comes here instead is missing there.
+    /// Must stay empty: the router collects the output of a command for the response, so output
+    /// here is missing there.
     stdout: Receiver,
-    /// What it has said before it told its port; then the end of what it said, in which the notice
-    /// that it has begun a check may be incomplete.
-    said: Vec<u8>,
-    /// Bytes on its error output since it was started or asked last.
+    /// Until the address is known, the start of standard error. Then its end, which may contain an
+    /// incomplete notice that a check has begun.
+    output: Vec<u8>,
+    /// Bytes on standard error since the start or the last request.
     printed: usize,
-    /// Until when it must have told it.
+    /// The deadline to report the address.
     start_by: Time,
     address: Option<SocketAddr>,
     secret: String,
@@ -89,68 +87,68 @@ struct Worker {
     call: Option<Call>,
 }
 
-/// An errand under way.
+/// A request in progress.
 struct Call {
-    errand: Errand,
+    request: CheckRequest,
     deadline: Time,
-    /// Until when the worker must have begun it.
+    /// The deadline to begin the check.
     begin_by: Time,
     begun: bool,
     nonce: String,
-    /// What is still to be written.
-    request: Vec<u8>,
+    /// The rest of the HTTP request.
+    unsent: Vec<u8>,
     tcp: Option<TcpStream>,
     answer: Vec<u8>,
 }
 
-/// A worker that was killed.
+/// A killed worker.
 struct Dying {
     process: process::Child,
     since: Instant,
 }
 
-/// PHP says at once where it listens.
+/// PHP reports its address immediately after the start.
 const START_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A worker does nothing else when it is asked for a check, and begins it within milliseconds. It
-/// does not if others hold so many connections to its port that PHP accepts no more (then it also
-/// prints errors without end), or if the machine is overloaded.
+/// An idle worker begins a check within milliseconds, except if other processes hold so many
+/// connections to its port that PHP accepts no more (PHP then also prints errors endlessly), or if
+/// the machine is overloaded.
 const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What a worker writes to its error output, followed by the nonce, when it begins a check.
+/// A worker writes this and the nonce to its standard error when it begins a check.
 const BEGUN: &str = "espocrm-websocket begins ";
 
-/// Bytes of its error output that are read before other events of the loop are handled.
+/// Bytes of standard error that are read before the event loop handles other events.
 const MAX_READ: usize = 64 * 1024;
 
-/// Private memory of a worker; one that checks EspoCRM's access takes 20 to 60 MB. PHP allocates
-/// whatever a request announces before the router can reject it: this ends the worker and not the
-/// machine. A check that needs more is run again by the plain command.
+/// Private memory of a worker; one that checks access in EspoCRM needs 20 to 60 MB. PHP allocates
+/// the announced length of a request before the router can reject it: the limit ends the worker and
+/// protects the machine. A check that needs more runs again as a plain command.
 const MAX_MEMORY: u64 = 256 * 1024 * 1024;
 
-/// After this time a killed worker that has not exited is stuck in the kernel, and keeps its place.
+/// After this time, a killed worker that has not exited is stuck in the kernel and keeps its slot.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
-/// Bytes in which it does.
-const MAX_SAID: usize = 16 * 1024;
+/// Bytes of standard error in which a worker must report its address.
+const MAX_START_OUTPUT: usize = 16 * 1024;
 
-/// Bytes of an answer: the command's output, and as much again for the head.
+/// Bytes of a response: the command's output, and as much again for the head.
 const MAX_ANSWER: usize = 2 * MAX_CHILD_OUTPUT;
 
 impl Workers {
-    /// Registers what it reads with the tokens from `first_token` on.
+    /// Uses the tokens from `first_token` on.
     #[must_use]
     pub(crate) fn new(first_token: usize) -> Self {
         Self { running: Slab::new(), dying: Vec::new(), first_token }
     }
 
-    /// The numbers of those that are not reaped.
+    /// The process ids of workers that are not reaped yet.
     pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
         let running = self.running.iter().map(|(_, worker)| worker.process.id());
         running.chain(self.dying.iter().map(|it| it.process.id()))
     }
 
-    /// Workers that were killed some time ago and still have not exited.
+    /// The number of workers that were killed some time ago and have not exited.
     #[must_use]
     pub(crate) fn stuck(&self) -> usize {
         self.stuck_at(Instant::now())
@@ -160,7 +158,7 @@ impl Workers {
         self.dying.iter().filter(|it| now.duration_since(it.since) >= STUCK_AFTER).count()
     }
 
-    /// Starts a worker by a command that runs PHP's web server.
+    /// Starts a worker with a command that runs PHP's web server.
     ///
     /// # Errors
     /// Those of starting a process.
@@ -174,7 +172,7 @@ impl Workers {
         let secret = random::hex()?;
         command.env("ESPOCRM_WEBSOCKET_SECRET", &secret);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        sys::tie(&mut command);
+        sys::isolate(&mut command);
         sys::limit_memory(&mut command, MAX_MEMORY);
         let mut process = command.spawn()?;
         let entry = self.running.vacant_entry();
@@ -195,7 +193,7 @@ impl Workers {
                     process,
                     stderr,
                     stdout,
-                    said: Vec::new(),
+                    output: Vec::new(),
                     printed: 0,
                     start_by: now.after(START_DEADLINE),
                     address: None,
@@ -212,7 +210,7 @@ impl Workers {
         }
     }
 
-    /// Has a worker that is idle, or just started, run the command of a check.
+    /// Sends a check to a worker that is idle or was just started.
     ///
     /// # Errors
     /// Those of connecting to it.
@@ -220,7 +218,7 @@ impl Workers {
         &mut self,
         registry: &Registry,
         id: WorkerId,
-        errand: Errand,
+        request: CheckRequest,
         words: &[Box<str>],
         now: Time,
         timeout: Duration,
@@ -231,71 +229,71 @@ impl Workers {
         else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let request = worker_protocol::request(&worker.secret, &nonce, worker.compared, words);
+        let unsent = worker_protocol::request(&worker.secret, &nonce, worker.compared, words);
         let (tcp, answer) = (None, Vec::new());
         let deadline = now.after(timeout);
-        // One that was just started first says where it listens.
+        // A new worker first has to report its address.
         let ready_by = if worker.address.is_some() { now } else { worker.start_by };
         let begin_by = ready_by.after(BEGIN_DEADLINE);
         worker.printed = 0;
         worker.call =
-            Some(Call { errand, deadline, begin_by, begun: false, nonce, request, tcp, answer });
+            Some(Call { request, deadline, begin_by, begun: false, nonce, unsent, tcp, answer });
         worker.connect(registry, Token(first_token + 2 * key + 1))
     }
 
-    /// Goes on with what `token` announces.
+    /// Handles an event of `token`.
     pub(crate) fn ready(&mut self, registry: &Registry, token: Token, outcomes: &mut Vec<Outcome>) {
         let number = token.0.saturating_sub(self.first_token);
         let Some(worker) = self.running.get_mut(number / 2) else { return };
         let result = if number.is_multiple_of(2) {
-            let told = worker.listen();
-            if told.is_more
+            let read = worker.read_stderr();
+            if read.is_more
                 && registry.reregister(&mut worker.stderr, token, Interest::READABLE).is_err()
             {
                 sys::kill_group(worker.process.id());
             }
             if let Some(problem) = worker.flood() {
                 Err(problem)
-            } else if !told.has_address {
+            } else if !read.has_address {
                 return;
             } else {
                 match worker.connect(registry, Token(token.0 + 1)) {
                     Ok(()) => return,
-                    Err(error) => Err(Problem::NoGood(error.to_string())),
+                    Err(error) => Err(Problem::Failed(error.to_string())),
                 }
             }
         } else {
             match worker.converse() {
                 Ok(None) => return,
                 Ok(Some(reply)) => Ok(reply),
-                Err(why) => Err(Problem::NoGood(why)),
+                Err(why) => Err(Problem::Failed(why)),
             }
         };
         self.finish(number / 2, result, outcomes);
     }
 
-    /// Takes the workers that have ended by themselves; those in `ended` had nothing to do.
+    /// Reaps the workers that have exited. Adds idle ones to `ended`, the others to `outcomes`.
     pub(crate) fn reap(&mut self, outcomes: &mut Vec<Outcome>, ended: &mut Vec<WorkerId>) {
         self.dying.retain_mut(|dying| matches!(dying.process.try_wait(), Ok(None)));
-        let gone = |(key, worker): (usize, &mut Worker)| {
+        let exited = |(key, worker): (usize, &mut Worker)| {
             if !sys::has_ended(worker.process.id()) {
                 return None;
             }
-            // What it has started ends with it. Until it is reaped the group's number is its own.
+            // Kill its descendants too. The group id cannot be reused before the worker is reaped.
             sys::kill_group(worker.process.id());
             match worker.process.wait() {
                 Ok(status) => Some((key, status.to_string())),
                 Err(error) => Some((key, error.to_string())),
             }
         };
-        for (key, how) in self.running.iter_mut().filter_map(gone).collect::<Vec<_>>() {
+        for (key, how) in self.running.iter_mut().filter_map(exited).collect::<Vec<_>>() {
             if let Some(worker) = self.running.get_mut(key) {
-                worker.listen();
-                let why = format!("it ended ({how}){}", worker.complaint());
+                worker.read_stderr();
+                let why = format!("it exited ({how}){}", worker.start_error());
                 let Worker { id, call, .. } = self.running.remove(key);
-                if let Some(Call { errand, .. }) = call {
-                    let result = Err(Problem::NoGood(why));
-                    outcomes.push(Outcome { worker: id, errand, result });
+                if let Some(Call { request, .. }) = call {
+                    let result = Err(Problem::Failed(why));
+                    outcomes.push(Outcome { worker: id, request, result });
                 } else {
                     ended.push(id);
                 }
@@ -303,12 +301,12 @@ impl Workers {
         }
     }
 
-    /// Ends what takes too long.
+    /// Stops the workers that exceed a deadline.
     pub(crate) fn expire(&mut self, now: Time, outcomes: &mut Vec<Outcome>) {
         let overdue = |(key, worker): (usize, &Worker)| {
             if worker.address.is_none() && worker.start_by <= now {
-                let why = format!("it did not say where it listens{}", worker.complaint());
-                return Some((key, Problem::NoGood(why)));
+                let why = format!("it did not report its address{}", worker.start_error());
+                return Some((key, Problem::Failed(why)));
             }
             let call = worker.call.as_ref()?;
             if call.deadline <= now {
@@ -331,7 +329,7 @@ impl Workers {
         starts.map(|(_, worker)| worker.start_by).chain(deadlines).min()
     }
 
-    /// Stops a worker that has nothing to do.
+    /// Stops an idle worker.
     pub(crate) fn stop(&mut self, id: WorkerId) {
         let found = self.running.iter().find(|(_, worker)| worker.id == id);
         if let Some((key, _)) = found {
@@ -339,7 +337,7 @@ impl Workers {
         }
     }
 
-    /// Kills everything and waits for its end, but not for ever.
+    /// Kills all workers and waits for a limited time until they exit.
     pub(crate) fn kill_all(&mut self) {
         for worker in self.running.drain() {
             kill(worker.process, &mut self.dying);
@@ -347,7 +345,7 @@ impl Workers {
         reap_killed(&mut self.dying.drain(..).map(|it| it.process).collect());
     }
 
-    /// A worker that has not answered is of no further use.
+    /// Ends a request. Kills a worker that has not answered.
     fn finish(&mut self, key: usize, result: Result<Reply, Problem>, outcomes: &mut Vec<Outcome>) {
         let Some(worker) = self.running.get_mut(key) else { return };
         let id = worker.id;
@@ -356,15 +354,15 @@ impl Workers {
             kill(self.running.remove(key).process, &mut self.dying);
         }
         if let Some(call) = call {
-            outcomes.push(Outcome { worker: id, errand: call.errand, result });
+            outcomes.push(Outcome { worker: id, request: call.request, result });
         }
     }
 }
 
 impl Worker {
-    /// Reads its error output.
-    fn listen(&mut self) -> Heard {
-        let mut heard = Heard { has_address: false, is_more: true };
+    /// Reads standard error.
+    fn read_stderr(&mut self) -> StderrRead {
+        let mut result = StderrRead { has_address: false, is_more: true };
         let mut buffer = [0; 4096];
         let mut read = 0;
         while read < MAX_READ && self.printed <= MAX_CHILD_OUTPUT {
@@ -372,57 +370,57 @@ impl Worker {
                 Ok(length @ 1..) => {
                     read += length;
                     self.printed += length;
-                    heard.has_address |= self.hear(buffer.get(..length).unwrap_or_default());
+                    result.has_address |= self.parse(buffer.get(..length).unwrap_or_default());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => {
-                    heard.is_more = false;
+                    result.is_more = false;
                     break;
                 }
             }
         }
         if self.printed > MAX_CHILD_OUTPUT {
-            // As a plain check that prints so much. It is then reaped as any other that has ended.
+            // The same limit as for a plain command. The worker is then reaped like any other.
             sys::kill_group(self.process.id());
-            heard = Heard { has_address: false, is_more: false };
+            result = StderrRead { has_address: false, is_more: false };
         }
-        heard
+        result
     }
 
-    /// Why it was killed while it ran a check, if it has printed too much.
+    /// The problem of a worker that was killed during a check because it printed too much.
     fn flood(&self) -> Option<Problem> {
         let call = self.call.as_ref().filter(|_| self.printed > MAX_CHILD_OUTPUT)?;
         if self.address.is_some() && !call.begun {
-            // PHP's web server prints without end that it can accept no more connections.
+            // PHP's web server endlessly prints that it cannot accept more connections.
             return Some(Problem::NotBegun);
         }
-        Some(Problem::NoGood("it wrote more than 1 MiB to its error output".to_owned()))
+        Some(Problem::Failed("it wrote more than 1 MiB to standard error".to_owned()))
     }
 
-    /// Takes a piece of its error output. Whether it has just told where it listens.
-    fn hear(&mut self, piece: &[u8]) -> bool {
+    /// Parses a piece of standard error. Returns whether it has completed the worker's address.
+    fn parse(&mut self, piece: &[u8]) -> bool {
         if self.address.is_none() {
-            if self.said.len() < MAX_SAID {
-                self.said.extend_from_slice(piece);
+            if self.output.len() < MAX_START_OUTPUT {
+                self.output.extend_from_slice(piece);
             }
-            self.address = address(&self.said);
+            self.address = address(&self.output);
             return self.address.is_some();
         }
-        // Whatever else it says stands in EspoCRM's log, too.
+        // Other output is ignored: it is also in EspoCRM's log.
         match &mut self.call {
             Some(call) if !call.begun => {
                 let notice = [BEGUN, &call.nonce].concat();
-                self.said.extend_from_slice(piece);
-                call.begun = self.said.windows(notice.len()).any(|it| it == notice.as_bytes());
-                let rest = self.said.len().saturating_sub(notice.len());
-                drop(self.said.drain(..rest));
+                self.output.extend_from_slice(piece);
+                call.begun = self.output.windows(notice.len()).any(|it| it == notice.as_bytes());
+                let rest = self.output.len().saturating_sub(notice.len());
+                drop(self.output.drain(..rest));
             }
-            _ => self.said.clear(),
+            _ => self.output.clear(),
         }
         false
     }
 
-    /// Begins the call that waits for it, once it is known where the worker listens.
+    /// Connects for the current call, if the worker's address is known.
     fn connect(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let (Some(address), Some(call)) = (self.address, &mut self.call) else { return Ok(()) };
         let mut tcp = TcpStream::connect(address)?;
@@ -431,14 +429,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends the request and receives the answer, as far as possible.
+    /// Sends the request and receives the response, as far as possible without waiting.
     fn converse(&mut self) -> Result<Option<Reply>, String> {
         let Some(call) = &mut self.call else { return Ok(None) };
         let Some(tcp) = &mut call.tcp else { return Ok(None) };
-        while !call.request.is_empty() {
-            match tcp.write(&call.request) {
-                Ok(length) => drop(call.request.drain(..length.min(call.request.len()))),
-                Err(error) if waits(&error) => return Ok(None),
+        while !call.unsent.is_empty() {
+            match tcp.write(&call.unsent) {
+                Ok(length) => drop(call.unsent.drain(..length.min(call.unsent.len()))),
+                Err(error) if would_block(&error) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.to_string()),
             }
@@ -449,8 +447,8 @@ impl Worker {
             match tcp.read(&mut buffer) {
                 Ok(0) => ended = true,
                 Ok(length) => call.answer.extend_from_slice(buffer.get(..length).unwrap_or(&[])),
-                Err(error) if waits(&error) => {
-                    // PHP sends the head first, and the rest when that is acknowledged.
+                Err(error) if would_block(&error) => {
+                    // PHP sends the head first, and the rest when the head is acknowledged.
                     let _ = SockRef::from(&*tcp).set_tcp_quickack(true);
                     break;
                 }
@@ -461,12 +459,12 @@ impl Worker {
         let complete = ended || call.answer.len() >= MAX_ANSWER;
         let reply = worker_protocol::read(&call.answer, &call.nonce, complete).map_err(
             |InvalidResponse| match &*first_line(&call.answer) {
-                "" => "it ended without an answer".to_owned(),
-                line => format!("it answered {line}"),
+                "" => "it closed the connection without a response".to_owned(),
+                line => format!("it sent an invalid response: {line}"),
             },
         )?;
         if reply.is_some() && matches!(self.stdout.read(&mut buffer), Ok(1..)) {
-            return Err("EspoCRM has printed past it".to_owned());
+            return Err("EspoCRM bypassed PHP's output buffer".to_owned());
         }
         if let Some(Reply::Done(done)) = &reply {
             self.compared = done.compared;
@@ -474,33 +472,33 @@ impl Worker {
         Ok(reply)
     }
 
-    /// What it said instead of where it listens.
-    fn complaint(&self) -> String {
-        if self.address.is_some() || self.said.trim_ascii().is_empty() {
+    /// The output of a worker that has not reported its address.
+    fn start_error(&self) -> String {
+        if self.address.is_some() || self.output.trim_ascii().is_empty() {
             String::new()
         } else {
-            format!(", and said {}", first_line(&self.said))
+            format!(" and printed: {}", first_line(&self.output))
         }
     }
 }
 
-/// What was read of a worker's error output.
-struct Heard {
-    /// It has just told where it listens.
+/// The result of reading a worker's standard error.
+struct StderrRead {
+    /// The worker has just reported its address.
     has_address: bool,
     /// There may be more to read.
     is_more: bool,
 }
 
-/// Not connected yet, or nothing for now.
-fn waits(error: &io::Error) -> bool {
+/// Whether the connection is not established yet, or nothing is available for now.
+fn would_block(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
 }
 
-/// In `… PHP 8.2.7 Development Server (http://127.0.0.1:39645) started`.
-fn address(said: &[u8]) -> Option<SocketAddr> {
-    let said = String::from_utf8_lossy(said);
-    let (_, rest) = said.split_once("(http://")?;
+/// Finds the address in `… PHP 8.2.7 Development Server (http://127.0.0.1:39645) started`.
+fn address(output: &[u8]) -> Option<SocketAddr> {
+    let output = String::from_utf8_lossy(output);
+    let (_, rest) = output.split_once("(http://")?;
     let address: SocketAddr = rest.split_once(')')?.0.parse().ok()?;
     (address.ip().is_loopback() && address.port() != 0).then_some(address)
 }
@@ -516,7 +514,7 @@ mod tests {
     use crate::engine::checks::worker_pool::{Pool, Runner};
 
     #[test]
-    fn a_killed_worker_that_does_not_exit_is_counted_until_it_is_reaped() {
+    fn a_killed_worker_counts_as_stuck_until_it_is_reaped() {
         let poll = mio::Poll::new().unwrap();
         let mut workers = Workers::new(0);
         let Some(Runner::New(id)) = Pool::new(1).take(Time::default(), 0) else { panic!() };

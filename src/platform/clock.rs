@@ -1,4 +1,4 @@
-//! Where the core's `now` comes from.
+//! The clocks: monotonic time for the engine, and the date.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -7,9 +7,9 @@ use crate::engine::time::{Date, Time};
 /// A monotonic clock, read once per turn of the loop.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Clock {
-    /// It began at this moment.
+    /// Running since this moment.
     Running(Instant),
-    /// A test sets it.
+    /// Set by a test.
     #[cfg(test)]
     Stopped(Time),
 }
@@ -21,7 +21,7 @@ impl Clock {
         Self::Running(Instant::now())
     }
 
-    /// The present moment.
+    /// The current time.
     #[must_use]
     pub(crate) fn now(self) -> Time {
         match self {

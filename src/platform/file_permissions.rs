@@ -1,5 +1,5 @@
-//! Accessing files with the permissions of another user: root does not read what a site names with the
-//! permissions of root.
+//! Accesses files with the permissions of another user: root must not read files named by a site
+//! with its own permissions.
 
 use std::io;
 
@@ -7,13 +7,13 @@ use nix::unistd::{Gid, Uid, getgroups, setfsgid, setfsuid};
 
 use super::sys;
 
-/// Does something with the file permissions of another user: the kernel checks them, access control
-/// lists included, and root's capability to ignore them is not in force. Only this thread is affected.
-/// Only for root.
+/// Runs `action` with the file permissions of another user. The kernel checks them, including
+/// access control lists, without root's capability to bypass them. Affects this thread only. Only
+/// for root.
 ///
 /// # Errors
-/// If the permissions cannot be changed; nothing is done then.
-pub(crate) fn with_files_of<T>(
+/// If the permissions cannot be changed; `action` does not run then.
+pub(crate) fn with_permissions_of<T>(
     user: u32,
     group: u32,
     groups: &[u32],
@@ -25,7 +25,7 @@ pub(crate) fn with_files_of<T>(
     let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
     setfsgid(group);
     setfsuid(user);
-    // They report the value before, and an invalid one changes nothing.
+    // These calls return the previous value; an invalid argument changes nothing.
     let is_group = setfsgid(Gid::from_raw(u32::MAX)) == group;
     if !is_group || setfsuid(Uid::from_raw(u32::MAX)) != user {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -69,19 +69,19 @@ mod tests {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         };
         let is_readable = |group: u32, groups: &[u32]| {
-            with_files_of(4_711, group, groups, || regular_file::read(&path).is_ok()).unwrap()
+            with_permissions_of(4_711, group, groups, || regular_file::read(&path).is_ok()).unwrap()
         };
         set(&dir, 0, 0o755);
         set(&path, 0, 0o640);
-        // Its own groups count, and not those of root.
+        // The user's groups count, and not those of root.
         assert!(!is_readable(4_711, &[]));
         set(&path, 4_712, 0o640);
         assert!(!is_readable(4_711, &[]));
         assert!(is_readable(4_712, &[]) && is_readable(4_711, &[4_712]));
-        // The directory counts as well.
+        // The permissions of the directory count as well.
         set(&dir, 0, 0o700);
         assert!(!is_readable(4_712, &[]));
-        // Afterwards root is root again.
+        // Afterwards root's permissions are restored.
         assert!(fs::read(&path).is_ok());
         let status = fs::read_to_string("/proc/thread-self/status").unwrap();
         for line in ["Uid:\t0\t0\t0\t0", "Gid:\t0\t0\t0\t0"] {

@@ -1,5 +1,5 @@
-//! The log, on standard error, which may be a file of ours. It holds nothing up, and one record is one
-//! line, whatever a peer has put into it.
+//! The log, on standard error or in a file. Writing never blocks, and one record is one line: text
+//! from outside is escaped.
 
 mod fold;
 mod last;
@@ -17,16 +17,16 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
 use time::macros::format_description;
 
-use fold::Again;
+use fold::Repeats;
 
 use super::sys;
 use crate::engine::printable::{Printable, PrintableLines, noun, plural};
 use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 
-/// Starts the log, in `file` if one is given; later calls do not change how it looks. Each line is the
-/// time in UTC, the level and the text; in systemd's journal, which knows the time, a priority and the
-/// text.
+/// Starts the log, in `file` if one is given. Later calls do not change its format. Each line has
+/// the time in UTC, the level and the text; in systemd's journal, which records the time, a
+/// priority and the text.
 ///
 /// # Errors
 /// If the file cannot be opened.
@@ -45,7 +45,7 @@ pub fn start(file: Option<&Path>) -> Result<()> {
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
         .set_level_padding(LevelPadding::Right)
-        // Libraries know nothing that an administrator could use, and may know secrets.
+        // Messages of libraries do not help administrators and may contain secrets.
         .add_filter_allow_str("espocrm_websocket")
         .build();
     let lines = Lines::new(StandardError, style);
@@ -55,14 +55,14 @@ pub fn start(file: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Opens the log's file, perhaps again, after somebody has moved it away. It becomes our standard error.
+/// Opens the log file and makes it standard error. Also reopens it after log rotation.
 ///
 /// # Errors
-/// If that is not possible; the log goes where it went before.
+/// If the file cannot be opened; the destination of the log does not change then.
 pub fn reopen(path: &Path) -> Result<()> {
     let mut options = OpenOptions::new();
-    // A pipe that nobody reads must not hold us up; and where root follows links that others may make,
-    // it writes into their files.
+    // O_NONBLOCK: a pipe without a reader must not block the daemon. O_NOFOLLOW: root must not
+    // write to a file that another user has chosen by a symbolic link.
     let follow = if sys::is_root() { libc::O_NOFOLLOW } else { 0 };
     options
         .append(true)
@@ -72,43 +72,43 @@ pub fn reopen(path: &Path) -> Result<()> {
     let opened = options.open(path).and_then(|file| sys::replace_standard_error(&file));
     opened.map_err(|error| {
         Exit::error(format!(
-            "The log file {} cannot be opened: {error}. Its directory must exist and this user be \
-             allowed to write there; see log_file.",
+            "The log file {} cannot be opened: {error}. Its directory must exist and be writable \
+             by this user; see log_file.",
             path.display()
         ))
     })
 }
 
-/// After which time [`unfold`] has something to tell; never, if no line has come again.
+/// The time until [`log_repeats`] has something to log; `None` without repeated lines.
 #[must_use]
-pub fn unfolds_in() -> Option<Duration> {
+pub fn repeats_due_in() -> Option<Duration> {
     let due = fold::fold().next_due()?;
     Some(due.saturating_duration_since(Instant::now()))
 }
 
-/// Tells how often the last line has come again, if that is due.
-pub fn unfold() {
+/// Logs how often the last line was repeated, if that is due.
+pub fn log_repeats() {
     let due = fold::fold().take_due(Instant::now());
-    if let Some(Again { level, text, times }) = due {
-        // Which nothing is folded with, since it is told once a minute.
-        log::log!(level, "{}: {text}", plural(times, "more time", "more times"));
+    if let Some(Repeats { level, text, count }) = due {
+        // This line itself is never folded, since it is logged at most once a minute.
+        log::log!(level, "{}: {text}", plural(count, "more time", "more times"));
     }
 }
 
-/// Whether each event is logged.
+/// Sets whether each event is logged.
 pub fn set_debug(debug: bool) {
     log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
 }
 
-/// Writes an error that ends the program to standard error, in the journal with the priority of an
-/// error. That standard error is full or closed is no reason to crash.
-pub fn complain(text: &str) {
+/// Writes an error that ends the program to standard error, in the journal with priority `err`.
+/// Ignores a standard error that is full or closed.
+pub fn print_error(text: &str) {
     let style = if is_journal() { Style::Journal } else { Style::Plain };
-    let _ = stderr().write_all(complaint(text, style).as_bytes());
+    let _ = stderr().write_all(format_error(text, style).as_bytes());
 }
 
-/// The priority stands in front of each line: each one is a record of the journal.
-fn complaint(text: &str, style: Style) -> String {
+/// Prefixes each line with the priority, since each line is a record of the journal.
+fn format_error(text: &str, style: Style) -> String {
     let prefix = match style {
         Style::Plain => String::new(),
         Style::Journal => format!("<{}>", priority(Level::Error)),
@@ -117,7 +117,7 @@ fn complaint(text: &str, style: Style) -> String {
     text.lines().flat_map(|line| [prefix.as_str(), line, "\n"]).collect()
 }
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Style {
     Plain,
@@ -125,7 +125,7 @@ enum Style {
     Journal,
 }
 
-/// Whether what we write to standard error is a line of systemd's journal.
+/// Whether standard error is connected to systemd's journal.
 fn is_journal() -> bool {
     let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
     let stderr = stderr().as_fd().try_clone_to_owned().map(File::from);
@@ -142,7 +142,8 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// Escapes what is not printable: line feeds, what steers a terminal, what turns text around.
+/// Escapes characters that are not printable: line feeds, terminal control characters,
+/// bidirectional formatting.
 struct Escaping<L> {
     inner: L,
     style: Style,
@@ -159,14 +160,14 @@ impl<L: Log> Log for Escaping<L> {
             return;
         }
         let text = Printable(record.args()).to_string();
-        // Each event is to be seen in debug mode.
+        // Debug lines are not folded, since debug mode shows each event.
         if level <= Level::Info {
-            let (again, is_new) = fold::fold().take(Instant::now(), level, &text);
-            if let Some(Again { level, text, times }) = again {
+            let (repeats, is_new) = fold::fold().take(Instant::now(), level, &text);
+            if let Some(Repeats { level, text, count }) = repeats {
                 let metadata = Metadata::builder().level(level).target(metadata.target()).build();
                 self.write(
                     &metadata,
-                    &format!("{}: {text}", plural(times, "more time", "more times")),
+                    &format!("{}: {text}", plural(count, "more time", "more times")),
                 );
             }
             if !is_new {
@@ -198,39 +199,40 @@ impl<L: Log> Escaping<L> {
     }
 }
 
-/// Writes whole lines. What standard error does not take at once is lost, and that is said as soon
-/// as it takes something again.
+/// Writes whole lines. Drops lines that standard error does not accept immediately, and reports
+/// their number when it accepts output again.
 struct Lines<O> {
     output: O,
     style: Style,
     line: Vec<u8>,
     lost: u64,
-    /// A line was written in part.
-    torn: bool,
+    /// The last line was written only partly.
+    is_torn: bool,
 }
 
 trait Output {
-    /// Whether [`MAX_LINE`] bytes could be written without waiting.
+    /// Whether [`MAX_LINE`] bytes can be written without blocking.
     fn is_ready(&self) -> bool;
 
-    /// Writes once.
+    /// Makes one attempt to write.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 }
 
 struct StandardError;
 
-/// Bytes of a line, the rest is cut off: a pipe that takes anything takes so many.
+/// Bytes of a line; longer lines are truncated. A writable pipe accepts at least this many
+/// (`PIPE_BUF`).
 const MAX_LINE: usize = 4_096;
 
-/// How a line ends of which not all is said.
+/// The end of a truncated line.
 const END: &[u8] = b" ...\n";
 
-/// Where the time ends in a line.
+/// The length of the time in a line.
 const TIME: usize = "2026-01-31T12:59:59.999Z".len();
 
 impl Output for StandardError {
     fn is_ready(&self) -> bool {
-        sys::takes_output(libc::STDERR_FILENO)
+        sys::is_writable(libc::STDERR_FILENO)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -240,7 +242,7 @@ impl Output for StandardError {
 
 impl<O: Output> Lines<O> {
     fn new(output: O, style: Style) -> Self {
-        Self { output, style, line: Vec::new(), lost: 0, torn: false }
+        Self { output, style, line: Vec::new(), lost: 0, is_torn: false }
     }
 
     fn end_line(&mut self, line: &[u8]) {
@@ -257,18 +259,18 @@ impl<O: Output> Lines<O> {
                 plural(self.lost, "line", "lines"),
                 noun(self.lost, "was", "were")
             );
-            if self.say(lost.as_bytes()) {
+            if self.write_line(lost.as_bytes()) {
                 self.lost = 0;
             }
         }
-        if self.lost > 0 || !self.say(line) {
+        if self.lost > 0 || !self.write_line(line) {
             self.lost += 1;
         }
     }
 
-    /// Whether it could.
-    fn say(&mut self, line: &[u8]) -> bool {
-        let line = if self.torn { &[b"\n", line].concat() } else { line };
+    /// Returns whether the whole line was written.
+    fn write_line(&mut self, line: &[u8]) -> bool {
+        let line = if self.is_torn { &[b"\n", line].concat() } else { line };
         if !self.output.is_ready() {
             return false;
         }
@@ -278,7 +280,7 @@ impl<O: Output> Lines<O> {
         };
         let length = written.unwrap_or(0);
         if length > 0 {
-            self.torn = length < line.len();
+            self.is_torn = length < line.len();
         }
         length == line.len()
     }
@@ -292,12 +294,12 @@ impl<O: Output> Write for Lines<O> {
             if line.len() > MAX_LINE {
                 let begin = line.get(..MAX_LINE - END.len()).unwrap_or_default();
                 let text = String::from_utf8_lossy(begin);
-                // A character that was cut.
+                // Remove a truncated character.
                 let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
                 line = [text.as_bytes(), END].concat();
             }
             self.end_line(&line);
-            // Its memory serves the next one.
+            // Reuse the buffer for the next line.
             line.clear();
             line.shrink_to(MAX_LINE);
             self.line = line;
@@ -310,32 +312,32 @@ impl<O: Output> Write for Lines<O> {
     }
 }
 
-/// Says once that something has begun to fail, and once that it works again.
+/// Limits the log to one line when something begins to fail and one when it works again.
 #[derive(Debug, Default)]
 pub struct Outage {
     last: Option<Time>,
     failures: u64,
-    said: bool,
+    logged: bool,
 }
 
 impl Outage {
-    /// It has failed. Whether that is to be said now: if it was not since it worked last, and at
-    /// most once a minute.
+    /// Records a failure. Returns whether to log it: the first one since the last success, and at
+    /// most one a minute.
     pub fn failed(&mut self, now: Time) -> bool {
         self.failures += 1;
         let lately = self.last.is_some_and(|last| now.since(last).as_secs() < 60);
-        if self.said || lately {
+        if self.logged || lately {
             return false;
         }
         self.last = Some(now);
-        self.said = true;
+        self.logged = true;
         true
     }
 
-    /// It works. If its failing was said, how often it has failed meanwhile.
+    /// Records a success. Returns the number of failures if a failure was logged.
     pub fn worked(&mut self) -> Option<u64> {
         let failures = std::mem::take(&mut self.failures);
-        std::mem::take(&mut self.said).then_some(failures)
+        std::mem::take(&mut self.logged).then_some(failures)
     }
 }
 
@@ -343,10 +345,10 @@ impl Outage {
 mod tests {
     use super::*;
 
-    /// Takes what `takes` says of each line, and then nothing.
+    /// Returns the results in `results`, from the end, and then accepts everything.
     #[derive(Default)]
     struct Stub {
-        takes: Vec<io::Result<usize>>,
+        results: Vec<io::Result<usize>>,
         is_stuck: bool,
         text: String,
     }
@@ -357,7 +359,7 @@ mod tests {
         }
 
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let length = self.takes.pop().unwrap_or(Ok(bytes.len()))?.min(bytes.len());
+            let length = self.results.pop().unwrap_or(Ok(bytes.len()))?.min(bytes.len());
             self.text.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
             Ok(length)
         }
@@ -370,13 +372,13 @@ mod tests {
         }
     }
 
-    /// What was written since the last time, without times.
+    /// The output since the last call, without times.
     fn text(lines: &mut Lines<Stub>) -> String {
         std::mem::take(&mut lines.output.text).replace("2026-01-31T12:59:59.999Z ", "")
     }
 
     #[test]
-    fn what_cannot_be_written_is_counted_and_told() {
+    fn lost_lines_are_counted_and_reported() {
         let mut lines = Lines::new(Stub::default(), Style::Plain);
         log(&mut lines, "one");
         assert_eq!(text(&mut lines), "[INFO ] one\n");
@@ -385,9 +387,9 @@ mod tests {
         log(&mut lines, "three");
         assert_eq!(text(&mut lines), "");
         lines.output.is_stuck = false;
-        lines.output.takes = vec![Err(ErrorKind::StorageFull.into())];
+        lines.output.results = vec![Err(ErrorKind::StorageFull.into())];
         log(&mut lines, "four");
-        lines.output.takes = vec![Err(ErrorKind::Interrupted.into())];
+        lines.output.results = vec![Err(ErrorKind::Interrupted.into())];
         log(&mut lines, "five");
         let lost = "[WARN ] 3 lines of the log were lost here.\n";
         assert_eq!(text(&mut lines), format!("{lost}[INFO ] five\n"));
@@ -396,19 +398,19 @@ mod tests {
     }
 
     #[test]
-    fn each_line_of_an_error_is_an_error_in_the_journal() {
+    fn each_line_of_an_error_has_a_priority_in_the_journal() {
         let text = "It failed:\n  <7>why\u{1b}";
         let plain = "espocrm-websocket: It failed:\n  <7>why\\u{1b}\n";
-        assert_eq!(complaint(text, Style::Plain), plain);
+        assert_eq!(format_error(text, Style::Plain), plain);
         let journal = "<3>espocrm-websocket: It failed:\n<3>  <7>why\\u{1b}\n";
-        assert_eq!(complaint(text, Style::Journal), journal);
+        assert_eq!(format_error(text, Style::Journal), journal);
     }
 
     #[test]
-    fn a_line_that_was_torn_is_followed_by_a_new_one() {
+    fn a_partly_written_line_is_terminated() {
         let mut lines = Lines::new(Stub::default(), Style::Plain);
         let full = || Err(ErrorKind::StorageFull.into());
-        lines.output.takes = vec![full(), full(), Ok(35)];
+        lines.output.results = vec![full(), full(), Ok(35)];
         for number in ["one", "two", "three"] {
             log(&mut lines, number);
         }
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_never_too_long_for_a_pipe_and_its_memory_is_not_kept() {
+    fn long_lines_are_truncated_and_their_memory_is_freed() {
         let mut lines = Lines::new(Stub::default(), Style::Plain);
         for odd in ["", "x", "xx"] {
             log(&mut lines, &format!("{odd}{}", "€".repeat(100_000)));
@@ -431,14 +433,14 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_said_when_it_begins_and_when_it_ends() {
+    fn an_outage_is_logged_at_its_beginning_and_its_end() {
         let mut outage = Outage::default();
         assert_eq!(outage.worked(), None);
         assert!(outage.failed(Time::from_millis(5)));
         assert!(!outage.failed(Time::from_millis(1_000_000)));
         assert_eq!(outage.worked(), Some(2));
         assert_eq!(outage.worked(), None);
-        // What fails now and then is not said each time.
+        // Frequent short outages are not all logged.
         assert!(outage.failed(Time::from_millis(1_000_001)));
         assert_eq!(outage.worked(), Some(1));
         assert!(!outage.failed(Time::from_millis(1_060_000)));

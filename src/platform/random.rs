@@ -1,11 +1,11 @@
-//! What nobody can guess.
+//! Unpredictable identifiers.
 
 use std::io;
 
 /// 128 random bits in hexadecimal.
 ///
 /// # Errors
-/// If the kernel has no random numbers.
+/// Those of `getrandom(2)`.
 pub(crate) fn hex() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;

@@ -1,8 +1,8 @@
-//! Reading files that other users control: EspoCRM's own, certificates, keys, configuration files.
+//! Reads files that other users control: EspoCRM's files, certificates, keys, configuration files.
 //!
-//! A file may be replaced at any moment by a FIFO that nothing writes to, by an endless device or by
-//! one whose opening alone has an effect. None of them is opened here, so that nothing blocks and
-//! memory stays bounded. Links are followed.
+//! Another user may replace a file at any moment by a FIFO without a writer, an endless device, or
+//! a device with side effects on opening. This module opens regular files only, so reading never
+//! blocks and memory stays bounded. It follows symbolic links.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -10,22 +10,22 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Bytes of a file that are read at most.
+/// The maximum size of a file in bytes.
 pub(crate) const MAX_FILE: u64 = 1024 * 1024;
 
 /// Opens a file for reading if it is a regular one.
 ///
 /// # Errors
-/// Those of open(2); and if it is not a regular file.
+/// Those of open(2), or if the file is not a regular file.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    // This refers to the file without opening it: what it is can then not change any more.
+    // O_PATH refers to the file without opening it. Its type can no longer change.
     let found = options(libc::O_PATH).open(path)?;
     let kind = found.metadata()?;
     if !kind.is_file() {
         return Err(not_regular());
     }
     match options(0).open(format!("/proc/self/fd/{}", found.as_raw_fd())) {
-        // /proc is not mounted.
+        // If /proc is not mounted, open the path again and compare.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         opened => return opened,
     }
@@ -35,10 +35,10 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     if opened.is_file() && is_same { Ok(file) } else { Err(not_regular()) }
 }
 
-/// The content of a regular file.
+/// Reads a regular file.
 ///
 /// # Errors
-/// Those of [`open`] and read(2); and if there is more than [`MAX_FILE`].
+/// Those of [`open`] and read(2), or if the file is larger than [`MAX_FILE`].
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open(path)?.take(MAX_FILE + 1).read_to_end(&mut content)?;
@@ -48,10 +48,10 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The content of a regular file, which is text.
+/// Reads a regular text file.
 ///
 /// # Errors
-/// Those of [`read`]; and if it is not UTF-8.
+/// Those of [`read`], or if the file is not UTF-8.
 pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not valid UTF-8"))
@@ -87,7 +87,7 @@ mod tests {
             dir
         }
 
-        /// A link to a file.
+        /// Creates a link to a file.
         fn link(&self, to: &Path) -> PathBuf {
             let link = self.0.join("link");
             let _ = fs::remove_file(&link);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn one_mebibyte_is_read_and_no_more() {
+    fn files_over_one_mebibyte_are_rejected() {
         let dir = Dir::new("size");
         let path = dir.0.join("file");
         let most = usize::try_from(MAX_FILE).unwrap();
@@ -134,7 +134,7 @@ mod tests {
             assert_eq!(read(&path).unwrap().len(), size);
             assert_eq!(read_to_string(&dir.link(&path)).unwrap().len(), size);
         }
-        // A hole costs nothing.
+        // A sparse file needs no space.
         for size in [MAX_FILE + 1, 1 << 40] {
             File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
             for path in [&path, &dir.link(&path)] {
@@ -143,12 +143,12 @@ mod tests {
         }
         fs::write(&path, b"\xff").unwrap();
         assert_eq!(read_to_string(&path).unwrap_err().to_string(), "it is not valid UTF-8");
-        // Files whose size is not known.
+        // A file of unknown size.
         assert!(read_to_string(Path::new("/proc/self/status")).unwrap().contains("Pid:"));
     }
 
     #[test]
-    fn no_descriptor_is_passed_on() {
+    fn descriptors_are_not_inherited_by_children() {
         let file = open(Path::new("/proc/self/status")).unwrap();
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();

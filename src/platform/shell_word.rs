@@ -1,9 +1,9 @@
-//! Words of a command line that an administrator copies into a shell.
+//! Quotes words of command lines that an administrator copies into a shell.
 
 use crate::engine::printable::printable;
 
-/// A word as a POSIX shell reads it: quoted if it contains anything but letters, digits and `/._-`.
-/// Characters that are not printable are escaped for display; the shell does not read those back.
+/// Quotes a word for a POSIX shell if it contains characters other than letters, digits and `/._-`.
+/// Escapes characters that are not printable for display; the shell does not decode those.
 #[must_use]
 pub(crate) fn shell_word(word: &str) -> String {
     if is_plain(word) && !word.is_empty() {
@@ -13,7 +13,7 @@ pub(crate) fn shell_word(word: &str) -> String {
     }
 }
 
-/// Whether a text contains no character that any kind of file or shell could interpret.
+/// Whether a text contains only characters without a special meaning in shells and files.
 #[must_use]
 pub(crate) fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_reads_one_word() {
+    fn special_characters_are_quoted() {
         for (word, expected) in [
             ("/srv/crm", "/srv/crm"),
             ("", "''"),

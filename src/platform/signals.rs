@@ -1,4 +1,4 @@
-//! The signals that the service manager and the administrator send.
+//! Handles the signals of the service manager and the administrator.
 
 use std::io;
 
@@ -7,41 +7,42 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
 use super::sys;
 
-/// From its making on no signal ends the process by itself.
+/// Signal handlers; as long as they exist, these signals do not end the process.
 pub(crate) struct Signals {
     signals: signal_hook_mio::v1_0::Signals,
-    /// `SIGHUP` does not reload, but stops.
+    /// `SIGHUP` stops the program instead of reloading it.
     hangup_stops: bool,
 }
 
-/// What has come since the last time.
+/// The signals since the last call of [`Signals::take`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pending {
-    /// A child has ended.
+    /// A child has exited.
     pub child: bool,
-    /// All settings are to be read again.
+    /// The settings must be reloaded.
     pub reload: bool,
-    /// The daemon is to end.
+    /// The daemon must stop.
     pub stop: bool,
-    /// The signal that says so.
+    /// The name of the signal that stops it.
     pub stop_signal: Option<&'static str>,
 }
 
 impl Signals {
-    /// Takes the signals over.
+    /// Installs the handlers of the daemon.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Those of installing signal handlers.
     pub(crate) fn new() -> io::Result<Self> {
         Self::of(&[SIGTERM, SIGINT, SIGHUP, SIGCHLD], false)
     }
 
-    /// Takes them over for a program without anything to reload: `SIGHUP`, which the kernel sends when
-    /// the terminal is closed, stops it. It stays ignored if the program was started by `nohup(1)`.
+    /// Installs the handlers of a program in a terminal. The kernel sends `SIGHUP` when the
+    /// terminal is closed: it stops the program, but stays ignored if `nohup(1)` has started the
+    /// program.
     ///
     /// # Errors
-    /// If the kernel refuses.
-    pub(crate) fn of_terminal() -> io::Result<Self> {
+    /// Those of installing signal handlers.
+    pub(crate) fn for_terminal() -> io::Result<Self> {
         if sys::ignores(SIGHUP) {
             Self::of(&[SIGTERM, SIGINT, SIGCHLD], true)
         } else {
@@ -54,13 +55,13 @@ impl Signals {
         Ok(Self { signals, hangup_stops })
     }
 
-    /// None ever come.
+    /// Handles no signals.
     #[cfg(test)]
     pub(crate) fn none() -> io::Result<Self> {
         Self::of(&[], false)
     }
 
-    /// Has `token` reported when there is one.
+    /// Registers the signals with `token`.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -68,7 +69,7 @@ impl Signals {
         registry.register(&mut self.signals, token, Interest::READABLE)
     }
 
-    /// What has come since the last call.
+    /// Returns the signals since the last call.
     pub(crate) fn take(&mut self) -> Pending {
         let mut pending = Pending::default();
         for signal in self.signals.pending() {

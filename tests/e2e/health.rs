@@ -60,7 +60,7 @@ fn where_nobody_or_somebody_else_serves_is_told() {
     assert_eq!(told.status.code(), Some(1));
     let told = health(&standin, &["--listen", &address]);
     let said = String::from_utf8_lossy(&told.stderr);
-    assert!(said.contains(&format!("Nothing is served at {address}")), "{said}");
+    assert!(said.contains(&format!("The daemon does not answer at {address}")), "{said}");
     assert_eq!(told.status.code(), Some(1));
 }
 

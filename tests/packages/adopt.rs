@@ -120,7 +120,7 @@ fn if_ours_does_not_start_the_old_one_goes_on(release: Release) {
     // Ours cannot do without this port.
     let somebody = TcpListener::bind(tab::address(5555)).unwrap();
     let said = container.fail("espocrm-websocket adopt");
-    assert!(said.contains("is back") && said.contains("journalctl"), "{said}");
+    assert!(said.contains("was restored") && said.contains("journalctl"), "{said}");
     // What it logged is quoted.
     let words = "EspoCRM's messages cannot be received at tcp://127.0.0.1:5555: it is in use";
     assert!(said.contains(words), "{said}");

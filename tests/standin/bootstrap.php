@@ -1,10 +1,10 @@
 <?php
-// The beginning of everything that runs in the stand-in.
+// Included first by everything that runs in the stand-in.
 
 chdir(__DIR__);
 
 spl_autoload_register(function ($class) {
-    // What later versions of EspoCRM have, or have changed.
+    // Classes that later versions of EspoCRM have added or changed.
     switch ($class) {
         case 'Espo\Core\ApplicationRunners\Command':
         case 'Espo\Core\Console\CommandManager':
@@ -23,7 +23,7 @@ spl_autoload_register(function ($class) {
     }
 });
 
-/** A setting of the stand-in: a file in data/standin, or else the environment. */
+/** A setting of the stand-in, from a file in data/standin or else from the environment. */
 function standin($name, $default = '')
 {
     $file = __DIR__ . '/data/standin/' . $name;
@@ -35,7 +35,7 @@ function standin($name, $default = '')
     return $value === false ? $default : $value;
 }
 
-/** The version of EspoCRM that is claimed. */
+/** The claimed version of EspoCRM. */
 function standinVersion()
 {
     $config = new \Espo\Core\Utils\Config();
@@ -43,7 +43,7 @@ function standinVersion()
     return $config->get('version');
 }
 
-/** Appends a line, so that tests can count. */
+/** Appends a line to a file for the tests. */
 function standinNote($file, $line)
 {
     $dir = __DIR__ . '/data/standin';
@@ -53,7 +53,7 @@ function standinNote($file, $line)
     file_put_contents($dir . '/' . $file, $line . "\n", FILE_APPEND | LOCK_EX);
 }
 
-/** Whether the daemon asks for a random token, as it does after each load. */
+/** Whether this is the daemon's self-check with a random token. */
 function standinIsSelfCheck()
 {
     list(, $name, $token, $user) = array_pad($_SERVER['argv'], 4, '');
@@ -62,7 +62,7 @@ function standinIsSelfCheck()
         && preg_match('/^[0-9a-f]{17}$/D', $user);
 }
 
-/** Fails in the way that a test asks for. */
+/** Fails in the way that a test has chosen. */
 function standinFail($failure)
 {
     switch ($failure) {
@@ -100,7 +100,7 @@ function standinFail($failure)
     }
 }
 
-// The weight of weigh.php: as many classes as EspoCRM has to load.
+// The classes of weigh.php: as many as EspoCRM loads.
 if (is_file(__DIR__ . '/application/Weight/load.php')) {
     require __DIR__ . '/application/Weight/load.php';
 }

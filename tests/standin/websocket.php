@@ -1,3 +1,3 @@
 <?php
-// Where EspoCRM's own daemon would be; the one under test runs in its place.
+// Replaces EspoCRM's own daemon; the one under test runs instead.
 exit(1);

@@ -1,6 +1,6 @@
 <?php
-// php weigh.php DIR [N]: gives the copy of the stand-in in DIR the weight of EspoCRM, which is N
-// classes, each in a file of its own, that every run loads. 0 takes it away again.
+// php weigh.php DIR [N]: gives the copy of the stand-in in DIR the weight of EspoCRM: N classes, each
+// in its own file, that every run loads. 0 removes them.
 
 list(, $root, $count) = array_pad($argv, 3, '700');
 $dir = $root . '/application/Weight';
@@ -10,14 +10,14 @@ if ((int) $count === 0) {
 }
 @mkdir($dir);
 
-/** A class of about the size of EspoCRM's; each has other names, so that opcache shares little. */
+/** A class of about the size of EspoCRM's. Names differ, so that opcache shares little. */
 function weight($number)
 {
     $methods = '';
     for ($i = 0; $i < 5; $i++) {
         $methods .= "
     /**
-     * Says something of \$name, as the methods of an application do.
+     * Describes \$name, like a typical method of an application.
      */
     public function method{$number}x$i(array \$options, string \$name = 'n$number'): ?array
     {
@@ -57,7 +57,7 @@ spl_autoload_register(function (\$class) {
 for (\$i = 1; \$i <= $count; \$i++) {
     \$class = new ReflectionClass(\"Weight\\\\Class\$i\");
     \$object = \$class->newInstance();
-    // As a container finds out what to inject.
+    // Like a container that determines the dependencies.
     foreach (\$class->getMethods() as \$method) {
         foreach (\$method->getParameters() as \$parameter) {
             (string) \$parameter->getType();

@@ -1,4 +1,4 @@
-//! Whatever has changed, the very next check sees it.
+//! The next check sees every change.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use super::standin::Standin;
 use super::worker::Worker;
 
 #[test]
-fn each_change_is_seen_by_the_very_next_check() {
+fn each_change_is_seen_by_the_next_check() {
     let standin = Standin::version("9.2.7");
     let worker = Worker::start(&standin);
     standin.extension(
@@ -22,16 +22,16 @@ fn each_change_is_seen_by_the_very_next_check() {
     let read: &[&str] = &["AclCheck", "--userId=alice", "--scope=Account", "--id=1"];
     let settings: &[&str] = &["Extension"];
     let all = [login, read, settings];
-    let policy = |what: &str| {
+    let policy = |result: &str| {
         format!(
             "<?php namespace Espo\\Core\\Utils; class Policy {{
-            public static function allows(array $options) {{ return {what}; }} }}"
+            public static function allows(array $options) {{ return {result}; }} }}"
         )
     };
     let acl = "data/cache/application/acl/alice.php";
     let is_granted = |words: &[&str]| standin.both(&worker, words).status == 0;
     for round in 0..50 {
-        // In some rounds everything has been kept compiled for long, in others it is new.
+        // In some rounds all files have been compiled for a long time, in others they are new.
         if round % 3 == 0 {
             standin.age();
             for words in all {
@@ -49,12 +49,12 @@ fn each_change_is_seen_by_the_very_next_check() {
         standin.remove("data/standin/denied");
         assert!(is_granted(read));
 
-        // A role changes: EspoCRM removes the table of each user.
+        // A role changes: EspoCRM removes the tables of all users.
         standin.write("data/standin/denied-alice", "1");
         standin.remove(acl);
         assert!(!is_granted(read), "round {round}");
         standin.remove("data/standin/denied-alice");
-        // Or somebody has written it anew, by the same name and of the same size.
+        // Or the table is replaced by one with the same name and size.
         standin.write(acl, "<?php return ['denied' => ['2']];");
         assert!(is_granted(read), "round {round}");
         standin.write(acl, "<?php return ['denied' => ['1']];");
@@ -68,28 +68,28 @@ fn each_change_is_seen_by_the_very_next_check() {
 
         let config = format!("<?php return ['siteUrl' => 'http://{round}'];");
         standin.write("data/config.php", &config);
-        let told = standin.both(&worker, settings).output;
-        assert!(told.starts_with(&format!("http://{round}9.2.7")), "{told}");
+        let output = standin.both(&worker, settings).output;
+        assert!(output.starts_with(&format!("http://{round}9.2.7")), "{output}");
 
         standin.write("data/state.php", "<?php return ['version' => '9.1.9'];");
         standin.both(&worker, &["AuthTokenCheck", "tok-bob", "alice"]);
-        let told = standin.both(&worker, settings).output;
-        assert!(told.contains("9.1.9"), "{told}");
+        let output = standin.both(&worker, settings).output;
+        assert!(output.contains("9.1.9"), "{output}");
         standin.write("data/state.php", "<?php return ['version' => '9.2.7'];");
 
         let categories = json!({"categories": {format!("round{round}"): {}}}).to_string();
         standin.write("custom/Espo/Custom/Resources/metadata/app/webSocket.json", &categories);
         standin.remove("data/cache/application/metadata.php");
-        let told = standin.both(&worker, settings).output;
-        assert!(told.contains(&format!("round{round}")), "{told}");
+        let output = standin.both(&worker, settings).output;
+        assert!(output.contains(&format!("round{round}")), "{output}");
     }
 }
 
-/// With a modification time that does not depend on when this is called.
-fn write_policy(path: &Path, what: &str) {
+/// Writes the class `Policy` with a fixed modification time.
+fn write_policy(path: &Path, result: &str) {
     let text = format!(
         "<?php namespace Espo\\Core\\Utils; class Policy {{
-        public static function allows(array $options) {{ return {what}; }} }}"
+        public static function allows(array $options) {{ return {result}; }} }}"
     );
     let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     std::fs::write(path, text).unwrap();
@@ -97,7 +97,7 @@ fn write_policy(path: &Path, what: &str) {
 }
 
 #[test]
-fn the_comparison_that_is_left_out_within_a_second_misses_nothing() {
+fn skipping_the_comparison_within_a_second_misses_no_change() {
     let standin = Standin::version("9.2.7");
     let worker = Worker::start(&standin);
     let read = ["AclCheck", "--userId=alice", "--scope=Account", "--id=1"];
@@ -108,25 +108,25 @@ fn the_comparison_that_is_left_out_within_a_second_misses_nothing() {
     let mut compared = None;
     let mut expect = |status: i32| {
         let start = Instant::now();
-        while worker.ask_again(&read, &mut compared).outcome().unwrap().status != status {
+        while worker.run_again(&read, &mut compared).outcome().unwrap().status != status {
             assert!(start.elapsed() < Duration::from_secs(60), "{status}");
         }
-        // The file is in use, and compiled long ago.
+        // The file is in use and has been compiled for some time.
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(4) {
-            assert_eq!(worker.ask_again(&read, &mut compared).outcome().unwrap().status, status);
+            assert_eq!(worker.run_again(&read, &mut compared).outcome().unwrap().status, status);
         }
     };
     expect(0);
-    for (status, what) in [(1, "false"), (0, "true "), (1, "false")] {
-        write_policy(&new, what);
+    for (status, result) in [(1, "false"), (0, "true "), (1, "false")] {
+        write_policy(&new, result);
         std::fs::rename(&new, &file).unwrap();
         expect(status);
     }
 }
 
 #[test]
-fn a_file_with_the_same_modification_time_is_seen_as_changed() {
+fn a_changed_file_with_the_same_modification_time_is_detected() {
     let standin = Standin::version("9.2.7");
     let worker = Worker::start(&standin);
     let read = ["AclCheck", "--userId=alice", "--scope=Account", "--id=1"];
@@ -135,14 +135,14 @@ fn a_file_with_the_same_modification_time_is_seen_as_changed() {
     write(&file, "true ");
     standin.age();
     let expect = |status: i32, how: &str| {
-        // Now, and when it has been kept compiled for a while.
+        // Immediately, and when opcache has used it for a while.
         for _ in 0..3 {
             assert_eq!(standin.both(&worker, &read).status, status, "{how}");
         }
     };
     expect(0, "at first");
     std::thread::sleep(Duration::from_secs(2));
-    expect(0, "kept compiled");
+    expect(0, "compiled");
 
     write(&file, "false");
     expect(1, "rewritten in place");
@@ -152,7 +152,7 @@ fn a_file_with_the_same_modification_time_is_seen_as_changed() {
     std::fs::rename(&new, &file).unwrap();
     expect(0, "renamed over");
 
-    // Another release, copied some time before.
+    // Another release, copied some time ago.
     let application = standin.0.join("application");
     let next = standin.0.join("next");
     let copied = Command::new("cp").arg("-a").arg(&application).arg(&next).status().unwrap();
@@ -162,24 +162,24 @@ fn a_file_with_the_same_modification_time_is_seen_as_changed() {
     expect(0, "not moved yet");
     std::fs::rename(&application, standin.0.join("previous")).unwrap();
     std::fs::rename(&next, &application).unwrap();
-    expect(1, "the directory is another one");
+    expect(1, "the directory was replaced");
 }
 
 #[test]
-fn what_has_not_changed_stays_compiled() {
+fn unchanged_files_stay_compiled() {
     let standin = Standin::version("9.2.7");
     let worker = Worker::start(&standin);
     let read = ["AclCheck", "--userId=alice", "--scope=Account", "--id=1"];
     standin.extension("echo opcache_get_status()['opcache_statistics']['misses']; return 0;");
     standin.age();
     standin.both(&worker, &read);
-    worker.ask(&["Extension"]).outcome().unwrap();
+    worker.run(&["Extension"]).outcome().unwrap();
     std::thread::sleep(Duration::from_secs(4));
     let misses = || {
         standin.both(&worker, &read);
-        worker.ask(&["Extension"]).outcome().unwrap().output
+        worker.run(&["Extension"]).outcome().unwrap().output
     };
-    // What was new a moment ago is compiled once more.
+    // Files that were new a moment ago are compiled once more.
     misses();
     let before = misses();
     std::thread::sleep(Duration::from_secs(2));
@@ -187,12 +187,12 @@ fn what_has_not_changed_stays_compiled() {
 }
 
 #[test]
-fn what_is_blacklisted_is_never_kept_compiled() {
+fn blacklisted_files_are_never_cached() {
     let standin = Standin::new();
     for file in ["config-internal", "config-override", "config-internal-override", "state"] {
         standin.write(&format!("data/{file}.php"), "<?php return [];");
     }
-    // Wherever the files really are.
+    // Also if the directories are symbolic links.
     for moved in ["data/cache", "data"] {
         let to = standin.0.join(format!("elsewhere-{}", moved.replace('/', "-")));
         std::fs::create_dir_all(standin.0.join(moved)).unwrap();
@@ -205,12 +205,12 @@ fn what_is_blacklisted_is_never_kept_compiled() {
     standin.extension("echo json_encode(array_keys(opcache_get_status()['scripts'])); return 0;");
     standin.age();
     for words in [&read[..], &read[..], &["Extension"]] {
-        worker.ask(words).outcome().unwrap();
+        worker.run(words).outcome().unwrap();
     }
-    let kept = worker.ask(&["Extension"]).outcome().unwrap().output;
-    let kept: Value = serde_json::from_str(&kept).unwrap();
-    let kept: Vec<&str> = kept.as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
-    let has = |name: &str| kept.iter().any(|path| path.contains(name));
-    assert!(has("/Espo/Core/Utils/AccessCheck.php") && has("/bootstrap.php"), "{kept:?}");
-    assert!(!has("/config") && !has("state.php") && !has("/acl/"), "{kept:?}");
+    let cached = worker.run(&["Extension"]).outcome().unwrap().output;
+    let cached: Value = serde_json::from_str(&cached).unwrap();
+    let cached = cached.as_array().unwrap();
+    let has = |name: &str| cached.iter().any(|path| path.as_str().unwrap().contains(name));
+    assert!(has("/Espo/Core/Utils/AccessCheck.php") && has("/bootstrap.php"), "{cached:?}");
+    assert!(!has("/config") && !has("state.php") && !has("/acl/"), "{cached:?}");
 }

@@ -1,5 +1,6 @@
-//! The PHP that answers checks (`src/espocrm/php/worker.php`) beside `php command.php`: whatever is asked
-//! and whatever has changed, both say the same, or the worker says that it cannot tell.
+//! Compares a worker (`src/espocrm/php/worker.php`) with `php command.php`: for all requests and
+//! after all changes, both give the same result, or the worker reports that it cannot run the
+//! command.
 
 #![allow(
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! Who may ask a worker, and what it keeps to itself.
+//! Requests that a worker rejects, and secrets that it does not expose.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use super::standin::Standin;
 use super::worker::{SECRET, Worker};
 
 #[test]
-fn who_does_not_know_the_secret_or_asks_for_something_else_is_refused() {
+fn requests_without_the_secret_or_for_other_commands_are_rejected() {
     let standin = Standin::new();
     let worker = Worker::start(&standin);
     let good = json!(["AuthTokenCheck", "tok-alice", "alice"]).to_string();
@@ -63,7 +63,7 @@ fn who_does_not_know_the_secret_or_asks_for_something_else_is_refused() {
 }
 
 #[test]
-fn who_connects_and_says_nothing_holds_up_nobody() {
+fn silent_connections_do_not_delay_others() {
     let standin = Standin::new();
     let worker = Worker::start(&standin);
     let connect = |text: &str| {
@@ -72,12 +72,12 @@ fn who_connects_and_says_nothing_holds_up_nobody() {
         stream
     };
     let silent = ["", "POST / HT", "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n[", "\r\n"];
-    let _held: Vec<TcpStream> = silent.into_iter().cycle().take(40).map(connect).collect();
+    let _open: Vec<TcpStream> = silent.into_iter().cycle().take(40).map(connect).collect();
     standin.both(&worker, &["AuthTokenCheck", "tok-alice", "alice"]);
 }
 
 #[test]
-fn the_secret_is_neither_an_argument_nor_left_in_a_variable() {
+fn the_secret_is_neither_in_the_arguments_nor_in_a_variable() {
     let standin = Standin::new();
     let worker = Worker::start(&standin);
     standin.extension(
@@ -88,7 +88,7 @@ fn the_secret_is_neither_an_argument_nor_left_in_a_variable() {
             && strpos($all . $child, substr(__FILE__, 0, 0) . '5ecre7a') === false ? 0 : 1;",
     );
     for _ in 0..3 {
-        assert_eq!(worker.ask(&["Extension"]).outcome().unwrap().status, 0);
+        assert_eq!(worker.run(&["Extension"]).outcome().unwrap().status, 0);
     }
     let pid = worker.process.id();
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
@@ -97,21 +97,21 @@ fn the_secret_is_neither_an_argument_nor_left_in_a_variable() {
 }
 
 #[test]
-fn what_the_command_line_runs_before_or_after_is_left_to_the_command_line() {
+fn auto_prepend_and_auto_append_files_are_left_to_the_command_line() {
     let standin = Standin::new();
     standin.write("prepended.php", "<?php echo 'prepended';");
     let file = standin.0.join("prepended.php");
     for name in ["auto_prepend_file", "auto_append_file"] {
         let worker = Worker::start_with(&standin, &[&format!("{name}={}", file.display())]);
-        let answer = worker.ask(&["AuthTokenCheck", "tok-alice", "alice"]);
-        // PHP 8.4 has sent a status before the router runs.
+        let answer = worker.run(&["AuthTokenCheck", "tok-alice", "alice"]);
+        // PHP 8.4 sends a status before the router runs.
         assert!([200, 501].contains(&answer.code), "{}", answer.code);
         assert_eq!(answer.header("X-Exit-Status"), None);
     }
 }
 
 #[test]
-fn a_thousand_checks_leave_its_memory_as_it_was() {
+fn a_thousand_checks_do_not_increase_its_memory() {
     let standin = Standin::new();
     let worker = Worker::start(&standin);
     let resident = || -> u64 {
@@ -121,16 +121,16 @@ fn a_thousand_checks_leave_its_memory_as_it_was() {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     standin.age();
-    // Files that are new are compiled again.
+    // New files are compiled again.
     std::thread::sleep(Duration::from_secs(4));
-    let ask = |count| {
+    let run = |count| {
         for _ in 0..count {
-            let answer = worker.ask(&["AuthTokenCheck", "tok-alice", "alice"]);
+            let answer = worker.run(&["AuthTokenCheck", "tok-alice", "alice"]);
             assert_eq!(answer.outcome().unwrap().status, 0);
         }
     };
-    ask(200);
+    run(200);
     let before = resident();
-    ask(1000);
+    run(1000);
     assert!(resident() < before + 1024, "{before} {} kB", resident());
 }

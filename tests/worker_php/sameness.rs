@@ -1,9 +1,9 @@
-//! Whatever is asked, both say the same, or the worker says that it cannot tell.
+//! A worker and the plain command give the same result, or the worker reports that it cannot.
 
 use super::standin::Standin;
 use super::worker::{Outcome, Worker};
 
-/// Denied and allowed, good and bad.
+/// Granted, denied and failed checks.
 const CASES: [&[&str]; 19] = [
     &["AuthTokenCheck", "tok-alice", "alice"],
     &["AuthTokenCheck", "tok-alice", "bob"],
@@ -29,7 +29,7 @@ const CASES: [&[&str]; 19] = [
 const VERSIONS: [&str; 7] = ["7.0.0", "7.1.11", "7.2.0", "8.4.2", "9.1.9", "9.2.7", "10.0.0"];
 
 #[test]
-fn every_version_says_the_same_in_both_ways() {
+fn results_are_the_same_in_every_version() {
     for version in VERSIONS {
         let standin = Standin::version(version);
         standin.write("data/standin/bad-tokens", "tok-gone");
@@ -54,25 +54,25 @@ fn every_version_says_the_same_in_both_ways() {
 }
 
 #[test]
-fn before_7_0_the_worker_says_that_it_cannot() {
+fn before_7_0_the_worker_reports_that_it_cannot() {
     for version in ["5.6.0", "6.1.10"] {
         let standin = Standin::version(version);
         let worker = Worker::start(&standin);
         for words in CASES {
-            let answer = worker.ask(words);
+            let answer = worker.run(words);
             assert_eq!((answer.code, answer.header("X-Exit-Status")), (501, None));
         }
-        assert_eq!(standin.lines("runs").len(), 0, "a command has been run");
+        assert_eq!(standin.lines("runs").len(), 0, "a command has run");
     }
 }
 
 #[test]
-fn failures_are_the_same_or_are_none_of_the_worker() {
+fn failures_are_the_same_or_left_to_the_plain_command() {
     let words = ["AuthTokenCheck", "tok-alice", "alice"];
     for version in VERSIONS {
         let standin = Standin::version(version);
         let worker = Worker::start(&standin);
-        for (failure, can_be_told) in [
+        for (failure, is_reported) in [
             ("error", true),
             ("noise", true),
             ("exit255", false),
@@ -82,10 +82,10 @@ fn failures_are_the_same_or_are_none_of_the_worker() {
             ("missing-class", false),
         ] {
             standin.write("data/standin/failure", failure);
-            if can_be_told {
+            if is_reported {
                 standin.both(&worker, &words);
             } else {
-                let answer = worker.ask(&words);
+                let answer = worker.run(&words);
                 assert!(answer.outcome().is_none() && answer.code == 500, "{failure} {answer:?}");
             }
             standin.write("data/standin/failure", "");
@@ -95,10 +95,10 @@ fn failures_are_the_same_or_are_none_of_the_worker() {
 }
 
 #[test]
-fn whatever_a_command_does_its_status_is_right_or_not_told() {
+fn the_exit_status_is_correct_or_missing() {
     let standin = Standin::new();
     let worker = Worker::start(&standin);
-    for (code, can_be_told) in [
+    for (code, is_reported) in [
         ("echo 'true'; return 0;", true),
         ("fwrite(STDOUT, 'true'); return 0;", true),
         ("fwrite(STDOUT, 'a'); echo 'b'; fwrite(STDOUT, 'c'); print 'd'; return 7;", true),
@@ -145,20 +145,20 @@ fn whatever_a_command_does_its_status_is_right_or_not_told() {
     ] {
         standin.extension(code);
         let plain = standin.plain(&["Extension"]);
-        let answer = worker.ask(&["Extension"]);
+        let answer = worker.run(&["Extension"]);
         match answer.outcome() {
-            Some(outcome) => assert_eq!((outcome, can_be_told), (plain, true), "{code}"),
-            None => assert!(!can_be_told, "{code} {answer:?}"),
+            Some(outcome) => assert_eq!((outcome, is_reported), (plain, true), "{code}"),
+            None => assert!(!is_reported, "{code} {answer:?}"),
         }
     }
-    // None of this is left for the next one.
-    sees_the_same(&standin, &worker);
+    // Nothing of this affects the next request.
+    expect_same_environment(&standin, &worker);
 }
 
 #[test]
-fn a_command_sees_what_it_sees_on_the_command_line() {
+fn a_command_has_the_same_environment_as_on_the_command_line() {
     let standin = Standin::new();
-    sees_the_same(&standin, &Worker::start(&standin));
+    expect_same_environment(&standin, &Worker::start(&standin));
     let odd = [
         "display_errors=stderr",
         "variables_order=EGPCS",
@@ -174,14 +174,14 @@ fn a_command_sees_what_it_sees_on_the_command_line() {
     let worker = Worker::start_with(&standin, &odd);
     standin.both(&worker, &["AuthTokenCheck", "tok-alice", "alice"]);
     standin.extension("echo $none; return count($_ENV) > 0 ? 1 : 0;");
-    let answer = worker.ask(&["Extension"]).outcome().unwrap();
+    let answer = worker.run(&["Extension"]).outcome().unwrap();
     assert_eq!(answer, Outcome { status: 1, output: String::new() });
 }
 
 #[test]
-fn what_php_complains_of_is_printed_in_both_ways_or_in_none() {
+fn warnings_of_php_are_printed_in_both_ways_or_in_none() {
     let standin = Standin::new();
-    // The second file is complained of when it is compiled.
+    // This file causes a warning when it is compiled.
     standin.write(
         "custom/commands/compiled.php",
         "<?php function standinOdd($a = 1, $b) { return 1; } return 1;",
@@ -198,13 +198,13 @@ fn what_php_complains_of_is_printed_in_both_ways_or_in_none() {
         assert_eq!(plain.output.contains("Warning"), is_printed, "{plain:?}");
         assert_eq!(plain.output.contains("compiled.php on line"), is_printed, "{plain:?}");
         for _ in 0..3 {
-            let told = worker.ask(&["Extension"]).outcome();
-            assert_eq!(told.as_ref(), Some(&plain), "{display}");
+            let warm = worker.run(&["Extension"]).outcome();
+            assert_eq!(warm.as_ref(), Some(&plain), "{display}");
         }
     }
 }
 
-fn sees_the_same(standin: &Standin, worker: &Worker) {
+fn expect_same_environment(standin: &Standin, worker: &Worker) {
     standin.extension(
         "$server = $_SERVER; $env = getenv();
         foreach (['REQUEST_TIME', 'REQUEST_TIME_FLOAT', '_', 'SHLVL', 'OLDPWD', 'PWD'] as $name) {
@@ -231,10 +231,10 @@ fn sees_the_same(standin: &Standin, worker: &Worker) {
         return 0;",
     );
     let words = ["Extension", "--a=b", "c d", ""];
-    let told = worker.ask(&words).outcome().unwrap();
+    let warm = worker.run(&words).outcome().unwrap();
     let plain = standin.plain(&words);
-    for (told, plain) in told.output.lines().zip(plain.output.lines()) {
-        assert_eq!(told, plain);
+    for (warm, plain) in warm.output.lines().zip(plain.output.lines()) {
+        assert_eq!(warm, plain);
     }
-    assert_eq!(told, plain);
+    assert_eq!(warm, plain);
 }

@@ -1,4 +1,4 @@
-//! A copy of the stand-in of EspoCRM.
+//! A copy of the stand-in for EspoCRM.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::worker::{Outcome, Worker};
 
-/// A copy of the stand-in.
+/// A copy of the stand-in, in this directory.
 pub struct Standin(pub PathBuf);
 
 impl Standin {
@@ -54,12 +54,12 @@ impl Standin {
         text.unwrap_or_default().lines().map(ToOwned::to_owned).collect()
     }
 
-    /// What `php command.php` answers.
+    /// The result of `php command.php`.
     pub fn plain(&self, words: &[&str]) -> Outcome {
         self.plain_with(&[], words)
     }
 
-    /// With settings that stand where php.ini's do.
+    /// The same, with settings like those of php.ini.
     pub fn plain_with(&self, ini: &[&str], words: &[&str]) -> Outcome {
         let mut command = Command::new("php");
         for option in ini {
@@ -71,15 +71,15 @@ impl Standin {
         Outcome { status: output.status.code().unwrap_or(-1), output: text }
     }
 
-    /// Asks both and expects the same; returns it.
+    /// Runs a command both ways, expects the same result, and returns it.
     pub fn both(&self, worker: &Worker, words: &[&str]) -> Outcome {
-        let told = worker.ask(words);
+        let warm = worker.run(words);
         let plain = self.plain(words);
-        assert_eq!(told.outcome().as_ref(), Some(&plain), "{words:?} {told:?}");
+        assert_eq!(warm.outcome().as_ref(), Some(&plain), "{words:?} {warm:?}");
         plain
     }
 
-    /// Makes each file as old as a file of an installation is, so that it is kept compiled.
+    /// Makes all files as old as those of an installation, so that opcache caches them.
     pub fn age(&self) {
         let hour_ago = SystemTime::now() - Duration::from_secs(3600);
         age(&self.0, hour_ago);

@@ -1,4 +1,4 @@
-//! A worker, as the daemon starts and asks it.
+//! A worker, started and used like by the daemon.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ pub struct Outcome {
     pub output: String,
 }
 
-/// What the worker has answered.
+/// A response of the worker.
 #[derive(Debug)]
 pub struct Answer {
     pub code: u16,
@@ -43,7 +43,7 @@ impl Worker {
         Self::start_with(standin, &[])
     }
 
-    /// With settings that stand where php.ini's do, before ours.
+    /// The same, with settings like those of php.ini, which the daemon's settings override.
     pub fn start_with(standin: &Standin, ini: &[&str]) -> Self {
         let blacklist = format!("opcache.blacklist_filename={BLACKLIST}");
         let mut command = Command::new("php");
@@ -66,12 +66,12 @@ impl Worker {
         Self { process, port }
     }
 
-    pub fn ask(&self, words: &[&str]) -> Answer {
+    pub fn run(&self, words: &[&str]) -> Answer {
         self.post(SECRET, &json!(words).to_string())
     }
 
-    /// As the daemon does: it returns what the last answer said.
-    pub fn ask_again(&self, words: &[&str], compared: &mut Option<String>) -> Answer {
+    /// Sends back `X-Compared` of the last response, as the daemon does.
+    pub fn run_again(&self, words: &[&str], compared: &mut Option<String>) -> Answer {
         let header = compared.take().map(|at| format!("X-Compared: {at}\r\n"));
         let answer = self.post_with(&header.unwrap_or_default(), SECRET, &json!(words).to_string());
         *compared = answer.header("X-Compared").map(ToOwned::to_owned);
@@ -95,7 +95,7 @@ impl Worker {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        // What prints without end is not to be waited for.
+        // A response may be endless.
         let mut bytes = Vec::new();
         let end = stream.take(4 * 1024 * 1024).read_to_end(&mut bytes);
         if bytes.is_empty() {
@@ -122,7 +122,7 @@ impl Answer {
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    /// None if the worker could not tell.
+    /// `None` if the response contains no result.
     pub fn outcome(&self) -> Option<Outcome> {
         let status = self.header("X-Exit-Status")?.parse().unwrap();
         assert_eq!((self.code, self.header("X-Nonce")), (200, Some("1a2b")), "{self:?}");

@@ -1,4 +1,4 @@
-//! Somebody at a door.
+//! A client of the control socket or the metrics port.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -18,40 +18,41 @@ pub(super) enum Stream {
     Tcp(TcpStream),
 }
 
-/// How far one has come, in this order.
+/// The states of a client, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// The request is being read.
-    Asking,
-    /// The answer is being written.
+    Reading,
+    /// The response is being written.
     Answered,
-    /// The answer follows when a reload has ended.
+    /// The response follows at the end of a reload.
     Reloading,
-    /// Messages are shown as they pass.
+    /// Messages are sent as they are delivered.
     Watching,
-    /// All is written; the end is awaited, so that it is read before.
-    Leaving,
+    /// The response is written. The connection stays open until the client closes it, so that the
+    /// client can read the response first.
+    Closing,
 }
 
 pub(super) struct Client {
     stream: Stream,
-    pub door: Listener,
-    pub stage: State,
-    /// When it has taken too long; never, if it watches.
+    pub listener: Listener,
+    pub state: State,
+    /// When the client is closed; `None` while it watches messages.
     pub deadline: Option<Time>,
     input: Vec<u8>,
     output: Vec<u8>,
     /// Bytes of the output that are written.
     written: usize,
-    /// Lines that it has missed and does not know of.
+    /// Lines that were dropped and not yet reported to the client.
     lost: u64,
 }
 
-/// Bytes that are read of one who has nothing more to say.
+/// Bytes that are read and ignored after the request.
 const MAX_REST: usize = 256 * 1024;
 
 impl Stream {
-    /// As whom the other side runs, if that can be told.
+    /// The user of the client's process; `None` for TCP.
     pub(super) fn user(&self) -> Option<u32> {
         match self {
             Self::Unix(unix) => Some(sys::peer_user(unix.as_raw_fd()).unwrap_or(u32::MAX)),
@@ -74,7 +75,7 @@ impl Stream {
     }
 
     fn finish(&self) {
-        // Who is gone already needs no end.
+        // Fails if the client has already closed the connection.
         let _ = match self {
             Self::Unix(unix) => unix.shutdown(Shutdown::Write),
             Self::Tcp(tcp) => tcp.shutdown(Shutdown::Write),
@@ -83,11 +84,11 @@ impl Stream {
 }
 
 impl Client {
-    pub(super) fn new(stream: Stream, door: Listener, deadline: Time) -> Self {
+    pub(super) fn new(stream: Stream, listener: Listener, deadline: Time) -> Self {
         Self {
             stream,
-            door,
-            stage: State::Asking,
+            listener,
+            state: State::Reading,
             deadline: Some(deadline),
             input: Vec::new(),
             output: Vec::new(),
@@ -104,22 +105,24 @@ impl Client {
         }
     }
 
-    /// Says something at once, or not at all.
-    pub(super) fn turn_away(&mut self, response: &str) {
+    /// Tries to send a response once, without waiting.
+    pub(super) fn reject(&mut self, response: &str) {
         let _ = self.stream.write(response.as_bytes());
     }
 
-    /// Reads what is there; the request, if that is complete now. A bad one is answered.
+    /// Reads available bytes and returns the request when it is complete. Answers an invalid
+    /// request itself.
     ///
     /// # Errors
-    /// If it is to be forgotten.
+    /// If the client must be removed.
     pub(super) fn read(&mut self) -> io::Result<Option<Request>> {
         let mut buffer = [0; 4_096];
         let mut rest = 0;
         loop {
             let length = match self.stream.read(&mut buffer) {
-                // Who asks and says nothing more may still listen, but one who watches is gone.
-                Ok(0) if matches!(self.stage, State::Answered | State::Reloading) => {
+                // The client may close its sending direction and still read the response. A client
+                // that watches messages does not do that: it has disconnected.
+                Ok(0) if matches!(self.state, State::Answered | State::Reloading) => {
                     return Ok(None);
                 }
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -128,24 +131,24 @@ impl Client {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            if self.stage != State::Asking {
+            if self.state != State::Reading {
                 rest += length;
                 if rest > MAX_REST {
                     return Err(io::ErrorKind::InvalidData.into());
                 }
                 continue;
             }
-            // A request that is longer than it may be is refused before this many have arrived.
-            let most = MAX_CONTROL_HEAD + MAX_CONTROL_BODY + buffer.len();
-            if self.input.len() + length > most {
+            // The parser rejects a request that is too long before so many bytes have arrived.
+            let limit = MAX_CONTROL_HEAD + MAX_CONTROL_BODY + buffer.len();
+            if self.input.len() + length > limit {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             self.input.extend_from_slice(buffer.get(..length).unwrap_or_default());
-            match control::parse(&self.input, self.door) {
+            match control::parse(&self.input, self.listener) {
                 Ok(None) => {}
                 Ok(Some(request)) => {
                     self.input = Vec::new();
-                    self.stage = State::Answered;
+                    self.state = State::Answered;
                     return Ok(Some(request));
                 }
                 Err(refusal) => {
@@ -157,29 +160,29 @@ impl Client {
     }
 
     pub(super) fn answer(&mut self, response: &str) {
-        self.stage = State::Answered;
+        self.state = State::Answered;
         self.output.extend_from_slice(response.as_bytes());
     }
 
-    /// The answer follows later; until then nothing is written.
+    /// Defers the response; until then nothing is written.
     pub(super) fn wait_for_reload(&mut self, deadline: Time) {
-        self.stage = State::Reloading;
+        self.state = State::Reloading;
         self.deadline = Some(deadline);
     }
 
     pub(super) fn watch(&mut self) {
-        self.stage = State::Watching;
+        self.state = State::Watching;
         self.deadline = None;
         self.output.extend_from_slice(control::STREAM_HEAD.as_bytes());
     }
 
-    /// Whether there is something to be written after that.
+    /// Queues a line if the client watches messages. Returns whether there is output to write.
     pub(super) fn show(&mut self, line: &str) -> bool {
-        if self.stage != State::Watching {
+        if self.state != State::Watching {
             return false;
         }
-        let waiting = self.output.len() - self.written;
-        if self.lost > 0 || waiting + line.len() > MAX_TAIL {
+        let queued = self.output.len() - self.written;
+        if self.lost > 0 || queued + line.len() > MAX_TAIL {
             self.lost += 1;
             return false;
         }
@@ -187,18 +190,18 @@ impl Client {
         true
     }
 
-    /// Writes what the kernel takes.
+    /// Writes as much as the kernel accepts.
     ///
     /// # Errors
-    /// If it is to be forgotten.
+    /// If the client must be removed.
     pub(super) fn write(&mut self) -> io::Result<()> {
         loop {
-            let waiting = self.output.get(self.written..).unwrap_or_default();
-            if waiting.is_empty() {
+            let queued = self.output.get(self.written..).unwrap_or_default();
+            if queued.is_empty() {
                 (self.output, self.written) = (Vec::new(), 0);
-                if self.stage == State::Answered {
+                if self.state == State::Answered {
                     self.stream.finish();
-                    self.stage = State::Leaving;
+                    self.state = State::Closing;
                 }
                 if self.lost == 0 {
                     return Ok(());
@@ -207,7 +210,7 @@ impl Client {
                 self.output.extend_from_slice(format!("{{\"lost\":{lost}}}\n").as_bytes());
                 continue;
             }
-            match self.stream.write(waiting) {
+            match self.stream.write(queued) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(length) => self.written += length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -215,7 +218,7 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        // What is written needs no memory while the rest waits.
+        // Free the written part while the rest waits.
         self.output.drain(..self.written.min(self.output.len()));
         self.written = 0;
         Ok(())

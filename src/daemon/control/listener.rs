@@ -1,4 +1,4 @@
-//! Where one comes in: the control socket's file, and the port for metrics.
+//! The listeners: the control socket's file, and the metrics port.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
@@ -14,46 +14,45 @@ use socket2::{Domain, SockAddr, Type};
 use crate::platform::sys;
 use crate::settings::ControlAt;
 
-/// The control socket. Its file goes with it.
+/// The control socket. Its file is removed on drop.
 pub(super) struct Socket {
     pub listener: UnixListener,
     path: PathBuf,
-    /// Device and number of the file: another daemon's in its place stays.
+    /// Device and inode of the file: a file of another daemon in its place is not removed.
     file: (u64, u64),
 }
 
-/// The usual name of the control socket's file.
+/// The default name of the control socket's file.
 const NAME: &str = "control.sock";
 
-/// Where it lies if nobody says anything else, and systemd gives no place.
-const USUAL_DIR: &str = "/run/espocrm-websocket";
+/// The default directory without systemd.
+const DEFAULT_DIR: &str = "/run/espocrm-websocket";
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// Where the control socket of a daemon is that was told nothing else: of the service, or of its
-/// instance of this name.
+/// The default path of the control socket, of the service or of one of its instances.
 #[must_use]
-pub(crate) fn usual(instance: Option<&str>) -> PathBuf {
-    let dir = instance.map_or(USUAL_DIR.to_owned(), |name| format!("{USUAL_DIR}-{name}"));
+pub(crate) fn default_path(instance: Option<&str>) -> PathBuf {
+    let dir = instance.map_or(DEFAULT_DIR.to_owned(), |name| format!("{DEFAULT_DIR}-{name}"));
     Path::new(&dir).join(NAME)
 }
 
 impl Socket {
-    /// Opens it, unless it is not wanted.
+    /// Opens the control socket unless it is disabled.
     ///
     /// # Errors
-    /// Why that is not possible, for the log.
+    /// Why that fails, for the log.
     pub(super) fn open(at: &ControlAt) -> Result<Option<Self>, String> {
         let path = match at {
             ControlAt::Off => return Ok(None),
             ControlAt::Path(path) => path.clone(),
-            ControlAt::Usual => usual_dir()?.join(NAME),
+            ControlAt::Usual => default_dir()?.join(NAME),
         };
         match Self::bind(&path) {
             Ok(socket) => Ok(Some(socket)),
             Err(error) => Err(format!(
-                "There is no control socket, so espocrm-websocket status and the like do not work: \
+                "No control socket, so espocrm-websocket status and similar commands do not work: \
                  {}: {error}. Set control to another path, or to \"off\".",
                 path.display()
             )),
@@ -67,15 +66,15 @@ impl Socket {
     fn bind(path: &Path) -> io::Result<Self> {
         let dir = path.parent().unwrap_or(Path::new("/"));
         let of = fs::metadata(dir)?;
-        // Whoever may rename it could put another one in its place.
+        // Any user could rename the file and create another in its place.
         if of.mode() & 0o1002 == 0o002 {
-            let error = format!("everybody may write in {}", dir.display());
+            let error = format!("{} is world-writable", dir.display());
             return Err(io::Error::new(ErrorKind::PermissionDenied, error));
         }
         remove_stale(path)?;
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        // Of the socket before it has a name: the file is never anybody else's.
+        // Set the mode before binding, so that the file is never accessible to other users.
         let socket = File::from(OwnedFd::from(socket));
         socket.set_permissions(Permissions::from_mode(0o600))?;
         let socket = socket2::Socket::from(OwnedFd::from(socket));
@@ -99,17 +98,17 @@ impl Drop for Socket {
     }
 }
 
-/// The directory of a daemon that was told nothing: systemd's for it, or the one that a package makes.
-fn usual_dir() -> Result<PathBuf, String> {
+/// The default directory: systemd's `RuntimeDirectory`, or the one that a package creates.
+fn default_dir() -> Result<PathBuf, String> {
     if let Some(dirs) = std::env::var_os("RUNTIME_DIRECTORY") {
         let first = std::env::split_paths(&dirs).find(|dir| dir.is_absolute());
         if let Some(dir) = first {
             return Ok(dir);
         }
     }
-    let dir = Path::new(USUAL_DIR);
+    let dir = Path::new(DEFAULT_DIR);
     if sys::is_root() {
-        // If it is there, or cannot be made, that is seen when the socket is.
+        // Binding the socket reports a directory that could not be created.
         let _ = DirBuilder::new().mode(0o755).create(dir);
     }
     let is_ours = fs::metadata(dir).is_ok_and(|of| of.uid() == sys::user());
@@ -117,12 +116,12 @@ fn usual_dir() -> Result<PathBuf, String> {
         return Ok(dir.to_owned());
     }
     Err(format!(
-        "There is no control socket, so espocrm-websocket status and the like do not work: {USUAL_DIR} \
-         is not this user's. Set control = \"/…/{NAME}\", or \"off\"."
+        "No control socket, so espocrm-websocket status and similar commands do not work: \
+         {DEFAULT_DIR} does not belong to this user. Set control = \"/…/{NAME}\", or \"off\"."
     ))
 }
 
-/// Removes the file of a daemon that has ended without doing so itself.
+/// Removes the socket file of a daemon that was killed.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let file = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -130,25 +129,25 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     };
     let taken = |what: &str| Err(io::Error::new(ErrorKind::AddrInUse, what.to_owned()));
     if !file.file_type().is_socket() {
-        return taken("something else is there, which is not a socket");
+        return taken("a file exists there that is not a socket");
     }
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // One that is stopped, with many who wait, would keep us waiting as well.
+    // Connecting to a suspended daemon with a full backlog would block.
     socket.set_nonblocking(true)?;
     match socket.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(error),
-        _ => taken("another daemon has it, which is running"),
+        _ => taken("another daemon uses it"),
     }
 }
 
-/// Opens the port for metrics.
+/// Opens the metrics port.
 ///
 /// # Errors
-/// Why that is not possible, for the log.
+/// Why that fails, for the log.
 pub(super) fn open_port(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).map_err(|error| {
-        format!("Metrics are not served at {address}: {error}. Set metrics to another port.")
+        format!("Cannot serve metrics at {address}: {error}. Set metrics to another port.")
     })
 }

@@ -227,7 +227,7 @@ fn read(convention: Convention, check: &Check, finished: &Finished) -> Verdict {
     match &finished.exit {
         Err(failure) => Verdict::Unchecked(failure.clone()),
         Ok(exit) => {
-            let complaint = || check.redact(&finished.complaint());
+            let complaint = || check.redact(&finished.first_line());
             verdict::read(convention, &check.affirmation, *exit, &finished.stdout, complaint)
         }
     }

@@ -16,8 +16,7 @@ use crate::engine::protocol::control::{List, Refusal, Request};
 use crate::engine::telemetry::prometheus;
 use crate::engine::telemetry::prometheus::Figures;
 use crate::engine::telemetry::stats::End;
-use crate::platform::clock;
-use crate::platform::sys;
+use crate::platform::{clock, process_stats, sys};
 
 /// All access checks must have failed for this long to be reported as a problem.
 const OUTAGE: Duration = Duration::from_secs(60);
@@ -129,7 +128,8 @@ impl Server {
         // The kernel's sum covers reaped children only. The maximum keeps the counter from
         // decreasing.
         let running = self.children.processes().chain(self.workers.processes());
-        let php_time = sys::time_of_children() + running.map(sys::time_of).sum::<Duration>();
+        let php_time =
+            sys::children_cpu_time() + running.map(process_stats::cpu_time_of).sum::<Duration>();
         self.php_time = self.php_time.max(php_time);
         Figures {
             espocrm: self.settings.version.to_string(),
@@ -142,9 +142,9 @@ impl Server {
             checks_queued: self.check_queue.queued(),
             last_minute: self.rates.last_minute(&self.stats),
             buffered: self.buffered + self.hub.buffered(),
-            resident: sys::resident(),
+            resident: process_stats::resident_memory(),
             worst_case: self.settings.worst_case(),
-            cpu: sys::own_time(),
+            cpu: sys::cpu_time(),
             php_cpu: self.php_time,
             is_zmq_bound: self.zmq_broken.is_none(),
             problems: self.problems(),

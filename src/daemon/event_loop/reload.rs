@@ -89,8 +89,8 @@ impl Espocrm {
         let php = layers.php().unwrap_or(Path::new("php"));
         let installation = Installation::new(root, php, layers.user())?;
         let mut watch = Watch::new(installation.root());
-        let espo_settings = installation.ask(&mut stop)?;
-        watch.has_been_read();
+        let espo_settings = installation.read_settings(&mut stop)?;
+        watch.ignore_compiled_metadata();
         let mut espocrm = Self {
             probed: installation.clone(),
             installation,
@@ -111,7 +111,7 @@ impl Espocrm {
         if settings.php.value != espocrm.probed.php() {
             // The PHP named by EspoCRM will run the checks, so it has to print the settings, too.
             espocrm.probed = espocrm.probed.with_php(&settings.php.value);
-            let espo_settings = espocrm.probed.ask(&mut stop)?;
+            let espo_settings = espocrm.probed.read_settings(&mut stop)?;
             settings = espocrm.resolve(&espo_settings)?;
             if settings.php.value != espocrm.probed.php() {
                 return Err(espocrm.unstable_php(&settings));
@@ -157,7 +157,9 @@ impl Espocrm {
 
     /// Whether its version may differ from the one that the settings in force belong to.
     pub(super) fn is_in_doubt(&self) -> bool {
-        self.reload != ReloadState::Idle || self.retry_at.is_some() || self.watch.differs()
+        self.reload != ReloadState::Idle
+            || self.retry_at.is_some()
+            || self.watch.has_pending_change()
     }
 
     /// Starts the probe with `spawn`.
@@ -169,7 +171,7 @@ impl Espocrm {
             // That PHP may have been replaced by another one, which EspoCRM will name.
             self.probed = self.with_initial_php();
             let started = self.probed.probe().and_then(&mut spawn);
-            started.map_err(|error| self.probed.no_php(&error))
+            started.map_err(|error| self.probed.php_not_started(&error))
         })
     }
 
@@ -262,7 +264,7 @@ impl Espocrm {
             .iter()
             .flat_map(|files| [&files.certificate].into_iter().chain(&files.key));
         let root = self.installation.root();
-        self.watch.add(tls.map(|path| root.join(path)));
+        self.watch.set_additional(tls.map(|path| root.join(path)));
         Ok(settings)
     }
 }
@@ -310,7 +312,7 @@ impl Server {
             return;
         }
         espocrm.next_file_check = self.now.after(FILE_CHECK_INTERVAL);
-        if espocrm.watch.has_changed() {
+        if espocrm.watch.take_change() {
             debug!("EspoCRM's configuration, metadata or certificate has changed. Reloading.");
             self.begin_reload();
         } else if espocrm.retry_at.is_some_and(|retry_at| retry_at <= self.now) {
@@ -352,7 +354,7 @@ impl Server {
             return;
         }
         // Changes from now on cause another reload.
-        espocrm.watch.has_changed();
+        espocrm.watch.take_change();
         self.reload_errors.clear();
         let (now, registry) = (self.now, self.poll.registry());
         let spawn =
@@ -381,7 +383,7 @@ impl Server {
             let registry = self.poll.registry();
             self.children.spawn(registry, self.now, Task::Probe, command, PROBE_TIMEOUT)
         });
-        started.map_err(|error| espocrm.probed.no_php(&error))
+        started.map_err(|error| espocrm.probed.php_not_started(&error))
     }
 
     /// Handles the result of the probe.
@@ -397,7 +399,7 @@ impl Server {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
         let state = std::mem::replace(&mut espocrm.reload, ReloadState::Idle);
         espocrm.paused_until = self.now.after(RELOAD_PAUSE);
-        espocrm.watch.has_been_read();
+        espocrm.watch.ignore_compiled_metadata();
         if let ProbeResult::Failed(error) = &result {
             espocrm.reload_failed(self.now, error);
             self.reload_errors.push(error.to_string());

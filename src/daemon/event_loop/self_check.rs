@@ -81,7 +81,7 @@ impl Server {
         let verdict = match &finished.exit {
             Err(failure) => Verdict::Unchecked(failure.clone()),
             Ok(exit) => {
-                let complaint = || check.redact(&finished.complaint());
+                let complaint = || check.redact(&finished.first_line());
                 self.self_check.read(convention, *exit, &finished.stdout, complaint)
             }
         };

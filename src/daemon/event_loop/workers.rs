@@ -15,7 +15,7 @@ use crate::engine::checks::worker_pool::{Next, Runner, WorkerId};
 use crate::engine::checks::worker_protocol::{Done, Reply};
 use crate::engine::espocrm::version::Convention;
 use crate::espocrm::Router;
-use crate::espocrm::workers::{Errand, Outcome, Problem};
+use crate::espocrm::workers::{CheckRequest, Outcome, Problem};
 use crate::platform::sys;
 
 impl Server {
@@ -37,7 +37,7 @@ impl Server {
             Runner::New(worker) => (worker, self.start_worker(worker)),
         };
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
-        let errand = Errand { job: id, convention, verifies: false };
+        let errand = CheckRequest { job: id, convention, verifies: false };
         let registry = self.poll.registry();
         let arguments = &check.arguments;
         let running = started
@@ -117,7 +117,7 @@ impl Server {
     }
 
     fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
-        for Outcome { worker, errand, mut result } in outcomes {
+        for Outcome { worker, request: errand, mut result } in outcomes {
             let check = self.check_queue.check(errand.job);
             let answer = match &result {
                 Ok(Reply::Done(done)) => self.assess_answer(worker, errand, check.as_deref(), done),
@@ -127,7 +127,7 @@ impl Server {
                 // The grant counts only after the worker has rejected a random token.
                 match self.verify(worker, errand) {
                     Ok(()) => continue,
-                    Err(error) => result = Err(Problem::NoGood(error.to_string())),
+                    Err(error) => result = Err(Problem::Failed(error.to_string())),
                 }
             }
             if matches!(answer, Assessed::Untrusted) {
@@ -138,7 +138,7 @@ impl Server {
                 );
                 self.request_self_check();
                 let reason = "it accepted a random token".to_owned();
-                result = Err(Problem::NoGood(reason));
+                result = Err(Problem::Failed(reason));
             }
             let next = match &result {
                 Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
@@ -152,7 +152,7 @@ impl Server {
                     self.worker_obstructed(worker);
                     Next::Stop
                 }
-                Err(Problem::NoGood(reason)) => {
+                Err(Problem::Failed(reason)) => {
                     let reason = check.as_ref().map_or(String::new(), |check| check.redact(reason));
                     self.worker_failed(worker, &reason);
                     Next::Stop
@@ -176,7 +176,7 @@ impl Server {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
                     self.finish_check(errand.job, &check, &verdict);
                 }
-                Ok(Reply::Unable) | Err(Problem::NoGood(_) | Problem::NotBegun) => {
+                Ok(Reply::Unable) | Err(Problem::Failed(_) | Problem::NotBegun) => {
                     self.start_plain(errand.job, &check, errand.convention);
                 }
             }
@@ -196,7 +196,7 @@ impl Server {
     fn assess_answer(
         &mut self,
         worker: WorkerId,
-        errand: Errand,
+        errand: CheckRequest,
         check: Option<&Check>,
         done: &Done,
     ) -> Assessed {
@@ -220,11 +220,11 @@ impl Server {
     }
 
     /// Has a worker that has granted a check run the self-check, which it must deny.
-    fn verify(&mut self, worker: WorkerId, errand: Errand) -> io::Result<()> {
+    fn verify(&mut self, worker: WorkerId, errand: CheckRequest) -> io::Result<()> {
         let check = self.self_check.question().cloned();
         let check = check.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
-        let errand = Errand { verifies: true, ..errand };
+        let errand = CheckRequest { verifies: true, ..errand };
         let registry = self.poll.registry();
         self.workers.run(registry, worker, errand, &check.arguments, now, timeout)
     }

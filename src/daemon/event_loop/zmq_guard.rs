@@ -10,7 +10,7 @@ use crate::daemon::zmq::Excess;
 use crate::engine::limits;
 use crate::engine::limits::MAX_ZEROMQ;
 use crate::engine::time::Time;
-use crate::platform::sys;
+use crate::platform::{process_stats, sys};
 
 /// Interval of attempts to bind again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,12 +22,12 @@ impl Server {
     /// Called when a ZeroMQ sender has connected, disconnected or sent data.
     pub(super) fn wake_zmq_guard(&mut self) {
         let (now, accounted) = (self.now, self.accounted());
-        let unaccounted = || sys::resident().saturating_sub(accounted);
+        let unaccounted = || process_stats::resident_memory().saturating_sub(accounted);
         self.zmq.wake_guard(now, self.poll.registry(), unaccounted);
     }
 
     pub(super) fn next_zmq_check(&self) -> Option<Time> {
-        [self.zmq.next_look(), self.zmq_broken].into_iter().flatten().min()
+        [self.zmq.next_check(), self.zmq_broken].into_iter().flatten().min()
     }
 
     /// Recreates the ZeroMQ context if libzmq exceeds a limit.
@@ -36,11 +36,11 @@ impl Server {
         if self.zmq_broken.is_some_and(|again| again <= now) {
             return self.resume_zmq();
         }
-        let was_used = self.zmq.next_look().is_some();
-        let unaccounted = || sys::resident().saturating_sub(accounted);
-        let excess = self.zmq.look(now, self.poll.registry(), unaccounted);
-        let is_over = was_used && self.zmq.next_look().is_none() && !self.zmq.has_senders();
-        if is_over && sys::resident() > accounted + WORTHWHILE {
+        let was_used = self.zmq.next_check().is_some();
+        let unaccounted = || process_stats::resident_memory().saturating_sub(accounted);
+        let excess = self.zmq.check_senders(now, self.poll.registry(), unaccounted);
+        let is_over = was_used && self.zmq.next_check().is_none() && !self.zmq.has_senders();
+        if is_over && process_stats::resident_memory() > accounted + WORTHWHILE {
             // All senders have disconnected, and libzmq has freed their partial messages.
             sys::trim_heap();
         }
@@ -48,7 +48,7 @@ impl Server {
         self.log_excess(excess);
         if excess == Excess::Descriptors(0) {
             // There are no senders that a restart of libzmq would disconnect.
-            self.zmq.rest();
+            self.zmq.pause();
             // The call may receive messages that libzmq's descriptor reported before.
             self.zmq_pending = true;
             self.zmq_broken = Some(now.after(RETRY));
@@ -84,7 +84,7 @@ impl Server {
     }
 
     fn restart_zmq(&mut self) {
-        match self.zmq.renew() {
+        match self.zmq.recreate() {
             Ok(()) => self.zmq_restarted(),
             Err(error) => {
                 error!("{error} EspoCRM's messages are not received. Retrying every second.");
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn messages_may_be_pending_after_a_pause_of_the_socket() {
         let mut server = server();
-        server.zmq.rest();
+        server.zmq.pause();
         server.zmq_broken = Some(server.now);
         // The port becomes free a moment later.
         while server.zmq_broken.is_some() {

@@ -1,8 +1,8 @@
-//! Until when a certificate is valid (X.509, RFC 5280, section 4.1). Nothing else of it is looked at.
+//! Reads the expiry date of a certificate (X.509, RFC 5280, section 4.1), and nothing else of it.
 
 use crate::engine::time::Date;
 
-/// The last moment at which a certificate is valid.
+/// When a certificate expires (`notAfter`).
 #[must_use]
 pub(super) fn end(certificate: &[u8]) -> Option<Date> {
     let (certificate, _) = sequence(certificate)?;
@@ -31,17 +31,17 @@ pub(super) fn end(certificate: &[u8]) -> Option<Date> {
 
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
-/// A time whose year has two digits, and one whose year has four.
+/// `UTCTime`, with a year of two digits, and `GeneralizedTime`, with four.
 const SHORT: u8 = 0x17;
 const LONG: u8 = 0x18;
 
-/// What is in a sequence, and what follows it.
+/// The content of a sequence, and the bytes after it.
 fn sequence(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (tag, content, rest) = element(bytes)?;
     (tag == SEQUENCE).then_some((content, rest))
 }
 
-/// The first element (DER): its tag, what is in it, and what follows it.
+/// The first element (DER): its tag, its content, and the bytes after it.
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let [tag, length, rest @ ..] = bytes else { return None };
     let (length, rest) = match length {
@@ -56,7 +56,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((*tag, content, rest))
 }
 
-/// `MMDDHHMMSSZ` of a year, from 1970 on.
+/// Parses `MMDDHHMMSSZ` of a year since 1970.
 fn moment(year: u64, rest: &str) -> Option<Date> {
     let mut pairs = [0; 5];
     for (pair, digits) in pairs.iter_mut().zip(rest.strip_suffix('Z')?.as_bytes().chunks(2)) {
@@ -66,7 +66,7 @@ fn moment(year: u64, rest: &str) -> Option<Date> {
     if rest.len() != "MMDDHHMMSSZ".len() || year < 1970 {
         return None;
     }
-    // As in `Date`: years that begin in March.
+    // As in `Date`, years begin in March.
     let (year, month) = if month < 3 { (year - 1, month + 9) } else { (year, month - 3) };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
     let seconds = ((days.checked_sub(719_468)? * 24 + hour) * 60 + minute) * 60 + second;
@@ -89,16 +89,16 @@ mod tests {
         let validity =
             der(SEQUENCE, &[&der(SHORT, &[b"200101000000Z"]), &der(tag, &[end.as_bytes()])]);
         let fields = der(SEQUENCE, &[&version, &serial, &algorithm, &issuer, &validity]);
-        // With a length of two bytes, as real ones have.
+        // With a length of two bytes, as in real certificates.
         [&[SEQUENCE, 0x82, 0, u8::try_from(fields.len()).unwrap()], &*fields].concat()
     }
 
-    fn told(bytes: &[u8]) -> Option<String> {
+    fn expiry(bytes: &[u8]) -> Option<String> {
         end(bytes).map(|date| date.to_string())
     }
 
     #[test]
-    fn the_end_is_told() {
+    fn the_expiry_date_is_read() {
         for (tag, end, date) in [
             (SHORT, "270301235959Z", "2027-03-01T23:59:59.000Z"),
             (SHORT, "491231000000Z", "2049-12-31T00:00:00.000Z"),
@@ -107,23 +107,23 @@ mod tests {
             (LONG, "99991231235959Z", "9999-12-31T23:59:59.000Z"),
         ] {
             for has_version in [true, false] {
-                assert_eq!(told(&certificate(has_version, tag, end)).as_deref(), Some(date));
+                assert_eq!(expiry(&certificate(has_version, tag, end)).as_deref(), Some(date));
             }
         }
     }
 
     #[test]
-    fn what_is_no_certificate_has_none() {
+    fn invalid_certificates_have_no_expiry_date() {
         for end in
             ["", "Z", "270301235959", "2703012359Z", "271301235959Z", "270300235959Z", "27é1"]
         {
-            assert_eq!(told(&certificate(true, SHORT, end)), None, "{end}");
+            assert_eq!(expiry(&certificate(true, SHORT, end)), None, "{end}");
         }
-        assert_eq!(told(&certificate(true, LONG, "19600101000000Z")), None);
-        assert_eq!(told(&certificate(true, 2, "270301235959Z")), None);
+        assert_eq!(expiry(&certificate(true, LONG, "19600101000000Z")), None);
+        assert_eq!(expiry(&certificate(true, 2, "270301235959Z")), None);
         let whole = certificate(true, SHORT, "270301235959Z");
         for length in 0..whole.len() {
-            assert_eq!(told(&whole[..length]), None, "{length}");
+            assert_eq!(expiry(&whole[..length]), None, "{length}");
         }
         for position in 0..whole.len() {
             for byte in [0, 0x7f, 0x80, 0x84, 0x85, 0xff] {

@@ -1,4 +1,4 @@
-//! Which senders are connected to libzmq, and whether libzmq holds more than it may.
+//! Limits the number of connected senders and the memory of libzmq.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -15,42 +15,41 @@ use crate::engine::time::Time;
 use crate::platform::sys;
 use crate::platform::sys::{ZmqContext, ZmqSocket, ZmqType};
 
-/// Watches a socket of libzmq while its senders send. libzmq's own limits count messages; what it
-/// holds of one that never ends, and how many peers it accepts, has none.
+/// Monitors a socket of libzmq while its senders send. libzmq only limits the number of queued
+/// messages. It limits neither the memory of an incomplete message nor the number of connections.
 ///
-/// libzmq reads in a thread of its own, so that its descriptors do not show that it takes memory.
-/// Therefore the senders' connections are also registered with an epoll of ours, which the event
-/// loop waits for while no check is due. Senders that are connected and send nothing, as php-fpm's
-/// processes do between two requests, cause no wake-ups.
+/// libzmq reads in its own thread, so its descriptors do not show that its memory grows. The guard
+/// therefore adds the senders' connections to a second epoll instance, which the event loop waits
+/// for while no check is due. Senders that are connected and send nothing, such as php-fpm's
+/// processes between two requests, cause no wake-ups.
 pub(super) struct Guard {
     monitor: ZmqSocket,
     descriptor: RawFd,
-    /// What the event loop reports this by.
+    /// The token of these events in the event loop.
     token: Token,
     traffic: Traffic,
-    /// Peers, whether they have sent anything or not.
+    /// Connected senders, including those that have sent nothing.
     senders: usize,
-    /// Of these at a time.
-    most: usize,
-    /// Peers that could not be accepted since the last check.
-    rejected: usize,
-    /// The next check; none while nothing happens.
+    max_senders: usize,
+    /// Connections that libzmq failed to accept since the last check.
+    accept_failures: usize,
+    /// The next check; `None` while nothing happens.
     next: Option<Time>,
     memory: Option<Memory>,
 }
 
-/// Data from senders, reported by an epoll that holds their connections. A connection that libzmq
-/// closes leaves it by itself.
+/// Incoming data of the senders, reported by an epoll instance with their connections. The kernel
+/// removes a connection that libzmq closes.
 struct Traffic {
     poll: Poll,
     events: Events,
     /// The event loop waits for it.
     is_armed: bool,
-    /// It lacks a connection: the kernel refused to add one.
+    /// The kernel refused to add a connection.
     is_incomplete: bool,
 }
 
-/// What the process takes beyond what is accounted for, in bytes.
+/// Memory of the process that is not accounted for, in bytes.
 #[derive(Clone, Copy)]
 struct Memory {
     /// Before the first sender connected.
@@ -59,14 +58,15 @@ struct Memory {
     last: usize,
 }
 
-/// Why libzmq is to be begun anew.
+/// Why the ZeroMQ context must be recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Excess {
-    /// So many are connected, of at most so many.
+    /// Too many senders: the number of connected ones, and the limit.
     Senders(usize, usize),
-    /// Peers cannot be accepted: descriptors, or memory, have run out. So many are connected.
+    /// libzmq failed to accept a connection, since descriptors or memory have run out; with the
+    /// number of connected senders.
     Descriptors(usize),
-    /// It holds more than [`MAX_ZEROMQ`]: so many bytes.
+    /// libzmq uses more than [`MAX_ZEROMQ`]: the number of bytes.
     Memory(usize),
 }
 
@@ -76,16 +76,16 @@ const DISCONNECTED: i32 = SocketEvent::DISCONNECTED as i32;
 
 const ENDPOINT: &CStr = c"inproc://senders";
 
-/// Between two checks while anything happens.
+/// The time between two checks while there is activity.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Bytes by which memory grows between two checks if libzmq is still reading what has arrived.
+/// Growth in bytes between two checks that shows that libzmq is still reading data.
 const GROWTH: usize = 256 * 1024;
 
-/// Connections with new data that one check takes note of. More lead to another check.
+/// Events of senders that one check handles. More lead to another check.
 const EVENTS: usize = 64;
 
-/// Identifies none of the connections: which one sends does not matter.
+/// The token of all connections: it does not matter which one sends.
 const ANY: Token = Token(0);
 
 impl Guard {
@@ -96,7 +96,7 @@ impl Guard {
         socket.monitor(ENDPOINT, events.iter().sum())?;
         let mut monitor = context.socket(ZmqType::Pair)?;
         monitor.set_linger(0)?;
-        // With a limit libzmq's thread would wait for us when many come at once.
+        // With a limit, libzmq's thread would block during a burst of connections.
         monitor.set_rcvhwm(0)?;
         monitor.connect(ENDPOINT)?;
         let descriptor = monitor.get_fd()?;
@@ -106,22 +106,22 @@ impl Guard {
             token: ANY,
             traffic: Traffic::new()?,
             senders: 0,
-            most: MAX_SENDERS,
-            rejected: 0,
+            max_senders: MAX_SENDERS,
+            accept_failures: 0,
             next: None,
             memory: None,
         };
-        // libzmq tells only those of something new who have asked and got nothing.
+        // libzmq signals new events only after a read that found none.
         guard.count();
         Ok(guard)
     }
 
-    /// Lets so many senders be connected at a time.
-    pub(super) fn limit_senders(&mut self, most: usize) {
-        self.most = most.min(MAX_SENDERS);
+    /// Sets the maximum number of connected senders.
+    pub(super) fn limit_senders(&mut self, limit: usize) {
+        self.max_senders = limit.min(MAX_SENDERS);
     }
 
-    /// Has `token` reported when [`wake`](Self::wake) is to be called.
+    /// Registers with `token` the events that call for [`wake`](Self::wake).
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -130,9 +130,9 @@ impl Guard {
         registry.register(&mut SourceFd(&self.descriptor), token, Interest::READABLE)
     }
 
-    /// A sender has connected, disconnected or sent something. `unaccounted`: what the process takes
-    /// beyond what is accounted for. It is checked a moment later, so that a whole burst of PHP
-    /// processes costs one check.
+    /// A sender has connected, disconnected or sent something. Schedules a check a moment later, so
+    /// that a whole burst of PHP processes costs one check. `unaccounted` returns the memory of the
+    /// process that is not accounted for.
     pub(super) fn wake(&mut self, now: Time, registry: &Registry, unaccounted: impl Fn() -> usize) {
         if self.next.is_none() {
             self.next = Some(now.after(INTERVAL));
@@ -145,13 +145,13 @@ impl Guard {
         self.next
     }
 
-    /// Whether any sender is connected, as far as the last check has seen.
+    /// Whether the last check found connected senders.
     pub(super) fn has_senders(&self) -> bool {
         self.senders > 0
     }
 
-    /// Checks, if it is time.
-    pub(super) fn look(
+    /// Checks the limits, if a check is due.
+    pub(super) fn check(
         &mut self,
         now: Time,
         registry: &Registry,
@@ -159,7 +159,7 @@ impl Guard {
     ) -> Option<Excess> {
         self.next.take_if(|next| *next <= now)?;
         let have_connected = self.count();
-        if std::mem::take(&mut self.rejected) > 0 {
+        if std::mem::take(&mut self.accept_failures) > 0 {
             return Some(Excess::Descriptors(self.senders));
         }
         if self.senders == 0 {
@@ -167,8 +167,8 @@ impl Guard {
             self.traffic.is_incomplete = false;
             return None;
         }
-        if self.senders > self.most {
-            return Some(Excess::Senders(self.senders, self.most));
+        if self.senders > self.max_senders {
+            return Some(Excess::Senders(self.senders, self.max_senders));
         }
         let have_sent = self.traffic.take();
         let has_grown = match self.check_memory(unaccounted) {
@@ -182,27 +182,27 @@ impl Guard {
         None
     }
 
-    /// Whether libzmq holds much more than at the last check.
+    /// Whether the memory of libzmq has grown considerably since the last check.
     fn check_memory(&mut self, unaccounted: impl Fn() -> usize) -> Result<bool, Excess> {
-        let mut taken = unaccounted();
-        let memory = self.memory.get_or_insert(Memory::before(taken));
-        if taken > memory.before + MAX_ZEROMQ {
-            // It may be memory that was freed, and that the allocator keeps.
+        let mut used = unaccounted();
+        let memory = self.memory.get_or_insert(Memory::before(used));
+        if used > memory.before + MAX_ZEROMQ {
+            // This may be freed memory that the allocator keeps.
             sys::trim_heap();
-            taken = unaccounted();
+            used = unaccounted();
         }
-        let held = taken.saturating_sub(memory.before);
-        if held > MAX_ZEROMQ {
-            return Err(Excess::Memory(held));
+        let by_libzmq = used.saturating_sub(memory.before);
+        if by_libzmq > MAX_ZEROMQ {
+            return Err(Excess::Memory(by_libzmq));
         }
-        Ok(taken > std::mem::replace(&mut memory.last, taken) + GROWTH)
+        Ok(used > std::mem::replace(&mut memory.last, used) + GROWTH)
     }
 
-    /// Takes note of who has connected and disconnected; whether any has connected.
+    /// Updates the number of senders. Returns whether any has connected.
     fn count(&mut self) -> bool {
         let mut have_connected = false;
         let mut new = BTreeSet::new();
-        // The event's number and a value, then the address.
+        // Each event has two parts: its number with a value, and the address.
         while let Ok(event) = self.monitor.recv_msg(zmq::DONTWAIT) {
             let (Some(number), Some(value)) = (event.first_chunk::<2>(), event.last_chunk::<4>())
             else {
@@ -216,7 +216,7 @@ impl Guard {
                     have_connected = true;
                     new.insert(value);
                 }
-                ACCEPT_FAILED => self.rejected += 1,
+                ACCEPT_FAILED => self.accept_failures += 1,
                 DISCONNECTED => {
                     self.senders = self.senders.saturating_sub(1);
                     new.remove(&value);
@@ -240,13 +240,13 @@ impl Traffic {
         Ok(Self { poll: Poll::new()?, events, is_armed: false, is_incomplete: false })
     }
 
-    /// Reports the data of a connection that libzmq has accepted. Its thread may have closed it
-    /// meanwhile: then the number is free, or belongs to another file, whose data leads to checks in
-    /// vain until it is closed. The epoll of the event loop is not affected.
+    /// Adds a connection that libzmq has accepted. libzmq's thread may have closed it meanwhile:
+    /// then the descriptor is free, or it is another file and its data causes needless checks until
+    /// it is closed. The epoll instance of the event loop is not affected.
     fn add(&mut self, descriptor: RawFd) {
         let mut source = SourceFd(&descriptor);
         let added = self.poll.registry().register(&mut source, ANY, Interest::READABLE);
-        // The kernel has no memory for it, or the user has too many.
+        // The kernel is out of memory, or the user has reached `max_user_watches`.
         self.is_incomplete |= added.is_err_and(|error| {
             error.kind() == ErrorKind::OutOfMemory || error.raw_os_error() == Some(libc::ENOSPC)
         });
@@ -258,7 +258,7 @@ impl Traffic {
         polled.is_err() || !self.events.is_empty()
     }
 
-    /// Has the event loop wait for it. What has arrived already is reported at once.
+    /// Makes the event loop wait for data. Data that has already arrived is reported immediately.
     fn arm(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         if self.is_incomplete {
             return Err(ErrorKind::OutOfMemory.into());
@@ -277,7 +277,7 @@ impl Traffic {
 }
 
 impl Memory {
-    fn before(taken: usize) -> Self {
-        Self { before: taken, last: taken }
+    fn before(used: usize) -> Self {
+        Self { before: used, last: used }
     }
 }

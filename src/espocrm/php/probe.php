@@ -1,8 +1,8 @@
 <?php
-// Run by espocrm-websocket in EspoCRM's root: prints the settings of this EspoCRM as EspoCRM itself
-// sees them, in one line of JSON. Written for PHP 5.6 and later.
+// Run by espocrm-websocket in EspoCRM's root directory. Prints the settings of this EspoCRM, as its
+// own code reads them, in one line of JSON. Written for PHP 5.6 and later.
 
-// What EspoCRM's commands answer counts only if PHP's command line runs them.
+// EspoCRM's commands answer reliably only if PHP's command line runs them.
 if (PHP_SAPI !== 'cli') {
     echo "\nespocrm-websocket-sapi:" . PHP_SAPI . "\n";
     exit(1);
@@ -38,13 +38,13 @@ foreach (array(
 
 $metadata = $container->get('metadata');
 
-// Without EspoCRM's cache the daemon would not notice that a type was added.
+// Without EspoCRM's cache the daemon could not detect new entity types.
 $entityTypes = null;
 if ($config->get('useCache')) {
     $entityTypes = array_map('strval', array_keys((array) $metadata->get(array('entityDefs'))));
 }
 
-$facts = array(
+$settings = array(
     'php' => PHP_VERSION,
     'opcache' => extension_loaded('Zend OPcache'),
     'parameters' => $parameters,
@@ -52,7 +52,7 @@ $facts = array(
     'entityTypes' => $entityTypes,
 );
 
-// Whatever EspoCRM or PHP has printed so far is not ours.
+// Discard all output of EspoCRM and PHP so far.
 while (ob_get_level() > 0) {
     ob_end_clean();
 }
@@ -62,4 +62,4 @@ if (defined('JSON_INVALID_UTF8_SUBSTITUTE')) {
     $options |= JSON_INVALID_UTF8_SUBSTITUTE;
 }
 
-echo "\nespocrm-websocket-probe:" . json_encode($facts, $options) . "\n";
+echo "\nespocrm-websocket-probe:" . json_encode($settings, $options) . "\n";

@@ -1,19 +1,19 @@
 <?php
-// Run by espocrm-websocket as the router of `php -S` in EspoCRM's root: answers access checks, each
-// as `php command.php` would, in a process whose opcache keeps EspoCRM's code. Each request starts
-// from nothing, as each run of PHP does. Written for PHP 7.2 and later.
+// Run by espocrm-websocket as the router of `php -S` in EspoCRM's root directory. Answers access
+// checks like `php command.php`, in a process that keeps EspoCRM's code in opcache. Each request
+// starts with a clean state, like each run of PHP. Written for PHP 7.2 and later.
 //
-// Asked by POST / with the headers X-Secret and X-Nonce and a body that is the JSON list of the words
-// after `php command.php`. Answers 200 with X-Nonce, X-Exit-Status and what the command has printed.
-// X-Compared of the last answer, sent with the next request, saves work: see compare().
-// An answer without X-Exit-Status says that the command must be asked itself.
+// Request: POST / with the headers X-Secret and X-Nonce; the body is a JSON list of the arguments
+// of `php command.php`. Response: 200 with X-Nonce, X-Exit-Status and the command's output. A client
+// that sends back X-Compared of the previous response saves work: see compare(). A response without
+// X-Exit-Status means that the daemon must run the plain command.
 
 namespace EspocrmWebsocket;
 
-/** Collects what the command prints, and answers when everything has ended. */
+/** Collects the command's output, and responds at the very end of the request. */
 final class Answer
 {
-    // What is longer is no verdict.
+    // Longer output cannot be a verdict.
     const MAX_OUTPUT = 1048576;
 
     private static $nonce;
@@ -23,35 +23,35 @@ final class Answer
     private static $isOver = false;
     private static $failure = 500;
 
-    /** Refuses a request before anything of EspoCRM has run. */
-    public static function refuse($code)
+    /** Rejects a request before any code of EspoCRM has run. */
+    public static function reject($code)
     {
         http_response_code($code);
         exit;
     }
 
-    /** From here on everything that is printed is the command's. */
+    /** From now on, all output belongs to the command. */
     public static function begin($nonce, $compared)
     {
         self::$nonce = $nonce;
         self::$compared = $compared;
-        // The daemon tells by this a check that takes long from a worker that accepts no requests.
+        // With this notice the daemon distinguishes a slow check from a blocked worker.
         fwrite(STDERR, 'espocrm-websocket begins ' . $nonce . "\n");
-        // Called for each piece that is printed.
+        // Called for each piece of output.
         ob_start(array(__CLASS__, 'collect'), 1);
     }
 
-    /** The command has come back with this status, if nothing that follows it fails. */
+    /** The command has returned this status. It counts only if no later code fails. */
     public static function end($status)
     {
-        // The last to be called: not at all if another one calls exit().
+        // Called last, and not at all if another shutdown function calls exit().
         register_shutdown_function(function () use ($status) {
             self::$status = $status & 255;
         });
     }
 
-    /** This EspoCRM is not one that can be asked in this way. */
-    public static function cannot()
+    /** Ends the request: a worker cannot run the commands of this EspoCRM. */
+    public static function unsupported()
     {
         self::$failure = 501;
         exit;
@@ -70,7 +70,7 @@ final class Answer
             return '';
         }
         self::$isOver = true;
-        // The command has done away with our buffer, or flushed: it is too late for a status.
+        // The command has removed the output buffer or flushed: headers can no longer be sent.
         if (headers_sent()) {
             return '';
         }
@@ -99,7 +99,7 @@ final class Answer
     }
 }
 
-/** The words of the request's command, if it is one that may be asked. */
+/** Validates the request. Returns the nonce and the command's arguments. */
 function take()
 {
     $secret = getenv('ESPOCRM_WEBSOCKET_SECRET');
@@ -109,46 +109,47 @@ function take()
     };
 
     if (!is_string($secret) || $secret === '' || !hash_equals($secret, $header('HTTP_X_SECRET'))) {
-        Answer::refuse(403);
+        Answer::reject(403);
     }
     if ($header('REQUEST_METHOD') !== 'POST') {
-        Answer::refuse(405);
+        Answer::reject(405);
     }
     if ($header('REQUEST_URI') !== '/') {
-        Answer::refuse(404);
+        Answer::reject(404);
     }
     $nonce = $header('HTTP_X_NONCE');
     if (!preg_match('/^[0-9A-Za-z]{1,64}$/D', $nonce)) {
-        Answer::refuse(400);
+        Answer::reject(400);
     }
     $words = json_decode((string) file_get_contents('php://input'), false, 2);
     if (!is_array($words) || $words === array()) {
-        Answer::refuse(400);
+        Answer::reject(400);
     }
     foreach ($words as $word) {
-        // No argument of a process holds a zero.
+        // Arguments of a process cannot contain NUL.
         if (!is_string($word) || strpos($word, "\0") !== false) {
-            Answer::refuse(400);
+            Answer::reject(400);
         }
     }
     if ($words[0] === '' || !in_array($words[0], $commands, true)) {
-        Answer::refuse(403);
+        Answer::reject(403);
     }
-    // This server does not run them, the command line does.
+    // The command line runs these files, this server does not.
     if (ini_get('auto_prepend_file') != '' || ini_get('auto_append_file') != '') {
-        Answer::refuse(501);
+        Answer::reject(501);
     }
 
     return array($nonce, $words);
 }
 
 /**
- * Drops compiled files that have changed although their modification time is the same, as after
- * `rsync -t` or when a directory was replaced: opcache compares nothing but that time. Nobody can
- * set the change time. A file may be another one if it, or a directory above it, has changed since
- * opcache used it last.
+ * Invalidates compiled files that have changed while their modification time is the same, such as
+ * after `rsync -t` or if a directory was replaced: opcache compares only that time. The change time
+ * (ctime) cannot be set. A file may be a different one if it, or a directory above it, has changed
+ * since opcache last used it.
  *
- * This takes 1 to 3 ms, so it is not repeated within a second. Returns when it was done.
+ * This takes 1 to 3 ms and is therefore not repeated within a second. Returns the time of the last
+ * comparison.
  */
 function compare()
 {
@@ -160,11 +161,11 @@ function compare()
     if (!extension_loaded('Zend OPcache') || !ini_get('opcache.enable')) {
         return $now;
     }
-    // Unless they are disabled.
+    // php.ini may disable these functions.
     $canAsk = function_exists('opcache_get_status') && function_exists('opcache_invalidate');
     $status = $canAsk ? @opcache_get_status(true) : false;
     if ($status === false) {
-        Answer::refuse(501);
+        Answer::reject(501);
     }
     $scripts = isset($status['scripts']) ? $status['scripts'] : array();
     $root = (string) realpath($_SERVER['DOCUMENT_ROOT']);
@@ -172,7 +173,7 @@ function compare()
     foreach ($scripts as $script) {
         $path = $script['full_path'];
         $changed = $path === __FILE__ ? false : @filectime($path);
-        // opcache itself finds a file missing.
+        // opcache itself detects missing files.
         if ($changed === false) {
             continue;
         }
@@ -180,7 +181,7 @@ function compare()
         if (strncmp($dir . '/', $root . '/', strlen($root) + 1) === 0) {
             $changed = max($changed, changeTime($dir, $root, $known));
         }
-        // What was used in the second after the last comparison was not compared before.
+        // + 1: within one second after a comparison, files are used without being compared.
         if ($changed + 1 >= $script['last_used_timestamp']) {
             opcache_invalidate($path, true);
         }
@@ -191,7 +192,7 @@ function compare()
     return $now;
 }
 
-/** When a directory or one above it, up to the root, has changed or was moved. */
+/** The latest change or move of a directory or a directory above it, up to the root. */
 function changeTime($dir, $root, array &$known)
 {
     if (!isset($known[$dir])) {
@@ -204,7 +205,7 @@ function changeTime($dir, $root, array &$known)
     return $known[$dir];
 }
 
-/** Makes everything look as it does for `php command.php`. */
+/** Prepares the same environment as for `php command.php`. */
 function prepare(array $words)
 {
     $root = $_SERVER['DOCUMENT_ROOT'];
@@ -226,12 +227,12 @@ function prepare(array $words)
     $_SERVER['argc'] = $GLOBALS['argc'] = count($arguments);
     $_GET = $_POST = $_COOKIE = $_FILES = $_REQUEST = array();
 
-    // The command line's alone. EspoCRM prints by STDOUT.
+    // Only PHP's command line defines these constants. EspoCRM prints with STDOUT.
     define('STDIN', fopen('php://stdin', 'rb'));
     define('STDOUT', fopen('php://output', 'wb'));
     define('STDERR', fopen('php://stderr', 'wb'));
 
-    // Only the command line prints errors elsewhere than on its output.
+    // Only the command line can print errors to standard error.
     if (strtolower((string) ini_get('display_errors')) === 'stderr') {
         ini_set('display_errors', '0');
     }
@@ -239,7 +240,7 @@ function prepare(array $words)
     chdir($root);
 }
 
-/** Runs the command as EspoCRM's own runner does; returns its exit status. */
+/** Runs the command like EspoCRM's own runner. Returns its exit status. */
 function run()
 {
     $runner = 'Espo\Core\ApplicationRunners\Command';
@@ -250,10 +251,10 @@ function run()
         || !method_exists('Espo\Core\Application', 'setupSystemUser')
         || !method_exists($class, 'run')
     ) {
-        Answer::cannot();
+        Answer::unsupported();
     }
     $application = new \Espo\Core\Application();
-    // Later versions leave this to the command manager.
+    // In later versions the command manager does this.
     $runner = new \ReflectionClass($runner);
     if ($runner->getStaticPropertyValue('setupSystemUser', false)) {
         $application->setupSystemUser();
@@ -270,7 +271,7 @@ function run()
     }
 }
 
-// No variable of ours is left to the command: these are the global ones.
+// In a function, so that no variables remain in the global scope of the command.
 call_user_func(function () {
     list($nonce, $words) = take();
     $compared = compare();

@@ -1,4 +1,4 @@
-//! The last warnings and errors, for an administrator who asks the daemon and not its log.
+//! The last warnings and errors, for the status in the control socket.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -12,28 +12,28 @@ use crate::platform::clock;
 pub struct Line {
     /// When it was logged, in milliseconds since 1970.
     pub at: u64,
-    /// How bad it is.
+    /// Its level.
     pub level: Level,
-    /// Its beginning.
+    /// Its text, which may be truncated.
     pub text: String,
 }
 
-/// So many are kept.
+/// The number of lines.
 const LINES: usize = 10;
 
-/// Bytes of each that are kept.
+/// Bytes of a line.
 const MAX_TEXT: usize = 300;
 
 static LAST: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
 
-/// The last ones, in their order.
+/// The last lines, oldest first.
 #[must_use]
 pub fn last() -> Vec<Line> {
     LAST.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
 }
 
 pub(super) fn keep(level: Level, text: String) {
-    let line = Line { at: clock::unix_millis(), level, text: cut(text) };
+    let line = Line { at: clock::unix_millis(), level, text: truncate(text) };
     let mut lines = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     if lines.len() >= LINES {
         lines.pop_front();
@@ -41,8 +41,8 @@ pub(super) fn keep(level: Level, text: String) {
     lines.push_back(line);
 }
 
-/// The beginning of a text that is too long.
-fn cut(mut text: String) -> String {
+/// Truncates a text that is too long.
+fn truncate(mut text: String) -> String {
     if text.len() > MAX_TEXT {
         let end = (0..=MAX_TEXT - 4).rev().find(|end| text.is_char_boundary(*end));
         text.truncate(end.unwrap_or(0));
@@ -57,9 +57,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_ones_are_kept_and_cut() {
-        assert_eq!(cut("x".repeat(300)).len(), 300);
-        assert_eq!(cut("ä".repeat(300)), "ä".repeat(148) + " ...");
+    fn the_last_lines_are_kept_and_truncated() {
+        assert_eq!(truncate("x".repeat(300)).len(), 300);
+        assert_eq!(truncate("ä".repeat(300)), "ä".repeat(148) + " ...");
         for number in 0..15 {
             keep(Level::Warn, number.to_string());
         }

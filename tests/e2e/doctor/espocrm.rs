@@ -24,7 +24,7 @@ fn a_configuration_file_that_makes_no_sense() {
     diagnosis.unknown("espocrm", &["configuration"]);
     diagnosis.unknown("public-url", &[]);
     // The machine is looked at all the same.
-    diagnosis.good("selinux", "not in force");
+    diagnosis.good("selinux", "not enforcing");
 }
 
 #[test]
@@ -32,11 +32,11 @@ fn a_directory_without_espocrm() {
     let site = Site::healthy();
     let diagnosis = Diagnosis::of(&site.run_with(&["--espocrm", "/nonexistent"], &["--json"]));
     diagnosis.only_failure("espocrm", &["/nonexistent", "--espocrm DIR"]);
-    diagnosis.unknown("php", &["no EspoCRM"]);
+    diagnosis.unknown("php", &["no usable EspoCRM"]);
     let empty = site.at("/run");
     let espocrm = ["--espocrm", empty.to_str().unwrap()];
     Diagnosis::of(&site.run_with(&espocrm, &["--json"]))
-        .only_failure("espocrm", &["holds no bootstrap.php"]);
+        .only_failure("espocrm", &["contains no bootstrap.php"]);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn a_user_who_may_not_read_it() {
     command.args(["doctor", "--json", "--config", "/dev/null"]);
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
-    diagnosis.first_failure("espocrm", &["may not be read by this user"]);
+    diagnosis.first_failure("espocrm", &["is not readable by this user"]);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn another_user_than_its_owner() {
     let diagnosis = Diagnosis::of(&run(command));
     diagnosis.warning("espocrm", &["Run the doctor as root"]);
     // Not whether the service's user can, and no advice to give data/ to this user.
-    diagnosis.unknown("data", &["cannot write into EspoCRM's data", "only if root runs"]);
+    diagnosis.unknown("data", &["cannot write to EspoCRM's data", "run the doctor as root"]);
     for step in &diagnosis.steps {
         assert!(!step.fix.contains("chown"), "{step:?}");
     }
@@ -97,7 +97,7 @@ fn people_get_one_line_for_all_that_needs_an_espocrm() {
     let output = site.run_with(&["--espocrm", "/nonexistent"], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     let skipped: Vec<_> = text.lines().filter(|line| line.starts_with('\u{2013}')).collect();
-    assert_eq!(skipped, ["\u{2013} 26 steps were skipped: no EspoCRM was found"], "{text}");
+    assert_eq!(skipped, ["\u{2013} 26 steps were skipped: no usable EspoCRM was found"], "{text}");
 }
 
 #[test]
@@ -144,12 +144,12 @@ fn a_certificate_that_the_services_user_cannot_read() {
     let issued = authority.issue("server", EC);
     let mut site = Site::without_proxy();
     crate::tls::secure(&mut site.standin, &issued);
-    site.examine().good("tls", "nobody can read the certificate");
+    site.examine().good("tls", "nobody can read the TLS certificate");
     shell("chmod 600 \"$0\"", &issued.key);
     let diagnosis = site.examine();
-    let parts = ["server.key: user nobody has no permission", "deploy hook", "does not start"];
+    let parts = ["server.key: user nobody has no permission", "deploy hook", "cannot start"];
     diagnosis.first_failure("tls", &parts);
-    diagnosis.failure("daemon", &["cannot start as long as TLS fails"]);
+    diagnosis.failure("daemon", &["cannot start while TLS fails"]);
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn espocrm_that_does_not_start() {
         let diagnosis = site.examine();
         diagnosis.only_failure("espocrm-settings", &["data/logs"]);
         diagnosis.good("php", "with opcache");
-        diagnosis.unknown("enabled", &["could not be asked"]);
+        diagnosis.unknown("enabled", &["could not be read"]);
     }
 }
 

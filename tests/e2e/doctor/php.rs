@@ -80,7 +80,7 @@ fn a_check_that_fails() {
         site.standin.set("failure", failure);
         let diagnosis = site.examine();
         diagnosis.only_failure("check", &[said, "AuthTokenCheck x y", "data/logs"]);
-        diagnosis.unknown("worker", &["plain check"]);
+        diagnosis.unknown("worker", &["plain command"]);
     }
 }
 
@@ -95,7 +95,7 @@ fn a_check_that_takes_long() {
 fn a_check_that_lets_everybody_in() {
     let site = Site::healthy();
     std::fs::write(site.standin.path().join("command.php"), "<?php echo 'doctor';").unwrap();
-    site.examine().failure("check", &["A wrong token was accepted"]);
+    site.examine().failure("check", &["accepted an invalid token"]);
 }
 
 #[test]

@@ -47,9 +47,9 @@ fn a_daemon_that_does_not_run() {
     diagnosis.good("zeromq-port", "is free");
     diagnosis.unknown("control", &["does not answer"]);
     diagnosis.unknown("message", &["does not answer"]);
-    diagnosis.failure("public-url", &["502", "does not reach the daemon"]);
+    diagnosis.failure("public-url", &["502", "cannot reach the daemon"]);
     diagnosis.good("loop", "arrives");
-    diagnosis.unknown("open-files", &["no daemon"]);
+    diagnosis.unknown("open-files", &["no running daemon"]);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_daemon_that_hangs() {
     daemon.signal("STOP");
     let diagnosis = site.examine();
     daemon.signal("CONT");
-    diagnosis.first_failure("daemon", &["does not answer as it should", "systemctl restart"]);
+    diagnosis.first_failure("daemon", &["does not answer correctly", "systemctl restart"]);
     diagnosis.good("port", "espocrm-websocket");
 }
 
@@ -125,9 +125,9 @@ fn endpoints_that_do_not_meet() {
     };
     let diagnosis = submission("tcp://localhost:1");
     diagnosis.only_failure("zeromq", &["the ports differ", "webSocketZeroMQSubmissionDsn"]);
-    diagnosis.unknown("message", &["not certain"]);
-    submission("ipc:///tmp/none").only_failure("zeromq", &["different kinds"]);
-    submission(&format!("tcp://*:{port}")).only_failure("zeromq", &["* is none"]);
+    diagnosis.unknown("message", &["a different endpoint"]);
+    submission("ipc:///tmp/none").only_failure("zeromq", &["transports differ"]);
+    submission(&format!("tcp://*:{port}")).only_failure("zeromq", &["needs a host name"]);
     submission(&format!("tcp://192.0.2.1:{port}")).only_failure("zeromq", &["another machine"]);
     submission(&format!("tcp://127.0.0.2:{port}")).only_failure("zeromq", &["addresses differ"]);
     submission(&format!("tcp://0.0.0.0:{port}")).only_warning("zeromq", &["127.0.0.1"]);
@@ -151,7 +151,7 @@ fn a_port_for_messages_that_others_reach() {
     diagnosis.failure("zeromq-exposure", &["Other machines", "tcp://127.0.0.1:5555"]);
     site.put("/.dockerenv", "");
     let diagnosis = site.examine();
-    diagnosis.warning("zeromq-exposure", &["publish it nowhere"]);
+    diagnosis.warning("zeromq-exposure", &["do not publish"]);
 }
 
 #[test]
@@ -187,6 +187,6 @@ fn a_daemon_with_other_settings_or_without_a_control_socket() {
     std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
     let diagnosis = site.examine();
     diagnosis.unknown("control", &["control is off"]);
-    diagnosis.good("message", "is taken");
+    diagnosis.good("message", "is received");
     assert_eq!(diagnosis.status, 0);
 }

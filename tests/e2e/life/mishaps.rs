@@ -192,6 +192,6 @@ fn an_espocrm_without_data_is_none() {
     command.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let output = run(command);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("has no directory data"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no data directory"));
     assert!(!standin.path().join("data").exists(), "root: {}", is_root());
 }

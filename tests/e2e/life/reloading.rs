@@ -121,7 +121,7 @@ fn an_espocrm_that_is_broken_keeps_its_settings() {
         (
             &|it| it.write_raw("config.php", "<?php return ["),
             &|it| it.config("useWebSocket", true),
-            "status 255 and said: PHP Parse error",
+            "status 255 and printed: PHP Parse error",
         ),
         (
             &|it| away(it, "bootstrap.php", "away"),
@@ -131,12 +131,12 @@ fn an_espocrm_that_is_broken_keeps_its_settings() {
         (
             &|it| it.set("probe-failure", "noise"),
             &|it| it.unset("probe-failure"),
-            "status 0 and said: Notice",
+            "status 0 and printed: Notice",
         ),
         (
             &|it| it.set("probe-failure", "killed"),
             &|it| it.unset("probe-failure"),
-            "PHP died of signal 9",
+            "PHP was killed by signal 9",
         ),
         (&|it| away(it, "php", "away"), &|it| away(it, "away", "php"), "PHP could not be started"),
         (
@@ -192,7 +192,7 @@ fn a_php_that_hangs_keeps_the_settings_and_delays_nobody_who_is_there() {
     command.args(["run", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let output = run(command);
     assert_eq!(output.status.code(), Some(1));
-    let hangs = "did not tell its settings within 30 s";
+    let hangs = "PHP did not end within 30 s";
     assert!(String::from_utf8_lossy(&output.stderr).contains(hangs), "{output:?}");
 
     let error = daemon.wait_for(hangs);

@@ -27,7 +27,7 @@ fn every_setting_is_shown_with_its_default() {
         assert_eq!(row(&shown, name), (value, source), "{name}");
     }
     let root = standin.path().canonicalize().unwrap();
-    let head = format!("file            /dev/null\nroot            {}\n", root.display());
+    let head = format!("file              /dev/null\nroot              {}\n", root.display());
     assert!(shown.starts_with(&head), "{shown}");
     let (_, categories) = shown.split_once("\ncategories\n").unwrap();
     assert_eq!(categories.lines().count(), 6, "{categories}");

@@ -87,8 +87,8 @@ fn a_directory_that_is_no_espocrm_is_explained() {
     std::fs::remove_file(half.path().join("command.php")).unwrap();
     for (dir, words) in [
         (Path::new("/nonexistent"), ["/nonexistent", "No such file", "--espocrm DIR"]),
-        (empty.path(), ["holds no bootstrap.php", "not EspoCRM's root", "/var/www/html"]),
-        (half.path(), ["holds no command.php", "not EspoCRM's root", "--espocrm DIR"]),
+        (empty.path(), ["contains no bootstrap.php", "not EspoCRM's root", "/var/www/html"]),
+        (half.path(), ["contains no command.php", "not EspoCRM's root", "--espocrm DIR"]),
     ] {
         let mut command = command();
         command.args(["run", "--config", "/dev/null", "--espocrm"]).arg(dir);
@@ -119,11 +119,11 @@ fn a_php_that_cannot_be_started_is_explained() {
 #[test]
 fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
     for (failure, words) in [
-        ("exit255", "PHP ended with status 255, without a word"),
-        ("error", "PHP ended with status 1 and said: Error: SQLSTATE"),
-        ("killed", "PHP died of signal 9"),
-        ("noise", "PHP ended with status 0 and said: Notice: something else"),
-        ("crash", "PHP ended with status 255 and said: PHP Fatal error"),
+        ("exit255", "PHP ended with status 255 (no output)"),
+        ("error", "PHP ended with status 1 and printed: Error: SQLSTATE"),
+        ("killed", "PHP was killed by signal 9"),
+        ("noise", "PHP ended with status 0 and printed: Notice: something else"),
+        ("crash", "PHP ended with status 255 and printed: PHP Fatal error"),
     ] {
         let standin = Standin::new();
         standin.set("probe-failure", failure);
@@ -142,9 +142,9 @@ fn files_that_may_not_be_read_are_explained() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     for (file, words) in [
-        ("bootstrap.php", ["bootstrap.php may not be read by this user", "Run", "as the owner of"]),
-        ("command.php", ["command.php may not be read by this user", "Run", "as the owner of"]),
-        ("data/config.php", ["could not tell its settings", "config.php", "Permission denied"]),
+        ("bootstrap.php", ["bootstrap.php is not readable by this user", "Run", "as the owner of"]),
+        ("command.php", ["command.php is not readable by this user", "Run", "as the owner of"]),
+        ("data/config.php", ["Cannot read the settings", "config.php", "Permission denied"]),
         ("own.toml", ["own.toml", "Permission denied", ""]),
     ] {
         let standin = Standin::new();
@@ -168,7 +168,7 @@ fn a_port_for_browsers_that_is_taken_is_named_with_its_parameter() {
     std::fs::write(&file, format!("listen = '{address}'")).unwrap();
     for (flags, parameter) in [
         (&["--listen", &address.to_string()][..], "The port is set by --listen"),
-        (&["--config", file.to_str().unwrap()], "The port is set by our configuration file"),
+        (&["--config", file.to_str().unwrap()], "The port is set by the configuration file"),
     ] {
         expect_refusal(at(&standin, flags), &[&served, &find, parameter]);
     }

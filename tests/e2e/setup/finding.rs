@@ -24,7 +24,7 @@ fn the_only_espocrm_is_found_wherever_it_is() {
     ] {
         let machine = Machine::new();
         machine.espocrm(dir);
-        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir}, as user web")]);
+        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir}, user web")]);
         expect(&machine.text(CONFIG), &[&format!("\nespocrm = \"{dir}\"\n")]);
         assert_eq!(machine.written(), [CONFIG, DROP_IN]);
     }
@@ -87,7 +87,7 @@ fn without_an_espocrm_nothing_is_written() {
     expect(&machine.setup(&[]).unwrap_err(), &words);
     expect(&machine.setup(&["--at-install"]).unwrap(), &words);
     let error = machine.setup(&["--espocrm", "/var/www/half"]).unwrap_err();
-    expect(&error, &["/var/www/half holds no command.php"]);
+    expect(&error, &["/var/www/half contains no command.php"]);
     let error = machine.setup(&["--espocrm", "/nonexistent"]).unwrap_err();
     expect(&error, &["/nonexistent: No such file"]);
     assert!(machine.written().is_empty());

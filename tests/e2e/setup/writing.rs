@@ -21,7 +21,8 @@ fn what_was_written_can_be_run_with() {
     let mut config = command();
     config.arg("config").arg("--config").arg(machine.at(CONFIG));
     let shown = String::from_utf8(run(config).stdout).unwrap();
-    let head = format!("file            {}\nroot            {dir}\n", machine.at(CONFIG).display());
+    let head =
+        format!("file              {}\nroot              {dir}\n", machine.at(CONFIG).display());
     assert!(shown.starts_with(&head), "{shown}");
 }
 
@@ -55,10 +56,10 @@ fn every_user_can_read_the_settings() {
 fn a_second_time_nothing_is_written() {
     let machine = Machine::new();
     machine.espocrm("/var/www/html");
-    expect(&machine.setup(&["--at-install"]).unwrap(), &[CONFIG, DROP_IN, "as user web"]);
+    expect(&machine.setup(&["--at-install"]).unwrap(), &[CONFIG, DROP_IN, "user web"]);
     let files = [CONFIG, DROP_IN].map(|path| machine.at(path).metadata().unwrap().ino());
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
-    expect(&machine.setup(&[]).unwrap(), &["left as they were"]);
+    expect(&machine.setup(&[]).unwrap(), &["settings (unchanged)"]);
     assert_eq!(files, [CONFIG, DROP_IN].map(|path| machine.at(path).metadata().unwrap().ino()));
     // An upgrade that writes another drop-in says so.
     machine.put(DROP_IN, "[Service]\nUser=old\n");

@@ -25,7 +25,7 @@ fn it_is_red_at_the_limit_of_connections() {
     expect_red(&control, "The limit of 2 connections is reached.");
     assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 0\n"));
     let screen = control.say(&["status"]);
-    assert!(screen.contains("TROUBLE       The limit of 2 connections is reached."), "{screen}");
+    assert!(screen.contains("PROBLEM       The limit of 2 connections is reached."), "{screen}");
     drop(tabs);
     expect_green(&control);
 }

@@ -138,6 +138,6 @@ fn at_the_port_for_metrics_there_are_two_paths() {
     let other = Standin::new();
     let mut second =
         crate::support::Daemon::start_with(&other, &["--metrics", &metrics.to_string()]);
-    second.wait_for(&format!("Metrics are not served at {metrics}"));
+    second.wait_for(&format!("Cannot serve metrics at {metrics}"));
     second.connect("bob");
 }

@@ -31,7 +31,7 @@ fn the_socket_is_for_root_and_the_daemons_user_only() {
         errors(&output)
     };
     let told = as_nobody();
-    assert!(told.contains("do it as root, or as the daemon's user"), "{told}");
+    assert!(told.contains("run the command as root, or as the daemon's user"), "{told}");
     // Whatever the file's mode is.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     let told = as_nobody();
@@ -78,17 +78,17 @@ fn what_is_in_the_way_stays_and_browsers_are_served_without_a_socket() {
     let path = Control::path(&standin);
     let expect_without = |why: &str| {
         let (mut daemon, _) = Control::start(&standin, &[]);
-        let line = daemon.wait_for("There is no control socket");
+        let line = daemon.wait_for("No control socket");
         assert!(line.contains(why) && line.contains("Set control to another path"), "{line}");
         daemon.connect("alice").expect_silence();
-        assert_eq!(daemon.count("no control socket"), 1);
+        assert_eq!(daemon.count("No control socket"), 1);
         daemon.stop("TERM");
     };
 
     let other = Standin::new();
     let flags = ["--control", path.to_str().unwrap()];
     let living = Daemon::start_with(&other, &flags);
-    expect_without("another daemon has it");
+    expect_without("another daemon uses it");
     assert!(Control::at(&path).get("/status").contains(&living.address.to_string()));
     living.stop("TERM");
 
@@ -96,12 +96,12 @@ fn what_is_in_the_way_stays_and_browsers_are_served_without_a_socket() {
     let busy = UnixListener::bind(&path).unwrap();
     let fill = |_| std::os::unix::net::UnixStream::connect(&path).unwrap();
     let _waiting: Vec<_> = (0..8).map(fill).collect();
-    expect_without("another daemon has it");
+    expect_without("another daemon uses it");
     drop(busy);
     fs::remove_file(&path).unwrap();
 
     fs::write(&path, "precious").unwrap();
-    expect_without("which is not a socket");
+    expect_without("that is not a socket");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 
@@ -111,10 +111,10 @@ fn the_directory_must_be_there_and_nobody_else_may_write_in_it() {
     let open = standin.path().join("open");
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
-    for (dir, why) in [("missing", "No such file"), ("open", "everybody may write in")] {
+    for (dir, why) in [("missing", "No such file"), ("open", "is world-writable")] {
         let path = standin.path().join(dir).join("control.sock");
         let mut daemon = Daemon::start_with(&standin, &["--control", path.to_str().unwrap()]);
-        let line = daemon.wait_for("There is no control socket");
+        let line = daemon.wait_for("No control socket");
         assert!(line.contains(why), "{line}");
         assert!(!path.exists());
         daemon.connect("alice").expect_silence();
@@ -169,8 +169,8 @@ fn run_by_hand_it_has_one_in_run_if_it_may() {
     command.env_remove("RUNTIME_DIRECTORY");
     let mut daemon = Daemon::spawn(command);
     if is_root() {
-        let line = daemon.wait_for("There is no control socket");
-        assert!(line.contains("/run/espocrm-websocket is not this user's"), "{line}");
+        let line = daemon.wait_for("No control socket");
+        assert!(line.contains("/run/espocrm-websocket does not belong to this user"), "{line}");
     }
 }
 

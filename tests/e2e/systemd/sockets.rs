@@ -147,7 +147,7 @@ fn what_is_no_listening_tcp_socket_is_explained() {
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let said = String::from_utf8(output.stderr).unwrap();
-        for words in ["A socket that systemd has opened for us cannot be used: ", "ListenStream="] {
+        for words in ["A socket passed by systemd cannot be used: ", "ListenStream="] {
             assert!(said.contains(words), "{words:?} is missing in: {said}");
         }
     }

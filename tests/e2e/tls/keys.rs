@@ -130,16 +130,19 @@ fn what_cannot_be_used_is_explained() {
         (&|_, issued| std::fs::remove_file(&issued.key).unwrap(), &["server.key: No such", KEY]),
         (
             &|_, issued| write(&issued.certificate, ""),
-            &["server.pem: it holds no cert", CERTIFICATE],
+            &["server.pem: it contains no cert", CERTIFICATE],
         ),
-        (&|_, issued| write(&issued.key, ""), &["server.key: it holds no private key", KEY]),
+        (&|_, issued| write(&issued.key, ""), &["server.key: it contains no private key", KEY]),
         (
             &|it, _| it.config(CERTIFICATE, "data"),
             &["/data: it is not a regular file", CERTIFICATE],
         ),
         (&|it, _| it.config(CERTIFICATE, ""), &["names no file", CERTIFICATE]),
-        (&|it, _| it.config(KEY, ""), &["server.pem: it holds no private key", CERTIFICATE, KEY]),
-        (&|it, _| it.config(KEY, other.to_str()), &["does not belong to the key", "server.pem"]),
+        (
+            &|it, _| it.config(KEY, ""),
+            &["server.pem: it contains no private key", CERTIFICATE, KEY],
+        ),
+        (&|it, _| it.config(KEY, other.to_str()), &["does not match the key", "server.pem"]),
         (
             &|_, issued| {
                 let text = std::fs::read_to_string(&issued.certificate).unwrap();
@@ -201,8 +204,8 @@ fn an_encrypted_key_that_cannot_be_decrypted_is_explained() {
     for (key, passphrase, words) in [
         ("modern", None, ["is encrypted", &format!("{PASSPHRASE} is not set")]),
         ("modern", Some(""), ["is encrypted", &format!("{PASSPHRASE} is not set")]),
-        ("legacy", Some(SECRET), ["encrypted in a format of the past", convert]),
-        ("legacy", None, ["encrypted in a format of the past", convert]),
+        ("legacy", Some(SECRET), ["legacy PEM encryption", convert]),
+        ("legacy", None, ["legacy PEM encryption", convert]),
         ("damaged", Some(SECRET), ["encrypted key is damaged", KEY]),
     ] {
         println!("{key} {passphrase:?}");

@@ -32,14 +32,14 @@ fn a_renewed_certificate_is_for_new_connections_and_old_ones_live_on() {
     // One that is broken changes nothing.
     let good = installed.der();
     std::fs::write(&installed.certificate, "renewal failed").unwrap();
-    daemon.reload("server.pem: it holds no certificate in PEM format");
+    daemon.reload("server.pem: it contains no certificate in PEM format");
     daemon.wait_for("Keeping the previous settings.");
     let mut third = alice(&daemon, &client);
     assert_eq!(third.stream.conn.peer_certificates().unwrap()[0], good);
     // So does one whose key is still the old one, as in the middle of a renewal.
     let half = authority.issue("half", EC);
     std::fs::copy(&half.certificate, &installed.certificate).unwrap();
-    daemon.reload("it does not belong to the key");
+    daemon.reload("it does not match the key");
     let fourth = alice(&daemon, &client);
     assert_eq!(fourth.stream.conn.peer_certificates().unwrap()[0], good);
     drop(fourth);
@@ -165,7 +165,7 @@ fn it_is_said_until_when_a_certificate_is_valid() {
     sign(&authority, 400);
     daemon.reload(&format!("is valid until {}.", end(&installed)));
     sign(&authority, 0);
-    let told = daemon.reload("is not valid since");
+    let told = daemon.reload("expired on");
     assert!(told.contains("[WARN ]") && told.contains(&end(&installed)), "{told}");
 }
 

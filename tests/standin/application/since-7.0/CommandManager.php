@@ -4,7 +4,7 @@ namespace Espo\Core\Console;
 
 use Espo\Core\Container;
 
-/** Runs commands in 7.0 and 7.1: there is no status. */
+/** Runs commands in 7.0 and 7.1, without a status. */
 class CommandManager
 {
     private $container;

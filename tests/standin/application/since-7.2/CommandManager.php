@@ -4,7 +4,7 @@ namespace Espo\Core\Console;
 
 use Espo\Core\Container;
 
-/** Runs commands from 7.2 to 9.1: there is a status, which says nothing of the verdict. */
+/** Runs commands from 7.2 to 9.1: the status does not depend on the verdict. */
 class CommandManager
 {
     private $container;

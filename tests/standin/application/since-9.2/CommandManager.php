@@ -4,7 +4,7 @@ namespace Espo\Core\Console;
 
 use Espo\Core\Container;
 
-/** Runs commands since 9.2: the status tells the verdict. */
+/** Runs commands since 9.2: the status is the verdict. */
 class CommandManager
 {
     private $container;

@@ -4,14 +4,14 @@ namespace Espo\Core;
 
 use Espo\Core\Console\Commands;
 
-/** Makes the container, and runs console commands. */
+/** Creates the container, and runs console commands. */
 class Application
 {
     private $container;
 
     public function __construct()
     {
-        // Whoever includes the bootstrap may say that it runs a command.
+        // A script that includes bootstrap.php may set argv to run a command.
         if (isset($_SERVER['argv'][0]) && basename($_SERVER['argv'][0]) === 'command.php') {
             define('STANDIN_COMMAND', true);
             $how = PHP_SAPI === 'cli' ? 'plain' : 'worker';
@@ -33,7 +33,7 @@ class Application
         return $this->container;
     }
 
-    /** Commands may do nothing before this. */
+    /** Must be called before commands run. */
     public function setupSystemUser()
     {
         $this->container->setupSystemUser();
@@ -52,7 +52,7 @@ class Application
         $this->container->get('injectableFactory')->create($class)->run();
     }
 
-    /** Runs a command, before 7.0: returns the exit status. */
+    /** Runs a command before 7.0. Returns the exit status. */
     public function runCommand(array $arguments)
     {
         $this->setupSystemUser();

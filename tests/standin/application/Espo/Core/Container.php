@@ -5,7 +5,7 @@ namespace Espo\Core;
 use Espo\Core\Utils\Config;
 use Espo\Core\Utils\Metadata;
 
-/** The services, made when they are first asked for. */
+/** The services, created at their first use. */
 class Container
 {
     private $services = array();
@@ -27,14 +27,14 @@ class Container
                     $this->services[$name] = new EntityManager();
                     break;
                 default:
-                    throw new \RuntimeException("There is no service '$name'.");
+                    throw new \RuntimeException("Unknown service '$name'.");
             }
         }
 
         return $this->services[$name];
     }
 
-    /** The user of whatever runs; only the web has an address. */
+    /** Sets the system user; only web requests have an address. */
     public function setupSystemUser()
     {
         $address = isset($_SERVER['REMOTE_ADDR']) ? $_SERVER['REMOTE_ADDR'] : '';

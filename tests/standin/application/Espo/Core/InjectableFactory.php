@@ -2,7 +2,7 @@
 
 namespace Espo\Core;
 
-/** Makes objects; of what EspoCRM injects there is only the container. */
+/** Creates objects. Injects only the container. */
 class InjectableFactory
 {
     private $container;

@@ -5,7 +5,7 @@ namespace Espo\Core\Console;
 use Espo\Core\Container;
 use Espo\Core\Utils\AccessCheck;
 
-/** The commands: those of access checks, and an extension's. */
+/** The commands: those for access checks, and those of extensions. */
 class Commands
 {
     private $container;
@@ -15,13 +15,13 @@ class Commands
         $this->container = $container;
     }
 
-    /** The status since 9.2, 255 for an unknown command. */
+    /** Returns the status as since 9.2, and 255 for an unknown command. */
     public function run(array $arguments)
     {
         usleep(1000 * (int) standin('delay', 0));
         $config = $this->container->get('config');
         if ($this->container->get('user') !== 'system') {
-            throw new \LogicException('Not the user of the command line.');
+            throw new \LogicException('The system user is not set up.');
         }
         $failure = standin('failure');
         switch ($failure) {

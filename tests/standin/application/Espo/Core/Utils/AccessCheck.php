@@ -2,7 +2,7 @@
 
 namespace Espo\Core\Utils;
 
-/** The answers of the console commands that check access. */
+/** The console commands that check access. */
 class AccessCheck
 {
     private $config;
@@ -12,7 +12,7 @@ class AccessCheck
         $this->config = $config;
     }
 
-    /** What the command prints; null for an unknown one. */
+    /** The output of a command; null for an unknown one. */
     public function run($name, array $arguments)
     {
         switch ($name) {
@@ -35,7 +35,7 @@ class AccessCheck
         }
         $owner = substr($token, 4);
 
-        // The old command did not know for whom it was asked.
+        // The old command does not compare the user.
         return $this->isOld() || $owner === $userId ? $owner : '';
     }
 
@@ -67,7 +67,7 @@ class AccessCheck
         return $isPortal && !$this->isOld() ? 'truetrue' : 'true';
     }
 
-    /** What the user's roles say, kept in a PHP file until somebody removes or replaces it. */
+    /** The permissions of the user's roles, cached in a PHP file until it is removed or replaced. */
     private static function table($userId)
     {
         if (!preg_match('/^[A-Za-z0-9_-]+$/D', $userId)) {
@@ -80,7 +80,7 @@ class AccessCheck
         $table = array('denied' => self::items('denied-' . $userId));
         @mkdir(dirname($file), 0777, true);
         $temporary = $file . '.' . getmypid();
-        // Somebody may clear the cache meanwhile.
+        // Another process may clear the cache meanwhile.
         if (@file_put_contents($temporary, "<?php\nreturn " . var_export($table, true) . ";\n")) {
             @rename($temporary, $file);
         }

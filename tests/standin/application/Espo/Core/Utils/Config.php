@@ -2,7 +2,7 @@
 
 namespace Espo\Core\Utils;
 
-/** The configuration: PHP files that return arrays, of which later ones win. */
+/** The configuration: PHP files that return arrays; later ones take precedence. */
 class Config
 {
     private $data = array();

@@ -2,7 +2,7 @@
 
 namespace Espo\Core\Utils;
 
-/** The metadata: JSON of the core and of custom, merged deeply, compiled into a PHP file. */
+/** The metadata: JSON files of application/ and custom/, merged deeply and compiled into a PHP file. */
 class Metadata
 {
     private $data;
@@ -30,7 +30,7 @@ class Metadata
             return $this->data = include $cache;
         }
         $this->data = array('app' => array('webSocket' => $this->merged('app/webSocket.json')));
-        // Only where a test states them: by default any entity type may exist.
+        // Only if a test defines them: by default the entity types are unknown.
         if (is_file('custom/Espo/Custom/Resources/metadata/entityDefs.json')) {
             $this->data['entityDefs'] = $this->merged('entityDefs.json');
         }
