@@ -1,12 +1,12 @@
-//! What the core's steps cost, one by one: `cargo bench --bench core`. What they cost together,
-//! and what the kernel adds, is shown by `cargo bench --bench footprint`.
+//! Costs of single steps of the engine: `cargo bench --bench core`. `cargo bench --bench footprint`
+//! measures their total, including the kernel.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::cast_possible_truncation,
     missing_docs,
-    reason = "a benchmark that cannot go on shall say so, and its numbers are small"
+    reason = "a benchmark that cannot continue must fail, and its numbers are small"
 )]
 
 use std::hint::black_box;
@@ -31,7 +31,7 @@ use espocrm_websocket::engine::time::Time;
 use espocrm_websocket::engine::timers::Timers;
 use serde_json::json;
 
-criterion_group!(benches, connection, delivery, timers, access);
+criterion_group!(benches, connection, delivery, timers, check_queue);
 criterion_main!(benches);
 
 const TOPIC: &str = "recordUpdate.Account.6b030f5b6b56fd2fd";
@@ -54,7 +54,7 @@ const REQUEST: &str = "\
     Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\
     Sec-WebSocket-Protocol: wamp\r\n\r\n";
 
-/// What a browser sends.
+/// Messages from a browser.
 fn connection(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("connection");
     group.bench_function("upgrade request", |bencher| {
@@ -87,7 +87,7 @@ fn connection(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// From EspoCRM's message to what is handed to the kernel.
+/// From a message of EspoCRM to the slices for the kernel.
 fn delivery(criterion: &mut Criterion) {
     let message = format!("{{\"topicId\":\"{TOPIC}\"}}");
     let message = message.as_bytes();
@@ -126,7 +126,7 @@ fn delivery(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Pings of a full house: each connection's timer fires and is set again.
+/// Pings of ten thousand connections: each timer fires and is set again.
 fn timers(criterion: &mut Criterion) {
     const CONNS: u32 = 10_000;
     let mut group = criterion.benchmark_group("timers");
@@ -148,10 +148,10 @@ fn timers(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Tabs that come back together: each check is queued, run and answered.
-fn access(criterion: &mut Criterion) {
+/// Browser tabs that reconnect together: each check is queued, run and answered.
+fn check_queue(criterion: &mut Criterion) {
     const CHECKS: u32 = 1_000;
-    let mut group = criterion.benchmark_group("access");
+    let mut group = criterion.benchmark_group("check queue");
     group.throughput(Throughput::Elements(CHECKS.into()));
     let check = |n: u32| Check::topic("u", ["AclCheck".into(), format!("--id={n}").into()].into());
     let tickets = (0..CHECKS).map(|number| Ticket { conn: conn(number), serial: 1 });
@@ -159,18 +159,18 @@ fn access(criterion: &mut Criterion) {
         let checks: Vec<_> =
             tickets.clone().map(|it| (it, check(it.conn.serial() % distinct))).collect();
         group.bench_function(name, |bencher| {
-            let storm = || (CheckQueue::new(4), checks.clone());
+            let burst = || (CheckQueue::new(4), checks.clone());
             bencher.iter_batched(
-                storm,
-                |(mut access, checks)| {
+                burst,
+                |(mut queue, checks)| {
                     let mut answers = Vec::new();
                     for (ticket, check) in checks {
-                        access
+                        queue
                             .request(Time::default(), ticket, check, Urgency::Subscription)
                             .unwrap();
                     }
-                    while let Some((id, _)) = access.start(Time::default()) {
-                        access.finish(Time::default(), id, &Verdict::Granted, &mut answers);
+                    while let Some((id, _)) = queue.start(Time::default()) {
+                        queue.finish(Time::default(), id, &Verdict::Granted, &mut answers);
                     }
                     assert_eq!(answers.len(), CHECKS as usize);
                 },
@@ -181,7 +181,7 @@ fn access(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A hub in which this many connections may see [`TOPIC`].
+/// A hub with this many connections that are subscribed to [`TOPIC`].
 fn hub(conns: u32) -> Hub {
     let categories = json!({"recordUpdate": {
         "paramList": ["scope", "id"],
@@ -205,7 +205,7 @@ fn conn(number: u32) -> ConnId {
     ConnId::new(number, number)
 }
 
-/// A short frame, masked.
+/// A short, masked frame.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let masked = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);

@@ -404,7 +404,7 @@ mod tests {
             ("run --ping-interval 0", "a length of time"),
             ("run --ping-interval soon", "a length of time"),
             ("run --trusted-proxy proxy", "proxy"),
-            ("run --origin *", "an origin is expected"),
+            ("run --origin *", "expected an origin"),
             ("run --php", "missing argument"),
         ] {
             let error = command(line).unwrap_err();

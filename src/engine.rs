@@ -1,7 +1,8 @@
-//! The engine: what to do, decided without sockets, processes, files, threads, a clock or a log.
+//! The engine: all decisions, made without sockets, processes, files, threads, a clock or a log.
 //!
-//! Inputs and the current time go in, actions come out, so that the same inputs always lead to the
-//! same actions. The engine uses no other part of the program; `tests/boundary.rs` enforces that.
+//! Its inputs are events and the current time, its outputs are actions, so that the same inputs
+//! always produce the same actions. `tests/boundary.rs` enforces that it uses no other part of the
+//! program.
 
 pub mod admission;
 pub mod backpressure;

@@ -1,15 +1,12 @@
-//! The real-time daemon of EspoCRM, a drop-in for its `websocket.php`.
+//! A real-time daemon for EspoCRM, a drop-in for its `websocket.php`.
 //!
-//! Two layers: [`engine`] decides, the other modules do the input and output. ARCHITECTURE.md
-//! describes how a message passes through them.
+//! Two layers: [`engine`] makes the decisions, the other modules perform I/O. ARCHITECTURE.md
+//! describes the way of a message through them.
 
 #![warn(unreachable_pub)]
-#![cfg_attr(
-    test,
-    allow(clippy::cast_possible_truncation, reason = "a test's numbers are small and its own")
-)]
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "numbers in tests are small"))]
 
-// The simulations share what they have in common.
+// Lets the simulations share code.
 #[cfg(test)]
 extern crate self as espocrm_websocket;
 

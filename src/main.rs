@@ -1,4 +1,4 @@
-//! See `espocrm-websocket --help`.
+//! The command-line program; see `espocrm-websocket --help`.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     let command = match Command::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(error) => {
-            // It repeats arguments.
+            // The message contains arguments.
             let error = Printable(error);
             print_error(&format!("{error}\nTry: espocrm-websocket --help"));
             return ExitCode::from(2);

@@ -219,7 +219,7 @@ impl Settings {
             proxy_protocol: layers.pick(|own| own.proxy_protocol, || None, false),
             origins: origins(layers, espo_settings)?,
             max_buffered: {
-                layers.pick(|own| own.max_buffered.map(usize::from), || None, limits::MAX_HELD)
+                layers.pick(|own| own.max_buffered.map(usize::from), || None, limits::MAX_BUFFERED)
             },
             max_checks: {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -276,7 +276,7 @@ impl Settings {
             warn!("EspoCRM's messages may not come here: {misdirected}.");
         }
         for (name, category) in self.categories.iter() {
-            if let SubscribePolicy::Nobody(error) = &category.access {
+            if let SubscribePolicy::Invalid(error) = &category.access {
                 warn!("EspoCRM's topic category \"{}\" is not served: {error}.", Printable(name));
             }
         }

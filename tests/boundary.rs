@@ -1,13 +1,13 @@
-//! The boundaries between the modules: which may use which, and what the engine must not use.
+//! The dependencies between the parts of the program, and what the engine must not use.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test that cannot go on shall fail")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test that cannot continue must fail")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The parts of the program, each with those that its production code may use. Their order is the
-/// proof that there is no cycle: each uses only earlier ones.
+/// The parts of the program, each with those that its production code may use. Each uses only earlier
+/// ones, so there is no cycle.
 const MAY_USE: [(&str, &[&str]); 7] = [
     ("engine", &[]),
     ("platform", &["engine"]),
@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 7] = [
 ];
 
 #[test]
-fn a_part_uses_only_those_below_it() {
+fn each_part_uses_only_lower_parts() {
     let used = dependencies();
     let parts: BTreeSet<&str> = MAY_USE.iter().map(|(part, _)| *part).collect();
     assert_eq!(parts, used.keys().map(String::as_str).collect(), "parts of the program");
@@ -34,7 +34,7 @@ fn a_part_uses_only_those_below_it() {
     }
 }
 
-/// Which part of the program uses which, with a file that does.
+/// The parts that each part uses, with a file that uses it.
 fn dependencies() -> BTreeMap<String, BTreeMap<String, String>> {
     let mut used: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for (path, text) in sources("src") {
@@ -58,7 +58,7 @@ fn the_engine_uses_no_socket_process_file_thread_clock_or_log() {
     let engine = sources("src/engine");
     expect_nowhere(&engine, &["mio::", "zmq::", "log::", "rustls::", "libc::", "nix::"]);
     expect_nowhere(&engine, &["std::fs", "std::process", "std::thread", "std::env", "std::os"]);
-    // An address is a value.
+    // Addresses are plain values.
     expect_nowhere(&engine, &["TcpStream", "TcpListener", "UdpSocket", "ToSocketAddrs"]);
     expect_nowhere(&engine, &["Instant", "SystemTime", "println!", "getrandom"]);
 }
@@ -69,7 +69,7 @@ fn the_short_lived_commands_do_not_use_the_event_loop() {
 }
 
 #[test]
-fn the_hub_knows_neither_the_queue_of_checks_nor_outbound_queues() {
+fn the_hub_uses_neither_the_check_queue_nor_outbound_queues() {
     let mut hub = sources("src/engine/hub");
     let parent = root().join("src/engine/hub.rs");
     hub.push((parent.clone(), fs::read_to_string(parent).unwrap()));

@@ -1,5 +1,5 @@
-//! Requests at the control socket and the metrics' port, in any chunking: the same request is found,
-//! the port offers two paths only, and what is to be sent has the topic and the user that were asked for.
+//! Requests to the control socket and the metrics port, in any chunking: the parsed request is the
+//! same, the port serves only two paths, and a message to be sent has the requested topic and user.
 #![no_main]
 
 use espocrm_websocket::engine::protocol::control;
@@ -10,12 +10,12 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let Some((choice, bytes)) = input.split_first() else { return };
-    let door = if choice % 2 == 0 { Listener::Control } else { Listener::Metrics };
-    let request = match control::parse(bytes, door) {
+    let listener = if choice % 2 == 0 { Listener::Control } else { Listener::Metrics };
+    let request = match control::parse(bytes, listener) {
         Ok(Some(request)) => request,
         Ok(None) => {
             for end in 0..bytes.len() {
-                assert_eq!(control::parse(&bytes[..end], door), Ok(None));
+                assert_eq!(control::parse(&bytes[..end], listener), Ok(None));
             }
             return;
         }
@@ -27,14 +27,14 @@ fuzz_target!(|input: &[u8]| {
         }
     };
     for end in 0..bytes.len() {
-        match control::parse(&bytes[..end], door) {
+        match control::parse(&bytes[..end], listener) {
             Ok(None) => {}
             early => assert_eq!(early.as_ref(), Ok(&Some(request.clone()))),
         }
     }
     match &request {
         Request::Metrics | Request::Health => {}
-        _ if door == Listener::Metrics => panic!("{request:?}"),
+        _ if listener == Listener::Metrics => panic!("{request:?}"),
         Request::Kick(user) => assert!((1..=MAX_PARAMETER).contains(&user.len())),
         Request::List(List::Users | List::Topics | List::Connections, limit) => {
             assert!(*limit <= MAX_LISTED);

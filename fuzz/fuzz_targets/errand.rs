@@ -1,4 +1,4 @@
-//! What a PHP worker answers.
+//! Responses of a PHP worker.
 #![no_main]
 
 use espocrm_websocket::engine::checks::worker_protocol;
@@ -7,7 +7,7 @@ use espocrm_websocket::engine::limits::MAX_CHILD_OUTPUT;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    // However it arrives, the same comes of it.
+    // In any chunking the result is the same.
     let whole = worker_protocol::read(bytes, "n", true);
     assert!(whole != Ok(None));
     let half = worker_protocol::read(bytes.get(..bytes.len() / 2).unwrap_or_default(), "n", false);

@@ -1,5 +1,5 @@
-//! WebSocket frames through the connection's own reader into the hub, in any chunking: however the
-//! bytes are cut into pieces, the same comes of them. The first byte tells how they are cut.
+//! WebSocket frames through the connection's reader into the hub: in any chunking the result is the
+//! same. The first byte determines the chunking.
 #![no_main]
 
 #[path = "../support/pieces.rs"]
@@ -17,32 +17,32 @@ use espocrm_websocket::engine::checks::verdict::Verdict;
 use libfuzzer_sys::fuzz_target;
 use pieces::pieces;
 
-/// What is kept at most of a message: a frame, the fragments before it, and what reads them.
-const MOST_HELD: usize = 2 * (MAX_CLIENT_MESSAGE + 1024);
+/// Maximum memory of a message: a frame, the fragments before it, and the reader's state.
+const MOST_BUFFERED: usize = 2 * (MAX_CLIENT_MESSAGE + 1024);
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (longest, bytes) = input;
-    let whole = Browser::say(std::iter::once(bytes));
-    assert_eq!(whole, Browser::say(pieces(bytes, usize::from(longest))));
-    // And as the daemon reads: as much as fits.
-    assert_eq!(whole, Browser::say(bytes.chunks(16 * 1024)));
+    let whole = Browser::receive(std::iter::once(bytes));
+    assert_eq!(whole, Browser::receive(pieces(bytes, usize::from(longest))));
+    // In the daemon's chunks, too.
+    assert_eq!(whole, Browser::receive(bytes.chunks(16 * 1024)));
 });
 
-/// What a browser that is logged in gets.
+/// The effects of the bytes of an authenticated browser.
 #[derive(Debug, Default, PartialEq)]
 struct Browser {
-    /// Answers to pings and to a Close frame.
+    /// Pongs, and the answer to a Close frame.
     answers: Vec<u8>,
-    /// What its messages mean.
+    /// The hub's actions.
     actions: Vec<Action>,
-    /// Whole messages or fragments, and others.
+    /// Frames with data, and control frames.
     frames: (u32, u32),
     end: Option<Result<(), CloseReason>>,
 }
 
 impl Browser {
-    fn say<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
-        let json = r#"{"open": {}, "asked": {"accessCheckCommand": "Check :userId"}}"#;
+    fn receive<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
+    let json = r#"{"open": {}, "asked": {"accessCheckCommand": "Check :userId"}}"#;
         let mut hub = Hub::new(Categories::from_json(&serde_json::from_str(json).unwrap()));
         let id = ConnId::new(0, 1);
         hub.open(id, &Credentials { user: "u".into(), token: "t".into() });
@@ -55,13 +55,13 @@ impl Browser {
             let Frames { data, control } = reader.feed(piece, &mut incoming);
             browser.frames.0 += data;
             browser.frames.1 += control;
-            assert!(reader.held() <= MOST_HELD);
-            assert_eq!(reader.is_idle(), reader.held() == 0);
+            assert!(reader.buffered() <= MOST_BUFFERED);
+            assert_eq!(reader.is_idle(), reader.buffered() == 0);
             for incoming in incoming.drain(..) {
                 browser.take(incoming, &mut hub, id);
             }
             if browser.end.is_some() {
-                // Of those after the end some may have been counted.
+                // Some of the frames after the end may have been counted.
                 browser.frames = (0, 0);
                 break;
             }
@@ -70,19 +70,19 @@ impl Browser {
         browser
     }
 
-    /// As the server does.
+    /// Like the daemon.
     fn take(&mut self, incoming: Incoming, hub: &mut Hub, id: ConnId) {
         if self.end.is_some() {
             return;
         }
-        let mut say = |text: &str| {
+        let mut receive = |text: &str| {
             assert!(text.len() <= MAX_CLIENT_MESSAGE);
             hub.receive(id, text);
         };
         match incoming {
-            Incoming::Message(text) => say(&text),
+            Incoming::Message(text) => receive(&text),
             Incoming::Binary(bytes) => match std::str::from_utf8(&bytes) {
-                Ok(text) => say(text),
+                Ok(text) => receive(text),
                 Err(_) => self.end = Some(Err(CloseReason::Malformed)),
             },
             Incoming::Pong => {}

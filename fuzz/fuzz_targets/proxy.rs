@@ -1,5 +1,5 @@
-//! What tells whose a connection is: headers of the PROXY protocol, values of `X-Forwarded-For`, and
-//! the text of a network. The first byte chooses.
+//! The sources of a client's address: PROXY headers, values of `X-Forwarded-For`, and the text of a
+//! network. The first byte chooses.
 #![no_main]
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -7,20 +7,20 @@ use std::net::{IpAddr, Ipv6Addr};
 use espocrm_websocket::engine::protocol::client_address;
 use espocrm_websocket::engine::protocol::client_address::{ClientKey, Network};
 use espocrm_websocket::engine::protocol::proxy_header;
-use espocrm_websocket::engine::protocol::proxy_header::{Introduction, MAX_INTRODUCTION, Malformed};
+use espocrm_websocket::engine::protocol::proxy_header::{ProxyHeader, MAX_PROXY_HEADER, Malformed};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (kind, bytes) = input;
     match kind % 3 {
-        0 => introduction(bytes),
+        0 => proxy_header(bytes),
         1 => forwarded(bytes),
         _ => network(bytes),
     }
 });
 
-/// It is found in the same place however much of it has arrived, and says the same.
-fn introduction(bytes: &[u8]) {
+/// The result is the same for every prefix of the bytes that contains the header.
+fn proxy_header(bytes: &[u8]) {
     let whole = proxy_header::parse(bytes);
     let mut is_bad = false;
     for length in 0..bytes.len() {
@@ -36,18 +36,18 @@ fn introduction(bytes: &[u8]) {
     }
     match whole {
         Ok(Some(found)) => {
-            assert!(found.length <= bytes.len() && found.length <= MAX_INTRODUCTION);
+            assert!(found.length <= bytes.len() && found.length <= MAX_PROXY_HEADER);
             if let Some(client) = found.client {
-                say_again(client);
+                encode_again(client);
             }
         }
-        Ok(None) => assert!(bytes.len() < MAX_INTRODUCTION),
+        Ok(None) => assert!(bytes.len() < MAX_PROXY_HEADER),
         Err(Malformed) => {}
     }
 }
 
-/// Both versions, written by somebody else, name the same client.
-fn say_again(client: IpAddr) {
+/// Both versions of the header, encoded independently, yield the same client.
+fn encode_again(client: IpAddr) {
     assert_eq!(client, client.to_canonical());
     let (version, line) = match client {
         IpAddr::V4(client) => {
@@ -62,12 +62,12 @@ fn say_again(client: IpAddr) {
     let block = [b"\r\n\r\n\0\r\nQUIT\n\x21", &version[..], &[0xc3, 0x50, 0x1f, 0x90]].concat();
     let line = format!("PROXY {line} 50000 8080\r\n").into_bytes();
     for header in [block, line] {
-        let introduction = Introduction { length: header.len(), client: Some(client) };
-        assert_eq!(proxy_header::parse(&header), Ok(Some(introduction)));
+        let expected = ProxyHeader { length: header.len(), client: Some(client) };
+        assert_eq!(proxy_header::parse(&header), Ok(Some(expected)));
     }
 }
 
-/// Each line is a value; the proxy that we see is trusted.
+/// Each line is a header value; the connecting proxy is trusted.
 fn forwarded(bytes: &[u8]) {
     let trusted = ["10.0.0.0/8", "::1", "fd00::/8"].map(|text| text.parse::<Network>().unwrap());
     let is_trusted = |address| trusted.iter().any(|network| network.contains(address));
@@ -80,15 +80,15 @@ fn forwarded(bytes: &[u8]) {
     let client = of("10.0.0.1", &values);
     assert_eq!(client, client.to_canonical());
     assert_eq!(client, of("::ffff:10.0.0.1", &values));
-    // How the values are spread over lines does not matter.
+    // The distribution of values over lines does not matter.
     assert_eq!(client, of("10.0.0.1", &[&values.join(&[b','][..])[..]]));
     if !is_trusted(client) {
-        // Whatever the client itself had written stands before it.
+        // Values that the client itself has sent precede those of proxies.
         let forged = [&[&b"198.51.100.7, 203.0.113.9"[..]], &values[..]].concat();
         assert_eq!(client, of("10.0.0.1", &forged));
         let followed = [&values[..], &[&b"10.0.0.2"[..]]].concat();
         let longer = of("10.0.0.1", &followed);
-        assert!(longer == client || is_trusted(longer), "only by its limit");
+        assert!(longer == client || is_trusted(longer), "only because of the limit");
     }
     let _ = client_address::is_private(client);
     let key = ClientKey::of(client);
@@ -98,7 +98,7 @@ fn forwarded(bytes: &[u8]) {
     }
 }
 
-/// A network, and behind a space an address that may belong to it.
+/// A network, followed by a space and an address that may belong to it.
 fn network(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let (text, address) = text.split_once(' ').unwrap_or((text, "10.0.0.1"));
@@ -116,7 +116,7 @@ fn network(bytes: &[u8]) {
     let start: IpAddr = start.parse().unwrap();
     assert!(network.contains(start));
     let Ok(address) = address.parse::<IpAddr>() else { return };
-    // An IPv4 address is one of IPv6's, but no network of IPv6's is known to have any.
+    // An IPv4 address can be mapped into IPv6, but it belongs to no IPv6 network.
     let prefix =
         prefix.parse().unwrap_or(128) + if start.is_ipv4() && !prefix.is_empty() { 96 } else { 0 };
     let is_same_kind = start.to_canonical().is_ipv4() == address.to_canonical().is_ipv4();

@@ -1,8 +1,8 @@
-//! The connection's reader beside a reader that was written for nothing but to be compared with: the
-//! same messages, answers and end come of the same bytes, however they are cut into pieces.
+//! Compares the connection's reader with an independent reference reader: in any chunking both
+//! yield the same messages, answers and end.
 //!
-//! The first byte tells how they are cut. By the second they are frames as they are, or each four
-//! of them describe a frame, so that long ones come, too.
+//! The first byte determines the chunking. Depending on the second byte, the rest are frames, or
+//! each four bytes describe a frame, so that long frames occur, too.
 #![no_main]
 
 #[path = "../support/pieces.rs"]
@@ -29,7 +29,7 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
     let (events, violation) = read(pieces(&bytes, longest));
     assert_eq!(events, expected);
     match (violation, end) {
-        // What is clear already may be said.
+        // A violation may be reported before the frame is complete.
         (Outcome::Violated(fault), End::Violated(faults) | End::Open(faults)) => {
             assert!(faults.contains(&fault), "{fault:?} of {faults:?}");
         }
@@ -70,11 +70,11 @@ fn fault(reason: CloseReason) -> Fault {
         CloseReason::Protocol => Fault::Protocol,
         CloseReason::Malformed => Fault::NotUtf8,
         CloseReason::TooBig => Fault::TooBig,
-        other => panic!("{other:?} is not for the reader to say"),
+        other => panic!("{other:?} is not a reason of the reader"),
     }
 }
 
-/// The answers are frames of a server: not masked, and short.
+/// The answers are frames of a server: unmasked and short.
 fn add_answers(mut bytes: &[u8], events: &mut Vec<Event>) {
     while let [first, length, rest @ ..] = bytes {
         assert!(*length <= 125);
@@ -93,15 +93,15 @@ fn add_answers(mut bytes: &[u8], events: &mut Vec<Event>) {
     assert!(bytes.is_empty());
 }
 
-/// Four bytes describe a frame: its first byte, its length, and what it is filled with.
+/// Four bytes describe a frame: its first byte, its length, and its fill byte.
 fn described(bytes: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x12, 0xa4, 0x00, 0xff];
     let mut frames = Vec::new();
-    // Enough for what does not fit into a message, and for something after that.
+    // Enough to exceed the limit of a message, and for another frame after that.
     for frame in bytes.chunks_exact(4).take(5) {
         let &[first, high, low, fill] = frame else { continue };
         let length = u16::from_be_bytes([high, low]);
-        // The longest lengths reach beyond a message's limit.
+        // The longest lengths exceed the limit of a message.
         let length = u64::from(length) + if length >= 0xfff0 { 8 } else { 0 };
         frames.push(first);
         match length {

@@ -1,5 +1,5 @@
-//! What the daemon is set to: by EspoCRM, as the probe tells it, and by our own file. The first byte
-//! chooses.
+//! Settings: from EspoCRM, in the format of the probe, and from the daemon's configuration file.
+//! The first byte chooses.
 #![no_main]
 
 use std::sync::Once;
@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
 
-/// In the place of whatever passphrase there is: what must not be seen anywhere.
+/// Replaces the passphrase; must never appear in any output.
 const SECRET: &str = "correct horse battery staple";
 
 fuzz_target!(|input: (u8, &[u8])| {
@@ -25,7 +25,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     }
 });
 
-/// The JSON that the probe prints.
+/// The probe's JSON output.
 fn probe(bytes: &[u8]) {
     let Ok(mut json) = serde_json::from_slice::<Value>(bytes) else { return };
     if json.to_string().contains(SECRET) {
@@ -40,9 +40,9 @@ fn probe(bytes: &[u8]) {
         return;
     };
     expect_no_secret(&format!("{espo_settings:?}"));
-    judge(&Overrides::default(), &espo_settings);
+    resolve(&Overrides::default(), &espo_settings);
     let own = "origins = ['same-site', 'https://x.example']\nlisten = '[::1]:1'\nworker = true";
-    judge(&Overrides::from_toml(own).unwrap(), &espo_settings);
+    resolve(&Overrides::from_toml(own).unwrap(), &espo_settings);
     for (name, category) in espo_settings.categories.iter() {
         let topic = name.to_owned() + &".x".repeat(category.parameters.len());
         if let Ok(Rule::Check(template, parameters)) = espo_settings.categories.rule(&topic) {
@@ -52,13 +52,13 @@ fn probe(bytes: &[u8]) {
     }
 }
 
-/// Our own file.
+/// The daemon's configuration file.
 fn file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match Overrides::from_toml(text) {
-        Ok(own) => judge(&own, &EspoSettings::new(Default::default(), &json!({"open": []}))),
+        Ok(own) => resolve(&own, &EspoSettings::new(Default::default(), &json!({"open": []}))),
         Err(error) => {
-            // One for each mistake.
+            // One line for each mistake.
             for line in error.split('\n') {
                 let number = line.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
                 let number: usize = number.unwrap().0.parse().unwrap();
@@ -69,7 +69,7 @@ fn file(bytes: &[u8]) {
     }
 }
 
-fn judge(own: &Overrides, espo_settings: &EspoSettings) {
+fn resolve(own: &Overrides, espo_settings: &EspoSettings) {
     let settings = match Settings::resolve(&Layers::of_flags(own.clone()), espo_settings) {
         Ok(settings) => settings,
         Err(error) => {
@@ -82,14 +82,14 @@ fn judge(own: &Overrides, espo_settings: &EspoSettings) {
     let shown = settings.to_string();
     expect_no_secret(&shown);
     shown.split('\n').for_each(expect_plain);
-    let usual = Settings::resolve(&Layers::default(), &EspoSettings::new(Default::default(), &json!({})));
+    let default = Settings::resolve(&Layers::default(), &EspoSettings::new(Default::default(), &json!({})));
     let tls =
         settings.tls.value.as_ref().map_or(0, |tls| {
             usize::from(tls.key.is_some()) + usize::from(tls.passphrase.is_some())
         });
-    let expected = usual.unwrap().to_string().lines().count() + tls;
+    let expected = default.unwrap().to_string().lines().count() + tls;
     assert_eq!(shown.lines().count(), expected + settings.categories.iter().count(), "{shown}");
-    listen_to_the_log();
+    capture_log();
     settings.log_doubts();
     settings.log_mode();
     assert!(settings.workers() <= settings.max_checks.value);
@@ -97,7 +97,7 @@ fn judge(own: &Overrides, espo_settings: &EspoSettings) {
     assert!(!settings.ping_interval.value.is_zero() && !settings.check_timeout.value.is_zero());
 }
 
-/// Nothing that could look like another line, or command a terminal.
+/// The line must not contain line feeds or control a terminal.
 fn expect_plain(line: &str) {
     assert!(!line.contains(char::is_control), "{line:?}");
 }
@@ -106,23 +106,23 @@ fn expect_no_secret(text: &str) {
     assert!(!text.contains(SECRET), "{text}");
 }
 
-fn listen_to_the_log() {
+fn capture_log() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        log::set_logger(&Listener).unwrap();
+        log::set_logger(&Logger).unwrap();
         log::set_max_level(LevelFilter::Info);
     });
 }
 
-struct Listener;
+struct Logger;
 
-impl Log for Listener {
+impl Log for Logger {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &Record<'_>) {
-        // The real one escapes what is not printable.
+        // The daemon's logger escapes unprintable characters.
         expect_no_secret(&record.args().to_string());
     }
 

@@ -1,5 +1,5 @@
-//! What arrives by ZeroMQ: whatever is accepted is one JSON object that says what we read, and is
-//! passed on as it is.
+//! ZeroMQ messages: an accepted message is a JSON object with the parsed fields, and is published
+//! unchanged.
 #![no_main]
 
 use espocrm_websocket::engine::espocrm::submission;
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     let event = wamp::event(&message.topic, message.json);
     assert!(event.starts_with("[8,\"") && event.ends_with("}]"));
     assert!(message.user.as_ref().is_none_or(|user| !user.is_empty()));
-    // Another reader of JSON, which gives up earlier, at the nesting and at numbers.
+    // Another JSON parser, with stricter limits on nesting and numbers.
     let Ok(value) = serde_json::from_str::<Value>(message.json) else { return };
     assert_eq!(value["topicId"].as_str(), Some(&*message.topic));
     let user = value["userId"].as_str().filter(|user| !user.is_empty());

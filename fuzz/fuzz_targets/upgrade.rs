@@ -1,4 +1,4 @@
-//! The head of an HTTP request, in any chunking. The first byte tells how it is cut.
+//! The head of an HTTP request, in any chunking. The first byte determines the chunking.
 #![no_main]
 
 #[path = "../support/pieces.rs"]
@@ -23,15 +23,15 @@ fuzz_target!(|input: (u8, &[u8])| {
     match &whole {
         Ok(Some(head)) => assert_eq!(in_pieces, Ok(Some(head.length))),
         Ok(None) => assert_eq!(in_pieces, Ok(None)),
-        // It is noticed when it is worth looking, with what has arrived by then.
+        // The connection parses less often, so it may report the error later.
         Err(_) => assert!(!matches!(in_pieces, Ok(Some(_)))),
     }
     if let Ok(Some(head)) = whole {
-        judge(bytes, &head);
+        check_head(bytes, &head);
     }
 });
 
-/// The length of the head, as the connection finds it.
+/// The length of the head, as parsed by a connection.
 fn in_pieces(bytes: &[u8], longest: usize) -> Result<Option<usize>, Refusal> {
     let mut upgrading = Upgrading::new(Ipv4Addr::LOCALHOST.into(), false, false);
     for piece in pieces(bytes, longest) {
@@ -45,10 +45,10 @@ fn in_pieces(bytes: &[u8], longest: usize) -> Result<Option<usize>, Refusal> {
     Ok(None)
 }
 
-fn judge(bytes: &[u8], head: &Head<'_, '_>) {
+fn check_head(bytes: &[u8], head: &Head<'_, '_>) {
     assert!(head.length <= bytes.len() && head.length <= MAX_HEAD);
-    let ours: IpAddr = Ipv4Addr::LOCALHOST.into();
-    assert_eq!(client_address::client(ours, head.forwarded_for(), &[]), ours);
+    let peer: IpAddr = Ipv4Addr::LOCALHOST.into();
+    assert_eq!(client_address::client(peer, head.forwarded_for(), &[]), peer);
     let site = Origin::of("https://crm.example.com").unwrap();
     if head.origin().is_some_and(|origin| site.is(origin)) {
         assert!(bytes.to_ascii_lowercase().windows(15).any(|it| it == b"crm.example.com"));

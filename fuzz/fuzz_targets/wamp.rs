@@ -1,4 +1,4 @@
-//! WAMP messages, and the topics in them.
+//! WAMP messages and their topics.
 #![no_main]
 
 use espocrm_websocket::engine::espocrm::category::{Categories, Rule};
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let Ok(message) = wamp::parse(text) else { return };
-    // The categories are read again before any subscription.
+    // The categories are refreshed before any subscription.
     assert!(wamp::may_subscribe(text) || !matches!(message, ClientMessage::Subscribe(_)));
     let (ClientMessage::Subscribe(topic) | ClientMessage::Unsubscribe(topic)) = message else {
         return;
@@ -20,7 +20,7 @@ fuzz_target!(|text: &str| {
         "accessCheckCommand": "Check --u=:userId --x=:x --y=:y"}}"#;
     let categories = Categories::from_json(&serde_json::from_str(json).unwrap());
     if let Ok(Rule::Check(template, parameters)) = categories.rule(&topic) {
-        // Whatever a topic holds, it adds no argument and changes no other.
+        // No topic adds an argument or changes another one.
         let arguments = template.arguments("u", &parameters);
         assert_eq!(arguments.len(), 4);
         assert_eq!(&*arguments[1], "--u=u");

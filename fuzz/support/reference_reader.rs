@@ -1,30 +1,30 @@
-//! RFC 6455, sections 5 to 7, as plainly as it can be said: all the bytes that a client has sent, to
-//! what a server must make of them. It knows nothing of how the daemon does it.
+//! A plain implementation of RFC 6455, sections 5 to 7: from all bytes of a client to the events
+//! and answers of a server. It is independent of the daemon's code.
 
-/// Something that a server notices.
+/// An event for the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Text(String),
     Binary(Vec<u8>),
     Pong,
-    /// A ping; its payload is to be sent back.
+    /// A ping; its payload must be sent back.
     AnsweredPing(Vec<u8>),
-    /// A Close frame; to be answered by one with this code.
+    /// A Close frame; it must be answered with this code.
     AnsweredClose(Option<u16>),
 }
 
-/// How it ends.
+/// The state after all bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Not yet. Of the frame that has begun it is clear already that it will violate these.
+    /// Open. If a frame is incomplete, it is already known to violate these.
     Open(Vec<Fault>),
-    /// The client has closed.
+    /// The client has closed the connection.
     Closed,
-    /// The client has violated one of these. If they are several, any of them may be named.
+    /// The client has violated one of these. If there are several, any of them may be reported.
     Violated(Vec<Fault>),
 }
 
-/// By the status code with which to close (section 7.4.1).
+/// Violations, by the status code of the Close frame (section 7.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// 1002
@@ -35,7 +35,7 @@ pub enum Fault {
     TooBig,
 }
 
-/// A message of which fragments have arrived.
+/// An incomplete message.
 struct Message {
     is_text: bool,
     payload: Vec<u8>,
@@ -51,7 +51,7 @@ struct Header {
     length: usize,
 }
 
-/// Reads all of `bytes`, with messages of at most `most` bytes.
+/// Reads all of `bytes`; messages may have at most `most` bytes.
 pub fn read(bytes: &[u8], most: usize) -> (Vec<Event>, End) {
     let mut events = Vec::new();
     let mut open: Option<Message> = None;
@@ -66,7 +66,7 @@ pub fn read(bytes: &[u8], most: usize) -> (Vec<Event>, End) {
         let (frame, after) = rest.split_at(whole as usize);
         rest = after;
         let payload = unmasked(&frame[header.length..], header.mask);
-        // Which of several faults is noticed first is nobody's business.
+        // The order in which several faults are detected does not matter.
         faults.extend(payload_fault(&header, &payload, open.as_ref()));
         if !faults.is_empty() {
             return (events, End::Violated(faults));
@@ -94,8 +94,8 @@ pub fn read(bytes: &[u8], most: usize) -> (Vec<Event>, End) {
     }
 }
 
-/// `None` if it is not complete. (A length may be written longer than need be: section 5.2 forbids
-/// that to the sender, but nobody is misled by it.)
+/// `None` if it is incomplete. (Section 5.2 requires the sender to use the shortest encoding of a
+/// length, but a receiver need not reject others.)
 fn header(bytes: &[u8]) -> Option<Header> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     let (payload, mut length) = match second & 0x7f {
@@ -112,7 +112,7 @@ fn header(bytes: &[u8]) -> Option<Header> {
     Some(Header { is_final, reserved, opcode, mask, payload, length })
 }
 
-/// What two bytes of a header, or the length, may have made clear.
+/// Faults that are known from the first bytes of an incomplete header.
 fn faults_so_far(bytes: &[u8]) -> Vec<Fault> {
     let opcode = bytes.first().map_or(0, |first| first & 0x0f);
     if is_known(opcode) { Vec::new() } else { vec![Fault::Protocol] }
@@ -123,7 +123,7 @@ fn is_known(opcode: u8) -> bool {
 }
 
 impl Header {
-    /// What is wrong with it, before its payload is known.
+    /// Faults that are known without the payload.
     fn faults(&self, most: usize, open: Option<&Message>) -> Vec<Fault> {
         let is_control = self.opcode >= 0x8;
         let is_continuation = self.opcode == 0x0;
@@ -160,7 +160,7 @@ fn payload_fault(header: &Header, payload: &[u8], open: Option<&Message>) -> Opt
             let mut text = open.map_or(Vec::new(), |open| open.payload.clone());
             text.extend(payload);
             let error = std::str::from_utf8(&text).err()?;
-            // A character may be cut by the end of a fragment, but not of the message.
+            // A fragment may end within a character, but the message may not.
             let is_cut = error.error_len().is_none() && !header.is_final;
             (!is_cut).then_some(Fault::NotUtf8)
         }
@@ -168,8 +168,8 @@ fn payload_fault(header: &Header, payload: &[u8], open: Option<&Message>) -> Opt
     }
 }
 
-/// Section 7.4: the same code, or that of a protocol error if it may not be sent. Of the codes that
-/// were registered later the last, a gateway's 1014, is not known everywhere: not to tungstenite.
+/// Section 7.4: the same code, or that of a protocol error if the code must not be sent.
+/// Tungstenite does not know 1014 (bad gateway), the last of the codes that were registered later.
 fn answer_to_close(payload: &[u8]) -> Option<u16> {
     let code = u16::from_be_bytes(payload.get(..2)?.try_into().unwrap());
     let may_be_sent = matches!(code, 1000..=1003 | 1007..=1013 | 3000..=4999);

@@ -184,7 +184,7 @@ impl Connection {
         } else {
             self.incomplete_pings += 1;
         }
-        let lags = self.outbox.held() > MAX_OUTBOX_LASTING;
+        let lags = self.outbox.buffered() > MAX_OUTBOX_LASTING;
         let lagged = std::mem::replace(&mut self.lagging, u8::from(lags));
         let taken = usize::from(lagged.saturating_sub(1)) * LAG_UNIT;
         if lags && lagged > 0 && taken < MAX_OUTBOX_LASTING {
@@ -223,10 +223,10 @@ impl Connection {
     pub fn update_buffered(&mut self, total: &mut usize) {
         let incomplete = match &self.phase {
             Phase::Upgrading(upgrading) => upgrading.bytes.capacity(),
-            Phase::Open(reader) | Phase::Closing(reader) => reader.held(),
+            Phase::Open(reader) | Phase::Closing(reader) => reader.buffered(),
             Phase::Finishing | Phase::Draining | Phase::Ended => 0,
         };
-        let buffered = u32::try_from(incomplete + self.outbox.held()).unwrap_or(u32::MAX);
+        let buffered = u32::try_from(incomplete + self.outbox.buffered()).unwrap_or(u32::MAX);
         *total = *total - self.buffered() + buffered as usize;
         self.buffered = buffered;
     }

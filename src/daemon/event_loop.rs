@@ -266,7 +266,7 @@ impl Server {
             stop_signal: None,
             settings,
         };
-        server.check_queue.set_reuse(server.settings.check_cache.value);
+        server.check_queue.set_cache_lifetime(server.settings.check_cache.value);
         server.limit_handshakes();
         server.apply_to_hub();
         server

@@ -1,10 +1,10 @@
-//! Back-pressure: holds EspoCRM's messages back while connections that keep reading catch up.
+//! Back-pressure: delays EspoCRM's messages while connections that keep reading catch up.
 //!
-//! Messages that arrive faster than browsers read them can wait in two places: in libzmq, and in the
-//! connections' outboxes, whose limits end connections. So the daemon takes no messages while a
-//! connection has a [backlog](MAX_BACKLOG) and reads at least [`PACE`] bytes in each [`WINDOW`]. A
-//! connection that reads more slowly, or not at all, delays the others for one window at most. After
-//! that it no longer counts here, and the limits of outboxes apply.
+//! Messages that arrive faster than browsers read them can wait in two places: in libzmq, and in
+//! the connections' outbound queues, whose limits close connections. So the daemon receives no
+//! messages while a connection has a [backlog](MAX_BACKLOG) and reads at least [`PACE`] bytes in
+//! each [`WINDOW`]. A connection that reads more slowly, or not at all, delays the others for at
+//! most one window. After that it no longer counts here, and the limits of outbound queues apply.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +12,23 @@ use super::id::ConnId;
 use super::limits::{MAX_BACKLOG, PACE, WINDOW};
 use super::time::Time;
 
-/// The connections whose outbox is not empty because the kernel takes no more: 48 B each.
+/// Connections with queued output that the kernel does not accept yet: 48 B each.
 #[derive(Debug, Default)]
 pub struct Backpressure(BTreeMap<ConnId, Progress>);
 
 #[derive(Debug)]
 struct Progress {
-    /// More than [`MAX_BACKLOG`] was waiting, and since then not less than half of it.
+    /// More than [`MAX_BACKLOG`] was queued, and never less than half of it since.
     is_behind: bool,
-    /// Bytes that the kernel has taken in the current window.
+    /// Bytes that the kernel has accepted in the current window.
     taken: usize,
     /// When the current window began.
     since: Time,
 }
 
 impl Backpressure {
-    /// The kernel takes no more bytes of a connection for now. It has just taken `taken`; an outbox
-    /// of `waiting` bytes is left.
+    /// The kernel accepts no more bytes of a connection for now. It has just accepted `taken`;
+    /// `waiting` bytes remain in the outbound queue.
     pub fn blocked(&mut self, id: ConnId, waiting: usize, taken: usize, now: Time) {
         let new = Progress { is_behind: false, taken: 0, since: now };
         let progress = self.0.entry(id).or_insert(new);
@@ -40,26 +40,25 @@ impl Backpressure {
         progress.is_behind = falls_behind || (progress.is_behind && waiting > MAX_BACKLOG / 2);
     }
 
-    /// A connection has nothing left to write, or has ended.
+    /// The connection's outbound queue is empty, or the connection has ended.
     pub fn remove(&mut self, id: ConnId) {
-        // Nearly always there is none. An empty map keeps a node, amid memory that others give back.
+        // Usually there is no entry. An empty map keeps a node, which fragments released memory.
         if self.0.remove(&id).is_some() && self.0.is_empty() {
             self.0 = BTreeMap::new();
         }
     }
 
-    /// Whether a connection waits for the kernel, and has kept pace so far.
+    /// Whether a connection has queued output and has kept pace so far.
     #[must_use]
     pub fn keeps_pace(&self, id: ConnId, now: Time) -> bool {
         self.0.get(&id).is_some_and(|progress| progress.end() > now)
     }
 
-    /// Until when no messages are to be taken, unless there is progress before that. `crowded`: all
-    /// connections together hold so much that every one that keeps pace counts, however little
-    /// waits for it.
+    /// Until when no messages may be received, unless there is progress before that. If
+    /// `memory_is_low`, every connection that keeps pace counts, regardless of its backlog.
     #[must_use]
-    pub fn until(&self, now: Time, crowded: bool) -> Option<Time> {
-        let counted = self.0.values().filter(|progress| crowded || progress.is_behind);
+    pub fn until(&self, now: Time, memory_is_low: bool) -> Option<Time> {
+        let counted = self.0.values().filter(|progress| memory_is_low || progress.is_behind);
         counted.map(Progress::end).filter(|end| *end > now).max()
     }
 
@@ -76,7 +75,7 @@ impl Backpressure {
 }
 
 impl Progress {
-    /// When the connection has not kept pace, unless the window begins again before.
+    /// When the connection will no longer keep pace, unless a new window begins before.
     fn end(&self) -> Time {
         self.since.after(WINDOW)
     }
@@ -98,17 +97,17 @@ mod tests {
     }
 
     #[test]
-    fn a_short_outbox_holds_nothing_back() {
+    fn a_short_outbound_queue_delays_nothing() {
         let mut it = Backpressure::default();
         it.blocked(A, MAX_BACKLOG, 0, at(5));
         assert_eq!(it.until(at(5), false), None);
-        // Unless memory is short.
+        // Unless memory is low.
         assert_eq!(it.until(at(5), true), Some(at(5 + window())));
         assert!(it.keeps_pace(A, at(5)) && !it.keeps_pace(B, at(5)));
     }
 
     #[test]
-    fn a_reader_holds_messages_back_until_half_of_the_backlog_is_read() {
+    fn a_reader_delays_messages_until_half_of_the_backlog_is_read() {
         let mut it = Backpressure::default();
         it.blocked(A, MAX_BACKLOG + 1, 0, at(0));
         it.blocked(A, MAX_BACKLOG, 1, at(1));
@@ -121,10 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_does_not_read_holds_messages_back_for_one_window() {
+    fn a_connection_that_does_not_read_delays_messages_for_one_window() {
         let mut it = Backpressure::default();
         it.blocked(A, MAX_BACKLOG + 1, 0, at(0));
-        // What is added meanwhile changes nothing, nor does a trickle.
+        // Neither further output nor slow progress extends the window.
         for millis in 1..window() {
             it.blocked(A, MAX_BACKLOG + 1, 1, at(millis));
             assert!(it.until(at(millis), false).is_some());
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steady_reader_is_waited_for_as_long_as_it_takes() {
+    fn a_steady_reader_delays_messages_as_long_as_needed() {
         let mut it = Backpressure::default();
         it.blocked(A, 100 * PACE, 0, at(0));
         for step in 1..=50 {
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn each_backlog_has_a_window_of_its_own() {
+    fn each_backlog_has_its_own_window() {
         let mut it = Backpressure::default();
         it.blocked(A, 1, 0, at(0));
         let later = at(10 * window());
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stuck_reader_does_not_hide_another_that_reads() {
+    fn a_stuck_reader_does_not_hide_another_that_reads() {
         let mut it = Backpressure::default();
         it.blocked(A, MAX_BACKLOG + 1, 0, at(0));
         it.blocked(B, MAX_BACKLOG + 1, 0, at(0));

@@ -1,5 +1,4 @@
-//! Access checks: which ones are needed, in which order they run, on which process, and what their
-//! outcome means.
+//! Access checks: queueing, assignment to processes, and the meaning of their outcome.
 
 mod cache;
 pub mod check;

@@ -1,5 +1,4 @@
-//! EspoCRM's vocabulary: its topic categories, its entity types, its versions and the messages that
-//! its PHP code submits.
+//! EspoCRM's data: topic categories, entity types, versions, and the messages of its PHP code.
 
 pub mod category;
 pub mod entity_types;

@@ -1,4 +1,4 @@
-//! Who is connected, who is subscribed to what, and who may see it.
+//! The hub: sessions, their subscriptions, and the topics that each user may see.
 
 mod directory;
 mod invariants;
@@ -16,75 +16,76 @@ use smallvec::SmallVec;
 use super::id::ConnId;
 use crate::engine::checks::check::{Check, Ticket, Urgency};
 use crate::engine::checks::verdict::Verdict;
-use crate::engine::espocrm::category::{Categories, NoTopic};
+use crate::engine::espocrm::category::{Categories, InvalidTopic};
 use crate::engine::espocrm::submission::{Rejection, Submission};
 use crate::engine::protocol::frame::{CloseReason, SharedFrame};
 use crate::engine::protocol::http::Credentials;
 use directory::Directory;
 use session::{Login, Session, State};
 
-/// Decides what a browser's message, a verdict, a message of EspoCRM mean for whom.
+/// Processes messages from browsers, verdicts, and messages from EspoCRM.
 ///
-/// It does nothing itself: what is to be done comes out of [`poll`](Self::poll), to be called until
-/// `None` after each of the other calls. A connection that it wants closed or dropped is forgotten
-/// by then.
+/// The hub performs no I/O: [`poll`](Self::poll) returns the actions to be performed, and must be
+/// called until `None` after each of the other calls. When it returns [`Action::Close`] or
+/// [`Action::Drop`], the hub has already removed that session.
 #[derive(Debug, Default)]
 pub struct Hub {
-    /// By the connection's slot.
+    /// Indexed by the connection's slot.
     sessions: Vec<Option<Session>>,
-    /// What the sessions share.
+    /// State that the sessions share.
     directory: Directory,
-    /// Between two rechecks of a user; zero for none.
+    /// Time between two rechecks of a user; zero to disable rechecks.
     recheck_interval: Duration,
 }
 
-/// What the hub wants done.
+/// An action for the caller to perform.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send the welcome, with a session id that nobody can guess.
+    /// Send the welcome, with an unpredictable session id.
     Welcome(ConnId),
     /// Send this frame.
     Send(ConnId, SharedFrame),
-    /// End the connection cleanly: the tab gives up real-time until it is reloaded.
+    /// Close the connection cleanly: the browser does not reconnect until the page is reloaded.
     Close(ConnId, CloseReason),
-    /// End the connection without a Close frame: the tab comes back after three seconds.
+    /// Close the connection without a Close frame: the browser reconnects after three seconds.
     Drop(ConnId),
-    /// Have this checked; the verdict is for [`Hub::verdict`].
+    /// Run this check and pass its verdict to [`Hub::verdict`].
     Check(Ticket, Urgency, Check),
-    /// The verdict is no longer wanted.
+    /// Cancel this check.
     Cancel(Ticket),
-    /// What was found out about this counts no longer.
+    /// Remove this check from the cache.
     Forget(Check),
-    /// This connection has as many subscriptions as it may have; another one was not taken.
+    /// The connection has reached its limit of subscriptions; another one was ignored.
     TooManySubscriptions(ConnId),
-    /// A line for the debug log, in the words of EspoCRM's own daemon.
+    /// A line for the debug log, in the format of EspoCRM's own daemon.
     Log(String),
 }
 
 impl Hub {
-    /// Starts with these categories.
+    /// A hub with these categories.
     #[must_use]
     pub fn new(categories: Categories) -> Self {
         Self { directory: Directory::new(categories), ..Self::default() }
     }
 
-    /// What is to be done next.
+    /// Returns the next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.directory.poll()
     }
 
-    /// Whether [`poll`](Self::poll) would return something.
+    /// Whether [`poll`](Self::poll) would return an action.
     #[must_use]
     pub fn has_actions(&self) -> bool {
         self.directory.has_actions()
     }
 
-    /// Turns [`Action::Log`] on or off.
+    /// Enables or disables [`Action::Log`].
     pub fn set_log(&mut self, log: bool) {
         self.directory.log = log;
     }
 
-    /// A browser has upgraded. Nothing is delivered to it before its token has been checked.
+    /// Opens a session after the upgrade. Nothing is delivered to it before its token has been
+    /// checked.
     pub fn open(&mut self, conn: ConnId, credentials: &Credentials) {
         if let Some(Some(other)) = self.sessions.get(conn.slot()) {
             let other = other.conn;
@@ -93,18 +94,18 @@ impl Hub {
         if self.sessions.len() <= conn.slot() {
             self.sessions.resize_with(conn.slot() + 1, || None);
         }
-        if let Some(place) = self.sessions.get_mut(conn.slot()) {
-            *place = Some(self.directory.open(conn, credentials));
+        if let Some(entry) = self.sessions.get_mut(conn.slot()) {
+            *entry = Some(self.directory.open(conn, credentials));
         }
     }
 
-    /// The connection is gone. Everything that it had is forgotten.
+    /// Removes the session of a connection that has ended.
     pub fn close(&mut self, conn: ConnId) {
-        let place = self.sessions.get_mut(conn.slot());
-        if let Some(session) = place.and_then(|place| place.take_if(|it| it.conn == conn)) {
+        let entry = self.sessions.get_mut(conn.slot());
+        if let Some(session) = entry.and_then(|entry| entry.take_if(|it| it.conn == conn)) {
             self.directory.close(session);
         }
-        // After a rush its memory is given back.
+        // Release the memory of a burst.
         while let Some(None) = self.sessions.last() {
             self.sessions.pop();
         }
@@ -113,34 +114,33 @@ impl Hub {
         }
     }
 
-    /// A message from a browser.
+    /// Processes a message from a browser.
     pub fn receive(&mut self, conn: ConnId, text: &str) {
         let Some(session) = session_mut(&mut self.sessions, conn) else { return };
         if let Err(reason) = self.directory.receive(session, text) {
-            self.refuse(conn, reason);
+            self.close_cleanly(conn, reason);
         }
     }
 
-    /// The answer to an [`Action::Check`]. It counts only for the very connection and subscription
-    /// that asked, and only while they still wait for it. One that could not be found out lets
-    /// stay what was granted before.
+    /// Takes the verdict of an [`Action::Check`]. It is ignored unless the same connection and
+    /// subscription still wait for it. A failed recheck does not revoke access.
     pub fn verdict(&mut self, ticket: Ticket, verdict: &Verdict) {
         let conn = ticket.conn;
         let Some(session) = session_mut(&mut self.sessions, conn) else { return };
         match session.login {
             Login::Waiting if ticket.serial == Ticket::AUTHENTICATION => match verdict {
                 Verdict::Granted => self.directory.welcome(session),
-                Verdict::Denied => self.refuse(conn, CloseReason::Refused),
+                Verdict::Denied => self.close_cleanly(conn, CloseReason::Refused),
                 Verdict::Unchecked(_) => {
                     self.close(conn);
                     self.directory.act(Action::Drop(conn));
                 }
             },
             Login::Rechecking(serial) if ticket.serial == serial => {
-                session.login = Login::Good;
+                session.login = Login::Valid;
                 match verdict {
                     Verdict::Granted => self.directory.recheck_topics(session),
-                    Verdict::Denied => self.refuse(conn, CloseReason::Refused),
+                    Verdict::Denied => self.close_cleanly(conn, CloseReason::Refused),
                     Verdict::Unchecked(_) => {}
                 }
             }
@@ -148,7 +148,7 @@ impl Hub {
         }
     }
 
-    /// There was no room for the [`Action::Check`] of a subscription: it waits for
+    /// The check queue had no room for the [`Action::Check`] of a subscription: it waits for
     /// [`resume`](Self::resume).
     pub fn delay(&mut self, ticket: Ticket) {
         if let Some(session) = session_mut(&mut self.sessions, ticket.conn) {
@@ -164,15 +164,15 @@ impl Hub {
         session.is_some_and(|it| it.subscriptions.iter().any(|it| it.state == State::Delayed))
     }
 
-    /// There is room for the checks of so many of them.
+    /// Requests the checks of up to `room` delayed subscriptions.
     pub fn resume(&mut self, conn: ConnId, room: usize) {
         if let Some(session) = session_mut(&mut self.sessions, conn) {
             self.directory.resume(session, room);
         }
     }
 
-    /// Who is to receive a message of EspoCRM: only connections whose own check for that very
-    /// topic has succeeded.
+    /// The receivers of a message from EspoCRM: the connections whose own check for exactly this
+    /// topic was granted.
     ///
     /// # Errors
     /// [`Rejection::UnknownTopic`]
@@ -182,7 +182,7 @@ impl Hub {
     ) -> Result<impl Iterator<Item = ConnId> + use<'a>, Rejection> {
         let directory = &self.directory;
         let rule = directory.categories.rule(&submission.topic);
-        if let Err(NoTopic::Unknown | NoTopic::TooLong) = rule {
+        if let Err(InvalidTopic::Unknown | InvalidTopic::TooLong) = rule {
             return Err(Rejection::UnknownTopic);
         }
         let topic = directory.topics.find(&submission.topic);
@@ -197,22 +197,23 @@ impl Hub {
             session.zip(topic).is_some_and(|(session, topic)| session.may_see(topic))
         };
         let conns = candidates.map(SmallVec::as_slice).unwrap_or_default().iter().copied();
-        // A topic's list holds only connections that may see it; a user's holds all of them.
+        // A topic lists only connections that may see it; a user lists all of their connections.
         Ok(conns.filter(move |conn| all || may_see(conn)))
     }
 
-    /// EspoCRM's settings are about to be read again. Until [`reload`](Self::reload), topics that
-    /// are not known wait instead of being refused.
+    /// Begins a reload of EspoCRM's settings. Until [`reload`](Self::reload), unknown topics wait
+    /// instead of being rejected.
     pub fn begin_reload(&mut self) {
         self.directory.reloading = true;
     }
 
-    /// The settings have been read; `None` if that failed and the old ones stay. What was granted
-    /// by a rule that has changed is checked anew, and not delivered until then.
+    /// Ends a reload; `None` if it failed and the previous categories stay in force. Access that
+    /// was granted by a rule that has changed is checked again, and nothing is delivered until
+    /// then.
     pub fn reload(&mut self, categories: Option<Categories>) {
-        let old = self.directory.begin_with(categories);
+        let old = self.directory.end_reload(categories);
         for session in self.sessions.iter_mut().flatten() {
-            self.directory.renew(session, &old);
+            self.directory.apply_changes(session, &old);
         }
     }
 
@@ -224,21 +225,21 @@ impl Hub {
         known.then(|| self.directory.users.name(session.user))
     }
 
-    /// Bytes that all subscriptions and prefixes take, topics that are shared counted for each.
+    /// Bytes of all subscriptions and prefixes; shared topics count for each subscription.
     #[must_use]
-    pub fn held(&self) -> usize {
-        self.directory.held
+    pub fn buffered(&self) -> usize {
+        self.directory.buffered
     }
 
-    /// Of these, the bytes of one connection.
+    /// Bytes of the subscriptions and prefixes of one connection.
     #[must_use]
-    pub fn held_by(&self, conn: ConnId) -> usize {
+    pub fn buffered_by(&self, conn: ConnId) -> usize {
         let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
         let session = session.filter(|session| session.conn == conn);
-        session.map_or(0, |session| self.directory.held_by(session))
+        session.map_or(0, |session| self.directory.buffered_by(session))
     }
 
-    /// How many authenticated connections a user has.
+    /// Number of authenticated connections of a user.
     #[must_use]
     pub fn connections_of(&self, user: &str) -> usize {
         let users = &self.directory.users;
@@ -253,19 +254,19 @@ impl Hub {
         conns.map_or(Vec::new(), |conns| conns.to_vec())
     }
 
-    /// The users who are there, and how many connections each has.
+    /// The authenticated users, with the number of their connections.
     pub fn users(&self) -> impl Iterator<Item = (&str, usize)> {
         let users = self.directory.users.iter().map(|(user, conns)| (user, conns.len()));
         users.filter(|(_, conns)| *conns > 0)
     }
 
-    /// The topics that anybody may see, and how many connections each is told to.
+    /// The topics with granted subscriptions, with the number of their receivers.
     pub fn topics(&self) -> impl Iterator<Item = (&str, usize)> {
         let topics = self.directory.topics.iter().map(|(topic, conns)| (topic, conns.len()));
         topics.filter(|(_, conns)| *conns > 0)
     }
 
-    /// How many subscriptions a connection has, those that wait for a check included.
+    /// Number of subscriptions of a connection, including those that wait for a check.
     #[must_use]
     pub fn subscriptions(&self, conn: ConnId) -> usize {
         let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
@@ -273,19 +274,19 @@ impl Hub {
         session.map_or(0, |session| session.subscriptions.len())
     }
 
-    /// The categories in force.
+    /// The current categories.
     #[must_use]
     pub fn categories(&self) -> &Categories {
         &self.directory.categories
     }
 
-    /// Whether nobody is connected and nothing is kept.
+    /// Whether there are no sessions and no state.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sessions.iter().all(Option::is_none) && self.directory.is_empty()
     }
 
-    fn refuse(&mut self, conn: ConnId, reason: CloseReason) {
+    fn close_cleanly(&mut self, conn: ConnId, reason: CloseReason) {
         self.close(conn);
         self.directory.act(Action::Close(conn, reason));
     }

@@ -1,4 +1,4 @@
-//! Names stored once, with something kept for each, for as long as somebody holds them.
+//! Names that are stored once, with a value for each, and counted references.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -6,37 +6,37 @@ use std::hash::{BuildHasher, RandomState};
 use hashbrown::HashTable;
 use slab::Slab;
 
-/// Maps names to small keys. A name lives until it has been released as often as it was interned.
+/// Maps names to small keys. A name is removed when it was released as often as it was interned.
 #[derive(Debug)]
 pub struct Interner<T> {
     entries: Slab<Entry<T>>,
-    /// The keys by their names' hashes, so that a name is not stored a second time.
+    /// The keys by the hashes of their names, so that names are not stored twice.
     index: HashTable<Key>,
-    /// Names come from clients: the hash has a secret.
+    /// Names come from clients, so the hash is keyed.
     hasher: RandomState,
 }
 
-/// Stands for a name that is held. It must not be used after its release.
+/// Identifies a name. Must not be used after its release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key(u32);
 
 #[derive(Debug)]
 struct Entry<T> {
     name: Box<str>,
-    holders: u32,
+    refs: u32,
     value: T,
 }
 
 impl<T: Default> Interner<T> {
-    /// Takes hold of a name.
+    /// Adds a reference to a name.
     pub fn intern(&mut self, name: &str) -> Key {
         if let Some(key) = self.find(name) {
             if let Some(entry) = self.entry_mut(key) {
-                entry.holders += 1;
+                entry.refs += 1;
             }
             return key;
         }
-        let entry = Entry { name: name.into(), holders: 1, value: T::default() };
+        let entry = Entry { name: name.into(), refs: 1, value: T::default() };
         #[expect(clippy::cast_possible_truncation, reason = "4 billion names need 200 GB")]
         let key = Key(self.entries.insert(entry) as u32);
         let (entries, hasher) = (&self.entries, &self.hasher);
@@ -46,12 +46,12 @@ impl<T: Default> Interner<T> {
         key
     }
 
-    /// Gives up a hold; the last one removes the name and its value.
+    /// Removes a reference; with the last one, the name and its value are removed.
     pub fn release(&mut self, key: Key) {
         let Some(entry) = self.entry_mut(key) else { return };
-        debug_assert!(entry.holders > 0, "a name is released more often than it was interned");
-        entry.holders -= 1;
-        if entry.holders > 0 {
+        debug_assert!(entry.refs > 0, "a name is released more often than it was interned");
+        entry.refs -= 1;
+        if entry.refs > 0 {
             return;
         }
         let hash = self.hash(self.name(key));
@@ -64,56 +64,56 @@ impl<T: Default> Interner<T> {
         }
     }
 
-    /// The key of a name that somebody holds.
+    /// The key of a name, if it is present.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Key> {
         self.index.find(self.hash(name), |key| self.name(*key) == name).copied()
     }
 
-    /// The name behind a key.
+    /// The name of a key.
     #[must_use]
     pub fn name(&self, key: Key) -> &str {
         self.entries.get(key.0 as usize).map_or("", |entry| &entry.name)
     }
 
-    /// What is kept for a name.
+    /// The value of a name.
     #[must_use]
     pub fn value(&self, key: Key) -> Option<&T> {
         self.entries.get(key.0 as usize).map(|entry| &entry.value)
     }
 
-    /// What is kept for a name, to be changed.
+    /// The value of a name, mutable.
     pub fn value_mut(&mut self, key: Key) -> Option<&mut T> {
         self.entry_mut(key).map(|entry| &mut entry.value)
     }
 
-    /// How many names are held.
+    /// Number of names.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether no name is held.
+    /// Whether there are no names.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The names that are held, in no particular order, with what is kept for each.
+    /// The names and their values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
         self.entries.iter().map(|(_, entry)| (&*entry.name, &entry.value))
     }
 
-    /// Checks that exactly these names are stored, each used so often. For tests.
+    /// Checks that there are exactly these names with these numbers of references. For tests.
     ///
     /// # Panics
-    /// If not.
-    pub(crate) fn check_uses(&self, uses: &BTreeMap<Key, u32>) {
-        assert_eq!(self.entries.len(), uses.len());
-        assert_eq!(self.index.len(), uses.len());
-        for (key, count) in uses {
+    /// If they differ.
+    pub(crate) fn check_refs(&self, refs: &BTreeMap<Key, u32>) {
+        assert_eq!(self.entries.len(), refs.len());
+        assert_eq!(self.index.len(), refs.len());
+        for (key, count) in refs {
             let entry = self.entries.get(key.0 as usize);
-            assert_eq!(entry.map(|entry| entry.holders), Some(*count), "{}", self.name(*key));
+            assert_eq!(entry.map(|entry| entry.refs), Some(*count), "{}", self.name(*key));
             assert_eq!(self.find(self.name(*key)), Some(*key));
         }
     }
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_lives_as_long_as_it_is_held() {
+    fn a_name_is_removed_with_its_last_reference() {
         let mut names = Interner::<u8>::default();
         let a = names.intern("a");
         let b = names.intern("b");

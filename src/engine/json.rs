@@ -1,4 +1,4 @@
-//! JSON as it is written: a few fields at a time, in their order.
+//! Writes JSON field by field, and reads strings without copying.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write};
@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 
 use super::printable::printable_json;
 
-/// An object, or a list, that is being written.
+/// An object or a list that is being written.
 #[derive(Debug)]
 pub struct Json {
     text: String,
@@ -16,41 +16,41 @@ pub struct Json {
 }
 
 impl Json {
-    /// An object without fields.
+    /// An empty object.
     #[must_use]
     pub fn object() -> Self {
         Self { text: "{".to_owned(), end: '}', is_empty: true }
     }
 
-    /// A list without items.
+    /// An empty list.
     #[must_use]
     pub fn list() -> Self {
         Self { text: "[".to_owned(), end: ']', is_empty: true }
     }
 
-    /// Adds a field that is a text.
+    /// Adds a field with a string.
     pub fn text(&mut self, name: &str, value: &str) -> &mut Self {
         self.field(name, &quoted(value))
     }
 
-    /// Adds a field that is a number, a truth value, or JSON already.
+    /// Adds a field with a number, a boolean or a JSON text.
     pub fn field(&mut self, name: &str, value: &dyn Display) -> &mut Self {
         let _ = write!(self.separated(), "{}:{value}", quoted(name));
         self
     }
 
-    /// Adds an item that is a text.
+    /// Adds a string as an item.
     pub fn item(&mut self, value: &str) -> &mut Self {
         self.element(&quoted(value))
     }
 
-    /// Adds an item that is a number or JSON already.
+    /// Adds a number or a JSON text as an item.
     pub fn element(&mut self, value: &dyn Display) -> &mut Self {
         let _ = write!(self.separated(), "{value}");
         self
     }
 
-    /// The whole of it.
+    /// Returns the complete JSON text.
     #[must_use]
     pub fn end(mut self) -> String {
         self.text.push(self.end);
@@ -65,7 +65,7 @@ impl Json {
     }
 }
 
-/// A JSON string, of printable characters only: administrators read it on a terminal.
+/// A JSON string of printable characters only, since administrators read it on a terminal.
 fn quoted(text: &str) -> String {
     printable_json(&Quoted(text).to_string())
 }
@@ -80,7 +80,7 @@ impl Display for Quoted<'_> {
     }
 }
 
-/// A JSON string, borrowed from the input unless it holds escapes. (`Cow`'s own `Deserialize`
+/// A JSON string, borrowed from the input unless it contains escapes. (The `Deserialize` of `Cow`
 /// always copies.)
 #[derive(PartialEq, Eq)]
 pub(crate) struct Text<'a>(pub Cow<'a, str>);
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_written_as_json() {
+    fn objects_and_lists_are_valid_json() {
         let mut inner = Json::list();
         inner.element(&1).item("\"\u{7}ä");
         let mut json = Json::object();

@@ -1,48 +1,48 @@
-//! Text from outside, as a terminal or a log may show it.
+//! Text from untrusted sources, made safe for terminals and logs.
 
 use std::fmt::{self, Write};
 
-/// Formats a text on one line: every character that is not printable is escaped as Rust does it
-/// (`\n`, `\u{1b}`). Quotes and backslashes stay as they are.
+/// Formats a text on one line: unprintable characters are escaped as in Rust (`\n`, `\u{1b}`).
+/// Quotes and backslashes are not escaped.
 #[derive(Clone, Copy, Debug)]
 pub struct Printable<T>(pub T);
 
-/// The same for a text of several lines: line feeds stay. Only for text whose line feeds are our own.
+/// Like [`Printable`], but keeps line feeds. Only for text in which the program has put them.
 #[derive(Clone, Copy, Debug)]
 pub struct PrintableLines<T>(pub T);
 
-/// The text with everything escaped that is not printable, line feeds included.
+/// Escapes unprintable characters, including line feeds.
 #[must_use]
 pub fn printable(text: &str) -> String {
     Printable(text).to_string()
 }
 
-/// The text with everything escaped that is not printable, except line feeds.
+/// Escapes unprintable characters except line feeds.
 #[must_use]
 pub fn printable_lines(text: &str) -> String {
     PrintableLines(text).to_string()
 }
 
-/// A number of something: `1 connection`, `2 connections`.
+/// A count with its noun: `1 connection`, `2 connections`.
 #[must_use]
 pub fn plural(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", noun(count, one, many))
 }
 
-/// The form of a noun after a number: only 1 takes the singular.
+/// The form of a noun after a count: singular only after 1.
 #[must_use]
 pub fn noun<'a>(count: u64, one: &'a str, many: &'a str) -> &'a str {
     if count == 1 { one } else { many }
 }
 
-/// How often something happened: `once`, `2 times`.
+/// A number of times: `once`, `2 times`.
 #[must_use]
 pub fn times(count: u64) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
-/// JSON of the same meaning in which all characters that are not printable are escaped as `\uXXXX`,
-/// except line feeds. In valid JSON such characters occur in strings only.
+/// Escapes unprintable characters except line feeds as `\uXXXX`, without changing the meaning of
+/// the JSON: in valid JSON such characters occur in strings only.
 #[must_use]
 pub fn printable_json(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
@@ -60,12 +60,12 @@ pub fn printable_json(json: &str) -> String {
 
 /// Whether a character is visible text or a space. Control and format characters (bidirectional
 /// overrides, zero width, tags), line and paragraph separators, unusual spaces, private and
-/// unassigned characters are not.
+/// unassigned characters are unprintable.
 #[must_use]
 pub fn is_printable(char: char) -> bool {
     match char {
         ' '..='~' => true,
-        // Control characters, and letters and marks that have no shape of their own.
+        // Control characters, and letters and marks without a visible shape.
         '\0'..='\u{a0}'
         | '\u{34f}'
         | '\u{115f}'..='\u{1160}'
@@ -75,8 +75,8 @@ pub fn is_printable(char: char) -> bool {
         | '\u{fe00}'..='\u{fe0f}'
         | '\u{ffa0}'
         | '\u{e0000}'..='\u{e0fff}' => false,
-        // Marks that combine with the character before them are printable, but `char::escape_debug`
-        // escapes them. `str::escape_debug` does so at the beginning of a text only.
+        // Marks that combine with the preceding character are printable, but `char::escape_debug`
+        // escapes them. `str::escape_debug` does so only at the beginning of a text.
         _ => {
             let mut text = [b'a', 0, 0, 0, 0];
             let length = text.get_mut(1..).map_or(0, |rest| char.encode_utf8(rest).len());
@@ -121,7 +121,7 @@ impl Write for Escaping<'_, '_> {
 mod tests {
     use super::*;
 
-    /// Some of each kind that is not printable.
+    /// Samples of each kind of unprintable characters.
     const HOSTILE: [char; 40] = [
         '\0',
         '\u{7}',
@@ -166,7 +166,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_is_not_printable_is_escaped() {
+    fn unprintable_characters_are_escaped() {
         let text = "it's \"a\" \\ Київ\n\r\u{1b}[2J\u{202e}\u{200b}\u{85}\0";
         let expected = "it's \"a\" \\ Київ\\n\\r\\u{1b}[2J\\u{202e}\\u{200b}\\u{85}\\0";
         assert_eq!(printable(text), expected);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_singular() {
+    fn only_one_is_singular() {
         let shown = [0, 1, 2].map(|count| plural(count, "entry", "entries"));
         assert_eq!(shown, ["0 entries", "1 entry", "2 entries"]);
         assert_eq!([0, 1, 2].map(times), ["0 times", "once", "2 times"]);

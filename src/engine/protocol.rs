@@ -1,5 +1,5 @@
-//! What browsers, proxies and clients of the control socket send and receive: HTTP, RFC 6455,
-//! WAMP v1 and the PROXY protocol.
+//! Protocols of browsers, proxies and clients of the control socket: HTTP, RFC 6455, WAMP v1 and
+//! the PROXY protocol.
 
 pub mod client_address;
 pub mod control;

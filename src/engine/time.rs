@@ -1,14 +1,14 @@
-//! The core's notion of time: it has no clock, `now` is always handed in.
+//! Time for the engine, which has no clock: callers pass `now`.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A moment, in milliseconds since the daemon started.
+/// A point in time, in milliseconds since the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(u64);
 
 impl Time {
-    /// The moment `millis` milliseconds after the start.
+    /// The time `millis` milliseconds after the start.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
@@ -20,26 +20,26 @@ impl Time {
         self.0
     }
 
-    /// The moment `delay` later; saturates instead of overflowing.
+    /// The time `delay` later; saturates instead of overflowing.
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {
         let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(millis))
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The duration since `earlier`; zero if that is in the future.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// Milliseconds since 1970, shown as in the log: `2026-01-31T12:59:59.999Z`.
+/// Milliseconds since 1970, formatted as in the log: `2026-01-31T12:59:59.999Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Date(pub u64);
 
 impl Date {
-    /// Without the time of the day: `2026-01-31`.
+    /// The date only: `2026-01-31`.
     #[must_use]
     pub fn day(self) -> String {
         let mut text = self.to_string();
@@ -51,7 +51,7 @@ impl Date {
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (day, time) = (self.0 / 86_400_000, self.0 % 86_400_000);
-        // Years that begin in March, in eras of 400, of which each has as many days.
+        // Years begin in March, and eras of 400 years all have the same number of days.
         let day = day + 719_468;
         let (era, day) = (day / 146_097, day % 146_097);
         let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_date_is_that_of_the_calendar() {
+    fn dates_match_the_calendar() {
         for (millis, date) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399_999, "2000-02-28T23:59:59.999Z"),

@@ -1,29 +1,29 @@
-//! When which connection has to be looked at: a ring of one-second buckets.
+//! The connections' timers: a ring of one-second buckets.
 
 use std::time::Duration;
 
 use super::id::ConnId;
 use super::time::Time;
 
-/// Connections by the second in which they are due. Adding one and taking a due one cost the same
-/// however many there are; each entry costs 8 B.
+/// Connections by the second in which they are due. Adding a timer and taking a due one take
+/// constant time; each entry costs 8 B.
 ///
-/// A timer fires at the end of its second, so up to a second late and never early. One that lies
-/// further ahead than the ring reaches fires at the ring's end: whoever takes it looks at what the
-/// connection is really waiting for, and adds it again.
+/// A timer fires at the end of its second: up to a second late, never early. A timer beyond the end
+/// of the ring fires at the ring's end; the caller then compares it with the connection's actual
+/// deadline and adds it again.
 #[derive(Debug)]
 pub struct Timers {
     buckets: [Vec<ConnId>; BUCKETS],
-    /// Which buckets hold something.
+    /// A bit set of non-empty buckets.
     occupied: u64,
     /// The first second that has not been taken; its bucket is `next % BUCKETS`.
     next: u64,
 }
 
-/// As many as a `u64` has bits. The longest deadline in use, a ping's 25 s, fits.
+/// The number of bits of a `u64`. The longest deadline in use, a ping's 25 s, fits.
 const BUCKETS: usize = 64;
 
-/// The same, to reckon with.
+/// The same as a `u64`.
 const ROUND: u64 = BUCKETS as u64;
 
 const SECOND: u64 = 1_000;
@@ -35,8 +35,8 @@ impl Default for Timers {
 }
 
 impl Timers {
-    /// Has `conn` taken by [`take_due`](Self::take_due) once `due` has come. Returns the moment
-    /// from which on it is: an earlier one, if that lies beyond the ring.
+    /// Adds a timer: [`take_due`](Self::take_due) returns `conn` once `due` has passed. Returns
+    /// when it will be returned, which is earlier than `due` if that is beyond the ring.
     pub fn add(&mut self, conn: ConnId, due: Time) -> Time {
         let second = (due.as_millis() / SECOND).clamp(self.next, self.next + ROUND - 1);
         let bucket = second % ROUND;
@@ -45,16 +45,16 @@ impl Timers {
         due.min(Time::from_millis((second + 1) * SECOND))
     }
 
-    /// Moves every connection that has become due to `due`.
+    /// Appends every connection that has become due to `due`.
     pub fn take_due(&mut self, now: Time, due: &mut Vec<ConnId>) {
         let end = now.as_millis() / SECOND;
-        // Whole rounds need not be walked.
+        // More than one round need not be scanned.
         let last = end.min(self.next.saturating_add(ROUND));
         while self.next < last {
             let bucket = self.next % ROUND;
             if self.occupied & (1 << bucket) != 0 {
                 self.occupied &= !(1 << bucket);
-                // Taken, not drained: after a rush the bucket does not keep its size.
+                // The bucket is replaced, not drained, to release the memory of a burst.
                 due.append(&mut std::mem::take(self.bucket(bucket)));
             }
             self.next += 1;
@@ -62,7 +62,7 @@ impl Timers {
         self.next = self.next.max(end);
     }
 
-    /// When [`take_due`](Self::take_due) will next find something; never, if nothing is waiting.
+    /// When [`take_due`](Self::take_due) will return a connection; `None` without timers.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         if self.occupied == 0 {
@@ -72,13 +72,13 @@ impl Timers {
         Some(Time::from_millis((self.next + u64::from(ahead) + 1) * SECOND))
     }
 
-    /// How many entries there are, those of connections that are gone included.
+    /// Number of entries, including those of connections that have ended.
     #[must_use]
     pub fn len(&self) -> usize {
         self.buckets.iter().map(Vec::len).sum()
     }
 
-    /// Whether nothing is waiting.
+    /// Whether there are no timers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.occupied == 0
@@ -90,8 +90,8 @@ impl Timers {
     }
 }
 
-/// The first ping's delay: somewhere in the second half of `interval`, so that the tabs that came
-/// back together after a restart are not pinged together for ever after.
+/// The delay of the first ping: in the second half of `interval`, spread by connection, so that
+/// browser tabs that reconnect together after a restart are not always pinged together.
 #[must_use]
 pub fn spread(interval: Duration, conn: ConnId) -> Duration {
     let half = interval / 2;
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_overdue_when_added_fires_next() {
+    fn an_overdue_timer_fires_next() {
         let mut timers = Timers::default();
         assert_eq!(due(&mut timers, 100_500), [] as [u32; 0]);
         timers.add(conn(1), at(3_000));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beyond_the_ring_fires_at_its_end() {
+    fn a_timer_beyond_the_ring_fires_at_its_end() {
         let mut timers = Timers::default();
         assert_eq!(timers.add(conn(1), at(1_000_000)), at(64_000));
         assert_eq!(timers.next_due(), Some(at(64_000)));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_sleep_takes_everything_once() {
+    fn after_a_long_sleep_all_timers_fire_once() {
         let mut timers = Timers::default();
         for number in 0..200 {
             timers.add(conn(number), at(u64::from(number) * 300));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn any_sequence_fires_each_once_in_its_second() {
+    fn in_any_sequence_each_timer_fires_once_in_its_second() {
         let mut timers = Timers::default();
         let mut waiting = std::collections::BTreeMap::new();
         let mut random = 1_u64;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn pings_are_spread_over_half_the_interval() {
+    fn pings_are_spread_over_half_of_the_interval() {
         let interval = Duration::from_secs(24);
         let mut seconds = [0; 24];
         for number in 0..12_000 {

@@ -1,51 +1,51 @@
-//! When memory that was needed for a while is given back to the system.
+//! Decides when freed memory is returned to the system.
 
 use std::time::Duration;
 
 use super::time::Time;
 
-/// Watches how many bytes are in use. The allocator keeps what is freed between blocks that stay in use,
-/// and collections keep their size; so some seconds after the use has fallen, both are to be trimmed,
-/// once for each fall.
+/// Tracks the number of bytes in use. The allocator keeps freed memory between blocks that are in
+/// use, and collections keep their capacity; so some seconds after memory use has dropped, both
+/// must be trimmed, once for each drop.
 #[derive(Debug, Default)]
 pub struct Trim {
-    /// The most bytes in use since the last time.
+    /// The maximum of bytes in use since the last trim.
     peak: usize,
     due: Option<Time>,
 }
 
-/// Bytes that are worth the work: some milliseconds.
-const WORTHWHILE: usize = 4 * 1024 * 1024;
+/// Smallest drop in bytes that justifies a trim, which takes some milliseconds.
+const MIN_DROP: usize = 4 * 1024 * 1024;
 
-/// From a fall to trimming: a load that comes and goes is not worth it each time.
+/// Delay from a drop to the trim, so that fluctuating load does not cause a trim each time.
 const DELAY: Duration = Duration::from_secs(5);
 
 impl Trim {
-    /// So many bytes are in use now.
+    /// Updates the number of bytes in use.
     pub fn update(&mut self, now: Time, used: usize) {
         self.peak = self.peak.max(used);
-        if self.due.is_none() && self.has_fallen(used) {
+        if self.due.is_none() && self.has_dropped(used) {
             self.due = Some(now.after(DELAY));
         }
     }
 
-    /// When [`take_due`](Self::take_due) has something to do.
+    /// When [`take_due`](Self::take_due) must be called.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         self.due
     }
 
-    /// Whether memory is to be trimmed now.
+    /// Whether memory must be trimmed now.
     pub fn take_due(&mut self, now: Time, used: usize) -> bool {
-        if self.due.take_if(|due| *due <= now).is_none() || !self.has_fallen(used) {
+        if self.due.take_if(|due| *due <= now).is_none() || !self.has_dropped(used) {
             return false;
         }
         self.peak = used;
         true
     }
 
-    fn has_fallen(&self, used: usize) -> bool {
-        self.peak.saturating_sub(used) >= WORTHWHILE
+    fn has_dropped(&self, used: usize) -> bool {
+        self.peak.saturating_sub(used) >= MIN_DROP
     }
 }
 
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_trimmed_once_some_seconds_after_the_use_has_fallen() {
+    fn memory_is_trimmed_once_some_seconds_after_its_use_has_dropped() {
         let mut trim = Trim::default();
         trim.update(at(0), 70 * MIB);
         trim.update(at(1), 67 * MIB);
@@ -70,7 +70,7 @@ mod tests {
         trim.update(at(3), MIB);
         assert!(!trim.take_due(at(6), MIB));
         assert!(trim.take_due(at(7), MIB));
-        // An idle daemon does nothing more.
+        // An idle daemon does not trim again.
         for second in 8..1_000 {
             trim.update(at(second), MIB);
             assert_eq!(trim.next_due(), None);

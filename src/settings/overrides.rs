@@ -10,9 +10,9 @@ use toml_span::value::ValueInner;
 
 use super::Size;
 use super::definitions::{Overrides, SETTINGS, Setting};
-use crate::engine::limits::MIN_HELD;
+use crate::engine::limits::MIN_BUFFERED;
 use crate::engine::printable::{Printable, printable};
-use crate::engine::protocol::origin::{NoOrigin, Origin};
+use crate::engine::protocol::origin::{InvalidOrigin, Origin};
 use crate::platform::exit::{Exit, Result};
 use crate::platform::regular_file;
 use crate::settings::suggest::did_you_mean;
@@ -196,8 +196,8 @@ pub(super) fn limit(place: &mut Option<usize>, text: &str) -> Parsed {
 
 pub(super) fn buffered(place: &mut Option<Size>, text: &str) -> Parsed {
     one(place, text)?;
-    let enough = place.is_some_and(|size| usize::from(size) >= MIN_HELD);
-    if enough { Ok(()) } else { Err(format!("it must be at least {}", Size::bytes(MIN_HELD))) }
+    let enough = place.is_some_and(|size| usize::from(size) >= MIN_BUFFERED);
+    if enough { Ok(()) } else { Err(format!("it must be at least {}", Size::bytes(MIN_BUFFERED))) }
 }
 
 pub(super) fn address(place: &mut Option<SocketAddr>, text: &str) -> Parsed {
@@ -248,9 +248,9 @@ impl FromStr for Listen {
 }
 
 impl FromStr for Allowed {
-    type Err = NoOrigin;
+    type Err = InvalidOrigin;
 
-    fn from_str(text: &str) -> std::result::Result<Self, NoOrigin> {
+    fn from_str(text: &str) -> std::result::Result<Self, InvalidOrigin> {
         if text == "same-site" { Ok(Self::SameSite) } else { Origin::of(text).map(Self::Origin) }
     }
 }
@@ -335,7 +335,7 @@ mod tests {
             ("\nrecheck_interval = 'off'", "a length of time is expected"),
             ("\nping_interval = 'soon'", "a length of time is expected"),
             ("\ntrusted_proxies = ['proxy']", "proxy"),
-            ("\norigins = ['*']", "an origin is expected"),
+            ("\norigins = ['*']", "expected an origin"),
             ("\ncontrol = 'here'", "the whole path of a socket"),
             ("\nmetrics = '9170'", "an address with a port"),
             ("\nmetrics = '127.0.0.1:0'", "an address with a port"),

@@ -107,11 +107,11 @@ impl fmt::Display for Settings {
             let segments = category.parameters.iter().map(|parameter| format!(".<{parameter}>"));
             let topic = printable(&(name.to_owned() + &segments.collect::<String>()));
             match &category.access {
-                SubscribePolicy::Everybody => writeln!(f, "  {topic:<34}open to every user")?,
+                SubscribePolicy::Everyone => writeln!(f, "  {topic:<34}open to every user")?,
                 SubscribePolicy::Checked(_, command) => {
                     writeln!(f, "  {topic:<34}{}", Printable(command))?;
                 }
-                SubscribePolicy::Nobody(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
+                SubscribePolicy::Invalid(error) => writeln!(f, "  {topic:<34}NOT SERVED: {error}")?,
             }
         }
         Ok(())

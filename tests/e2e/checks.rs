@@ -14,15 +14,15 @@ const GATE: &str = "case $1 in command.php) \
 /// How a check can fail, and what the log then says. `missing` and `no-command` take away a file;
 /// the others are the stand-in's.
 const FAILURES: [(&str, &str); 9] = [
-    ("exit255", "PHP ended with status 255"),
-    ("error", "PHP ended with status 1: Error: SQLSTATE"),
+    ("exit255", "PHP exited with status 255"),
+    ("error", "PHP exited with status 1: Error: SQLSTATE"),
     ("hang", "PHP did not finish in time and was killed"),
-    ("killed", "PHP was ended by signal 9"),
-    ("noise", "PHP printed something unexpected: Notice: something else"),
+    ("killed", "PHP was killed by signal 9"),
+    ("noise", "PHP printed unexpected output: Notice: something else"),
     ("flood", "PHP's output was too long"),
-    ("crash", "PHP ended with status 255: PHP Fatal error"),
+    ("crash", "PHP exited with status 255: PHP Fatal error"),
     ("missing", "PHP could not be started: No such file"),
-    ("no-command", "PHP ended with status 1: Could not open input file: command.php"),
+    ("no-command", "PHP exited with status 1: Could not open input file: command.php"),
 ];
 
 /// Tells `tok-…` from everything else even in its first 15 characters, which is what PHP shows.

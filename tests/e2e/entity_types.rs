@@ -59,7 +59,7 @@ fn an_unknown_type_is_checked_if_the_types_are_not_known() {
     let mut daemon = Daemon::start_with(&standin, &[]);
     let mut alice = daemon.connect("alice");
     alice.subscribe(UNKNOWN);
-    daemon.wait_for("A subscription could not be checked: PHP ended with status 1: Error: Scope");
+    daemon.wait_for("A subscription could not be checked: PHP exited with status 1: Error: Scope");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_database_that_is_down_denies_nothing() {
     standin.set("failure", "error");
     alice.subscribe("recordUpdate.Account.1");
     daemon
-        .wait_for("A subscription could not be checked: PHP ended with status 1: Error: SQLSTATE");
+        .wait_for("A subscription could not be checked: PHP exited with status 1: Error: SQLSTATE");
     standin.unset("failure");
     daemon.wait_for("add topic recordUpdate.Account.1 for user alice");
 }
@@ -84,7 +84,7 @@ fn a_topic_whose_check_always_fails_does_not_hide_that_logins_fail() {
     daemon.wait_for("A subscription could not be checked");
     standin.set("failure", "error");
     Client::open(daemon.address, "bob", "tok-bob").expect_drop();
-    daemon.wait_for("A login could not be checked: PHP ended with status 1: Error: SQLSTATE");
+    daemon.wait_for("A login could not be checked: PHP exited with status 1: Error: SQLSTATE");
     standin.unset("failure");
     // One failure of either kind ends by a success of its kind.
     eventually("bob is welcome", || Client::attempt(daemon.address).is_some());

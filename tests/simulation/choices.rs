@@ -1,10 +1,10 @@
-//! What happens next: by a seed that repeats it, or by the bytes of a fuzzer.
+//! Choices for the simulation: from a seed, or from the bytes of a fuzzer.
 
 use crate::random::Random;
 
 pub enum Choices {
     Seed(Random),
-    /// After the last byte every choice is the first.
+    /// After the last byte every choice is the first one.
     Bytes(std::vec::IntoIter<u8>),
 }
 
@@ -17,12 +17,12 @@ impl Choices {
         Self::Bytes(bytes.into_iter())
     }
 
-    /// Whether nothing is left to be chosen by.
+    /// Whether all bytes are used up.
     pub fn is_over(&self) -> bool {
         matches!(self, Self::Bytes(bytes) if bytes.as_slice().is_empty())
     }
 
-    /// Below `end`.
+    /// A number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         match self {
             Self::Seed(random) => random.below(end),

@@ -1,8 +1,8 @@
-//! Years of the pure core in seconds: hub, access queue and timers under random load, with verdicts
-//! in any order and late, closes at any moment and reloads, beside a naive model of what must come
-//! of it. After each step the two are compared.
+//! Simulates years of the engine in seconds: hub, check queue and timers under random load, with
+//! verdicts that arrive in any order and late, connections that close at any time, and reloads.
+//! After each step the engine is compared with a naive model.
 //!
-//! A failing seed is printed. `SEED=… cargo test --test simulation` replays it and tells
+//! The seed of a failure is printed. `SEED=… cargo test --test simulation` replays it and prints
 //! each step.
 
 #![allow(
@@ -12,12 +12,12 @@
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     missing_docs,
-    reason = "a test that cannot go on shall say so"
+    reason = "a test that cannot continue must fail"
 )]
 
 mod choices;
 mod model;
-#[allow(dead_code, reason = "the simulation of the shell has it, too")]
+#[allow(dead_code, reason = "also used by the simulation of the daemon")]
 mod random;
 mod seen;
 mod world;
@@ -35,7 +35,7 @@ const SEEDS: u64 = 200;
 const STEPS: usize = 1_500;
 
 #[test]
-fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
+fn only_granted_topics_are_delivered_and_no_state_is_left() {
     if let Ok(seed) = std::env::var("SEED") {
         World::new(Choices::seed(seed.parse().expect("a number")), true).run(STEPS);
         return;
@@ -46,20 +46,20 @@ fn nobody_sees_what_was_not_granted_and_nothing_is_left_behind() {
         match catch_unwind(AssertUnwindSafe(|| World::new(Choices::seed(seed), false).run(STEPS))) {
             Ok(these) => seen.add(&these),
             Err(panic) => {
-                eprintln!("Replay by: SEED={seed} cargo test --test simulation");
+                eprintln!("Replay with: SEED={seed} cargo test --test simulation");
                 resume_unwind(panic);
             }
         }
     }
     println!("{seen:?}");
-    // What never happens is not tested. A few seeds do not cause every rare event.
+    // An event that never occurs is not tested. A few seeds do not cause every rare event.
     if seeds >= SEEDS {
         seen.expect_everything();
     }
 }
 
 #[test]
-fn what_the_fuzzer_has_found_stays_right() {
+fn inputs_found_by_the_fuzzer_pass() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/hub");
     for seed in fs::read_dir(seeds).unwrap() {
         let path = seed.unwrap().path();

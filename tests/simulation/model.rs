@@ -1,4 +1,4 @@
-//! What must come of it, as simply as it can be said.
+//! The naive model that the engine is compared with.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use espocrm_websocket::engine::checks::check::Ticket;
 use espocrm_websocket::engine::id::ConnId;
 use espocrm_websocket::engine::time::Time;
 
-/// Every connection that is open.
+/// All open connections.
 #[derive(Default)]
 pub(super) struct Model {
     pub conns: BTreeMap<ConnId, Connection>,
@@ -16,25 +16,25 @@ pub(super) struct Connection {
     pub user: String,
     pub token: String,
     pub authenticated: bool,
-    /// Whether its token is still good is being asked.
+    /// The ticket of the running recheck of its token.
     pub recheck: Option<Ticket>,
-    /// When that was asked last.
-    pub asked: Option<Time>,
-    /// When it was last known that it is, or that this cannot be found out.
+    /// When the last recheck of its token was requested.
+    pub requested: Option<Time>,
+    /// When the last check of its token ended, with or without a verdict.
     pub rechecked: Time,
     pub subscriptions: BTreeMap<String, Status>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
-    /// Waits for the login or for the settings.
-    Held,
-    /// Waits for room in the queue of checks.
+    /// Waits for the login, or for the settings.
+    Pending,
+    /// Waits for room in the check queue.
     Delayed,
-    /// Its check has this ticket.
+    /// Waits for the verdict of this ticket.
     Waiting(Ticket),
     Granted,
-    /// The same, and this ticket's check tells whether it stays so.
+    /// As `Granted`, while this ticket's check is in progress.
     Rechecking(Ticket),
 }
 
@@ -43,17 +43,17 @@ impl Status {
         matches!(self, Self::Granted | Self::Rechecking(_))
     }
 
-    /// The check of which it needs the verdict.
+    /// The ticket that it waits for.
     pub(super) fn ticket(self) -> Option<Ticket> {
         match self {
             Self::Waiting(ticket) | Self::Rechecking(ticket) => Some(ticket),
-            Self::Held | Self::Delayed | Self::Granted => None,
+            Self::Pending | Self::Delayed | Self::Granted => None,
         }
     }
 }
 
 impl Connection {
-    /// Whether this ticket's verdict means anything to it.
+    /// Whether it waits for the verdict of this ticket.
     pub(super) fn waits_for(&self, ticket: Ticket) -> bool {
         let login = ticket.serial == Ticket::AUTHENTICATION && !self.authenticated;
         let mut topics = self.subscriptions.values();
@@ -61,11 +61,11 @@ impl Connection {
     }
 }
 
-/// The categories that the simulated EspoCRM may have, by a number that a reload changes.
+/// The rules of the simulated EspoCRM, for an edition that a reload changes.
 ///
-/// `open` never needs a check; `maybe` needs one in odd editions; `late` exists in editions of
-/// which the number can be divided by three; the command of `record` changes with every edition
-/// that can be divided by four.
+/// `open` never needs a check; `maybe` needs one in odd editions; `late` exists in editions that
+/// are divisible by three; the command of `record` changes with every edition that is divisible by
+/// four.
 pub(super) fn rule(edition: u32, topic: &str) -> Rule {
     let (category, record) = topic.split_once('.').unwrap_or((topic, ""));
     let is_record = !record.is_empty() && !record.contains(['.', ' ']);
@@ -82,14 +82,14 @@ pub(super) fn rule(edition: u32, topic: &str) -> Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
     Open,
-    /// A command, with `{user}` to be replaced.
+    /// A check with this command, in which `{user}` is replaced.
     Check(String),
-    /// A topic of a category, but not well-formed.
+    /// A topic of a category, but malformed.
     Bad,
     Unknown,
 }
 
-/// The same categories as EspoCRM's metadata says them.
+/// The same categories in the format of EspoCRM's metadata.
 pub(super) fn categories(edition: u32) -> serde_json::Value {
     let mut categories = serde_json::json!({
         "open": [],
@@ -110,7 +110,7 @@ pub(super) fn categories(edition: u32) -> serde_json::Value {
 }
 
 impl Model {
-    /// Who must receive a message, in order.
+    /// The receivers of a message, in order.
     pub(super) fn receivers(&self, topic: &str, user: Option<&str>) -> Vec<ConnId> {
         let may_see = |conn: &Connection| {
             conn.authenticated
@@ -120,7 +120,7 @@ impl Model {
         self.conns.iter().filter(|(_, conn)| may_see(conn)).map(|(id, _)| *id).collect()
     }
 
-    /// How many tickets wait for a verdict.
+    /// Number of tickets that wait for a verdict.
     pub(super) fn waiting(&self) -> usize {
         let waits = |conn: &Connection| {
             let statuses = conn.subscriptions.values();

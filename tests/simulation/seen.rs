@@ -1,4 +1,4 @@
-//! What has happened, to be sure that it does.
+//! Counts events, to make sure that each of them occurs.
 
 use std::collections::BTreeMap;
 
@@ -32,19 +32,19 @@ impl Seen {
             "still logged in",
             "token not rechecked",
             "topic not rechecked",
-            "asked",
+            "requested",
             "closed",
             "delivered",
+            "login denied",
+            "login failed",
             "denied",
-            "dropped",
-            "given up",
             "granted",
             "misbehaved",
+            "no receivers",
             "pinged",
-            "refused",
             "reloaded",
             "stale verdict",
-            "unheard",
+            "subscription failed",
             "unknown topic",
             "welcomed",
         ] {

@@ -227,7 +227,7 @@ fn php_failure(error: &str, espocrm: &Installation, user: &str) -> Finding {
 fn category_finding(categories: &Categories) -> Finding {
     let all = categories.iter().count() as u64;
     let unserved = categories.iter().filter_map(|(name, category)| match &category.access {
-        SubscribePolicy::Nobody(error) => Some(format!("{name}: {error}")),
+        SubscribePolicy::Invalid(error) => Some(format!("{name}: {error}")),
         _ => None,
     });
     let unserved: Vec<_> = unserved.collect();

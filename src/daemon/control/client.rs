@@ -173,7 +173,7 @@ impl Client {
     pub(super) fn watch(&mut self) {
         self.state = State::Watching;
         self.deadline = None;
-        self.output.extend_from_slice(control::ENDLESS.as_bytes());
+        self.output.extend_from_slice(control::STREAM_HEAD.as_bytes());
     }
 
     /// Queues a line if the client watches messages. Returns whether there is output to write.

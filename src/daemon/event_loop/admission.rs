@@ -71,7 +71,7 @@ impl Server {
         }
         if let Some(conn) = self.conn(id) {
             conn.client = Some(client);
-            self.addresses.join(client);
+            self.addresses.add(client);
         }
         before < limit
     }
@@ -92,7 +92,7 @@ impl Server {
         self.end_login(id);
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
         if let Some(client) = conn.and_then(|conn| conn.client.take()) {
-            self.addresses.leave(client);
+            self.addresses.remove(client);
         }
     }
 
@@ -103,7 +103,7 @@ impl Server {
         id: ConnId,
         credentials: Option<&Credentials>,
     ) -> bool {
-        if self.check_queue.is_crowded() {
+        if self.check_queue.is_full_for_logins() {
             self.count_end(id, End::CheckQueue);
             return true;
         }

@@ -97,7 +97,7 @@ impl Server {
             let Some(runner) = self.runner(waiting) else { return };
             let Some((id, check)) = self.check_queue.start(self.now) else { return };
             if self.is_excluded(&check) {
-                self.pool.put_back(self.now, runner);
+                self.pool.release(self.now, runner);
                 self.check_queue.finish(self.now, id, &Verdict::Denied, &mut self.answers);
                 continue;
             }

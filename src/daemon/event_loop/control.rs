@@ -141,7 +141,7 @@ impl Server {
             checks_running: self.check_queue.running(),
             checks_queued: self.check_queue.queued(),
             last_minute: self.rates.last_minute(&self.stats),
-            held: self.buffered + self.hub.held(),
+            buffered: self.buffered + self.hub.buffered(),
             resident: process_stats::resident_memory(),
             worst_case: self.settings.worst_case(),
             cpu: sys::cpu_time(),
@@ -233,7 +233,7 @@ impl Server {
             json.text("stage", stage);
             json.field("seconds", &second.saturating_sub(conn.since.into()));
             json.field("subscriptions", &self.hub.subscriptions(conn.id));
-            json.field("buffered_bytes", &(conn.buffered() + self.hub.held_by(conn.id)));
+            json.field("buffered_bytes", &(conn.buffered() + self.hub.buffered_by(conn.id)));
             json.end()
         });
         named_list("connections", total, conns)

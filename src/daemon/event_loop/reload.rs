@@ -467,7 +467,7 @@ impl Server {
         if new.check_mode.value != self.settings.check_mode.value {
             new.log_mode();
         }
-        new.categories = new.categories.or_old(&self.settings.categories);
+        new.categories = new.categories.or_previous(&self.settings.categories);
         // Even if the setting is unchanged, since a certificate is renewed under the same name.
         match self.backend.acceptor(&new) {
             Ok(acceptor) => self.accepting.replace_acceptor(acceptor),
@@ -510,12 +510,12 @@ impl Server {
         accept::limit_to_open_files(&mut new);
         self.zmq.limit_senders(accept::affordable_senders(&new));
         // Always, since EspoCRM's code may have changed, too, and workers may run an old version.
-        for worker in self.pool.renew(new.workers()) {
+        for worker in self.pool.retire_all(new.workers()) {
             self.workers.stop(worker);
         }
         self.check_queue.set_limit(new.max_checks.value);
         // Also clears the check cache.
-        self.check_queue.set_reuse(new.check_cache.value);
+        self.check_queue.set_cache_lifetime(new.check_cache.value);
         let requested = self.take_requested();
         if new != self.settings {
             let count = new.categories.iter().count() as u64;

@@ -136,8 +136,8 @@ impl Server {
             self.end(id, End::SelfCheck);
         }
         // Clear the check cache and replace all workers.
-        self.check_queue.set_reuse(self.settings.check_cache.value);
-        for worker in self.pool.renew(self.settings.workers()) {
+        self.check_queue.set_cache_lifetime(self.settings.check_cache.value);
+        for worker in self.pool.retire_all(self.settings.workers()) {
             self.workers.stop(worker);
         }
     }

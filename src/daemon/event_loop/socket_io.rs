@@ -10,7 +10,7 @@ use super::bursts::Cause;
 use crate::daemon::connection::{Connection, Overdue, Phase};
 use crate::daemon::stream::Written;
 use crate::engine::id::ConnId;
-use crate::engine::limits::{MAX_HELD_AT_PACE, MAX_OUTBOX};
+use crate::engine::limits::{MAX_BUFFERED_AT_PACE, MAX_OUTBOX};
 use crate::engine::printable::plural;
 use crate::engine::telemetry::stats::End;
 use crate::engine::time::Time;
@@ -67,7 +67,7 @@ impl Server {
     pub(super) fn flush_one(&mut self, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
         let written = conn.write();
-        let waiting = conn.outbox.held();
+        let waiting = conn.outbox.buffered();
         match written {
             Ok((Written::All, _)) => {
                 conn.written();
@@ -97,13 +97,13 @@ impl Server {
 
     /// Whether buffered bytes exceed half of the limit.
     pub(super) fn memory_is_short(&self) -> bool {
-        self.buffered + self.hub.held() > self.settings.max_buffered.value / 2
+        self.buffered + self.hub.buffered() > self.settings.max_buffered.value / 2
     }
 
     /// Enforces the limit of buffered bytes: ends the largest connections until a quarter is free.
     pub(super) fn evict_largest(&mut self) {
         let limit = self.settings.max_buffered.value;
-        let is_over = |server: &Self| server.buffered + server.hub.held() > limit;
+        let is_over = |server: &Self| server.buffered + server.hub.buffered() > limit;
         if !is_over(self) || self.now < self.next_eviction {
             return;
         }
@@ -114,14 +114,14 @@ impl Server {
         if !is_over(self) {
             return;
         }
-        let mut total = self.buffered + self.hub.held();
+        let mut total = self.buffered + self.hub.buffered();
         let sizes = self.conns.iter().map(|(_, conn)| {
-            let output = conn.outbox.held();
-            (conn.buffered() + self.hub.held_by(conn.id), output, conn.id)
+            let output = conn.outbox.buffered();
+            (conn.buffered() + self.hub.buffered_by(conn.id), output, conn.id)
         });
         let mut candidates: Vec<_> = sizes
             .filter(|(size, output, id)| {
-                let is_usual = size.saturating_sub(*output) <= MAX_HELD_AT_PACE;
+                let is_usual = size.saturating_sub(*output) <= MAX_BUFFERED_AT_PACE;
                 *size > 0 && !(is_usual && self.backpressure.keeps_pace(*id, self.now))
             })
             .map(|(size, _, id)| (size, id))

@@ -63,7 +63,7 @@ impl Server {
 
         let mut memory = Json::object();
         memory.field("resident_bytes", &now.resident).field("worst_case_bytes", &now.worst_case);
-        memory.field("buffered_bytes", &now.held);
+        memory.field("buffered_bytes", &now.buffered);
         json.field("memory", &memory.end());
         json.field("cpu_milliseconds", &now.cpu.as_millis());
 

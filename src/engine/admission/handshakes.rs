@@ -1,4 +1,4 @@
-//! Handshakes in progress, by client address: which one makes room if there are too many.
+//! Incomplete handshakes by client address, and which of them is evicted if there are too many.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -8,33 +8,33 @@ use crate::engine::limits::HANDSHAKE_GRACE;
 use crate::engine::protocol::client_address::ClientKey;
 use crate::engine::time::Time;
 
-/// The handshakes in progress. Each operation takes time logarithmic in their number; each handshake
+/// The incomplete handshakes. Each operation takes time logarithmic in their number; each handshake
 /// costs at most 300 B.
 #[derive(Debug)]
 pub struct Handshakes {
-    /// How many there may be.
+    /// Maximum number of handshakes.
     limit: usize,
-    /// How many there may be while the one to be ended began a moment ago.
+    /// Maximum number of handshakes while the one to be evicted is recent.
     limit_of_new: usize,
-    /// How many there have been.
+    /// Number of handshakes so far.
     serial: u64,
     members: HashMap<ConnId, (ClientKey, Age, Time)>,
-    /// All of them with the moment at which they began, for each address the oldest first.
+    /// All handshakes with their start, ordered by address, then by age.
     queue: BTreeMap<(ClientKey, Age), (ConnId, Time)>,
     counts: HashMap<ClientKey, usize>,
-    /// The addresses by the number of their handshakes. Of several with the same number, the one with
-    /// the oldest handshake comes last.
+    /// The addresses ordered by their number of handshakes. Of several with the same number, the
+    /// one with the oldest handshake comes last.
     largest: BTreeMap<(usize, Reverse<Age>), ClientKey>,
 }
 
-/// The handshake to be ended.
+/// The handshake to be evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Surplus {
     /// Its connection.
     pub id: ConnId,
     /// Its address.
     pub client: ClientKey,
-    /// How many handshakes that address has, this one included.
+    /// Number of handshakes of that address, including this one.
     pub count: usize,
 }
 
@@ -42,8 +42,8 @@ pub struct Surplus {
 type Age = u64;
 
 impl Handshakes {
-    /// No handshake yet, and up to `limit` of them at a time. Up to `limit_of_new` are allowed while
-    /// they have not had their time: [`HANDSHAKE_GRACE`].
+    /// Allows up to `limit` handshakes at a time, and up to `limit_of_new` while they are recent,
+    /// as defined by [`HANDSHAKE_GRACE`].
     #[must_use]
     pub fn new(limit: usize, limit_of_new: usize) -> Self {
         Self {
@@ -57,38 +57,39 @@ impl Handshakes {
         }
     }
 
-    /// A connection was accepted. It counts for `client`: the client's address, or while that is not
-    /// known, the address of the proxy that it came from.
+    /// Adds an accepted connection. `client` is the client's address, or while that is unknown, the
+    /// address of the proxy.
     pub fn begin(&mut self, id: ConnId, client: ClientKey, now: Time) {
         self.end(id);
         self.insert(id, client, self.serial, now);
         self.serial += 1;
     }
 
-    /// The client of a connection became known. Its age stays.
+    /// Sets the client of a connection when it becomes known. The age is kept.
     pub fn assign(&mut self, id: ConnId, client: ClientKey) {
         if let Some((age, since)) = self.remove(id) {
             self.insert(id, client, age, since);
         }
     }
 
-    /// A handshake is complete, or its connection has ended. It may have been removed before.
+    /// Removes a handshake that is complete, or whose connection has ended. It need not be present.
     pub fn end(&mut self, id: ConnId) {
         self.remove(id);
-        // After a rush its memory is given back.
+        // Release the memory of a burst.
         if self.members.is_empty() && self.members.capacity() > 0 {
             self.members = HashMap::new();
             self.counts = HashMap::new();
         }
     }
 
-    /// Changes how many there may be that began a moment ago.
+    /// Changes the maximum number of recent handshakes.
     pub fn set_limit_of_new(&mut self, limit_of_new: usize) {
         self.limit_of_new = limit_of_new;
     }
 
-    /// If there are too many, the one to be ended: the oldest of the address that has the most. Of
-    /// several such addresses, the one with the oldest handshake counts. To be called until `None`.
+    /// If there are too many handshakes, the one to be evicted: the oldest of the address with the
+    /// most. Of several such addresses, the one with the oldest handshake is chosen. Call until
+    /// `None`.
     #[must_use]
     pub fn surplus(&self, now: Time) -> Option<Surplus> {
         let (surplus, since) = self.candidate()?;
@@ -96,13 +97,13 @@ impl Handshakes {
         (is_due || self.members.len() > self.limit_of_new).then_some(surplus)
     }
 
-    /// When there will be one, if no handshake begins or ends before.
+    /// When there will be a surplus, if no handshake begins or ends before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.candidate().map(|(_, since)| since.after(HANDSHAKE_GRACE))
     }
 
-    /// The one to be ended first, and when it began.
+    /// The handshake to be evicted first, and when it began.
     fn candidate(&self) -> Option<(Surplus, Time)> {
         if self.members.len() <= self.limit {
             return None;
@@ -112,19 +113,19 @@ impl Handshakes {
         Some((Surplus { id: *id, client: *client, count: *count }, *since))
     }
 
-    /// How many there are.
+    /// Number of incomplete handshakes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// Whether this connection's handshake is in progress.
+    /// Whether this connection's handshake is incomplete.
     #[must_use]
     pub fn contains(&self, id: ConnId) -> bool {
         self.members.contains_key(&id)
@@ -133,7 +134,7 @@ impl Handshakes {
     /// Checks that the indexes agree. For tests.
     ///
     /// # Panics
-    /// If they do not.
+    /// If they do not agree.
     pub fn check_invariants(&self) {
         assert_eq!(self.members.len(), self.queue.len());
         assert_eq!(self.counts.len(), self.largest.len());
@@ -145,7 +146,7 @@ impl Handshakes {
         }
         assert_eq!(counts, self.counts);
         for client in counts.keys() {
-            let ranked = self.place(*client).and_then(|place| self.largest.get(&place));
+            let ranked = self.rank_of(*client).and_then(|rank| self.largest.get(&rank));
             assert_eq!(ranked, Some(client));
         }
     }
@@ -172,21 +173,21 @@ impl Handshakes {
         Some((age, since))
     }
 
-    /// Before what an address has changes.
+    /// Must be called before the handshakes of an address change.
     fn unrank(&mut self, client: ClientKey) {
-        if let Some(place) = self.place(client) {
-            self.largest.remove(&place);
+        if let Some(rank) = self.rank_of(client) {
+            self.largest.remove(&rank);
         }
     }
 
-    /// After it has changed.
+    /// Must be called after the handshakes of an address have changed.
     fn rank(&mut self, client: ClientKey) {
-        if let Some(place) = self.place(client) {
-            self.largest.insert(place, client);
+        if let Some(rank) = self.rank_of(client) {
+            self.largest.insert(rank, client);
         }
     }
 
-    fn place(&self, client: ClientKey) -> Option<(usize, Reverse<Age>)> {
+    fn rank_of(&self, client: ClientKey) -> Option<(usize, Reverse<Age>)> {
         let count = self.counts.get(&client)?;
         let (&(_, oldest), _) = self.queue.range((client, 0)..=(client, Age::MAX)).next()?;
         Some((*count, Reverse(oldest)))
@@ -199,7 +200,7 @@ mod tests {
 
     const NOW: Time = Time::from_millis(1_000);
 
-    /// When all of them have had their time.
+    /// When none of them is recent.
     const LATER: Time = Time::from_millis(5_000);
 
     fn id(number: u32) -> ConnId {
@@ -215,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_the_address_that_has_the_most_makes_room() {
+    fn the_oldest_handshake_of_the_address_with_the_most_is_evicted() {
         let mut handshakes = Handshakes::new(4, 10_000);
         handshakes.begin(id(0), client(7), NOW);
         for number in 1..4 {
             handshakes.begin(id(number), client(1), NOW);
         }
         assert_eq!(surplus(&handshakes), None);
-        // A flood from one address costs only that address.
+        // A flood from one address affects only that address.
         for number in 4..1_000 {
             handshakes.begin(id(number), client(1), NOW);
             let surplus = handshakes.surplus(LATER).unwrap();
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_began_a_moment_ago_have_their_time_up_to_a_limit() {
+    fn recent_handshakes_are_allowed_up_to_their_own_limit() {
         let mut handshakes = Handshakes::new(2, 5);
         let soon = NOW.after(HANDSHAKE_GRACE / 2);
         for number in 0..2 {
@@ -249,12 +250,12 @@ mod tests {
             handshakes.begin(id(number), client(1), soon);
         }
         assert_eq!((handshakes.surplus(soon), handshakes.next_deadline()), (None, Some(LATER)));
-        // Too many, whatever their age.
+        // Too many, regardless of their age.
         handshakes.begin(id(5), client(1), soon);
         assert_eq!(handshakes.surplus(soon).map(|it| it.id), Some(id(0)));
         handshakes.end(id(0));
         assert_eq!(handshakes.surplus(soon), None);
-        // The first one has had its time, the others have not.
+        // The first one is no longer recent, the others are.
         assert_eq!(handshakes.surplus(LATER).map(|it| it.id), Some(id(1)));
         handshakes.end(id(1));
         assert_eq!(handshakes.surplus(LATER), None);
@@ -265,7 +266,7 @@ mod tests {
             handshakes.end(id(number));
         }
         assert_eq!((handshakes.surplus(last), handshakes.next_deadline()), (None, None));
-        // One that is assigned keeps its age.
+        // The age is kept when the client becomes known.
         handshakes.assign(id(4), client(2));
         for number in 6..8 {
             handshakes.begin(id(number), client(2), last);
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn of_addresses_with_the_same_number_the_one_with_the_oldest_makes_room() {
+    fn of_equal_addresses_the_one_with_the_oldest_handshake_is_evicted() {
         let mut handshakes = Handshakes::new(2, 10_000);
         for (number, address) in [(1, 9), (2, 5), (3, 7)] {
             handshakes.begin(id(number), client(address), NOW);
@@ -293,21 +294,21 @@ mod tests {
             handshakes.begin(id(number), client(100), NOW);
         }
         assert_eq!(surplus(&handshakes), Some((0, client(100), 4)));
-        // In another order than they came.
+        // In another order than they began.
         for number in [2, 0, 1] {
             handshakes.assign(id(number), client(1));
         }
         assert_eq!(surplus(&handshakes), Some((0, client(1), 3)));
         handshakes.assign(id(0), client(2));
         assert_eq!(surplus(&handshakes), Some((1, client(1), 2)));
-        // One that is over is not counted for anybody.
+        // A handshake that has ended is not counted for any client.
         handshakes.end(id(1));
         handshakes.assign(id(1), client(3));
         assert_eq!(handshakes.len(), 3);
     }
 
     #[test]
-    fn it_agrees_with_a_naive_list() {
+    fn the_order_agrees_with_a_naive_list() {
         let mut handshakes = Handshakes::new(20, 10_000);
         let mut list: Vec<(u32, ClientKey)> = Vec::new();
         let mut random = 1_u64;
@@ -324,12 +325,12 @@ mod tests {
                     list.push((number, client));
                 }
                 kind if !list.is_empty() => {
-                    let place = usize::try_from(below(list.len() as u64)).unwrap();
+                    let index = usize::try_from(below(list.len() as u64)).unwrap();
                     if kind < 8 {
-                        handshakes.assign(id(list[place].0), client);
-                        list[place].1 = client;
+                        handshakes.assign(id(list[index].0), client);
+                        list[index].1 = client;
                     } else {
-                        handshakes.end(id(list.remove(place).0));
+                        handshakes.end(id(list.remove(index).0));
                     }
                 }
                 _ => {}

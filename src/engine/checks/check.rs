@@ -1,55 +1,55 @@
-//! An access check: a question to EspoCRM, and who asks it.
+//! An access check, and the ticket of a connection that waits for it.
 
 use std::rc::Rc;
 
 use super::verdict::Affirmation;
 use crate::engine::id::ConnId;
 
-/// A question to EspoCRM: the arguments of `php command.php`, and what it says if the answer is
-/// yes.
+/// A check that EspoCRM runs: the arguments of `php command.php`, and the output that grants
+/// access.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Check {
-    /// For whom it is made.
+    /// The user whose access is checked.
     pub user: Rc<str>,
-    /// The command's name and its arguments. May hold a token: never to be logged.
+    /// The command's name and its arguments. May contain a token: must never be logged.
     pub arguments: Box<[Box<str>]>,
-    /// What the command prints if it allows.
+    /// What the command prints if it grants access.
     pub affirmation: Affirmation,
 }
 
 /// What a check is for; the first is the most urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
-    /// A tab waits for its welcome.
+    /// A browser tab waits for its welcome.
     Authentication,
-    /// A tab waits for a topic.
+    /// A browser tab waits for a topic.
     Subscription,
-    /// Nobody waits: whether what was granted still is.
+    /// Granted access is checked again; no browser tab waits.
     Recheck,
 }
 
-/// Who waits for a verdict: this connection, for this of its questions.
+/// Identifies a check that a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket {
     /// The connection.
     pub conn: ConnId,
-    /// Its authentication, or the n-th thing that it asks after that.
+    /// Its login, or the n-th check after that.
     pub serial: u32,
 }
 
 impl Ticket {
-    /// The serial number of a connection's authentication.
+    /// The serial number of a connection's login.
     pub const AUTHENTICATION: u32 = 0;
 }
 
 impl Check {
-    /// EspoCRM's console command that tells whether a token is valid.
+    /// EspoCRM's console command that checks a token.
     pub const AUTHENTICATION: &str = "AuthTokenCheck";
 
     /// EspoCRM's console command that checks access to a record or a scope.
     pub const ACCESS: &str = "AclCheck";
 
-    /// Whether `token` is valid and `user`'s.
+    /// Checks that `token` is valid and belongs to `user`.
     #[must_use]
     pub fn authentication(token: &str, user: &str) -> Self {
         Self {
@@ -59,7 +59,7 @@ impl Check {
         }
     }
 
-    /// Whether `user` may see a topic, by the command of its category.
+    /// Checks that `user` may see a topic, with the command of its category.
     #[must_use]
     pub fn topic(user: &str, arguments: Box<[Box<str>]>) -> Self {
         let name = arguments.first().map_or("", |name| name);
@@ -73,7 +73,7 @@ impl Check {
         Self { user: user.into(), arguments, affirmation }
     }
 
-    /// Whether it asks for a token, not for a topic.
+    /// Whether it checks a token, not a topic.
     #[must_use]
     pub fn is_authentication(&self) -> bool {
         matches!(self.affirmation, Affirmation::UserId(_))
@@ -85,7 +85,7 @@ impl Check {
         self.affirmation == Affirmation::True
     }
 
-    /// A line that the command has printed, without the token that it was given.
+    /// Removes the token from a line that the command has printed.
     #[must_use]
     pub fn redact(&self, line: &str) -> String {
         let Some(token) = self.arguments.get(1).filter(|_| self.is_authentication()) else {
@@ -94,9 +94,9 @@ impl Check {
         let mut redacted = String::new();
         let mut rest = line;
         while !rest.is_empty() {
-            // PHP's traces show a part only, and a line that is too long was cut.
+            // PHP's stack traces show only a part of it, and long lines were truncated.
             let part = common_part(rest, token);
-            if part >= TELLING.min(token.len()) {
+            if part >= MIN_REDACTED.min(token.len()) {
                 redacted.push_str("(token)");
                 rest = rest.get(part..).unwrap_or_default();
             } else {
@@ -115,10 +115,10 @@ fn is_command(name: &str, command: &str) -> bool {
     name.eq(command.bytes().map(|byte| byte.to_ascii_lowercase()))
 }
 
-/// So many characters of a token in a row are taken out of whatever is logged.
-const TELLING: usize = 5;
+/// This many consecutive characters of a token are removed from logged text.
+const MIN_REDACTED: usize = 5;
 
-/// How many bytes at the beginning of `line` also stand somewhere in `token`.
+/// Length of the longest prefix of `line` that occurs in `token`.
 fn common_part(line: &str, token: &str) -> usize {
     let equal = |from: &str| {
         let pairs = line.bytes().zip(from.bytes());
@@ -128,7 +128,7 @@ fn common_part(line: &str, token: &str) -> usize {
     longest.max().unwrap_or(0)
 }
 
-/// Never shows the arguments, among which may be a token.
+/// Omits the arguments, which may contain a token.
 impl std::fmt::Debug for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = self.arguments.first().map_or("", |name| name);
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_extensions_command_grants_by_exit_status() {
+    fn only_commands_of_extensions_grant_by_exit_status() {
         let affirmation = |name: &str| Check::topic("u", [name.into()].into()).affirmation;
         for name in ["AclCheck", "acl-check", "aclCheck", "ACLCHECK", "Acl-Check"] {
             assert_eq!(affirmation(name), Affirmation::True, "{name}");
@@ -159,7 +159,7 @@ mod tests {
         let check = Check::authentication("0123456789abcdef0123", "u");
         let line = "Uncaught x('0123456789abcde...') in y?t=0123456789abcdef0123&u";
         assert_eq!(check.redact(line), "Uncaught x('(token)...') in y?t=(token)&u");
-        // Parts of it, from anywhere in it.
+        // Parts from anywhere in the token.
         assert_eq!(check.redact("é 6789abc|0123|f0123"), "é (token)|0123|(token)");
         let check = Check::authentication("abc", "u");
         assert_eq!(check.redact("ab abc"), "ab (token)");

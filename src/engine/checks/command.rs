@@ -1,5 +1,4 @@
-//! The command of an access check: a template of EspoCRM's metadata, turned into an argument
-//! vector.
+//! Turns the command template of EspoCRM's metadata into the argument vector of an access check.
 
 use std::fmt;
 
@@ -8,8 +7,8 @@ use crate::engine::printable::Printable;
 /// A category's `accessCheckCommand`, for instance
 /// `AclCheck --userId=:userId --scope=:scope --id=:id --action=read`.
 ///
-/// The words are found once; values are put into them as they are. No value is ever looked at
-/// again, so none can add a word, an option or a placeholder.
+/// The template is split into words once; values are inserted into the words literally. They are
+/// never parsed, so they cannot add a word, an option or a placeholder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     words: Vec<Vec<Piece>>,
@@ -26,11 +25,11 @@ enum Piece {
 /// Why a command cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadCommand {
-    /// It holds a character that only a shell could make sense of.
+    /// It contains a character that requires a shell.
     Shell(char),
     /// A quotation mark is not closed.
     Unclosed,
-    /// The first word is an option, or a placeholder that anybody could choose.
+    /// The first word is an option, or contains a placeholder that users could choose.
     NoName,
 }
 
@@ -38,20 +37,24 @@ impl fmt::Display for BadCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shell(c) => {
-                write!(f, "it holds '{}', and commands are not run through a shell", Printable(c))
+                write!(
+                    f,
+                    "it contains '{}', but commands are not run through a shell",
+                    Printable(c)
+                )
             }
             Self::Unclosed => f.write_str("a quotation mark is not closed"),
-            Self::NoName => f.write_str("it does not begin with a command's name"),
+            Self::NoName => f.write_str("it does not begin with the name of a command"),
         }
     }
 }
 
 impl Template {
-    /// Takes a command apart. `parameters` are the names of the category's `paramList`; `:userId`
-    /// and `:name` for each of them are placeholders, any other colon is an ordinary character.
+    /// Parses a command. `parameters` are the names of the category's `paramList`; `:userId` and
+    /// `:name` for each of them are placeholders, any other colon is an ordinary character.
     ///
     /// # Errors
-    /// [`BadCommand`]; such a category must not be served at all.
+    /// [`BadCommand`]; the topics of such a category must be rejected.
     pub fn parse(command: &str, parameters: &[String]) -> Result<Self, BadCommand> {
         let words = split(command)?;
         let words: Vec<Vec<Piece>> = words.iter().map(|word| pieces(word, parameters)).collect();
@@ -70,8 +73,8 @@ impl Template {
         }
     }
 
-    /// The argument vector for this user and these parameters, of which there must be as many as
-    /// the category names.
+    /// The argument vector for this user and these parameters, which must be as many as the
+    /// category has.
     #[must_use]
     pub fn arguments(&self, user: &str, parameters: &[&str]) -> Box<[Box<str>]> {
         let value = |piece: &'_ Piece| match piece {
@@ -84,7 +87,7 @@ impl Template {
     }
 }
 
-/// Splits at white space as a shell would, with `'…'` and `"…"` kept together.
+/// Splits at white space like a shell, respecting `'…'` and `"…"`.
 fn split(command: &str) -> Result<Vec<String>, BadCommand> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn espocrms_own_commands() {
+    fn commands_of_espocrm_itself() {
         assert_eq!(
             arguments(
                 "AclCheck --userId=:userId --scope=:scope --id=:id --action=read",
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_not_looked_at_again() {
+    fn values_are_not_parsed_again() {
         assert_eq!(
             arguments("Check :a :b :userId", &["a", "b"], ":a", &[":b --x", ":userId"]),
             ["Check", ":b --x", ":userId", ":a"]
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_shell_or_has_no_name_is_refused() {
+    fn commands_that_need_a_shell_or_have_no_name_are_rejected() {
         for (command, error) in [
             ("C $HOME", BadCommand::Shell('$')),
             ("C \"`id`\"", BadCommand::Shell('`')),

@@ -1,4 +1,4 @@
-//! The queue of access checks: which command is to be run next, and who waits for its verdict.
+//! The check queue: decides which check runs next, and returns verdicts to the waiting tickets.
 
 mod invariants;
 mod order;
@@ -19,29 +19,29 @@ use crate::engine::limits::{
 use crate::engine::time::Time;
 use order::Queue;
 
-/// Names one run of checks; never used twice.
+/// Identifies one run of a check; never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(u64);
 
 /// The verdict for one ticket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Who asked.
+    /// The ticket of the connection that requested the check.
     pub ticket: Ticket,
-    /// What came of it. [`Verdict::Unchecked`] means that there will be no further attempt.
+    /// The verdict. [`Verdict::Unchecked`] means that there will be no further attempt.
     pub verdict: Verdict,
 }
 
 /// Why a check was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueFull {
-    /// As many checks of this urgency wait as may wait.
+    /// The limit of waiting checks of this urgency is reached.
     ForAll,
-    /// This user has as many of them as the room that is left allows.
+    /// This user's share of the free room is used up.
     ForUser,
 }
 
-/// How many tickets of each urgency may wait. None takes room from another.
+/// How many tickets of each urgency may wait. They do not share room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Logins.
@@ -52,9 +52,9 @@ pub struct Capacity {
     pub rechecks: usize,
 }
 
-/// Decides when which check runs. Identical checks that wait are run once; logins come before
-/// subscriptions, and those before rechecks; users take turns; a subscription's check that failed is
-/// tried again a few times.
+/// Decides which check runs when. Identical waiting checks are run once; logins precede
+/// subscriptions, and subscriptions precede rechecks; users take turns; a failed check of a
+/// subscription is retried a few times.
 #[derive(Debug)]
 pub struct CheckQueue {
     /// How many checks may run at a time.
@@ -63,16 +63,16 @@ pub struct CheckQueue {
     paused: bool,
     jobs: HashMap<JobId, Job>,
     by_check: HashMap<Rc<Check>, JobId>,
-    /// With the urgency for which each ticket counts.
+    /// With the urgency that the ticket was counted for.
     by_ticket: HashMap<Ticket, (JobId, Urgency)>,
     capacity: Capacity,
     /// How many tickets wait.
     waiting: Waiting,
-    /// How many tickets of each user wait; logins count for no user, who is not known before.
+    /// Waiting tickets by user, without logins, since their users are not verified.
     by_user: HashMap<Rc<str>, Waiting>,
     queue: Queue,
-    recent: VerdictCache,
-    /// Jobs that failed and wait for another attempt.
+    cache: VerdictCache,
+    /// Failed jobs that wait for another attempt.
     retries: BTreeSet<(Time, JobId)>,
     next_id: u64,
 }
@@ -89,12 +89,12 @@ struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Queued,
-    /// Since this moment.
+    /// Since this time.
     Running(Time),
     Retry(Time),
 }
 
-/// Tickets by urgency.
+/// Number of tickets by urgency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Waiting {
     logins: usize,
@@ -102,8 +102,8 @@ struct Waiting {
     rechecks: usize,
 }
 
-/// After how long a failed check of a subscription is tried again. Together they outlast the
-/// restart of a database.
+/// Delays before a failed check of a subscription is retried. Together they outlast the restart of
+/// a database.
 const RETRIES: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(4),
@@ -126,21 +126,21 @@ impl CheckQueue {
             waiting: Waiting::default(),
             by_user: HashMap::new(),
             queue: Queue::default(),
-            recent: VerdictCache::default(),
+            cache: VerdictCache::default(),
             retries: BTreeSet::new(),
             next_id: 0,
         }
     }
 
-    /// Asks for a check. Its answer comes out of [`finish`](Self::finish), unless
-    /// [`cancel`](Self::cancel) comes first. An identical check that is waiting or running is
-    /// joined; one that waits for another attempt waits no longer. Call [`start`](Self::start)
-    /// afterwards.
+    /// Requests a check. [`finish`](Self::finish) returns its verdict, unless
+    /// [`cancel`](Self::cancel) is called first. The ticket joins an identical check that is
+    /// waiting or running; one that waits for another attempt is queued at once. Call
+    /// [`start`](Self::start) afterwards.
     ///
-    /// True if the answer is known already, from a moment ago: then it is yes, and nothing was asked.
+    /// Returns true if the check is in the cache: then it is granted, and nothing was queued.
     ///
     /// # Errors
-    /// [`QueueFull`]; nothing was asked.
+    /// [`QueueFull`]; nothing was queued.
     pub fn request(
         &mut self,
         now: Time,
@@ -149,7 +149,7 @@ impl CheckQueue {
         urgency: Urgency,
     ) -> Result<bool, QueueFull> {
         let is_recheck = urgency == Urgency::Recheck;
-        if !is_recheck && !self.paused && self.recent.holds(now, &check) {
+        if !is_recheck && !self.paused && self.cache.contains(now, &check) {
             return Ok(true);
         }
         if self.free(urgency) == 0 {
@@ -182,14 +182,14 @@ impl CheckQueue {
                 self.retries.remove(&(at, id));
                 self.queue.push(job.urgency, &job.check.user, id);
             }
-            // If it fails, it is tried again for whoever is in the greatest hurry.
+            // If it fails, the most urgent ticket decides whether it is retried.
             State::Queued | State::Running(_) => job.urgency = urgency.min(job.urgency),
         }
         Ok(false)
     }
 
-    /// The asker is gone or has lost interest. A check that nobody waits for is not run. One that
-    /// runs already is joined by nobody any more: whoever asks again wants to know anew.
+    /// The ticket is no longer wanted. A check without tickets is not run. If the check is running,
+    /// no further ticket joins it: the next request runs the check again.
     pub fn cancel(&mut self, ticket: Ticket) {
         let Some((id, urgency)) = self.by_ticket.remove(&ticket) else { return };
         let Some(job) = self.jobs.get_mut(&id) else { return };
@@ -210,8 +210,8 @@ impl CheckQueue {
         self.forget(id);
     }
 
-    /// The check that is to be run now; call until `None`. Each one that is returned must come back
-    /// through [`finish`](Self::finish).
+    /// The check to be run now; call until `None`. Pass the outcome of each to
+    /// [`finish`](Self::finish).
     pub fn start(&mut self, now: Time) -> Option<(JobId, Rc<Check>)> {
         if !self.can_start() {
             return None;
@@ -223,17 +223,17 @@ impl CheckQueue {
         Some((id, Rc::clone(&job.check)))
     }
 
-    /// Takes the verdict of a check that ran. Appends the answers for all who wait for it, unless
-    /// it failed and is to be tried again.
+    /// Takes the verdict of a check that ran. Appends the answers for all waiting tickets, unless
+    /// the check failed and will be retried.
     pub fn finish(&mut self, now: Time, id: JobId, verdict: &Verdict, answers: &mut Vec<Answer>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let State::Running(began) = job.state else { return };
         match verdict {
-            // Unless somebody has lost interest: who asks again wants to know anew.
+            // Not if a ticket was canceled meanwhile: the next request must run the check again.
             Verdict::Granted if self.by_check.get(&job.check) == Some(&id) => {
-                self.recent.granted(now, &job.check, began);
+                self.cache.insert(now, &job.check, began);
             }
-            Verdict::Denied => self.recent.forget(&job.check),
+            Verdict::Denied => self.cache.remove(&job.check),
             Verdict::Granted | Verdict::Unchecked(_) => {}
         }
         self.running = self.running.saturating_sub(1);
@@ -258,7 +258,7 @@ impl CheckQueue {
         }
     }
 
-    /// Queues what is due for another attempt. Call [`start`](Self::start) afterwards.
+    /// Queues the failed checks whose delay has passed. Call [`start`](Self::start) afterwards.
     pub fn expire(&mut self, now: Time) {
         while let Some(&(at, id)) = self.retries.first() {
             if at > now {
@@ -272,19 +272,19 @@ impl CheckQueue {
         }
     }
 
-    /// The check that runs as `id`.
+    /// The check with this `id`.
     #[must_use]
     pub fn check(&self, id: JobId) -> Option<Rc<Check>> {
         self.jobs.get(&id).map(|job| Rc::clone(&job.check))
     }
 
-    /// For what the check that runs as `id` is wanted most.
+    /// The most urgent purpose of the check with this `id`.
     #[must_use]
     pub fn urgency(&self, id: JobId) -> Option<Urgency> {
         self.jobs.get(&id).map(|job| job.urgency)
     }
 
-    /// When the check that runs as `id` was started.
+    /// When the check with this `id` was started.
     #[must_use]
     pub fn began(&self, id: JobId) -> Option<Time> {
         match self.jobs.get(&id)?.state {
@@ -293,41 +293,40 @@ impl CheckQueue {
         }
     }
 
-    /// Whether [`start`](Self::start) may find something.
+    /// Whether [`start`](Self::start) would return a check.
     #[must_use]
     pub fn can_start(&self) -> bool {
         !self.queue.is_empty() && !self.paused && self.running < self.limit
     }
 
-    /// When [`expire`](Self::expire) has something to do.
+    /// When [`expire`](Self::expire) must be called.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.retries.first().map(|(at, _)| *at)
     }
 
-    /// Whoever asks for this again wants to know anew.
+    /// Removes a check from the cache: the next request runs it.
     pub fn forget_verdict(&mut self, check: &Check) {
-        self.recent.forget(check);
+        self.cache.remove(check);
     }
 
-    /// Whatever was granted to this user has to be checked anew.
+    /// Removes all checks of this user from the cache.
     pub fn forget_user(&mut self, user: &str) {
-        self.recent.forget_user(user);
+        self.cache.remove_user(user);
     }
 
-    /// For how long a grant counts for whoever asks for the same, from the beginning of its check.
-    /// What is remembered is forgotten.
-    pub fn set_reuse(&mut self, reuse: Duration) {
-        self.recent.renew(reuse);
+    /// Sets for how long a granted check is reused, counted from its start, and clears the cache.
+    pub fn set_cache_lifetime(&mut self, lifetime: Duration) {
+        self.cache.reset(lifetime);
     }
 
-    /// Changes how many checks may run at a time.
+    /// Changes how many checks may run at the same time.
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
 
-    /// Whether checks may be started. They are held back while EspoCRM's settings are being read
-    /// again, since its version tells how a verdict is to be understood.
+    /// Pauses or resumes the start of checks. They are paused while EspoCRM's settings are
+    /// reloaded, since its version determines how an outcome is interpreted.
     pub fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
     }
@@ -337,13 +336,13 @@ impl CheckQueue {
         self.capacity = capacity;
     }
 
-    /// Whether so many logins wait that new tabs are to come back later.
+    /// Whether no further login can be queued, so that new connections must be rejected.
     #[must_use]
-    pub fn is_crowded(&self) -> bool {
+    pub fn is_full_for_logins(&self) -> bool {
         self.free(Urgency::Authentication) == 0
     }
 
-    /// How many more tickets of this user would be taken for this: a part of what is left for all.
+    /// How many more tickets of this user and urgency would be accepted: a share of the free room.
     #[must_use]
     pub fn room(&self, urgency: Urgency, user: &str) -> usize {
         let free = self.free(urgency);
@@ -355,12 +354,12 @@ impl CheckQueue {
         }
     }
 
-    /// Releases memory that was needed for more tickets than there are.
+    /// Releases unused capacity after a burst.
     pub fn shrink(&mut self) {
-        self.jobs.shrink_to(FEW);
-        self.by_check.shrink_to(FEW);
-        self.by_ticket.shrink_to(FEW);
-        self.by_user.shrink_to(FEW);
+        self.jobs.shrink_to(MIN_CAPACITY);
+        self.by_check.shrink_to(MIN_CAPACITY);
+        self.by_ticket.shrink_to(MIN_CAPACITY);
+        self.by_user.shrink_to(MIN_CAPACITY);
     }
 
     /// How many checks wait to be started.
@@ -381,7 +380,7 @@ impl CheckQueue {
         self.by_ticket.len()
     }
 
-    /// Whether nobody waits for anything and nothing runs.
+    /// Whether no ticket waits and no check is queued or running.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.jobs.is_empty()
@@ -413,12 +412,12 @@ impl CheckQueue {
         id
     }
 
-    /// Removes a job and returns who waited for it.
+    /// Removes a job and returns its tickets.
     fn forget(&mut self, id: JobId) -> Vec<Ticket> {
         let Some(job) = self.jobs.remove(&id) else { return Vec::new() };
         forget_check(&mut self.by_check, &job.check, id);
         if self.jobs.is_empty() {
-            // After a storm its memory is given back.
+            // Release the memory of a burst.
             self.jobs = HashMap::new();
             self.by_check = HashMap::new();
         }
@@ -446,15 +445,15 @@ impl Waiting {
     }
 }
 
-/// Entries for which a collection keeps its memory.
-const FEW: usize = 64;
+/// Capacity that collections keep.
+const MIN_CAPACITY: usize = 64;
 
-/// How many more tickets a user may have who has so many, if so many more may wait in all.
-fn share(free: usize, has: usize) -> usize {
-    free.div_ceil(SHARE_OF_USER).saturating_sub(has)
+/// How many more tickets a user with `own` tickets may queue, if `free` more may wait in total.
+fn share(free: usize, own: usize) -> usize {
+    free.div_ceil(SHARE_OF_USER).saturating_sub(own)
 }
 
-/// A ticket of this user's waits no longer.
+/// Updates the counts for a ticket that no longer waits.
 fn uncount(
     waiting: &mut Waiting,
     by_user: &mut HashMap<Rc<str>, Waiting>,
@@ -473,7 +472,7 @@ fn uncount(
     }
 }
 
-/// Lets nobody join a job any more.
+/// Prevents further tickets from joining a job.
 fn forget_check(by_check: &mut HashMap<Rc<Check>, JobId>, check: &Check, id: JobId) {
     if by_check.get(check) == Some(&id) {
         by_check.remove(check);

@@ -1,4 +1,4 @@
-//! The self-check: whether EspoCRM rejects a random token, which must be known before anything is
+//! The self-check: does EspoCRM deny a random token? The answer must be known before any access is
 //! granted.
 
 use std::rc::Rc;
@@ -9,24 +9,24 @@ use super::verdict::{self, Failure, ProcessExit, Verdict, is_id};
 use crate::engine::espocrm::version::Convention;
 use crate::engine::time::Time;
 
-/// Decides when the self-check runs and what its result means; runs nothing itself.
+/// Decides when the self-check runs and what its result means. It runs nothing itself.
 ///
-/// A broken installation, a modified `AuthTokenCheck` or a script in the place of PHP can accept
-/// every token. After each load and reload one check with a random token shows whether it does.
-/// Until its result is known no check is started. If the token is accepted, clients are rejected,
-/// and the self-check is repeated until the token is denied. A self-check without a result, as
-/// while the database is down, changes nothing: other checks then have no result either. It is
+/// A broken installation, a modified `AuthTokenCheck` or a script in place of PHP can accept every
+/// token. So after each load and reload, EspoCRM checks a random token. No other check is started
+/// until the result is known. If the token is accepted, clients are rejected, and the self-check is
+/// repeated until the token is denied. A self-check without a result, for example while the
+/// database is down, changes nothing, since other checks then have no result either. It is
 /// repeated, too.
 #[derive(Debug, Default)]
 pub struct SelfCheck {
     trust: Trust,
-    /// What is being asked, or was asked last.
+    /// The check that is running, or the last one that ran.
     question: Option<Rc<Check>>,
     is_running: bool,
-    /// Requested while it was running: its result is about the past.
+    /// Requested again while it was running: its result is outdated.
     again: bool,
     due: Option<Time>,
-    /// The present trust is to be logged, even if it does not change.
+    /// Report the next result even if it is unchanged.
     announce: bool,
 }
 
@@ -47,25 +47,25 @@ enum Trust {
 /// What a result means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Something has changed meanwhile: another run follows.
+    /// EspoCRM may have changed meanwhile: the self-check runs again.
     Superseded,
-    /// EspoCRM rejects the token, as before.
+    /// EspoCRM denies the token, as before.
     Passed,
-    /// EspoCRM rejects the token again, after it had accepted it.
+    /// EspoCRM denies the token after it had accepted it.
     Recovered,
-    /// There is no result, for the first time since the last load.
+    /// No result, for the first time since the last load.
     Inconclusive,
-    /// EspoCRM accepts the token. End all connections.
+    /// EspoCRM accepts the token. Close all connections.
     Accepted,
-    /// As before; nothing is to be logged.
+    /// As before; do not log it.
     Unchanged,
 }
 
-/// Until the next attempt, while there is no result or the token is accepted.
+/// Delay until the next attempt, while there is no result or the token is accepted.
 const RETRY: Duration = Duration::from_secs(10);
 
 impl SelfCheck {
-    /// EspoCRM was loaded, or may have changed: a run is due at once.
+    /// EspoCRM was loaded or may have changed: run the self-check at once.
     pub fn request(&mut self, now: Time) {
         if self.trust != Trust::Accepted {
             self.trust = Trust::Unknown;
@@ -74,7 +74,7 @@ impl SelfCheck {
         self.due = Some(now);
     }
 
-    /// Whether a run is to be started now.
+    /// Whether the self-check must be started now.
     #[must_use]
     pub fn is_due(&self, now: Time) -> bool {
         !self.is_running && self.due.is_some_and(|due| due <= now)
@@ -86,7 +86,7 @@ impl SelfCheck {
         self.due.filter(|_| !self.is_running)
     }
 
-    /// A run is started that asks this. Its verdict must come back through
+    /// Starts a self-check with this check of a random token. Pass its verdict to
     /// [`finish`](Self::finish).
     pub fn start(&mut self, question: Check) -> Rc<Check> {
         let question = Rc::new(question);
@@ -97,13 +97,13 @@ impl SelfCheck {
         question
     }
 
-    /// What was asked last: a token that no EspoCRM may accept. Workers are asked the same.
+    /// The last check of a random token, which no EspoCRM may accept. Workers must deny it, too.
     #[must_use]
     pub fn question(&self) -> Option<&Rc<Check>> {
         self.question.as_ref()
     }
 
-    /// The run has ended. Without a run nothing happens.
+    /// Takes the verdict. Without a running self-check it is ignored.
     pub fn finish(&mut self, now: Time, verdict: &Verdict) -> Outcome {
         if !std::mem::take(&mut self.is_running) {
             return Outcome::Unchanged;
@@ -127,7 +127,7 @@ impl SelfCheck {
                 let is_known = before == Trust::Accepted && !announce;
                 if is_known { Outcome::Unchanged } else { Outcome::Accepted }
             }
-            // What was accepted before is in doubt until it is denied.
+            // Trust is restored only by a denial.
             Verdict::Unchecked(_) if before == Trust::Accepted => Outcome::Unchanged,
             Verdict::Unchecked(_) => {
                 self.trust = Trust::Inconclusive;
@@ -137,27 +137,27 @@ impl SelfCheck {
         }
     }
 
-    /// Reads the outcome of asking the [`question`](Self::question). That the token is taken for
-    /// another user's is no better: then that user can be impersonated by any token.
+    /// Interprets the outcome of the [`question`](Self::question). A token that is accepted for
+    /// another user counts as accepted: any token could then impersonate that user.
     #[must_use]
     pub fn read(
         &self,
         convention: Convention,
         exit: ProcessExit,
         output: &[u8],
-        complaint: impl FnOnce() -> String,
+        message: impl FnOnce() -> String,
     ) -> Verdict {
         if exit == ProcessExit::Status(0) && is_id(output.trim_ascii()) {
             return Verdict::Granted;
         }
         let affirmation = self.question.as_ref().map(|question| &question.affirmation);
         match affirmation {
-            Some(affirmation) => verdict::read(convention, affirmation, exit, output, complaint),
+            Some(affirmation) => verdict::read(convention, affirmation, exit, output, message),
             None => Verdict::Unchecked(Failure::NothingChecked),
         }
     }
 
-    /// The administrator waits for a result: the next one is reported even if it is the same.
+    /// The administrator waits for a result: report the next one even if it is unchanged.
     pub fn announce(&mut self) {
         self.announce = true;
     }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn no_check_is_started_before_the_first_result() {
+    fn no_check_starts_before_the_first_result() {
         let mut check = SelfCheck::default();
         assert!(check.allows_checks() && !check.is_due(NOW));
         check.request(NOW);
@@ -207,12 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_accepted_rejects_clients_until_it_is_denied() {
+    fn clients_are_rejected_until_the_accepted_token_is_denied() {
         let mut check = SelfCheck::default();
         check.request(NOW);
         assert_eq!(run(&mut check, NOW, &Verdict::Granted), Outcome::Accepted);
         let mut now = NOW;
-        // Neither a failure nor a reload is a reason to grant.
+        // Neither a failure nor a reload restores trust.
         for (verdict, reload) in [(Verdict::Granted, false), (failed(), false), (failed(), true)] {
             assert!(check.rejects_clients() && !check.allows_checks());
             assert_eq!(check.next_deadline(), Some(now.after(RETRY)));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn any_user_for_the_token_is_one_too_many() {
+    fn a_token_accepted_for_any_user_counts_as_accepted() {
         let mut check = SelfCheck::default();
         check.start(Check::authentication("t", "u"));
         let read = |convention, status, output: &str| {
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_from_before_a_change_counts_only_if_it_is_bad() {
+    fn an_outdated_result_counts_only_if_the_token_was_accepted() {
         let mut check = SelfCheck::default();
         for verdict in [Verdict::Denied, failed()] {
             check.request(NOW);
@@ -282,7 +282,7 @@ mod tests {
         check.request(NOW);
         assert_eq!(check.finish(NOW, &Verdict::Granted), Outcome::Accepted);
         assert_eq!(run(&mut check, NOW, &Verdict::Denied), Outcome::Recovered);
-        // Of a run that was not started nothing counts.
+        // A verdict without a running self-check is ignored.
         assert_eq!(check.finish(NOW, &Verdict::Granted), Outcome::Unchanged);
         assert!(!check.rejects_clients());
     }

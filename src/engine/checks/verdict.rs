@@ -1,38 +1,38 @@
-//! Reading the outcome of EspoCRM's access checks.
+//! Interprets the outcome of EspoCRM's access checks.
 
 use crate::engine::espocrm::version::Convention;
 use crate::engine::limits::MAX_PARAMETER;
 use crate::engine::printable::printable;
 
-/// What came of a check.
+/// The verdict of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// EspoCRM allows it.
+    /// EspoCRM grants access.
     Granted,
-    /// EspoCRM denies it.
+    /// EspoCRM denies access.
     Denied,
-    /// It could not be found out. Never a reason to grant, and none to refuse for good.
+    /// The check failed: neither a reason to grant access nor a permanent denial.
     Unchecked(Failure),
 }
 
-/// Why a check gave no verdict; for the log, never with what was checked.
+/// Why a check failed; for the log, without its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// PHP could not be started.
     NotStarted(String),
-    /// It did not end within the deadline and was killed.
+    /// PHP did not finish within the deadline and was killed.
     TimedOut,
-    /// It was ended by this signal.
+    /// PHP was killed by this signal.
     Signal(i32),
-    /// It ended with this status, and printed this line first.
+    /// PHP exited with this status after printing this line.
     Status(i32, String),
-    /// It ended well but printed something else than a verdict.
+    /// PHP exited with status 0, but its output is not a verdict.
     Output(String),
-    /// It ended with status 0 and without output, as PHP also does when nothing was checked.
+    /// PHP exited with status 0 without output, as it also does when nothing was checked.
     NothingChecked,
-    /// EspoCRM grants a random token, so that what it grants says nothing.
+    /// EspoCRM accepts a random token, so its grants are meaningless.
     Untrusted,
-    /// It printed more than it may, or its output could not be read.
+    /// PHP printed too much, or its output could not be read.
     Unreadable,
 }
 
@@ -41,16 +41,16 @@ impl std::fmt::Display for Failure {
         match self {
             Self::NotStarted(error) => write!(f, "PHP could not be started: {error}"),
             Self::TimedOut => f.write_str("PHP did not finish in time and was killed"),
-            Self::Signal(signal) => write!(f, "PHP was ended by signal {signal}"),
+            Self::Signal(signal) => write!(f, "PHP was killed by signal {signal}"),
             Self::Status(status, line) if line.is_empty() => {
-                write!(f, "PHP ended with status {status}")
+                write!(f, "PHP exited with status {status}")
             }
-            Self::Status(status, line) => write!(f, "PHP ended with status {status}: {line}"),
-            Self::Output(line) => write!(f, "PHP printed something unexpected: {line}"),
+            Self::Status(status, line) => write!(f, "PHP exited with status {status}: {line}"),
+            Self::Output(line) => write!(f, "PHP printed unexpected output: {line}"),
             Self::NothingChecked => f.write_str(
-                "PHP ended with status 0 and printed nothing, so nothing was checked: EspoCRM's \
-                 files may be incomplete, or PHP is not the command line's or is started by a \
-                 script that hides its exit status",
+                "PHP exited with status 0 without output, so nothing was checked: EspoCRM's files may be \
+ incomplete, PHP may not be the command-line version, or a wrapper script may hide its \
+ exit status",
             ),
             Self::Untrusted => f.write_str("EspoCRM accepts any token"),
             Self::Unreadable => f.write_str("PHP's output was too long or could not be read"),
@@ -58,21 +58,21 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// How a command allows access. Exit status 0 is always required; PHP also ends with it when
+/// How a command grants access. Exit status 0 is always required; PHP also exits with it when
 /// nothing was checked, so EspoCRM's own commands must print their answer as well.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Affirmation {
-    /// `AuthTokenCheck` prints the id of the token's user, which must be this one.
+    /// `AuthTokenCheck` prints the id of the token's user, which must be this user.
     UserId(Box<str>),
-    /// `AclCheck` prints `true`, and for portal users `truetrue`.
+    /// `AclCheck` prints `true`, for portal users `truetrue`.
     True,
-    /// An extension's command: since EspoCRM 9.2 the exit status is enough, and it may print
-    /// anything. Before, where the status is always 0, it prints exactly `true`.
+    /// Commands of extensions: since EspoCRM 9.2 the exit status is enough, and they may print
+    /// anything. Before 9.2, where the status is always 0, they print exactly `true`.
     Status,
 }
 
 impl Affirmation {
-    /// Whether the output alone allows access, whatever the version.
+    /// Whether the output alone grants access, in any version.
     fn accepts(&self, output: &[u8]) -> bool {
         match self {
             Self::UserId(user) => output == user.as_bytes(),
@@ -94,15 +94,15 @@ pub enum ProcessExit {
     Signal(i32),
 }
 
-/// Reads the outcome of one command: its end, its standard output, and `complaint`, a line fit
-/// for the log.
+/// Interprets the outcome of a command: its exit, its standard output, and `message`, a printable
+/// line for the log.
 #[must_use]
 pub fn read(
     convention: Convention,
     affirmation: &Affirmation,
     exit: ProcessExit,
     output: &[u8],
-    complaint: impl FnOnce() -> String,
+    message: impl FnOnce() -> String,
 ) -> Verdict {
     let status = match exit {
         ProcessExit::Status(status) => status,
@@ -120,32 +120,32 @@ pub fn read(
                 Verdict::Unchecked(Failure::NothingChecked)
             }
         },
-        // Before 9.2 a token that is good, but another user's.
+        // Before 9.2: the token is valid, but for another user.
         0 if matches!(affirmation, Affirmation::UserId(_))
             && matches!(convention, Convention::Output | Convention::Both)
             && is_id(output) =>
         {
             Verdict::Denied
         }
-        0 => Verdict::Unchecked(Failure::Output(complaint())),
-        // By PHP 8.4 on standard error: files are being replaced, and no command has run.
-        1 if output.is_empty() => match complaint() {
+        0 => Verdict::Unchecked(Failure::Output(message())),
+        // PHP 8.4 prints this to standard error: files are being replaced, and no command has run.
+        1 if output.is_empty() => match message() {
             line if line.starts_with(NO_SCRIPT) => Verdict::Unchecked(Failure::Status(1, line)),
             _ => Verdict::Denied,
         },
-        _ => Verdict::Unchecked(Failure::Status(status, complaint())),
+        _ => Verdict::Unchecked(Failure::Status(status, message())),
     }
 }
 
 /// What PHP prints if the script does not exist.
 const NO_SCRIPT: &str = "Could not open input file: ";
 
-/// The first line of what PHP has printed, fit for the log.
+/// The first line of PHP's output, made printable for the log.
 #[must_use]
 pub fn first_line(output: &[u8]) -> String {
     let line = output.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
     let mut line = line.unwrap_or_default().trim_ascii();
-    // The sentence of the log in which it stands has a full stop of its own.
+    // The log line ends with its own full stop.
     while let [rest @ .., b'.'] = line {
         line = rest;
     }
@@ -153,11 +153,11 @@ pub fn first_line(output: &[u8]) -> String {
     printable(&String::from_utf8_lossy(line))
 }
 
-/// Bytes of PHP's output in one line of the log.
+/// Bytes of PHP's output in a log line.
 const MAX_LINE: usize = 300;
 
-/// Whether `text` can be a token, a user's id: letters, digits and hyphens, and never something
-/// that a command would take for an option.
+/// Whether `text` can be a token or a user id: letters, digits and hyphens, and not something that
+/// a command would parse as an option.
 #[must_use]
 pub fn is_id(text: &[u8]) -> bool {
     matches!(text, [first, ..] if *first != b'-')
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_in_what_php_prints_stay_as_they_are() {
+    fn quotes_in_output_of_php_are_not_escaped() {
         assert_eq!(
             first_line(b"\nScope \"X\" isn't \x1b there.\n"),
             "Scope \"X\" isn't \\u{1b} there"
@@ -210,9 +210,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_script_denies_nothing() {
-        let complaints = ["Could not open input file: command.php", "", "PHP Warning:  x"];
-        let denied = complaints.map(|line| {
+    fn a_missing_script_is_not_a_denial() {
+        let messages = ["Could not open input file: command.php", "", "PHP Warning:  x"];
+        let denied = messages.map(|line| {
             let exit = ProcessExit::Status(1);
             let verdict =
                 read(Convention::ExitStatus, &Affirmation::True, exit, b"", || line.to_owned());
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_extensions_command_grants_by_exit_status_since_9_2() {
+    fn commands_of_extensions_grant_by_exit_status_since_9_2() {
         use Convention::{Both, ExitStatus, InDoubt, Output};
         for output in ["", "true", "yes", "Error: x"] {
             assert_eq!(extension(ExitStatus, 0, output), Verdict::Granted, "{output}");
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn since_9_2_status_0_without_an_answer_is_no_denial() {
+    fn since_9_2_status_0_without_output_is_not_a_denial() {
         let nothing = Verdict::Unchecked(Failure::NothingChecked);
         for convention in [Convention::ExitStatus, Convention::InDoubt] {
             assert_eq!(auth(convention, 0, ""), nothing);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_must_say_yes_in_both_ways() {
+    fn an_unknown_version_must_grant_by_status_and_output() {
         use Convention::Both;
         assert_eq!(topic(Both, 0, "true"), Verdict::Granted);
         assert_eq!(topic(Both, 0, ""), Verdict::Denied);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_php_prints_the_first_line_is_told_as_part_of_a_sentence() {
+    fn the_first_line_of_output_becomes_part_of_a_sentence() {
         for (output, line) in [
             ("", ""),
             ("\n \nError: no.\nmore", "Error: no"),
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_is_no_verdict() {
+    fn a_signal_is_not_a_verdict() {
         for convention in ALL {
             let verdict =
                 read(convention, &Affirmation::True, ProcessExit::Signal(9), b"true", String::new);

@@ -1,60 +1,61 @@
-//! The PHP workers: on what a check runs, and when a worker is started, stopped or given up.
+//! The PHP workers: where a check runs, and when workers are started, stopped or given up.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::engine::time::Time;
 
-/// Names one worker; never used twice.
+/// Identifies a worker; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WorkerId(u32);
 
-/// On what a check is to run.
+/// Where a check runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Runner {
-    /// A process of its own.
+    /// A new process that runs only this check.
     Plain,
-    /// This worker, which waits for something to do.
+    /// This idle worker.
     Idle(WorkerId),
-    /// This worker, which is to be started.
+    /// This worker, which must be started first.
     New(WorkerId),
 }
 
-/// What a worker is to do next.
+/// What happens to a worker next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Wait for another check.
+    /// It waits for another check.
     Wait,
-    /// End: it is forgotten by now.
+    /// Stop it; the pool no longer knows it.
     Stop,
-    /// The same, and with it the workers are given up for now.
+    /// Stop it; the pool has also given up workers for now.
     GiveUp,
 }
 
-/// Decides about the workers; starts and stops none itself.
+/// Decides when workers are started and stopped. It does neither itself.
 ///
-/// Each runs one check at a time. An idle daemon has none: they are started when there is something
-/// to be checked, a second one only if many checks wait, and stopped a minute after the last one.
+/// Each runs one check at a time. An idle daemon has none: the first is started for the first
+/// check, a second one only if many checks wait, and they are stopped after a minute without
+/// checks.
 #[derive(Debug)]
 pub struct Pool {
-    /// Workers at a time; 0 if there shall be none.
+    /// Maximum number of workers; 0 to use none.
     limit: usize,
     workers: Vec<Worker>,
     next_id: u32,
-    /// Workers that were killed and have not exited: they keep their place.
+    /// Workers that were killed but have not exited: they still count.
     stuck: usize,
-    /// Workers that were no good, since one has answered.
+    /// Workers that failed since one has answered.
     failures: u32,
-    /// Workers that began no check, whether others have answered in between or not: whoever
-    /// obstructs them may let some checks pass.
+    /// Workers that began no check, even if others have answered in between: an attacker who
+    /// obstructs workers may let some checks pass.
     obstructions: Window,
-    /// Workers that ended by themselves or were no good, with or without answers in between.
+    /// Workers that exited or failed, even if others have answered in between.
     losses: Window,
-    /// After [`MAX_FAILURES`] every check is run plainly until then.
+    /// After too many failures every check is run as a plain command until then.
     given_up_until: Option<Time>,
 }
 
-/// How often something happened within [`REST`].
+/// Number of events within [`PAUSE`].
 #[derive(Debug, Default)]
 struct Window {
     since: Time,
@@ -64,39 +65,39 @@ struct Window {
 #[derive(Debug)]
 struct Worker {
     id: WorkerId,
-    /// Since when it has nothing to do, if it has nothing.
+    /// Since when it is idle.
     idle: Option<Time>,
     answers: u32,
-    /// It has rejected a random token, so that what it grants counts.
+    /// It has denied a random token, so its grants can be trusted.
     verified: bool,
-    /// It was started before something has changed: its next answer is its last.
+    /// It was started before a change: its next answer is its last.
     outdated: bool,
 }
 
-/// An idle worker takes 23 MB: it is kept for as long as people who work need a check now and then.
+/// An idle worker uses 23 MB; keep it while active users need a check now and then.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Answers of one worker. Starting another costs as much as thirty; whatever EspoCRM's extensions
-/// leave behind in the process is gone by then.
+/// Answers of one worker. Starting another costs as much as thirty checks; a new process discards
+/// everything that EspoCRM's extensions have left behind.
 const MAX_ANSWERS: u32 = 1_000;
 
-/// Checks that wait for each worker before another one is started: that costs as much as thirty.
+/// Waiting checks per worker before another is started, which costs as much as thirty checks.
 const BACKLOG: usize = 16;
 
-/// Workers in a row that were no good before they are given up.
+/// Consecutive failures of workers before workers are given up.
 const MAX_FAILURES: u32 = 2;
 
 /// Workers that began no check before workers are given up: each delays a check by seconds.
 const MAX_OBSTRUCTIONS: u32 = 2;
 
-/// Workers that were lost before workers are given up: starting one costs more than a plain check.
+/// Lost workers before workers are given up: starting one costs more than a plain command.
 const MAX_LOSSES: u32 = 10;
 
-/// For how long they are given up. What was wrong may be mended.
-const REST: Duration = Duration::from_secs(600);
+/// How long workers are given up. The cause may be fixed by then.
+const PAUSE: Duration = Duration::from_secs(600);
 
 impl Pool {
-    /// Has at most `limit` workers at a time.
+    /// A pool of at most `limit` workers.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -111,18 +112,18 @@ impl Pool {
         }
     }
 
-    /// How many workers were killed and have not exited.
+    /// Sets how many workers were killed but have not exited.
     pub fn set_stuck(&mut self, count: usize) {
         self.stuck = count;
     }
 
-    /// On what the next check is to run; `None` if it has to wait for a worker. `waiting` is how
-    /// many checks wait with it.
+    /// Where the next check runs; `None` if it must wait for a worker. `waiting` is the number of
+    /// checks that wait besides this one.
     pub fn take(&mut self, now: Time, waiting: usize) -> Option<Runner> {
         if self.limit == 0 || self.given_up_until.is_some_and(|until| now < until) {
             return Some(Runner::Plain);
         }
-        // The one that was busy last: others can be stopped the sooner.
+        // Prefer the worker that was busy last, so that the others expire sooner.
         let idle = self.workers.iter_mut().filter(|worker| worker.idle.is_some());
         if let Some(worker) = idle.max_by_key(|worker| worker.idle) {
             worker.idle = None;
@@ -130,7 +131,7 @@ impl Pool {
         }
         let count = self.workers.len();
         if count == 0 && self.stuck >= self.limit {
-            // There is none to wait for.
+            // There is no worker to wait for.
             return Some(Runner::Plain);
         }
         if count + self.stuck >= self.limit || waiting < count * BACKLOG {
@@ -142,8 +143,8 @@ impl Pool {
         Some(Runner::New(id))
     }
 
-    /// A runner that was taken is not needed.
-    pub fn put_back(&mut self, now: Time, runner: Runner) {
+    /// Returns a runner that was taken but not used.
+    pub fn release(&mut self, now: Time, runner: Runner) {
         match runner {
             Runner::Plain => {}
             Runner::Idle(id) => {
@@ -172,32 +173,32 @@ impl Pool {
         Next::Stop
     }
 
-    /// A worker has rejected a random token.
+    /// A worker has denied a random token.
     pub fn verified(&mut self, id: WorkerId) {
         if let Some(worker) = self.find(id).and_then(|index| self.workers.get_mut(index)) {
             worker.verified = true;
         }
     }
 
-    /// Whether it has.
+    /// Whether this worker has denied a random token.
     #[must_use]
     pub fn is_verified(&self, id: WorkerId) -> bool {
         self.find(id).and_then(|index| self.workers.get(index)).is_some_and(|it| it.verified)
     }
 
-    /// A worker could not be started, has ended, or has answered nonsense.
+    /// A worker could not be started, has exited, or has sent an invalid response.
     pub fn failed(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         let worker = self.workers.swap_remove(index);
         let too_many = self.losses.add(now) >= MAX_LOSSES;
-        // No check was lost with one that was idle.
+        // An idle worker had no check to lose.
         if worker.idle.is_none() {
             self.failures += 1;
         }
         if too_many || self.failures >= MAX_FAILURES { self.give_up(now) } else { Next::Stop }
     }
 
-    /// A worker has not begun a check, though it had nothing else to do: it accepts no requests.
+    /// An idle worker has not begun the check that it was sent: it accepts no requests.
     pub fn obstructed(&mut self, now: Time, id: WorkerId) -> Next {
         let next = self.failed(now, id);
         if self.obstructions.add(now) < MAX_OBSTRUCTIONS || next == Next::GiveUp {
@@ -210,13 +211,13 @@ impl Pool {
         self.failures = 0;
         self.obstructions = Window::default();
         self.losses = Window::default();
-        // Tried again later, which is not worth a word.
-        let again = self.given_up_until.replace(now.after(REST)).is_some();
+        // Renewals of the pause are not reported.
+        let again = self.given_up_until.replace(now.after(PAUSE)).is_some();
         if again { Next::Stop } else { Next::GiveUp }
     }
 
-    /// A worker could not run a check to its end, though PHP goes on. That is the check's fault,
-    /// unless the worker has never answered any.
+    /// A worker could not complete a check, though PHP keeps running. The check is to blame, unless
+    /// the worker has never answered.
     pub fn unable(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         match self.workers.get_mut(index) {
@@ -232,8 +233,8 @@ impl Pool {
         }
     }
 
-    /// A worker was stopped because a check took too long. That tells nothing about the worker,
-    /// unless it has never answered any.
+    /// A worker was stopped because a check took too long. The check is to blame, unless the worker
+    /// has never answered.
     pub fn stopped(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         if self.workers.get(index).is_some_and(|worker| worker.answers == 0) {
@@ -243,9 +244,9 @@ impl Pool {
         Next::Stop
     }
 
-    /// Something has changed that a worker may not see. Returns those that are to be stopped now;
-    /// the others are as soon as they have answered.
-    pub fn renew(&mut self, limit: usize) -> Vec<WorkerId> {
+    /// EspoCRM has changed in a way that running workers may not notice. Returns the workers to be
+    /// stopped now; busy ones are stopped after their answer.
+    pub fn retire_all(&mut self, limit: usize) -> Vec<WorkerId> {
         self.limit = limit;
         self.failures = 0;
         self.obstructions = Window::default();
@@ -257,27 +258,31 @@ impl Pool {
         self.take_idle(|_| true)
     }
 
-    /// Returns the workers that have had nothing to do for so long that they are to be stopped.
+    /// Returns the workers that have been idle for too long and must be stopped.
     pub fn expire(&mut self, now: Time) -> Vec<WorkerId> {
         self.take_idle(|since| since.after(IDLE) <= now)
     }
 
-    /// When [`expire`](Self::expire) has something to do.
+    /// When [`expire`](Self::expire) must be called.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.workers.iter().filter_map(|worker| worker.idle).min().map(|since| since.after(IDLE))
     }
 
-    /// Checks the relations between workers and limits. For tests.
+    /// Checks the invariants of workers and limits. For tests.
     ///
     /// # Panics
-    /// If one does not hold.
+    /// If one is violated.
     pub fn check_invariants(&self) {
         let ids: BTreeSet<_> = self.workers.iter().map(|worker| worker.id).collect();
         assert_eq!(ids.len(), self.workers.len(), "two workers have the same id");
         for worker in &self.workers {
-            assert!(worker.answers < MAX_ANSWERS, "{:?} should have been stopped", worker.id);
-            assert!(worker.idle.is_none() || !worker.outdated, "{:?} waits in vain", worker.id);
+            assert!(worker.answers < MAX_ANSWERS, "{:?} must have been stopped", worker.id);
+            assert!(
+                worker.idle.is_none() || !worker.outdated,
+                "{:?} is idle but outdated",
+                worker.id
+            );
         }
         assert!(self.failures < MAX_FAILURES);
         assert!(self.given_up_until.is_none() || self.limit > 0);
@@ -288,17 +293,17 @@ impl Pool {
     }
 
     fn take_idle(&mut self, which: impl Fn(Time) -> bool) -> Vec<WorkerId> {
-        let leaves = |worker: &Worker| worker.idle.is_some_and(&which);
-        let leaving = self.workers.iter().filter(|worker| leaves(worker)).map(|it| it.id).collect();
-        self.workers.retain(|worker| !leaves(worker));
-        leaving
+        let expires = |worker: &Worker| worker.idle.is_some_and(&which);
+        let ids = self.workers.iter().filter(|worker| expires(worker)).map(|it| it.id).collect();
+        self.workers.retain(|worker| !expires(worker));
+        ids
     }
 }
 
 impl Window {
-    /// Counts once more; returns how often it happened.
+    /// Counts an event; returns the number of events in the window.
     fn add(&mut self, now: Time) -> u32 {
-        if now >= self.since.after(REST) {
+        if now >= self.since.after(PAUSE) {
             *self = Self { since: now, count: 0 };
         }
         self.count += 1;
@@ -318,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_started_when_it_is_needed_and_a_second_one_when_many_wait() {
+    fn a_second_worker_is_started_only_if_many_checks_wait() {
         let mut pool = Pool::new(2);
         let a = new(pool.take(NOW, 0));
         assert_eq!(pool.take(NOW, BACKLOG - 1), None);
@@ -332,13 +337,13 @@ mod tests {
     }
 
     #[test]
-    fn each_worker_is_verified_for_itself() {
+    fn each_worker_is_verified_separately() {
         let mut pool = Pool::new(2);
         let a = new(pool.take(NOW, 0));
         let b = new(pool.take(NOW, BACKLOG));
         pool.verified(a);
         assert!(pool.is_verified(a) && !pool.is_verified(b));
-        pool.renew(2);
+        pool.retire_all(2);
         pool.answered(NOW, a);
         pool.verified(a);
         assert!(!pool.is_verified(a));
@@ -370,45 +375,45 @@ mod tests {
     }
 
     #[test]
-    fn after_a_change_workers_answer_once_at_most() {
+    fn after_a_change_workers_answer_at_most_once() {
         let mut pool = Pool::new(2);
         let busy = new(pool.take(NOW, 0));
         let idle = new(pool.take(NOW, BACKLOG));
         pool.answered(NOW, idle);
-        assert_eq!(pool.renew(1), [idle]);
+        assert_eq!(pool.retire_all(1), [idle]);
         assert_eq!(pool.take(NOW, 10_000), None);
         assert_eq!(pool.answered(NOW, busy), Next::Stop);
         assert_eq!(pool.answered(NOW, busy), Next::Stop);
         new(pool.take(NOW, 0));
-        pool.renew(0);
+        pool.retire_all(0);
         assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
     }
 
     #[test]
-    fn workers_that_are_no_good_twice_are_given_up_for_a_while() {
+    fn workers_are_given_up_for_a_while_after_two_failures_in_a_row() {
         let mut pool = Pool::new(1);
         let fails = |pool: &mut Pool, now| {
             let id = new(pool.take(now, 0));
             pool.failed(now, id)
         };
         assert_eq!(fails(&mut pool, NOW), Next::Stop);
-        // One that answers makes up for it, and an idle one that ends is none.
+        // A worker that answers resets the count, and an idle worker that exits is not counted.
         let good = new(pool.take(NOW, 0));
         pool.answered(NOW, good);
         assert_eq!(pool.failed(NOW, good), Next::Stop);
         assert_eq!(fails(&mut pool, NOW), Next::Stop);
         assert_eq!(fails(&mut pool, NOW), Next::GiveUp);
         assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
-        let later = NOW.after(REST);
+        let later = NOW.after(PAUSE);
         assert_eq!(fails(&mut pool, later), Next::Stop);
         assert_eq!(fails(&mut pool, later), Next::Stop);
         assert_eq!(pool.take(later, 0), Some(Runner::Plain));
-        pool.renew(1);
+        pool.retire_all(1);
         new(pool.take(later, 0));
     }
 
     #[test]
-    fn a_check_that_a_worker_is_unable_to_run_spoils_only_one_that_never_answered() {
+    fn an_uncompleted_check_counts_only_against_a_worker_that_never_answered() {
         let mut pool = Pool::new(1);
         let a = new(pool.take(NOW, 0));
         assert_eq!(pool.answered(NOW, a), Next::Wait);
@@ -417,7 +422,7 @@ mod tests {
             assert_eq!(pool.unable(NOW, a), Next::Wait);
         }
         pool.take(NOW, 0);
-        pool.renew(1);
+        pool.retire_all(1);
         assert_eq!(pool.unable(NOW, a), Next::Stop);
         let b = new(pool.take(NOW, 0));
         assert_eq!(pool.unable(NOW, b), Next::Stop);
@@ -438,27 +443,27 @@ mod tests {
             pool.obstructed(now, id)
         };
         assert_eq!(obstruct(&mut pool, NOW), Next::Stop);
-        // Long ago it does not count.
-        let later = NOW.after(REST);
+        // Old events do not count.
+        let later = NOW.after(PAUSE);
         assert_eq!(obstruct(&mut pool, later), Next::Stop);
         assert_eq!(obstruct(&mut pool, later), Next::GiveUp);
         assert_eq!(pool.take(later, 0), Some(Runner::Plain));
-        let again = later.after(REST);
+        let again = later.after(PAUSE);
         assert_eq!(obstruct(&mut pool, again), Next::Stop);
         assert_eq!(obstruct(&mut pool, again), Next::GiveUp);
-        // Two that never answered.
-        let again = again.after(REST);
+        // Two workers that never answered.
+        let again = again.after(PAUSE);
         for next in [Next::Stop, Next::Stop] {
             let id = new(pool.take(again, 0));
             assert_eq!(pool.obstructed(again, id), next, "not logged twice");
         }
         assert_eq!(pool.take(again, 0), Some(Runner::Plain));
-        pool.renew(1);
+        pool.retire_all(1);
         new(pool.take(again, 0));
     }
 
     #[test]
-    fn workers_that_end_again_and_again_while_idle_are_given_up() {
+    fn workers_that_keep_exiting_while_idle_are_given_up() {
         let mut pool = Pool::new(1);
         for round in 1..=MAX_LOSSES {
             let id = new(pool.take(NOW, 0));
@@ -467,13 +472,13 @@ mod tests {
             assert_eq!(pool.failed(NOW, id), next, "{round}");
         }
         assert_eq!(pool.take(NOW, 0), Some(Runner::Plain));
-        let later = NOW.after(REST);
+        let later = NOW.after(PAUSE);
         assert_eq!(pool.failed(later, new(Pool::new(1).take(later, 0))), Next::Stop);
         new(pool.take(later, 0));
     }
 
     #[test]
-    fn a_worker_that_cannot_be_killed_keeps_its_place() {
+    fn a_worker_that_cannot_be_killed_still_counts() {
         let mut pool = Pool::new(2);
         pool.set_stuck(1);
         let a = new(pool.take(NOW, 10_000));
@@ -488,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_took_too_long_spoils_only_a_worker_that_never_answered() {
+    fn a_check_that_took_too_long_counts_only_against_a_worker_that_never_answered() {
         let mut pool = Pool::new(1);
         for _ in 0..10 {
             let id = new(pool.take(NOW, 0));

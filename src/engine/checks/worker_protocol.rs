@@ -1,42 +1,42 @@
-//! How a worker is asked for a check: one HTTP request, one answer, on a connection of its own.
+//! The protocol of the workers: one HTTP request and one response per connection.
 
 use std::fmt::Write;
 
 use crate::engine::limits::MAX_CHILD_OUTPUT;
 
-/// What a worker has answered.
+/// A worker's response.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// What came of the command.
+    /// The outcome of the command.
     Done(Done),
-    /// It could not run this command to its end.
+    /// The worker could not complete this command.
     Unable,
 }
 
-/// What came of a command.
+/// The outcome of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Done {
     /// The exit status that the command would have had.
     pub status: i32,
-    /// What it would have printed.
+    /// What the command would have printed.
     pub output: Vec<u8>,
-    /// When the worker has compared the files that it keeps compiled, in seconds of its clock. The
-    /// next request returns it: the worker remembers nothing, and need not compare them again within
-    /// the same second.
+    /// When the worker has compared its compiled files with those on disk, in seconds of its clock.
+    /// The next request sends this time back: the worker keeps no state, and need not compare them
+    /// again within the same second.
     pub compared: Option<u64>,
 }
 
-/// The worker's answer makes no sense; the check has to be run otherwise.
+/// The worker's response is invalid; the check must be run in another way.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidResponse;
 
-/// Bytes of an answer's head: the few headers that PHP and EspoCRM add to ours.
+/// Bytes of a response head: the few headers that PHP and EspoCRM add to the worker's.
 const MAX_HEAD: usize = 16 * 1024;
 
 const MAX_HEADERS: usize = 64;
 
-/// The request that has a command run: the words after `php command.php`. `nonce` comes back in the
-/// answer; `compared` comes from the last one of this worker.
+/// The request to run a command, with the words after `php command.php`. The response repeats the
+/// `nonce`; `compared` comes from the last response of this worker.
 #[must_use]
 pub fn request(secret: &str, nonce: &str, compared: Option<u64>, words: &[Box<str>]) -> Vec<u8> {
     let body = serde_json::to_string(words).unwrap_or_default();
@@ -51,8 +51,8 @@ pub fn request(secret: &str, nonce: &str, compared: Option<u64>, words: &[Box<st
     request.into_bytes()
 }
 
-/// Reads an answer of which these bytes have arrived; `None` if more is to come. `ended`: the worker
-/// has closed the connection.
+/// Parses a response from the bytes received so far; `None` if it is incomplete. `ended`: the
+/// worker has closed the connection.
 ///
 /// # Errors
 /// [`InvalidResponse`]
@@ -76,14 +76,14 @@ pub fn read(bytes: &[u8], nonce: &str, ended: bool) -> Result<Option<Reply>, Inv
         return Err(InvalidResponse);
     }
     let status = number(only("X-Exit-Status"), 255)?;
-    let announced = number(only("Content-Length"), MAX_CHILD_OUTPUT)?;
+    let expected = number(only("Content-Length"), MAX_CHILD_OUTPUT)?;
     let compared = only("X-Compared").and_then(|at| at.parse().ok());
     let body = bytes.get(length..).unwrap_or_default();
-    if body.len() == announced {
+    if body.len() == expected {
         let status = i32::try_from(status).map_err(|_| InvalidResponse)?;
         return Ok(Some(Reply::Done(Done { status, output: body.to_vec(), compared })));
     }
-    if ended || body.len() > announced { Err(InvalidResponse) } else { Ok(None) }
+    if ended || body.len() > expected { Err(InvalidResponse) } else { Ok(None) }
 }
 
 fn number(text: Option<&str>, most: usize) -> Result<usize, InvalidResponse> {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_carries_the_words_as_json() {
+    fn a_request_contains_the_words_as_json() {
         let words = ["AclCheck".into(), "--id=\"é\"".into()];
         let later = String::from_utf8(request("s", "n", Some(17), &words)).unwrap();
         assert!(later.contains("\r\nX-Compared: 17\r\n"));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_when_it_is_complete() {
+    fn a_response_is_parsed_when_it_is_complete() {
         let good = GOOD.as_bytes();
         for length in 0..good.len() {
             assert_eq!(read(&good[..length], "n", false), Ok(None), "{length}");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_nonsense() {
+    fn any_other_response_is_invalid() {
         for (from, to) in [
             ("200 OK", "302 Found"),
             ("x-nonce: n", "x-nonce: m"),

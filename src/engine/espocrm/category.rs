@@ -1,5 +1,4 @@
-//! EspoCRM's topic categories (metadata `app.webSocket.categories`) and the topics that are of
-//! them.
+//! EspoCRM's topic categories (metadata `app.webSocket.categories`) and their topics.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +12,7 @@ use crate::engine::limits::{MAX_PARAMETER, MAX_TOPIC};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Categories {
     by_name: BTreeMap<String, Category>,
-    /// Bytes of the longest name.
+    /// Length of the longest name in bytes.
     longest: usize,
 }
 
@@ -30,21 +29,21 @@ pub struct Category {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SubscribePolicy {
     /// Every authenticated user.
-    Everybody,
-    /// Whom this command allows.
+    Everyone,
+    /// Users for whom this command grants access. The second field is the command's text.
     Checked(Template, String),
-    /// Nobody: the category's definition is broken.
-    Nobody(BadCategory),
+    /// No user, since the category's definition is invalid.
+    Invalid(BadCategory),
 }
 
-/// What is wrong with a category's definition.
+/// Why a category's definition is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadCategory {
     /// `accessCheckCommand` cannot be run.
     Command(BadCommand),
-    /// `accessCheckCommand` is not a text.
+    /// `accessCheckCommand` is not a string.
     CommandType,
-    /// `paramList` is not a list of texts.
+    /// `paramList` is not a list of strings.
     ParameterType,
     /// The definition is not an object.
     Type,
@@ -54,38 +53,38 @@ impl fmt::Display for BadCategory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Command(error) => write!(f, "its accessCheckCommand cannot be run: {error}"),
-            Self::CommandType => f.write_str("its accessCheckCommand is not a text"),
+            Self::CommandType => f.write_str("its accessCheckCommand is not a string"),
             Self::ParameterType => f.write_str("its paramList is not a list of names"),
             Self::Type => f.write_str("its definition is not an object"),
         }
     }
 }
 
-/// What has to be asked before a user may see a topic.
+/// The check that is required before a user may subscribe to a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule<'a> {
-    /// Nothing.
+    /// No check.
     Open,
     /// This command with these parameters.
     Check(&'a Template, Vec<&'a str>),
 }
 
-/// Why a topic is no topic of this EspoCRM.
+/// Why a topic is invalid for this EspoCRM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoTopic {
+pub enum InvalidTopic {
     /// Over [`MAX_TOPIC`] bytes.
     TooLong,
-    /// No category has its name.
+    /// It belongs to no category.
     Unknown,
-    /// A parameter is missing or not well-formed.
+    /// A parameter is missing or malformed.
     BadParameter,
-    /// The category's definition is broken.
+    /// The category's definition is invalid.
     Broken,
 }
 
 impl Categories {
-    /// Reads the categories from JSON. An empty PHP array is encoded as `[]`, whatever it was
-    /// meant to be; a category whose definition is broken is served to nobody.
+    /// Parses the categories. PHP encodes any empty array as `[]`. Topics of a category with an
+    /// invalid definition are rejected.
     #[must_use]
     pub fn from_json(json: &Value) -> Self {
         let entries = json.as_object().into_iter().flatten();
@@ -101,20 +100,20 @@ impl Categories {
         Self { by_name, longest }
     }
 
-    /// These categories, with the definitions of `old` in the place of those that are broken.
+    /// Replaces invalid definitions by those of `previous`.
     #[must_use]
-    pub fn or_old(mut self, old: &Self) -> Self {
+    pub fn or_previous(mut self, previous: &Self) -> Self {
         for (name, category) in &mut self.by_name {
-            if let (SubscribePolicy::Nobody(_), Some(old)) =
-                (&category.access, old.by_name.get(name))
+            if let (SubscribePolicy::Invalid(_), Some(valid)) =
+                (&category.access, previous.by_name.get(name))
             {
-                *category = old.clone();
+                *category = valid.clone();
             }
         }
         self
     }
 
-    /// Name and definition of each, sorted by name.
+    /// Names and definitions, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Category)> {
         self.by_name.iter().map(|(name, category)| (name.as_str(), category))
     }
@@ -123,11 +122,11 @@ impl Categories {
     pub fn commands(&self) -> impl Iterator<Item = &str> {
         self.by_name.values().filter_map(|category| match &category.access {
             SubscribePolicy::Checked(template, _) => Some(template.name()),
-            SubscribePolicy::Everybody | SubscribePolicy::Nobody(_) => None,
+            SubscribePolicy::Everyone | SubscribePolicy::Invalid(_) => None,
         })
     }
 
-    /// The name of the category that a topic is of.
+    /// The name of the category that a topic belongs to.
     #[must_use]
     pub fn name_of(&self, topic: &str) -> Option<&str> {
         let rest = self.find(topic)?.1.map_or(0, |rest| rest.len() + 1);
@@ -135,31 +134,31 @@ impl Categories {
         self.by_name.get_key_value(name).map(|(name, _)| name.as_str())
     }
 
-    /// Finds what has to be asked for a topic. A topic is a category's name, then its parameters,
-    /// separated by dots; whatever follows them just makes another topic. Names may hold dots: the
-    /// longest one counts.
+    /// Finds the rule for a topic. A topic is the name of a category followed by its parameters,
+    /// separated by dots; further segments are part of the topic but not of the check. Names may
+    /// contain dots: the longest match takes precedence.
     ///
     /// # Errors
-    /// [`NoTopic`]; nothing may be run or granted for such a topic.
-    pub fn rule<'a>(&'a self, topic: &'a str) -> Result<Rule<'a>, NoTopic> {
+    /// [`InvalidTopic`]; such a topic must neither be checked nor granted.
+    pub fn rule<'a>(&'a self, topic: &'a str) -> Result<Rule<'a>, InvalidTopic> {
         if topic.len() > MAX_TOPIC {
-            return Err(NoTopic::TooLong);
+            return Err(InvalidTopic::TooLong);
         }
-        let (category, rest) = self.find(topic).ok_or(NoTopic::Unknown)?;
+        let (category, rest) = self.find(topic).ok_or(InvalidTopic::Unknown)?;
         let mut segments = rest.map(|rest| rest.split('.')).into_iter().flatten();
         let mut parameters = Vec::with_capacity(category.parameters.len());
         for _ in &category.parameters {
             let segment = segments.next().filter(|segment| is_parameter(segment));
-            parameters.push(segment.ok_or(NoTopic::BadParameter)?);
+            parameters.push(segment.ok_or(InvalidTopic::BadParameter)?);
         }
         match &category.access {
-            SubscribePolicy::Everybody => Ok(Rule::Open),
+            SubscribePolicy::Everyone => Ok(Rule::Open),
             SubscribePolicy::Checked(template, _) => Ok(Rule::Check(template, parameters)),
-            SubscribePolicy::Nobody(_) => Err(NoTopic::Broken),
+            SubscribePolicy::Invalid(_) => Err(InvalidTopic::Broken),
         }
     }
 
-    /// The category with the longest name that begins `topic`, and what follows its dot.
+    /// The category with the longest name that is a prefix of `topic`, and the part after its dot.
     fn find<'a>(&'a self, topic: &'a str) -> Option<(&'a Category, Option<&'a str>)> {
         if let Some(category) = self.by_name.get(topic) {
             return Some((category, None));
@@ -174,7 +173,7 @@ impl Category {
     fn from_json(json: &Value) -> Self {
         match Self::try_from_json(json) {
             Ok(category) => category,
-            Err(error) => Self { parameters: Vec::new(), access: SubscribePolicy::Nobody(error) },
+            Err(error) => Self { parameters: Vec::new(), access: SubscribePolicy::Invalid(error) },
         }
     }
 
@@ -193,9 +192,9 @@ impl Category {
             _ => return Err(BadCategory::ParameterType),
         };
         let access = match field("accessCheckCommand")? {
-            // What PHP takes for false.
-            Value::Null | Value::Bool(false) => SubscribePolicy::Everybody,
-            Value::String(command) if command.is_empty() => SubscribePolicy::Everybody,
+            // Values that are false in PHP.
+            Value::Null | Value::Bool(false) => SubscribePolicy::Everyone,
+            Value::String(command) if command.is_empty() => SubscribePolicy::Everyone,
             Value::String(command) => {
                 let template = Template::parse(command, &parameters);
                 SubscribePolicy::Checked(template.map_err(BadCategory::Command)?, command.clone())
@@ -210,7 +209,7 @@ fn name(json: &Value) -> Option<String> {
     json.as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
-/// Letters, digits, `_` and `-`, and not the beginning of an option.
+/// Letters, digits, `_` and `-`, but not the beginning of an option.
 fn is_parameter(segment: &str) -> bool {
     (1..=MAX_PARAMETER).contains(&segment.len())
         && !segment.starts_with('-')
@@ -222,7 +221,7 @@ pub(crate) mod tests {
     use super::*;
     use serde_json::json;
 
-    /// The categories of EspoCRM 9.3.
+    /// The default categories of EspoCRM 9.3.
     pub(crate) fn out_of_the_box() -> Categories {
         let check = |action: &str| {
             format!("AclCheck --userId=:userId --scope=:scope --id=:id --action={action}")
@@ -237,7 +236,7 @@ pub(crate) mod tests {
         }))
     }
 
-    fn command(categories: &Categories, topic: &str) -> Result<Option<String>, NoTopic> {
+    fn command(categories: &Categories, topic: &str) -> Result<Option<String>, InvalidTopic> {
         Ok(match categories.rule(topic)? {
             Rule::Open => None,
             Rule::Check(template, parameters) => {
@@ -247,7 +246,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_topics_of_espocrm() {
+    fn topics_of_espocrm_have_their_rules() {
         let categories = out_of_the_box();
         for topic in [
             "newNotification",
@@ -273,36 +272,36 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn other_topics_are_refused() {
+    fn other_topics_are_rejected() {
         let categories = out_of_the_box();
         let long = format!("newNotification.{}", "x".repeat(MAX_TOPIC));
         let parameter = format!("recordUpdate.Account.{}", "x".repeat(MAX_PARAMETER + 1));
         for (topic, error) in [
-            ("", NoTopic::Unknown),
-            (".", NoTopic::Unknown),
-            ("unknown", NoTopic::Unknown),
-            ("newNotificatio", NoTopic::Unknown),
-            ("newNotifications", NoTopic::Unknown),
-            ("popupNotifications", NoTopic::Unknown),
-            ("popupNotifications.other", NoTopic::Unknown),
-            ("recordUpdate", NoTopic::BadParameter),
-            ("recordUpdate.Account", NoTopic::BadParameter),
-            ("recordUpdate.Account.", NoTopic::BadParameter),
-            ("recordUpdate..1", NoTopic::BadParameter),
-            ("recordUpdate.Account.-1", NoTopic::BadParameter),
-            ("recordUpdate.Account.1 --x", NoTopic::BadParameter),
-            ("recordUpdate.Account.é", NoTopic::BadParameter),
-            ("recordUpdate.Account.1\0", NoTopic::BadParameter),
-            ("recordUpdate.Account.:userId", NoTopic::BadParameter),
-            (&parameter, NoTopic::BadParameter),
-            (&long, NoTopic::TooLong),
+            ("", InvalidTopic::Unknown),
+            (".", InvalidTopic::Unknown),
+            ("unknown", InvalidTopic::Unknown),
+            ("newNotificatio", InvalidTopic::Unknown),
+            ("newNotifications", InvalidTopic::Unknown),
+            ("popupNotifications", InvalidTopic::Unknown),
+            ("popupNotifications.other", InvalidTopic::Unknown),
+            ("recordUpdate", InvalidTopic::BadParameter),
+            ("recordUpdate.Account", InvalidTopic::BadParameter),
+            ("recordUpdate.Account.", InvalidTopic::BadParameter),
+            ("recordUpdate..1", InvalidTopic::BadParameter),
+            ("recordUpdate.Account.-1", InvalidTopic::BadParameter),
+            ("recordUpdate.Account.1 --x", InvalidTopic::BadParameter),
+            ("recordUpdate.Account.é", InvalidTopic::BadParameter),
+            ("recordUpdate.Account.1\0", InvalidTopic::BadParameter),
+            ("recordUpdate.Account.:userId", InvalidTopic::BadParameter),
+            (&parameter, InvalidTopic::BadParameter),
+            (&long, InvalidTopic::TooLong),
         ] {
             assert_eq!(categories.rule(topic), Err(error), "{topic}");
         }
     }
 
     #[test]
-    fn the_longest_name_counts() {
+    fn the_longest_name_takes_precedence() {
         let categories = Categories::from_json(&json!({
             "a": {"paramList": ["x"], "accessCheckCommand": "A :x"},
             "a.b": {"paramList": ["x", "y"], "accessCheckCommand": "B :x :y"},
@@ -310,8 +309,8 @@ pub(crate) mod tests {
         }));
         for (topic, expected) in [
             ("a.1", Ok("A 1")),
-            ("a.b", Err(NoTopic::BadParameter)),
-            ("a.b.1", Err(NoTopic::BadParameter)),
+            ("a.b", Err(InvalidTopic::BadParameter)),
+            ("a.b.1", Err(InvalidTopic::BadParameter)),
             ("a.b.1.2", Ok("B 1 2")),
             ("a.b.c", Ok("C")),
             ("a.b.c.d", Ok("C")),
@@ -323,7 +322,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_broken_category_is_served_to_nobody() {
+    fn topics_of_an_invalid_category_are_rejected() {
         let categories = Categories::from_json(&json!({
             "shell": {"accessCheckCommand": "A; B"},
             "number": {"accessCheckCommand": 7},
@@ -337,13 +336,13 @@ pub(crate) mod tests {
         }));
         assert_eq!(categories.iter().count(), 8);
         for (name, _) in categories.iter() {
-            assert_eq!(categories.rule(name), Err(NoTopic::Broken), "{name}");
+            assert_eq!(categories.rule(name), Err(InvalidTopic::Broken), "{name}");
         }
-        assert_eq!(categories.rule(""), Err(NoTopic::Unknown));
+        assert_eq!(categories.rule(""), Err(InvalidTopic::Unknown));
     }
 
     #[test]
-    fn php_falsehood_is_no_command() {
+    fn a_command_that_is_false_in_php_means_no_check() {
         let categories = Categories::from_json(&json!({
             "a": null, "b": [], "c": {}, "d": {"accessCheckCommand": null, "paramList": []},
             "e": {"accessCheckCommand": ""}, "f": {"accessCheckCommand": false, "x": 1},
@@ -354,21 +353,21 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn categories_may_be_of_any_json() {
+    fn any_json_is_accepted() {
         for json in [json!(null), json!([]), json!("x"), json!(7), json!([1])] {
             assert_eq!(Categories::from_json(&json), Categories::default());
         }
     }
 
     #[test]
-    fn a_category_that_breaks_keeps_its_old_definition() {
-        let old = Categories::from_json(&json!({"a": {"accessCheckCommand": "A"}, "b": {}}));
+    fn a_category_that_becomes_invalid_keeps_its_previous_definition() {
+        let previous = Categories::from_json(&json!({"a": {"accessCheckCommand": "A"}, "b": {}}));
         let new = Categories::from_json(&json!({
             "a": {"accessCheckCommand": "A | B"}, "c": {"paramList": 1},
         }))
-        .or_old(&old);
+        .or_previous(&previous);
         assert_eq!(command(&new, "a"), Ok(Some("A".into())));
-        assert_eq!(new.rule("b"), Err(NoTopic::Unknown));
-        assert_eq!(new.rule("c"), Err(NoTopic::Broken));
+        assert_eq!(new.rule("b"), Err(InvalidTopic::Unknown));
+        assert_eq!(new.rule("c"), Err(InvalidTopic::Broken));
     }
 }

@@ -1,4 +1,4 @@
-//! EspoCRM's entity types: checks of records of any other type need not be run.
+//! EspoCRM's entity types: checks of records of unknown types need not be run.
 
 use std::collections::BTreeSet;
 
@@ -9,14 +9,13 @@ use crate::engine::limits::{MAX_ENTITY_TYPES, MAX_PARAMETER};
 
 /// The entity types of an EspoCRM, if they are known.
 ///
-/// EspoCRM does not deny access to a record of an unknown type, but fails, as it does without its
-/// database. Any user can request such a topic.
+/// For a record of an unknown type, EspoCRM's check does not deny access but fails, as it does
+/// without a database. Any user can request such a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntityTypes(Option<BTreeSet<Box<str>>>);
 
 impl EntityTypes {
-    /// Reads a list of names. Anything else, an empty list and one that is too long mean that the types
-    /// are not known.
+    /// Parses a list of names. If it is anything else, empty or too long, the types are unknown.
     #[must_use]
     pub fn from_json(json: &Value) -> Self {
         let names = json.as_array().filter(|names| (1..=MAX_ENTITY_TYPES).contains(&names.len()));
@@ -27,8 +26,8 @@ impl EntityTypes {
         Self(names.and_then(|names| names.iter().map(name).collect()))
     }
 
-    /// Whether a check asks for a record of a type that EspoCRM does not have: `AclCheck` with one
-    /// `--scope` and one `--id`. Checks of a scope alone and commands of extensions are never among them.
+    /// Whether a check is for a record of an unknown type: `AclCheck` with one `--scope` and one
+    /// `--id`. Checks of a scope alone and commands of extensions are never excluded.
     #[must_use]
     pub fn exclude(&self, check: &Check) -> bool {
         let Some(types) = &self.0 else { return false };
@@ -52,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn only_checks_of_records_of_other_types_are_excluded() {
+    fn only_checks_of_records_of_unknown_types_are_excluded() {
         let types = EntityTypes::from_json(&json!(["Account", "CThing"]));
         for command in [
             "AclCheck --userId=u --scope=Nothing --id=1 --action=read",
@@ -76,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn unless_the_types_are_known_nothing_is_excluded() {
+    fn nothing_is_excluded_if_the_types_are_unknown() {
         let long = "x".repeat(MAX_PARAMETER + 1);
         let many: Vec<String> = (0..=MAX_ENTITY_TYPES).map(|number| number.to_string()).collect();
         for json in [

@@ -1,4 +1,4 @@
-//! A submission: what EspoCRM's PHP sends through ZeroMQ to have it told to browsers.
+//! Submissions: the messages that EspoCRM's PHP code sends through ZeroMQ.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,14 +8,14 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use crate::engine::json::Text;
 use crate::engine::limits::{MAX_DEPTH, MAX_SUBMISSION};
 
-/// A validated message of EspoCRM.
+/// A validated message from EspoCRM.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Submission<'a> {
-    /// `topicId`: what it is about.
+    /// `topicId`: the topic.
     pub topic: Cow<'a, str>,
-    /// `userId`: for whom it is; without it, for whoever is subscribed.
+    /// `userId`: the receiver; all subscribers if it is missing.
     pub user: Option<Cow<'a, str>>,
-    /// The whole message as it arrived, valid JSON.
+    /// The whole message as received, valid JSON.
     pub json: &'a str,
 }
 
@@ -24,18 +24,18 @@ pub struct Submission<'a> {
 pub enum Rejection {
     /// More than [`MAX_SUBMISSION`] bytes.
     TooBig,
-    /// More than one ZeroMQ message part.
+    /// More than one message part.
     Multipart,
-    /// Not UTF-8, not a JSON object, no `topicId`, or one of another type.
+    /// Not UTF-8, not a JSON object, `topicId` is missing, or a value has the wrong type.
     Malformed,
     /// More than [`MAX_DEPTH`] levels.
     TooDeep,
-    /// `topicId` is of no category that EspoCRM has.
+    /// `topicId` belongs to no category of EspoCRM.
     UnknownTopic,
 }
 
 impl Rejection {
-    /// Their names, in their order.
+    /// The names, in the order of the variants.
     pub const NAMES: &[&str] = &["too_big", "multipart", "malformed", "too_deep", "unknown_topic"];
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Rejection {
             Self::Multipart => "it has several parts",
             Self::Malformed => "it is not a JSON object with a topicId",
             Self::TooDeep => "it is nested too deeply",
-            Self::UnknownTopic => "its topicId is of no category that EspoCRM's metadata has",
+            Self::UnknownTopic => "its topicId belongs to no category in EspoCRM's metadata",
         })
     }
 }
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Keys<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut topic = None;
                 let mut user = None;
-                // Of a repeated key the last one counts, as it does in PHP and in browsers.
+                // The last of repeated keys takes precedence, as in PHP and in browsers.
                 while let Some(Text(key)) = map.next_key()? {
                     match &*key {
                         "topicId" => topic = Some(map.next_value::<Text>()?.0),
@@ -103,7 +103,7 @@ impl<'de> Deserialize<'de> for Keys<'de> {
     }
 }
 
-/// The deepest nesting of arrays and objects, if `json` is valid JSON.
+/// The maximum nesting of arrays and objects, if `json` is valid JSON.
 fn depth(json: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let (mut quoted, mut escaped) = (false, false);
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_espocrm_sends_is_read() {
+    fn messages_of_espocrm_are_parsed() {
         let message = parse(br#"{"topicId":"recordUpdate.Account.6b030f5b6b56fd2fd"}"#).unwrap();
         assert_eq!(message.topic, "recordUpdate.Account.6b030f5b6b56fd2fd");
         assert_eq!(message.user, None);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_null_or_empty_user_is_everybody() {
+    fn without_a_user_a_message_is_for_all_subscribers() {
         for json in [
             r#"{"topicId":"t"}"#,
             r#"{"topicId":"t","userId":null}"#,
@@ -156,19 +156,19 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_repeated_keys_counts_and_keys_may_hold_escapes() {
+    fn the_last_of_repeated_keys_counts_and_keys_may_contain_escapes() {
         let message =
             parse(br#"{"topicId":"a","userId":"u","userId":null,"topic\u0049d":"b"}"#).unwrap();
         assert_eq!((&*message.topic, message.user), ("b", None));
     }
 
     #[test]
-    fn surrounding_white_space_is_not_passed_on() {
+    fn surrounding_white_space_is_removed() {
         assert_eq!(parse(b" \n{\"topicId\":\"t\"}\r\n").unwrap().json, "{\"topicId\":\"t\"}");
     }
 
     #[test]
-    fn whatever_else_is_malformed() {
+    fn anything_else_is_malformed() {
         for bytes in [
             &b""[..],
             b" ",

@@ -1,10 +1,10 @@
-//! EspoCRM's version, on which the reading of an access check's outcome depends.
+//! EspoCRM's version, which determines how the outcome of an access check is interpreted.
 
 use std::fmt;
 
 use crate::engine::printable::Printable;
 
-/// The version as EspoCRM's configuration states it, such as `9.2.7` or `10.0.0-beta1`.
+/// The version in EspoCRM's configuration, such as `9.2.7` or `10.0.0-beta1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     text: String,
@@ -12,13 +12,13 @@ pub struct Version {
 }
 
 impl Version {
-    /// Takes whatever the configuration says.
+    /// Parses the version; any text is accepted.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self { text: text.to_owned(), number: number(text) }
     }
 
-    /// How this version's commands tell their verdict.
+    /// How the commands of this version report their verdict.
     #[must_use]
     pub fn convention(&self) -> Convention {
         match self.number {
@@ -28,13 +28,13 @@ impl Version {
         }
     }
 
-    /// Whether it is known to be this version (major and minor) or a later one.
+    /// Whether the version is known and at least this one (major and minor).
     #[must_use]
     pub fn is_at_least(&self, number: (u32, u32)) -> bool {
         self.number.is_some_and(|own| own >= number)
     }
 
-    /// Whether major and minor version could be read.
+    /// Whether the major and minor version are known.
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.number.is_some()
@@ -50,7 +50,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// How a command tells whether access is allowed.
+/// How a command reports whether access is granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Convention {
     /// EspoCRM 9.2 and later: exit status 0 with the expected output grants, 1 without output
@@ -58,11 +58,11 @@ pub enum Convention {
     ExitStatus,
     /// Before 9.2: the exit status is always 0; no output denies.
     Output,
-    /// The version is not known: only what every version grants is granted, and what any of them
+    /// The version is unknown: access that every version grants is granted, access that any version
     /// denies is denied.
     Both,
-    /// EspoCRM's files are changing: only what every version grants is granted, and only what
-    /// every version denies is denied.
+    /// EspoCRM's files are changing: access that every version grants is granted, access that every
+    /// version denies is denied.
     InDoubt,
 }
 

@@ -1,4 +1,4 @@
-//! What the sessions share: users, topics, the rules of EspoCRM, and the actions to be done.
+//! State that the sessions share: users, topics, EspoCRM's rules, and the pending actions.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use super::session::{Login, Session, State, Subscription};
 use super::tokens::Tokens;
 use crate::engine::checks::check::{Check, Ticket, Urgency};
 use crate::engine::checks::verdict::Verdict;
-use crate::engine::espocrm::category::{Categories, NoTopic, Rule};
+use crate::engine::espocrm::category::{Categories, InvalidTopic, Rule};
 use crate::engine::id::ConnId;
 use crate::engine::interner::{Interner, Key};
 use crate::engine::limits::MAX_SUBSCRIPTIONS;
@@ -27,15 +27,16 @@ pub(super) struct Directory {
     pub tokens: Tokens,
     /// The connections that may see each topic.
     pub topics: Interner<Conns>,
-    /// EspoCRM's settings are being read again: an unknown topic may be known in a moment.
+    /// EspoCRM's settings are being reloaded: an unknown topic may soon be known.
     pub reloading: bool,
     pub log: bool,
-    /// Bytes that the sessions' subscriptions and prefixes take.
-    pub held: usize,
+    /// Bytes of the subscriptions and prefixes of all sessions.
+    pub buffered: usize,
     actions: VecDeque<Action>,
 }
 
-/// Most users have a tab or two, most records a viewer or two: these need no allocation.
+/// Most users have one or two browser tabs, most records one or two viewers: no allocation for
+/// these.
 pub(super) type Conns = SmallVec<[ConnId; 2]>;
 
 impl Directory {
@@ -50,7 +51,7 @@ impl Directory {
     pub(super) fn poll(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if action.is_none() {
-            // After a storm its memory is given back.
+            // Release the memory of a burst.
             self.actions.shrink_to(64);
         }
         action
@@ -61,8 +62,8 @@ impl Directory {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        let nobody = self.users.is_empty() && self.tokens.is_empty() && self.held == 0;
-        nobody && self.topics.is_empty() && self.actions.is_empty()
+        let no_sessions = self.users.is_empty() && self.tokens.is_empty() && self.buffered == 0;
+        no_sessions && self.topics.is_empty() && self.actions.is_empty()
     }
 
     pub(super) fn open(&mut self, conn: ConnId, credentials: &Credentials) -> Session {
@@ -77,7 +78,7 @@ impl Directory {
     }
 
     pub(super) fn welcome(&mut self, session: &mut Session) {
-        session.login = Login::Good;
+        session.login = Login::Valid;
         if let Some(conns) = self.users.value_mut(session.user) {
             conns.push(session.conn);
         }
@@ -87,10 +88,10 @@ impl Directory {
     }
 
     pub(super) fn close(&mut self, mut session: Session) {
-        self.held -= self.held_by(&session);
+        self.buffered -= self.buffered_by(&session);
         let waiting = match session.login {
             Login::Waiting => Some(Ticket::AUTHENTICATION),
-            Login::Good => None,
+            Login::Valid => None,
             Login::Rechecking(serial) => Some(serial),
         };
         if let Some(serial) = waiting {
@@ -111,7 +112,7 @@ impl Directory {
     }
 
     /// # Errors
-    /// The reason for which the connection is to be closed.
+    /// The reason to close the connection with.
     pub(super) fn receive(&mut self, session: &mut Session, text: &str) -> Result<(), CloseReason> {
         match wamp::parse(text).map_err(|wamp::Malformed| CloseReason::Malformed)? {
             ClientMessage::Subscribe(topic) => {
@@ -126,9 +127,9 @@ impl Directory {
                 }
             }
             ClientMessage::Prefix { prefix, uri } => {
-                self.held -= session.prefixes.held();
+                self.buffered -= session.prefixes.buffered();
                 session.prefixes.define(&prefix, &uri);
-                self.held += session.prefixes.held();
+                self.buffered += session.prefixes.buffered();
             }
             ClientMessage::Publish(topic) if topic.is_empty() => {}
             ClientMessage::Publish(_) => return Err(CloseReason::Forbidden),
@@ -148,11 +149,11 @@ impl Directory {
         };
         let Some(index) = session.subscriptions.iter().position(waits) else { return };
         let Some(subscription) = session.subscriptions.get_mut(index) else { return };
-        // The check has ended: there is nothing to be cancelled.
+        // The check has ended: there is nothing to cancel.
         let was_granted = subscription.state.is_granted();
-        subscription.state = if was_granted { State::Granted } else { State::Held };
+        subscription.state = if was_granted { State::Granted } else { State::Pending };
         match verdict {
-            // What could not be found out changes nothing.
+            // A failed recheck changes nothing.
             Verdict::Granted | Verdict::Unchecked(_) if was_granted => {}
             Verdict::Granted => self.grant(session, index),
             Verdict::Denied | Verdict::Unchecked(_) => {
@@ -161,14 +162,14 @@ impl Directory {
         }
     }
 
-    /// Bytes that a session's subscriptions and prefixes take.
-    pub(super) fn held_by(&self, session: &Session) -> usize {
+    /// Bytes of a session's subscriptions and prefixes.
+    pub(super) fn buffered_by(&self, session: &Session) -> usize {
         let topics = session.subscriptions.iter().map(|it| self.cost(it.topic));
-        session.prefixes.held() + topics.sum::<usize>()
+        session.prefixes.buffered() + topics.sum::<usize>()
     }
 
-    /// Takes the new categories, if there are any, and returns the old ones.
-    pub(super) fn begin_with(&mut self, categories: Option<Categories>) -> Categories {
+    /// Replaces the categories, unless the reload failed, and returns the previous ones.
+    pub(super) fn end_reload(&mut self, categories: Option<Categories>) -> Categories {
         self.reloading = false;
         match categories {
             Some(categories) => std::mem::replace(&mut self.categories, categories),
@@ -176,15 +177,15 @@ impl Directory {
         }
     }
 
-    /// Looks at a session's subscriptions again after the categories have changed from `old`.
-    pub(super) fn renew(&mut self, session: &mut Session, old: &Categories) {
+    /// Resolves those of a session's subscriptions again for which the rule has changed.
+    pub(super) fn apply_changes(&mut self, session: &mut Session, old: &Categories) {
         for index in 0..session.subscriptions.len() {
             let Some(subscription) = session.subscriptions.get(index) else { break };
             let name = self.topics.name(subscription.topic);
             if old.rule(name) != self.categories.rule(name) {
                 self.withdraw(session, subscription);
                 if let Some(subscription) = session.subscriptions.get_mut(index) {
-                    subscription.state = State::Held;
+                    subscription.state = State::Pending;
                 }
             }
         }
@@ -200,31 +201,32 @@ impl Directory {
         }
         match self.categories.rule(topic) {
             Ok(_) => {}
-            // Worth being remembered: the settings that may make it a topic are being read.
-            Err(NoTopic::Unknown | NoTopic::BadParameter | NoTopic::Broken) if self.reloading => {}
+            // Keep it: the settings that may define it are being loaded.
+            Err(InvalidTopic::Unknown | InvalidTopic::BadParameter | InvalidTopic::Broken)
+                if self.reloading => {}
             Err(_) => return self.log(|it| it.topic_line(session, DENIED, topic)),
         }
         if session.subscriptions.len() >= MAX_SUBSCRIPTIONS {
             return self.act(Action::TooManySubscriptions(session.conn));
         }
         let topic = self.topics.intern(topic);
-        self.held += self.cost(topic);
-        session.subscriptions.push(Subscription { topic, state: State::Held });
+        self.buffered += self.cost(topic);
+        session.subscriptions.push(Subscription { topic, state: State::Pending });
         if session.is_authenticated() {
             self.resolve(session, session.subscriptions.len() - 1);
         }
     }
 
-    /// Resolves every subscription that is held.
+    /// Resolves every pending subscription.
     fn resolve_all(&mut self, session: &mut Session) {
         let mut index = 0;
         while let Some(subscription) = session.subscriptions.get(index) {
-            let stays = subscription.state != State::Held || self.resolve(session, index);
+            let stays = subscription.state != State::Pending || self.resolve(session, index);
             index += usize::from(stays);
         }
     }
 
-    /// Resolves up to `room` of the subscriptions that were delayed.
+    /// Resolves up to `room` delayed subscriptions.
     pub(super) fn resume(&mut self, session: &mut Session, mut room: usize) {
         let mut index = 0;
         while room > 0
@@ -232,7 +234,7 @@ impl Directory {
         {
             let mut stays = true;
             if subscription.state == State::Delayed {
-                subscription.state = State::Held;
+                subscription.state = State::Pending;
                 stays = self.resolve(session, index);
                 room -= 1;
             }
@@ -240,13 +242,12 @@ impl Directory {
         }
     }
 
-    /// Finds out what has to be asked for a subscription that is held, and asks. False if it is
-    /// gone.
+    /// Grants a pending subscription, requests its check, or removes it. False if it was removed.
     fn resolve(&mut self, session: &mut Session, index: usize) -> bool {
         let Some(subscription) = session.subscriptions.get(index) else { return false };
         let user = self.users.name(session.user);
         let check = match self.categories.rule(self.topics.name(subscription.topic)) {
-            // It may be open no longer, or known in a moment.
+            // After the reload it may need a check, or be known.
             Ok(Rule::Open) | Err(_) if self.reloading => return true,
             Ok(Rule::Open) => {
                 self.grant(session, index);
@@ -268,7 +269,7 @@ impl Directory {
         true
     }
 
-    /// Whoever unsubscribes and subscribes again is checked anew.
+    /// After unsubscribing, the next subscription to the topic is checked again.
     fn forget(&mut self, session: &Session, index: usize) {
         let Some(subscription) = session.subscriptions.get(index) else { return };
         let user = self.users.name(session.user);
@@ -298,16 +299,16 @@ impl Directory {
         let subscription = session.subscriptions.remove(index);
         self.withdraw(session, &subscription);
         self.log_topic(session, why, subscription.topic);
-        self.held -= self.cost(subscription.topic);
+        self.buffered -= self.cost(subscription.topic);
         self.topics.release(subscription.topic);
     }
 
-    /// Bytes that a subscription to this topic takes.
+    /// Bytes of a subscription to this topic.
     fn cost(&self, topic: Key) -> usize {
         TOPIC + self.topics.name(topic).len()
     }
 
-    /// Ends a subscription's check or delivery.
+    /// Cancels a subscription's check and stops its delivery.
     fn withdraw(&mut self, session: &Session, subscription: &Subscription) {
         if let State::Checking(serial) | State::Rechecking(serial) = subscription.state {
             self.act(Action::Cancel(session.ticket(serial)));
@@ -336,8 +337,8 @@ impl Directory {
     }
 }
 
-/// What a topic costs besides its name: places in the subscriptions, in the interner and its index,
-/// the list of its subscribers.
+/// Bytes of a topic besides its name: entries in the subscriptions, in the interner and its index,
+/// and the list of its subscribers.
 const TOPIC: usize = 128;
 
 const DENIED: &str = "check access failed for topic";
@@ -346,7 +347,7 @@ fn remove(conns: &mut Conns, conn: ConnId) {
     if let Some(index) = conns.iter().position(|other| *other == conn) {
         conns.swap_remove(index);
     }
-    // After a rush its memory is given back.
+    // Release the memory of a burst.
     if conns.spilled() && conns.len() < conns.capacity() / 4 {
         conns.shrink_to_fit();
     }

@@ -1,4 +1,4 @@
-//! Relations that hold between sessions, users, tokens and topics after every call.
+//! Invariants of sessions, users, tokens and topics after every call.
 
 use std::collections::BTreeMap;
 
@@ -10,33 +10,37 @@ use crate::engine::interner::{Interner, Key};
 use crate::engine::limits::MAX_SUBSCRIPTIONS;
 
 impl Hub {
-    /// Checks that sessions and directory agree. For tests: the cost is proportional to everything
-    /// that the hub stores.
+    /// Checks that sessions and directory agree. For tests: the cost is proportional to the size of
+    /// the hub.
     ///
     /// # Panics
-    /// If they do not.
+    /// If they do not agree.
     pub fn check_invariants(&self) {
         let directory = &self.directory;
         let mut buffered = 0;
-        let (mut users, mut tokens, mut topics) = (Uses::new(), Uses::new(), Uses::new());
+        let (mut users, mut tokens, mut topics) = (Refs::new(), Refs::new(), Refs::new());
         for (slot, session) in self.sessions.iter().enumerate() {
             let Some(session) = session else { continue };
             assert_eq!(session.conn.slot(), slot);
-            buffered += directory.held_by(session);
+            buffered += directory.buffered_by(session);
             let authenticated = session.is_authenticated();
-            used(&mut users, session.user, session.conn, authenticated);
-            used(&mut tokens, session.token, session.conn, false);
+            count(&mut users, session.user, session.conn, authenticated);
+            count(&mut tokens, session.token, session.conn, false);
             session.check_invariants();
             for subscription in &session.subscriptions {
                 let granted = subscription.state.is_granted();
-                assert!(authenticated || subscription.state == State::Held, "{:?}", session.conn);
-                used(&mut topics, subscription.topic, session.conn, granted);
+                assert!(
+                    authenticated || subscription.state == State::Pending,
+                    "{:?}",
+                    session.conn
+                );
+                count(&mut topics, subscription.topic, session.conn, granted);
             }
         }
-        assert_eq!(directory.held, buffered);
+        assert_eq!(directory.buffered, buffered);
         check(&directory.users, &users);
         check(&directory.topics, &topics);
-        directory.tokens.check_uses(&tokens.iter().map(|(key, uses)| (*key, uses.0)).collect());
+        directory.tokens.check_refs(&tokens.iter().map(|(key, refs)| (*key, refs.0)).collect());
     }
 }
 
@@ -49,7 +53,7 @@ impl Session {
             serials.push(serial);
         }
         for (index, subscription) in self.subscriptions.iter().enumerate() {
-            assert_eq!(self.find(subscription.topic), Some(index), "{conn}: a topic twice");
+            assert_eq!(self.find(subscription.topic), Some(index), "{conn} has a topic twice");
             if let State::Checking(serial) | State::Rechecking(serial) = subscription.state {
                 serials.push(serial);
             }
@@ -61,18 +65,18 @@ impl Session {
     }
 }
 
-/// How many sessions use each name, and which connections must be in its list.
-type Uses = BTreeMap<Key, (u32, Vec<ConnId>)>;
+/// Number of references to each name, and the connections that must be in its list.
+type Refs = BTreeMap<Key, (u32, Vec<ConnId>)>;
 
-fn used(uses: &mut Uses, key: Key, conn: ConnId, is_listed: bool) {
-    let (count, listed) = uses.entry(key).or_default();
+fn count(refs: &mut Refs, key: Key, conn: ConnId, is_listed: bool) {
+    let (count, listed) = refs.entry(key).or_default();
     *count += 1;
     listed.extend(is_listed.then_some(conn));
 }
 
-fn check(names: &Interner<Conns>, uses: &Uses) {
-    names.check_uses(&uses.iter().map(|(key, uses)| (*key, uses.0)).collect());
-    for (key, (_, listed)) in uses {
+fn check(names: &Interner<Conns>, refs: &Refs) {
+    names.check_refs(&refs.iter().map(|(key, refs)| (*key, refs.0)).collect());
+    for (key, (_, listed)) in refs {
         let mut conns = names.value(*key).map(|conns| conns.to_vec()).unwrap_or_default();
         conns.sort_unstable();
         let mut listed = listed.clone();

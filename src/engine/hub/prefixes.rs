@@ -1,22 +1,22 @@
-//! The short names that a WAMP v1 client may define for the beginnings of topics.
+//! The short names that a WAMP v1 client may define for prefixes of topics.
 
 use std::borrow::Cow;
 
 use crate::engine::limits::{MAX_PREFIX, MAX_PREFIXES, MAX_TOPIC};
 
-/// A client's prefixes. EspoCRM's own client defines none, so none cost no memory.
+/// A client's prefixes. EspoCRM's own client defines none, for which nothing is allocated.
 #[derive(Debug, Default)]
 #[expect(clippy::box_collection, reason = "a session without prefixes pays 8 bytes, not 24")]
 pub(super) struct Prefixes(Option<Box<Vec<Prefix>>>);
 
-/// The short name, and what it stands for.
+/// The short name and the URI that it stands for.
 type Prefix = (Box<str>, Box<str>);
 
-/// What one costs besides its names: its place, and two allocations.
+/// Bytes of a prefix besides its names: its entry, and two allocations.
 const PREFIX: usize = 64;
 
 impl Prefixes {
-    /// Lets `prefix:rest` stand for `uri#rest`. Beyond the limits it is ignored.
+    /// Defines that `prefix:rest` stands for `uri#rest`. Definitions above the limits are ignored.
     pub(super) fn define(&mut self, prefix: &str, uri: &str) {
         if prefix.len() > MAX_PREFIX || uri.len() > MAX_TOPIC {
             return;
@@ -30,7 +30,7 @@ impl Prefixes {
     }
 
     /// Bytes of memory.
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn buffered(&self) -> usize {
         let all = self
             .0
             .as_ref()
@@ -38,14 +38,14 @@ impl Prefixes {
         all.map_or(0, Iterator::sum)
     }
 
-    /// The name that is meant.
+    /// Expands a name with its prefix, if it has one.
     pub(super) fn expand<'a>(&self, name: &'a str) -> Cow<'a, str> {
-        let meant = || {
+        let expanded = || {
             let (prefix, rest) = name.split_once(':')?;
             let (_, uri) = self.0.as_ref()?.iter().find(|(name, _)| **name == *prefix)?;
             Some(format!("{uri}#{rest}"))
         };
-        meant().map_or(Cow::Borrowed(name), Cow::Owned)
+        expanded().map_or(Cow::Borrowed(name), Cow::Owned)
     }
 }
 
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_bounded() {
+    fn prefixes_are_bounded() {
         let mut prefixes = Prefixes::default();
         prefixes.define(&"p".repeat(MAX_PREFIX + 1), "u");
         prefixes.define("long", &"u".repeat(MAX_TOPIC + 1));
@@ -74,7 +74,7 @@ mod tests {
             prefixes.define(&format!("p{number}"), "u");
         }
         assert_eq!(prefixes.0.as_ref().map(|all| all.len()), Some(MAX_PREFIXES));
-        assert!((MAX_PREFIXES * PREFIX..2 * MAX_PREFIXES * PREFIX).contains(&prefixes.held()));
+        assert!((MAX_PREFIXES * PREFIX..2 * MAX_PREFIXES * PREFIX).contains(&prefixes.buffered()));
         assert_eq!(prefixes.expand("long:a"), "long:a");
         assert_eq!(prefixes.expand("p0:a"), "u#a");
         assert_eq!(prefixes.expand(&format!("p{MAX_PREFIXES}:a")), format!("p{MAX_PREFIXES}:a"));

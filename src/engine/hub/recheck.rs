@@ -1,8 +1,8 @@
-//! Whether what was granted still is: EspoCRM is asked again in the background.
+//! Rechecks: granted access is checked again in the background.
 //!
-//! All tabs of a user are rechecked together, since most of what they ask is the same and is then
-//! checked once: first their tokens, and where that is still good each topic that needs a check.
-//! Until EspoCRM says no, everything stays as it is.
+//! All browser tabs of a user are rechecked together, since most of their checks are identical and
+//! then run once: first their tokens, then, if the token is still valid, each topic that needs a
+//! check. Nothing is revoked until EspoCRM denies access.
 
 use std::num::NonZero;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::engine::time::Time;
 pub(super) type Due = NonZero<u32>;
 
 impl Hub {
-    /// Sets how long after a recheck of a user the next one is due; zero is never. Whether that is a
-    /// change: then the next rechecks are spread again, and each connection has another
-    /// [`next_recheck`](Self::next_recheck).
+    /// Sets the time between two rechecks of a user; zero disables them. Returns whether the
+    /// interval has changed: then the next rechecks are spread again, and each connection has
+    /// another [`next_recheck`](Self::next_recheck).
     pub fn set_recheck_interval(&mut self, now: Time, interval: Duration) -> bool {
         if std::mem::replace(&mut self.recheck_interval, interval) == interval {
             return false;
@@ -39,7 +39,7 @@ impl Hub {
         true
     }
 
-    /// When [`recheck`](Self::recheck) has something to do for a connection.
+    /// When [`recheck`](Self::recheck) must be called for a connection.
     #[must_use]
     pub fn next_recheck(&self, conn: ConnId) -> Option<Time> {
         let session = self.sessions.get(conn.slot())?.as_ref()?;
@@ -47,26 +47,27 @@ impl Hub {
         Some(Time::from_millis(u64::from(due.get()) * 1_000))
     }
 
-    /// Has a connection's user rechecked, if that is due. To be called when a connection has logged in,
-    /// which plans its first recheck, and at [`next_recheck`](Self::next_recheck).
+    /// Rechecks a connection's user, if that is due. Call it when a connection has logged in, which
+    /// schedules its first recheck, and at [`next_recheck`](Self::next_recheck).
     pub fn recheck(&mut self, now: Time, conn: ConnId) {
         let Some(session) = session_mut(&mut self.sessions, conn) else { return };
         if self.recheck_interval.is_zero() || !session.is_authenticated() {
             return;
         }
         match session.next_recheck {
-            None => self.plan_recheck(now, conn),
+            None => self.schedule_recheck(now, conn),
             Some(due) if due <= seconds(now) => self.begin_recheck(now, conn),
             Some(_) => {}
         }
     }
 
-    /// A new tab has its user's next recheck. If there are no other tabs, that is any time within
-    /// the interval: those that came back together after a restart are not rechecked together.
-    fn plan_recheck(&mut self, now: Time, conn: ConnId) {
+    /// Schedules a new connection's recheck together with those of its user's other connections.
+    /// The first connection gets a time within the interval that is spread by its id, so that users
+    /// who reconnect together after a restart are not rechecked together.
+    fn schedule_recheck(&mut self, now: Time, conn: ConnId) {
         let tabs = self.tabs(conn);
-        let planned = |tab: &ConnId| self.sessions.get(tab.slot())?.as_ref()?.next_recheck;
-        let next = tabs.iter().filter_map(planned).min().unwrap_or_else(|| {
+        let scheduled = |tab: &ConnId| self.sessions.get(tab.slot())?.as_ref()?.next_recheck;
+        let next = tabs.iter().filter_map(scheduled).min().unwrap_or_else(|| {
             let spread = conn.part_of(self.recheck_interval);
             seconds(now.after(spread))
         });
@@ -85,7 +86,7 @@ impl Hub {
         }
     }
 
-    /// Where this connection's user is logged in.
+    /// All authenticated connections of this connection's user.
     fn tabs(&self, conn: ConnId) -> SmallVec<[ConnId; 2]> {
         let session = self.sessions.get(conn.slot()).and_then(Option::as_ref);
         let tabs = session.and_then(|session| self.directory.users.value(session.user));
@@ -94,9 +95,9 @@ impl Hub {
 }
 
 impl Directory {
-    /// Asks whether a session's token is still good, unless that is being asked already.
+    /// Requests a check of a session's token, unless one is in progress.
     fn recheck_token(&mut self, session: &mut Session) {
-        if session.login != Login::Good {
+        if session.login != Login::Valid {
             return;
         }
         let ticket = session.next_ticket();
@@ -106,7 +107,7 @@ impl Directory {
         self.act(Action::Check(ticket, Urgency::Recheck, check));
     }
 
-    /// Asks whether the user of a session may still see what it is subscribed to.
+    /// Requests checks of the topics that a session is subscribed to.
     pub(super) fn recheck_topics(&mut self, session: &mut Session) {
         let user = self.users.name(session.user);
         let mut checks = Vec::new();
@@ -128,7 +129,7 @@ impl Directory {
     }
 }
 
-/// Since the start, and never zero.
+/// Seconds since the start, but never zero.
 fn seconds(time: Time) -> Due {
     let seconds = u32::try_from(time.as_millis() / 1_000).unwrap_or(u32::MAX);
     NonZero::new(seconds).unwrap_or(Due::MIN)

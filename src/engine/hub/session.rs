@@ -1,4 +1,4 @@
-//! One browser tab: its user and its subscriptions.
+//! One session: its user and its subscriptions.
 
 use smallvec::SmallVec;
 
@@ -8,55 +8,55 @@ use crate::engine::hub::recheck::Due;
 use crate::engine::id::ConnId;
 use crate::engine::interner::Key;
 
-/// What the hub keeps of a connection.
+/// The hub's state of a connection.
 #[derive(Debug)]
 pub(super) struct Session {
     pub conn: ConnId,
-    /// A name held in the directory's users.
+    /// A name in the directory's users.
     pub user: Key,
-    /// Held in the directory's tokens.
+    /// A name in the directory's tokens.
     pub token: Key,
     pub login: Login,
-    /// None before it is planned.
+    /// `None` until it is scheduled.
     pub next_recheck: Option<Due>,
     /// The serial number of the latest check.
     serial: u32,
-    /// In the order in which they were made. A tab of EspoCRM has two to five.
+    /// In the order of subscription. A browser tab of EspoCRM has two to five.
     pub subscriptions: SmallVec<[Subscription; 5]>,
     pub prefixes: Prefixes,
 }
 
-/// How far a session's authentication has come.
+/// Progress of a session's login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Login {
-    /// It waits for the first verdict.
+    /// Waits for the first verdict.
     Waiting,
-    /// It has been welcomed.
-    Good,
-    /// The same, and the check with this serial number tells whether it stays so.
+    /// The token is valid, and the welcome was sent.
+    Valid,
+    /// As `Valid`, while the check with this serial number is in progress.
     Rechecking(u32),
 }
 
-/// What a session wants to see.
+/// A subscription to a topic.
 #[derive(Debug)]
 pub(super) struct Subscription {
-    /// A name held in the directory's topics.
+    /// A name in the directory's topics.
     pub topic: Key,
     pub state: State,
 }
 
-/// How far a subscription has come.
+/// Progress of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// It waits for the authentication, or for EspoCRM's settings.
-    Held,
-    /// It waits for room in the queue of checks.
+    /// Waits for the login, or for the reload of EspoCRM's settings.
+    Pending,
+    /// Waits for room in the check queue.
     Delayed,
-    /// It waits for the verdict of the check with this serial number.
+    /// Waits for the verdict of the check with this serial number.
     Checking(u32),
     /// Events are delivered.
     Granted,
-    /// The same, and the check with this serial number tells whether it stays so.
+    /// As `Granted`, while the check with this serial number is in progress.
     Rechecking(u32),
 }
 
@@ -95,7 +95,7 @@ impl Session {
         self.subscriptions.iter().position(|subscription| subscription.topic == topic)
     }
 
-    /// The check with this serial number is not made for now.
+    /// Delays the subscription that waits for the check with this serial number.
     pub(super) fn delay(&mut self, serial: u32) {
         let mut all = self.subscriptions.iter_mut();
         if let Some(it) = all.find(|it| it.state == State::Checking(serial)) {

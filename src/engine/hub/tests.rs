@@ -1,4 +1,4 @@
-//! What the hub does with single messages; the simulation does it with all of them at once.
+//! Unit tests of the hub with single messages; the simulation covers all combinations.
 
 mod delayed;
 mod rechecks;
@@ -23,7 +23,7 @@ impl World {
         Self { hub: Hub::new(category::tests::out_of_the_box()) }
     }
 
-    /// With a connection that is logged in.
+    /// A world with an authenticated connection.
     fn with(conn: ConnId, user: &str) -> Self {
         let mut world = Self::new();
         world.log_in(conn, user);
@@ -41,16 +41,16 @@ impl World {
         self.hub.open(conn, &credentials);
     }
 
-    fn say(&mut self, conn: ConnId, text: &str) {
+    fn send(&mut self, conn: ConnId, text: &str) {
         self.hub.receive(conn, text);
     }
 
     fn subscribe(&mut self, conn: ConnId, topic: &str) {
-        self.say(conn, &json!([5, topic]).to_string());
+        self.send(conn, &json!([5, topic]).to_string());
     }
 
     fn unsubscribe(&mut self, conn: ConnId, topic: &str) {
-        self.say(conn, &json!([6, topic]).to_string());
+        self.send(conn, &json!([6, topic]).to_string());
     }
 
     fn answer(&mut self, ticket: Ticket, verdict: &Verdict) {
@@ -61,7 +61,7 @@ impl World {
         std::iter::from_fn(|| self.hub.poll()).collect()
     }
 
-    /// The only check that is asked for, and nothing else.
+    /// The requested check, which must be the only action.
     fn check(&mut self) -> (Ticket, String) {
         let actions = self.actions();
         let [Action::Check(ticket, _, check)] = &actions[..] else { panic!("{actions:?}") };
@@ -98,13 +98,13 @@ fn a_login_is_checked_and_welcomed() {
     world.answer(login(A), &Verdict::Granted);
     assert_eq!(world.actions(), [Action::Welcome(A)]);
     assert_eq!(world.hub.user(A), Some("ann"));
-    // Never a second welcome.
+    // There is no second welcome.
     world.answer(login(A), &Verdict::Granted);
     assert_eq!(world.actions(), []);
 }
 
 #[test]
-fn a_bad_token_is_refused_cleanly_and_a_failed_check_is_not() {
+fn a_denied_token_closes_the_connection_cleanly_and_a_failed_check_does_not() {
     for (verdict, action) in
         [(Verdict::Denied, Action::Close(A, CloseReason::Refused)), (unchecked(), Action::Drop(A))]
     {
@@ -118,7 +118,7 @@ fn a_bad_token_is_refused_cleanly_and_a_failed_check_is_not() {
 }
 
 #[test]
-fn what_is_subscribed_before_the_login_waits_for_it() {
+fn subscriptions_before_the_login_wait_for_it() {
     let mut world = World::new();
     world.open(A, "ann");
     world.subscribe(A, "newNotification");
@@ -137,7 +137,7 @@ fn what_is_subscribed_before_the_login_waits_for_it() {
 }
 
 #[test]
-fn a_topic_is_seen_once_its_check_has_succeeded() {
+fn a_topic_is_delivered_after_its_check_was_granted() {
     let mut world = World::with(A, "ann");
     world.subscribe(A, "recordUpdate.Account.1");
     let (ticket, arguments) = world.check();
@@ -151,7 +151,7 @@ fn a_topic_is_seen_once_its_check_has_succeeded() {
 }
 
 #[test]
-fn denied_or_given_up_the_connection_stays_and_may_ask_again() {
+fn after_a_denied_or_failed_check_the_connection_may_subscribe_again() {
     for verdict in [Verdict::Denied, unchecked()] {
         let mut world = World::with(A, "ann");
         world.subscribe(A, "recordUpdate.Account.1");
@@ -167,7 +167,7 @@ fn denied_or_given_up_the_connection_stays_and_may_ask_again() {
 }
 
 #[test]
-fn a_duplicate_asks_nothing_and_unsubscribing_makes_it_asked_anew() {
+fn a_repeated_subscription_needs_no_check_unless_unsubscribed_in_between() {
     let mut world = World::with(A, "ann");
     world.subscribe(A, "recordUpdate.Account.1");
     let (first, name) = world.check();
@@ -184,13 +184,13 @@ fn a_duplicate_asks_nothing_and_unsubscribing_makes_it_asked_anew() {
     world.subscribe(A, "recordUpdate.Account.1");
     let (second, _) = world.check();
     assert_ne!(first, second);
-    // The first check's verdict, should it come again, is not the second's.
+    // A repeated verdict of the first check does not count for the second.
     world.answer(first, &Verdict::Granted);
     assert_eq!(world.receivers("recordUpdate.Account.1", None), []);
 }
 
 #[test]
-fn unsubscribing_or_closing_takes_a_check_back() {
+fn unsubscribing_or_closing_cancels_a_check() {
     let mut world = World::with(A, "ann");
     world.subscribe(A, "recordUpdate.Account.1");
     let (ticket, _) = world.check();
@@ -207,7 +207,7 @@ fn unsubscribing_or_closing_takes_a_check_back() {
 }
 
 #[test]
-fn a_verdict_is_not_for_the_next_connection_of_that_slot() {
+fn a_verdict_is_not_applied_to_the_next_connection_in_that_slot() {
     let next = ConnId::new(0, 9);
     let mut world = World::with(A, "ann");
     world.subscribe(A, "recordUpdate.Account.1");
@@ -215,17 +215,17 @@ fn a_verdict_is_not_for_the_next_connection_of_that_slot() {
     world.hub.close(A);
     world.log_in(next, "bob");
     world.subscribe(next, "recordUpdate.Account.1");
-    let (its, _) = world.check();
-    assert_eq!(its.serial, ticket.serial);
+    let (new, _) = world.check();
+    assert_eq!(new.serial, ticket.serial);
     world.answer(ticket, &Verdict::Granted);
     assert_eq!(world.receivers("recordUpdate.Account.1", None), []);
-    // Nor does a late close end it.
+    // A late close does not end it either.
     world.hub.close(A);
     assert_eq!(world.hub.user(next), Some("bob"));
 }
 
 #[test]
-fn a_users_message_is_for_all_tabs_of_that_user_and_nobody_else() {
+fn a_message_for_a_user_is_delivered_to_all_tabs_of_that_user_only() {
     let third = ConnId::new(2, 3);
     let mut world = World::with(A, "ann");
     world.log_in(B, "ann");
@@ -242,7 +242,7 @@ fn a_users_message_is_for_all_tabs_of_that_user_and_nobody_else() {
 }
 
 #[test]
-fn topics_of_no_category_are_silently_refused_and_their_messages_rejected() {
+fn subscriptions_to_unknown_topics_are_ignored_and_messages_for_them_rejected() {
     let mut world = World::with(A, "ann");
     for topic in ["nothing", "recordUpdate", "recordUpdate.Account.-1", "", &"x".repeat(600)] {
         world.subscribe(A, topic);
@@ -255,11 +255,11 @@ fn topics_of_no_category_are_silently_refused_and_their_messages_rejected() {
 }
 
 #[test]
-fn keep_alives_are_silent_and_what_is_forbidden_is_not() {
+fn keep_alives_are_ignored_and_forbidden_messages_close_the_connection() {
     let mut world = World::with(A, "ann");
-    world.say(A, r#"[7,"",""]"#);
+    world.send(A, r#"[7,"",""]"#);
     assert_eq!(world.actions(), []);
-    world.say(A, r#"[2,"x1","p:add",1]"#);
+    world.send(A, r#"[2,"x1","p:add",1]"#);
     let error = r#"[4,"x1","p:add","You are not allowed to make calls"]"#;
     let closed = Action::Close(A, CloseReason::Forbidden);
     assert_eq!(world.actions(), [Action::Send(A, SharedFrame::text(error)), closed]);
@@ -270,7 +270,7 @@ fn keep_alives_are_silent_and_what_is_forbidden_is_not() {
         ("hello", CloseReason::Malformed),
     ] {
         let mut world = World::with(A, "ann");
-        world.say(A, text);
+        world.send(A, text);
         assert_eq!(world.actions(), [Action::Close(A, reason)]);
         world.subscribe(A, "newNotification");
         assert_eq!(world.actions(), []);
@@ -281,12 +281,12 @@ fn keep_alives_are_silent_and_what_is_forbidden_is_not() {
 #[test]
 fn prefixes_expand_in_every_message() {
     let mut world = World::with(A, "ann");
-    world.say(A, r#"[1,"n","newNotification.x"]"#);
+    world.send(A, r#"[1,"n","newNotification.x"]"#);
     world.subscribe(A, "n:y");
     assert_eq!(world.receivers("newNotification.x#y", None), [A]);
     world.unsubscribe(A, "n:y");
     assert_eq!(world.receivers("newNotification.x#y", None), []);
-    world.say(A, r#"[2,"1","n:add"]"#);
+    world.send(A, r#"[2,"1","n:add"]"#);
     let error = r#"[4,"1","newNotification.x#add","You are not allowed to make calls"]"#;
     assert_eq!(world.actions()[0], Action::Send(A, SharedFrame::text(error)));
 }
@@ -316,7 +316,7 @@ fn changed(command: &str) -> Categories {
 const READ: &str = "AclCheck --userId=:userId --scope=:scope --id=:id --action=read";
 
 #[test]
-fn after_a_reload_what_was_granted_by_another_rule_is_checked_anew() {
+fn after_a_reload_access_by_a_changed_rule_is_checked_again() {
     let mut world = World::with(A, "ann");
     for topic in ["newNotification", "recordUpdate.Account.1", "appParamsUpdate"] {
         world.subscribe(A, topic);
@@ -324,7 +324,7 @@ fn after_a_reload_what_was_granted_by_another_rule_is_checked_anew() {
     let (ticket, _) = world.check();
     world.answer(ticket, &Verdict::Granted);
 
-    // The rule of records stays: so does the grant. The others are checked, or gone.
+    // The rule of records is unchanged and stays granted. Other topics are checked, or removed.
     world.hub.reload(Some(changed(READ)));
     let (ticket, arguments) = world.check();
     assert_eq!(arguments, "Check ann");
@@ -337,7 +337,7 @@ fn after_a_reload_what_was_granted_by_another_rule_is_checked_anew() {
     assert_eq!(world.receivers("recordUpdate.Account.1", None), []);
     let (ticket, arguments) = world.check();
     assert_eq!(arguments, "Other ann 1");
-    // While it is being checked its rule changes once more.
+    // Its rule changes again during the check.
     world.hub.reload(Some(changed(READ)));
     let actions = world.actions();
     let [Action::Cancel(cancelled), Action::Check(again, _, _)] = &actions[..] else {
@@ -355,7 +355,7 @@ fn after_a_reload_what_was_granted_by_another_rule_is_checked_anew() {
 }
 
 #[test]
-fn while_the_settings_are_read_an_unknown_topic_waits() {
+fn an_unknown_topic_waits_while_the_settings_are_reloaded() {
     let mut world = World::with(A, "ann");
     world.hub.begin_reload();
     world.subscribe(A, "extra");
@@ -365,7 +365,7 @@ fn while_the_settings_are_read_an_unknown_topic_waits() {
     world.hub.close(A);
     assert!(world.hub.is_empty());
 
-    // And is forgotten if they could not be read.
+    // It is removed if the reload fails.
     let mut world = World::with(A, "ann");
     world.hub.begin_reload();
     world.subscribe(A, "extra");
@@ -377,7 +377,7 @@ fn while_the_settings_are_read_an_unknown_topic_waits() {
 }
 
 #[test]
-fn the_debug_log_speaks_as_espocrms_does_and_escapes_what_clients_say() {
+fn the_debug_log_has_espocrms_format_and_escapes_client_input() {
     let mut world = World::new();
     world.hub.set_log(true);
     world.open(A, "ann");
@@ -402,25 +402,25 @@ fn the_debug_log_speaks_as_espocrms_does_and_escapes_what_clients_say() {
 }
 
 #[test]
-fn what_a_connection_holds_is_counted_and_given_back() {
+fn buffered_bytes_are_counted_and_released() {
     let mut world = World::with(A, "ann");
-    assert_eq!(world.hub.held(), 0);
+    assert_eq!(world.hub.buffered(), 0);
     world.subscribe(A, "recordUpdate.Account.1");
     world.subscribe(A, "newNotification");
-    let two = world.hub.held_by(A);
+    let two = world.hub.buffered_by(A);
     assert!(two > "recordUpdate.Account.1newNotification".len());
     world.log_in(B, "bob");
     world.subscribe(B, "recordUpdate.Account.1");
-    // A topic that is shared counts for each.
-    assert_eq!(world.hub.held(), two + world.hub.held_by(B));
+    // A shared topic counts for each connection.
+    assert_eq!(world.hub.buffered(), two + world.hub.buffered_by(B));
     world.unsubscribe(A, "newNotification");
-    assert!(world.hub.held_by(A) < two);
-    world.say(A, r#"[1,"p","streamUpdate"]"#);
-    world.say(A, r#"[1,"p","streamUpdate.Account"]"#);
-    assert_eq!(world.hub.held(), world.hub.held_by(A) + world.hub.held_by(B));
+    assert!(world.hub.buffered_by(A) < two);
+    world.send(A, r#"[1,"p","streamUpdate"]"#);
+    world.send(A, r#"[1,"p","streamUpdate.Account"]"#);
+    assert_eq!(world.hub.buffered(), world.hub.buffered_by(A) + world.hub.buffered_by(B));
     world.hub.close(A);
     world.hub.close(B);
-    assert_eq!((world.hub.held(), world.hub.held_by(A)), (0, 0));
+    assert_eq!((world.hub.buffered(), world.hub.buffered_by(A)), (0, 0));
     world.actions();
     assert!(world.hub.is_empty());
 }

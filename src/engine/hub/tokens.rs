@@ -1,42 +1,42 @@
-//! The tokens by which sessions have logged in.
+//! The tokens of the sessions.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::engine::interner::{Interner, Key};
 
-/// Kept to be checked again; those of a user's tabs are the same, and stored once.
+/// Kept for rechecks; the browser tabs of a user share one token, which is stored once.
 #[derive(Default)]
 pub(super) struct Tokens(Interner<()>);
 
 impl Tokens {
-    /// Takes hold of a token.
+    /// Adds a reference to a token.
     pub(super) fn intern(&mut self, token: &str) -> Key {
         self.0.intern(token)
     }
 
-    /// Gives it up.
+    /// Removes a reference.
     pub(super) fn release(&mut self, key: Key) {
         self.0.release(key);
     }
 
-    /// The token behind a key.
+    /// The token of a key.
     pub(super) fn name(&self, key: Key) -> &str {
         self.0.name(key)
     }
 
-    /// Checks that each token is used as often as it was interned.
-    pub(super) fn check_uses(&self, uses: &BTreeMap<Key, u32>) {
-        self.0.check_uses(uses);
+    /// Checks that each token has as many references as sessions. For tests.
+    pub(super) fn check_refs(&self, refs: &BTreeMap<Key, u32>) {
+        self.0.check_refs(refs);
     }
 
-    /// Whether none is held.
+    /// Whether there are no tokens.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Never shows a token.
+/// Omits the tokens.
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokens").field("len", &self.0.len()).finish_non_exhaustive()

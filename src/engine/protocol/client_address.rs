@@ -1,4 +1,4 @@
-//! Addresses of clients and of proxies: whose connection it is, and what it counts for.
+//! Addresses of clients and proxies: the client of a connection, and the limits that apply to it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,37 +9,37 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
-    /// Bits that all of its addresses have in common.
+    /// Number of leading bits that all of its addresses share.
     prefix: u8,
 }
 
 /// The text is not a network.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NoNetwork(String);
+pub struct InvalidNetwork(String);
 
-/// What counts as one client: an IPv4 address, or the /64 that an IPv6 host may choose from.
+/// What limits count as one client: an IPv4 address, or the /64 that an IPv6 host may choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientKey(NonZeroU64);
 
-/// Items of `X-Forwarded-For` that are looked at; a request passes one or two proxies.
+/// Items of `X-Forwarded-For` that are evaluated; requests pass through one or two proxies.
 const MAX_FORWARDED: usize = 32;
 
 impl Network {
-    /// Whether an address belongs to it; an IPv4 address mapped into IPv6 is an IPv4 address.
+    /// Whether an address belongs to the network; an IPv4 address mapped into IPv6 counts as IPv4.
     #[must_use]
     pub fn contains(self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
-            (IpAddr::V4(mine), IpAddr::V4(other)) => {
-                (mine.to_bits() ^ other.to_bits()).leading_zeros() >= u32::from(self.prefix)
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                (own.to_bits() ^ other.to_bits()).leading_zeros() >= u32::from(self.prefix)
             }
-            (IpAddr::V6(mine), IpAddr::V6(other)) => {
-                (mine.to_bits() ^ other.to_bits()).leading_zeros() >= u32::from(self.prefix)
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                (own.to_bits() ^ other.to_bits()).leading_zeros() >= u32::from(self.prefix)
             }
             _ => false,
         }
     }
 
-    /// Its first address.
+    /// The first address of a network.
     fn start(address: IpAddr, prefix: u8) -> IpAddr {
         match address {
             IpAddr::V4(address) => {
@@ -54,9 +54,9 @@ impl Network {
     }
 }
 
-/// Whose request it is that came from `peer`: of the addresses that proxies have added to
-/// `X-Forwarded-For`, the last one that is not `trusted`. What stands before that anybody may have
-/// written.
+/// The client of a request from `peer`: of the addresses that proxies have added to
+/// `X-Forwarded-For`, the last one that is not `trusted`. The client may have forged everything
+/// before it.
 pub fn client<'a>(
     peer: IpAddr,
     forwarded: impl DoubleEndedIterator<Item = &'a [u8]>,
@@ -75,13 +75,13 @@ pub fn client<'a>(
     client
 }
 
-/// Whether an address belongs to no host of the internet: a proxy in front of us may have it.
+/// Whether an address is not a public internet address, so that a reverse proxy may have it.
 #[must_use]
 pub fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => {
             let [a, b, ..] = address.octets();
-            // The last is what providers share out behind their own translation (RFC 6598).
+            // The last range is used by carrier-grade NAT (RFC 6598).
             address.is_loopback()
                 || address.is_private()
                 || address.is_link_local()
@@ -93,7 +93,7 @@ pub fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// An address, perhaps with a port, as some proxies write it.
+/// Parses an address with an optional port, which some proxies add.
 fn forwarded_address(item: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(item).ok()?.trim();
     let address = match text.strip_prefix('[') {
@@ -112,11 +112,11 @@ fn forwarded_address(item: &[u8]) -> Option<IpAddr> {
 }
 
 impl ClientKey {
-    /// What a connection from this address counts for.
+    /// The key of a connection from this address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         let key = match address.to_canonical() {
-            // No IPv6 host has an address that begins so (RFC 4291, section 2.7: multicast).
+            // No IPv6 host has an address with this prefix (RFC 4291, section 2.7: multicast).
             IpAddr::V4(address) => V4 | u64::from(address.to_bits()),
             IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
         };
@@ -127,20 +127,21 @@ impl ClientKey {
 const V4: u64 = 0xffff_ffff_0000_0000;
 
 impl FromStr for Network {
-    type Err = NoNetwork;
+    type Err = InvalidNetwork;
 
-    fn from_str(text: &str) -> Result<Self, NoNetwork> {
+    fn from_str(text: &str) -> Result<Self, InvalidNetwork> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
         };
-        let no_network = || {
-            NoNetwork("no address or network; examples: 10.0.0.5, 10.0.0.0/8, fd00::/8".to_owned())
+        let invalid = || {
+            let examples = "10.0.0.5, 10.0.0.0/8, fd00::/8";
+            InvalidNetwork(format!("not an address or network; examples: {examples}"))
         };
-        let written = address.parse::<IpAddr>().map_err(|_| no_network())?;
+        let written = address.parse::<IpAddr>().map_err(|_| invalid())?;
         let address = written.to_canonical();
         let longest = if address.is_ipv4() { 32 } else { 128 };
-        // Bits that only say that an IPv4 address is mapped into IPv6.
+        // The bits of an IPv6 prefix that only mark a mapped IPv4 address.
         let mapping = if written == address { 0 } else { 96 };
         let is_number = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
         let prefix = match prefix {
@@ -148,13 +149,13 @@ impl FromStr for Network {
             Some(text) => {
                 let prefix = Some(text).filter(is_number).and_then(|text| text.parse::<u8>().ok());
                 let prefix = prefix.and_then(|prefix| prefix.checked_sub(mapping));
-                prefix.filter(|prefix| *prefix <= longest).ok_or_else(no_network)?
+                prefix.filter(|prefix| *prefix <= longest).ok_or_else(invalid)?
             }
         };
         let start = Self::start(address, prefix);
         if start != address {
-            return Err(NoNetwork(format!(
-                "no network: {start}/{prefix} is one, {address} alone an address"
+            return Err(InvalidNetwork(format!(
+                "not a network: use {start}/{prefix}, or {address} for a single address"
             )));
         }
         Ok(Self { address, prefix })
@@ -169,7 +170,7 @@ impl fmt::Display for Network {
     }
 }
 
-impl fmt::Display for NoNetwork {
+impl fmt::Display for InvalidNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -219,18 +220,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_explained() {
+    fn an_invalid_network_is_explained() {
         for (text, why) in [
-            ("", "no address"),
-            ("proxy", "no address"),
-            ("10.0.0.0/33", "no address"),
-            ("10.0.0.0/-1", "no address"),
-            ("10.0.0.0/+8", "no address"),
-            ("10.0.0.0/", "no address"),
-            ("::/129", "no address"),
-            ("::ffff:10.0.0.0/8", "no address"),
-            ("10.0.0.5/8", "10.0.0.0/8 is one, 10.0.0.5 alone an address"),
-            ("fd00::1/8", "fd00::/8 is one"),
+            ("", "not an address"),
+            ("proxy", "not an address"),
+            ("10.0.0.0/33", "not an address"),
+            ("10.0.0.0/-1", "not an address"),
+            ("10.0.0.0/+8", "not an address"),
+            ("10.0.0.0/", "not an address"),
+            ("::/129", "not an address"),
+            ("::ffff:10.0.0.0/8", "not an address"),
+            ("10.0.0.5/8", "use 10.0.0.0/8, or 10.0.0.5 for a single address"),
+            ("fd00::1/8", "use fd00::/8"),
         ] {
             let error = text.parse::<Network>().unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
@@ -238,22 +239,22 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_the_last_address_that_no_trusted_proxy_has() {
+    fn the_client_is_the_last_address_that_is_not_a_trusted_proxy() {
         let trusted = [network("10.0.0.0/8"), network("::1")];
         let named = |peer: &str, headers: &[&str]| {
             let headers = headers.iter().map(|header| header.as_bytes());
             client(ip(peer), headers, &trusted).to_string()
         };
-        // Whoever is not trusted is not believed.
+        // Headers of an untrusted peer are ignored.
         assert_eq!(named("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
         assert_eq!(named("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(named("10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
         assert_eq!(named("::ffff:10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
-        // What the client itself has written comes first.
+        // Items that the client itself sent come first.
         assert_eq!(named("10.0.0.1", &["1.2.3.4, 198.51.100.1"]), "198.51.100.1");
         assert_eq!(named("10.0.0.1", &["1.2.3.4", "198.51.100.1,10.0.0.2"]), "198.51.100.1");
         assert_eq!(named("::1", &["10.1.1.1 ,\t10.2.2.2"]), "10.1.1.1");
-        // What is no address ends the search.
+        // An item that is not an address ends the search.
         assert_eq!(named("10.0.0.1", &["198.51.100.1, unknown"]), "10.0.0.1");
         assert_eq!(named("10.0.0.1", &["198.51.100.1, unknown, 10.0.0.3"]), "10.0.0.3");
         assert_eq!(named("10.0.0.1", &[""]), "10.0.0.1");
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_known() {
+    fn private_addresses_are_recognized() {
         for text in [
             "127.0.0.1",
             "127.9.9.9",
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_host_counts_as_its_network() {
+    fn an_ipv6_host_counts_as_its_slash_64() {
         let key = |text| ClientKey::of(ip(text));
         assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
         assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));

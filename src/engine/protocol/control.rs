@@ -1,4 +1,4 @@
-//! What is asked at the control socket: a request of HTTP, and the answer's head.
+//! The protocol of the control socket and the metrics port: HTTP requests and response heads.
 
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::json::Quoted;
@@ -6,7 +6,7 @@ use crate::engine::limits::{MAX_CONTROL_BODY, MAX_CONTROL_HEAD, MAX_LISTED, MAX_
 use crate::engine::protocol::http;
 use crate::engine::protocol::http::Head;
 
-/// What is asked for.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// `GET /metrics`
@@ -15,50 +15,50 @@ pub enum Request {
     Health,
     /// `GET /status`
     Status,
-    /// `GET /users`, `/topics`, `/connections`: so many of them.
+    /// `GET /users`, `/topics`, `/connections`, with the maximum number of items.
     List(List, usize),
-    /// `POST /kick`: this user's connections are to end.
+    /// `POST /kick`: close this user's connections.
     Kick(String),
-    /// `POST /send`: this is to be told, as if EspoCRM had sent it.
+    /// `POST /send`: publish this message as if EspoCRM had sent it.
     Send(Vec<u8>),
-    /// `GET /tail`: messages as they pass.
+    /// `GET /tail`: messages as they are delivered.
     Tail,
-    /// `POST /reload`: read the settings again; the response follows when they are applied.
+    /// `POST /reload`: reload the settings; the response follows when they are applied.
     Reload,
 }
 
-/// What can be listed.
+/// A kind of list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum List {
     /// Users, those with the most connections first.
     Users,
     /// Topics, those with the most subscribers first.
     Topics,
-    /// Connections, the latest first.
+    /// Connections, the most recent first.
     Connections,
 }
 
-/// Where somebody has come in.
+/// The socket through which a client has connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
-    /// The control socket, which is the administrator's.
+    /// The control socket, for the administrator.
     Control,
-    /// The port for metrics, which tells of nobody and changes nothing.
+    /// The metrics port: it names no users and changes nothing.
     Metrics,
 }
 
-/// Why there is nothing but an error.
+/// Why a request is answered with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// 400: not HTTP, or a parameter is missing, unknown or makes no sense.
+    /// 400: not HTTP, or a parameter is missing, unknown or invalid.
     BadRequest(&'static str),
-    /// 403: neither root nor the daemon's user.
+    /// 403: the client is neither root nor the daemon's user.
     Forbidden,
-    /// 404: there is nothing of that name.
+    /// 404: unknown path.
     NotFound,
     /// 405: only this method is allowed.
     Method(&'static str),
-    /// 411: a body without its length.
+    /// 411: a body without a length.
     LengthRequired,
     /// 413: the body is over [`MAX_CONTROL_BODY`].
     TooLong,
@@ -66,29 +66,29 @@ pub enum Refusal {
     Rejected(Rejection),
     /// 431: the head is over [`MAX_CONTROL_HEAD`].
     TooLarge,
-    /// 503: too many ask at once.
+    /// 503: too many concurrent requests.
     Busy,
 }
 
-/// How many are listed if nobody says how many.
-const LISTED: usize = 1_000;
+/// Items of a list if the request has no `limit`.
+const DEFAULT_LIMIT: usize = 1_000;
 
-/// Reads a request of which these bytes have arrived; `None` if more is to come.
+/// Parses a request from the bytes received so far; `None` if it is incomplete.
 ///
 /// # Errors
 /// [`Refusal`]
-pub fn parse(bytes: &[u8], door: Listener) -> Result<Option<Request>, Refusal> {
+pub fn parse(bytes: &[u8], listener: Listener) -> Result<Option<Request>, Refusal> {
     let mut headers = http::no_headers();
     let head = match http::parse(bytes, &mut headers) {
         Ok(Some(head)) if head.length <= MAX_CONTROL_HEAD => head,
         Ok(None) if bytes.len() < MAX_CONTROL_HEAD => return Ok(None),
         Ok(_) | Err(http::Refusal::TooLarge) => return Err(Refusal::TooLarge),
-        Err(_) => return Err(Refusal::BadRequest("This is not a request of HTTP/1.1.")),
+        Err(_) => return Err(Refusal::BadRequest("Not a valid HTTP/1.1 request.")),
     };
     let path = head.target.split(['?', '#']).next().unwrap_or_default();
     let (method, parameters): (_, &[&str]) = match path {
         "/metrics" | "/healthz" => ("GET", &[]),
-        _ if door == Listener::Metrics => return Err(Refusal::NotFound),
+        _ if listener == Listener::Metrics => return Err(Refusal::NotFound),
         "/status" | "/tail" => ("GET", &[]),
         "/users" | "/topics" | "/connections" => ("GET", &["limit"]),
         "/kick" => ("POST", &["user"]),
@@ -103,7 +103,7 @@ pub fn parse(bytes: &[u8], door: Listener) -> Result<Option<Request>, Refusal> {
     let body = bytes.get(head.length..).unwrap_or_default();
     let Some(body) = body.get(..length) else { return Ok(None) };
     if names(head.target).any(|name| !parameters.contains(&name)) {
-        return Err(Refusal::BadRequest("There is no such parameter here."));
+        return Err(Refusal::BadRequest("Unknown query parameter."));
     }
     Ok(Some(match path {
         "/metrics" => Request::Metrics,
@@ -113,9 +113,14 @@ pub fn parse(bytes: &[u8], door: Listener) -> Result<Option<Request>, Refusal> {
         "/topics" => Request::List(List::Topics, limit(&head)?),
         "/connections" => Request::List(List::Connections, limit(&head)?),
         "/reload" => Request::Reload,
-        "/kick" => Request::Kick(user(&head)?.ok_or(Refusal::BadRequest("user= is missing."))?),
+        "/kick" => {
+            let user =
+                user(&head)?.ok_or(Refusal::BadRequest("Query parameter user is missing."))?;
+            Request::Kick(user)
+        }
         "/send" => {
-            let topic = text(&head, "topic")?.ok_or(Refusal::BadRequest("topic= is missing."))?;
+            let topic = text(&head, "topic")?;
+            let topic = topic.ok_or(Refusal::BadRequest("Query parameter topic is missing."))?;
             Request::Send(submission(&topic, user(&head)?.as_deref(), body))
         }
         _ => Request::Tail,
@@ -123,18 +128,19 @@ pub fn parse(bytes: &[u8], door: Listener) -> Result<Option<Request>, Refusal> {
 }
 
 impl Refusal {
-    /// The whole answer.
+    /// The complete response.
     #[must_use]
     pub fn response(self) -> String {
         let text = match self {
             Self::BadRequest(text) => return error("400 Bad Request", "", text),
             Self::Forbidden => {
-                return error("403 Forbidden", "", "Only root and the daemon's user may ask it.");
+                let text = "Only root and the daemon's user may use the control socket.";
+                return error("403 Forbidden", "", text);
             }
-            Self::NotFound => "There is nothing of that name here.",
+            Self::NotFound => "Not found.",
             Self::Method(method) => {
                 let allow = format!("Allow: {method}\r\n");
-                return error("405 Method Not Allowed", &allow, "Another method is needed here.");
+                return error("405 Method Not Allowed", &allow, "Method not allowed.");
             }
             Self::LengthRequired => {
                 return error("411 Length Required", "", "Content-Length is missing.");
@@ -145,24 +151,32 @@ impl Refusal {
                 return error("422 Unprocessable Content", "", &text);
             }
             Self::TooLarge => {
-                return error("431 Request Header Fields Too Large", "", "The head is too large.");
+                return error(
+                    "431 Request Header Fields Too Large",
+                    "",
+                    "The request head is too large.",
+                );
             }
             Self::Busy => {
-                return error("503 Service Unavailable", "", "Too many ask at once. Try again.");
+                return error(
+                    "503 Service Unavailable",
+                    "",
+                    "Too many concurrent requests. Try again.",
+                );
             }
         };
         error("404 Not Found", "", text)
     }
 }
 
-/// An answer with this body.
+/// A complete response with this body.
 #[must_use]
 pub fn response(status: &str, content_type: &str, body: &str) -> String {
     http::response(status, "Connection: close\r\n", content_type, body)
 }
 
-/// The head of an answer that goes on until the connection ends.
-pub const ENDLESS: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\
+/// The head of a response that is streamed until the connection is closed.
+pub const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\
      Content-Type: application/x-ndjson; charset=utf-8\r\n\r\n";
 
 fn error(status: &str, headers: &str, text: &str) -> String {
@@ -178,13 +192,13 @@ fn body_length(head: &Head<'_, '_>) -> Result<usize, Refusal> {
     let Some(length) = lengths.next() else { return Ok(0) };
     let is_number = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
     if !is_number || lengths.next().is_some() {
-        return Err(Refusal::BadRequest("Content-Length is no number."));
+        return Err(Refusal::BadRequest("Content-Length is not a number."));
     }
     let length = std::str::from_utf8(length).ok().and_then(|length| length.parse().ok());
     length.filter(|length| *length <= MAX_CONTROL_BODY).ok_or(Refusal::TooLong)
 }
 
-/// The names of the parameters, as they were sent.
+/// The names of the query parameters, not decoded.
 fn names(target: &str) -> impl Iterator<Item = &str> {
     let query = target.split_once('?').map_or("", |(_, query)| query);
     let query = query.split('#').next().unwrap_or_default();
@@ -194,36 +208,37 @@ fn names(target: &str) -> impl Iterator<Item = &str> {
 
 fn text(head: &Head<'_, '_>, name: &str) -> Result<Option<String>, Refusal> {
     let Some(value) = head.query(name).filter(|value| !value.is_empty()) else { return Ok(None) };
-    String::from_utf8(value).map(Some).map_err(|_| Refusal::BadRequest("That is not UTF-8."))
+    String::from_utf8(value).map(Some).map_err(|_| Refusal::BadRequest("The query is not UTF-8."))
 }
 
 fn user(head: &Head<'_, '_>) -> Result<Option<String>, Refusal> {
     let user = text(head, "user")?;
     if user.as_ref().is_some_and(|user| user.len() > MAX_PARAMETER) {
-        return Err(Refusal::BadRequest("No user has so long an id."));
+        return Err(Refusal::BadRequest("The user id is too long."));
     }
     Ok(user)
 }
 
 fn limit(head: &Head<'_, '_>) -> Result<usize, Refusal> {
-    let Some(limit) = text(head, "limit")? else { return Ok(LISTED) };
+    let Some(limit) = text(head, "limit")? else { return Ok(DEFAULT_LIMIT) };
     let limit = limit.parse().ok().filter(|limit| *limit <= MAX_LISTED);
-    limit.ok_or(Refusal::BadRequest("limit= is a number up to 10000."))
+    limit.ok_or(Refusal::BadRequest("limit must be a number up to 10000."))
 }
 
-/// The message as EspoCRM would send it. What is no object stays what it is, and is refused as such.
+/// The message as EspoCRM would send it. A body that is not an object is left unchanged and
+/// rejected later.
 fn submission(topic: &str, user: Option<&str>, body: &[u8]) -> Vec<u8> {
     let body = body.trim_ascii();
     let object = if body.is_empty() { b"{}" } else { body };
     let fields = object.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
     let Some(fields) = fields.map(<[u8]>::trim_ascii) else { return body.to_vec() };
     let comma = if fields.is_empty() { "" } else { "," };
-    // At the end: of a repeated key the last one counts.
-    let mut ours = format!("{comma}\"topicId\":{}", Quoted(topic));
+    // At the end: the last of repeated keys takes precedence.
+    let mut added = format!("{comma}\"topicId\":{}", Quoted(topic));
     if let Some(user) = user {
-        ours = format!("{ours},\"userId\":{}", Quoted(user));
+        added = format!("{added},\"userId\":{}", Quoted(user));
     }
-    [b"{", fields, ours.as_bytes(), b"}"].concat()
+    [b"{", fields, added.as_bytes(), b"}"].concat()
 }
 
 #[cfg(test)]
@@ -255,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn every_path_is_known() {
+    fn every_path_is_parsed() {
         for (target, request) in [
             ("/metrics", Request::Metrics),
             ("/healthz", Request::Health),
@@ -274,17 +289,17 @@ mod tests {
     }
 
     #[test]
-    fn at_the_port_for_metrics_there_are_only_two() {
+    fn the_metrics_port_serves_only_two_paths() {
         for path in ["/metrics", "/healthz", "/status", "/users", "/kick?user=a", "/tail", "/", "*"]
         {
             let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-            let is_there = parse(request.as_bytes(), Listener::Metrics) != Err(Refusal::NotFound);
-            assert_eq!(is_there, path == "/metrics" || path == "/healthz", "{path}");
+            let found = parse(request.as_bytes(), Listener::Metrics) != Err(Refusal::NotFound);
+            assert_eq!(found, path == "/metrics" || path == "/healthz", "{path}");
         }
     }
 
     #[test]
-    fn a_message_gets_its_topic_and_its_user_whatever_it_says_itself() {
+    fn topic_and_user_of_the_query_override_those_of_the_message() {
         assert_eq!(sent("/send?topic=a.b", ""), r#"{"topicId":"a.b"}"#);
         assert_eq!(
             sent("/send?topic=a%22&user=u", " { \"x\": [1] } "),
@@ -296,18 +311,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused_as_espocrms_message_would_be() {
+    fn a_body_that_is_not_an_object_is_rejected_like_a_message_of_espocrm() {
         for body in
             ["[]", "7", "null", "{", "}", "\"\"", "{\"a\":1,}", "{}{}", "{\"a\":1},{\"b\":1}"]
         {
             let message = sent("/send?topic=a", body);
-            let refused = message::parse(message.as_bytes());
-            assert_eq!(refused, Err(Rejection::Malformed), "{body}: {message}");
+            let rejected = message::parse(message.as_bytes());
+            assert_eq!(rejected, Err(Rejection::Malformed), "{body}: {message}");
         }
     }
 
     #[test]
-    fn mistakes_are_told_apart() {
+    fn each_mistake_has_its_own_error() {
         let bad = |result| matches!(result, Err(Refusal::BadRequest(_)));
         for target in [
             "/users?limit=-1",
@@ -347,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_bounded_whether_it_ends_or_not() {
+    fn the_head_is_bounded_whether_or_not_it_ends() {
         let head = |length: usize| {
             let begin = "GET /status HTTP/1.1\r\nCookie: ";
             format!("{begin}{}\r\n\r\n", "x".repeat(length - begin.len() - 4))
@@ -360,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_how_long_it_is() {
+    fn a_response_states_its_length() {
         let refusals = [
             Refusal::BadRequest("x"),
             Refusal::Forbidden,

@@ -1,4 +1,4 @@
-//! Frames as the server sends them (RFC 6455, section 5.2): encoded once, shared by all receivers.
+//! Frames that the server sends (RFC 6455, section 5.2): encoded once, shared by all receivers.
 
 use std::rc::Rc;
 
@@ -29,20 +29,20 @@ impl SharedFrame {
         Self::control(Frame::ping(Vec::new()))
     }
 
-    /// A Close frame. To EspoCRM's client it means: do not come back before the page is reloaded.
+    /// A Close frame. EspoCRM's client does not reconnect after it until the page is reloaded.
     #[must_use]
     pub fn close(reason: CloseReason) -> Self {
         let (code, reason) = reason.code_and_text();
         Self::control(Frame::close(Some(CloseFrame { code, reason: reason.into() })))
     }
 
-    /// Bytes that are frames already, such as the answers of tungstenite.
+    /// Bytes that are already encoded frames, such as the answers of tungstenite.
     #[must_use]
     pub fn encoded(bytes: Vec<u8>) -> Self {
         Self(bytes.into())
     }
 
-    /// The bytes to be written.
+    /// The encoded bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0
@@ -55,27 +55,27 @@ impl SharedFrame {
     }
 }
 
-/// Why a connection is closed **cleanly**, which EspoCRM's client takes as final. Nothing that may
-/// pass by itself belongs here: overload, restart, a lost peer or a failed check end TCP without a
-/// Close frame, and the client comes back after three seconds.
+/// Why a connection is closed **cleanly**, which EspoCRM's client takes as final. Temporary reasons
+/// do not belong here: after overload, a restart, a lost peer or a failed check TCP is closed
+/// without a Close frame, and the client reconnects after three seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The token is not valid for that user, or not well-formed.
+    /// The token is malformed or not valid for that user.
     Refused,
-    /// A call or a publication, neither of which EspoCRM's daemon offers.
+    /// A call or a publication. EspoCRM's daemon offers neither.
     Forbidden,
-    /// RFC 6455 was violated.
+    /// The client violated RFC 6455.
     Protocol,
     /// Not UTF-8, or not a WAMP v1 message.
     Malformed,
     /// A message over [`MAX_CLIENT_MESSAGE`](crate::engine::limits::MAX_CLIENT_MESSAGE).
     TooBig,
-    /// More frames in a second than any browser sends.
+    /// More frames per second than any browser sends.
     Flood,
 }
 
 impl CloseReason {
-    /// The status code (RFC 6455, section 7.4.1) and the text that go into the Close frame.
+    /// The status code (RFC 6455, section 7.4.1) and the reason in the Close frame.
     #[must_use]
     pub fn code_and_text(self) -> (CloseCode, &'static str) {
         match self {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn control_frames_are_as_rfc_6455_has_them() {
+    fn control_frames_conform_to_rfc_6455() {
         assert_eq!(SharedFrame::ping().bytes(), [0x89, 0]);
         let close = SharedFrame::close(CloseReason::Refused);
         assert_eq!(close.bytes()[..4], [0x88, 15, 0x03, 0xf0]);

@@ -1,4 +1,4 @@
-//! The HTTP request by which a browser opens a WebSocket (RFC 6455, section 4.2).
+//! The HTTP request that opens a WebSocket (RFC 6455, section 4.2).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::engine::limits::{MAX_HEAD, MAX_HEADERS};
 pub struct Head<'h, 'b> {
     /// `GET`, …
     pub method: &'b str,
-    /// Path and query as they were sent.
+    /// Path and query, not decoded.
     pub target: &'b str,
     /// Bytes up to and including the blank line.
     pub length: usize,
@@ -23,13 +23,13 @@ pub struct Head<'h, 'b> {
     headers: &'h [Header<'b>],
 }
 
-/// A request that is upgraded.
+/// A request that is upgraded to a WebSocket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Upgrade {
     /// The value of `Sec-WebSocket-Accept`.
     pub accept: String,
-    /// Who the browser says it is; nothing if that is missing or not well-formed, which is
-    /// refused after the upgrade, by a clean close.
+    /// The user and token that the browser claims; `None` if they are missing or malformed. Such a
+    /// connection is closed cleanly after the upgrade.
     pub credentials: Option<Credentials>,
 }
 
@@ -42,24 +42,24 @@ pub struct Credentials {
     pub token: Box<str>,
 }
 
-/// A request is answered by an HTTP error.
+/// The HTTP error that answers a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// 400: not HTTP, or a WebSocket handshake that violates RFC 6455.
     BadRequest,
-    /// 405: another method than GET.
+    /// 405: the method is not GET.
     Method,
-    /// 426: no WebSocket upgrade, another version than 13, or no offer of `wamp`.
+    /// 426: not a WebSocket upgrade, the version is not 13, or `wamp` is not offered.
     UpgradeRequired,
     /// 431: the head is over [`MAX_HEAD`] or has more lines than [`MAX_HEADERS`].
     TooLarge,
-    /// 503: at a limit. A browser comes back after three seconds.
+    /// 503: at a limit. A browser reconnects after three seconds.
     Unavailable,
-    /// 505: an HTTP version other than 1.1.
+    /// 505: the HTTP version is not 1.1.
     Version,
 }
 
-/// Parses a request's head with `headers` as scratch space. `None` means that it is not complete.
+/// Parses a request's head with `headers` as scratch space; `None` if it is incomplete.
 ///
 /// # Errors
 /// [`Refusal::BadRequest`], [`Refusal::TooLarge`] and [`Refusal::Version`].
@@ -117,14 +117,14 @@ impl Head<'_, '_> {
         if !is_nonce(key) {
             return Err(Refusal::BadRequest);
         }
-        // Unlike those before, the names of subprotocols are case-sensitive.
+        // Unlike the names above, those of subprotocols are case-sensitive.
         if !self.items("Sec-WebSocket-Protocol").any(|item| item == b"wamp") {
             return Err(Refusal::UpgradeRequired);
         }
         Ok(Upgrade { accept: accept(key), credentials: self.credentials() })
     }
 
-    /// The value of a query parameter, decoded. Of a repeated one the last counts.
+    /// The decoded value of a query parameter; the last one if it is repeated.
     #[must_use]
     pub fn query(&self, name: &str) -> Option<Vec<u8>> {
         let (_, query) = self.target.split_once('?')?;
@@ -135,14 +135,15 @@ impl Head<'_, '_> {
         parameters.next_back().map(|value| decode(value).into_owned())
     }
 
-    /// Where the page comes from that asks, if it says so once.
+    /// The origin of the page, if the header occurs exactly once.
     #[must_use]
     pub fn origin(&self) -> Option<&[u8]> {
         let mut origins = self.values("Origin");
         origins.next().filter(|_| origins.next().is_none())
     }
 
-    /// What proxies say about whose request it is, in the order in which they have added it.
+    /// The values that proxies have added for the client's address, in the order of the header
+    /// lines.
     #[must_use]
     pub fn forwarded_for(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.values("X-Forwarded-For")
@@ -167,7 +168,7 @@ impl Head<'_, '_> {
             .map(|header| header.value.trim_ascii())
     }
 
-    /// The items of a comma-separated list that may be spread over several lines.
+    /// The items of a comma-separated list, which may span several lines.
     fn items<'a>(&'a self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
         self.values(name)
             .flat_map(|value| value.split(|byte| *byte == b','))
@@ -194,28 +195,28 @@ impl Upgrade {
     }
 }
 
-/// Completes "was refused: …".
+/// Completes "… was rejected: …".
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::BadRequest => "it is no valid WebSocket handshake (400)",
-            Self::Method => "its method is not GET (405)",
+            Self::BadRequest => "invalid WebSocket handshake (400)",
+            Self::Method => "the method is not GET (405)",
             Self::UpgradeRequired => {
-                "it asks for no WebSocket of version 13 and protocol wamp (426)"
+                "no upgrade to WebSocket version 13 with subprotocol wamp (426)"
             }
-            Self::TooLarge => "its head is too large (431)",
-            Self::Unavailable => "there are too many connections (503)",
-            Self::Version => "it is not HTTP/1.1 (505)",
+            Self::TooLarge => "the request head is too large (431)",
+            Self::Unavailable => "too many connections (503)",
+            Self::Version => "not HTTP/1.1 (505)",
         })
     }
 }
 
 impl Refusal {
-    /// The response, after which the connection is ended.
+    /// The response, after which the connection is closed.
     #[must_use]
     pub fn response(self) -> String {
         let (status, extra, text) = match self {
-            Self::BadRequest => ("400 Bad Request", "", "Not a valid WebSocket handshake.\n"),
+            Self::BadRequest => ("400 Bad Request", "", "Invalid WebSocket handshake.\n"),
             Self::Method => ("405 Method Not Allowed", "Allow: GET\r\n", "Only GET is allowed.\n"),
             Self::UpgradeRequired => (
                 "426 Upgrade Required",
@@ -223,22 +224,22 @@ impl Refusal {
                 "This is a WebSocket server, version 13, subprotocol wamp.\n",
             ),
             Self::TooLarge => {
-                ("431 Request Header Fields Too Large", "", "The request's head is too large.\n")
+                ("431 Request Header Fields Too Large", "", "The request head is too large.\n")
             }
             Self::Unavailable => {
                 ("503 Service Unavailable", "Retry-After: 3\r\n", "Try again in a moment.\n")
             }
             Self::Version => {
-                ("505 HTTP Version Not Supported", "", "HTTP/1.1 is needed to open a WebSocket.\n")
+                ("505 HTTP Version Not Supported", "", "WebSocket requires HTTP/1.1.\n")
             }
         };
-        // RFC 9110 has an Upgrade header named in Connection.
+        // RFC 9110 requires Connection to list the Upgrade header.
         let connection = if self == Self::UpgradeRequired { "Upgrade, close" } else { "close" };
         response(status, &format!("{extra}Connection: {connection}\r\n"), "text/plain", text)
     }
 }
 
-/// A whole HTTP response; `headers` are complete lines.
+/// A complete HTTP response; `headers` are complete lines.
 #[must_use]
 pub fn response(status: &str, headers: &str, content_type: &str, body: &str) -> String {
     format!(
@@ -260,7 +261,7 @@ fn is_nonce(key: &[u8]) -> bool {
     matches!(Base64::decode(key, &mut [0; 18]), Ok(nonce) if nonce.len() == 16)
 }
 
-/// Decodes `%41` and `+`; what is not well-formed stays as it is.
+/// Decodes `%41` and `+`; malformed escapes are left unchanged.
 fn decode(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
     if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
@@ -289,7 +290,7 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Never shows the token.
+/// Omits the token.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_browsers_and_proxies_vary_is_accepted() {
+    fn variations_of_browsers_and_proxies_are_accepted() {
         for (from, to) in [
             ("/wss?", "/?"),
             ("/wss?", "/a/b//c%20?"),
@@ -416,14 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn any_beginning_is_incomplete() {
+    fn every_prefix_is_incomplete() {
         for end in 0..GOOD.len() {
             assert_eq!(upgrade(&GOOD[..end]), Ok(None), "{end}");
         }
     }
 
     #[test]
-    fn credentials_are_decoded_and_strictly_checked() {
+    fn credentials_are_decoded_and_strictly_validated() {
         let good = Some(("abc".to_owned(), "1".to_owned()));
         for query in [
             "authToken=abc&userId=1",
@@ -462,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_short_whole_responses() {
+    fn errors_are_short_complete_responses() {
         for (refusal, start, header) in [
             (Refusal::BadRequest, "HTTP/1.1 400 ", "Connection: close\r\n"),
             (Refusal::Method, "HTTP/1.1 405 ", "Allow: GET\r\n"),

@@ -1,46 +1,47 @@
-//! Where a page comes from that opens a WebSocket (RFC 6454): an optional allow-list.
+//! The origin of a page that opens a WebSocket (RFC 6454): an optional allow-list.
 
 use std::fmt;
 
-/// The origin of a web page: scheme, host and port, as a browser sends it in its `Origin` header.
+/// The origin of a web page: scheme, host and port, as in a browser's `Origin` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(Box<str>);
 
 /// The text is not the origin of a web page.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NoOrigin;
+pub struct InvalidOrigin;
 
 impl Origin {
-    /// The origin of an address such as `https://crm.example.com/espo/`; its path does not matter.
+    /// The origin of a URL such as `https://crm.example.com/espo/`; its path is ignored.
     ///
     /// # Errors
-    /// [`NoOrigin`]
-    pub fn of(url: &str) -> Result<Self, NoOrigin> {
-        let (scheme, rest) = url.trim().split_once("://").ok_or(NoOrigin)?;
+    /// [`InvalidOrigin`]
+    pub fn of(url: &str) -> Result<Self, InvalidOrigin> {
+        let (scheme, rest) = url.trim().split_once("://").ok_or(InvalidOrigin)?;
         let scheme = scheme.to_ascii_lowercase();
         let default = match &*scheme {
             "https" => 443,
             "http" => 80,
-            _ => return Err(NoOrigin),
+            _ => return Err(InvalidOrigin),
         };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let (host, port) = match authority.rsplit_once(':') {
             // A colon within brackets belongs to an IPv6 address.
             Some((host, port)) if !port.contains(']') => {
-                (host, port.parse::<u16>().map_err(|_| NoOrigin)?)
+                (host, port.parse::<u16>().map_err(|_| InvalidOrigin)?)
             }
             _ => (authority, default),
         };
-        let is_odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '@' | ',' | '*');
-        if host.is_empty() || host.contains(is_odd) {
-            return Err(NoOrigin);
+        let is_invalid =
+            |c: char| c.is_whitespace() || c.is_control() || matches!(c, '@' | ',' | '*');
+        if host.is_empty() || host.contains(is_invalid) {
+            return Err(InvalidOrigin);
         }
         let host = host.to_ascii_lowercase();
         let port = if port == default { String::new() } else { format!(":{port}") };
         Ok(Self(format!("{scheme}://{host}{port}").into()))
     }
 
-    /// Whether a header's value names this origin.
+    /// Whether a header value is this origin.
     #[must_use]
     pub fn is(&self, header: &[u8]) -> bool {
         let other = std::str::from_utf8(header).ok().and_then(|text| Self::of(text).ok());
@@ -54,9 +55,9 @@ impl fmt::Display for Origin {
     }
 }
 
-impl fmt::Display for NoOrigin {
+impl fmt::Display for InvalidOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an origin is expected, such as \"https://crm.example.com\", or \"same-site\"")
+        f.write_str("expected an origin such as \"https://crm.example.com\", or \"same-site\"")
     }
 }
 
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_an_origin() {
+    fn the_origin_of_a_url_is_its_scheme_host_and_port() {
         for (url, origin) in [
             ("https://crm.example.com", "https://crm.example.com"),
             (" HTTPS://Crm.Example.com:443/espo/?x=1#y ", "https://crm.example.com"),
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_none_is_refused() {
+    fn invalid_origins_are_rejected() {
         for url in [
             "",
             "null",
@@ -97,12 +98,12 @@ mod tests {
             "https://a.example.com, https://b.example.com",
             "https://a b",
         ] {
-            assert_eq!(Origin::of(url), Err(NoOrigin), "{url}");
+            assert_eq!(Origin::of(url), Err(InvalidOrigin), "{url}");
         }
     }
 
     #[test]
-    fn a_header_is_compared_as_a_whole() {
+    fn a_header_must_match_exactly() {
         let origin = Origin::of("https://crm.example.com/").unwrap();
         assert!(origin.is(b"https://crm.example.com"));
         assert!(origin.is(b"https://CRM.example.com:443"));

@@ -1,4 +1,4 @@
-//! What a connection still has to send.
+//! The outbound queue of a connection.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -6,17 +6,17 @@ use std::io::IoSlice;
 use super::frame::SharedFrame;
 use crate::engine::limits::MAX_OUTBOX;
 
-/// Frames in the order in which they are to be written. Empty it holds no memory of its own.
+/// Frames in the order in which they are written. An empty queue allocates no memory.
 #[derive(Debug, Default)]
 pub struct Outbox {
     frames: Frames,
-    /// Bytes of the first frame that are written already.
+    /// Bytes of the first frame that have been written.
     written: u32,
-    /// Bytes of all frames that are still to be written.
+    /// Bytes of all frames that have not been written.
     bytes: u32,
 }
 
-/// Nearly always there is none or one, and for these nothing is allocated.
+/// There is nearly always at most one frame, for which nothing is allocated.
 #[derive(Debug, Default)]
 enum Frames {
     #[default]
@@ -25,17 +25,17 @@ enum Frames {
     Many(VecDeque<SharedFrame>),
 }
 
-/// The frame would have exceeded [`MAX_OUTBOX`]; it was not taken. The peer reads too slowly.
+/// The frame would have exceeded [`MAX_OUTBOX`] and was not added. The peer reads too slowly.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// What a frame costs besides its bytes: its place in a queue that doubles when it is full, and its
-/// allocation. Without it a peer that sends pings and never reads would have a megabyte of two-byte
-/// answers take thirty.
+/// What a frame costs besides its bytes: its slot in a queue that doubles when it is full, and its
+/// allocation. If only bytes were counted, a peer that sends pings and never reads could make a
+/// megabyte of two-byte answers use thirty.
 const FRAME: usize = 48;
 
 impl Outbox {
-    /// Appends a frame. A frame is always taken if nothing is waiting, however long it is.
+    /// Appends a frame. If the queue is empty, a frame of any length is accepted.
     ///
     /// # Errors
     /// [`Full`]
@@ -44,7 +44,7 @@ impl Outbox {
         if length == 0 {
             return Ok(());
         }
-        if !self.is_empty() && self.held() + FRAME + length > MAX_OUTBOX {
+        if !self.is_empty() && self.buffered() + FRAME + length > MAX_OUTBOX {
             return Err(Full);
         }
         self.bytes += u32::try_from(length).map_err(|_| Full)?;
@@ -59,7 +59,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// All that is to be written, if it is one frame.
+    /// The bytes to be written next, if there is exactly one frame.
     #[must_use]
     pub fn only(&self) -> Option<&[u8]> {
         match &self.frames {
@@ -68,7 +68,7 @@ impl Outbox {
         }
     }
 
-    /// Fills `slices` with what is to be written next and returns how many it used.
+    /// Fills `slices` with the bytes to be written next and returns how many slices it used.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let (one, many) = match &self.frames {
             Frames::None => (None, None),
@@ -87,7 +87,7 @@ impl Outbox {
         used
     }
 
-    /// Notes that the next `count` bytes have been written.
+    /// Removes the next `count` bytes, which have been written.
     pub fn advance(&mut self, count: usize) {
         self.bytes = self.bytes.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
         let mut count = self.written as usize + count;
@@ -102,20 +102,20 @@ impl Outbox {
         }
     }
 
-    /// Forgets everything.
+    /// Discards all frames.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Bytes that are still to be written.
+    /// Bytes that have not been written.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes as usize
     }
 
-    /// Bytes of memory, frames that others share counted in full.
+    /// Memory in bytes; frames that are shared with other connections count in full.
     #[must_use]
-    pub fn held(&self) -> usize {
+    pub fn buffered(&self) -> usize {
         let frames = match &self.frames {
             Frames::None => 0,
             Frames::One(_) => 1,
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn partial_writes_lose_and_repeat_nothing() {
+    fn partial_writes_neither_lose_nor_repeat_bytes() {
         let frames = ["abc", "", "d", "efghi", "jk", "l"];
         for step in 1..20 {
             assert_eq!(written_in_steps_of(step, &frames), b"abcdefghijkl", "{step}");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded_but_takes_any_single_frame() {
+    fn the_queue_is_bounded_but_accepts_any_single_frame() {
         let mut outbox = Outbox::default();
         let big = SharedFrame::encoded(vec![0; MAX_OUTBOX + 10]);
         let small = SharedFrame::encoded(vec![0; 10]);
@@ -192,18 +192,18 @@ mod tests {
         outbox.advance(10);
         outbox.push(small).unwrap();
         assert_eq!(outbox.push(big), Err(Full));
-        assert_eq!(outbox.held(), MAX_OUTBOX);
+        assert_eq!(outbox.buffered(), MAX_OUTBOX);
     }
 
     #[test]
-    fn many_short_frames_count_for_what_they_cost() {
+    fn short_frames_count_with_their_overhead() {
         let mut outbox = Outbox::default();
         let pushed = (0..MAX_OUTBOX).take_while(|_| outbox.push(SharedFrame::ping()).is_ok());
         assert_eq!(pushed.count(), MAX_OUTBOX / (FRAME + 2));
     }
 
     #[test]
-    fn empty_it_keeps_nothing() {
+    fn an_empty_queue_keeps_no_memory() {
         let mut outbox = Outbox::default();
         for _ in 0..100 {
             outbox.push(SharedFrame::ping()).unwrap();

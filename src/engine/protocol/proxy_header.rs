@@ -1,41 +1,41 @@
-//! The header by which a proxy says whose connection it passes on: the PROXY protocol, version 1
-//! (text) and 2 (binary), as haproxy.org specifies it.
+//! The PROXY protocol, versions 1 (text) and 2 (binary), as specified by haproxy.org: a header in
+//! which a proxy sends the client's address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A header that is complete.
+/// A complete header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Introduction {
-    /// Its bytes; what follows is the client's.
+pub struct ProxyHeader {
+    /// Its length in bytes; the client's bytes follow.
     pub length: usize,
-    /// Whose connection it is; `None` if the proxy speaks for itself (a health check), or for
-    /// somebody without an address of the internet.
+    /// The client's address; `None` for the proxy's own connections (health checks), and for
+    /// clients without an IP address.
     pub client: Option<IpAddr>,
 }
 
-/// The bytes are no such header.
+/// The bytes are not a PROXY header.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Bytes of a header, extensions (TLVs) included. The specification has 107 for version 1 and
+/// Bytes of a header, including extensions (TLVs). The specification has 107 for version 1 and
 /// advises to be prepared for 536; a few proxies add the names of certificates.
-pub const MAX_INTRODUCTION: usize = 2048;
+pub const MAX_PROXY_HEADER: usize = 2048;
 
-/// Begins version 1.
+/// The prefix of version 1.
 const V1: &[u8] = b"PROXY ";
 
-/// Begins version 2 (section 2.2).
+/// The prefix of version 2 (section 2.2).
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The longest line of version 1 (section 2.1), its end included.
+/// The longest line of version 1 (section 2.1), including its end.
 const MAX_V1: usize = 107;
 
-/// Reads the header at the beginning of `bytes`; `None` if it is not complete.
+/// Parses the header at the beginning of `bytes`; `None` if it is incomplete.
 ///
 /// # Errors
-/// [`Malformed`], long before anybody could make us wait for it: at its first bytes, at its length,
-/// at the end of its line.
-pub fn parse(bytes: &[u8]) -> Result<Option<Introduction>, Malformed> {
+/// [`Malformed`], as early as possible, so that no peer can make the daemon wait: at the first
+/// bytes, at the length, at the end of the line.
+pub fn parse(bytes: &[u8]) -> Result<Option<ProxyHeader>, Malformed> {
     if let Some(rest) = bytes.strip_prefix(V1) {
         parse_v1(rest)
     } else if let Some(rest) = bytes.strip_prefix(V2) {
@@ -47,9 +47,9 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Introduction>, Malformed> {
     }
 }
 
-fn parse_v1(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
+fn parse_v1(rest: &[u8]) -> Result<Option<ProxyHeader>, Malformed> {
     let longest = rest.get(..MAX_V1 - V1.len()).unwrap_or(rest);
-    // What an unknown protocol is followed by is to be ignored, whatever it is.
+    // Anything that follows an unknown protocol is to be ignored.
     let is_unknown = |line: &[u8]| line == b"UNKNOWN" || line.starts_with(b"UNKNOWN ");
     let Some(end) = longest.iter().position(|byte| *byte == b'\n') else {
         let may_go_on = is_unknown(rest) || is_line(rest);
@@ -59,7 +59,7 @@ fn parse_v1(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
     let line = rest.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Malformed)?;
     let length = V1.len() + end + 1;
     if is_unknown(line) {
-        return Ok(Some(Introduction { length, client: None }));
+        return Ok(Some(ProxyHeader { length, client: None }));
     }
     let line = std::str::from_utf8(line).map_err(|_| Malformed)?;
     let mut words = line.split(' ');
@@ -76,10 +76,10 @@ fn parse_v1(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
         "TCP6" => IpAddr::from(both::<Ipv6Addr>(source, destination)?).to_canonical(),
         _ => return Err(Malformed),
     };
-    Ok(Some(Introduction { length, client: Some(client) }))
+    Ok(Some(ProxyHeader { length, client: Some(client) }))
 }
 
-/// Whether it may go on as a line of text.
+/// Whether the bytes may be the beginning of a line of text.
 fn is_line(bytes: &[u8]) -> bool {
     let text = bytes.strip_suffix(b"\r").unwrap_or(bytes);
     text.iter().all(|byte| matches!(byte, b' '..=b'~'))
@@ -95,15 +95,15 @@ fn both<T: std::str::FromStr>(source: &str, destination: &str) -> Result<T, Malf
     source.parse().map_err(|_| Malformed)
 }
 
-fn parse_v2(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
+fn parse_v2(rest: &[u8]) -> Result<Option<ProxyHeader>, Malformed> {
     let (&version, &family) = (rest.first().unwrap_or(&0x20), rest.get(1).unwrap_or(&0));
     let is_local = match version {
         0x20 => true,
         0x21 => false,
         _ => return Err(Malformed),
     };
-    // Families: none, IPv4, IPv6, Unix; transports: none, stream, datagram. Of a proxy that speaks
-    // for itself they are to be ignored.
+    // Families: none, IPv4, IPv6, Unix; transports: none, stream, datagram. They are to be ignored
+    // for the proxy's own connections.
     if !is_local && (family >> 4 > 3 || family & 0xf > 2) {
         return Err(Malformed);
     }
@@ -111,10 +111,10 @@ fn parse_v2(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
     let [.., high, low] = *head;
     let needed = usize::from(u16::from_be_bytes([high, low]));
     let length = V2.len() + head.len() + needed;
-    if length > MAX_INTRODUCTION {
+    if length > MAX_PROXY_HEADER {
         return Err(Malformed);
     }
-    // Of other transports and families the content is of no interest.
+    // The content for other transports and families is ignored.
     let addresses = if is_local { 0 } else { family };
     let least = match addresses {
         0x11 => 12,
@@ -130,22 +130,22 @@ fn parse_v2(rest: &[u8]) -> Result<Option<Introduction>, Malformed> {
         0x21 => body.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into()),
         _ => None,
     };
-    Ok(Some(Introduction { length, client: client.map(|client: IpAddr| client.to_canonical()) }))
+    Ok(Some(ProxyHeader { length, client: client.map(|client: IpAddr| client.to_canonical()) }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Parses a header that something follows; every beginning of it must be incomplete.
+    /// Parses a header that is followed by other bytes; every prefix of it must be incomplete.
     fn client(header: &[u8]) -> Result<Option<String>, Malformed> {
         for length in 0..header.len() {
             assert_eq!(parse(&header[..length]), Ok(None), "{:?}", header[..length].escape_ascii());
         }
         let followed = [header, b"GET / HTTP/1.1\r\n"].concat();
-        let introduction = parse(&followed)?.expect("it is complete");
-        assert_eq!(introduction.length, header.len());
-        Ok(introduction.client.map(|client| client.to_string()))
+        let found = parse(&followed)?.expect("it is complete");
+        assert_eq!(found.length, header.len());
+        Ok(found.client.map(|client| client.to_string()))
     }
 
     fn v2(version: u8, family: u8, body: &[u8]) -> Vec<u8> {
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_names_the_client() {
+    fn version_1_contains_the_client_address() {
         for (line, named) in [
             ("PROXY TCP4 192.0.2.1 10.0.0.1 56324 443\r\n", Some("192.0.2.1")),
             ("PROXY TCP4 255.255.255.255 255.255.255.255 65535 0\r\n", Some("255.255.255.255")),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn version_2_names_the_client() {
+    fn version_2_contains_the_client_address() {
         let v4 = [192, 0, 2, 1, 10, 0, 0, 1, 0xdc, 4, 1, 0xbb];
         let v6 =
             [&[0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0; 20]].concat();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_refused_at_once() {
+    fn malformed_headers_are_rejected_early() {
         let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(100));
         let v4 = [192, 0, 2, 1, 10, 0, 0, 1, 0xdc, 4, 1];
         for bytes in [
@@ -221,7 +221,7 @@ mod tests {
             &v2(0x21, 0x13, b"")[..V2.len() + 2],
             &v2(0x21, 0x11, &v4),
             &v2(0x21, 0x21, &[0; 35])[..V2.len() + 4],
-            &v2(0x21, 0x11, &[0; MAX_INTRODUCTION])[..V2.len() + 4],
+            &v2(0x21, 0x11, &[0; MAX_PROXY_HEADER])[..V2.len() + 4],
         ] {
             assert_eq!(parse(bytes), Err(Malformed), "{}", bytes.escape_ascii());
         }

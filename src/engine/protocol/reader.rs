@@ -10,36 +10,36 @@ use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 use super::frame::{CloseReason, SharedFrame};
 use crate::engine::limits::MAX_CLIENT_MESSAGE;
 
-/// Reads frames by tungstenite, which keeps the protocol's state in a context of 256 B and a
-/// buffer. Between two messages that state is empty. So a reader keeps one only from the first to
-/// the last fragment of a message, and the bytes of a frame only until they are complete: the
+/// Reads frames with tungstenite, which keeps the protocol state in a context of 256 B and a
+/// buffer. Between two messages that state is empty. So a reader keeps a context only from the
+/// first to the last fragment of a message, and the bytes of a frame only until it is complete: the
 /// reader of an idle connection is a null pointer.
 #[derive(Debug, Default)]
 pub struct Reader(Option<Box<Incomplete>>);
 
-/// What [`Reader::feed`] has found.
+/// A result of [`Reader::feed`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// A whole text message.
+    /// A complete text message.
     Message(Utf8Bytes),
-    /// A whole binary message.
+    /// A complete binary message.
     Binary(Bytes),
-    /// An answer to a ping, asked for or not.
+    /// A pong, solicited or not.
     Pong,
-    /// Pongs to the peer's pings, or the echo of its Close frame: to be sent.
+    /// Frames to be sent: pongs for the peer's pings, or the echo of its Close frame.
     Answer(SharedFrame),
-    /// The peer has closed. Nothing follows.
+    /// The peer has closed the connection. Nothing follows.
     Closed,
-    /// The peer has violated the protocol: to be closed for this reason. Nothing follows.
+    /// The peer has violated the protocol; close the connection with this reason. Nothing follows.
     Violation(CloseReason),
 }
 
-/// How many frames have been completed.
+/// Number of completed frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frames {
-    /// Messages, or fragments of one.
+    /// Messages, or fragments of a message.
     pub data: u32,
-    /// Pings, pongs, and the Close frame.
+    /// Pings, pongs and the Close frame.
     pub control: u32,
 }
 
@@ -47,22 +47,22 @@ pub struct Frames {
 struct Incomplete {
     /// The beginning of a frame.
     bytes: Vec<u8>,
-    /// The fragments of a message so far.
+    /// The fragments of a message received so far.
     fragments: Option<WebSocketContext>,
     /// Bytes of these fragments.
     fragments_length: usize,
 }
 
-/// What a context holds besides the fragments: itself, and its read buffer.
+/// Memory of a context without the fragments: the context itself and its read buffer.
 const CONTEXT: usize = 256 + READ_BUFFER;
 
-/// Allocated for each batch of frames: EspoCRM's have some 50 B.
+/// Allocated for each batch of frames: EspoCRM's frames have some 50 B.
 const READ_BUFFER: usize = 1024;
 
 impl Reader {
-    /// Takes the next bytes of the connection, appends what they complete to `incoming`, and tells
-    /// of how many frames that was. After [`Incoming::Closed`] or [`Incoming::Violation`] nothing
-    /// more may be fed.
+    /// Takes the next bytes of the connection, appends what they complete to `incoming`, and
+    /// returns the number of completed frames. Must not be called again after [`Incoming::Closed`]
+    /// or [`Incoming::Violation`].
     pub fn feed(&mut self, bytes: &[u8], incoming: &mut Vec<Incoming>) -> Frames {
         let mut incomplete = self.0.take().unwrap_or_default();
         let mut kept = std::mem::take(&mut incomplete.bytes);
@@ -92,9 +92,9 @@ impl Reader {
         whole.frames
     }
 
-    /// Bytes of memory that are kept for what is incomplete.
+    /// Memory in bytes of incomplete frames and messages.
     #[must_use]
-    pub fn held(&self) -> usize {
+    pub fn buffered(&self) -> usize {
         self.0.as_ref().map_or(0, |incomplete| {
             let fragments = incomplete.fragments.as_ref().map_or(0, |_| CONTEXT);
             size_of::<Incomplete>()
@@ -104,15 +104,15 @@ impl Reader {
         })
     }
 
-    /// Whether nothing is kept: there is no message of which a part has arrived.
+    /// Whether there is no incomplete frame or message.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.0.is_none()
     }
 }
 
-/// Appends to the beginning of a frame. Its room doubles, so that a frame that comes byte by byte is
-/// not copied for each of them, but is never more than the longest frame needs.
+/// Appends to an incomplete frame. The capacity doubles, so that a frame that arrives byte by byte
+/// is not copied for each byte, but never exceeds the size of the longest frame.
 fn append(kept: &mut Vec<u8>, bytes: &[u8]) {
     if kept.capacity() - kept.len() < bytes.len() {
         let room = kept.len().min(LONGEST_FRAME.saturating_sub(kept.len()));
@@ -124,16 +124,16 @@ fn append(kept: &mut Vec<u8>, bytes: &[u8]) {
 /// The longest header has 14 bytes.
 const LONGEST_FRAME: usize = 14 + MAX_CLIENT_MESSAGE;
 
-/// How far `bytes` consist of whole frames.
+/// How far `bytes` consist of complete frames.
 struct Whole {
     length: usize,
     frames: Frames,
-    /// If a fragmented message is open after them: its length so far.
+    /// The length so far of a fragmented message that is incomplete after these frames.
     fragments: Option<usize>,
 }
 
-/// Finds the frames that have arrived completely. What tungstenite is going to refuse counts as
-/// complete, so that it is refused as soon as its header is there.
+/// Finds the frames that have arrived completely. A frame that tungstenite will reject counts as
+/// complete, so that it is rejected as soon as its header has arrived.
 fn whole_frames(bytes: &[u8], fragments: Option<usize>) -> Whole {
     let mut whole = Whole { length: 0, frames: Frames::default(), fragments };
     loop {
@@ -169,14 +169,14 @@ fn whole_frames(bytes: &[u8], fragments: Option<usize>) -> Whole {
 fn context() -> WebSocketContext {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
-        // Answers go straight into our own buffer.
+        // Answers are written straight into the pipe's buffer.
         .write_buffer_size(0)
         .max_message_size(Some(MAX_CLIENT_MESSAGE))
         .max_frame_size(Some(MAX_CLIENT_MESSAGE));
     WebSocketContext::new(Role::Server, Some(config))
 }
 
-/// Reads whole frames; false if the connection is over.
+/// Reads complete frames; false if the connection has ended.
 fn read_frames(
     context: &mut WebSocketContext,
     frames: &[u8],
@@ -188,10 +188,10 @@ fn read_frames(
             Ok(Message::Text(text)) => Incoming::Message(text),
             Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
             Ok(Message::Pong(_)) => Incoming::Pong,
-            // Tungstenite answers it on the next call.
+            // Tungstenite answers it during the next call.
             Ok(Message::Ping(_) | Message::Frame(_)) => continue,
             Ok(Message::Close(_)) => {
-                // The echo goes into the pipe; the error that it returns says that it is the last.
+                // The echo is written to the pipe; the error only means that it is the last frame.
                 let _ = context.flush(&mut pipe);
                 break Some(Incoming::Closed);
             }
@@ -200,7 +200,7 @@ fn read_frames(
             Err(Error::Capacity(_)) => break Some(Incoming::Violation(CloseReason::TooBig)),
             Err(_) => break Some(Incoming::Violation(CloseReason::Protocol)),
         };
-        // Whatever is said to the message, the pings before it are answered first.
+        // Pings that precede the message are answered first.
         pipe.hand_over_answers(incoming);
         incoming.push(message);
     };
@@ -210,7 +210,7 @@ fn read_frames(
     open
 }
 
-/// What tungstenite takes for the connection.
+/// The stream that tungstenite reads from and writes to.
 struct Pipe<'a> {
     input: &'a [u8],
     output: Vec<u8>,
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn pings_are_answered_at_once_even_within_a_fragmented_message() {
+    fn pings_are_answered_immediately_even_within_a_fragmented_message() {
         let mut reader = Reader::default();
         let mut incoming = Vec::new();
         reader.feed(&frame(0x01, b"a"), &mut incoming);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_echoed_and_nothing_is_read_after_it() {
+    fn a_close_frame_is_echoed_and_nothing_is_read_after_it() {
         let bytes = [frame(0x88, &[0x03, 0xe8]), frame(0x81, b"late")].concat();
         let (incoming, _) = read_in_steps_of(bytes.len(), &bytes);
         assert_eq!(incoming, [answer(&[0x88, 2, 0x03, 0xe8]), Incoming::Closed]);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn violations_end_the_connection_with_the_right_code() {
+    fn violations_have_the_right_close_reason() {
         use CloseReason::{Malformed, Protocol, TooBig};
         let unmasked = vec![0x81, 1, b'a'];
         let fragments =
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_close_code_is_answered_with_a_protocol_error() {
+    fn an_invalid_close_code_is_answered_with_a_protocol_error() {
         for code in [0_u16, 999, 1004, 1005, 1006, 1015, 2999] {
             let (incoming, _) = read_in_steps_of(100, &frame(0x88, &code.to_be_bytes()));
             let [Incoming::Answer(frame), Incoming::Closed] = &incoming[..] else {
@@ -429,28 +429,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_an_incomplete_message_is_counted() {
+    fn buffered_bytes_of_an_incomplete_message_are_counted() {
         let mut reader = Reader::default();
         let long = vec![b'a'; 60_000];
         let first = frame(0x01, &long);
         reader.feed(&first[..50_000], &mut Vec::new());
-        assert!((50_000..51_000).contains(&reader.held()), "{}", reader.held());
+        assert!((50_000..51_000).contains(&reader.buffered()), "{}", reader.buffered());
         reader.feed(&first[50_000..], &mut Vec::new());
         reader.feed(&frame(0x00, &[b'a'; 1_000])[..900], &mut Vec::new());
-        assert!((60_900..63_000).contains(&reader.held()), "{}", reader.held());
+        assert!((60_900..63_000).contains(&reader.buffered()), "{}", reader.buffered());
         reader.feed(&frame(0x00, &[b'a'; 1_000])[900..], &mut Vec::new());
         reader.feed(&frame(0x80, b""), &mut Vec::new());
-        assert_eq!(reader.held(), 0);
+        assert_eq!(reader.buffered(), 0);
     }
 
     #[test]
-    fn a_frame_that_comes_byte_by_byte_takes_no_more_room_than_it_needs() {
+    fn a_frame_that_arrives_byte_by_byte_needs_no_extra_memory() {
         let bytes = frame(0x81, &b"x".repeat(MAX_CLIENT_MESSAGE));
         for step in [1, 100, 16_384] {
             let (incoming, reader) = read_in_steps_of(step, &bytes[..bytes.len() - 1]);
             assert_eq!(incoming, []);
             let needed = size_of::<Incomplete>() + LONGEST_FRAME;
-            assert!(reader.held() <= needed, "{step}: {}", reader.held());
+            assert!(reader.buffered() <= needed, "{step}: {}", reader.buffered());
         }
     }
 

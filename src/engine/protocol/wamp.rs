@@ -1,5 +1,5 @@
-//! WAMP version 1, the part of it that EspoCRM's browser client speaks: JSON arrays in text
-//! messages, the first element telling the kind.
+//! The part of WAMP version 1 that EspoCRM's browser client uses: JSON arrays in text messages; the
+//! first element is the message type.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,12 +15,12 @@ pub enum ClientMessage<'a> {
     Prefix {
         /// The short name.
         prefix: Cow<'a, str>,
-        /// What it stands for.
+        /// The URI that it stands for.
         uri: Cow<'a, str>,
     },
     /// `[2, callId, procedure, …]`: a remote procedure call, which EspoCRM does not offer.
     Call {
-        /// Chosen by the client, to be repeated in the answer.
+        /// Chosen by the client and repeated in the response.
         call_id: Cow<'a, str>,
         /// The procedure's name, possibly abbreviated by a prefix.
         procedure: Cow<'a, str>,
@@ -29,45 +29,44 @@ pub enum ClientMessage<'a> {
     Subscribe(Cow<'a, str>),
     /// `[6, topic]`
     Unsubscribe(Cow<'a, str>),
-    /// `[7, topic, …]`; to the empty topic it is the client's keep-alive.
+    /// `[7, topic, …]`; the client publishes to the empty topic as a keep-alive.
     Publish(Cow<'a, str>),
 }
 
-/// The text is no message of the WAMP v1 client's: not JSON, no array, an unknown kind, or
-/// elements of the wrong type.
+/// The text is not a message of a WAMP v1 client: it is not JSON, not an array, its type is
+/// unknown, or its elements have the wrong type.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Reads one message. Elements beyond those that are named above are checked to be JSON and
-/// ignored.
+/// Parses one message. Further elements must be JSON and are ignored.
 ///
 /// # Errors
-/// [`Malformed`], for which the connection is closed with code 1007.
+/// [`Malformed`]; the connection is closed with code 1007.
 pub fn parse(text: &str) -> Result<ClientMessage<'_>, Malformed> {
     serde_json::from_str(text).map_err(|_| Malformed)
 }
 
-/// Whether a text may be a subscription, found out without reading it all.
+/// Whether a text may be a subscription, decided without parsing all of it.
 #[must_use]
 pub fn may_subscribe(text: &str) -> bool {
     let before = |c: char| c == '[' || c.is_ascii_whitespace();
     text.trim_start_matches(before).starts_with('5')
 }
 
-/// `[0, "<session id>", 1]`, by which a client learns that it may rely on the connection. A second
-/// one makes EspoCRM's client throw. It has three elements: no server identification.
+/// `[0, "<session id>", 1]`: the client may use the connection. A second one makes EspoCRM's client
+/// throw. It has three elements; the server identification is omitted.
 #[must_use]
 pub fn welcome(session_id: &str) -> String {
     format!("[0,{},1]", Quoted(session_id))
 }
 
-/// `[4, callId, procedure, description]`, the answer to every call.
+/// `[4, callId, procedure, description]`, the response to every call.
 #[must_use]
 pub fn call_error(call_id: &str, procedure: &str) -> String {
     format!("[4,{},{},\"You are not allowed to make calls\"]", Quoted(call_id), Quoted(procedure))
 }
 
-/// `[8, topic, event]`, with `event` being JSON already.
+/// `[8, topic, event]`; `event` must be JSON.
 #[must_use]
 pub fn event(topic: &str, event: &str) -> String {
     format!("[8,{},{event}]", Quoted(topic))
@@ -93,7 +92,7 @@ impl<'de> Deserialize<'de> for ClientMessage<'de> {
                     5 => ClientMessage::Subscribe(text(&mut seq)?),
                     6 => ClientMessage::Unsubscribe(text(&mut seq)?),
                     7 => ClientMessage::Publish(text(&mut seq)?),
-                    _ => return Err(A::Error::custom("unknown kind")),
+                    _ => return Err(A::Error::custom("unknown type")),
                 };
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(message)
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_messages_of_espocrms_client_are_read() {
+    fn messages_of_espocrms_client_are_parsed() {
         assert_eq!(
             parse(r#"[5,"newNotification"]"#),
             Ok(ClientMessage::Subscribe("newNotification".into()))
@@ -153,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_is_malformed() {
+    fn anything_else_is_malformed() {
         for text in [
             "",
             " ",
@@ -191,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn nesting_cannot_exhaust_the_stack() {
+    fn deep_nesting_cannot_exhaust_the_stack() {
         let deep = format!("[7,\"\",{}{}]", "[".repeat(500_000), "]".repeat(500_000));
         assert_eq!(parse(&deep), Ok(ClientMessage::Publish("".into())));
         assert_eq!(parse(&"[".repeat(1_000_000)), Err(Malformed));
     }
 
     #[test]
-    fn what_is_sent_is_json_of_the_stated_shape() {
+    fn sent_messages_are_json_of_the_documented_shape() {
         assert_eq!(welcome("0a1b"), r#"[0,"0a1b",1]"#);
         assert_eq!(
             call_error("x\"1", "proc\n"),

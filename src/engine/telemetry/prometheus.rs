@@ -1,5 +1,5 @@
-//! The text that Prometheus reads (its text format, version 0.0.4), by its conventions for names. No
-//! label has a value that users or messages could choose.
+//! The Prometheus text format (version 0.0.4), following its naming conventions. No label value can
+//! be chosen by users or messages.
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -8,109 +8,105 @@ use super::stats::{BUCKETS, End, KINDS, LimitHit, MODES, OUTCOMES, RELOADS, Stat
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::telemetry::rates::Counts;
 
-/// How things are at this moment.
+/// Current values: the gauges, and counters that [`Stats`] does not have.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// EspoCRM's version.
     pub espocrm: String,
-    /// When the daemon has started, in milliseconds since 1970.
+    /// Start of the daemon, in milliseconds since 1970.
     pub started: u64,
-    /// Connections, however far they have come.
+    /// Connections in any phase.
     pub connections: usize,
-    /// How many there may be.
+    /// The limit of connections.
     pub max_connections: usize,
-    /// Users who are connected.
+    /// Connected users.
     pub users: usize,
     /// Granted subscriptions by category.
     pub subscriptions: Vec<(String, u64)>,
-    /// Checks that run.
+    /// Checks that are running.
     pub checks_running: usize,
-    /// Checks that wait to be run.
+    /// Checks that wait to be started.
     pub checks_queued: usize,
     /// Counts of the last minute.
     pub last_minute: Counts,
-    /// Bytes that connections hold beyond their fixed cost.
-    pub held: usize,
-    /// Bytes of memory.
+    /// Buffer memory of all connections in bytes, beyond their fixed cost.
+    pub buffered: usize,
+    /// Resident memory in bytes.
     pub resident: usize,
-    /// Bytes of memory that it may come to.
+    /// Upper bound of the daemon's memory in bytes.
     pub worst_case: usize,
-    /// Processor time of the daemon.
+    /// CPU time of the daemon.
     pub cpu: Duration,
-    /// Processor time of PHP.
+    /// CPU time of PHP.
     pub php_cpu: Duration,
-    /// EspoCRM's messages are received.
+    /// Whether the ZeroMQ socket is bound.
     pub is_zmq_bound: bool,
-    /// Why it is not really serving.
+    /// Reasons why the daemon is unhealthy; empty if it is healthy.
     pub problems: Vec<String>,
 }
 
-/// All metrics.
+/// Renders all metrics.
 #[must_use]
 pub fn text(stats: &Stats, now: &Figures) -> String {
     let mut text = Text::default();
     text.family("build_info", GAUGE, "Versions of the daemon and of EspoCRM.");
     let versions = [("version", env!("CARGO_PKG_VERSION")), ("espocrm", &now.espocrm)];
     text.sample("build_info", &versions, &1);
-    text.gauge("healthy", "Whether it is really serving: what /healthz says.", {
+    text.gauge("healthy", "Whether the daemon is healthy: 1 if /healthz returns 200.", {
         usize::from(now.problems.is_empty())
     });
 
-    text.gauge("connections", "Connections of browsers.", now.connections);
-    text.gauge("connections_max", "How many there may be.", now.max_connections);
-    text.gauge("users", "Users who are connected.", now.users);
+    text.gauge("connections", "Open connections of browsers.", now.connections);
+    text.gauge("connections_max", "Limit of open connections.", now.max_connections);
+    text.gauge("users", "Connected users.", now.users);
     text.counter("connections_opened_total", "Connections accepted.", stats.opened);
     let (refused, ended) = End::NAMES.split_at(End::REFUSALS);
     text.counters(
         "connections_refused_total",
-        "Connections that were not let in.",
+        "Connections rejected before they were admitted.",
         "reason",
         refused.iter().copied().zip(stats.ends),
     );
     text.counters(
         "connections_ended_total",
-        "Connections that have ended after they had been let in.",
+        "Connections that ended after they were admitted.",
         "reason",
         ended.iter().copied().zip(stats.ends.into_iter().skip(End::REFUSALS)),
     );
     text.counter(
         "accept_failures_total",
-        "Times that a connection could not be accepted, for want of descriptors or memory.",
+        "Failures to accept a connection for lack of file descriptors or memory.",
         stats.accept_failures,
     );
-    text.family("subscriptions", GAUGE, "Subscriptions that were granted.");
+    text.family("subscriptions", GAUGE, "Granted subscriptions.");
     for (category, count) in &now.subscriptions {
         text.sample("subscriptions", &[("category", category)], count);
     }
     text.counters(
         "limit_hits_total",
-        "What was left out because a limit was hit, without anybody being disconnected.",
+        "Requests that were skipped or delayed by a limit, without closing a connection.",
         "limit",
         LimitHit::NAMES.iter().copied().zip(stats.limit_hits),
     );
 
-    text.counter("messages_received_total", "Messages of EspoCRM.", stats.messages);
+    text.counter("messages_received_total", "Messages received from EspoCRM.", stats.messages);
     text.counters(
         "messages_dropped_total",
-        "Messages that were dropped.",
+        "Messages from EspoCRM that were dropped.",
         "reason",
         Rejection::NAMES.iter().copied().zip(stats.dropped),
     );
-    text.counter(
-        "deliveries_total",
-        "Times that a message was told to a connection.",
-        stats.deliveries,
-    );
-    text.gauge("zmq_bound", "Whether EspoCRM's messages are received.", {
+    text.counter("deliveries_total", "Events sent to connections.", stats.deliveries);
+    text.gauge("zmq_bound", "Whether the ZeroMQ socket is bound.", {
         usize::from(now.is_zmq_bound)
     });
     text.counter(
         "zmq_restarts_total",
-        "Times that the socket for EspoCRM's messages was opened anew.",
+        "Times that the ZeroMQ socket was recreated.",
         stats.zmq_restarts,
     );
 
-    text.family("checks_total", COUNTER, "Access checks that have ended.");
+    text.family("checks_total", COUNTER, "Finished access checks.");
     for (kind, counts) in KINDS.iter().zip(stats.checks) {
         for (outcome, count) in OUTCOMES.iter().zip(counts) {
             text.sample("checks_total", &[("kind", kind), ("outcome", outcome)], &count);
@@ -119,36 +115,36 @@ pub fn text(stats: &Stats, now: &Figures) -> String {
     text.check_times(stats);
     text.counter(
         "checks_cached_total",
-        "Access checks that were answered from a moment ago.",
+        "Access checks that were answered from the check cache.",
         stats.checks_cached,
     );
     text.gauge("checks_running", "Access checks that are running.", now.checks_running);
-    text.gauge("checks_queued", "Access checks that wait to be run.", now.checks_queued);
+    text.gauge("checks_queued", "Access checks that wait in the queue.", now.checks_queued);
     text.counters(
         "php_runs_total",
-        "Times that PHP was asked for an access check.",
+        "Runs of PHP for an access check.",
         "mode",
         MODES.into_iter().zip(stats.runs),
     );
     text.counter("php_worker_failures_total", "PHP workers that failed.", stats.worker_failures);
-    text.family("php_cpu_seconds_total", COUNTER, "Processor time of PHP.");
+    text.family("php_cpu_seconds_total", COUNTER, "CPU time of PHP.");
     text.sample("php_cpu_seconds_total", &[], &Seconds(now.php_cpu));
 
     text.counters(
         "reloads_total",
-        "Times that EspoCRM's settings were read again.",
+        "Reloads of EspoCRM's settings.",
         "result",
         RELOADS.into_iter().zip(stats.reloads),
     );
-    text.gauge("buffered_bytes", "What connections hold beyond their fixed cost.", now.held);
-    text.gauge("memory_worst_case_bytes", "What memory may come to at most.", now.worst_case);
+    text.gauge("buffered_bytes", "Buffer memory of all connections.", now.buffered);
+    text.gauge("memory_worst_case_bytes", "Upper bound of the daemon's memory.", now.worst_case);
 
-    // By the names that all programs use.
+    // Names that all programs use.
     text.prefix = "process_";
-    text.gauge("resident_memory_bytes", "Memory, swapped out or not.", now.resident);
-    text.family("cpu_seconds_total", COUNTER, "Processor time, without PHP's.");
+    text.gauge("resident_memory_bytes", "Memory, including swapped-out pages.", now.resident);
+    text.family("cpu_seconds_total", COUNTER, "CPU time, without PHP.");
     text.sample("cpu_seconds_total", &[], &Seconds(now.cpu));
-    text.family("start_time_seconds", GAUGE, "When it has started, since 1970.");
+    text.family("start_time_seconds", GAUGE, "Start time in seconds since 1970.");
     text.sample("start_time_seconds", &[], &Seconds(Duration::from_millis(now.started)));
     text.text
 }
@@ -211,7 +207,7 @@ impl Text {
 
     fn check_times(&mut self, stats: &Stats) {
         let name = "check_duration_seconds";
-        self.family(name, "histogram", "How long access checks took, from their start.");
+        self.family(name, "histogram", "Duration of access checks, without time in the queue.");
         let mut sum = 0;
         for (most, count) in BUCKETS.into_iter().map(Some).chain([None]).zip(stats.check_times) {
             sum += count;
@@ -227,7 +223,7 @@ impl Text {
     }
 }
 
-/// A length of time in seconds, to the millisecond.
+/// A duration in seconds, to the millisecond.
 struct Seconds(Duration);
 
 impl Display for Seconds {
@@ -243,7 +239,7 @@ mod tests {
     use crate::engine::checks::verdict::Verdict;
 
     #[test]
-    fn every_line_is_of_a_family_that_is_explained() {
+    fn every_line_belongs_to_a_family_with_help() {
         let mut stats = Stats::default();
         stats.end(End::Kicked);
         stats.check(Urgency::Authentication, &Verdict::Granted, 40);
@@ -261,7 +257,7 @@ mod tests {
                 continue;
             }
             let (name, value) = line.rsplit_once(' ').unwrap();
-            assert!(name.starts_with(&family), "{line} is not of {family}");
+            assert!(name.starts_with(&family), "{line} is not in family {family}");
             assert!(value.parse::<f64>().is_ok(), "{line}");
         }
         for line in [

@@ -1,32 +1,32 @@
-//! How much has happened in the last minute, without a timer.
+//! Counts of the last minute, computed without a timer.
 
 use super::stats::Stats;
 use crate::engine::time::Time;
 
-/// Counters as they were at the beginning of each of the last seconds.
+/// Snapshots of the counters at the beginning of each of the last seconds.
 #[derive(Debug)]
 pub struct Rates {
-    /// By the second, modulo their number.
-    then: [Counts; SECONDS],
+    /// Indexed by the second, modulo the number of snapshots.
+    snapshots: [Counts; SECONDS],
     second: u64,
 }
 
-/// What is looked at: [`NAMES`].
+/// One count for each of [`NAMES`].
 pub type Counts = [u64; NAMES.len()];
 
-/// Of what there are rates.
+/// The counters for which there are rates.
 pub const NAMES: [&str; 4] = ["messages", "deliveries", "connections", "checks"];
 
 const SECONDS: usize = 60;
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { then: [Counts::default(); SECONDS], second: 0 }
+        Self { snapshots: [Counts::default(); SECONDS], second: 0 }
     }
 }
 
 impl Rates {
-    /// Time has passed, in which nothing was counted: to be called before anything is.
+    /// Takes the snapshots of the seconds since the last call. Call it before counting anything.
     pub fn advance(&mut self, now: Time, stats: &Stats) {
         let second = now.as_millis() / 1_000;
         if second <= self.second {
@@ -35,19 +35,19 @@ impl Rates {
         let counts = counts(stats);
         let passed = (second - self.second).min(SECONDS as u64);
         for second in second - passed + 1..=second {
-            *place(&mut self.then, second) = counts;
+            *snapshot(&mut self.snapshots, second) = counts;
         }
         self.second = second;
     }
 
-    /// What has been counted in the last minute, or since the start if that was later.
+    /// Counts of the last minute, or since the start if that is more recent.
     #[must_use]
     pub fn last_minute(&self, stats: &Stats) -> Counts {
-        let mut then = self.then;
-        let oldest = *place(&mut then, self.second + 1);
+        let mut snapshots = self.snapshots;
+        let oldest = *snapshot(&mut snapshots, self.second + 1);
         let mut counts = counts(stats);
-        for (count, then) in counts.iter_mut().zip(oldest) {
-            *count = count.saturating_sub(then);
+        for (count, before) in counts.iter_mut().zip(oldest) {
+            *count = count.saturating_sub(before);
         }
         counts
     }
@@ -57,11 +57,11 @@ fn counts(stats: &Stats) -> Counts {
     [stats.messages, stats.deliveries, stats.opened, stats.checked()]
 }
 
-fn place(then: &mut [Counts; SECONDS], second: u64) -> &mut Counts {
-    let number = usize::try_from(second % SECONDS as u64).unwrap_or(0);
-    // There is always one: the remainder is smaller than their number.
+fn snapshot(snapshots: &mut [Counts; SECONDS], second: u64) -> &mut Counts {
+    let index = usize::try_from(second % SECONDS as u64).unwrap_or(0);
+    // In bounds: the remainder is smaller than the length.
     #[expect(clippy::indexing_slicing, reason = "see above")]
-    &mut then[number]
+    &mut snapshots[index]
 }
 
 #[cfg(test)]
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_a_minute_ago_counts_no_longer() {
+    fn events_of_more_than_a_minute_ago_do_not_count() {
         let mut rates = Rates::default();
         let mut stats = Stats { messages: 7, ..Stats::default() };
         assert_eq!(rates.last_minute(&stats)[0], 7);
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(rates.last_minute(&stats), [60, 0, 30, 0]);
         rates.advance(at(1_000_000), &stats);
         assert_eq!(rates.last_minute(&stats), [0; 4]);
-        // A clock that stands still, or goes back, loses nothing.
+        // A clock that stops or goes back loses nothing.
         stats.messages += 1;
         rates.advance(at(5), &stats);
         assert_eq!(rates.last_minute(&stats)[0], 1);

@@ -1,58 +1,58 @@
-//! What has happened since the start, in numbers; the names are those of the metrics.
+//! Counters since the start, named like the metrics.
 
 use crate::engine::checks::check::Urgency;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::espocrm::submission::Rejection;
 
-/// Counters. They only ever grow.
+/// Counters. They only grow.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// Connections accepted; each is refused or ended in the end, once.
+    /// Connections accepted; each is later rejected or ended, exactly once.
     pub opened: u64,
-    /// Connections refused or ended, by [`End`].
+    /// Connections rejected or ended, by [`End`].
     pub ends: [u64; End::NAMES.len()],
-    /// Times that a connection could not be accepted.
+    /// Failures to accept a connection.
     pub accept_failures: u64,
-    /// Messages of EspoCRM.
+    /// Messages received from EspoCRM.
     pub messages: u64,
-    /// Of these, the ones that were dropped, by [`Rejection`].
+    /// Messages that were dropped, by [`Rejection`].
     pub dropped: [u64; Rejection::NAMES.len()],
-    /// Times that a message was told to a connection.
+    /// Events sent to connections.
     pub deliveries: u64,
-    /// Access checks that have ended: by [`KINDS`], and for each by [`OUTCOMES`].
+    /// Finished access checks, by [`KINDS`] and [`OUTCOMES`].
     pub checks: [[u64; OUTCOMES.len()]; KINDS.len()],
-    /// Milliseconds that they took together.
+    /// Total duration of the finished checks in milliseconds.
     pub check_millis: u64,
-    /// How many took at most so many milliseconds, and not less than the one before: [`BUCKETS`], and
-    /// at last those that took longer.
+    /// Finished checks by duration: one count for each bucket of [`BUCKETS`] (not cumulative), then
+    /// the checks that took longer.
     pub check_times: [u64; BUCKETS.len() + 1],
-    /// Verdicts that were known from a moment ago.
+    /// Checks that were answered from the check cache.
     pub checks_cached: u64,
     /// Runs of PHP for a check, by [`MODES`].
     pub runs: [u64; MODES.len()],
-    /// Workers that have failed.
+    /// Workers that failed.
     pub worker_failures: u64,
-    /// What was left out because there is too much, by [`LimitHit`].
+    /// Requests that were skipped or delayed by a limit, by [`LimitHit`].
     pub limit_hits: [u64; LimitHit::NAMES.len()],
-    /// Times that the ZeroMQ socket was made anew.
+    /// Times that the ZeroMQ socket was recreated.
     pub zmq_restarts: u64,
-    /// Times that EspoCRM's settings were read again, by [`RELOADS`].
+    /// Reloads of EspoCRM's settings, by [`RELOADS`].
     pub reloads: [u64; RELOADS.len()],
 }
 
-/// What a check is for.
+/// Kinds of checks, in the order of [`Urgency`].
 pub const KINDS: [&str; 3] = ["login", "subscription", "recheck"];
 
-/// What came of it.
+/// Outcomes of checks.
 pub const OUTCOMES: [&str; 3] = ["granted", "denied", "failed"];
 
-/// By what PHP runs a check.
+/// How PHP runs a check.
 pub const MODES: [&str; 2] = ["plain", "worker"];
 
-/// How reading the settings again has ended.
+/// Outcomes of reloads.
 pub const RELOADS: [&str; 2] = ["done", "failed"];
 
-/// Milliseconds that a check may take.
+/// Upper bounds of the buckets for check durations, in milliseconds.
 pub const BUCKETS: [u64; 6] = [10, 50, 100, 500, 1_000, 5_000];
 
 macro_rules! named {
@@ -71,111 +71,111 @@ macro_rules! named {
 }
 
 named! {
-    /// Why a connection was not let in, or has ended.
+    /// Why a connection was rejected, or why it ended.
     End {
-        /// There are as many as there may be.
+        /// The limit of connections was reached.
         ConnectionLimit = "connection_limit",
-        /// Its address has as many as it may have.
+        /// The limit of connections for its address was reached.
         AddressLimit = "address_limit",
-        /// Its user has as many as he may have.
+        /// The limit of connections for its user was reached.
         UserLimit = "user_limit",
-        /// So many logins of its address wait that it is told to come back.
+        /// Too many logins of its address were waiting; the browser retries.
         LoginLimit = "login_limit",
-        /// So many checks wait that it is told to come back.
+        /// Too many checks were waiting; the browser retries.
         CheckQueue = "check_queue",
         /// EspoCRM accepts any token.
         Untrusted = "self_check",
-        /// Its page may not connect.
+        /// The page's origin is not allowed.
         Origin = "origin",
-        /// It names no user, or no token.
+        /// The user id or the token was missing.
         NoToken = "no_token",
-        /// It asks for no WebSocket.
+        /// The request was not a WebSocket upgrade.
         NotWebSocket = "not_websocket",
         /// The TLS handshake failed.
         Tls = "tls",
-        /// The proxy has not said whose it is.
+        /// The PROXY header of the proxy was missing or invalid.
         ProxyHeader = "proxy_header",
-        /// Its upgrade was not completed in time.
+        /// The handshake was not completed in time.
         HandshakeTimeout = "handshake_timeout",
-        /// It was the slowest of too many that are not completed.
+        /// The handshake was evicted because too many were incomplete.
         HandshakeLimit = "handshake_limit",
-        /// The other side has ended it, or the network.
+        /// The browser or the network closed it.
         PeerClosed = "peer_closed",
-        /// Its token is not good.
+        /// EspoCRM denied the token.
         TokenDenied = "token_denied",
-        /// Its token is good no longer.
+        /// EspoCRM denied the token in a recheck.
         TokenRevoked = "token_revoked",
-        /// Its token could not be checked.
+        /// The token could not be checked.
         CheckFailed = "check_failed",
-        /// EspoCRM was found to accept any token.
+        /// The self-check found that EspoCRM accepts any token.
         SelfCheck = "self_check",
-        /// It called or published.
+        /// The client sent a CALL or PUBLISH.
         Forbidden = "forbidden",
-        /// It violated RFC 6455.
+        /// The client violated RFC 6455.
         Protocol = "protocol",
-        /// It sent what is no message.
+        /// The client sent something that is not a message.
         Malformed = "malformed",
-        /// It sent too long a message.
+        /// The client sent a message that was too long.
         TooBig = "too_big",
-        /// It sent too many messages.
+        /// The client sent too many messages.
         Flood = "flood",
-        /// It did not read what it was sent.
+        /// The client did not read its events.
         Slow = "slow",
-        /// It did not answer pings.
+        /// The client did not answer pings.
         PingTimeout = "ping_timeout",
-        /// It did not complete a message.
+        /// The client did not complete a message.
         Incomplete = "incomplete",
-        /// It held the most when there was too much.
+        /// It was evicted because it used the most buffer memory.
         Memory = "memory",
-        /// The administrator wanted it.
+        /// The administrator closed it.
         Kicked = "kicked",
     }
 }
 
 impl End {
-    /// The first so many are of connections that were not let in.
+    /// How many of the first variants are for connections that were rejected.
     pub const REFUSALS: usize = Self::PeerClosed as usize;
 }
 
 named! {
-    /// A limit that was hit, and nobody was disconnected for it.
+    /// A limit that was hit without closing a connection.
     LimitHit {
-        /// Of subscriptions of a tab.
+        /// Subscriptions of one connection.
         Subscriptions = "subscriptions",
-        /// Of checks of subscriptions that wait, of a user or of all: further ones are delayed.
+        /// Checks for subscriptions that wait, of one user or of all; further ones are delayed.
         UserChecks = "user_checks",
-        /// Of checks that wait, before rechecks are left out.
+        /// Rechecks that wait; further ones are skipped.
         Rechecks = "rechecks",
     }
 }
 
 impl Stats {
-    /// A connection was refused, or has ended.
+    /// Counts a connection that was rejected or has ended.
     pub fn end(&mut self, why: End) {
         count(&mut self.ends, why as usize);
     }
 
-    /// A message was dropped.
+    /// Counts a dropped message.
     pub fn drop(&mut self, why: Rejection) {
         count(&mut self.dropped, why as usize);
     }
 
-    /// Something was left out.
+    /// Counts a request that was skipped or delayed.
     pub fn hit_limit(&mut self, why: LimitHit) {
         count(&mut self.limit_hits, why as usize);
     }
 
-    /// PHP was asked.
+    /// Counts a run of PHP for a check.
     pub fn run(&mut self, by_worker: bool) {
         count(&mut self.runs, usize::from(by_worker));
     }
 
-    /// EspoCRM's settings were read again, or could not be.
+    /// Counts a reload.
     pub fn reload(&mut self, done: bool) {
         count(&mut self.reloads, usize::from(!done));
     }
 
-    /// A check has ended that took so many milliseconds.
+    /// Counts a finished check with its duration.
     pub fn check(&mut self, urgency: Urgency, verdict: &Verdict, millis: u64) {
         let outcome = match verdict {
             Verdict::Granted => 0,
@@ -190,27 +190,27 @@ impl Stats {
         count(&mut self.check_times, bucket);
     }
 
-    /// Connections that were not let in, all together.
+    /// Connections that were rejected, in total.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.ends.iter().take(End::REFUSALS).sum()
     }
 
-    /// Connections that have ended after they had been let in, all together.
+    /// Connections that ended after they were admitted, in total.
     #[must_use]
     pub fn ended(&self) -> u64 {
         self.ends.iter().skip(End::REFUSALS).sum()
     }
 
-    /// Checks that have ended, all together.
+    /// Finished checks, in total.
     #[must_use]
     pub fn checked(&self) -> u64 {
         self.check_times.iter().sum()
     }
 }
 
-fn count(counts: &mut [u64], number: usize) {
-    if let Some(count) = counts.get_mut(number) {
+fn count(counts: &mut [u64], index: usize) {
+    if let Some(count) = counts.get_mut(index) {
         *count += 1;
     }
 }
@@ -221,7 +221,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn every_reason_has_a_name_of_its_own() {
+    fn names_of_reasons_are_unique() {
         let (refusals, ends) = End::NAMES.split_at(End::REFUSALS);
         for names in [refusals, ends, LimitHit::NAMES, Rejection::NAMES] {
             assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_ends_are_counted_apart() {
+    fn rejected_and_ended_connections_are_counted_separately() {
         let mut stats = Stats::default();
         stats.end(End::HandshakeLimit);
         stats.end(End::PeerClosed);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_falls_into_the_first_bucket_that_is_long_enough() {
+    fn a_check_is_counted_in_the_first_bucket_that_is_long_enough() {
         let mut stats = Stats::default();
         for millis in [0, 10, 11, 5_000, 5_001] {
             stats.check(Urgency::Recheck, &Verdict::Denied, millis);

@@ -278,7 +278,7 @@ fn from_9_2_on_an_exit_status_without_the_answer_grants_nothing() {
     let mut client = daemon.connect("alice");
     standin.set("failure", "noise");
     client.subscribe("recordUpdate.Account.1");
-    daemon.wait_for("A subscription could not be checked: PHP printed something unexpected");
+    daemon.wait_for("A subscription could not be checked: PHP printed unexpected output");
     assert_eq!(daemon.count("add topic recordUpdate.Account.1"), 0);
     standin.unset("failure");
     daemon.wait_for("add topic recordUpdate.Account.1 for user alice");

@@ -34,7 +34,7 @@ fn all_mistakes_of_a_file_are_told_at_once_each_with_its_line() {
         (5, "check_timeout: \"soon\": a length of time is expected, such as \"20s\""),
         (6, "max_checks: it must be at least 1"),
         (8, "\"webSocketPort\" is a parameter of EspoCRM"),
-        (9, "origins: \"*\": an origin is expected"),
+        (9, "origins: \"*\": expected an origin"),
     ];
     assert_eq!(told.len(), expected.len(), "{told:#?}");
     for (told, (line, mistake)) in told.iter().zip(expected) {

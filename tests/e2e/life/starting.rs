@@ -51,7 +51,9 @@ fn what_is_in_doubt_is_served_and_said() {
     standin.custom_categories(&json!({"broken": {"accessCheckCommand": "A | B"}}));
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for("EspoCRM's useWebSocket is off");
-    daemon.wait_for("\"broken\" is not served: its accessCheckCommand cannot be run: it holds '|'");
+    daemon.wait_for(
+        "\"broken\" is not served: its accessCheckCommand cannot be run: it contains '|'",
+    );
     let mut alice = alice(&daemon);
     alice.subscribe("broken");
     daemon.wait_for("check access failed for topic broken");

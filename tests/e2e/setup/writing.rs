@@ -21,7 +21,8 @@ fn what_was_written_can_be_run_with() {
     let mut config = command();
     config.arg("config").arg("--config").arg(machine.at(CONFIG));
     let shown = String::from_utf8(run(config).stdout).unwrap();
-    let head = format!("file              {}\nroot              {dir}\n", machine.at(CONFIG).display());
+    let head =
+        format!("file              {}\nroot              {dir}\n", machine.at(CONFIG).display());
     assert!(shown.starts_with(&head), "{shown}");
 }
 

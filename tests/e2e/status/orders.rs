@@ -73,7 +73,7 @@ fn what_espocrm_could_not_send_is_refused_in_the_same_way() {
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
     for (arguments, why) in [
-        (&["send", "nothing.we.know"][..], "is of no category"),
+        (&["send", "nothing.we.know"][..], "belongs to no category"),
         (&["send", "newNotification", "[1]"], "is not a JSON object"),
         (&["send", "newNotification", "{"], "is not a JSON object"),
     ] {
@@ -124,7 +124,7 @@ fn tail_shows_what_passes_to_whoever_watches() {
     }
     assert!(first.ends_with("  newNotification  to user alice  1 receiver  46 bytes"), "{first}");
     let dropped = next();
-    assert!(dropped.contains("  DROPPED: its topicId is of no category"), "{dropped}");
+    assert!(dropped.contains("  DROPPED: its topicId belongs to no category"), "{dropped}");
     let odd = next();
     assert!(odd.contains(r"  newNotification.\u{1b}[2J\u{202e}  to all  0 receivers  "), "{odd}");
     // The daemon's end is its end.

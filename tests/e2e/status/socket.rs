@@ -35,7 +35,7 @@ fn the_socket_is_for_root_and_the_daemons_user_only() {
     // Whatever the file's mode is.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     let told = as_nobody();
-    assert!(told.contains("Only root and the daemon's user may ask it."), "{told}");
+    assert!(told.contains("Only root and the daemon's user may use the control socket."), "{told}");
     control.get("/status");
 }
 

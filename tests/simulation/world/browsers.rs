@@ -1,4 +1,4 @@
-//! Tabs that come, go, subscribe and misbehave.
+//! Browser tabs that connect, disconnect, subscribe and misbehave.
 
 use std::collections::BTreeMap;
 
@@ -22,14 +22,14 @@ impl World {
         let id = ConnId::new(slot, self.serial);
         let user = (*self.choices.pick(&USERS)).to_owned();
         let token = if self.choices.chance(85) { self.token(&user) } else { "bad".to_owned() };
-        self.tell(|| format!("{id} opens for {user}, with the token {token}"));
+        self.trace(|| format!("{id} opens for {user}, with the token {token}"));
         let credentials = Credentials { user: user.as_str().into(), token: token.as_str().into() };
         let conn = Connection {
             user,
             token,
             authenticated: false,
             recheck: None,
-            asked: None,
+            requested: None,
             rechecked: self.now,
             subscriptions: BTreeMap::new(),
         };
@@ -37,14 +37,14 @@ impl World {
         self.due.insert(id, self.now.after(INTERVAL));
         self.arm(id);
         self.hub.open(id, &credentials);
-        self.carry_out();
+        self.perform_actions();
     }
 
     pub(super) fn close_one(&mut self) {
         if let Some(id) = self.some_conn() {
-            self.tell(|| format!("{id} closes"));
+            self.trace(|| format!("{id} closes"));
             self.close(id);
-            self.carry_out();
+            self.perform_actions();
         }
     }
 
@@ -62,40 +62,41 @@ impl World {
         let Some(id) = self.some_conn() else { return };
         let topic = *self.choices.pick(&TOPICS);
         let unsubscribe = self.choices.chance(30);
-        self.tell(|| format!("{id} {} {topic}", if unsubscribe { "leaves" } else { "wants" }));
+        let verb = if unsubscribe { "unsubscribes from" } else { "subscribes to" };
+        self.trace(|| format!("{id} {verb} {topic}"));
         let rule = model::rule(self.edition, topic);
         let conn = self.model.conns.get_mut(&id).unwrap();
-        let held = !conn.authenticated;
+        let is_pending = !conn.authenticated || self.reloading;
         if unsubscribe {
             conn.subscriptions.remove(topic);
         } else if !conn.subscriptions.contains_key(topic) {
             let status = match rule {
-                Rule::Open if !held && !self.reloading => Some(Status::Granted),
-                // A check becomes `Waiting` when the hub asks for it.
-                Rule::Open | Rule::Check(_) => Some(Status::Held),
-                Rule::Bad | Rule::Unknown => self.reloading.then_some(Status::Held),
+                Rule::Open if !is_pending => Some(Status::Granted),
+                // With a check it becomes `Waiting` when the hub requests the check.
+                Rule::Open | Rule::Check(_) => Some(Status::Pending),
+                Rule::Bad | Rule::Unknown => self.reloading.then_some(Status::Pending),
             };
             conn.subscriptions.extend(status.map(|status| (topic.to_owned(), status)));
         }
         let kind = if unsubscribe { 6 } else { 5 };
         self.hub.receive(id, &json!([kind, topic]).to_string());
-        self.carry_out();
+        self.perform_actions();
     }
 
-    /// Keep-alives change nothing; anything forbidden or malformed ends the connection.
-    pub(super) fn say_something_else(&mut self) {
+    /// Keep-alives change nothing; forbidden or malformed messages end the connection.
+    pub(super) fn send_other_message(&mut self) {
         let Some(id) = self.some_conn() else { return };
         let texts = [r#"[7,"",""]"#, r#"[1,"p","open"]"#, r#"[7,"open",1]"#, r#"[2,"1","f"]"#, "x"];
         let index = self.choices.below(texts.len());
-        self.tell(|| format!("{id} says {}", texts[index]));
+        self.trace(|| format!("{id} sends {}", texts[index]));
         self.hub.receive(id, texts[index]);
         if index >= 2 {
             self.expect_ended(id, "misbehaved");
         }
-        self.carry_out();
+        self.perform_actions();
     }
 
-    /// The hub has forgotten it; the server closes it.
+    /// The hub has removed the session; the daemon closes the connection.
     pub(super) fn expect_ended(&mut self, id: ConnId, why: &'static str) {
         self.seen(why);
         assert_eq!(self.hub.user(id), None, "{id} {why}");

@@ -1,4 +1,4 @@
-//! What is asked of EspoCRM, and what must come of its verdicts.
+//! Requested checks, and the expected effects of their verdicts.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::model::{self, Rule, Status};
 
 impl World {
     pub(super) fn issue(&mut self, ticket: Ticket, urgency: Urgency, check: &Check) {
-        assert!(self.known.insert(ticket), "a ticket is never used twice");
+        assert!(self.known.insert(ticket), "a ticket is never reused");
         self.issued.push(ticket);
-        // It may have gone in the same turn: then a cancellation follows.
+        // The connection may have ended in the same step: then a cancellation follows.
         if let Some(conn) = self.model.conns.get_mut(&ticket.conn)
             && ticket.serial != Ticket::AUTHENTICATION
         {
@@ -24,33 +24,37 @@ impl World {
                 assert!(is_recheck && !self.recheck_interval.is_zero());
                 assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
                 assert_eq!(conn.recheck.replace(ticket), None);
-                let last = conn.asked.replace(self.now).filter(|last| *last > self.recheck_since);
-                // Reckoned in whole seconds.
+                let last =
+                    conn.requested.replace(self.now).filter(|last| *last > self.recheck_since);
+                // Intervals are counted in whole seconds.
                 let idle = last.map(|last| self.now.since(last) + Duration::from_secs(1));
                 assert!(idle.is_none_or(|idle| idle >= self.recheck_interval), "too early");
             } else {
-                let from: &[Status] =
-                    if is_recheck { &[Status::Granted] } else { &[Status::Held, Status::Delayed] };
+                let from: &[Status] = if is_recheck {
+                    &[Status::Granted]
+                } else {
+                    &[Status::Pending, Status::Delayed]
+                };
                 let to = if is_recheck { Status::Rechecking } else { Status::Waiting };
-                let wanted = conn.subscriptions.iter_mut().find(|(topic, status)| {
+                let waiting = conn.subscriptions.iter_mut().find(|(topic, status)| {
                     let rule = model::rule(edition, topic);
                     let Rule::Check(command) = rule else { return false };
                     let command = command.replace("{user}", &conn.user);
                     from.contains(status) && command == check.arguments.join(" ")
                 });
-                *wanted.expect("a check of this user's for this topic").1 = to(ticket);
+                *waiting.expect("a subscription for this check").1 = to(ticket);
             }
         }
-        match self.access.request(self.now, ticket, check.clone(), urgency) {
-            Ok(is_known) => {
-                assert!(!is_known);
-                self.seen("asked");
+        match self.queue.request(self.now, ticket, check.clone(), urgency) {
+            Ok(is_cached) => {
+                assert!(!is_cached);
+                self.seen("requested");
             }
             Err(_) => self.no_room(ticket, urgency, check),
         }
     }
 
-    /// As the server does: a login ends, a subscription waits, a recheck is left out.
+    /// Like the daemon: a login is rejected, a subscription is delayed, a recheck is skipped.
     fn no_room(&mut self, ticket: Ticket, urgency: Urgency, check: &Check) {
         match urgency {
             Urgency::Authentication => {
@@ -79,10 +83,10 @@ impl World {
         }
     }
 
-    /// Hands a verdict to the hub, and does to the model what it must mean.
+    /// Passes a verdict to the hub, and applies its expected effects to the model.
     pub(super) fn apply(&mut self, ticket: Ticket, verdict: &Verdict, check: &Check) {
         self.hub.verdict(ticket, verdict);
-        let conn = self.model.conns.get_mut(&ticket.conn).expect("who has gone gets no answer");
+        let conn = self.model.conns.get_mut(&ticket.conn).expect("the connection is open");
         if ticket.serial == Ticket::AUTHENTICATION {
             assert!(!conn.authenticated);
             assert_eq!(*check, Check::authentication(&conn.token, &conn.user));
@@ -91,12 +95,12 @@ impl World {
                     conn.authenticated = true;
                     conn.rechecked = self.now;
                     self.seen("welcomed");
-                    self.resolve_held(ticket.conn);
+                    self.resolve_pending(ticket.conn);
                     self.hub.recheck(self.now, ticket.conn);
                     self.arm(ticket.conn);
                 }
-                Verdict::Denied => self.expect_ended(ticket.conn, "refused"),
-                Verdict::Unchecked(_) => self.expect_ended(ticket.conn, "dropped"),
+                Verdict::Denied => self.expect_ended(ticket.conn, "login denied"),
+                Verdict::Unchecked(_) => self.expect_ended(ticket.conn, "login failed"),
             }
             return;
         }
@@ -111,8 +115,9 @@ impl World {
             }
             return;
         }
-        let asked = conn.subscriptions.iter().find(|(_, status)| status.ticket() == Some(ticket));
-        let (topic, status) = asked.expect("who no longer waits gets no answer");
+        let mut all = conn.subscriptions.iter();
+        let waiting = all.find(|(_, status)| status.ticket() == Some(ticket));
+        let (topic, status) = waiting.expect("a subscription waits for this ticket");
         let (topic, is_recheck) = (topic.clone(), status.is_granted());
         let Rule::Check(command) = model::rule(self.edition, &topic) else {
             panic!("{topic} needs no check");
@@ -129,16 +134,17 @@ impl World {
             self.seen("no longer granted");
         } else {
             conn.subscriptions.remove(&topic);
-            self.seen(if *verdict == Verdict::Denied { "denied" } else { "given up" });
+            let is_denied = *verdict == Verdict::Denied;
+            self.seen(if is_denied { "denied" } else { "subscription failed" });
         }
     }
 
-    /// Does to the model's subscriptions that are held what the rules say.
-    pub(super) fn resolve_held(&mut self, id: ConnId) {
+    /// Applies the rules to the pending subscriptions of the model.
+    pub(super) fn resolve_pending(&mut self, id: ConnId) {
         let (edition, reloading) = (self.edition, self.reloading);
         let conn = self.model.conns.get_mut(&id).unwrap();
         conn.subscriptions.retain(|topic, status| {
-            if *status != Status::Held {
+            if *status != Status::Pending {
                 return true;
             }
             match model::rule(edition, topic) {
@@ -152,7 +158,7 @@ impl World {
         });
     }
 
-    /// A verdict that comes too late, or twice, for whatever is in that slot now.
+    /// Passes a verdict to the hub that is late or repeated, for a slot that may be in use again.
     pub(super) fn repeat_an_old_verdict(&mut self) {
         if self.issued.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Time, and what is due by it.
+//! Time, timers and rechecks.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use super::{INTERVAL, LONGEST, RESUME, World};
 use crate::model::Connection;
 
 impl World {
-    pub(super) fn let_time_pass(&mut self) {
+    pub(super) fn advance_time(&mut self) {
         if self.choices.chance(3) {
             self.outage = !self.outage;
         }
         let longest = *self.choices.pick(&[10, 1_000, 30_000, LONGEST.as_millis() as usize]);
         self.step = Duration::from_millis(self.choices.below(longest) as u64);
         self.now = self.now.after(self.step);
-        self.access.expire(self.now);
+        self.queue.expire(self.now);
         let mut fired = Vec::new();
         self.timers.take_due(self.now, &mut fired);
         for id in fired {
-            // As the server does: look at what it is really waiting for, unless the timer is an old one.
+            // Like the daemon: compare with the actual deadline, unless the timer is obsolete.
             let Some(due) = self.due.get_mut(&id) else { continue };
             if self.armed.get(&id).is_none_or(|armed| *armed > self.now) {
                 continue;
@@ -40,10 +40,10 @@ impl World {
             assert!(next > self.now && self.due.values().all(|due| next <= due.after(second)));
         }
         self.expect_rechecks();
-        self.carry_out();
+        self.perform_actions();
     }
 
-    /// At any time: not earlier than it is due anything is asked.
+    /// Rechecks at an arbitrary time: nothing is requested before the recheck is due.
     pub(super) fn recheck_one(&mut self) {
         if let Some(id) = self.some_conn() {
             self.recheck(id);
@@ -53,7 +53,7 @@ impl World {
     pub(super) fn recheck(&mut self, id: ConnId) {
         let before = self.issued.len();
         self.hub.recheck(self.now, id);
-        self.carry_out();
+        self.perform_actions();
         let tickets = &self.issued[before..];
         if tickets.is_empty() {
             return;
@@ -61,13 +61,14 @@ impl World {
         let user = self.model.conns[&id].user.clone();
         assert!(tickets.iter().all(|ticket| self.model.conns[&ticket.conn].user == user));
         let mut tabs = self.model.conns.values().filter(|conn| conn.user == user);
-        let was_asked = |conn: &Connection| conn.recheck.is_some() || conn.asked == Some(self.now);
-        assert!(tabs.all(|conn| was_asked(conn) || !conn.authenticated));
-        self.tell(|| format!("{user} is rechecked"));
+        let is_requested =
+            |conn: &Connection| conn.recheck.is_some() || conn.requested == Some(self.now);
+        assert!(tabs.all(|conn| is_requested(conn) || !conn.authenticated));
+        self.trace(|| format!("{user} is rechecked"));
         self.seen("rechecked");
     }
 
-    /// Adds a timer for what comes first.
+    /// Adds a timer for the earliest deadline.
     pub(super) fn arm(&mut self, id: ConnId) {
         let Some(due) = self.due.get(&id) else { return };
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
@@ -79,12 +80,12 @@ impl World {
         }
     }
 
-    /// Subscriptions that were delayed are asked if there is room.
+    /// Requests the checks of delayed subscriptions if there is room.
     fn resume(&mut self, id: ConnId) {
         let Some(user) = self.hub.user(id).filter(|_| self.hub.has_delayed(id)) else { return };
-        let room = self.access.room(Urgency::Subscription, user);
+        let room = self.queue.room(Urgency::Subscription, user);
         self.hub.resume(id, room);
-        self.carry_out();
+        self.perform_actions();
         self.seen("resumed");
     }
 
@@ -102,15 +103,16 @@ impl World {
         }
     }
 
-    /// Everybody who is logged in has been asked about within the interval, which is reckoned in whole
-    /// seconds and ends with a step of time.
+    /// The token of every authenticated connection is rechecked within the interval, which is
+    /// counted in whole seconds and ends with a step of time.
     fn expect_rechecks(&self) {
         let late = Duration::from_secs(2) + self.step;
         for (id, conn) in &self.model.conns {
             let idle = self.now.since(conn.rechecked.max(self.recheck_since));
-            let asked = !conn.authenticated || conn.recheck.is_some();
+            let is_requested = !conn.authenticated || conn.recheck.is_some();
             let off = self.recheck_interval.is_zero();
-            assert!(asked || off || idle <= self.recheck_interval + late, "{id} is forgotten");
+            let in_time = idle <= self.recheck_interval + late;
+            assert!(is_requested || off || in_time, "{id} was not rechecked");
         }
     }
 }

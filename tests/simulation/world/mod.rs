@@ -1,4 +1,4 @@
-//! The core under test with a simulated shell around it: EspoCRM, PHP, browsers, the clock.
+//! The engine under test in a simulated environment: EspoCRM, PHP, browsers, the clock.
 
 mod browsers;
 mod checks;
@@ -26,44 +26,44 @@ use crate::seen::Seen;
 #[expect(clippy::struct_excessive_bools, reason = "each is independent")]
 pub struct World {
     choices: Choices,
-    told: bool,
+    trace: bool,
     now: Time,
     hub: Hub,
-    access: CheckQueue,
+    queue: CheckQueue,
     timers: Timers,
-    /// When each connection is due; the server keeps this in the connection.
+    /// When each connection is due; the daemon keeps this in its connections.
     due: BTreeMap<ConnId, Time>,
-    /// When the timer of each fires.
+    /// When the timer of each connection fires.
     armed: BTreeMap<ConnId, Time>,
-    /// By how much the clock was put forward last.
+    /// The length of the last step of time.
     step: Duration,
     model: Model,
-    /// Slots that are free, to be used again as the server's slab does.
+    /// Free slots, which are reused as in the daemon's slab.
     free: Vec<u32>,
     slots: u32,
     serial: u32,
-    /// PHP processes.
+    /// Running checks.
     running: Vec<(JobId, Rc<Check>)>,
-    /// Every ticket ever issued, in order and to be found.
+    /// Every ticket ever issued, in order and as a set.
     issued: Vec<Ticket>,
     known: BTreeSet<Ticket>,
-    /// Nothing can be checked: the database is down.
+    /// Checks fail, since the database is down.
     outage: bool,
     edition: u32,
     reloading: bool,
-    /// How often each user has logged out: the number of the token that is good.
+    /// How often each user has logged out: the number of the valid token.
     logouts: BTreeMap<&'static str, u32>,
     recheck_interval: Duration,
-    /// When that was set.
+    /// When the interval was set.
     recheck_since: Time,
     seen: Seen,
-    /// Whether the engine's own invariants are checked after each step, which takes most of the time.
+    /// Checks the engine's own invariants after each step, which takes most of the time.
     is_thorough: bool,
 }
 
 const LIMIT: usize = 3;
 const USERS: [&str; 5] = ["ann", "bob", "cyd", "dan", "eve"];
-/// No two that are checked by the same command: a ticket then tells its topic.
+/// Each topic has its own command, so that a ticket identifies its topic.
 const TOPICS: [&str; 11] = [
     "open",
     "open.more",
@@ -78,19 +78,19 @@ const TOPICS: [&str; 11] = [
     "nothing",
 ];
 const INTERVAL: Duration = Duration::from_secs(25);
-/// Until delayed subscriptions are tried again.
+/// Delay until delayed subscriptions are resumed.
 const RESUME: Duration = Duration::from_secs(1);
 /// The longest step of time.
 const LONGEST: Duration = Duration::from_secs(100);
 
 impl World {
-    pub fn new(choices: Choices, told: bool) -> Self {
+    pub fn new(choices: Choices, trace: bool) -> Self {
         let mut world = Self {
             choices,
-            told,
+            trace,
             now: Time::default(),
             hub: Hub::new(Categories::from_json(&model::categories(0))),
-            access: CheckQueue::new(LIMIT),
+            queue: CheckQueue::new(LIMIT),
             timers: Timers::default(),
             due: BTreeMap::new(),
             armed: BTreeMap::new(),
@@ -113,9 +113,9 @@ impl World {
         };
         world.is_thorough = world.choices.chance(20);
         world.set_recheck_interval(60);
-        // Some queues are soon full.
+        // Some queues fill up soon.
         if world.choices.chance(30) {
-            world.access.set_capacity(Capacity { logins: 6, subscriptions: 8, rechecks: 5 });
+            world.queue.set_capacity(Capacity { logins: 6, subscriptions: 8, rechecks: 5 });
         }
         world
     }
@@ -126,7 +126,7 @@ impl World {
                 break;
             }
             self.step();
-            self.check_everything();
+            self.check_invariants();
         }
         self.end();
         self.seen
@@ -137,35 +137,35 @@ impl World {
             0..10 => self.open(),
             10..13 => self.close_one(),
             13..40 => self.subscribe_or_not(),
-            40..41 => self.say_something_else(),
+            40..41 => self.send_other_message(),
             41..70 => self.finish_one(),
             70..83 => self.publish(),
             83..86 => self.repeat_an_old_verdict(),
             86..88 => self.reload(),
             88..89 => self.log_out(),
             89..91 => self.recheck_one(),
-            _ => self.let_time_pass(),
+            _ => self.advance_time(),
         }
     }
 
-    /// Does what the hub wants, as the server does.
-    fn carry_out(&mut self) {
+    /// Performs the hub's actions, like the daemon.
+    fn perform_actions(&mut self) {
         while let Some(action) = self.hub.poll() {
             match action {
                 Action::Check(ticket, urgency, check) => self.issue(ticket, urgency, &check),
-                Action::Cancel(ticket) => self.access.cancel(ticket),
-                Action::Forget(check) => self.access.forget_verdict(&check),
+                Action::Cancel(ticket) => self.queue.cancel(ticket),
+                Action::Forget(check) => self.queue.forget_verdict(&check),
                 Action::Welcome(id) => assert!(self.model.conns[&id].authenticated),
                 Action::Close(id, _) | Action::Drop(id) => {
-                    assert!(!self.model.conns.contains_key(&id), "{id} was to stay");
+                    assert!(!self.model.conns.contains_key(&id), "{id} must stay open");
                 }
                 Action::Send(..) => self.seen("answered"),
-                Action::TooManySubscriptions(id) => panic!("{id} has few"),
+                Action::TooManySubscriptions(id) => panic!("{id} is below the limit"),
                 Action::Log(line) => panic!("{line}"),
             }
         }
-        while let Some(job) = self.access.start(self.now) {
-            assert!(!self.reloading, "nothing is started while the settings are being read");
+        while let Some(job) = self.queue.start(self.now) {
+            assert!(!self.reloading, "no check starts during a reload");
             self.running.push(job);
         }
     }
@@ -179,13 +179,13 @@ impl World {
         self.seen.note(what);
     }
 
-    fn tell(&self, line: impl FnOnce() -> String) {
-        if self.told {
+    fn trace(&self, line: impl FnOnce() -> String) {
+        if self.trace {
             println!("{:>9} {}", self.now.as_millis(), line());
         }
     }
 }
 
-fn about(topic: &'static str, user: Option<&'static str>) -> Submission<'static> {
+fn message(topic: &'static str, user: Option<&'static str>) -> Submission<'static> {
     Submission { topic: topic.into(), user: user.map(Into::into), json: "{}" }
 }

@@ -39,7 +39,7 @@ pub(super) fn check_lists(server: &mut Server) {
         buffered += before;
         conn.update_buffered(&mut buffered);
         assert_eq!(before, conn.buffered(), "buffered bytes of {slot}");
-        let outbox = conn.outbox.held();
+        let outbox = conn.outbox.buffered();
         assert!(outbox <= MAX_OUTBOX, "the outbound queue of {slot} has {outbox} bytes");
     }
     assert_eq!(server.buffered, buffered);

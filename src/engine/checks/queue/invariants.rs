@@ -1,4 +1,4 @@
-//! Relations that hold between jobs, tickets and the order after every call.
+//! Invariants of jobs, tickets and their order after every call.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -7,11 +7,11 @@ use super::{CheckQueue, State, Waiting};
 use crate::engine::checks::check::Urgency;
 
 impl CheckQueue {
-    /// Checks that jobs, tickets, counts and order agree. For tests: the cost is proportional to
-    /// everything that waits.
+    /// Checks that jobs, tickets, counts and order agree. For tests: the cost is proportional to the
+    /// number of waiting tickets.
     ///
     /// # Panics
-    /// If they do not.
+    /// If they do not agree.
     pub fn check_invariants(&self) {
         let (mut running, mut queued, mut retries) = (0, BTreeSet::new(), BTreeSet::new());
         let mut tickets = 0;
@@ -26,8 +26,8 @@ impl CheckQueue {
                 }
             }
             let is_running = matches!(job.state, State::Running(_));
-            assert!(is_running || !job.tickets.is_empty(), "{id:?} is not wanted");
-            // A check that ran when one of its tickets was cancelled is not joined any more.
+            assert!(is_running || !job.tickets.is_empty(), "{id:?} has no tickets");
+            // No ticket joins a check that was running when one of its tickets was canceled.
             let has_run = is_running || job.failures > 0;
             assert!(has_run || self.by_check.get(&job.check) == Some(id), "{id:?} is not found");
             tickets += job.tickets.len();

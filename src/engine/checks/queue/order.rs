@@ -1,4 +1,4 @@
-//! The order in which checks run: by urgency, and in turns among users.
+//! The order in which checks run: by urgency, then round-robin among users.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -17,30 +17,30 @@ pub(super) struct Queue {
     taken: u32,
 }
 
-/// Those of one urgency. Each user has a turn, however many jobs others have.
+/// The jobs of one urgency. Each user has one turn, regardless of the number of their jobs.
 #[derive(Debug, Default)]
 struct Line {
     turns: VecDeque<Rc<str>>,
-    /// Of the users who have a turn, in the order of their ids.
+    /// The jobs of the users who have a turn, in the order of their ids.
     jobs: HashMap<Rc<str>, BTreeSet<JobId>>,
-    /// How many of them have no job left.
-    vain: usize,
+    /// How many turns belong to users without jobs.
+    empty_turns: usize,
 }
 
-/// Every so many jobs the order of urgency is turned round: a flood of logins must not keep the
-/// subscriptions waiting for ever.
-const TURNED_ROUND: u32 = 8;
+/// The order of urgency is reversed for every n-th job: a flood of logins must not delay the
+/// subscriptions for ever.
+const REVERSED_EVERY: u32 = 8;
 
 impl Queue {
-    /// Adds a job of this user's.
+    /// Adds a job of a user.
     pub(super) fn push(&mut self, urgency: Urgency, user: &Rc<str>, id: JobId) {
         self.line(urgency).push(user, id);
     }
 
-    /// The job that is to be run next.
+    /// Takes the job that runs next.
     pub(super) fn pop(&mut self) -> Option<JobId> {
         let mut order = [Urgency::Authentication, Urgency::Subscription, Urgency::Recheck];
-        if (self.taken + 1).is_multiple_of(TURNED_ROUND) {
+        if (self.taken + 1).is_multiple_of(REVERSED_EVERY) {
             order.reverse();
         }
         let id = order.into_iter().find_map(|urgency| self.line(urgency).pop())?;
@@ -48,19 +48,19 @@ impl Queue {
         Some(id)
     }
 
-    /// Takes a job out that is not to be run.
+    /// Removes a job that is not to be run.
     pub(super) fn remove(&mut self, urgency: Urgency, user: &str, id: JobId) {
         self.line(urgency).remove(user, id);
     }
 
-    /// Whether nothing waits.
+    /// Whether no job waits.
     pub(super) fn is_empty(&self) -> bool {
         [&self.authentications, &self.subscriptions, &self.rechecks]
             .iter()
             .all(|line| line.is_empty())
     }
 
-    /// All jobs that wait. Checks that the turns agree with them. For tests.
+    /// All waiting jobs. Checks that the turns agree with them. For tests.
     pub(super) fn jobs(&self) -> BTreeSet<(Urgency, Rc<str>, JobId)> {
         let lines = [
             (Urgency::Authentication, &self.authentications),
@@ -72,7 +72,7 @@ impl Queue {
             let users: BTreeSet<_> = line.turns.iter().collect();
             assert_eq!(users.len(), line.turns.len(), "a user has two turns");
             assert_eq!(users, line.jobs.keys().collect());
-            assert_eq!(line.jobs.values().filter(|jobs| jobs.is_empty()).count(), line.vain);
+            assert_eq!(line.jobs.values().filter(|jobs| jobs.is_empty()).count(), line.empty_turns);
             for (user, jobs) in &line.jobs {
                 all.extend(jobs.iter().map(|id| (urgency, Rc::clone(user), *id)));
             }
@@ -94,7 +94,7 @@ impl Line {
         let jobs = match self.jobs.entry(Rc::clone(user)) {
             Entry::Occupied(entry) => {
                 let jobs = entry.into_mut();
-                self.vain -= usize::from(jobs.is_empty());
+                self.empty_turns -= usize::from(jobs.is_empty());
                 jobs
             }
             Entry::Vacant(entry) => {
@@ -112,13 +112,13 @@ impl Line {
             let id = jobs.pop_first();
             if jobs.is_empty() {
                 self.jobs.remove(&user);
-                self.give_back();
+                self.release_memory();
             } else {
                 self.turns.push_back(user);
             }
             match id {
                 Some(id) => return Some(id),
-                None => self.vain = self.vain.saturating_sub(1),
+                None => self.empty_turns = self.empty_turns.saturating_sub(1),
             }
         }
     }
@@ -128,22 +128,22 @@ impl Line {
         if !jobs.remove(&id) || !jobs.is_empty() {
             return;
         }
-        self.vain += 1;
-        // When thousands leave at once, each of them must not cost a walk along the line.
-        if self.vain * 2 > self.turns.len() {
+        self.empty_turns += 1;
+        // When thousands disconnect at once, not every removal may scan all turns.
+        if self.empty_turns * 2 > self.turns.len() {
             self.jobs.retain(|_, jobs| !jobs.is_empty());
             self.turns.retain(|user| self.jobs.contains_key(user));
-            self.vain = 0;
-            self.give_back();
+            self.empty_turns = 0;
+            self.release_memory();
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.vain == self.turns.len()
+        self.empty_turns == self.turns.len()
     }
 
-    /// After a storm its memory is given back.
-    fn give_back(&mut self) {
+    /// Releases the memory of a burst.
+    fn release_memory(&mut self) {
         if self.turns.is_empty() {
             *self = Self::default();
         }
@@ -164,10 +164,10 @@ mod tests {
     }
 
     #[test]
-    fn users_take_turns_and_their_own_jobs_keep_their_order() {
+    fn users_take_turns_and_each_users_jobs_keep_their_order() {
         let mut queue = Queue::default();
         for id in 0..4 {
-            push(&mut queue, Subscription, "greedy", id);
+            push(&mut queue, Subscription, "busy", id);
         }
         push(&mut queue, Subscription, "a", 4);
         push(&mut queue, Subscription, "b", 5);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_urgent_come_first_and_the_others_not_last_for_ever() {
+    fn urgent_jobs_come_first_but_do_not_starve_the_others() {
         let mut queue = Queue::default();
         for id in 0..20 {
             push(&mut queue, Authentication, &id.to_string(), id);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_is_not_run() {
+    fn removed_jobs_are_not_run() {
         let mut queue = Queue::default();
         push(&mut queue, Recheck, "a", 1);
         push(&mut queue, Recheck, "a", 2);
@@ -198,13 +198,13 @@ mod tests {
         queue.remove(Recheck, "a", JobId(1));
         queue.remove(Recheck, "b", JobId(3));
         queue.remove(Recheck, "b", JobId(3));
-        queue.remove(Recheck, "nobody", JobId(2));
+        queue.remove(Recheck, "unknown", JobId(2));
         assert_eq!(popped(&mut queue), [2]);
         assert!(queue.is_empty());
     }
 
     #[test]
-    fn users_who_come_and_go_leave_nothing_behind() {
+    fn removed_jobs_leave_no_turns_behind() {
         let mut queue = Queue::default();
         push(&mut queue, Authentication, "stays", 0);
         for id in 1..1_000 {
@@ -216,6 +216,6 @@ mod tests {
         assert_eq!(popped(&mut queue), [0, 1_000]);
         let line = &queue.authentications;
         assert!(queue.is_empty() && line.jobs.is_empty() && line.turns.is_empty());
-        assert_eq!(line.vain, 0);
+        assert_eq!(line.empty_turns, 0);
     }
 }

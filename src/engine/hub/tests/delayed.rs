@@ -1,4 +1,4 @@
-//! Subscriptions for whose checks there is no room at first.
+//! Subscriptions that are delayed because the check queue has no room.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const RECORDS: [&str; 3] =
     ["recordUpdate.Account.1", "recordUpdate.Account.2", "recordUpdate.Account.3"];
 
 impl World {
-    /// With a tab of ann's that wants three records, all of which are delayed.
+    /// A world with three delayed subscriptions of one connection.
     fn delayed() -> Self {
         let mut world = Self::with(A, "ann");
         for record in RECORDS {
@@ -14,7 +14,7 @@ impl World {
             let (ticket, _) = world.check();
             assert!(!world.hub.has_delayed(A) || record != RECORDS[0]);
             world.hub.delay(ticket);
-            // Its check will not be made: no verdict counts.
+            // Its check was not run: a verdict is ignored.
             world.answer(ticket, &Verdict::Granted);
         }
         world
@@ -31,13 +31,13 @@ impl World {
 }
 
 #[test]
-fn what_is_delayed_is_asked_as_far_as_there_is_room() {
+fn delayed_subscriptions_are_checked_as_far_as_there_is_room() {
     let mut world = World::delayed();
     assert!(world.hub.has_delayed(A) && !world.hub.has_delayed(B));
     assert_eq!(world.resume(0), []);
-    let asked = world.resume(2);
-    assert_eq!(asked.len(), 2);
-    for ticket in asked {
+    let tickets = world.resume(2);
+    assert_eq!(tickets.len(), 2);
+    for ticket in tickets {
         world.answer(ticket, &Verdict::Granted);
     }
     for (record, receivers) in RECORDS.iter().zip([&[A][..], &[A], &[]]) {
@@ -54,10 +54,10 @@ fn what_is_delayed_is_asked_as_far_as_there_is_room() {
 }
 
 #[test]
-fn what_is_delayed_can_be_given_up_and_closed() {
+fn delayed_subscriptions_can_be_unsubscribed_and_closed() {
     let mut world = World::delayed();
     world.unsubscribe(A, RECORDS[0]);
-    // It is subscribed already.
+    // It is already subscribed.
     world.subscribe(A, RECORDS[1]);
     assert_eq!(world.actions(), []);
     assert_eq!(world.resume(9).len(), 2);
@@ -69,12 +69,12 @@ fn what_is_delayed_can_be_given_up_and_closed() {
 }
 
 #[test]
-fn a_rule_that_changes_is_asked_at_once() {
+fn a_delayed_subscription_is_checked_at_once_if_its_rule_changes() {
     let mut world = World::delayed();
     world.hub.reload(Some(changed("Other :userId :id")));
     assert_eq!(world.actions().len(), RECORDS.len());
     assert!(!world.hub.has_delayed(A));
-    // One that stays does not.
+    // An unchanged rule does not trigger a check.
     let mut world = World::delayed();
     world.hub.begin_reload();
     world.hub.reload(None);

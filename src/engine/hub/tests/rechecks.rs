@@ -1,4 +1,4 @@
-//! What was granted is asked again.
+//! Rechecks of granted access.
 
 use super::*;
 use crate::engine::time::Time;
@@ -7,11 +7,11 @@ const INTERVAL: Duration = Duration::from_secs(300);
 const LOGIN: &str = "AuthTokenCheck t ann";
 const RECORD: &str = "recordUpdate.Account.1";
 
-/// A check that is asked for.
-type Asked = (Ticket, Urgency, String);
+/// A requested check.
+type Request = (Ticket, Urgency, String);
 
 impl World {
-    /// With a tab of ann's that has a record and her notifications.
+    /// A world with a connection of ann's that is subscribed to a record and to her notifications.
     fn rechecked() -> Self {
         let mut world = Self::with(A, "ann");
         world.hub.set_recheck_interval(at(0), INTERVAL);
@@ -26,32 +26,32 @@ impl World {
         self.answer(ticket, &Verdict::Granted);
     }
 
-    /// Has a connection looked at, and returns what is then asked.
-    fn look(&mut self, seconds: u64, conn: ConnId) -> Vec<Asked> {
+    /// Rechecks a connection and returns the requested checks.
+    fn recheck(&mut self, seconds: u64, conn: ConnId) -> Vec<Request> {
         self.hub.recheck(at(seconds), conn);
-        self.asked()
+        self.requests()
     }
 
-    /// What is asked, if nothing else is done.
-    fn asked(&mut self) -> Vec<Asked> {
-        let asked = |action| match action {
+    /// The requested checks; there must be no other actions.
+    fn requests(&mut self) -> Vec<Request> {
+        let request = |action| match action {
             Action::Check(ticket, urgency, check) => (ticket, urgency, check.arguments.join(" ")),
             other => panic!("{other:?}"),
         };
-        self.actions().into_iter().map(asked).collect()
+        self.actions().into_iter().map(request).collect()
     }
 
-    /// Begins a recheck of the only tab.
+    /// Begins a recheck of the only connection.
     fn begin(&mut self, conn: ConnId) -> Ticket {
-        self.look(0, conn);
-        only(&self.look(INTERVAL.as_secs(), conn), LOGIN)
+        self.recheck(0, conn);
+        only(&self.recheck(INTERVAL.as_secs(), conn), LOGIN)
     }
 
-    /// Begins a recheck of the only tab, of which the token is still good.
+    /// Begins a recheck of the only connection and grants its token.
     fn begin_topics(&mut self, conn: ConnId) -> Ticket {
         let token = self.begin(conn);
         self.answer(token, &Verdict::Granted);
-        only(&self.asked(), READ_1)
+        only(&self.requests(), READ_1)
     }
 }
 
@@ -60,20 +60,20 @@ fn at(seconds: u64) -> Time {
 }
 
 /// The ticket of the only recheck.
-fn only(asked: &[Asked], arguments: &str) -> Ticket {
-    let [(ticket, urgency, words)] = asked else { panic!("{asked:?}") };
+fn only(requests: &[Request], arguments: &str) -> Ticket {
+    let [(ticket, urgency, words)] = requests else { panic!("{requests:?}") };
     assert_eq!((urgency, words.as_str()), (&Urgency::Recheck, arguments));
     *ticket
 }
 
 #[test]
-fn the_token_is_asked_first_and_then_each_topic_that_is_not_open() {
+fn the_token_is_rechecked_first_and_then_each_topic_that_needs_a_check() {
     let mut world = World::rechecked();
     let token = world.begin(A);
     assert_ne!(token, login(A));
     assert_eq!(world.receivers(RECORD, None), [A]);
     world.answer(token, &Verdict::Granted);
-    let topic = only(&world.asked(), READ_1);
+    let topic = only(&world.requests(), READ_1);
     assert_eq!(world.receivers(RECORD, None), [A]);
     world.answer(topic, &Verdict::Granted);
     assert_eq!(world.actions(), []);
@@ -84,7 +84,7 @@ fn the_token_is_asked_first_and_then_each_topic_that_is_not_open() {
 }
 
 #[test]
-fn a_token_that_has_become_bad_is_refused_cleanly() {
+fn a_token_that_has_become_invalid_closes_the_connection_cleanly() {
     let mut world = World::rechecked();
     let token = world.begin(A);
     world.answer(token, &Verdict::Denied);
@@ -102,46 +102,46 @@ fn a_topic_that_is_no_longer_allowed_is_removed_silently() {
     assert_eq!(world.actions(), [Action::Log(line.into())]);
     assert_eq!(world.receivers(RECORD, None), []);
     assert_eq!(world.receivers("newNotification", None), [A]);
-    // It may be asked for again.
+    // The client may subscribe again.
     world.subscribe(A, RECORD);
     world.check();
 }
 
 #[test]
-fn what_could_not_be_found_out_changes_nothing() {
+fn a_failed_recheck_changes_nothing() {
     let mut world = World::rechecked();
     let token = world.begin(A);
     world.answer(token, &unchecked());
     assert_eq!(world.actions(), []);
-    // The topics are asked only behind a good token.
-    let token = only(&world.look(600, A), LOGIN);
+    // The topics are rechecked only if the token is valid.
+    let token = only(&world.recheck(600, A), LOGIN);
     world.answer(token, &Verdict::Granted);
-    let topic = only(&world.asked(), READ_1);
+    let topic = only(&world.requests(), READ_1);
     world.answer(topic, &unchecked());
     assert_eq!(world.actions(), []);
     assert_eq!(world.receivers(RECORD, None), [A]);
-    // And are asked once more the next time.
-    let token = only(&world.look(900, A), LOGIN);
+    // They are rechecked again the next time.
+    let token = only(&world.recheck(900, A), LOGIN);
     world.answer(token, &Verdict::Granted);
-    only(&world.asked(), READ_1);
+    only(&world.requests(), READ_1);
 }
 
 #[test]
-fn a_verdict_counts_once_and_only_for_the_question_that_it_answers() {
+fn a_verdict_counts_once_and_only_for_its_own_check() {
     let mut world = World::rechecked();
     let token = world.begin(A);
     world.answer(login(A), &Verdict::Denied);
     world.answer(token, &unchecked());
     world.answer(token, &Verdict::Denied);
-    let again = only(&world.look(600, A), LOGIN);
+    let again = only(&world.recheck(600, A), LOGIN);
     assert_ne!(again, token);
     world.answer(token, &Verdict::Denied);
     world.answer(again, &Verdict::Granted);
-    let topic = only(&world.asked(), READ_1);
+    let topic = only(&world.requests(), READ_1);
     world.answer(token, &Verdict::Denied);
     world.answer(again, &Verdict::Denied);
 
-    // Gone and subscribed again while it is under recheck: the old answer is not for the new one.
+    // Resubscribed during the recheck: the verdict of the recheck is ignored.
     world.unsubscribe(A, RECORD);
     assert_eq!(world.actions(), [Action::Cancel(topic)]);
     assert_eq!(world.receivers(RECORD, None), []);
@@ -156,7 +156,7 @@ fn a_verdict_counts_once_and_only_for_the_question_that_it_answers() {
 }
 
 #[test]
-fn who_leaves_takes_the_recheck_along() {
+fn closing_a_connection_cancels_its_recheck() {
     let mut world = World::rechecked();
     let token = world.begin(A);
     world.hub.close(A);
@@ -169,7 +169,7 @@ fn who_leaves_takes_the_recheck_along() {
     assert_eq!(world.actions(), [Action::Cancel(topic)]);
     assert!(world.hub.is_empty());
 
-    // Whoever has that slot next is not meant.
+    // The verdicts are not applied to the next connection in that slot.
     let next = ConnId::new(0, 9);
     world.log_in(next, "ann");
     world.answer(topic, &Verdict::Denied);
@@ -178,62 +178,62 @@ fn who_leaves_takes_the_recheck_along() {
 }
 
 #[test]
-fn all_tabs_of_a_user_are_rechecked_at_once_and_nobody_else() {
+fn all_tabs_of_a_user_are_rechecked_together_without_those_of_other_users() {
     let mut world = World::rechecked();
     world.log_in(B, "ann");
     world.log_in(ConnId::new(2, 3), "bob");
-    world.look(0, A);
-    // The new tab neither brings the recheck forward nor puts it off.
-    world.look(100, B);
-    let first = |second| Some((second, world.look(second, B))).filter(|it| !it.1.is_empty());
-    let (due, asked) = (100..=300).find_map(first).unwrap();
+    world.recheck(0, A);
+    // The new connection does not change the time of the recheck.
+    world.recheck(100, B);
+    let first = |second| Some((second, world.recheck(second, B))).filter(|it| !it.1.is_empty());
+    let (due, requests) = (100..=300).find_map(first).unwrap();
     assert_eq!(due, A.part_of(INTERVAL).as_secs());
-    let words: Vec<_> = asked.iter().map(|(ticket, _, words)| (ticket.conn, &**words)).collect();
+    let words: Vec<_> = requests.iter().map(|(ticket, _, words)| (ticket.conn, &**words)).collect();
     assert_eq!(words, [(A, LOGIN), (B, LOGIN)]);
-    let tickets = asked.iter().map(|(ticket, ..)| *ticket);
+    let tickets = requests.iter().map(|(ticket, ..)| *ticket);
     tickets.for_each(|ticket| world.answer(ticket, &unchecked()));
     for conn in [A, B] {
-        assert_eq!(world.look(due + 299, conn), []);
+        assert_eq!(world.recheck(due + 299, conn), []);
     }
 }
 
 #[test]
-fn a_tab_that_has_not_logged_in_is_not_rechecked() {
+fn a_connection_that_has_not_logged_in_is_not_rechecked() {
     let mut world = World::rechecked();
     world.open(B, "ann");
     world.actions();
-    assert_eq!(world.look(0, B), []);
-    assert_eq!(world.look(900, B), []);
+    assert_eq!(world.recheck(0, B), []);
+    assert_eq!(world.recheck(900, B), []);
     world.begin(A);
 }
 
 #[test]
-fn what_is_still_being_asked_is_not_asked_again() {
+fn a_recheck_in_progress_is_not_repeated() {
     let mut world = World::rechecked();
     let token = world.begin(A);
-    assert_eq!(world.look(600, A), []);
+    assert_eq!(world.recheck(600, A), []);
     world.answer(token, &Verdict::Granted);
-    only(&world.asked(), READ_1);
-    let token = only(&world.look(900, A), LOGIN);
+    only(&world.requests(), READ_1);
+    let token = only(&world.recheck(900, A), LOGIN);
     world.answer(token, &Verdict::Granted);
-    assert_eq!(world.asked(), []);
+    assert_eq!(world.requests(), []);
 }
 
 #[test]
-fn a_subscription_whose_first_check_runs_is_left_to_that() {
+fn a_subscription_is_not_rechecked_during_its_first_check() {
     let mut world = World::with(A, "ann");
     world.hub.set_recheck_interval(at(0), INTERVAL);
     world.subscribe(A, RECORD);
     let (first, _) = world.check();
     let token = world.begin(A);
     world.answer(token, &Verdict::Granted);
-    assert_eq!(world.asked(), []);
+    assert_eq!(world.requests(), []);
     world.answer(first, &Verdict::Granted);
     assert_eq!(world.receivers(RECORD, None), [A]);
 }
 
 #[test]
-fn a_rule_that_changes_takes_precedence_over_the_recheck() {
+fn a_changed_rule_takes_precedence_over_the_recheck() {
     let mut world = World::rechecked();
     let topic = world.begin_topics(A);
     world.hub.reload(Some(changed("Other :userId :id")));
@@ -255,7 +255,7 @@ fn a_rule_that_changes_takes_precedence_over_the_recheck() {
 }
 
 #[test]
-fn a_rule_that_stays_lets_the_recheck_go_on() {
+fn an_unchanged_rule_does_not_affect_the_recheck() {
     let mut world = World::rechecked();
     let topic = world.begin_topics(A);
     world.hub.begin_reload();
@@ -270,45 +270,45 @@ fn without_an_interval_there_are_no_rechecks() {
     let mut world = World::rechecked();
     world.hub.set_recheck_interval(at(0), Duration::ZERO);
     for second in [0, 300, 10_000] {
-        assert_eq!(world.look(second, A), []);
+        assert_eq!(world.recheck(second, A), []);
     }
-    // Turned on again, a recheck is not overdue.
+    // When they are enabled again, none is overdue.
     world.hub.set_recheck_interval(at(10_000), INTERVAL);
-    assert_eq!(world.look(10_000, A), []);
-    assert_eq!(world.look(10_000, A), []);
-    only(&world.look(10_300, A), LOGIN);
+    assert_eq!(world.recheck(10_000, A), []);
+    assert_eq!(world.recheck(10_000, A), []);
+    only(&world.recheck(10_300, A), LOGIN);
 }
 
 #[test]
-fn a_changed_interval_counts_at_once_and_the_same_one_changes_nothing() {
+fn a_changed_interval_applies_at_once_and_the_same_one_changes_nothing() {
     let mut world = World::rechecked();
-    world.look(0, A);
+    world.recheck(0, A);
     world.hub.set_recheck_interval(at(0), INTERVAL);
-    only(&world.look(300, A), LOGIN);
+    only(&world.recheck(300, A), LOGIN);
 
     let mut world = World::rechecked();
-    world.look(0, A);
+    world.recheck(0, A);
     world.hub.set_recheck_interval(at(0), Duration::from_secs(10));
-    world.look(1, A);
-    only(&world.look(11, A), LOGIN);
+    world.recheck(1, A);
+    only(&world.recheck(11, A), LOGIN);
 }
 
 #[test]
-fn a_connection_knows_when_its_next_recheck_is_due() {
+fn the_next_recheck_of_a_connection_is_known() {
     let mut world = World::rechecked();
-    world.look(0, A);
+    world.recheck(0, A);
     let due = world.hub.next_recheck(A).unwrap();
     assert_eq!(due, at(A.part_of(INTERVAL).as_secs()));
     let seconds = due.as_millis() / 1_000;
-    assert_eq!(world.look(seconds - 1, A), []);
-    only(&world.look(seconds, A), LOGIN);
+    assert_eq!(world.recheck(seconds - 1, A), []);
+    only(&world.recheck(seconds, A), LOGIN);
     assert_eq!(world.hub.next_recheck(A), Some(at(seconds + INTERVAL.as_secs())));
-    // A new tab has the user's.
+    // A new connection shares the time of its user.
     world.log_in(B, "ann");
     assert_eq!(world.hub.next_recheck(B), None);
-    world.look(seconds + 10, B);
+    world.recheck(seconds + 10, B);
     assert_eq!(world.hub.next_recheck(B), world.hub.next_recheck(A));
-    // Another interval counts at once, for all tabs of a user together.
+    // Another interval applies at once, to all connections of a user together.
     let minute = Duration::from_secs(60);
     assert!(world.hub.set_recheck_interval(at(1_000), minute));
     assert!(!world.hub.set_recheck_interval(at(2_000), minute));
@@ -329,17 +329,17 @@ fn first_rechecks_are_spread_over_the_interval() {
     let conns: Vec<ConnId> = conns.collect();
     for conn in &conns {
         world.log_in(*conn, &format!("user{conn}"));
-        world.look(1_000, *conn);
+        world.recheck(1_000, *conn);
     }
     for minute in 1..=5 {
-        let asked: usize =
-            conns.iter().map(|conn| world.look(1_000 + minute * 60, *conn).len()).sum();
-        assert!((550..=650).contains(&asked), "{asked} in minute {minute}");
+        let count: usize =
+            conns.iter().map(|conn| world.recheck(1_000 + minute * 60, *conn).len()).sum();
+        assert!((550..=650).contains(&count), "{count} in minute {minute}");
     }
 }
 
 #[test]
-fn tokens_are_kept_as_long_as_their_tabs_and_never_shown() {
+fn tokens_are_kept_with_their_sessions_and_never_shown() {
     let mut world = World::new();
     let credentials = Credentials { user: "ann".into(), token: "s3cret".into() };
     for conn in [A, B] {
@@ -350,8 +350,8 @@ fn tokens_are_kept_as_long_as_their_tabs_and_never_shown() {
     world.answer(login(B), &Verdict::Granted);
     world.actions();
     world.hub.set_recheck_interval(at(0), INTERVAL);
-    world.look(0, B);
-    only(&world.look(300, B), "AuthTokenCheck s3cret ann");
+    world.recheck(0, B);
+    only(&world.recheck(300, B), "AuthTokenCheck s3cret ann");
     world.hub.close(B);
     world.actions();
     assert!(world.hub.is_empty());
