@@ -61,7 +61,7 @@ fn the_binary_is_at_most_3_mb() {
 }
 
 #[test]
-fn at_rest_it_takes_at_most_5_mb_and_3_threads() {
+fn an_idle_daemon_uses_at_most_5_mb_and_3_threads() {
     let daemon = demo();
     daemon.settle();
     let (memory, threads) = (daemon.memory(), daemon.threads());
@@ -71,7 +71,7 @@ fn at_rest_it_takes_at_most_5_mb_and_3_threads() {
 }
 
 #[test]
-fn with_nobody_connected_it_sleeps() {
+fn without_connections_the_daemon_sleeps() {
     let daemon = demo();
     // Its own sender has connected a moment ago, which is checked once.
     std::thread::sleep(Duration::from_secs(1));
@@ -84,7 +84,7 @@ fn with_nobody_connected_it_sleeps() {
 }
 
 #[test]
-fn idle_senders_wake_nothing() {
+fn idle_senders_cause_no_wake_ups() {
     let daemon = demo();
     // As php-fpm's processes: some have sent a message and stay, some have not sent anything yet.
     let context = zmq::Context::new();
@@ -110,7 +110,7 @@ fn idle_senders_wake_nothing() {
 }
 
 #[test]
-fn a_connection_with_four_subscriptions_takes_at_most_2_kib() {
+fn a_connection_with_four_subscriptions_uses_at_most_2_kib() {
     let files = usize::try_from(sys::raise_open_files()).unwrap();
     let count = files.saturating_sub(512).min(2_000);
     let daemon = demo();

@@ -126,7 +126,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn services_can_start_again_whatever_ends_it() {
+fn services_can_start_again_after_any_interruption() {
     for (signal, status) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let machine = Machine::new(&format!("ended-by-{signal}"));
         machine.program("cargo", NEW);
@@ -168,7 +168,7 @@ fn services_can_start_again_after_success_and_failure() {
 }
 
 #[test]
-fn a_policy_of_the_machine_is_kept() {
+fn an_existing_policy_of_the_machine_is_kept() {
     let machine = Machine::new("own-policy");
     machine.program("cargo", NEW);
     fs::write(machine.policy(), "#!/bin/sh\nexit 101\n").unwrap();
@@ -208,13 +208,13 @@ fn expect_refusal(machine: &Machine, parts: &[&str]) {
 const REQUIRED: [&str; 2] = ["Rust 1.88 or later is required", "https://rustup.rs"];
 
 #[test]
-fn without_rust_where_no_package_has_rustup() {
+fn without_rust_and_without_a_rustup_package_it_prints_instructions() {
     // Debian 12.
     expect_refusal(&Machine::new("no-rust"), &REQUIRED);
 }
 
 #[test]
-fn with_a_rust_that_is_too_old() {
+fn an_outdated_rust_is_reported() {
     // Debian 13 has rustup, but it would remove this.
     let machine = Machine::new("old-rust");
     machine.program("apt-cache", "");
@@ -223,7 +223,7 @@ fn with_a_rust_that_is_too_old() {
 }
 
 #[test]
-fn with_a_rustup_that_cannot_install() {
+fn a_failing_rustup_is_reported() {
     let machine = Machine::new("no-toolchain");
     machine.program("c++", "");
     machine.program("rustup", "exit 1");
@@ -235,7 +235,7 @@ fn with_a_rustup_that_cannot_install() {
 }
 
 #[test]
-fn without_rust_where_a_package_has_rustup() {
+fn without_rust_rustup_is_installed_from_a_package() {
     // Debian 13.
     let machine = Machine::new("packaged-rustup");
     machine.program("apt-cache", "");
@@ -260,7 +260,7 @@ fn without_rust_where_a_package_has_rustup() {
 }
 
 #[test]
-fn rustups_cargo_is_taken_if_the_one_of_the_distribution_is_too_old() {
+fn rustups_cargo_is_used_if_the_distributions_is_too_old() {
     let machine = Machine::new("two-rusts");
     machine.program("cargo", "echo 'cargo 1.85.1 (d73d2caf9 2024-12-31)'");
     machine.program("cargo.new", NEW);
@@ -272,7 +272,7 @@ fn rustups_cargo_is_taken_if_the_one_of_the_distribution_is_too_old() {
 }
 
 #[test]
-fn paths_with_spaces_are_one_flag_each() {
+fn a_path_with_spaces_is_one_flag() {
     let machine = Machine::new("a b");
     let project = machine.path("a project's place");
     fs::create_dir_all(project.join("tools")).unwrap();

@@ -120,7 +120,7 @@ fn completions_have_every_command_and_no_other() {
 }
 
 #[test]
-fn shells_understand_what_they_are_given() {
+fn completions_work_in_each_shell() {
     run_without_complaint("bash", &["-n", BASH]);
     run_without_complaint("bash", &["-c", &format!(". {BASH}; complete -p espocrm-websocket")]);
     run_without_complaint("zsh", &["-n", ZSH]);
@@ -143,7 +143,7 @@ fn unit(file: &str) -> String {
 }
 
 #[test]
-fn the_services_differ_in_nothing_but_their_name() {
+fn the_service_units_differ_only_in_their_name() {
     let expected = unit(SERVICE)
         .replace("/config.toml", "/%i.toml")
         .replace("of EspoCRM\n", "of EspoCRM (%i)\n")
@@ -154,7 +154,7 @@ fn the_services_differ_in_nothing_but_their_name() {
 }
 
 #[test]
-fn the_sockets_differ_in_nothing_but_their_name() {
+fn the_socket_units_differ_only_in_their_name() {
     let expected = unit(SOCKET)
         .replace("/config.toml", "/%i.toml")
         .replace("of EspoCRM\n", "of EspoCRM (%i)\n");
@@ -175,7 +175,7 @@ fn packages_contain_every_unit() {
 }
 
 #[test]
-fn units_run_what_there_is() {
+fn units_run_existing_commands() {
     let units = unit(SERVICE);
     let (used, known) = (words_after(&units, " --"), flags());
     assert!(used.is_subset(&known), "{used:?}");
@@ -185,7 +185,7 @@ fn units_run_what_there_is() {
 }
 
 #[test]
-fn the_limit_of_open_files_is_enough_for_the_default_number_of_connections() {
+fn the_open_file_limit_suffices_for_the_default_number_of_connections() {
     let after = |text: &str, prefix: &str| {
         let (_, rest) = text.split_once(prefix).unwrap_or_else(|| panic!("{prefix} is missing"));
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
@@ -240,7 +240,7 @@ impl Drop for Configured {
 }
 
 #[test]
-fn systemd_understands_all_of_the_units() {
+fn systemd_accepts_all_units() {
     let units = Configured::new("units-verified");
     for unit in [
         "espocrm-websocket.service",
@@ -264,7 +264,7 @@ fn links(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn documents_in_the_packages_link_to_files_in_the_packages_only() {
+fn packaged_documents_link_only_to_packaged_files() {
     let has = |file: &str| {
         let is_shipped = ["README.md", "SECURITY.md"].contains(&file) || file.starts_with("docs/");
         is_shipped && path(file).exists()
@@ -311,7 +311,7 @@ fn documented(kind: &str) -> String {
 }
 
 #[test]
-fn the_unit_in_the_documentation_is_sound_and_has_what_commands_need() {
+fn the_documented_unit_is_valid_and_has_the_directives_that_commands_need() {
     let documented = documented("ini");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unit-documented");
     let _ = fs::remove_dir_all(&dir);
@@ -342,7 +342,7 @@ fn the_unit_in_the_documentation_is_sound_and_has_what_commands_need() {
 }
 
 #[test]
-fn logrotate_understands_the_documented_rotation() {
+fn logrotate_accepts_the_documented_configuration() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logrotate");
     fs::create_dir_all(&dir).unwrap();
     let log = dir.join("websocket.log");
@@ -365,7 +365,7 @@ fn logrotate_understands_the_documented_rotation() {
 }
 
 #[test]
-fn the_services_exposure_is_at_most_2_of_10() {
+fn the_exposure_of_the_service_is_at_most_2_of_10() {
     let units = Configured::new("units-secured");
     for unit in ["espocrm-websocket.service", "espocrm-websocket@crm.service"] {
         let arguments = ["security", "--offline=true", "--threshold=20", &units.unit(unit)];

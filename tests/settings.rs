@@ -72,7 +72,7 @@ fn flag(name: &str) -> String {
 }
 
 #[test]
-fn the_manual_says_what_the_configuration_file_says() {
+fn the_manual_matches_the_configuration_file() {
     let mut text = String::new();
     for Setting { name, line, about } in settings() {
         writeln!(text, ".It Ic {name}").unwrap();
@@ -86,7 +86,7 @@ fn the_manual_says_what_the_configuration_file_says() {
 }
 
 #[test]
-fn the_document_says_what_the_configuration_file_says() {
+fn the_document_matches_the_configuration_file() {
     let (help, mut text) = (help(), String::new());
     for Setting { name, line, about } in settings() {
         let flag = flag(name);
@@ -134,7 +134,7 @@ const NO_SETTINGS: [&str; 11] = [
 ];
 
 #[test]
-fn every_flag_is_a_setting_or_known_to_be_none() {
+fn every_flag_is_a_setting_or_a_known_exception() {
     let settings: Vec<_> = settings().iter().map(|setting| flag(setting.name)).collect();
     for line in help().lines() {
         let Some((_, flag)) = line.split_once("--").filter(|(begin, _)| begin.trim().len() < 4)
@@ -148,7 +148,7 @@ fn every_flag_is_a_setting_or_known_to_be_none() {
 }
 
 #[test]
-fn the_document_has_every_parameter_of_espocrm_that_is_asked_for() {
+fn the_document_lists_every_espocrm_parameter_that_the_probe_reads() {
     let probe = include_str!("../src/espocrm/php/probe.php");
     let (_, list) = probe.split_once("foreach (array(\n").unwrap();
     let (list, _) = list.split_once(") as $name").unwrap();

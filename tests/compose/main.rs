@@ -27,7 +27,7 @@ use support::{Standin, eventually};
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn the_daemon_is_healthy_and_tabs_get_what_php_sends() {
+fn the_daemon_is_healthy_and_tabs_receive_messages_from_php() {
     let standin = espocrm();
     let project = Project::up(&standin);
     eventually("it is healthy", || project.health() == "healthy");
@@ -45,7 +45,7 @@ fn the_daemon_is_healthy_and_tabs_get_what_php_sends() {
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn tabs_come_back_after_a_restart_and_after_a_kill() {
+fn tabs_reconnect_after_a_restart_and_after_a_kill() {
     let standin = espocrm();
     let project = Project::up(&standin);
     let mut tab = project.connect();
@@ -65,7 +65,7 @@ fn tabs_come_back_after_a_restart_and_after_a_kill() {
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn before_espocrm_is_installed_it_is_started_again_and_again() {
+fn the_container_restarts_until_espocrm_is_installed() {
     let standin = espocrm();
     let (config, away) = ("data/config.php", "data/config.away");
     let rename = |from: &str, to: &str| {
@@ -87,7 +87,7 @@ fn before_espocrm_is_installed_it_is_started_again_and_again() {
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn a_daemon_that_is_stuck_is_unhealthy() {
+fn a_stopped_daemon_process_is_unhealthy() {
     let standin = espocrm();
     let project = Project::up(&standin);
     eventually("it is healthy", || project.health() == "healthy");

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{Chromium, Daemon, Kind, Page, Php, Port, Proxy, Standin, eventually};
 
 #[test]
-fn the_demo_loads_from_the_daemon_alone_and_its_tabs_connect() {
+fn the_demo_page_loads_only_from_the_daemon_and_its_tabs_connect() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
@@ -21,7 +21,7 @@ fn the_demo_loads_from_the_daemon_alone_and_its_tabs_connect() {
 }
 
 #[test]
-fn what_is_clicked_reaches_exactly_the_tabs_that_may_see_it() {
+fn demo_messages_reach_exactly_the_permitted_tabs() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
@@ -83,7 +83,7 @@ fn what_is_clicked_reaches_exactly_the_tabs_that_may_see_it() {
 }
 
 #[test]
-fn tabs_come_back_by_themselves_after_a_restart_of_the_daemon() {
+fn demo_tabs_reconnect_after_a_restart_of_the_daemon() {
     let port = Port::reserve();
     let address = port.address().to_string();
     let mut demo = Daemon::demo_at(&address);
@@ -107,7 +107,7 @@ fn tabs_come_back_by_themselves_after_a_restart_of_the_daemon() {
 }
 
 #[test]
-fn tabs_that_are_closed_cleanly_give_up_for_good() {
+fn demo_tabs_do_not_reconnect_after_a_clean_close() {
     let port = Port::reserve();
     let address = port.address().to_string();
     let demo = Daemon::demo_at(&address);
@@ -137,17 +137,17 @@ fn tabs_that_are_closed_cleanly_give_up_for_good() {
 }
 
 #[test]
-fn a_browser_gets_what_php_sends_and_knows_clean_from_unclean_ends() {
+fn a_browser_receives_messages_and_distinguishes_clean_from_unclean_closes() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
     let mut service = Service::start();
     let url = format!("ws://{}/", service.port.address());
-    gets_what_php_sends_and_knows_clean_from_unclean_ends(&mut page, &mut service, &url);
+    expect_delivery_and_correct_closes(&mut page, &mut service, &url);
 }
 
 #[test]
-fn the_same_holds_behind_each_proxy() {
+fn a_browser_behind_each_proxy_receives_messages_and_distinguishes_clean_from_unclean_closes() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
@@ -155,7 +155,7 @@ fn the_same_holds_behind_each_proxy() {
     for kind in [Kind::Nginx, Kind::Apache, Kind::Caddy] {
         let proxy = Proxy::start(kind, service.port.address());
         let url = format!("wss://localhost:{}/wss", proxy.address().port());
-        gets_what_php_sends_and_knows_clean_from_unclean_ends(&mut page, &mut service, &url);
+        expect_delivery_and_correct_closes(&mut page, &mut service, &url);
     }
 }
 
@@ -185,11 +185,7 @@ impl Service {
     }
 }
 
-fn gets_what_php_sends_and_knows_clean_from_unclean_ends(
-    page: &mut Page,
-    service: &mut Service,
-    url: &str,
-) {
+fn expect_delivery_and_correct_closes(page: &mut Page, service: &mut Service, url: &str) {
     let good = connect(&format!("{url}?authToken=tok-alice&userId=alice"));
     let bad = connect(&format!("{url}?authToken=tok-bob&userId=alice"));
     for signal in ["TERM", "KILL"] {

@@ -29,7 +29,7 @@ const FAILURES: [(&str, &str); 9] = [
 const USER: &str = "0123456789abcdef0";
 
 #[test]
-fn a_check_is_run_with_exactly_its_arguments() {
+fn a_check_runs_with_exactly_its_arguments() {
     let standin = Standin::new();
     standin.custom_categories(&json!({
         "quoted": {"paramList": ["id"], "accessCheckCommand":
@@ -78,7 +78,7 @@ fn a_check_is_run_with_exactly_its_arguments() {
 }
 
 #[test]
-fn at_most_as_many_checks_run_at_a_time_as_are_allowed() {
+fn max_checks_limits_concurrent_checks() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "2"]);
@@ -86,7 +86,7 @@ fn at_most_as_many_checks_run_at_a_time_as_are_allowed() {
 }
 
 #[test]
-fn two_checks_per_core_run_at_a_time_if_nothing_else_is_said() {
+fn two_concurrent_checks_per_core_are_the_default() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -118,7 +118,7 @@ fn most_at_a_time(standin: &Standin, daemon: &Daemon, users: usize) -> usize {
 }
 
 #[test]
-fn identical_checks_that_wait_share_one_run() {
+fn identical_queued_checks_share_one_run() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "1"]);
@@ -171,7 +171,7 @@ fn logins_are_checked_before_subscriptions() {
 }
 
 #[test]
-fn a_check_that_nobody_waits_for_any_more_is_not_run() {
+fn a_check_without_waiting_clients_is_not_run() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "1"]);
@@ -192,7 +192,7 @@ fn a_check_that_nobody_waits_for_any_more_is_not_run() {
 }
 
 #[test]
-fn a_verdict_is_not_for_whoever_comes_next_on_the_same_slot() {
+fn a_verdict_does_not_apply_to_a_later_connection_in_the_same_slot() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -209,7 +209,7 @@ fn a_verdict_is_not_for_whoever_comes_next_on_the_same_slot() {
 }
 
 #[test]
-fn a_check_that_takes_too_long_is_killed_with_all_that_it_started() {
+fn a_check_that_exceeds_its_timeout_is_killed_with_its_children() {
     let standin = Standin::new();
     let start_another = "case $1 in command.php) \
         sleep 120 & echo $! > data/standin/sleeper; echo $$ > data/standin/leader;; esac";
@@ -226,7 +226,7 @@ fn a_check_that_takes_too_long_is_killed_with_all_that_it_started() {
 }
 
 #[test]
-fn a_login_that_cannot_be_checked_ends_without_a_close_frame_and_is_welcome_later() {
+fn a_failed_login_check_ends_without_a_close_frame_and_a_later_login_succeeds() {
     for (failure, reason) in FAILURES {
         let (standin, mut daemon) = failing(failure);
         fail(&standin, failure);
@@ -245,7 +245,7 @@ fn a_login_that_cannot_be_checked_ends_without_a_close_frame_and_is_welcome_late
 }
 
 #[test]
-fn a_subscription_that_cannot_be_checked_is_tried_again() {
+fn a_subscription_whose_check_fails_is_retried() {
     // Each waits for a second.
     std::thread::scope(|scope| {
         for (failure, reason) in FAILURES {
@@ -272,7 +272,7 @@ fn a_subscription_that_cannot_be_checked_is_tried_again() {
 }
 
 #[test]
-fn the_upgrade_is_answered_before_anything_is_checked() {
+fn the_upgrade_response_does_not_wait_for_a_check() {
     let standin = Standin::new();
     let php = standin.php("php", "");
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -324,7 +324,7 @@ fn expect_no_token(daemon: &Daemon) {
 }
 
 #[test]
-fn a_subscription_that_fails_again_waits_longer_and_is_granted_in_the_end() {
+fn repeated_check_failures_back_off_until_the_subscription_is_granted() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
@@ -341,7 +341,7 @@ fn a_subscription_that_fails_again_waits_longer_and_is_granted_in_the_end() {
 }
 
 #[test]
-fn a_tab_that_comes_after_the_recovery_does_not_wait_for_the_next_attempt() {
+fn a_tab_that_connects_after_the_recovery_does_not_wait_for_the_next_retry() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-checks", "1"]);
     let mut before = daemon.connect("alice");
@@ -358,7 +358,7 @@ fn a_tab_that_comes_after_the_recovery_does_not_wait_for_the_next_attempt() {
 }
 
 #[test]
-fn what_is_denied_is_not_tried_again() {
+fn a_denied_subscription_is_not_retried() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
@@ -375,7 +375,7 @@ fn what_is_denied_is_not_tried_again() {
 }
 
 #[test]
-fn what_php_complains_of_is_logged_without_the_token() {
+fn errors_of_php_are_logged_without_the_token() {
     let standin = Standin::new();
     let complain = "case $1 in command.php) \
         echo \"#0 check('$3', '$4') of $(printf %.15s \"$3\")...\" >&2; exit 255;; esac";
@@ -388,7 +388,7 @@ fn what_php_complains_of_is_logged_without_the_token() {
 }
 
 #[test]
-fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
+fn php_inherits_only_its_standard_streams_and_no_service_manager_variables() {
     let standin = Standin::new();
     let look = "name=data/standin/${1:-probe}; ls -l /proc/self/fd > $name.fd; env > $name.env";
     let php = standin.php("php", look);
@@ -425,7 +425,7 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
 }
 
 #[test]
-fn checks_end_with_the_daemon() {
+fn running_checks_end_with_the_daemon() {
     let standin = Standin::new();
     // It does not wait for them.
     let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);
@@ -443,7 +443,7 @@ fn checks_end_with_the_daemon() {
 }
 
 #[test]
-fn php_that_is_asked_for_the_settings_at_the_start_ends_with_the_daemon() {
+fn the_php_probe_at_startup_ends_with_the_daemon() {
     let standin = Standin::new();
     standin.set("probe-failure", "hang");
     let mut process = crate::support::serving(&standin).spawn().unwrap();

@@ -34,7 +34,7 @@ fn a_record_of_an_unknown_type_is_denied_without_a_check() {
 }
 
 #[test]
-fn a_type_that_was_added_a_moment_ago_is_checked() {
+fn a_newly_added_type_is_checked() {
     let standin = standin(&["Account"]);
     let mut daemon = Daemon::start_with(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -53,7 +53,7 @@ fn a_type_that_was_added_a_moment_ago_is_checked() {
 }
 
 #[test]
-fn an_unknown_type_is_checked_if_the_types_are_not_known() {
+fn every_type_is_checked_if_the_list_of_types_is_unavailable() {
     let mut standin = standin(&["Account"]);
     standin.config("useCache", false);
     let mut daemon = Daemon::start_with(&standin, &[]);
@@ -63,7 +63,7 @@ fn an_unknown_type_is_checked_if_the_types_are_not_known() {
 }
 
 #[test]
-fn a_database_that_is_down_denies_nothing() {
+fn a_database_outage_denies_nothing() {
     let standin = standin(&["Account"]);
     let mut daemon = Daemon::start_with(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -76,7 +76,7 @@ fn a_database_that_is_down_denies_nothing() {
 }
 
 #[test]
-fn a_topic_whose_check_always_fails_does_not_hide_that_logins_fail() {
+fn a_permanently_failing_topic_does_not_hide_failing_logins() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--check-cache", "0"]);
     let mut alice = daemon.connect("alice");

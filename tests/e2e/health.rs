@@ -25,7 +25,7 @@ fn expect_good(output: &Output) {
 }
 
 #[test]
-fn a_daemon_that_serves_is_healthy_and_runs_no_check_for_that() {
+fn a_running_daemon_is_healthy_and_the_health_command_causes_no_check() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     expect_good(&of(&daemon, &standin, &[]));
@@ -33,7 +33,7 @@ fn a_daemon_that_serves_is_healthy_and_runs_no_check_for_that() {
 }
 
 #[test]
-fn an_origin_or_a_proxys_header_that_the_daemon_wants_is_given() {
+fn health_sends_the_required_origin_and_proxy_header() {
     let standin = Standin::new();
     let flags = ["--origin", "https://crm.example.com"];
     let daemon = Daemon::start_with(&standin, &flags);
@@ -45,7 +45,7 @@ fn an_origin_or_a_proxys_header_that_the_daemon_wants_is_given() {
 }
 
 #[test]
-fn where_nobody_or_somebody_else_serves_is_told() {
+fn no_server_or_another_server_is_reported() {
     let standin = Standin::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -65,7 +65,7 @@ fn where_nobody_or_somebody_else_serves_is_told() {
 }
 
 #[test]
-fn through_the_daemons_own_tls_a_websocket_is_opened() {
+fn health_opens_a_websocket_over_tls() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));
@@ -79,7 +79,7 @@ fn through_the_daemons_own_tls_a_websocket_is_opened() {
 }
 
 #[test]
-fn with_tls_the_daemon_must_do_more_than_answer() {
+fn with_tls_any_response_is_not_enough() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));

@@ -83,7 +83,7 @@ fn skips() -> bool {
 }
 
 #[test]
-fn linked_data_does_not_make_root_run_the_sites_code() {
+fn a_linked_data_directory_does_not_make_root_run_site_code() {
     if skips() {
         return;
     }
@@ -102,7 +102,7 @@ fn linked_data_does_not_make_root_run_the_sites_code() {
 }
 
 #[test]
-fn data_of_root_does_not_make_root_run_the_sites_code() {
+fn a_data_directory_owned_by_root_does_not_make_root_run_site_code() {
     if skips() {
         return;
     }
@@ -124,7 +124,7 @@ fn data_of_root_does_not_make_root_run_the_sites_code() {
 }
 
 #[test]
-fn the_user_who_runs_php_is_the_owner_with_its_own_group_and_nothing_of_roots() {
+fn php_runs_as_the_owner_with_its_own_group_and_no_root_privileges() {
     if skips() {
         return;
     }
@@ -174,7 +174,7 @@ fn a_running_daemon_keeps_the_user() {
 
 /// What an administrator copies from a message runs the site's code as the site's user.
 #[test]
-fn a_command_that_a_message_shows_is_not_one_for_root() {
+fn commands_suggested_in_messages_do_not_run_site_code_as_root() {
     let site = Site::new();
     fs::write(site.standin.path().join("bootstrap.php"), "<?php exit(7);").unwrap();
     let output = run(site.command(&["config"]));
@@ -184,7 +184,7 @@ fn a_command_that_a_message_shows_is_not_one_for_root() {
 }
 
 #[test]
-fn nothing_of_another_system_is_executed() {
+fn nothing_in_another_root_directory_is_executed() {
     let (site, image) = (Site::new(), TempDir::new("image"));
     let crm = image.path().join("var/www/html");
     fs::create_dir_all(crm.parent().unwrap()).unwrap();

@@ -30,7 +30,7 @@ fn notified(daemon: &mut Daemon, user: &str) -> Client {
 }
 
 #[test]
-fn the_topics_of_espocrm_reach_those_who_may_see_them() {
+fn the_topics_of_espocrm_are_delivered_to_permitted_users() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
@@ -70,7 +70,7 @@ fn the_topics_of_espocrm_reach_those_who_may_see_them() {
 }
 
 #[test]
-fn a_message_for_a_user_reaches_all_tabs_of_that_user_that_want_it() {
+fn a_message_for_a_user_reaches_all_subscribed_tabs_of_that_user() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut tabs = [notified(&mut daemon, "alice"), notified(&mut daemon, "alice")];
@@ -96,7 +96,7 @@ fn a_message_for_a_user_reaches_all_tabs_of_that_user_that_want_it() {
 }
 
 #[test]
-fn a_broadcast_reaches_only_those_whose_own_check_has_succeeded() {
+fn a_broadcast_reaches_only_users_with_a_granted_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let [mut denied, mut unchecked] = ["alice", "bob"].map(|user| daemon.connect(user));
@@ -131,7 +131,7 @@ fn a_broadcast_reaches_only_those_whose_own_check_has_succeeded() {
 }
 
 #[test]
-fn a_message_is_passed_on_as_it_is() {
+fn a_message_is_delivered_unchanged() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -156,7 +156,7 @@ fn a_message_is_passed_on_as_it_is() {
 }
 
 #[test]
-fn whatever_arrives_the_daemon_lives_and_says_each_reason_once() {
+fn invalid_messages_are_dropped_and_each_reason_is_logged_once() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -242,7 +242,7 @@ fn a_message_of_1_mib_is_delivered() {
 }
 
 #[test]
-fn a_message_over_1_mib_harms_no_other() {
+fn a_message_over_1_mib_affects_no_other_message() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -272,7 +272,7 @@ fn a_message_over_1_mib_is_logged() {
 }
 
 #[test]
-fn messages_are_delivered_in_the_order_of_their_arrival() {
+fn messages_are_delivered_in_order_of_arrival() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = notified(&mut daemon, "alice");
@@ -294,7 +294,7 @@ fn messages_are_delivered_in_the_order_of_their_arrival() {
 }
 
 #[test]
-fn many_php_processes_at_once_lose_nothing() {
+fn many_concurrent_php_processes_lose_no_message() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -315,7 +315,7 @@ fn many_php_processes_at_once_lose_nothing() {
 }
 
 #[test]
-fn what_does_not_speak_zeromq_at_its_port_does_no_harm() {
+fn other_protocols_on_the_zeromq_port_do_no_harm() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");

@@ -57,7 +57,7 @@ fn mentioned(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn promtool_has_nothing_to_say_against_the_metrics() {
+fn promtool_accepts_the_metrics() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (_daemon, _alice) = used(&standin, port.address());
@@ -77,7 +77,7 @@ fn promtool_has_nothing_to_say_against_the_metrics() {
 }
 
 #[test]
-fn dashboard_alerts_and_documentation_know_the_metrics_that_there_are() {
+fn dashboard_alerts_and_documentation_match_the_exported_metrics() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (_daemon, _alice) = used(&standin, port.address());
@@ -111,7 +111,7 @@ fn dashboard_alerts_and_documentation_know_the_metrics_that_there_are() {
 }
 
 #[test]
-fn the_alerts_are_well_formed_and_fire_when_they_should_and_only_then() {
+fn the_alerts_are_well_formed_and_fire_only_when_expected() {
     for arguments in [
         &["check", "rules", "alerts.yml"][..],
         &["test", "rules", "alerts_test.yml"],
@@ -207,7 +207,7 @@ impl Prometheus {
 }
 
 #[test]
-fn a_real_prometheus_reads_what_has_happened() {
+fn prometheus_scrapes_correct_values() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (daemon, alice) = used(&standin, port.address());
@@ -269,7 +269,7 @@ fn compared(expression: &str) -> &str {
 }
 
 #[test]
-fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
+fn prometheus_evaluates_every_query_of_the_dashboard_and_the_alerts() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (daemon, mut alice) = used(&standin, port.address());
@@ -332,7 +332,7 @@ fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
 }
 
 #[test]
-fn the_control_socket_tells_the_same_metrics() {
+fn the_control_socket_returns_the_same_metrics() {
     let standin = Standin::new();
     let (_daemon, control) = Control::start(&standin, &[]);
     let mut check = promtool();

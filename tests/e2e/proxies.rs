@@ -23,17 +23,17 @@ macro_rules! with_each_proxy {
 }
 
 with_each_proxy! {
-    a_tab_gets_what_php_sends
-    a_refused_token_is_a_clean_close
-    a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards
+    a_tab_receives_messages_from_php
+    a_denied_token_is_a_clean_close
+    a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwards
     pings_keep_an_idle_tab_connected
-    large_cookies_pass
-    a_head_that_is_too_large_is_told_so
-    no_token_gets_into_its_logs
-    its_usual_logs_would_have_the_token
+    requests_with_large_cookies_are_accepted
+    an_oversized_head_gets_an_error_response
+    its_logs_contain_no_token
+    its_default_logs_would_contain_the_token
 }
 
-fn a_tab_gets_what_php_sends(kind: Kind) {
+fn a_tab_receives_messages_from_php(kind: Kind) {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -50,7 +50,7 @@ fn a_tab_gets_what_php_sends(kind: Kind) {
     }
 }
 
-fn a_refused_token_is_a_clean_close(kind: Kind) {
+fn a_denied_token_is_a_clean_close(kind: Kind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -63,7 +63,7 @@ fn a_refused_token_is_a_clean_close(kind: Kind) {
     tab.expect_close(1008);
 }
 
-fn a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards(kind: Kind) {
+fn a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwards(kind: Kind) {
     let standin = Standin::new();
     let port = Port::reserve();
     let start = || Daemon::start_with(&standin, &["--listen", &port.address().to_string()]);
@@ -123,7 +123,7 @@ fn pings_keep_an_idle_tab_connected(kind: Kind) {
 }
 
 #[test]
-fn without_pings_an_idle_tab_is_cut_off() {
+fn without_pings_the_proxy_disconnects_an_idle_tab() {
     let standin = Standin::new();
     for kind in [Kind::Nginx, Kind::Apache, Kind::Caddy] {
         let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "1h"]);
@@ -141,7 +141,7 @@ fn request_with_cookies(size: usize) -> String {
     request("/wss?authToken=tok-alice&userId=alice").replace("Host:", &headers)
 }
 
-fn large_cookies_pass(kind: Kind) {
+fn requests_with_large_cookies_are_accepted(kind: Kind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -152,7 +152,7 @@ fn large_cookies_pass(kind: Kind) {
     tab.expect_welcome();
 }
 
-fn a_head_that_is_too_large_is_told_so(kind: Kind) {
+fn an_oversized_head_gets_an_error_response(kind: Kind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -162,14 +162,14 @@ fn a_head_that_is_too_large_is_told_so(kind: Kind) {
     assert!(response.starts_with("HTTP/1.1 431 "), "{response}");
 }
 
-fn no_token_gets_into_its_logs(kind: Kind) {
+fn its_logs_contain_no_token(kind: Kind) {
     let logs = logs_of_good_and_bad_times(kind, &[]);
     assert!(!logs.contains("tok-"), "{logs}");
     assert!(!logs.contains("authToken"), "{logs}");
 }
 
 /// Without any one of the measures that are documented.
-fn its_usual_logs_would_have_the_token(kind: Kind) {
+fn its_default_logs_would_contain_the_token(kind: Kind) {
     let measures: &[(&str, &str)] = match kind {
         Kind::Nginx => {
             &[("access.log without_token", "access.log combined"), ("error_log /dev/null;", "")]
@@ -258,7 +258,7 @@ fn a_reload_keeps_tabs_connected(kind: Kind) {
 }
 
 #[test]
-fn when_nginx_apache_or_traefik_is_stopped_tabs_end_uncleanly() {
+fn stopping_nginx_apache_or_traefik_ends_tabs_uncleanly() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for kind in [Kind::Nginx, Kind::Apache, Kind::Traefik] {
@@ -271,7 +271,7 @@ fn when_nginx_apache_or_traefik_is_stopped_tabs_end_uncleanly() {
 
 /// Apache then does not look at the WebSocket's time-outs, but that is all.
 #[test]
-fn apache_needs_no_mod_proxy_http() {
+fn apache_works_without_mod_proxy_http() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let modules = [("ssl proxy_http proxy_wstunnel", "ssl proxy_wstunnel")];
@@ -288,7 +288,7 @@ fn apache_needs_no_mod_proxy_http() {
 
 /// Nobody wants that, but administrators should know it.
 #[test]
-fn when_caddy_is_reloaded_or_stopped_it_closes_tabs_cleanly_as_documented() {
+fn reloading_or_stopping_caddy_closes_tabs_cleanly_as_documented() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(Kind::Caddy, daemon.address);

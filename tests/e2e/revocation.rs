@@ -34,7 +34,7 @@ fn runs(standin: &Standin, arguments: &str, more: usize) {
 }
 
 #[test]
-fn who_has_logged_out_is_cut_off_cleanly_in_all_tabs_and_nobody_else_is() {
+fn a_logout_cleanly_closes_all_tabs_of_that_session_and_no_others() {
     let standin = Standin::new();
     let mut daemon = start(&standin);
     let mut tabs = [daemon.connect("alice"), alice(&mut daemon)];
@@ -56,7 +56,7 @@ fn who_has_logged_out_is_cut_off_cleanly_in_all_tabs_and_nobody_else_is() {
 }
 
 #[test]
-fn a_record_that_may_no_longer_be_seen_is_no_longer_delivered() {
+fn a_record_is_no_longer_delivered_after_access_is_denied() {
     let standin = Standin::new();
     let mut daemon = start(&standin);
     let mut alice = alice(&mut daemon);
@@ -76,7 +76,7 @@ fn a_record_that_may_no_longer_be_seen_is_no_longer_delivered() {
 }
 
 #[test]
-fn an_espocrm_that_fails_takes_nothing_away() {
+fn a_failing_espocrm_revokes_nothing() {
     std::thread::scope(|scope| {
         for failure in ["error", "exit255", "crash"] {
             scope.spawn(move || {
@@ -98,7 +98,7 @@ fn an_espocrm_that_fails_takes_nothing_away() {
 }
 
 #[test]
-fn a_topic_that_cannot_be_checked_again_stays() {
+fn a_topic_whose_recheck_fails_stays_subscribed() {
     let standin = Standin::new();
     let fail = "case $2 in AclCheck) \
         if [ -e data/standin/no-acl ]; then echo >> data/standin/no-acl; exit 255; fi;; esac";
@@ -119,7 +119,7 @@ fn a_topic_that_cannot_be_checked_again_stays() {
 }
 
 #[test]
-fn the_tabs_of_a_user_share_one_run_of_each_check() {
+fn the_tabs_of_a_user_share_each_recheck() {
     let standin = Standin::new();
     let (mut daemon, file) = start_without(&standin);
     let mut tabs: Vec<Client> = (0..3).map(|_| alice(&mut daemon)).collect();
@@ -156,7 +156,7 @@ fn the_tabs_of_a_user_share_one_run_of_each_check() {
 }
 
 #[test]
-fn with_no_interval_nothing_is_checked_again() {
+fn without_an_interval_there_are_no_rechecks() {
     let standin = Standin::new();
     let flags = ["--recheck-interval", "0", "--ping-interval", "1s"];
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -168,7 +168,7 @@ fn with_no_interval_nothing_is_checked_again() {
 }
 
 #[test]
-fn a_reload_takes_up_another_interval() {
+fn a_reload_applies_a_changed_interval() {
     let standin = Standin::new();
     let (mut daemon, file) = start_without(&standin);
     let mut tabs = [alice(&mut daemon)];

@@ -11,7 +11,7 @@ const GATE: &str = "case $1 in command.php) \
     while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
 
 #[test]
-fn every_version_tells_good_from_bad() {
+fn every_version_distinguishes_granted_from_denied() {
     for version in ["5.6.0", "7.0.0", "9.1.9", "9.2.0", "9.3.10", "10.0.0", "10.0.0-beta1"] {
         let standin = Standin::new();
         standin.state(version);
@@ -22,7 +22,7 @@ fn every_version_tells_good_from_bad() {
 }
 
 #[test]
-fn a_version_that_is_not_known_is_granted_what_is_beyond_doubt() {
+fn with_an_unknown_version_only_unambiguous_verdicts_grant() {
     for version in ["", "dev"] {
         let standin = Standin::new();
         standin.state(version);
@@ -67,7 +67,7 @@ fn verdicts(standin: &Standin, daemon: &mut Daemon) {
 }
 
 #[test]
-fn a_version_that_changes_on_disk_changes_how_verdicts_are_read() {
+fn a_version_change_on_disk_changes_the_interpretation_of_verdicts() {
     let standin = Standin::new();
     standin.state("9.1.9");
     let mut daemon = Daemon::start(&standin);

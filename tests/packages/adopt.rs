@@ -9,11 +9,11 @@ use crate::support::eventually;
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    an_installation_leaves_websocket_php_alone_and_adopt_takes_over
-    what_was_adopted_under_another_name_can_be_given_back
-    if_ours_does_not_start_the_old_one_goes_on
-    an_upgrade_and_a_removal_leave_websocket_php_alone
-    without_a_package_a_line_of_the_unit_is_enough
+    an_installation_keeps_websocket_php_and_adopt_replaces_it
+    a_unit_adopted_under_another_name_can_be_restored
+    if_the_daemon_does_not_start_the_old_service_continues
+    an_upgrade_and_a_removal_keep_websocket_php
+    without_a_package_one_changed_line_of_the_unit_is_enough
 }
 
 /// As administrators write it, with the name that EspoCRM's documentation gives it.
@@ -64,7 +64,7 @@ fn websocket_php_serves() -> bool {
     })
 }
 
-fn an_installation_leaves_websocket_php_alone_and_adopt_takes_over(release: Release) {
+fn an_installation_keeps_websocket_php_and_adopt_replaces_it(release: Release) {
     let container = with_websocket_php(release, UNIT);
     let path = format!("/etc/systemd/system/{UNIT}");
     let pid = container.main_pid(UNIT);
@@ -91,7 +91,7 @@ fn an_installation_leaves_websocket_php_alone_and_adopt_takes_over(release: Rele
     container.fail("pgrep -f '^/usr/bin/[e]spocrm-websocket run'");
 }
 
-fn what_was_adopted_under_another_name_can_be_given_back(release: Release) {
+fn a_unit_adopted_under_another_name_can_be_restored(release: Release) {
     let theirs = "crm-realtime.service";
     let container = with_websocket_php(release, theirs);
     container.write(&format!("/etc/systemd/system/{theirs}.d/own.conf"), "[Service]\nNice=3\n");
@@ -114,7 +114,7 @@ fn what_was_adopted_under_another_name_can_be_given_back(release: Release) {
     assert!(!container.is_active(UNIT));
 }
 
-fn if_ours_does_not_start_the_old_one_goes_on(release: Release) {
+fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     let container = with_websocket_php(release, UNIT);
     install(&container);
     // Ours cannot do without this port.
@@ -136,7 +136,7 @@ fn if_ours_does_not_start_the_old_one_goes_on(release: Release) {
 }
 
 /// Whoever does not adopt it has a package that is there and does nothing.
-fn an_upgrade_and_a_removal_leave_websocket_php_alone(release: Release) {
+fn an_upgrade_and_a_removal_keep_websocket_php(release: Release) {
     let container = with_websocket_php(release, UNIT);
     let pid = container.main_pid(UNIT);
     let previous = previous(&container);
@@ -154,7 +154,7 @@ fn an_upgrade_and_a_removal_leave_websocket_php_alone(release: Release) {
 }
 
 /// As docs/install.md says it for those who build it themselves.
-fn without_a_package_a_line_of_the_unit_is_enough(release: Release) {
+fn without_a_package_one_changed_line_of_the_unit_is_enough(release: Release) {
     let container = with_websocket_php(release, UNIT);
     container.run(&format!(
         "dpkg-deb -x /packages/{} /tmp/built && install /tmp/built/usr/bin/espocrm-websocket \

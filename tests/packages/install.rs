@@ -13,10 +13,10 @@ use crate::tab::{self, UNIT};
 
 on_each_release! {
     an_installation_finds_espocrm_and_serves_it_as_its_owner
-    a_browser_behind_nginx_gets_what_php_sends
-    php_has_what_it_needs_in_the_sandbox_and_nothing_more
-    a_sandbox_that_is_too_tight_would_be_noticed
-    files_of_the_package_have_their_places
+    a_browser_behind_nginx_receives_messages_from_php
+    the_sandbox_gives_php_exactly_what_it_needs
+    the_test_detects_a_sandbox_that_is_too_strict
+    package_files_are_installed_in_their_places
 }
 
 fn an_installation_finds_espocrm_and_serves_it_as_its_owner(release: Release) {
@@ -39,7 +39,7 @@ fn an_installation_finds_espocrm_and_serves_it_as_its_owner(release: Release) {
     tab::open(PORT);
 }
 
-fn a_browser_behind_nginx_gets_what_php_sends(release: Release) {
+fn a_browser_behind_nginx_receives_messages_from_php(release: Release) {
     let container = installed(release);
     let document = std::fs::read_to_string(project("docs/proxies/nginx.conf")).unwrap();
     let without_tls = document.replace("listen 443 ssl;", "listen 8000;");
@@ -82,7 +82,7 @@ fn a_browser_behind_nginx_gets_what_php_sends(release: Release) {
     stranger.expect_close(1008);
 }
 
-fn php_has_what_it_needs_in_the_sandbox_and_nothing_more(release: Release) {
+fn the_sandbox_gives_php_exactly_what_it_needs(release: Release) {
     let container = installed(release);
     container.run("install -d -m 777 /srv/shared /var/lib/shared");
     for (user, worker) in [("alice", true), ("bob", false)] {
@@ -107,7 +107,7 @@ fn php_has_what_it_needs_in_the_sandbox_and_nothing_more(release: Release) {
 }
 
 /// Or else the test above could not fail.
-fn a_sandbox_that_is_too_tight_would_be_noticed(release: Release) {
+fn the_test_detects_a_sandbox_that_is_too_strict(release: Release) {
     let container = installed(release);
     container.write(
         &format!("/etc/systemd/system/{UNIT}.d/90-tight.conf"),
@@ -121,7 +121,7 @@ fn a_sandbox_that_is_too_tight_would_be_noticed(release: Release) {
     assert_eq!(report["writable"], json!(["data/cache/x", "/tmp/x"]), "{report}");
 }
 
-fn files_of_the_package_have_their_places(release: Release) {
+fn package_files_are_installed_in_their_places(release: Release) {
     let container = installed(release);
     assert!(container.run("espocrm-websocket --version").starts_with("espocrm-websocket "));
     let files = container.run("dpkg -L espocrm-websocket");

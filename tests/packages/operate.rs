@@ -8,12 +8,12 @@ use crate::standin::PORT;
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    a_service_tells_how_it_is_to_root_and_to_nobody_else
-    a_further_service_is_asked_by_its_name
-    the_doctor_finds_fault_with_nothing_but_what_is_not_there
+    only_root_can_query_a_service
+    an_additional_service_is_queried_by_its_name
+    the_doctor_reports_only_missing_parts
 }
 
-fn a_service_tells_how_it_is_to_root_and_to_nobody_else(release: Release) {
+fn only_root_can_query_a_service(release: Release) {
     let container = installed(release);
     let _tab = tab::open(PORT);
     let status = container.run("espocrm-websocket status --json");
@@ -37,7 +37,7 @@ fn a_service_tells_how_it_is_to_root_and_to_nobody_else(release: Release) {
     assert!(gone.contains("systemctl status"), "{gone}");
 }
 
-fn a_further_service_is_asked_by_its_name(release: Release) {
+fn an_additional_service_is_queried_by_its_name(release: Release) {
     let container = installed(release);
     crate::standin::add_with(&container, "/srv/second", 8081, 5556);
     container.run("espocrm-websocket setup --espocrm /srv/second --name second");
@@ -48,7 +48,7 @@ fn a_further_service_is_asked_by_its_name(release: Release) {
     assert!(told.contains("/var/www/html") && !told.contains(":8081"), "{told}");
 }
 
-fn the_doctor_finds_fault_with_nothing_but_what_is_not_there(release: Release) {
+fn the_doctor_reports_only_missing_parts(release: Release) {
     let container = installed(release);
     // An installer writes it.
     container.write("/etc/hosts", "127.0.0.1 localhost\n");

@@ -10,7 +10,7 @@ const RPM: &str = "rpm --force-debian --nodeps --nodigest --nosignature";
 
 #[test]
 #[ignore = "boots a container: make test-packages"]
-fn an_rpm_is_installed_upgraded_and_erased() {
+fn an_rpm_is_installed_upgraded_and_removed() {
     let container = Container::boot(Release::Bookworm);
     standin::add(&container, "/var/www/html");
     let package = format!("/packages/{}", name("rpm"));

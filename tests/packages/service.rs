@@ -10,14 +10,14 @@ use crate::tab::{self, UNIT};
 
 on_each_release! {
     a_reload_keeps_the_process_and_its_tabs
-    php_of_the_distribution_sends_to_a_tab
-    a_broken_setting_does_not_end_what_runs
-    a_daemon_that_was_killed_comes_back
-    a_daemon_that_is_stuck_is_started_again
-    the_journal_has_priorities_and_no_second_time
-    an_error_at_the_start_is_an_error_in_the_journal
-    the_delay_between_restarts_grows_where_systemd_can_do_that
-    a_stop_takes_php_with_it
+    messages_from_the_php_of_the_distribution_reach_a_tab
+    an_invalid_setting_does_not_stop_the_running_service
+    a_killed_daemon_is_restarted
+    a_stuck_daemon_is_restarted
+    the_journal_has_priorities_and_no_duplicate_timestamps
+    a_startup_error_has_priority_error_in_the_journal
+    the_restart_delay_grows_where_systemd_supports_it
+    stopping_the_service_ends_php
     an_endpoint_that_cannot_be_bound_keeps_the_previous_socket
 }
 
@@ -33,7 +33,7 @@ fn a_reload_keeps_the_process_and_its_tabs(release: Release) {
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn php_of_the_distribution_sends_to_a_tab(release: Release) {
+fn messages_from_the_php_of_the_distribution_reach_a_tab(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     // From subscribing on.
@@ -43,7 +43,7 @@ fn php_of_the_distribution_sends_to_a_tab(release: Release) {
     tab.expect_event(&message);
 }
 
-fn a_broken_setting_does_not_end_what_runs(release: Release) {
+fn an_invalid_setting_does_not_stop_the_running_service(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
@@ -59,7 +59,7 @@ fn a_broken_setting_does_not_end_what_runs(release: Release) {
     container.wait_until_active(UNIT);
 }
 
-fn a_daemon_that_was_killed_comes_back(release: Release) {
+fn a_killed_daemon_is_restarted(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
@@ -70,7 +70,7 @@ fn a_daemon_that_was_killed_comes_back(release: Release) {
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn a_daemon_that_is_stuck_is_started_again(release: Release) {
+fn a_stuck_daemon_is_restarted(release: Release) {
     let container = installed(release);
     assert_ne!(container.property(UNIT, "WatchdogUSec"), "0");
     let hasty = "[Service]\nWatchdogSec=2\n";
@@ -85,7 +85,7 @@ fn a_daemon_that_is_stuck_is_started_again(release: Release) {
     assert!(container.logged(UNIT, "Watchdog timeout") > 0);
 }
 
-fn the_journal_has_priorities_and_no_second_time(release: Release) {
+fn the_journal_has_priorities_and_no_duplicate_timestamps(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
@@ -112,7 +112,7 @@ fn the_journal_has_priorities_and_no_second_time(release: Release) {
     }
 }
 
-fn an_error_at_the_start_is_an_error_in_the_journal(release: Release) {
+fn a_startup_error_has_priority_error_in_the_journal(release: Release) {
     let container = installed(release);
     let warnings = || container.run(&format!("journalctl --no-pager -p warning -o cat -u {UNIT}"));
     assert!(!warnings().contains("nonsense"), "{}", warnings());
@@ -130,7 +130,7 @@ fn an_error_at_the_start_is_an_error_in_the_journal(release: Release) {
     container.wait_until_active(UNIT);
 }
 
-fn the_delay_between_restarts_grows_where_systemd_can_do_that(release: Release) {
+fn the_restart_delay_grows_where_systemd_supports_it(release: Release) {
     let container = installed(release);
     let drop_in = container.read(DROP_IN);
     match release {
@@ -144,7 +144,7 @@ fn the_delay_between_restarts_grows_where_systemd_can_do_that(release: Release) 
     assert!(!warnings.contains("Unknown key"), "{warnings}");
 }
 
-fn a_stop_takes_php_with_it(release: Release) {
+fn stopping_the_service_ends_php(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     assert!(container.run("pgrep -x php").lines().count() > 0);

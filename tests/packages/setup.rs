@@ -6,14 +6,14 @@ use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    without_espocrm_it_waits_for_one
-    with_several_it_asks_which
-    a_second_espocrm_has_a_service_of_its_own
+    without_espocrm_the_service_starts_only_after_setup
+    with_several_espocrms_setup_requires_a_choice
+    a_second_espocrm_has_its_own_service
     an_espocrm_under_home_is_served
-    files_that_belong_to_root_are_refused
+    files_owned_by_root_are_rejected
 }
 
-fn without_espocrm_it_waits_for_one(release: Release) {
+fn without_espocrm_the_service_starts_only_after_setup(release: Release) {
     let container = Container::boot(release);
     let said = install(&container);
     assert!(said.contains("espocrm-websocket setup --espocrm"), "{said}");
@@ -27,7 +27,7 @@ fn without_espocrm_it_waits_for_one(release: Release) {
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn with_several_it_asks_which(release: Release) {
+fn with_several_espocrms_setup_requires_a_choice(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/one");
     standin::add(&container, "/var/www/two");
@@ -54,7 +54,7 @@ fn expect_nothing(container: &Container) {
     assert_eq!(container.run("dpkg --audit"), "");
 }
 
-fn a_second_espocrm_has_a_service_of_its_own(release: Release) {
+fn a_second_espocrm_has_its_own_service(release: Release) {
     let container = installed(release);
     let mut first = tab::open(PORT);
     standin::add_with(&container, "/srv/second", 8081, 5556);
@@ -92,7 +92,7 @@ fn an_espocrm_under_home_is_served(release: Release) {
     assert!(!seen.contains("dave") && !seen.contains(".bashrc"), "{seen}");
 }
 
-fn files_that_belong_to_root_are_refused(release: Release) {
+fn files_owned_by_root_are_rejected(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
     container.run("chown -R root:root /var/www/html");

@@ -13,10 +13,10 @@ use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    a_restart_refuses_nobody
+    a_restart_refuses_no_connection
     a_port_below_1024_needs_no_privileges
-    it_cannot_be_started_while_the_service_runs_and_the_documented_order_works
-    each_of_several_services_has_a_socket_of_its_own
+    the_socket_starts_only_in_the_documented_order
+    each_of_several_services_has_its_own_socket
 }
 
 const SOCKET: &str = "espocrm-websocket.socket";
@@ -56,7 +56,7 @@ impl Visitor {
     }
 }
 
-fn a_restart_refuses_nobody(release: Release) {
+fn a_restart_refuses_no_connection(release: Release) {
     let container = installed(release);
     turn_on(&container);
     let visitor = Visitor::start();
@@ -88,7 +88,7 @@ fn a_port_below_1024_needs_no_privileges(release: Release) {
     assert!(TcpStream::connect(tab::address(PORT)).is_err());
 }
 
-fn it_cannot_be_started_while_the_service_runs_and_the_documented_order_works(release: Release) {
+fn the_socket_starts_only_in_the_documented_order(release: Release) {
     let container = installed(release);
     let pid = container.main_pid(UNIT);
     container.fail(&format!("systemctl enable --now {SOCKET}"));
@@ -104,7 +104,7 @@ fn it_cannot_be_started_while_the_service_runs_and_the_documented_order_works(re
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn each_of_several_services_has_a_socket_of_its_own(release: Release) {
+fn each_of_several_services_has_its_own_socket(release: Release) {
     let container = installed(release);
     standin::add_with(&container, "/srv/second", 8081, 5556);
     container.run("espocrm-websocket setup --espocrm /srv/second --name second");

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::support::{Client, Daemon, Pusher, Standin, eventually};
 
 #[test]
-fn the_parameters_come_in_any_order_and_encoding() {
+fn the_parameters_are_accepted_in_any_order_and_encoding() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let long = "u".repeat(124);
@@ -35,7 +35,7 @@ fn the_parameters_come_in_any_order_and_encoding() {
 }
 
 #[test]
-fn parameters_that_cannot_be_right_are_refused_without_running_anything() {
+fn invalid_parameters_are_rejected_without_a_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let long = "a".repeat(129);
@@ -95,7 +95,7 @@ fn the_check_runs_in_espocrms_root() {
 }
 
 #[test]
-fn each_connection_is_welcomed_once_with_an_id_of_its_own() {
+fn each_connection_gets_one_welcome_with_its_own_session_id() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let open = |_| Client::open(daemon.address, "alice", "tok-alice");
@@ -109,7 +109,7 @@ fn each_connection_is_welcomed_once_with_an_id_of_its_own() {
 }
 
 #[test]
-fn what_a_client_sends_during_the_check_is_held_and_nothing_is_delivered_before_its_end() {
+fn input_during_the_login_check_is_buffered_and_nothing_is_delivered_before_the_verdict() {
     let standin = Standin::new();
     standin.hold("tok-alice");
     let mut daemon = Daemon::start(&standin);
@@ -150,7 +150,7 @@ fn what_a_client_sends_during_the_check_is_held_and_nothing_is_delivered_before_
 }
 
 #[test]
-fn a_refused_token_ends_in_a_clean_close() {
+fn a_denied_token_ends_with_a_clean_close() {
     let standin = Standin::new();
     standin.set("bad-tokens", "tok-bob");
     let daemon = Daemon::start(&standin);
@@ -163,7 +163,7 @@ fn a_refused_token_ends_in_a_clean_close() {
 }
 
 #[test]
-fn after_a_clean_close_tcp_waits_for_the_browsers_answer() {
+fn after_a_clean_close_tcp_stays_open_until_the_browser_answers() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut other = daemon.connect("alice");
@@ -189,7 +189,7 @@ fn after_a_clean_close_tcp_waits_for_the_browsers_answer() {
 }
 
 #[test]
-fn a_browser_that_does_not_answer_our_close_is_ended_anyway() {
+fn a_browser_that_does_not_answer_the_close_frame_is_disconnected() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut silent = Client::open(daemon.address, "alice", "wrong");

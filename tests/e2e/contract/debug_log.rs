@@ -15,7 +15,7 @@ fn lines(daemon: &Daemon) -> Vec<String> {
 }
 
 #[test]
-fn the_debug_log_has_the_lines_that_administrators_know() {
+fn the_debug_log_has_the_lines_known_to_administrators() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -50,7 +50,7 @@ fn the_debug_log_has_the_lines_that_administrators_know() {
 }
 
 #[test]
-fn without_debug_mode_there_are_no_such_lines() {
+fn without_debug_mode_debug_lines_are_absent() {
     for debug in [false, true] {
         let mut standin = Standin::new();
         standin.config("webSocketDebugMode", debug);
@@ -71,7 +71,7 @@ fn without_debug_mode_there_are_no_such_lines() {
 }
 
 #[test]
-fn what_a_peer_chose_cannot_forge_a_line_of_the_log() {
+fn input_of_a_peer_cannot_forge_log_lines() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -107,7 +107,7 @@ fn a_token_is_never_logged() {
 
 /// What PHP says when it fails, with its arguments in it.
 #[test]
-fn a_token_that_php_prints_is_not_logged() {
+fn a_token_printed_by_php_is_not_logged() {
     let shapes = [
         // As an extension's own message.
         "echo 'Error: bad token ', $token; exit(1);",
@@ -125,7 +125,7 @@ fn a_token_that_php_prints_is_not_logged() {
 }
 
 #[test]
-fn a_token_at_the_end_of_what_is_logged_of_a_long_line_is_not_logged_in_part() {
+fn a_token_cut_off_at_the_end_of_a_long_line_is_not_logged_in_part() {
     // As in the SQL of a database's error.
     for before in [270, 280, 290] {
         let shape = format!("echo 'Error: ', str_repeat('.', {before}), $token; exit(1);");
@@ -134,7 +134,7 @@ fn a_token_at_the_end_of_what_is_logged_of_a_long_line_is_not_logged_in_part() {
 }
 
 #[test]
-fn a_token_of_which_php_prints_more_than_usual_is_not_logged_in_part() {
+fn a_longer_than_usual_token_prefix_printed_by_php_is_not_logged() {
     // zend.exception_string_param_max_len may be set to any length.
     let shape = "fwrite(STDERR, 'check(\\'' . substr($token, 0, 25) . '...\\')'); exit(255);";
     expect_no_token_if_php_says(shape);

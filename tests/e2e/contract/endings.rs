@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 use crate::support::{Client, DEADLINE, Daemon, Pusher, Standin, eventually, request};
 
 #[test]
-fn a_stop_ends_every_connection_without_a_close_frame() {
+fn stopping_the_daemon_ends_every_connection_without_a_close_frame() {
     for signal in ["TERM", "INT"] {
         let standin = Standin::new();
         standin.hold("carol");
@@ -35,7 +35,7 @@ fn a_stop_ends_every_connection_without_a_close_frame() {
 }
 
 #[test]
-fn a_login_that_could_not_be_checked_ends_without_a_close_frame() {
+fn a_login_whose_check_fails_ends_without_a_close_frame() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("alice");
@@ -52,7 +52,7 @@ fn a_login_that_could_not_be_checked_ends_without_a_close_frame() {
 }
 
 #[test]
-fn a_login_whose_check_never_ends_ends_without_a_close_frame() {
+fn a_login_whose_check_times_out_ends_without_a_close_frame() {
     let standin = Standin::new();
     standin.set("failure", "hang");
     let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1s"]);
@@ -63,14 +63,14 @@ fn a_login_whose_check_never_ends_ends_without_a_close_frame() {
 }
 
 #[test]
-fn a_login_for_which_there_is_no_php_ends_without_a_close_frame() {
+fn a_login_without_php_ends_without_a_close_frame() {
     let answer = answer_without_php();
     let (_, frames) = answer.split_once("\r\n\r\n").unwrap_or_default();
     assert_eq!(frames, "", "{answer}");
 }
 
 #[test]
-fn a_login_for_which_there_is_no_php_is_upgraded_before_it_ends() {
+fn a_login_without_php_is_upgraded_before_it_ends() {
     let answer = answer_without_php();
     assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\n"), "{answer:?}");
 }
@@ -91,7 +91,7 @@ fn answer_without_php() -> String {
 }
 
 #[test]
-fn a_reader_that_never_reads_is_dropped_and_nobody_else_misses_anything() {
+fn a_client_that_never_reads_is_disconnected_and_others_miss_nothing() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut slow = small(&daemon);
@@ -125,7 +125,7 @@ fn a_reader_that_never_reads_is_dropped_and_nobody_else_misses_anything() {
 }
 
 #[test]
-fn a_client_that_floods_pings_or_messages_is_closed() {
+fn a_client_that_floods_pings_or_messages_is_disconnected() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("bob");

@@ -37,7 +37,7 @@ fn pings_are_answered_with_their_payload() {
 }
 
 #[test]
-fn fragments_are_joined_and_control_frames_come_in_between() {
+fn fragments_are_joined_even_with_control_frames_in_between() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -58,7 +58,7 @@ fn fragments_are_joined_and_control_frames_come_in_between() {
 }
 
 #[test]
-fn frames_may_come_in_any_pieces() {
+fn frames_may_arrive_in_pieces_of_any_size() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let long = format!("[5,\"newNotification\"{}]", " ".repeat(1000));
@@ -83,7 +83,7 @@ fn frames_may_come_in_any_pieces() {
 }
 
 #[test]
-fn binary_frames_are_read_as_text() {
+fn binary_frames_are_treated_as_text() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let bytes = frame(0x82, b"[5,\"newNotification\"]");
@@ -91,7 +91,7 @@ fn binary_frames_are_read_as_text() {
 }
 
 #[test]
-fn a_message_of_64_kib_is_accepted_and_one_byte_more_is_not() {
+fn the_message_limit_is_exactly_64_kib() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let subscription = |length: usize| {
@@ -121,7 +121,7 @@ fn a_message_of_64_kib_is_accepted_and_one_byte_more_is_not() {
 }
 
 #[test]
-fn the_clients_close_is_echoed_and_tcp_ended() {
+fn the_close_frame_of_the_client_is_echoed_and_tcp_closed() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut payloads =
@@ -139,7 +139,7 @@ fn the_clients_close_is_echoed_and_tcp_ended() {
 }
 
 #[test]
-fn nothing_is_sent_or_heard_after_a_close() {
+fn nothing_is_sent_or_processed_after_a_close_frame() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("bob");
@@ -221,7 +221,7 @@ fn each_violation_has_its_close_code() {
 }
 
 #[test]
-fn who_stops_sending_is_ended() {
+fn a_client_that_shuts_down_its_sending_side_is_disconnected() {
     let standin = Standin::new();
     standin.hold("carol");
     let mut daemon = Daemon::start(&standin);

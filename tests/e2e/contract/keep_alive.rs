@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::{Client, Daemon, Pusher, Standin, eventually};
 
 #[test]
-fn who_answers_pings_lives_on_and_who_misses_two_is_dropped_without_a_close_frame() {
+fn clients_that_miss_two_pings_are_disconnected_without_a_close_frame() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
     let mut lost = daemon.connect("alice");
@@ -32,7 +32,7 @@ fn who_answers_pings_lives_on_and_who_misses_two_is_dropped_without_a_close_fram
 }
 
 #[test]
-fn the_first_ping_comes_within_the_interval() {
+fn the_first_ping_is_sent_within_the_interval() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
     eventually("it was seen within the deadline of the handshake", || {

@@ -94,7 +94,7 @@ fn an_invalid_handshake_is_answered_400() {
 }
 
 #[test]
-fn another_method_is_answered_405_and_told_which_is_allowed() {
+fn another_method_is_answered_405_with_an_allow_header() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for method in ["POST", "HEAD", "OPTIONS", "get"] {
@@ -108,7 +108,7 @@ fn another_method_is_answered_405_and_told_which_is_allowed() {
 }
 
 #[test]
-fn whoever_wants_something_else_than_wamp_is_answered_426() {
+fn requests_without_a_wamp_websocket_are_answered_426() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for request in [
@@ -128,7 +128,7 @@ fn whoever_wants_something_else_than_wamp_is_answered_426() {
 }
 
 #[test]
-fn too_large_a_head_is_answered_431_even_if_it_does_not_end() {
+fn an_oversized_head_is_answered_431_even_if_incomplete() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let cookie = format!("Cookie: {}", "c".repeat(20_000));
@@ -142,7 +142,7 @@ fn too_large_a_head_is_answered_431_even_if_it_does_not_end() {
 }
 
 #[test]
-fn another_version_of_http_is_answered_505() {
+fn an_unsupported_http_version_is_answered_505() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let http2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned();
@@ -152,7 +152,7 @@ fn another_version_of_http_is_answered_505() {
 }
 
 #[test]
-fn beyond_the_limit_the_answer_is_503_until_somebody_leaves() {
+fn beyond_the_connection_limit_requests_are_answered_503_until_a_client_leaves() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--max-connections", "2"]);
     let mut first = daemon.connect("alice");
@@ -177,7 +177,7 @@ fn beyond_the_limit_the_answer_is_503_until_somebody_leaves() {
 }
 
 #[test]
-fn a_client_that_sends_nothing_more_gets_its_answer_too() {
+fn a_half_closed_client_still_gets_its_response() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     // As `nc -N` does.
@@ -188,7 +188,7 @@ fn a_client_that_sends_nothing_more_gets_its_answer_too() {
 }
 
 #[test]
-fn garbage_and_tls_on_the_plain_port_end_that_connection_only() {
+fn garbage_and_tls_on_the_plain_port_affect_only_that_connection() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");

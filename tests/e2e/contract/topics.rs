@@ -51,7 +51,7 @@ fn the_topics_of_espocrm_are_checked_by_its_commands() {
 }
 
 #[test]
-fn segments_beyond_the_parameters_just_make_another_topic() {
+fn extra_topic_segments_make_a_distinct_topic() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"myExtension": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -81,7 +81,7 @@ fn segments_beyond_the_parameters_just_make_another_topic() {
 }
 
 #[test]
-fn a_category_may_have_dots_in_its_name_and_parameters() {
+fn category_names_and_parameters_may_contain_dots() {
     let standin = Standin::new();
     let check = |name: &str| json!(format!("AclCheck --userId=:userId --scope={name} --id=:id"));
     standin.custom_categories(&json!({
@@ -131,7 +131,7 @@ fn a_category_may_have_dots_in_its_name_and_parameters() {
 }
 
 #[test]
-fn a_topic_with_other_parameters_is_refused_without_running_anything() {
+fn a_topic_with_invalid_parameters_is_denied_without_a_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-checks", "1"]);
     let mut client = daemon.connect("alice");
@@ -192,7 +192,7 @@ fn a_topic_with_other_parameters_is_refused_without_running_anything() {
 }
 
 #[test]
-fn a_category_whose_definition_is_broken_is_served_to_nobody() {
+fn a_category_with_an_invalid_definition_is_denied_to_everyone() {
     let standin = Standin::new();
     let commands = [
         json!("AclCheck --id=:id; touch data/owned"),
@@ -243,7 +243,7 @@ fn a_category_whose_definition_is_broken_is_served_to_nobody() {
 }
 
 #[test]
-fn quotation_marks_keep_words_together_as_in_a_shell() {
+fn quotation_marks_group_words_as_in_a_shell() {
     let standin = Standin::new();
     standin.custom_categories(&json!({
         "quoted": {"paramList": ["id"], "accessCheckCommand": "CustomCheck  'a $(b)' \"c :id\" ''"},
@@ -272,7 +272,7 @@ fn before_9_2_the_output_is_the_verdict() {
 }
 
 #[test]
-fn from_9_2_on_an_exit_status_without_the_answer_grants_nothing() {
+fn since_9_2_an_exit_status_without_output_grants_nothing() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -286,7 +286,7 @@ fn from_9_2_on_an_exit_status_without_the_answer_grants_nothing() {
 }
 
 #[test]
-fn a_subscription_that_could_not_be_checked_is_tried_again() {
+fn a_subscription_is_retried_after_a_failed_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");

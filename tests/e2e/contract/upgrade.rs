@@ -50,7 +50,7 @@ fn any_path_is_upgraded() {
 }
 
 #[test]
-fn the_headers_of_all_browsers_and_proxies_are_understood() {
+fn headers_as_sent_by_all_browsers_and_proxies_are_accepted() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let wamp = "Sec-WebSocket-Protocol: wamp";
@@ -75,7 +75,7 @@ fn the_headers_of_all_browsers_and_proxies_are_understood() {
 }
 
 #[test]
-fn the_answer_accepts_wamp_and_no_extension_and_names_no_product() {
+fn the_response_accepts_wamp_and_no_extension_and_names_no_product() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let client = daemon.connect("alice");
@@ -92,7 +92,7 @@ fn the_answer_accepts_wamp_and_no_extension_and_names_no_product() {
 }
 
 #[test]
-fn a_request_may_come_in_pieces() {
+fn a_request_may_arrive_in_pieces() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let request = request(TARGET);
@@ -130,7 +130,7 @@ fn a_head_of_16_kib_is_accepted() {
 }
 
 #[test]
-fn what_follows_the_blank_line_is_websocket_data() {
+fn bytes_after_the_blank_line_are_websocket_data() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut bytes = request(TARGET).into_bytes();
@@ -174,7 +174,7 @@ fn the_upgrade_does_not_wait_for_the_access_check() {
 
 /// All of them in one test, so that the suite waits for the deadline once.
 #[test]
-fn an_upgrade_that_is_not_complete_in_time_is_cut_off_and_no_other_connection_is() {
+fn a_slow_upgrade_times_out_and_other_connections_do_not() {
     let standin = Standin::new();
     standin.hold("bob");
     let daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);

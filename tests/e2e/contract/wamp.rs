@@ -13,7 +13,7 @@ fn to_all(topic: &str) -> Value {
 }
 
 #[test]
-fn subscribing_and_unsubscribing_are_never_answered() {
+fn subscribe_and_unsubscribe_get_no_response() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -36,7 +36,7 @@ fn subscribing_and_unsubscribing_are_never_answered() {
 }
 
 #[test]
-fn the_clients_keep_alive_is_not_answered() {
+fn the_keep_alive_of_the_client_gets_no_response() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -48,7 +48,7 @@ fn the_clients_keep_alive_is_not_answered() {
 }
 
 #[test]
-fn any_other_publication_ends_in_a_clean_close_and_reaches_nobody() {
+fn any_other_publication_ends_in_a_clean_close_and_is_not_delivered() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut bob = daemon.connect("bob");
@@ -70,7 +70,7 @@ fn any_other_publication_ends_in_a_clean_close_and_reaches_nobody() {
 }
 
 #[test]
-fn a_call_is_answered_by_an_error_and_a_clean_close() {
+fn a_call_is_answered_with_an_error_and_a_clean_close() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for (call, id, procedure) in [
@@ -115,7 +115,7 @@ fn a_prefix_is_stored_silently_and_expanded_in_later_messages() {
 }
 
 #[test]
-fn prefixes_are_bounded_in_number_and_do_not_lead_around_the_access_check() {
+fn prefixes_are_limited_in_number_and_do_not_bypass_the_access_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -141,7 +141,7 @@ fn prefixes_are_bounded_in_number_and_do_not_lead_around_the_access_check() {
 }
 
 #[test]
-fn whatever_else_is_sent_ends_in_a_clean_close_1007() {
+fn any_other_message_ends_in_a_clean_close_1007() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("bob");
@@ -210,7 +210,7 @@ fn whatever_else_is_sent_ends_in_a_clean_close_1007() {
 }
 
 #[test]
-fn a_fault_during_the_check_is_not_forgiven() {
+fn a_protocol_violation_during_the_login_check_closes_the_connection() {
     let standin = Standin::new();
     standin.hold("");
     let daemon = Daemon::start(&standin);
@@ -223,7 +223,7 @@ fn a_fault_during_the_check_is_not_forgiven() {
 }
 
 #[test]
-fn a_duplicate_subscription_causes_no_second_check_and_no_second_delivery() {
+fn a_repeated_subscription_causes_no_second_check_and_no_second_delivery() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-checks", "1"]);
     let mut client = daemon.connect("alice");
@@ -252,7 +252,7 @@ fn a_duplicate_subscription_causes_no_second_check_and_no_second_delivery() {
 }
 
 #[test]
-fn who_unsubscribes_and_subscribes_is_checked_anew() {
+fn unsubscribing_and_subscribing_causes_a_new_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -272,7 +272,7 @@ fn who_unsubscribes_and_subscribes_is_checked_anew() {
 }
 
 #[test]
-fn who_unsubscribes_and_subscribes_during_the_check_is_checked_anew() {
+fn unsubscribing_and_subscribing_during_the_check_causes_a_new_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -288,7 +288,7 @@ fn who_unsubscribes_and_subscribes_during_the_check_is_checked_anew() {
 }
 
 #[test]
-fn who_was_denied_may_ask_again() {
+fn a_denied_subscription_may_be_requested_again() {
     let standin = Standin::new();
     standin.set("denied", "1");
     let mut daemon = Daemon::start(&standin);
@@ -326,7 +326,7 @@ fn unsubscribing_during_the_check_cancels_it() {
 }
 
 #[test]
-fn a_verdict_for_a_connection_that_is_gone_does_not_welcome_its_successor() {
+fn a_verdict_for_a_closed_connection_does_not_welcome_its_successor() {
     let standin = Standin::new();
     standin.hold("");
     let mut daemon = Daemon::start(&standin);
@@ -342,7 +342,7 @@ fn a_verdict_for_a_connection_that_is_gone_does_not_welcome_its_successor() {
 }
 
 #[test]
-fn a_verdict_for_a_connection_that_is_gone_subscribes_its_successor_to_nothing() {
+fn a_verdict_for_a_closed_connection_subscribes_its_successor_to_nothing() {
     let standin = Standin::new();
     standin.hold("AclCheck");
     let mut daemon = Daemon::start(&standin);

@@ -16,7 +16,7 @@ fn shell(line: &str, path: &Path) {
 }
 
 #[test]
-fn a_configuration_file_that_makes_no_sense() {
+fn an_invalid_configuration_file_is_reported() {
     let site = Site::healthy();
     site.settings("nonsense = 1");
     let diagnosis = site.examine();
@@ -28,7 +28,7 @@ fn a_configuration_file_that_makes_no_sense() {
 }
 
 #[test]
-fn a_directory_without_espocrm() {
+fn a_directory_that_does_not_contain_espocrm_is_reported() {
     let site = Site::healthy();
     let diagnosis = Diagnosis::of(&site.run_with(&["--espocrm", "/nonexistent"], &["--json"]));
     diagnosis.only_failure("espocrm", &["/nonexistent", "--espocrm DIR"]);
@@ -40,7 +40,7 @@ fn a_directory_without_espocrm() {
 }
 
 #[test]
-fn no_name_and_nothing_or_several_to_be_found() {
+fn no_directory_given_and_none_or_several_found_is_reported() {
     let site = Site::healthy();
     let unnamed = || Diagnosis::of(&site.run_with(&[], &["--json"]));
     unnamed().only_failure("espocrm", &["Which EspoCRM?"]);
@@ -57,7 +57,7 @@ fn no_name_and_nothing_or_several_to_be_found() {
 }
 
 #[test]
-fn a_user_who_may_not_read_it() {
+fn a_user_without_read_permission_is_reported() {
     let site = Site::healthy();
     if !is_root() {
         return;
@@ -73,7 +73,7 @@ fn a_user_who_may_not_read_it() {
 }
 
 #[test]
-fn another_user_than_its_owner() {
+fn a_user_other_than_the_owner_is_reported() {
     let site = Site::healthy();
     if !is_root() {
         return;
@@ -92,7 +92,7 @@ fn another_user_than_its_owner() {
 }
 
 #[test]
-fn people_get_one_line_for_all_that_needs_an_espocrm() {
+fn text_output_has_one_line_for_all_steps_that_need_espocrm() {
     let site = Site::healthy();
     let output = site.run_with(&["--espocrm", "/nonexistent"], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -101,7 +101,7 @@ fn people_get_one_line_for_all_that_needs_an_espocrm() {
 }
 
 #[test]
-fn parameters_that_pages_do_not_receive() {
+fn parameters_that_pages_do_not_receive_are_reported() {
     let mut site = Site::healthy();
     let internal = |text: &str| {
         site.standin.write_raw("config-internal.php", &format!("<?php return [{text}];"));
@@ -136,7 +136,7 @@ fn parameters_that_pages_do_not_receive() {
 }
 
 #[test]
-fn a_certificate_that_the_services_user_cannot_read() {
+fn a_certificate_unreadable_for_the_site_user_is_reported() {
     if !is_root() {
         return;
     }
@@ -153,7 +153,7 @@ fn a_certificate_that_the_services_user_cannot_read() {
 }
 
 #[test]
-fn espocrm_that_belongs_to_root() {
+fn espocrm_owned_by_root_is_reported() {
     let site = Site::healthy();
     if is_root() {
         shell("chown 0:0 \"$0\"", &site.standin.path().join("data"));
@@ -164,7 +164,7 @@ fn espocrm_that_belongs_to_root() {
 }
 
 #[test]
-fn espocrm_that_does_not_start() {
+fn espocrm_that_fails_to_start_is_reported() {
     let site = Site::healthy();
     for failure in ["crash", "exit255", "killed"] {
         site.standin.set("probe-failure", failure);
@@ -176,7 +176,7 @@ fn espocrm_that_does_not_start() {
 }
 
 #[test]
-fn settings_that_make_no_sense() {
+fn invalid_settings_are_reported() {
     let mut site = Site::healthy();
     site.standin.config("webSocketPort", "many");
     let diagnosis = site.examine();
@@ -184,14 +184,14 @@ fn settings_that_make_no_sense() {
 }
 
 #[test]
-fn categories_that_are_not_served() {
+fn invalid_categories_are_reported() {
     let site = Site::healthy();
     site.standin.custom_categories(&json!({"odd": 7}));
     site.examine().only_warning("espocrm-settings", &["odd", "app/webSocket.json"]);
 }
 
 #[test]
-fn versions_that_are_too_old_too_new_or_unknown() {
+fn unsupported_and_unknown_versions_are_reported() {
     let mut site = Site::healthy();
     site.standin.config("version", "5.5.3");
     site.examine().first_failure("version", &["5.5.3", "too old"]);
@@ -202,14 +202,14 @@ fn versions_that_are_too_old_too_new_or_unknown() {
 }
 
 #[test]
-fn real_time_that_is_off() {
+fn disabled_real_time_updates_are_reported() {
     let mut site = Site::healthy();
     site.standin.config("useWebSocket", false);
     site.examine().only_failure("enabled", &["Administration, Settings"]);
 }
 
 #[test]
-fn directories_that_cannot_be_written() {
+fn directories_that_are_not_writable_are_reported() {
     let site = Site::healthy();
     let cache = site.standin.path().join("data/cache");
     std::fs::create_dir_all(&cache).unwrap();

@@ -5,7 +5,7 @@ use crate::support::Port;
 
 /// PHP has the extension, but cannot send.
 #[test]
-fn php_that_cannot_send() {
+fn php_that_cannot_send_is_reported() {
     let site = Site::healthy();
     let shell = "case \"$ESPOCRM_WEBSOCKET_DOCTOR\" in *'\"send\"'*) echo no >&2; exit 9;; esac";
     let php = site.standin.php("php", shell);
@@ -17,7 +17,7 @@ fn php_that_cannot_send() {
 
 /// Where nobody listens PHP waits for a second, and so does every user who saves something.
 #[test]
-fn a_message_that_nobody_takes() {
+fn a_message_without_a_receiver_is_reported() {
     let mut site = Site::healthy();
     let nobody = Port::reserve().address().port();
     for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {
@@ -42,7 +42,7 @@ fn a_message_that_nobody_takes() {
 
 /// Two daemons: messages go to one, and browsers to the other.
 #[test]
-fn a_message_that_another_daemon_takes() {
+fn a_message_received_by_another_daemon_is_reported() {
     let mut site = Site::healthy();
     let other = crate::support::Daemon::demo();
     for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {

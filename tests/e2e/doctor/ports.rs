@@ -38,7 +38,7 @@ impl Drop for Original {
 }
 
 #[test]
-fn a_daemon_that_does_not_run() {
+fn a_stopped_daemon_is_reported() {
     let mut site = Site::healthy();
     site.daemon.take().unwrap().stop("TERM");
     let diagnosis = site.examine();
@@ -53,7 +53,7 @@ fn a_daemon_that_does_not_run() {
 }
 
 #[test]
-fn a_daemon_that_hangs() {
+fn a_hanging_daemon_is_reported() {
     let site = Site::healthy();
     let daemon = site.daemon.as_ref().unwrap();
     daemon.signal("STOP");
@@ -64,7 +64,7 @@ fn a_daemon_that_hangs() {
 }
 
 #[test]
-fn another_program_at_the_port_for_browsers() {
+fn another_program_on_the_browser_port_is_reported() {
     let site = Site::without_proxy();
     let _other = hold(&site.port);
     let diagnosis = site.examine();
@@ -73,7 +73,7 @@ fn another_program_at_the_port_for_browsers() {
 }
 
 #[test]
-fn a_daemon_of_another_name() {
+fn a_daemon_binary_with_another_name_is_recognized() {
     let mut site = Site::without_proxy();
     let binary = site.at("/renamed");
     // A link has the same inode; over file systems it is a copy.
@@ -99,7 +99,7 @@ fn a_daemon_of_another_name() {
 }
 
 #[test]
-fn another_program_at_the_port_for_messages() {
+fn another_program_on_the_message_port_is_reported() {
     let site = Site::without_proxy();
     let _other = hold(&site.zeromq);
     let diagnosis = site.examine();
@@ -108,7 +108,7 @@ fn another_program_at_the_port_for_messages() {
 }
 
 #[test]
-fn espocrms_own_daemon_that_still_runs() {
+fn a_running_original_daemon_is_reported() {
     let site = Site::without_proxy();
     let _original = Original::start(&site, &site.port);
     let diagnosis = site.examine();
@@ -116,7 +116,7 @@ fn espocrms_own_daemon_that_still_runs() {
 }
 
 #[test]
-fn endpoints_that_do_not_meet() {
+fn mismatched_message_endpoints_are_reported() {
     let mut site = Site::healthy();
     let port = site.zeromq.address().port();
     let mut submission = |dsn: &str| {
@@ -136,14 +136,14 @@ fn endpoints_that_do_not_meet() {
 }
 
 #[test]
-fn our_own_setting_for_messages_counts() {
+fn the_zeromq_setting_of_the_daemon_takes_precedence() {
     let site = Site::healthy();
     site.settings("zeromq = 'tcp://127.0.0.1:1'");
     site.examine().only_failure("zeromq", &["the ports differ", "tcp://127.0.0.1:1"]);
 }
 
 #[test]
-fn a_port_for_messages_that_others_reach() {
+fn a_message_port_reachable_from_other_machines_is_reported() {
     let mut site = Site::without_proxy();
     let port = site.zeromq.address().port();
     site.standin.config("webSocketZeroMQSubscriberDsn", format!("tcp://*:{port}"));
@@ -155,7 +155,7 @@ fn a_port_for_messages_that_others_reach() {
 }
 
 #[test]
-fn a_daemon_with_other_settings_or_without_a_control_socket() {
+fn a_daemon_with_different_settings_or_without_a_control_socket_is_reported() {
     let mut site = Site::healthy();
     let listen = site.port.address().port();
     site.settings("check_cache = '0'");

@@ -23,7 +23,7 @@ fn behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
 const UPGRADE: &str = "        proxy_set_header Upgrade $http_upgrade;\n";
 
 #[test]
-fn a_proxy_that_does_not_pass_the_upgrade_on() {
+fn a_proxy_that_does_not_forward_the_upgrade_is_reported() {
     let site = behind(Kind::Nginx, &[(UPGRADE, "")]);
     let fix = ["nginx", "as an upgrade", "proxy_set_header Upgrade $http_upgrade;"];
     let diagnosis = site.examine();
@@ -44,7 +44,7 @@ fn the_printed_snippet_is_indented() {
 }
 
 #[test]
-fn a_proxy_that_logs_tokens() {
+fn a_proxy_that_logs_tokens_is_reported() {
     for (from, to, log) in [
         ("/access.log without_token;", "/crm.log;", "/crm.log"),
         ("\"$request_without_token\"", "\"$request\"", "/access.log"),
@@ -62,7 +62,7 @@ fn a_proxy_that_logs_tokens() {
 }
 
 #[test]
-fn a_proxy_that_knows_nothing_of_it() {
+fn a_proxy_without_a_websocket_location_is_reported() {
     let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
     site.examine().only_failure("public-url", &["404", "location /wss {"]);
     let site = behind(Kind::Apache, &[("\"/wss\"", "\"/other\"")]);
@@ -72,7 +72,7 @@ fn a_proxy_that_knows_nothing_of_it() {
 }
 
 #[test]
-fn each_proxy_as_it_is_documented() {
+fn each_proxy_as_documented_is_good() {
     let site = behind(Kind::Apache, &[]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     let diagnosis = site.examine();
@@ -86,7 +86,7 @@ fn each_proxy_as_it_is_documented() {
 }
 
 #[test]
-fn a_proxy_that_leads_elsewhere() {
+fn a_proxy_that_forwards_elsewhere_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
     let nobody = Port::reserve();
@@ -104,7 +104,7 @@ fn instead(directive: &str) -> Site {
 }
 
 #[test]
-fn a_proxy_that_redirects_forbids_or_wants_a_password() {
+fn a_proxy_that_redirects_forbids_or_requires_a_password_is_reported() {
     for (directive, parts) in [
         (
             "return 301 https://crm.example.org/wss;",
@@ -136,7 +136,7 @@ fn answer_by(bytes: &'static [u8]) -> SocketAddr {
 }
 
 #[test]
-fn a_websocket_that_is_not_ours() {
+fn a_websocket_of_another_server_is_reported() {
     let other = answer_by(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x88\x02\x03\xe8",
@@ -173,7 +173,7 @@ fn date(authority: &Authority, name: &str, days: i32) {
 }
 
 #[test]
-fn a_certificate_of_an_authority_for_as_long_as_it_is_valid() {
+fn the_validity_period_of_a_certificate_is_checked() {
     let authority = Authority::new();
     let trusted = authority.path("ca.pem");
     let issued = authority.issue("good", EC);
@@ -188,7 +188,7 @@ fn a_certificate_of_an_authority_for_as_long_as_it_is_valid() {
 }
 
 #[test]
-fn a_certificate_that_nobody_trusts() {
+fn an_untrusted_certificate_is_reported() {
     let authority = Authority::new();
     let issued = authority.issue("good", EC);
     let stranger = Authority::new();
@@ -202,7 +202,7 @@ fn a_certificate_that_nobody_trusts() {
 }
 
 #[test]
-fn a_certificate_that_signs_itself() {
+fn a_self_signed_certificate_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
     let proxy = Proxy::start(Kind::Nginx, site.port.address());
@@ -216,7 +216,7 @@ fn a_certificate_that_signs_itself() {
 }
 
 #[test]
-fn a_certificate_for_another_name() {
+fn a_certificate_for_another_name_is_reported() {
     let authority = Authority::new();
     let config = authority.path("openssl.cnf");
     let text = fs::read_to_string(&config).unwrap();
@@ -228,7 +228,7 @@ fn a_certificate_for_another_name() {
 }
 
 #[test]
-fn no_tls_where_browsers_speak_it() {
+fn a_plain_port_where_browsers_use_tls_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
     site.url(&format!("wss://localhost:{}/", site.port.address().port()));
@@ -237,7 +237,7 @@ fn no_tls_where_browsers_speak_it() {
 }
 
 #[test]
-fn nobody_where_browsers_connect() {
+fn a_public_address_without_a_server_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
     let nobody = Port::reserve();
@@ -248,7 +248,7 @@ fn nobody_where_browsers_connect() {
 }
 
 #[test]
-fn a_daemon_that_browsers_meet_without_a_proxy() {
+fn a_daemon_without_a_proxy_is_examined() {
     let mut site = Site::without_proxy();
     site.serve();
     site.standin.config("siteUrl", "http://localhost");
@@ -260,7 +260,7 @@ fn a_daemon_that_browsers_meet_without_a_proxy() {
 }
 
 #[test]
-fn a_daemon_with_tls_of_its_own() {
+fn a_daemon_with_its_own_tls_is_examined() {
     let authority = Authority::new();
     let issued = authority.issue("good", EC);
     let mut site = Site::without_proxy();
@@ -280,7 +280,7 @@ fn a_daemon_with_tls_of_its_own() {
 }
 
 #[test]
-fn a_site_that_sends_browsers_on_to_https() {
+fn a_site_that_redirects_to_https_is_reported() {
     let plain = answer_by(b"HTTP/1.1 301 Moved\r\nLocation: https://crm.example.org/\r\n\r\n");
     let mut site = Site::without_proxy();
     site.serve();
@@ -294,7 +294,7 @@ fn a_site_that_sends_browsers_on_to_https() {
 }
 
 #[test]
-fn addresses_that_make_no_sense() {
+fn invalid_public_addresses_are_reported() {
     let mut site = Site::healthy();
     site.url("https://localhost/wss");
     let diagnosis = site.examine();
@@ -308,14 +308,14 @@ fn addresses_that_make_no_sense() {
 }
 
 #[test]
-fn pages_that_the_daemon_refuses() {
+fn origins_rejected_by_the_daemon_are_reported() {
     let site = Site::healthy();
     site.settings("origins = ['https://crm.example.org']");
     site.examine().only_failure("address", &["refuses pages", "same-site"]);
 }
 
 #[test]
-fn a_proxy_that_is_impatient() {
+fn a_proxy_with_a_short_idle_timeout_is_reported() {
     let with = |time: &str| {
         behind(Kind::Nginx, &[("proxy_read_timeout 60s", &format!("proxy_read_timeout {time}"))])
     };

@@ -7,7 +7,7 @@ use super::Site;
 use crate::support::{Process, alice, command, eventually, expect_alive};
 
 #[test]
-fn tabs_notice_nothing_and_the_log_tells_of_a_refused_login_only() {
+fn tabs_are_not_affected_and_the_log_mentions_only_a_rejected_login() {
     let site = Site::healthy();
     let daemon = site.daemon.as_ref().unwrap();
     let mut tab = alice(daemon);
@@ -32,7 +32,7 @@ fn tabs_notice_nothing_and_the_log_tells_of_a_refused_login_only() {
 
 /// A token in what it says would be found by `run`, which every other test here uses.
 #[test]
-fn its_own_checks_are_for_nobody() {
+fn the_logins_of_the_doctor_use_no_real_user() {
     let site = Site::healthy();
     site.examine();
     let logins: Vec<_> = site
@@ -51,7 +51,7 @@ fn its_own_checks_are_for_nobody() {
 }
 
 #[test]
-fn nothing_is_left_of_it() {
+fn the_doctor_leaves_no_files_behind() {
     let site = Site::healthy();
     site.examine();
     let left = std::fs::read_dir(site.standin.path()).unwrap().flatten();
@@ -64,7 +64,7 @@ fn nothing_is_left_of_it() {
 
 /// Whatever it has started ends with it, even if it is killed.
 #[test]
-fn a_doctor_that_is_stopped_or_killed_leaves_nothing_running() {
+fn a_stopped_or_killed_doctor_leaves_no_processes_behind() {
     for signal in ["INT", "KILL"] {
         let site = Site::healthy();
         site.standin.set("failure", "hang");

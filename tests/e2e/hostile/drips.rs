@@ -31,7 +31,7 @@ fn drip(stream: &mut (impl Read + Write), bytes: &[u8]) -> Duration {
 
 /// All of them in one test, so that the suite waits for the deadline once.
 #[test]
-fn one_byte_a_second_is_too_slow_for_an_upgrade_and_for_tls() {
+fn one_byte_per_second_times_out_the_upgrade_and_the_tls_handshake() {
     let authority = authority::Authority::new();
     let (mut standin, other) = (Standin::new(), Standin::new());
     let plain = Daemon::start(&other);

@@ -40,7 +40,7 @@ fn said(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn arguments_are_repeated_without_their_control_characters() {
+fn arguments_are_quoted_without_control_characters() {
     let standin = Standin::new();
     let forging = format!("/nowhere/{BAD}\n{FORGED}");
     let missing = standin.path().join(format!("{BAD}\n{FORGED}"));
@@ -78,7 +78,7 @@ fn arguments_are_repeated_without_their_control_characters() {
 }
 
 #[test]
-fn what_users_have_chosen_is_escaped_in_answers() {
+fn user_input_is_escaped_in_command_output() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = alice(&daemon);
@@ -111,7 +111,7 @@ fn what_users_have_chosen_is_escaped_in_answers() {
 }
 
 #[test]
-fn an_origin_is_one_line_of_the_log() {
+fn an_origin_is_logged_on_one_line() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--origin", "https://crm.example.com"]);
     let mut client = Client::tcp(daemon.address);

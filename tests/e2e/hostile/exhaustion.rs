@@ -7,7 +7,7 @@ use super::{alice, expect_alive, expect_no_spinning, expect_served};
 use crate::support::{Client, Daemon, Standin, command_as_nobody, request};
 
 #[test]
-fn without_descriptors_whoever_is_connected_is_served_and_nothing_spins() {
+fn without_free_descriptors_existing_connections_are_served_and_the_loop_does_not_spin() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -34,7 +34,7 @@ fn without_descriptors_whoever_is_connected_is_served_and_nothing_spins() {
 }
 
 #[test]
-fn peers_of_zeromq_that_have_used_up_the_descriptors_are_sent_away() {
+fn zeromq_peers_that_exhaust_the_descriptors_are_disconnected() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -48,7 +48,7 @@ fn peers_of_zeromq_that_have_used_up_the_descriptors_are_sent_away() {
 }
 
 #[test]
-fn a_check_that_finds_no_descriptors_is_made_later() {
+fn a_check_without_free_descriptors_runs_later() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -68,7 +68,7 @@ fn a_check_that_finds_no_descriptors_is_made_later() {
 }
 
 #[test]
-fn where_no_process_can_be_started_tabs_come_back_until_there_can() {
+fn tabs_retry_while_no_process_can_be_started() {
     for workers in [false, true] {
         let standin = Standin::new();
         let mut command = command_as_nobody(&standin);

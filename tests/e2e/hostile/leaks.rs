@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 #[test]
-fn a_token_or_an_unprintable_character_in_a_log_would_be_found() {
+fn the_log_check_finds_tokens_and_unprintable_characters() {
     assert_eq!(indiscretion("2026-01-31T12:59:59.999Z [INFO ] 1: user alice, it's \"Київ\""), None);
     let found = |text: &str| indiscretion(text).is_some();
     assert!(found("1: user alice tok-alice"));
@@ -29,7 +29,7 @@ fn a_token_or_an_unprintable_character_in_a_log_would_be_found() {
 }
 
 #[test]
-fn what_a_worker_is_asked_with_would_be_found_in_a_log() {
+fn the_log_check_finds_worker_secrets() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     daemon.connect("alice");

@@ -18,7 +18,7 @@ fn chatter(client: &mut Client) {
 }
 
 #[test]
-fn a_full_device_and_a_reader_that_is_gone_do_not_matter() {
+fn a_full_device_or_closed_pipe_for_the_log_has_no_effect() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let full = File::options().write(true).open("/dev/full").unwrap();
@@ -32,7 +32,7 @@ fn a_full_device_and_a_reader_that_is_gone_do_not_matter() {
 }
 
 #[test]
-fn what_cannot_be_said_anywhere_is_still_a_failure() {
+fn an_error_without_a_writable_output_is_still_a_failure() {
     for arguments in [&["run", "--port"][..], &["run", "--espocrm", "/nonexistent"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let status = command().args(arguments).stderr(full).status().unwrap();
@@ -41,7 +41,7 @@ fn what_cannot_be_said_anywhere_is_still_a_failure() {
 }
 
 #[test]
-fn a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_was_lost() {
+fn a_blocked_log_reader_delays_nothing_and_lost_lines_are_counted() {
     let standin = Standin::new();
     let (reader, writer) = std::io::pipe().unwrap();
     let mut mute = Mute::start(&standin, command(), writer);
@@ -88,7 +88,7 @@ fn read_in_background(reader: PipeReader) -> Lines {
 
 /// On a file system of its own, of 64 KiB; only root can make one.
 #[test]
-fn a_full_disk_loses_lines_and_no_more() {
+fn a_full_disk_loses_only_log_lines() {
     if !is_root() {
         return;
     }
@@ -124,7 +124,7 @@ fn a_full_disk_loses_lines_and_no_more() {
 
 /// Topics and users of EspoCRM's messages, paths of requests: whatever a peer has chosen.
 #[test]
-fn whatever_a_peer_sends_a_record_is_one_line_of_printable_characters() {
+fn every_log_record_is_one_line_of_printable_characters() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = super::alice(&daemon);

@@ -21,7 +21,7 @@ fn config(endpoint: &str) -> (String, String) {
 }
 
 #[test]
-fn an_endpoint_that_others_can_reach_is_warned_of() {
+fn an_endpoint_reachable_by_others_causes_a_warning() {
     for (endpoint, is_open) in [
         ("tcp://*:5555", true),
         ("tcp://0.0.0.0:5555", true),
@@ -44,7 +44,7 @@ fn an_endpoint_that_others_can_reach_is_warned_of() {
 }
 
 #[test]
-fn every_way_to_write_an_endpoint_is_served_and_an_open_one_is_warned_of() {
+fn every_endpoint_notation_is_served_and_open_ones_cause_a_warning() {
     for (endpoint, bound, is_open) in
         [("tcp://*:*", "tcp://0.0.0.0:", true), ("tcp://localhost:*", "tcp://127.0.0.1:", false)]
     {
@@ -59,7 +59,7 @@ fn every_way_to_write_an_endpoint_is_served_and_an_open_one_is_warned_of() {
 }
 
 #[test]
-fn a_socket_file_is_for_its_user_and_group_and_lives_as_long_as_the_daemon() {
+fn a_socket_file_is_limited_to_its_user_and_group_and_removed_with_the_daemon() {
     let mut standin = Standin::new();
     let path = standin.path().join("zeromq.sock");
     let endpoint = format!("ipc://{}", path.display());
@@ -90,7 +90,7 @@ fn a_socket_file_is_for_its_user_and_group_and_lives_as_long_as_the_daemon() {
 }
 
 #[test]
-fn it_moves_between_a_port_and_a_socket_file() {
+fn a_reload_moves_between_a_port_and_a_socket_file() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);

@@ -93,7 +93,7 @@ fn old_frame(message: &Value) -> Vec<u8> {
 }
 
 #[test]
-fn peers_of_every_version_of_zeromq_are_understood() {
+fn peers_of_every_zeromq_version_are_supported() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -143,7 +143,7 @@ fn peers_of_every_version_of_zeromq_are_understood() {
 }
 
 #[test]
-fn whoever_does_not_speak_zeromq_disturbs_nobody() {
+fn peers_that_do_not_speak_zeromq_affect_no_other_peer() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -176,7 +176,7 @@ fn whoever_does_not_speak_zeromq_disturbs_nobody() {
 }
 
 #[test]
-fn a_message_of_parts_without_end_takes_a_bounded_memory() {
+fn an_endless_multipart_message_uses_bounded_memory() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -219,7 +219,7 @@ fn senders_that_stay_connected_and_idle_cause_no_wake_ups() {
 }
 
 #[test]
-fn a_message_without_end_that_pauses_takes_a_bounded_memory() {
+fn an_endless_message_with_pauses_uses_bounded_memory() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -243,7 +243,7 @@ fn a_message_without_end_that_pauses_takes_a_bounded_memory() {
 }
 
 #[test]
-fn a_message_that_is_too_long_ends_its_sender() {
+fn an_oversized_message_disconnects_its_sender() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -259,7 +259,7 @@ fn a_message_that_is_too_long_ends_its_sender() {
 }
 
 #[test]
-fn ten_thousand_peers_that_say_nothing_keep_nobody_out() {
+fn ten_thousand_silent_peers_do_not_block_other_peers() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -296,7 +296,7 @@ fn ten_thousand_peers_that_say_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn a_peer_that_pings_without_reading_disturbs_nobody() {
+fn a_peer_that_pings_without_reading_affects_no_other_peer() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[test]
-fn connections_that_are_reset_at_once_leave_nothing_behind() {
+fn connections_that_are_reset_immediately_leave_nothing_behind() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     for number in 1..=50 {
@@ -34,7 +34,7 @@ fn connections_that_are_reset_at_once_leave_nothing_behind() {
 }
 
 #[test]
-fn a_signal_during_the_start_is_obeyed() {
+fn a_signal_during_startup_is_handled() {
     for signal in ["HUP", "TERM", "INT"] {
         let standin = Standin::new();
         let gate = "while [ -e data/standin/gate ]; do sleep 0.02; done";
@@ -64,7 +64,7 @@ fn a_signal_during_the_start_is_obeyed() {
 }
 
 #[test]
-fn what_a_check_has_left_behind_ends_with_it() {
+fn child_processes_of_a_check_end_with_it() {
     let standin = Standin::new();
     let php = standin.php("php", "case $1 in command.php) sleep 1000 & echo $! > data/left;; esac");
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -75,7 +75,7 @@ fn what_a_check_has_left_behind_ends_with_it() {
 }
 
 #[test]
-fn the_same_port_can_be_served_at_another_address() {
+fn a_reload_can_move_the_port_to_another_address() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     let port = free_port();
@@ -101,7 +101,7 @@ fn the_same_port_can_be_served_at_another_address() {
 }
 
 #[test]
-fn a_mistake_in_our_file_changes_nothing_else() {
+fn an_error_in_the_configuration_file_keeps_the_previous_settings() {
     let standin = Standin::new();
     let commands = standin.path().join("custom/commands");
     std::fs::create_dir_all(&commands).unwrap();
@@ -127,7 +127,7 @@ fn a_mistake_in_our_file_changes_nothing_else() {
 }
 
 #[test]
-fn another_espocrm_needs_a_restart_and_that_is_said() {
+fn switching_to_another_espocrm_requires_a_restart_and_is_logged() {
     let (standin, other) = (Standin::new(), Standin::new());
     let file = standin.path().join("own.toml");
     let name = |standin: &Standin| {
@@ -143,7 +143,7 @@ fn another_espocrm_needs_a_restart_and_that_is_said() {
 }
 
 #[test]
-fn what_nobody_reads_does_not_make_it_panic() {
+fn an_unwritable_standard_output_does_not_cause_a_panic() {
     for arguments in [&["--help"][..], &["--version"]] {
         let full = std::fs::File::create("/dev/full").unwrap();
         let output = command().args(arguments).stdout(full).stderr(Stdio::piped()).output();
@@ -154,7 +154,7 @@ fn what_nobody_reads_does_not_make_it_panic() {
 }
 
 #[test]
-fn a_version_cannot_forge_lines_of_the_log() {
+fn a_version_string_cannot_forge_log_lines() {
     let mut standin = Standin::new();
     standin.config("version", "9.2.7\n2026-01-01 [ERROR] forged");
     let mut command = command();
@@ -166,7 +166,7 @@ fn a_version_cannot_forge_lines_of_the_log() {
 }
 
 #[test]
-fn messages_that_do_not_come_here_are_warned_of() {
+fn messages_sent_to_another_endpoint_cause_a_warning() {
     for (name, value, warning) in [
         ("webSocketMessager", json!("Redis"), "webSocketMessager is \"Redis\""),
         (
@@ -185,7 +185,7 @@ fn messages_that_do_not_come_here_are_warned_of() {
 }
 
 #[test]
-fn an_espocrm_without_data_is_none() {
+fn a_directory_without_data_is_not_an_espocrm() {
     let standin = Standin::new();
     std::fs::remove_dir_all(standin.path().join("data")).unwrap();
     let mut command = command();

@@ -18,7 +18,7 @@ fn check(standin: &Standin, text: &str) -> Output {
 }
 
 #[test]
-fn all_mistakes_of_a_file_are_told_at_once_each_with_its_line() {
+fn all_errors_of_a_file_are_reported_at_once_with_their_lines() {
     let standin = Standin::new();
     let output = check(
         &standin,
@@ -43,7 +43,7 @@ fn all_mistakes_of_a_file_are_told_at_once_each_with_its_line() {
 }
 
 #[test]
-fn a_file_without_a_mistake_is_passed_over_in_silence() {
+fn a_valid_file_is_checked_without_output() {
     let standin = Standin::new();
     let output = check(&standin, "max_connections = 10_000\nmax_buffered = \"32 MiB\"\n");
     assert!(output.status.success(), "{output:?}");
@@ -51,7 +51,7 @@ fn a_file_without_a_mistake_is_passed_over_in_silence() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_is_found_without_a_start() {
+fn an_unusable_certificate_is_found_by_the_check() {
     let mut standin = Standin::new();
     standin.config("webSocketUseSecureServer", true);
     standin.config("webSocketSslCertificateFile", "missing.pem");
@@ -90,7 +90,7 @@ fn values_have_units() {
 }
 
 #[test]
-fn slips_on_the_command_line_are_told_with_what_was_meant() {
+fn command_line_errors_suggest_the_intended_word() {
     for (arguments, words) in [
         (
             &["run", "--max-conections", "7"][..],
@@ -131,7 +131,7 @@ fn a_directory_may_follow_its_command() {
 }
 
 #[test]
-fn max_buffered_counts_from_a_reload_on() {
+fn max_buffered_applies_after_a_reload() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "max_buffered = '16MiB'\n").unwrap();

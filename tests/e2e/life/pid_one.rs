@@ -12,7 +12,7 @@ shell_exec('setsid sh -c \"echo >> data/standin/orphans; sleep 0.2\" > /dev/null
 const UNSHARE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
 
 #[test]
-fn as_pid_1_it_reaps_what_php_leaves_behind() {
+fn as_pid_1_the_daemon_reaps_orphans_of_php() {
     let mut probe = Command::new("unshare");
     let probe = probe.args(UNSHARE).arg("true").stderr(Stdio::null()).status();
     if !probe.is_ok_and(|status| status.success()) {

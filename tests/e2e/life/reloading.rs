@@ -27,7 +27,7 @@ fn position(daemon: &Daemon, text: &str) -> usize {
 }
 
 #[test]
-fn a_new_category_can_be_used_by_a_tab_that_is_open() {
+fn a_new_category_is_available_to_open_tabs() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -43,7 +43,7 @@ fn a_new_category_can_be_used_by_a_tab_that_is_open() {
 }
 
 #[test]
-fn a_category_that_is_gone_is_no_longer_delivered() {
+fn a_removed_category_is_no_longer_delivered() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}, "other": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -57,7 +57,7 @@ fn a_category_that_is_gone_is_no_longer_delivered() {
 }
 
 #[test]
-fn what_a_changed_command_has_not_allowed_yet_is_not_delivered() {
+fn after_a_changed_access_command_nothing_is_delivered_until_granted_again() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}}));
     let php = standin.php("php", GATES);
@@ -85,7 +85,7 @@ fn what_a_changed_command_has_not_allowed_yet_is_not_delivered() {
 }
 
 #[test]
-fn a_category_that_breaks_keeps_its_definition() {
+fn a_category_that_becomes_invalid_keeps_its_definition() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -103,7 +103,7 @@ fn a_category_that_breaks_keeps_its_definition() {
 }
 
 #[test]
-fn a_category_that_breaks_is_said() {
+fn a_category_that_becomes_invalid_is_logged() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     standin.custom_categories(&json!({"recordUpdate": {"accessCheckCommand": "AclCheck | true"}}));
@@ -112,7 +112,7 @@ fn a_category_that_breaks_is_said() {
 }
 
 #[test]
-fn an_espocrm_that_is_broken_keeps_its_settings() {
+fn a_broken_espocrm_keeps_the_previous_settings() {
     type Step<'a> = &'a dyn Fn(&mut Standin);
     let away = |standin: &Standin, from: &str, to: &str| {
         std::fs::rename(standin.path().join(from), standin.path().join(to)).unwrap();
@@ -174,7 +174,7 @@ fn an_espocrm_that_is_broken_keeps_its_settings() {
 }
 
 #[test]
-fn a_php_that_hangs_keeps_the_settings_and_delays_nobody_who_is_there() {
+fn a_hanging_php_keeps_the_settings_and_does_not_delay_existing_connections() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -204,7 +204,7 @@ fn a_php_that_hangs_keeps_the_settings_and_delays_nobody_who_is_there() {
 }
 
 #[test]
-fn logins_wait_while_the_settings_are_read() {
+fn logins_wait_while_settings_are_read() {
     let standin = Standin::new();
     let php = standin.php("php", GATES);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -231,7 +231,7 @@ fn logins_wait_while_the_settings_are_read() {
 }
 
 #[test]
-fn many_signals_drop_nobody() {
+fn many_reload_signals_close_no_connection() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -245,7 +245,7 @@ fn many_signals_drop_nobody() {
 }
 
 #[test]
-fn a_new_connection_notices_a_change_at_once() {
+fn a_new_connection_triggers_the_check_for_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     standin.custom_categories(&json!({"news": {}}));
@@ -257,7 +257,7 @@ fn a_new_connection_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_new_subscription_notices_a_change_at_once() {
+fn a_new_subscription_triggers_the_check_for_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -269,7 +269,7 @@ fn a_new_subscription_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_subscription_to_a_category_that_is_new_notices_a_change_at_once() {
+fn a_subscription_to_a_new_category_triggers_the_check_for_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -280,7 +280,7 @@ fn a_subscription_to_a_category_that_is_new_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_subscription_to_a_category_that_was_open_notices_a_change_at_once() {
+fn a_subscription_to_a_formerly_open_category_triggers_the_check_for_changes() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -292,7 +292,7 @@ fn a_subscription_to_a_category_that_was_open_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_change_is_noticed_even_if_nobody_asks_for_anything() {
+fn changes_are_noticed_without_any_requests() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -305,7 +305,7 @@ fn a_change_is_noticed_even_if_nobody_asks_for_anything() {
 }
 
 #[test]
-fn a_cleared_cache_is_read_once() {
+fn a_cleared_cache_causes_one_probe() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -321,7 +321,7 @@ fn a_cleared_cache_is_read_once() {
 }
 
 #[test]
-fn another_port_serves_and_old_connections_live_on() {
+fn a_new_port_is_served_and_existing_connections_stay() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut before = alice(&daemon);
@@ -338,7 +338,7 @@ fn another_port_serves_and_old_connections_live_on() {
 }
 
 #[test]
-fn another_dsn_receives_and_old_connections_live_on() {
+fn a_new_dsn_is_served_and_existing_connections_stay() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -352,7 +352,7 @@ fn another_dsn_receives_and_old_connections_live_on() {
 }
 
 #[test]
-fn ports_that_are_taken_leave_the_old_ones_in_force() {
+fn occupied_ports_keep_the_previous_ones() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut before = alice(&daemon);
@@ -384,7 +384,7 @@ fn ports_that_are_taken_leave_the_old_ones_in_force() {
 }
 
 #[test]
-fn another_spelling_of_the_same_dsn_is_taken() {
+fn another_spelling_of_the_same_dsn_is_accepted() {
     let mut standin = Standin::new();
     let port = free_port();
     standin.config("webSocketZeroMQSubscriberDsn", format!("tcp://127.0.0.1:{port}"));
@@ -397,7 +397,7 @@ fn another_spelling_of_the_same_dsn_is_taken() {
 }
 
 #[test]
-fn our_own_file_is_read_again_and_the_flags_still_win() {
+fn the_configuration_file_is_reloaded_and_flags_take_precedence() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "").unwrap();
@@ -423,7 +423,7 @@ fn our_own_file_is_read_again_and_the_flags_still_win() {
 }
 
 #[test]
-fn debug_mode_is_turned_on_and_off() {
+fn debug_mode_can_be_turned_on_and_off() {
     let mut standin = Standin::new();
     let mut command = command();
     command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
@@ -444,7 +444,7 @@ fn debug_mode_is_turned_on_and_off() {
 }
 
 #[test]
-fn another_php_runs_the_checks_from_then_on() {
+fn a_changed_php_path_applies_to_later_checks() {
     let mut standin = Standin::new();
     let note = |name| format!("case $3 in tok-*) echo {name} >> data/standin/php;; esac");
     let (old, new) = (standin.php("old", &note("old")), standin.php("new", &note("new")));
@@ -463,7 +463,7 @@ fn another_php_runs_the_checks_from_then_on() {
 }
 
 #[test]
-fn a_php_that_was_replaced_by_another_is_found() {
+fn a_replaced_php_binary_is_found() {
     let mut standin = Standin::new();
     let (old, new) = (standin.php("php8.1", ""), standin.php("php8.3", ""));
     standin.config("phpExecutablePath", &*old);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Client, DEADLINE, Daemon, Standin, command, eventually};
 
 #[test]
-fn the_start_tells_what_was_found_and_what_will_be_done() {
+fn the_startup_log_lists_findings_and_settings() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_connections = 500\n").unwrap();
@@ -32,7 +32,7 @@ fn the_start_tells_what_was_found_and_what_will_be_done() {
 
 /// The one that checks is another than the one that was asked first.
 #[test]
-fn of_the_php_that_checks_the_version_is_told() {
+fn the_version_of_the_php_that_runs_checks_is_logged() {
     let mut standin = Standin::new();
     let php = standin.php("named", "");
     standin.config("phpExecutablePath", &*php);
@@ -43,7 +43,7 @@ fn of_the_php_that_checks_the_version_is_told() {
 }
 
 #[test]
-fn a_reload_tells_what_has_changed_by_it() {
+fn a_reload_logs_the_changes() {
     let mut standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_per_user = 7\n").unwrap();
@@ -70,7 +70,7 @@ fn a_reload_tells_what_has_changed_by_it() {
 const OFF: &str = "EspoCRM's useWebSocket is off";
 
 #[test]
-fn a_line_that_comes_again_is_counted_until_another_one_comes() {
+fn repeated_lines_are_counted_until_another_line_follows() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
@@ -98,7 +98,7 @@ fn a_line_that_comes_again_is_counted_until_another_one_comes() {
 }
 
 #[test]
-fn a_line_that_comes_again_once_is_counted_in_the_singular() {
+fn a_line_repeated_once_is_counted_in_the_singular() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
@@ -127,7 +127,7 @@ const REFUSED: &str = "A request that opens no WebSocket was refused";
 const MORE: &str = "more since that was said: requests that open no WebSocket were refused.";
 
 #[test]
-fn what_was_only_counted_is_told_at_the_end() {
+fn suppressed_lines_are_summarized_at_exit() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     refused(&daemon, 4);
@@ -140,7 +140,7 @@ fn what_was_only_counted_is_told_at_the_end() {
 
 #[test]
 #[ignore = "takes more than a minute"]
-fn what_was_only_counted_is_told_within_a_minute_or_so_though_nothing_more_comes() {
+fn suppressed_lines_are_summarized_within_about_a_minute() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);

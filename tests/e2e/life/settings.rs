@@ -46,7 +46,7 @@ fn every_setting_is_shown_with_its_default() {
 }
 
 #[test]
-fn ports_that_nobody_sets_are_those_of_espocrm() {
+fn default_ports_are_those_of_espocrm() {
     let mut standin = Standin::new();
     standin.config("webSocketPort", Value::Null);
     standin.config("webSocketZeroMQSubscriberDsn", "");
@@ -74,7 +74,7 @@ fn the_passphrase_is_never_shown() {
 }
 
 #[test]
-fn a_long_value_is_told_from_its_source() {
+fn a_long_value_is_separated_from_its_source() {
     let mut standin = Standin::new();
     let certificate = "/etc/letsencrypt/live/crm.example.com/fullchain.pem";
     standin.config("webSocketUseSecureServer", true);
@@ -84,7 +84,7 @@ fn a_long_value_is_told_from_its_source() {
 }
 
 #[test]
-fn flags_win_over_our_file_and_that_over_espocrm() {
+fn flags_override_the_configuration_file_which_overrides_espocrm() {
     let mut standin = Standin::new();
     standin.config("webSocketPort", 8081);
     standin.config("webSocketDebugMode", true);
@@ -135,7 +135,7 @@ fn flags_win_over_our_file_and_that_over_espocrm() {
 }
 
 #[test]
-fn espocrms_values_are_as_loose_as_php() {
+fn espocrm_values_are_converted_as_loosely_as_in_php() {
     let mut standin = Standin::new();
     for (value, expected) in [
         (json!(true), "true"),
@@ -165,7 +165,7 @@ fn espocrms_values_are_as_loose_as_php() {
 }
 
 #[test]
-fn espocrms_later_files_win() {
+fn later_files_of_espocrm_take_precedence() {
     let standin = Standin::new();
     for (number, file) in
         ["config-internal.php", "config-override.php", "config-internal-override.php", "state.php"]
@@ -200,7 +200,7 @@ pub fn row<'a>(shown: &'a str, name: &str) -> (&'a str, &'a str) {
 }
 
 #[test]
-fn the_memory_of_extreme_settings_is_the_largest_number() {
+fn the_memory_estimate_of_extreme_settings_saturates() {
     let standin = Standin::new();
     let most = usize::MAX.to_string();
     let flags = ["--max-connections", "--max-buffered", "--max-checks", "--max-per-user"];

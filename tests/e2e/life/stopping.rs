@@ -41,7 +41,7 @@ fn sigterm_and_sigint_end_all_connections_without_a_close_frame() {
 }
 
 #[test]
-fn a_port_can_be_served_again_at_once() {
+fn a_port_can_be_reused_immediately() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let address = daemon.address.to_string();
@@ -56,7 +56,7 @@ fn a_port_can_be_served_again_at_once() {
 
 /// The demo has nothing to reload.
 #[test]
-fn the_demo_ends_when_its_terminal_is_closed() {
+fn the_demo_exits_when_its_terminal_is_closed() {
     let standin = Standin::new();
     let (pid, log) = (standin.path().join("pid"), standin.path().join("log"));
     let line = format!(
@@ -80,7 +80,7 @@ fn the_demo_ends_when_its_terminal_is_closed() {
 }
 
 #[test]
-fn a_demo_started_by_nohup_outlives_its_terminal() {
+fn a_demo_started_with_nohup_survives_its_terminal() {
     let mut nohup = Command::new("sh");
     nohup.args(["-c", "trap '' HUP; exec \"$0\" demo --debug --listen 127.0.0.1:0"]);
     nohup.arg(command().get_program());

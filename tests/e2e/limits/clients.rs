@@ -6,7 +6,7 @@ use super::{enter, expect_503, from, target};
 use crate::support::{Client, Control, Daemon, Standin, eventually, request};
 
 #[test]
-fn an_address_has_its_limit_and_others_have_theirs() {
+fn the_limit_per_address_applies_to_each_address() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "3", "--trusted-proxy", "192.0.2.1"];
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -37,7 +37,7 @@ fn an_address_has_its_limit_and_others_have_theirs() {
 }
 
 #[test]
-fn far_beyond_the_limit_of_an_address_it_is_not_even_answered() {
+fn far_beyond_the_limit_per_address_connections_get_no_response() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "1", "--trusted-proxy", "192.0.2.1"];
     let daemon = Daemon::start_with(&standin, &flags);
@@ -52,7 +52,7 @@ fn far_beyond_the_limit_of_an_address_it_is_not_even_answered() {
 }
 
 #[test]
-fn private_addresses_may_be_a_proxys_and_have_no_limit_unless_proxies_are_named() {
+fn private_addresses_have_no_limit_unless_proxies_are_configured() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--max-per-address", "1"]);
     let mut clients = ["alice", "bob", "carol"].map(|user| daemon.connect(user));
@@ -62,7 +62,7 @@ fn private_addresses_may_be_a_proxys_and_have_no_limit_unless_proxies_are_named(
 }
 
 #[test]
-fn a_user_has_a_limit_and_other_users_have_theirs() {
+fn the_limit_per_user_applies_to_each_user() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-per-user", "2"]);
     let mut first = daemon.connect("alice");
@@ -80,7 +80,7 @@ fn a_user_has_a_limit_and_other_users_have_theirs() {
 }
 
 #[test]
-fn those_who_come_in_while_others_are_checked_do_not_pass_the_limit_of_a_user() {
+fn concurrent_logins_do_not_exceed_the_limit_per_user() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--max-per-user", "2"]);
     standin.hold("alice");
@@ -98,7 +98,7 @@ fn those_who_come_in_while_others_are_checked_do_not_pass_the_limit_of_a_user() 
 }
 
 #[test]
-fn slow_handshakes_keep_nobody_from_connecting() {
+fn slow_handshakes_do_not_block_other_clients() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     let mut slow: Vec<_> = (0..1_100).map(|_| Client::tcp(daemon.address)).collect();
@@ -116,7 +116,7 @@ fn slow_handshakes_keep_nobody_from_connecting() {
 }
 
 #[test]
-fn only_so_many_logins_of_an_address_wait_at_a_time() {
+fn pending_logins_per_address_are_limited() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "0", "--trusted-proxy", "192.0.2.1"];
     let (mut daemon, control) = Control::start(&standin, &flags);
@@ -176,7 +176,7 @@ fn expect_unharmed(
 }
 
 #[test]
-fn a_flood_of_handshakes_from_one_address_ends_only_its_own() {
+fn a_flood_of_handshakes_closes_only_connections_from_its_address() {
     let standin = Standin::new();
     // Addresses that may be a proxy's, and others.
     let proxies: [&[&str]; 2] = [&[], &["--max-per-address", "0", "--trusted-proxy", "192.0.2.1"]];
@@ -189,7 +189,7 @@ fn a_flood_of_handshakes_from_one_address_ends_only_its_own() {
 }
 
 #[test]
-fn behind_a_proxy_a_flood_counts_for_the_client_that_it_names() {
+fn behind_a_proxy_a_flood_counts_against_the_forwarded_client_address() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "0", "--trusted-proxy", "127.0.0.0/8", "--proxy-protocol"];
     let proxies = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];

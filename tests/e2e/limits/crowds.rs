@@ -11,7 +11,7 @@ fn knock(daemon: &Daemon) -> Client {
 }
 
 #[test]
-fn of_two_thousand_tabs_that_connect_at_once_none_is_ended() {
+fn two_thousand_simultaneous_connections_all_stay_open() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--max-per-user", "0"]);
     let mut tabs: Vec<Client> = (0..2_000).map(|_| knock(&daemon)).collect();
@@ -26,7 +26,7 @@ fn of_two_thousand_tabs_that_connect_at_once_none_is_ended() {
 }
 
 #[test]
-fn users_who_want_thousands_of_topics_get_them_all_and_let_others_log_in_meanwhile() {
+fn thousands_of_subscriptions_are_granted_and_do_not_delay_logins() {
     const USERS: usize = 13;
     const TABS: usize = 9;
     const RECORDS: usize = 120;
@@ -95,7 +95,7 @@ fn arrive(standin: &Standin, daemon: &Daemon) -> Vec<Client> {
 }
 
 #[test]
-fn a_restart_with_hundreds_of_tabs_causes_no_warning() {
+fn hundreds_of_tabs_that_reconnect_after_a_restart_cause_no_warning() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &[]);
     let address = daemon.address.to_string();

@@ -15,7 +15,7 @@ const USERS: usize = 20;
 const CONNECTIONS: usize = 800;
 
 #[test]
-fn with_every_limit_reached_it_takes_no_more_than_it_says() {
+fn memory_stays_within_the_estimate_with_every_limit_reached() {
     let standin = Standin::new();
     let mut program = command();
     let control = Control::path(&standin);
@@ -91,7 +91,7 @@ fn greedy(number: usize) -> Vec<u8> {
 }
 
 #[test]
-fn memory_is_given_back_while_others_stay_connected() {
+fn memory_is_returned_while_other_clients_stay_connected() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     let stay = |number: usize| daemon.connect(&format!("u{}", number % 20));
@@ -122,7 +122,7 @@ fn memory_is_given_back_while_others_stay_connected() {
 }
 
 #[test]
-fn whoever_never_completes_a_message_is_ended() {
+fn a_client_that_never_completes_a_message_is_disconnected() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &["--ping-interval", "1s"]);
     let mut slow = daemon.connect("alice");
@@ -152,7 +152,7 @@ fn whoever_never_completes_a_message_is_ended() {
 }
 
 #[test]
-fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
+fn a_client_that_lags_for_long_is_disconnected_before_its_queue_grows() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &["--ping-interval", "2s"]);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

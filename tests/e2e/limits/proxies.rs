@@ -30,7 +30,7 @@ fn forwarded(daemon: &Daemon, peer: &str, header: &str, user: &str) -> String {
 }
 
 #[test]
-fn a_trusted_proxy_is_believed_and_nobody_else() {
+fn only_trusted_proxies_may_set_the_client_address() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "2", "--trusted-proxy", "127.0.0.2"];
     let daemon = Daemon::start_with(&standin, &flags);
@@ -53,7 +53,7 @@ fn a_trusted_proxy_is_believed_and_nobody_else() {
 }
 
 #[test]
-fn the_proxy_protocol_names_the_client_in_any_pieces() {
+fn the_proxy_protocol_header_may_arrive_in_pieces() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "2", "--trusted-proxy", "127.0.0.2", "--proxy-protocol"];
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -97,7 +97,7 @@ fn the_proxy_protocol_names_the_client_in_any_pieces() {
 }
 
 #[test]
-fn the_proxy_protocol_needs_to_know_the_proxies() {
+fn the_proxy_protocol_requires_trusted_proxies() {
     let standin = Standin::new();
     let mut command = crate::support::command();
     command.args(["config", "--config", "/dev/null", "--proxy-protocol", "--espocrm"]);

@@ -87,7 +87,7 @@ fn expect_burst_for_all<S: Read + Write + Send>(daemon: &Daemon, tabs: Vec<Clien
 }
 
 #[test]
-fn all_tabs_that_read_get_all_of_a_burst() {
+fn all_reading_tabs_receive_a_whole_burst() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, FLAGS);
     let tabs = (0..TABS).map(|_| notified(&mut daemon, "alice")).collect();
@@ -95,7 +95,7 @@ fn all_tabs_that_read_get_all_of_a_burst() {
 }
 
 #[test]
-fn all_tabs_that_read_get_all_of_a_burst_with_little_memory() {
+fn all_reading_tabs_receive_a_whole_burst_with_little_memory() {
     let standin = Standin::new();
     let flags = [FLAGS, &["--max-buffered", "4 MiB"]].concat();
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -104,7 +104,7 @@ fn all_tabs_that_read_get_all_of_a_burst_with_little_memory() {
 }
 
 #[test]
-fn all_tabs_that_read_get_all_of_a_burst_with_tls() {
+fn all_reading_tabs_receive_a_whole_burst_over_tls() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let (_standin, daemon) = secure_daemon(&authority);
@@ -113,7 +113,7 @@ fn all_tabs_that_read_get_all_of_a_burst_with_tls() {
 }
 
 #[test]
-fn tabs_that_do_not_read_are_ended_and_the_one_that_reads_gets_all_with_tls() {
+fn tabs_that_do_not_read_are_disconnected_and_a_reading_tab_receives_everything_over_tls() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let (_standin, mut daemon) = secure_daemon(&authority);
@@ -140,7 +140,7 @@ fn expect_end(stream: &mut StreamOwned<ClientConnection, TcpStream>) {
 }
 
 #[test]
-fn a_slow_reader_that_reads_is_waited_for_and_delays_no_client_for_good() {
+fn a_slow_reader_receives_everything_and_delays_other_clients_only_briefly() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, FLAGS);
     let mut slow = notified(&mut daemon, "alice");

@@ -77,7 +77,7 @@ fn expect_messages(daemon: &Daemon, client: &mut Client, user: &str) {
 }
 
 #[test]
-fn a_flood_of_messages_does_not_keep_browsers_waiting() {
+fn a_flood_of_messages_does_not_delay_browsers() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let pusher = Pusher::connect(&daemon.zeromq);
@@ -100,7 +100,7 @@ fn a_flood_of_messages_does_not_keep_browsers_waiting() {
 }
 
 #[test]
-fn a_flood_of_broken_messages_does_not_keep_browsers_waiting() {
+fn a_flood_of_invalid_messages_does_not_delay_browsers() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let pusher = Pusher::connect(&daemon.zeromq);
@@ -115,7 +115,7 @@ fn a_flood_of_broken_messages_does_not_keep_browsers_waiting() {
 }
 
 #[test]
-fn a_flood_of_messages_to_one_user_does_not_keep_others_waiting() {
+fn a_flood_of_messages_to_one_user_does_not_delay_others() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut flooded = notified(&mut daemon, "bob");
@@ -134,7 +134,7 @@ fn a_flood_of_messages_to_one_user_does_not_keep_others_waiting() {
 }
 
 #[test]
-fn a_flood_of_frames_does_not_keep_messages_and_others_waiting() {
+fn a_flood_of_frames_does_not_delay_messages_or_other_clients() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -149,7 +149,7 @@ fn a_flood_of_frames_does_not_keep_messages_and_others_waiting() {
 }
 
 #[test]
-fn a_flood_of_pings_does_not_keep_messages_waiting() {
+fn a_flood_of_pings_does_not_delay_messages() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");

@@ -19,7 +19,7 @@ fn documented(dir: &str) -> String {
 }
 
 #[test]
-fn the_documented_unit_goes_and_comes_back() {
+fn the_documented_unit_is_adopted_and_restored() {
     let machine = Machine::new();
     machine.espocrm("/path/to/espocrm");
     machine.put(OURS, &documented("/path/to/espocrm"));
@@ -45,7 +45,7 @@ fn the_documented_unit_goes_and_comes_back() {
 }
 
 #[test]
-fn a_unit_of_any_name_and_in_any_words_goes() {
+fn a_unit_of_any_name_and_form_is_adopted() {
     let machine = Machine::new();
     machine.espocrm("/home/ann/my crm");
     machine.put(
@@ -65,7 +65,7 @@ fn a_unit_of_any_name_and_in_any_words_goes() {
 }
 
 #[test]
-fn of_several_units_each_gets_a_service() {
+fn each_of_several_units_gets_a_service() {
     let machine = Machine::new();
     for name in ["a", "b"] {
         machine.espocrm(&format!("/srv/{name}"));

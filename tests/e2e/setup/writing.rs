@@ -9,7 +9,7 @@ use super::machine::{CONFIG, DROP_IN, expect};
 use crate::support::{Standin, TempDir, command, is_root, run};
 
 #[test]
-fn what_was_written_can_be_run_with() {
+fn the_daemon_runs_with_the_written_settings() {
     // The EspoCRM is at the same place in the image and here.
     let standin = Standin::new();
     let dir = standin.path().canonicalize().unwrap();
@@ -52,7 +52,7 @@ fn every_user_can_read_the_settings() {
 }
 
 #[test]
-fn a_second_time_nothing_is_written() {
+fn a_second_run_writes_nothing() {
     let machine = Machine::new();
     machine.espocrm("/var/www/html");
     expect(&machine.setup(&["--at-install"]).unwrap(), &[CONFIG, DROP_IN, "as user web"]);
@@ -67,7 +67,7 @@ fn a_second_time_nothing_is_written() {
 }
 
 #[test]
-fn settings_are_kept_but_for_the_directory() {
+fn all_settings_except_the_directory_are_kept() {
     let machine = Machine::new();
     machine.espocrm("/srv/a");
     machine.espocrm("/srv/b");
@@ -87,7 +87,7 @@ fn settings_are_kept_but_for_the_directory() {
 }
 
 #[test]
-fn data_of_root_is_refused_with_what_to_do() {
+fn data_owned_by_root_is_rejected_with_instructions() {
     if !is_root() {
         eprintln!("skipped: only root can have files belong to others");
         return;
@@ -130,7 +130,7 @@ fn systemd_understands_the_drop_in() {
 }
 
 #[test]
-fn this_machine_is_changed_by_root_only() {
+fn only_root_may_change_this_machine() {
     if !is_root() {
         eprintln!("skipped: needs a second user");
         return;

@@ -17,7 +17,7 @@ fn expect_red(control: &Control, why: &str) {
 }
 
 #[test]
-fn it_is_red_at_the_limit_of_connections() {
+fn healthz_fails_at_the_connection_limit() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &["--max-connections", "2"]);
     expect_green(&control);
@@ -31,7 +31,7 @@ fn it_is_red_at_the_limit_of_connections() {
 }
 
 #[test]
-fn it_is_red_without_descriptors_and_can_still_be_asked() {
+fn healthz_fails_without_free_descriptors_and_still_answers() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let _alice = daemon.connect("alice");
@@ -45,7 +45,7 @@ fn it_is_red_without_descriptors_and_can_still_be_asked() {
 }
 
 #[test]
-fn it_is_red_while_espocrms_messages_are_not_received() {
+fn healthz_fails_while_messages_are_not_received() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.leave_descriptors(0);
@@ -60,7 +60,7 @@ fn it_is_red_while_espocrms_messages_are_not_received() {
 }
 
 #[test]
-fn checks_that_fail_for_a_moment_are_no_reason() {
+fn briefly_failing_checks_do_not_make_healthz_fail() {
     let standin = Standin::new();
     let (daemon, control): (Daemon, _) = Control::start(&standin, &[]);
     standin.set("failure", "exit255");

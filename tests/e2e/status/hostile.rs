@@ -21,7 +21,7 @@ fn send(control: &Control, bytes: &[u8]) -> UnixStream {
 }
 
 #[test]
-fn whatever_is_asked_gets_an_answer_or_an_end() {
+fn every_request_is_answered_or_disconnected() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = alice(&daemon);
@@ -61,7 +61,7 @@ fn whatever_is_asked_gets_an_answer_or_an_end() {
 }
 
 #[test]
-fn a_hundred_who_are_slow_keep_nobody_from_asking() {
+fn a_hundred_slow_clients_do_not_block_others() {
     let standin = Standin::new();
     let port = Port::reserve();
     let metrics = port.address();
@@ -102,7 +102,7 @@ fn a_hundred_who_are_slow_keep_nobody_from_asking() {
 }
 
 #[test]
-fn an_answer_that_is_not_read_holds_nobody_up() {
+fn an_unread_response_blocks_nothing() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = alice(&daemon);
@@ -116,7 +116,7 @@ fn an_answer_that_is_not_read_holds_nobody_up() {
 }
 
 #[test]
-fn at_the_port_for_metrics_there_are_two_paths() {
+fn the_metrics_port_has_two_paths() {
     let standin = Standin::new();
     let port = Port::reserve();
     let metrics = port.address();

@@ -28,7 +28,7 @@ fn expect_counted(control: &Control, pointer: &str, expected: &[(&str, u64)]) {
 }
 
 #[test]
-fn after_known_traffic_the_status_is_true() {
+fn the_status_matches_known_traffic() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     let status = control.json("/status");
@@ -115,7 +115,7 @@ fn after_known_traffic_the_status_is_true() {
 }
 
 #[test]
-fn checks_by_a_worker_are_counted_as_such_and_so_is_its_processor_time() {
+fn worker_checks_and_worker_cpu_time_are_counted() {
     let standin = Standin::new();
     let path = Control::path(&standin);
     let daemon = Daemon::with_workers(&standin, &["--control", path.to_str().unwrap()]);
@@ -153,7 +153,7 @@ fn each_reason_for_dropping_a_message_is_counted() {
 }
 
 #[test]
-fn each_reason_for_keeping_a_connection_out_is_counted() {
+fn each_reason_for_rejecting_a_connection_is_counted() {
     let standin = Standin::new();
     let origin = ["--origin", "https://crm.example.com"];
     let (daemon, control) = Control::start(&standin, &origin);
@@ -263,7 +263,7 @@ fn each_reason_for_ending_a_connection_is_counted() {
 }
 
 #[test]
-fn reloads_and_limits_that_were_hit_are_counted() {
+fn reloads_and_limit_hits_are_counted() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.reload("EspoCRM's settings have not changed");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{Client, Control, DEADLINE, Daemon, Pusher, Standin, eventually, run};
 
 #[test]
-fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
+fn a_kicked_user_reconnects_and_is_checked_again() {
     let standin = Standin::new();
     let path = Control::path(&standin);
     // What was granted counts for an hour, unless it is forgotten.
@@ -35,7 +35,7 @@ fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
 }
 
 #[test]
-fn what_is_sent_reaches_only_those_who_may_see_it() {
+fn sent_messages_reach_only_permitted_users() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -65,7 +65,7 @@ fn what_is_sent_reaches_only_those_who_may_see_it() {
 }
 
 #[test]
-fn what_espocrm_could_not_send_is_refused_in_the_same_way() {
+fn send_rejects_the_messages_that_are_invalid_from_espocrm() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -87,7 +87,7 @@ fn what_espocrm_could_not_send_is_refused_in_the_same_way() {
 }
 
 #[test]
-fn tail_shows_what_passes_to_whoever_watches() {
+fn tail_prints_delivered_messages() {
     let standin = Standin::new();
     let (mut daemon, _) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -130,7 +130,7 @@ fn tail_shows_what_passes_to_whoever_watches() {
 }
 
 #[test]
-fn a_tail_that_is_not_read_holds_nobody_up_and_is_told_what_it_has_missed() {
+fn an_unread_tail_blocks_nothing_and_reports_missed_messages() {
     const COUNT: usize = 20_000;
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
@@ -163,7 +163,7 @@ fn a_tail_that_is_not_read_holds_nobody_up_and_is_told_what_it_has_missed() {
 }
 
 #[test]
-fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
+fn an_unresponsive_daemon_is_distinguished_from_a_missing_one() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     daemon.signal("STOP");

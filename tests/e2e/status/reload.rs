@@ -39,7 +39,7 @@ fn errors(output: &Output) -> String {
 }
 
 #[test]
-fn it_returns_when_the_settings_are_applied_and_not_before() {
+fn reload_returns_once_the_settings_are_applied_and_not_before() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let at = control_at(&standin);
@@ -73,7 +73,7 @@ fn it_returns_when_the_settings_are_applied_and_not_before() {
 }
 
 #[test]
-fn it_fails_with_the_reason_if_something_cannot_be_applied() {
+fn reload_fails_with_the_reason_if_a_setting_cannot_be_applied() {
     let mut standin = Standin::new();
     let at = control_at(&standin);
     let (daemon, file) = start(&standin, &[], &at);
@@ -112,7 +112,7 @@ fn it_fails_with_the_reason_if_something_cannot_be_applied() {
 }
 
 #[test]
-fn without_a_control_socket_the_main_process_gets_a_signal() {
+fn without_a_control_socket_reload_signals_the_main_process() {
     let standin = Standin::new();
     let (mut daemon, file) = start(&standin, &[], "control = 'off'\n");
     let output = run(reload(&file));

@@ -38,7 +38,7 @@ fn busy(standin: &Standin) -> (Daemon, Control, Vec<Client>) {
 }
 
 #[test]
-fn the_status_fits_a_terminal_and_a_tired_administrator() {
+fn the_status_fits_on_a_terminal() {
     let standin = Standin::new();
     let (daemon, control, tabs) = busy(&standin);
     let screen = control.say(&["status"]);
@@ -198,7 +198,7 @@ impl Watching {
 }
 
 #[test]
-fn watch_draws_a_screen_that_does_not_wrap_and_gives_the_terminal_back() {
+fn watch_draws_without_wrapping_and_restores_the_terminal() {
     let standin = Standin::new();
     let (_daemon, control, tabs) = busy(&standin);
     let watching = Watching::start(&standin, COLUMNS, LINES);
@@ -223,7 +223,7 @@ fn last(screen: &[String]) -> &str {
 }
 
 #[test]
-fn q_quits_and_what_is_typed_is_not_shown() {
+fn q_quits_and_typed_characters_are_not_echoed() {
     let standin = Standin::new();
     let (_daemon, _control, _tabs) = busy(&standin);
     let mut watching = Watching::start(&standin, COLUMNS, LINES);
@@ -236,7 +236,7 @@ fn q_quits_and_what_is_typed_is_not_shown() {
 }
 
 #[test]
-fn in_a_small_terminal_no_line_breaks_and_what_matters_comes_first() {
+fn a_small_terminal_shows_unwrapped_lines_with_the_important_ones_first() {
     let standin = Standin::new();
     let (_daemon, _control, _tabs) = busy(&standin);
     for (columns, rows) in [(60, 15), (40, 10), (20, 5), (10, 2)] {
@@ -267,7 +267,7 @@ fn watching_at(path: &str) -> u32 {
 }
 
 #[test]
-fn elsewhere_watch_writes_a_line_each_time_until_nobody_reads() {
+fn without_a_terminal_watch_writes_lines_until_its_output_is_closed() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
@@ -292,7 +292,7 @@ fn elsewhere_watch_writes_a_line_each_time_until_nobody_reads() {
 }
 
 #[test]
-fn a_daemon_that_is_restarted_is_waited_for() {
+fn watch_waits_for_a_restarted_daemon() {
     let standin = Standin::new();
     let (daemon, _) = Control::start(&standin, &[]);
     let path = Control::path(&standin);

@@ -14,7 +14,7 @@ fn errors(output: &Output) -> String {
 }
 
 #[test]
-fn the_socket_is_for_root_and_the_daemons_user_only() {
+fn the_socket_accepts_only_root_and_the_user_of_the_daemon() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
@@ -40,7 +40,7 @@ fn the_socket_is_for_root_and_the_daemons_user_only() {
 }
 
 #[test]
-fn root_may_ask_a_daemon_of_another_user() {
+fn root_may_query_a_daemon_of_another_user() {
     if !is_root() {
         return;
     }
@@ -54,7 +54,7 @@ fn root_may_ask_a_daemon_of_another_user() {
 }
 
 #[test]
-fn the_socket_of_a_daemon_that_was_killed_is_replaced_and_ours_goes_with_us() {
+fn a_stale_socket_is_replaced_and_the_own_socket_is_removed_at_exit() {
     let standin = Standin::new();
     let (daemon, _) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
@@ -73,7 +73,7 @@ fn the_socket_of_a_daemon_that_was_killed_is_replaced_and_ours_goes_with_us() {
 }
 
 #[test]
-fn what_is_in_the_way_stays_and_browsers_are_served_without_a_socket() {
+fn an_obstructing_file_is_kept_and_browsers_are_served_without_a_socket() {
     let standin = Standin::new();
     let path = Control::path(&standin);
     let expect_without = |why: &str| {
@@ -106,7 +106,7 @@ fn what_is_in_the_way_stays_and_browsers_are_served_without_a_socket() {
 }
 
 #[test]
-fn the_directory_must_be_there_and_nobody_else_may_write_in_it() {
+fn the_directory_must_exist_and_not_be_writable_for_others() {
     let standin = Standin::new();
     let open = standin.path().join("open");
     fs::create_dir(&open).unwrap();
@@ -127,7 +127,7 @@ fn the_directory_must_be_there_and_nobody_else_may_write_in_it() {
 }
 
 #[test]
-fn a_service_has_its_socket_where_systemd_says() {
+fn a_service_creates_its_socket_in_the_runtime_directory() {
     let standin = Standin::new();
     let dir = standin.path().join("runtime");
     fs::create_dir(&dir).unwrap();
@@ -140,7 +140,7 @@ fn a_service_has_its_socket_where_systemd_says() {
 }
 
 #[test]
-fn run_by_hand_it_has_one_in_run_if_it_may() {
+fn a_manually_started_daemon_uses_run_if_permitted() {
     let standin = Standin::new();
     let usual = "run/espocrm-websocket/control.sock";
     if is_root() {
@@ -175,7 +175,7 @@ fn run_by_hand_it_has_one_in_run_if_it_may() {
 }
 
 #[test]
-fn a_reload_moves_it() {
+fn a_reload_moves_the_control_socket() {
     let standin = Standin::new();
     let file = standin.path().join("config.toml");
     let [first, second] = ["first.sock", "second.sock"].map(|name| standin.path().join(name));
@@ -196,7 +196,7 @@ fn a_reload_moves_it() {
 }
 
 #[test]
-fn commands_find_the_daemon_by_its_configuration_and_say_if_there_is_none() {
+fn commands_find_the_daemon_by_its_configuration_and_report_a_missing_one() {
     let standin = Standin::new();
     let (daemon, _) = Control::start(&standin, &[]);
     let path = Control::path(&standin);

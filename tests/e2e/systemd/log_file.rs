@@ -60,7 +60,7 @@ fn written_to_the_journal(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn an_error_that_ends_the_program_is_an_error_in_the_journal() {
+fn a_fatal_error_has_priority_error_in_the_journal() {
     let nothing = ["--config", "/dev/null", "--espocrm", "/nonexistent"];
     for words in [&["run"][..], &["config", "--check"], &["run", "--nonsense"]] {
         let text = written_to_the_journal(&[words, &nothing].concat());
@@ -72,7 +72,7 @@ fn an_error_that_ends_the_program_is_an_error_in_the_journal() {
 }
 
 #[test]
-fn what_is_not_the_journal_gets_the_time() {
+fn other_outputs_get_timestamps() {
     let standin = Standin::new();
     let streams: [fn(u64, u64) -> String; 4] = [
         |dev, ino| format!("{dev}:{}", ino + 1),
@@ -108,7 +108,7 @@ fn read(file: &Path) -> String {
 }
 
 #[test]
-fn the_log_file_lies_in_espocrms_directory_and_holds_everything() {
+fn the_log_file_is_relative_to_espocrm_and_contains_everything() {
     let standin = Standin::new();
     fs::create_dir_all(standin.path().join("data/logs")).unwrap();
     let file = standin.path().join("data/logs/websocket.log");
@@ -130,7 +130,7 @@ fn the_log_file_lies_in_espocrms_directory_and_holds_everything() {
 }
 
 #[test]
-fn a_log_file_that_was_moved_away_is_opened_anew() {
+fn a_rotated_log_file_is_reopened() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
     let (mut mute, _stderr) = with_log_file(&standin, "log");
@@ -150,7 +150,7 @@ fn a_log_file_that_was_moved_away_is_opened_anew() {
 }
 
 #[test]
-fn a_log_file_that_cannot_be_opened_anew_goes_on() {
+fn a_log_file_that_cannot_be_reopened_stays_in_use() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
     fs::create_dir(path("logs")).unwrap();
@@ -171,7 +171,7 @@ fn a_log_file_that_cannot_be_opened_anew_goes_on() {
 }
 
 #[test]
-fn a_log_file_that_cannot_be_opened_is_explained_at_once() {
+fn a_log_file_that_cannot_be_opened_is_reported_at_startup() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
     fs::create_dir(path("dir")).unwrap();

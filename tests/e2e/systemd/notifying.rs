@@ -11,7 +11,7 @@ const GATE: &str = "echo > data/standin/begun; \
     while [ $# = 0 ] && [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 #[test]
-fn it_is_ready_when_both_ports_accept_and_not_before() {
+fn ready_is_sent_once_both_ports_accept_and_not_before() {
     for manager in [Manager::new, Manager::abstracted] {
         let standin = Standin::new();
         let php = standin.php("php", GATE);
@@ -38,7 +38,7 @@ fn it_is_ready_when_both_ports_accept_and_not_before() {
 }
 
 #[test]
-fn a_reload_is_told_with_its_moment_and_its_end() {
+fn a_reload_is_notified_with_its_time_and_its_end() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let manager = Manager::new(&standin);
@@ -92,7 +92,7 @@ fn monotonic_micros() -> u64 {
 }
 
 #[test]
-fn a_reload_that_fails_has_an_end_as_well() {
+fn a_failed_reload_is_also_notified_as_finished() {
     type Step<'a> = &'a dyn Fn(&mut Standin);
     let away = |standin: &Standin, from: &str, to: &str| {
         std::fs::rename(standin.path().join(from), standin.path().join(to)).unwrap();
@@ -125,7 +125,7 @@ fn a_reload_that_fails_has_an_end_as_well() {
 }
 
 #[test]
-fn a_start_that_fails_tells_why_and_nothing_else() {
+fn a_failed_start_reports_only_its_reason() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name).to_str().unwrap().to_owned();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -155,7 +155,7 @@ fn a_start_that_fails_tells_why_and_nothing_else() {
 }
 
 #[test]
-fn a_manager_that_is_not_there_does_not_matter() {
+fn a_missing_service_manager_has_no_effect() {
     let standin = Standin::new();
     for name in ["/nonexistent/notify", "@nobody", "", "@", "relative", "vsock:2:1"] {
         let mut command = serving(&standin, &[]);

@@ -48,7 +48,7 @@ fn expect_served(client: &mut Client, daemon: &Daemon) {
 }
 
 #[test]
-fn who_came_before_the_daemon_is_served() {
+fn clients_that_connected_before_the_daemon_started_are_served() {
     let standin = Standin::new();
     let listener = listener();
     let mut early = ask(&listener);
@@ -77,7 +77,7 @@ fn several_sockets_are_served() {
 }
 
 #[test]
-fn who_comes_during_a_restart_is_served_by_the_new_daemon() {
+fn clients_that_connect_during_a_restart_are_served_by_the_new_daemon() {
     let standin = Standin::new();
     let listener = listener();
     let mut daemon = activate(&listener, &standin, &[]);
@@ -94,7 +94,7 @@ fn who_comes_during_a_restart_is_served_by_the_new_daemon() {
 }
 
 #[test]
-fn it_counts_more_than_every_setting() {
+fn a_passed_socket_takes_precedence_over_every_setting() {
     let mut standin = Standin::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
@@ -118,7 +118,7 @@ fn it_counts_more_than_every_setting() {
 }
 
 #[test]
-fn its_connections_may_have_our_own_tls() {
+fn a_passed_socket_may_use_tls() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));
@@ -130,7 +130,7 @@ fn its_connections_may_have_our_own_tls() {
 }
 
 #[test]
-fn what_is_no_listening_tcp_socket_is_explained() {
+fn a_passed_descriptor_that_is_no_listening_tcp_socket_is_reported() {
     let standin = Standin::new();
     let listener = listener();
     let file = File::create(standin.path().join("file")).unwrap();
@@ -154,7 +154,7 @@ fn what_is_no_listening_tcp_socket_is_explained() {
 }
 
 #[test]
-fn what_was_opened_for_another_process_is_left_alone() {
+fn sockets_passed_to_another_process_are_ignored() {
     let standin = Standin::new();
     let listener = listener();
     let address = listener.local_addr().unwrap();
@@ -175,7 +175,7 @@ fn what_was_opened_for_another_process_is_left_alone() {
 }
 
 #[test]
-fn sockets_that_were_announced_and_are_not_there_are_none() {
+fn announced_but_missing_sockets_are_ignored() {
     let standin = Standin::new();
     let script = "export LISTEN_FDS=3 LISTEN_PID=$$";
     let daemon = Daemon::spawn(after(script, &serving(&standin, &[])));
@@ -184,7 +184,7 @@ fn sockets_that_were_announced_and_are_not_there_are_none() {
 
 /// It lets everybody in, and by them others than this machine could come.
 #[test]
-fn the_demo_takes_none() {
+fn the_demo_ignores_passed_sockets() {
     let listener = listener();
     let mut demo = crate::support::command();
     demo.args(["demo", "--listen", "127.0.0.1:0"]);

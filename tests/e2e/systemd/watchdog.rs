@@ -14,7 +14,7 @@ fn expect_more_signs(manager: &Manager) {
 }
 
 #[test]
-fn signs_come_again_and_again_and_say_what_is_going_on() {
+fn watchdog_notifications_repeat_and_contain_the_status() {
     // A process's number is known to a shell that becomes it.
     for script in ["unset WATCHDOG_PID", "export WATCHDOG_PID=$$"] {
         let standin = Standin::new();
@@ -48,7 +48,7 @@ fn signs_come_again_and_again_and_say_what_is_going_on() {
 }
 
 #[test]
-fn nobody_is_watched_in_anothers_place() {
+fn watchdog_settings_of_another_process_are_ignored() {
     for (pid, micros) in [("1", "200000"), ("", "200000"), ("1x", "200000")].into_iter().chain([
         ("ours", "0"),
         ("ours", ""),

@@ -41,7 +41,7 @@ const HOSTILE: [(Make, &str); 6] = [
 ];
 
 #[test]
-fn the_start_fails_and_does_not_block() {
+fn a_special_file_fails_at_startup_without_blocking() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     let mut standin = Standin::new();
@@ -72,7 +72,7 @@ fn the_start_fails_and_does_not_block() {
 }
 
 #[test]
-fn a_reload_keeps_the_certificate_and_the_tabs() {
+fn a_reload_with_special_files_keeps_the_certificate_and_the_tabs() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let issued = authority.issue("server", EC);
@@ -104,7 +104,7 @@ fn a_reload_keeps_the_certificate_and_the_tabs() {
 
 /// The length of the iterations' number stays, so that no other length in the file changes.
 #[test]
-fn a_key_that_takes_too_long_to_decrypt_is_refused() {
+fn a_key_that_takes_too_long_to_decrypt_is_rejected() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     let mut standin = Standin::new();

@@ -10,7 +10,7 @@ use crate::support::{Daemon, Standin, request};
 const TARGET: &str = "/?authToken=tok-alice&userId=alice";
 
 #[test]
-fn the_header_comes_before_tls() {
+fn the_proxy_protocol_header_precedes_tls() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));

@@ -18,7 +18,7 @@ const PASSPHRASE: &str = "webSocketSslCertificatePassphrase";
 const SECRET: &str = "s3cret'\\ $x \"";
 
 #[test]
-fn keys_of_both_kinds_serve_both_versions_of_tls() {
+fn ec_and_rsa_keys_work_with_tls_1_2_and_1_3() {
     let authority = Authority::new();
     for kind in [RSA, EC] {
         let issued = authority.issue("server", kind);
@@ -35,7 +35,7 @@ fn keys_of_both_kinds_serve_both_versions_of_tls() {
 }
 
 #[test]
-fn the_key_may_stand_in_the_certificates_file() {
+fn the_certificate_file_may_contain_the_key() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     let (certificate, key) = (&*issued.certificate, &*issued.key);
@@ -63,7 +63,7 @@ fn the_whole_chain_is_sent() {
 }
 
 #[test]
-fn every_usual_format_of_a_key_is_read() {
+fn every_common_key_format_is_supported() {
     let authority = Authority::new();
     let rsa = authority.issue("rsa", RSA);
     let ec = authority.issue("ec", EC);
@@ -94,7 +94,7 @@ fn every_usual_format_of_a_key_is_read() {
 }
 
 #[test]
-fn a_key_after_its_curves_parameters_is_found() {
+fn a_key_after_ec_parameters_is_found() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     authority.openssl("ecparam -name prime256v1 -out parameters");
@@ -117,7 +117,7 @@ fn expect_served(standin: &Standin, authority: &Authority, what: &str) {
 type Change<'a> = &'a dyn Fn(&mut Standin, &Issued);
 
 #[test]
-fn what_cannot_be_used_is_explained() {
+fn unusable_certificates_and_keys_are_reported() {
     let authority = Authority::new();
     authority.issue("other", EC);
     let other = authority.path("other.key");
@@ -185,7 +185,7 @@ fn what_cannot_be_used_is_explained() {
 }
 
 #[test]
-fn an_encrypted_key_that_cannot_be_decrypted_is_explained() {
+fn an_encrypted_key_that_cannot_be_decrypted_is_reported() {
     let authority = Authority::new();
     let issued = authority.issue("server", RSA);
     std::fs::write(authority.path("secret"), SECRET).unwrap();
@@ -219,7 +219,7 @@ fn an_encrypted_key_that_cannot_be_decrypted_is_explained() {
 }
 
 #[test]
-fn a_wrong_passphrase_is_called_so() {
+fn a_wrong_passphrase_is_reported_as_such() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     for way in ["-v2 aes-256-cbc", "-v2 des3", "-scrypt"] {
@@ -267,7 +267,7 @@ fn a_passphrase_may_end_with_a_space() {
 }
 
 #[test]
-fn a_key_that_is_encrypted_in_an_unusual_way_is_to_be_converted() {
+fn an_unusually_encrypted_key_must_be_converted() {
     let authority = Authority::new();
     let issued = authority.issue("server", RSA);
     authority.openssl(
@@ -281,7 +281,7 @@ fn a_key_that_is_encrypted_in_an_unusual_way_is_to_be_converted() {
 }
 
 #[test]
-fn a_key_that_may_not_be_read_is_explained() {
+fn an_unreadable_key_is_reported() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     let issued = authority.issue("server", EC);
@@ -294,7 +294,7 @@ fn a_key_that_may_not_be_read_is_explained() {
 
 /// The site names these files, and a check as root must find what the service will find.
 #[test]
-fn root_reads_no_key_that_the_sites_user_cannot_read() {
+fn a_check_as_root_rejects_keys_that_the_site_user_cannot_read() {
     if !is_root() {
         return;
     }

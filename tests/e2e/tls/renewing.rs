@@ -14,7 +14,7 @@ fn has_seen(tab: &Tab, issued: &Issued) -> bool {
 }
 
 #[test]
-fn a_renewed_certificate_is_for_new_connections_and_old_ones_live_on() {
+fn a_renewed_certificate_applies_to_new_connections_and_existing_ones_stay() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let installed = authority.issue("server", EC);
@@ -115,7 +115,7 @@ fn a_session_is_resumed() {
 }
 
 #[test]
-fn clean_and_unclean_ends_are_told_apart_as_without_tls() {
+fn clean_and_unclean_closes_are_distinguished_as_without_tls() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let mut standin = Standin::new();
@@ -150,7 +150,7 @@ fn the_log_says_that_the_port_speaks_tls() {
 }
 
 #[test]
-fn it_is_said_until_when_a_certificate_is_valid() {
+fn the_log_states_the_expiry_of_a_certificate() {
     let authority = Authority::new();
     let installed = authority.issue("server", EC);
     let mut standin = Standin::new();

@@ -38,7 +38,7 @@ fn serve(authority: &Authority) -> (Standin, Daemon) {
 }
 
 #[test]
-fn large_messages_and_many_arrive_in_order() {
+fn many_and_large_messages_arrive_in_order() {
     let authority = Authority::new();
     let (_standin, daemon) = serve(&authority);
     for version in BOTH {
@@ -60,7 +60,7 @@ fn large_messages_and_many_arrive_in_order() {
 }
 
 #[test]
-fn a_health_check_sees_that_tls_answers() {
+fn health_succeeds_over_tls() {
     let authority = Authority::new();
     let (standin, daemon) = serve(&authority);
     let mut health = command();
@@ -71,7 +71,7 @@ fn a_health_check_sees_that_tls_answers() {
 }
 
 #[test]
-fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
+fn a_client_that_reads_too_slowly_is_disconnected_without_a_close_frame() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let (_standin, mut daemon) = serve(&authority);
@@ -108,7 +108,7 @@ fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
 }
 
 #[test]
-fn a_handshake_and_an_upgrade_may_come_byte_by_byte() {
+fn the_tls_handshake_and_the_upgrade_may_arrive_byte_by_byte() {
     let authority = Authority::new();
     let (_standin, daemon) = serve(&authority);
     for version in BOTH {
@@ -143,7 +143,7 @@ impl Write for Trickle {
 }
 
 #[test]
-fn who_comes_without_tls_costs_nothing() {
+fn clients_without_tls_use_no_resources() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let mut standin = Standin::new();

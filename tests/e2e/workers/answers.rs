@@ -6,7 +6,7 @@ use super::{GIVEN_UP, expect_mode};
 use crate::support::{Client, Daemon, Standin, eventually};
 
 #[test]
-fn a_worker_answers_as_the_plain_command_does_in_every_version() {
+fn workers_answer_like_plain_commands_in_every_version() {
     for version in ["7.0.0", "7.1.8", "7.2.0", "9.1.9", "9.2.0", "9.3.10", "10.0.0"] {
         let plain = Standin::version(version);
         let expected = transcript(&plain, &mut Daemon::start(&plain));
@@ -101,7 +101,7 @@ fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> Stri
 }
 
 #[test]
-fn whatever_goes_wrong_in_a_command_goes_wrong_in_the_same_way() {
+fn failing_commands_have_the_same_outcome_in_workers_and_plain_commands() {
     // The first are told by the worker itself, the last by the plain command that follows.
     for (version, failure, outcome) in [
         ("9.2.7", "error", "dropped"),
@@ -148,7 +148,7 @@ fn policy(verdict: &str) -> String {
 }
 
 #[test]
-fn a_change_is_seen_by_the_very_next_check() {
+fn a_change_applies_to_the_next_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -194,7 +194,7 @@ fn a_change_is_seen_by_the_very_next_check() {
 }
 
 #[test]
-fn a_version_that_changes_is_seen_by_the_very_next_check_of_a_worker() {
+fn a_version_change_applies_to_the_next_check_of_a_worker() {
     let standin = Standin::new();
     standin.state("9.1.9");
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);

@@ -55,7 +55,7 @@ fn hold_connections(daemon: u32, stop: &AtomicBool) {
 }
 
 #[test]
-fn idle_connections_at_a_workers_port_keep_no_check_from_being_answered() {
+fn idle_connections_to_a_worker_block_no_check() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
@@ -79,7 +79,7 @@ fn idle_connections_at_a_workers_port_keep_no_check_from_being_answered() {
 }
 
 #[test]
-fn a_huge_request_ends_a_worker_before_it_takes_much_memory() {
+fn a_huge_request_ends_the_worker_before_it_uses_much_memory() {
     const SIZE: usize = 300_000_000;
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
@@ -113,7 +113,7 @@ fn peak(pid: u32) -> usize {
 }
 
 #[test]
-fn a_worker_that_floods_its_error_output_keeps_nothing_from_being_served() {
+fn a_worker_that_floods_its_error_output_blocks_nothing() {
     let standin = standin_with(
         "<?php
         if (PHP_SAPI === 'cli-server') {
@@ -138,7 +138,7 @@ fn a_worker_that_floods_its_error_output_keeps_nothing_from_being_served() {
 }
 
 #[test]
-fn what_a_worker_has_started_ends_with_it() {
+fn child_processes_of_a_worker_end_with_it() {
     let standin = standin_with(
         "<?php
         shell_exec('sleep 600 > /dev/null 2>&1 & echo $! >> data/standin/left');

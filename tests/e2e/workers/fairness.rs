@@ -7,7 +7,7 @@ use crate::support::{Client, Daemon, Standin, eventually};
 const CHECK: &str = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
 
 #[test]
-fn many_subscriptions_of_one_user_do_not_hold_up_another() {
+fn many_subscriptions_of_one_user_do_not_delay_another_user() {
     for more in [&["--no-worker"][..], &[]] {
         let standin = Standin::new();
         let flags = [&["--max-checks", "1", "--check-cache", "0"], more].concat();
@@ -80,7 +80,7 @@ fn a_second_tab_needs_no_check_of_its_own() {
 }
 
 #[test]
-fn a_verdict_counts_no_longer_than_it_is_set() {
+fn a_cached_verdict_expires_after_the_configured_time() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "1s"]);
     daemon.connect("alice");
@@ -96,7 +96,7 @@ fn a_verdict_counts_no_longer_than_it_is_set() {
 }
 
 #[test]
-fn a_verdict_counts_once_if_so_it_is_set() {
+fn the_check_cache_can_be_disabled() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for expected in 1..4 {
@@ -107,7 +107,7 @@ fn a_verdict_counts_once_if_so_it_is_set() {
 }
 
 #[test]
-fn a_reload_forgets_all_verdicts() {
+fn a_reload_clears_the_check_cache() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "1h"]);
     let mut tab = daemon.connect("alice");

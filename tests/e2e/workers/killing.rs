@@ -69,7 +69,7 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
 }
 
 #[test]
-fn a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word_of_warning() {
+fn a_worker_killed_while_idle_is_replaced_without_a_warning() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for _ in 0..5 {
@@ -84,7 +84,7 @@ fn a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word_of_warnin
 }
 
 #[test]
-fn a_check_that_a_worker_was_killed_at_is_run_again() {
+fn a_check_whose_worker_was_killed_is_run_again() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -107,7 +107,7 @@ fn a_check_that_a_worker_was_killed_at_is_run_again() {
 }
 
 #[test]
-fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_after_two() {
+fn checks_that_a_worker_does_not_start_run_as_plain_commands_and_two_disable_workers() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for round in 0..2 {
@@ -127,7 +127,7 @@ fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_
 }
 
 #[test]
-fn a_check_that_takes_long_is_left_to_the_worker_that_has_begun_it() {
+fn a_slow_check_stays_with_the_worker_that_started_it() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
@@ -140,7 +140,7 @@ fn a_check_that_takes_long_is_left_to_the_worker_that_has_begun_it() {
 }
 
 #[test]
-fn a_worker_that_is_paused_is_replaced_when_its_check_takes_too_long() {
+fn a_paused_worker_is_replaced_when_its_check_times_out() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-timeout", "3s", "--check-cache", "0"]);
     let mut first = daemon.connect("alice");

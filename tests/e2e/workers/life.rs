@@ -22,7 +22,7 @@ fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
 }
 
 #[test]
-fn no_worker_is_started_before_there_is_something_to_check() {
+fn no_worker_is_started_before_the_first_check() {
     let standin = Standin::new();
     let php = standin.php("php", COUNT_STARTS);
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php]);
@@ -35,7 +35,7 @@ fn no_worker_is_started_before_there_is_something_to_check() {
 }
 
 #[test]
-fn one_worker_does_for_a_few_checks() {
+fn one_worker_is_enough_for_a_few_checks() {
     let standin = Standin::new();
     let php = standin.php("php", COUNT_STARTS);
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php]);
@@ -73,7 +73,7 @@ fn a_signal_that_ends_the_daemon_ends_the_worker_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_a_killed_daemon_leaves_behind_is_removed_by_the_next_one() {
+fn leftovers_of_a_killed_daemon_are_removed_by_the_next_one() {
     let (standin, dir) = (Standin::new(), TempDir::new("workers"));
     let mut daemon = with_temporary(&standin, &dir);
     let other = with_temporary(&standin, &dir);
@@ -95,7 +95,7 @@ fn what_a_killed_daemon_leaves_behind_is_removed_by_the_next_one() {
 }
 
 #[test]
-fn changed_settings_renew_the_worker() {
+fn changed_settings_replace_the_worker() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -116,7 +116,7 @@ fn changed_settings_renew_the_worker() {
 }
 
 #[test]
-fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
+fn a_busy_worker_finishes_its_check_when_settings_change() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -137,7 +137,7 @@ fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
 }
 
 #[test]
-fn a_worker_whose_files_were_removed_is_replaced() {
+fn a_worker_with_removed_files_is_replaced() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -153,7 +153,7 @@ fn a_worker_whose_files_were_removed_is_replaced() {
 
 #[test]
 #[ignore = "takes more than a minute"]
-fn an_idle_daemon_keeps_no_php() {
+fn an_idle_daemon_keeps_no_php_process() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     let mut tab = daemon.connect("alice");
@@ -168,7 +168,7 @@ fn an_idle_daemon_keeps_no_php() {
 }
 
 #[test]
-fn a_second_worker_is_started_only_when_many_checks_wait() {
+fn a_second_worker_is_started_only_for_many_queued_checks() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     standin.hold("");

@@ -36,7 +36,7 @@ fn expect_giving_up(how: &str) {
 }
 
 #[test]
-fn a_worker_that_cannot_be_reached_is_given_up() {
+fn workers_that_cannot_be_reached_are_disabled() {
     // The first two are waited for, for five seconds.
     std::thread::scope(|scope| {
         for how in ["silent", "elsewhere", "dead", "refusing", "deaf"] {
@@ -46,14 +46,14 @@ fn a_worker_that_cannot_be_reached_is_given_up() {
 }
 
 #[test]
-fn a_worker_that_ends_before_it_has_answered_is_given_up() {
+fn workers_that_exit_before_answering_are_disabled() {
     for how in ["mute", "half", "mortal"] {
         expect_giving_up(how);
     }
 }
 
 #[test]
-fn a_worker_that_answers_nonsense_is_given_up() {
+fn workers_that_send_invalid_responses_are_disabled() {
     for how in [
         "garbage",
         "short",
@@ -71,21 +71,21 @@ fn a_worker_that_answers_nonsense_is_given_up() {
 }
 
 #[test]
-fn a_worker_that_answers_megabytes_is_given_up_and_not_stored() {
+fn workers_that_send_huge_responses_are_disabled_and_the_responses_are_not_stored() {
     for how in ["endless", "wordy", "heady"] {
         expect_giving_up(how);
     }
 }
 
 #[test]
-fn a_worker_that_is_never_able_to_run_a_command_is_given_up() {
+fn workers_that_can_never_run_a_command_are_disabled() {
     for how in ["failing", "refuser"] {
         expect_giving_up(how);
     }
 }
 
 #[test]
-fn what_a_worker_says_after_its_answer_is_not_heard() {
+fn output_of_a_worker_after_its_response_is_ignored() {
     let (standin, php) = standin("again");
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -101,7 +101,7 @@ fn what_a_worker_says_after_its_answer_is_not_heard() {
 }
 
 #[test]
-fn an_answer_that_does_not_come_in_time_is_none() {
+fn a_late_response_is_ignored() {
     std::thread::scope(|scope| {
         for how in ["never", "stuck", "late"] {
             scope.spawn(move || {
@@ -120,7 +120,7 @@ fn an_answer_that_does_not_come_in_time_is_none() {
 }
 
 #[test]
-fn a_worker_that_never_answers_in_time_is_given_up() {
+fn workers_that_never_answer_in_time_are_disabled() {
     std::thread::scope(|scope| {
         for how in ["never", "stuck", "late"] {
             scope.spawn(move || {
@@ -140,7 +140,7 @@ fn a_worker_that_never_answers_in_time_is_given_up() {
 }
 
 #[test]
-fn a_worker_that_is_not_ready_in_time_for_a_short_deadline_is_given_up() {
+fn workers_that_are_not_ready_within_a_short_timeout_are_disabled() {
     let (standin, php) = standin("silent");
     let flags = ["--php", &php, "--check-timeout", "3s", "--check-cache", "0"];
     let mut daemon = Daemon::with_workers(&standin, &flags);
@@ -152,7 +152,7 @@ fn a_worker_that_is_not_ready_in_time_for_a_short_deadline_is_given_up() {
 }
 
 #[test]
-fn a_worker_is_not_given_up_for_a_command_that_sometimes_fails() {
+fn workers_are_not_disabled_by_a_command_that_sometimes_fails() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
@@ -169,7 +169,7 @@ fn a_worker_is_not_given_up_for_a_command_that_sometimes_fails() {
 }
 
 #[test]
-fn workers_that_were_given_up_are_tried_again_when_settings_change() {
+fn disabled_workers_are_tried_again_when_settings_change() {
     let (standin, php) = standin("failing");
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     daemon.connect("alice");

@@ -8,7 +8,7 @@ const BEGINS: &str = "could not be checked";
 const ENDS: &str = "Access checks work again";
 
 #[test]
-fn an_outage_drops_no_tab_and_refuses_none() {
+fn an_outage_disconnects_and_rejects_no_tab() {
     // Each waits for another attempt at times.
     std::thread::scope(|scope| {
         for failure in ["error", "exit255", "crash", "killed", "noise", "hang", "missing"] {
@@ -68,7 +68,7 @@ fn live_through(failure: &str, mode: &str) {
 }
 
 #[test]
-fn an_outage_is_told_to_be_over_with_how_often_checks_failed() {
+fn the_end_of_an_outage_is_logged_with_the_number_of_failed_checks() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");

@@ -76,7 +76,7 @@ fn ask(address: SocketAddr, start: &str, headers: &str, body: &str) -> String {
 }
 
 #[test]
-fn a_worker_listens_on_loopback_and_refuses_whoever_does_not_know_its_secret() {
+fn a_worker_listens_on_loopback_and_rejects_requests_without_its_secret() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     daemon.connect("alice");
@@ -124,7 +124,7 @@ fn a_worker_listens_on_loopback_and_refuses_whoever_does_not_know_its_secret() {
 }
 
 #[test]
-fn secrets_stand_in_no_argument_list_and_not_in_the_log() {
+fn secrets_appear_neither_in_argument_lists_nor_in_the_log() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -148,7 +148,7 @@ fn secrets_stand_in_no_argument_list_and_not_in_the_log() {
 }
 
 #[test]
-fn espocrm_sees_in_a_worker_what_it_sees_on_the_command_line() {
+fn espocrm_sees_the_same_environment_in_a_worker_as_on_the_command_line() {
     let standin = Standin::new();
     std::fs::create_dir_all(standin.path().join("custom/commands")).unwrap();
     std::fs::write(standin.path().join("custom/commands/Look.php"), LOOK).unwrap();

@@ -6,7 +6,7 @@ use espocrm_websocket::platform::sys;
 use crate::support::{Client, Control, Daemon, Standin, eventually};
 
 #[test]
-fn a_storm_is_served_by_no_more_workers_than_there_are_cores() {
+fn a_storm_is_served_by_at_most_one_worker_per_core() {
     let standin = Standin::new();
     let php = standin.php("php", COUNT_STARTS);
     let daemon = Daemon::with_workers(&standin, &["--php", &php]);
@@ -54,7 +54,7 @@ fn the_tabs_of_one_user_share_their_checks() {
 
 /// Logins have 10,240 places in the queue, of which subscriptions take none.
 #[test]
-fn when_too_many_logins_wait_a_tab_is_told_to_come_back() {
+fn when_too_many_logins_wait_further_tabs_must_retry() {
     if sys::raise_open_files() < 11_500 {
         eprintln!("skipped: needs more open files than the limit allows");
         return;
