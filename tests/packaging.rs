@@ -1,5 +1,5 @@
-//! What packages contain besides the binary: units, man pages, completions. They say what the binary
-//! says, and hold what they promise. `tools/check-packages` looks at the packages themselves.
+//! Units, man pages and completions, which packages contain besides the binary. They must agree
+//! with the binary and work as documented. `tools/check-packages` checks the packages themselves.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,12 +37,12 @@ fn read(file: &str) -> String {
 fn run(program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(path(""));
-    // For man: no pager, and text as it is.
+    // For man: no pager, and plain text.
     command.env("LC_ALL", "C.UTF-8").env("MANWIDTH", "80");
     command.output().unwrap_or_else(|error| panic!("{program}: {error}; see tools/install test"))
 }
 
-/// Runs a program that must succeed and have nothing to complain about.
+/// Runs a program that must succeed without warnings.
 fn run_without_complaint(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -90,7 +90,7 @@ fn the_manual_has_every_command_and_no_other() {
 #[test]
 fn manuals_are_well_formed() {
     for file in [MANUAL, SETTINGS_MANUAL] {
-        // Its style depends on which other manuals are installed.
+        // Its style warnings depend on the other installed manuals.
         let complaints = run("mandoc", &["-T", "lint", "-W", "warning", file]);
         assert_eq!(String::from_utf8_lossy(&complaints.stdout), "");
         let text = run_without_complaint("man", &["--warnings", "-E", "UTF-8", "-l", file]);
@@ -136,7 +136,7 @@ fn completions_work_in_each_shell() {
     }
 }
 
-/// The settings of a unit, in their order, without comments.
+/// The settings of a unit in their order, without comments.
 fn unit(file: &str) -> String {
     let text = read(file);
     text.split_inclusive('\n').filter(|line| !line.starts_with(['#', '\n'])).collect()
@@ -195,12 +195,12 @@ fn the_open_file_limit_suffices_for_the_default_number_of_connections() {
     let reserved = espocrm_websocket::engine::limits::RESERVED_DESCRIPTORS;
     let accept = read("src/daemon/event_loop/accept.rs");
     let over_limit = after(&accept, "const OVER_LIMIT: usize = ");
-    // The soft limit alone; the daemon raises it to the hard one.
+    // The soft limit alone; the daemon raises it to the hard limit.
     let granted = after(&unit(SERVICE), "\nLimitNOFILE=");
     assert!(connections + reserved + over_limit <= granted, "{granted}");
 }
 
-/// A directory with the units as they are after `setup`, and this binary in them.
+/// A directory with the units as they are after `setup`, which run this binary.
 struct Configured {
     dir: PathBuf,
 }
@@ -250,13 +250,13 @@ fn systemd_accepts_all_units() {
     ] {
         let output = run("systemd-analyze", &["verify", "--man=no", &units.unit(unit)]);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        // It looks at the machine's units as well.
+        // systemd-analyze also checks the machine's own units.
         let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
         assert!(output.status.success() && ours.is_empty(), "{stderr}");
     }
 }
 
-/// The files that a text in Markdown links to.
+/// The files that a Markdown text links to.
 fn links(text: &str) -> Vec<String> {
     let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
     let files = targets.filter(|it| !it.contains("://") && !it.starts_with('#'));
@@ -294,7 +294,7 @@ fn packaged_documents_link_only_to_packaged_files() {
     for page in pages {
         assert!(linked.contains(&page), "no page links to {page}");
     }
-    // What else they ship of docs/.
+    // The other files of docs/ that the packages contain.
     for file in ["packaging/deb/espocrm-websocket.install", "packaging/rpm/espocrm-websocket.spec"]
     {
         for dir in ["docs/images", "docs/monitoring", "docs/proxies"] {
@@ -323,7 +323,7 @@ fn the_documented_unit_is_valid_and_has_the_directives_that_commands_need() {
     let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
     assert!(output.status.success() && ours.is_empty(), "{stderr}");
     fs::remove_dir_all(&dir).unwrap();
-    // Nothing that the unit of the packages does not say, but for paths.
+    // Except for paths, it contains only what the packaged unit contains.
     let (packaged, mut own) = (unit(SERVICE), BTreeSet::new());
     for line in documented.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if !packaged.lines().any(|it| it == line) {
@@ -387,7 +387,7 @@ fn packages_have_the_version_of_the_binary() {
     let changelog = run_without_complaint("tools/package", &["changelog", "rpm"]);
     let head = changelog.lines().next().unwrap();
     assert!(head.starts_with("* ") && head.ends_with(&format!(" - {version}-1")), "{changelog}");
-    // No other place has it.
+    // The version occurs in no other place.
     let spec = read("packaging/rpm/espocrm-websocket.spec");
     assert!(spec.contains("\nVersion: %{package_version}\n"));
 }

@@ -1,6 +1,6 @@
-//! The settings are described once, in packaging/config.toml, which is what an administrator has before
-//! him. The manual and docs/configuration.md take them from there: `UPDATE=1 cargo test --test settings`
-//! writes them anew.
+//! The settings are described once, in packaging/config.toml, the file that administrators edit.
+//! The manual and docs/configuration.md are generated from it: `UPDATE=1 cargo test --test
+//! settings` rewrites them.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,16 +18,17 @@ const SOURCE: &str = include_str!("../packaging/config.toml");
 const MANUAL: &str = "docs/man/espocrm-websocket.toml.5";
 const DOCUMENT: &str = "docs/configuration.md";
 
-/// A setting, as the configuration file describes it.
+/// A setting as described in the configuration file.
 struct Setting {
     name: &'static str,
-    /// What is written in the file: its default, or an example.
+    /// The line in the file: its default, or an example.
     line: &'static str,
-    /// Sentences, of which one tells the default.
+    /// Sentences, one of which states the default.
     about: String,
 }
 
-/// Every paragraph but the first is a setting: comments, and a line that sets it, perhaps commented out.
+/// Every paragraph but the first describes a setting: comments, and a line that sets it, which may
+/// be commented out.
 fn settings() -> Vec<Setting> {
     let paragraphs = SOURCE.split("\n\n").skip(1);
     let setting = |paragraph: &'static str| {
@@ -51,7 +52,7 @@ fn help() -> String {
     String::from_utf8(help.unwrap().stdout).unwrap()
 }
 
-/// What the help says of a flag: what follows it, and what it is for.
+/// The help text of a flag: its value, and its description.
 fn of_flag<'a>(help: &'a str, flag: &str) -> (&'a str, &'a str) {
     let begin = format!("\n  --{flag} ");
     let (_, about) = help.split_once(&begin).unwrap_or_else(|| panic!("{begin:?} is missing"));
@@ -61,7 +62,7 @@ fn of_flag<'a>(help: &'a str, flag: &str) -> (&'a str, &'a str) {
     (if is_value { value } else { "" }, about)
 }
 
-/// The flag that does the same.
+/// The corresponding flag.
 fn flag(name: &str) -> String {
     match name {
         "trusted_proxies" => "trusted-proxy".to_owned(),
@@ -106,7 +107,7 @@ fn every_setting_has_its_flag() {
     let help = help();
     for Setting { name, about, .. } in settings() {
         let (value, said) = of_flag(&help, &flag(name));
-        // A flag without a value, or a list, is empty without it.
+        // A flag without a value, or a repeatable flag, is empty by default.
         let is_empty = value.is_empty() || said.contains("may be repeated");
         if let Some((_, default)) = about.split_once(" Default: ").filter(|_| !is_empty) {
             assert!(said.contains("(default: "), "--{}: {said}", flag(name));
@@ -118,7 +119,7 @@ fn every_setting_has_its_flag() {
     }
 }
 
-/// What else may stand on the command line.
+/// The other flags and arguments of the command line.
 const NO_SETTINGS: [&str; 11] = [
     "allow-root",
     "at-install",
@@ -175,7 +176,7 @@ fn wrapped(text: &str) -> Vec<String> {
     lines
 }
 
-/// What means something to the formatter, as what means itself.
+/// Escapes the characters that have a meaning in roff.
 fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('"', "\\(dq").replace('…', "...")
 }
@@ -184,7 +185,7 @@ fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
 }
 
-/// What stands in a file between two lines must be `text`; or is made so.
+/// Expects that `text` is between two lines of a file, or writes it there.
 #[track_caller]
 fn expect(file: &str, begin: &str, end: &str, text: &str) {
     let path = path(file);

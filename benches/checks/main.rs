@@ -1,9 +1,9 @@
-//! What access checks cost: by warm workers, by a PHP process each, and by as many of these at a
-//! time as there are checks, as EspoCRM's own daemon runs them. `cargo bench --bench checks`
+//! The cost of access checks: in warm workers, in one PHP process each, and in one PHP process each
+//! without a limit, as EspoCRM's own daemon runs them. `cargo bench --bench checks`
 //!
-//! EspoCRM is the tests' stand-in, made as heavy as the real one: so many classes to be loaded and
-//! compiled that a plain check takes about 80 ms of processor time. `CHECKS_ALL=1` also has 2,000
-//! tabs come back to plain checks, which takes minutes.
+//! EspoCRM is the stand-in of the tests, made as expensive as the real one: it loads and compiles
+//! so many classes that a plain check takes about 80 ms of processor time. `CHECKS_ALL=1` also runs
+//! plain checks for 2,000 reconnecting tabs, which takes minutes.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ use daemon::{Daemon, Tab};
 /// Classes of the stand-in.
 const WEIGHT: &str = "700";
 
-/// Checks that are made one after another.
+/// Number of consecutive checks.
 const CHECKS: usize = 40;
 
 const WORKER: &[&str] = &[];
@@ -34,7 +34,7 @@ const PLAIN: &[&str] = &["--no-worker"];
 const UNBOUND: &[&str] = &["--no-worker", "--max-checks", "100000", "--check-timeout", "10m"];
 
 fn main() {
-    // `cargo test --all-targets` runs this too, without this argument.
+    // `cargo test --all-targets` also runs this, but without this argument.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -65,19 +65,19 @@ fn main() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// What a storm has taken.
+/// The cost of a storm.
 struct Storm {
     served: Duration,
     cpu: Duration,
-    /// Most of the daemon and its children at a time, in bytes.
+    /// Peak memory of the daemon and its children, in bytes.
     memory: u64,
-    /// Most PHP processes at a time.
+    /// Peak number of PHP processes.
     php: usize,
 }
 
 fn one_by_one(dir: &Path, mode: &[&str]) -> (Duration, Duration) {
     let daemon = Daemon::start(&binary(), dir, mode);
-    // The first one starts the worker.
+    // The first login starts the worker.
     daemon.log_in("first");
     let (before, start) = (tree::cpu(daemon.pid()), Instant::now());
     for number in 0..CHECKS {
@@ -133,7 +133,7 @@ fn prepare(dir: &Path) {
     if dir.metadata().unwrap().uid() == 0 {
         run(Command::new("chown").args(["-R", "65534:65534"]).arg(dir));
     }
-    // opcache keeps no file that is younger.
+    // opcache does not store files that are younger.
     std::thread::sleep(Duration::from_secs(3));
 }
 

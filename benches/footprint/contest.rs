@@ -1,4 +1,4 @@
-//! The daemon and the floor under it, each with a crowd: both do the same deliveries.
+//! The daemon and the baseline, each with its clients; both perform the same deliveries.
 
 use std::io::Write;
 use std::path::Path;
@@ -11,36 +11,36 @@ use crate::crowd::{Crowd, Visit};
 use crate::process::Process;
 use crate::table::{median, micros, row};
 
-/// The record that everybody looks at.
+/// The record that everyone views.
 const RECORD: &str = "6b030f5b6b56fd2fd";
 
-/// One of the two, with its tabs.
+/// One of the two servers, with its tabs.
 pub struct Contestant {
     pub process: Process,
     pub crowd: Crowd,
     channel: Channel,
 }
 
-/// Which of the two.
+/// Identifies one of the two servers.
 #[derive(Clone, Copy)]
 pub enum Side {
     Ours,
     Floor,
 }
 
-/// Measurements of both, in turns.
+/// Alternating measurements of both servers.
 #[derive(Default)]
 pub struct Duel {
     times: [Vec<Duration>; 2],
 }
 
-/// How it is told to deliver.
+/// How the server receives messages.
 enum Channel {
     Zeromq(Socket),
     Stdin,
 }
 
-/// Whom a message reaches.
+/// The receivers of a message.
 #[derive(Clone, Copy)]
 pub enum Audience {
     Everybody,
@@ -49,7 +49,7 @@ pub enum Audience {
 }
 
 impl Contestant {
-    /// The daemon. It is given no reason to ping, so that all that is written are events.
+    /// The daemon. It has no reason to send pings, so it only writes events.
     pub fn daemon(binary: &Path) -> Self {
         let process = Process::demo(binary, &["--ping-interval", "1h"]);
         let socket = socket();
@@ -64,15 +64,15 @@ impl Contestant {
         Self { process, crowd: Crowd::new(), channel: Channel::Stdin }
     }
 
-    /// Has `count` tabs come, all at the same record; returns the processor time for each.
+    /// Connects `count` tabs, all at the same record; returns the processor time per tab.
     pub fn fill(&mut self, count: usize) -> Duration {
         let before = self.process.cpu();
         self.crowd.grow(self.process.address, count, |n| Visit::record(user(n), RECORD));
         (self.process.cpu() - before) / u32::try_from(count).unwrap()
     }
 
-    /// Sends messages one by one, each when the last has been received; returns the processor time
-    /// for each delivery, and appends to `latencies` how long each took.
+    /// Sends messages one by one, each when the last one was received; returns the processor time
+    /// per delivery, and appends the duration of each to `latencies`.
     pub fn one_by_one(
         &mut self,
         times: usize,
@@ -90,7 +90,7 @@ impl Contestant {
         self.share(before, times, to)
     }
 
-    /// Sends messages as fast as it takes them; returns the processor time for each delivery.
+    /// Sends messages as fast as the server accepts them; returns the processor time per delivery.
     pub fn flood(&mut self, times: usize, to: Audience) -> Duration {
         let before = self.process.cpu();
         let received = self.crowd.received() + self.bytes(times, to);
@@ -99,7 +99,7 @@ impl Contestant {
         self.share(before, times, to)
     }
 
-    /// Sends each message by a connection of its own, as PHP does.
+    /// Sends each message over its own connection, as PHP does.
     pub fn like_php(&mut self, times: usize) -> Duration {
         let before = self.process.cpu();
         for _ in 0..times {
@@ -154,7 +154,7 @@ impl Contestant {
 }
 
 impl Duel {
-    /// Both in turns, so that what else the machine does meets both.
+    /// Measures both alternately, so that other activity of the machine affects both.
     pub fn fight(rounds: usize, mut turn: impl FnMut(Side) -> Duration) -> Self {
         let mut duel = Self::default();
         for _ in 0..rounds {
@@ -169,7 +169,7 @@ impl Duel {
         self.times[side as usize].push(time);
     }
 
-    /// Shows the medians of the times, and that of the ratios of each round.
+    /// Prints the medians of the times, and the median of the ratios of the rounds.
     pub fn show(&self, name: &str, to_beat: &str) {
         let [ours, floor] = &self.times;
         let ratios = ours.iter().zip(floor).map(|(ours, floor)| ours.div_duration_f64(*floor));
@@ -198,18 +198,19 @@ impl Audience {
         }
     }
 
-    /// Of the frame `[8,"topic",message]` with its header; all are shorter than 126 bytes.
+    /// The length of the frame `[8,"topic",message]` with its header; all are shorter than 126
+    /// bytes.
     fn frame_length(self) -> usize {
         format!("..[8,\"{}\",{}]", self.topic(), self.message()).len()
     }
 }
 
-/// The `n`-th tab's user, each another one: an id of 17 characters, as EspoCRM's are.
+/// The user of the `n`-th tab: a distinct id of 17 characters, like those of EspoCRM.
 pub fn user(n: usize) -> String {
     format!("6b030ec8{n:09x}")
 }
 
-/// A socket that queues without limit: the sender must be able to go on to reading.
+/// A socket with an unlimited queue: the sender must be able to continue with reading.
 fn socket() -> Socket {
     let socket = Context::new().socket(SocketType::PUSH).unwrap();
     socket.set_sndhwm(0).unwrap();

@@ -1,9 +1,9 @@
-//! What the daemon costs: memory, processor time, latency. `cargo bench --bench footprint`
+//! The daemon's memory, processor time and latency. `cargo bench --bench footprint`
 //!
-//! It measures the release binary from outside, as it is shipped. Checks are answered in the
-//! process (`demo`): what PHP needs for them is EspoCRM's. Beside the daemon stands a floor that is
-//! measured in turns with it, a bare epoll loop in C that writes ready-made frames (`floor.c`). The
-//! ratio of the two says what the daemon adds to the kernel's work, on any machine.
+//! It measures the release binary as it is shipped, from outside. Checks are answered in the
+//! process (`demo`): the cost of PHP depends on EspoCRM. As a baseline, a bare epoll loop in C that
+//! writes prepared frames (`floor.c`) is measured alternately with the daemon. The ratio of the two
+//! shows what the daemon adds to the kernel's work, on any machine.
 //!
 //! `FOOTPRINT_BINARY=path` measures another build.
 
@@ -33,23 +33,23 @@ use espocrm_websocket::platform::sys;
 use process::Process;
 use table::{count, median, mega, micros, millis, percentile, row, title};
 
-/// How often the daemon and the floor take turns.
+/// Number of rounds that alternate between the daemon and the baseline.
 const ROUNDS: usize = 15;
 
-/// The same where each turn begins with thousands of connections.
+/// The same if each round begins with thousands of connections.
 const BIG_ROUNDS: usize = 5;
 
 struct Bench {
     binary: PathBuf,
     floor: PathBuf,
-    /// For what it needs on disk.
+    /// Directory for temporary files.
     dir: PathBuf,
-    /// Connections of a full house: 10,000, if the limit of open files allows.
+    /// The largest number of connections: 10,000, if the limit of open files permits.
     many: usize,
 }
 
 fn main() {
-    // `cargo test --all-targets` runs this too, without this argument.
+    // `cargo test --all-targets` also runs this, but without this argument.
     if std::env::args().any(|argument| argument == "--bench") {
         let bench = Bench::prepare();
         bench.at_rest();
@@ -72,7 +72,7 @@ impl Bench {
             dir,
             many: files.saturating_sub(512).min(10_000),
         };
-        // A page of a new binary that is not on disk yet would count as memory that it has made.
+        // A page of a new binary that is not on disk yet would count as allocated by the process.
         let _ = Command::new("sync").status();
         println!("\n{}\nChecks are answered in the process.", bench.binary.display());
         bench
@@ -130,7 +130,7 @@ impl Bench {
     fn memory_of(&self, name: &str, to_beat: &str, visit: impl Fn(usize) -> Visit) {
         let process = Process::demo(&self.binary, &[]);
         let mut crowd = Crowd::new();
-        // The first ones make the process touch what it then has for all.
+        // The first connections make the process allocate what all of them share.
         crowd.grow(process.address, 10, &visit);
         process.settle();
         let before = process.memory().dirty;
@@ -202,7 +202,7 @@ impl Bench {
         }
     }
 
-    /// The daemon for the tests' EspoCRM, if there is a PHP.
+    /// The daemon for the stand-in of the tests, if PHP is installed.
     fn serve_standin(&self) -> Option<Process> {
         Command::new("php").arg("-v").stdout(Stdio::null()).status().ok()?;
         let root = self.dir.join("standin");

@@ -1,5 +1,5 @@
-//! One browser, or one who pretends to be: what it does next, and whether what happens to it may
-//! happen.
+//! One browser, or a client that pretends to be one: what it does next, and whether what happens to
+//! it is permitted.
 
 use std::time::{Duration, Instant};
 
@@ -23,42 +23,42 @@ pub struct Client {
     stage: Stage,
     wire: Option<Wire>,
     pub tab: Tab,
-    /// When it does the next thing.
+    /// The time of its next action.
     wake: Instant,
     opened: Instant,
-    /// The pings that were answered.
+    /// Number of answered pings.
     answered: u32,
-    /// What it still has to do before it leaves.
+    /// Number of actions before it leaves.
     acts: usize,
     /// The last `Close` frame.
     closed: Option<u16>,
-    /// It was told no by HTTP: what follows is a page.
+    /// It was rejected by HTTP: the rest is a page.
     refused: bool,
     random: Random,
 }
 
-/// What a connection is opened for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Plan {
     Stay,
-    /// Looks at records, and leaves in one way or another.
+    /// Views records, and leaves in one way or another.
     Visit(Leave),
-    /// Looks at one thing for minutes: long enough for a logout or a denial to have its effect.
+    /// Views one record for minutes: long enough for a logout or a denial to take effect.
     Linger,
-    /// Stops to read for a while.
+    /// Stops reading for a while.
     Stall,
-    /// Sends many pings, but fewer than anybody may.
+    /// Sends many pings, but fewer than the limit.
     Pings,
-    /// Sends far more at once, for which it may be ended, and leaves.
+    /// Sends far more at once, for which it may be closed, and leaves.
     Flood,
-    /// Sends what is not allowed: the number of the kind.
+    /// Sends forbidden input; the index of its kind.
     Forbidden(usize),
     BadToken,
-    /// Sends no request of a WebSocket: the number of the kind.
+    /// Sends something other than a WebSocket request; the index of its kind.
     Garbage(usize),
     /// Sends its request too slowly.
     Drip,
-    /// Sends a message byte by byte, which is allowed.
+    /// Sends a message byte by byte, which is permitted.
     Slow,
 }
 
@@ -73,30 +73,30 @@ pub enum Leave {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Away,
-    /// Awaits the response, and the welcome.
+    /// Waits for the response and the welcome.
     Coming {
         upgraded: bool,
     },
     Open,
-    /// Reads nothing.
+    /// Does not read.
     Stalled,
-    /// Reads again, if it is still allowed to.
+    /// Reads again, if it is still connected.
     Recovering,
-    /// Has done what must make the server end it, or has left.
+    /// Has done what must make the server close the connection, or has left.
     Ending,
 }
 
-/// What an event of the server's begins with.
+/// The beginning of an event from the server.
 #[derive(Deserialize)]
 struct Event<'a>(u8, &'a str, Message);
 
-/// EspoCRM's client comes back after this.
+/// EspoCRM's client reconnects after this time.
 const BACK: Duration = Duration::from_secs(3);
 
-/// Far more than anything takes.
+/// Far more than any operation takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What is not allowed once one is in: first byte and payload of a frame.
+/// Forbidden after the welcome: first byte and payload of a frame.
 const FORBIDDEN: [(u8, &[u8]); 9] = [
     (0x81, b"[7,\"newNotification\",1]"),
     (0x81, b"[2,\"call\",\"procedure\"]"),
@@ -149,7 +149,7 @@ impl Client {
         self.stage == Stage::Open
     }
 
-    /// The connection can be read or written.
+    /// The connection is readable or writable.
     pub fn ready(&mut self, house: &House, tally: &mut Tally, buffer: &mut [u8]) {
         if self.stage == Stage::Stalled {
             return;
@@ -175,7 +175,7 @@ impl Client {
         }
     }
 
-    /// Does what is due.
+    /// Performs actions that are due.
     pub fn tick(
         &mut self,
         now: Instant,
@@ -186,7 +186,7 @@ impl Client {
         comes_back: bool,
     ) {
         if self.wire.is_some() && self.stage != Stage::Away && self.flush().is_err() {
-            // What the server has said before its end is read first.
+            // Input that the server sent before its end is read first.
             let mut buffer = [0; 4096];
             self.ready(house, tally, &mut buffer);
         }
@@ -216,7 +216,7 @@ impl Client {
         }
     }
 
-    /// Ends it in any way.
+    /// Closes the connection in any way.
     pub fn leave_for_good(&mut self, house: &House) {
         if self.wire.is_some() {
             self.away(house, BACK);
@@ -271,7 +271,7 @@ impl Client {
         let direct = house.doors[self.door].proxy.is_none();
         let plain = house.doors[self.door].tls.is_none();
         let leave = *self.random.choose(&[Leave::Close, Leave::Fin, Leave::Reset]);
-        // What a proxy makes of a half-closed connection is its own affair.
+        // How a proxy handles a half-closed connection is not tested.
         let leave = if direct && self.random.below(5) == 0 { Leave::HalfClose } else { leave };
         let forbidden = self.random.below(FORBIDDEN.len());
         let garbage = self.random.below(GARBAGE.len());
@@ -448,7 +448,7 @@ impl Client {
         }
     }
 
-    /// Goes from one record to another.
+    /// Changes from one record to another.
     fn look_around(&mut self, house: &House) {
         let known: Vec<String> = self.tab.topics().map(str::to_owned).collect();
         let record = format!("Account.r{}", self.random.below(house.records));
@@ -460,7 +460,7 @@ impl Client {
                 let ping = self.tab.next_ping();
                 self.ping(ping);
             }
-            // Once more: changes nothing.
+            // A repeated subscription has no effect.
             2 => {
                 let again = self.random.choose(&known).clone();
                 self.subscribe(&again);
@@ -500,7 +500,7 @@ impl Client {
         }
     }
 
-    /// The server, or a proxy, has ended the connection.
+    /// The server, or a proxy, has closed the connection.
     fn ended(&mut self, house: &House, tally: &mut Tally) {
         let door = &house.doors[self.door];
         let weather = &house.weather;
@@ -508,12 +508,12 @@ impl Client {
         let was_in = matches!(self.stage, Stage::Open | Stage::Recovering);
         let is_fine = match (self.plan, self.closed) {
             _ if by_proxy => true,
-            // Its own Close frame is answered by one.
+            // Its own Close frame is answered with one.
             _ if self.stage == Stage::Ending => true,
             (Plan::BadToken, Some(code)) => code == 1008,
             (Plan::Garbage(_) | Plan::Drip, None) => true,
             (_, Some(code)) => code == 1008 && weather.may_refuse(&self.user, self.opened),
-            // Before and after, too: what is sent to it at once is more than it has room for.
+            // Also before and after the stall: a burst can exceed its buffers.
             (Plan::Stall, None) if !matches!(self.stage, Stage::Coming { .. }) => true,
             (_, None) => !was_in && weather.may_have_failed(self.opened),
         };

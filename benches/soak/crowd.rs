@@ -21,20 +21,21 @@ pub struct Crowd {
 
 struct State {
     phase: AtomicU8,
-    /// Of those who stay: subscriptions by which nothing has come yet, and messages that are
-    /// missing; more than any if somebody is not even connected.
+    /// For the permanent clients: the number of subscriptions without any message and of missing
+    /// messages; a huge number if a client is not even connected.
     silent: AtomicUsize,
     missing: AtomicUsize,
 }
 
-/// Guests come and go; nobody new comes, but those who stay are counted; everybody leaves.
+/// Temporary clients come and go; no new clients connect, and permanent clients are counted; all
+/// clients leave.
 const RUN: u8 = 0;
 const SETTLE: u8 = 1;
 const LEAVE: u8 = 2;
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// Of those who stay, and of guests, at each door.
+/// Number of permanent and of temporary clients at each entrance.
 const AT_DOOR: [(usize, usize); 4] = [(60, 100), (20, 12), (20, 12), (20, 12)];
 const AT_TLS: (usize, usize) = (32, 12);
 
@@ -52,22 +53,22 @@ impl Crowd {
         Self { state, thread: Some(thread) }
     }
 
-    /// Whether all who stay have got something by each subscription.
+    /// Whether all permanent clients have received a message for each subscription.
     pub fn is_settled(&self) -> bool {
         self.state.silent.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether they have got all that was sent.
+    /// Whether they have received everything that was sent.
     pub fn is_complete(&self) -> bool {
         self.is_settled() && self.state.missing.load(Ordering::Relaxed) == 0
     }
 
-    /// Lets guests go, and no new ones in.
+    /// Closes temporary clients and opens no new ones.
     pub fn settle(&self) {
         self.state.phase.store(SETTLE, Ordering::Relaxed);
     }
 
-    /// Has everybody leave; tells what each who stayed has got.
+    /// Closes all clients; returns what each permanent one has received.
     pub fn leave(mut self) -> Vec<Balance> {
         self.state.phase.store(LEAVE, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
@@ -147,7 +148,7 @@ fn run(
     }
 }
 
-/// Of those who stay. Without `all`, only whether they get anything.
+/// The balances of the permanent clients. Without `all`, only whether they receive anything.
 fn balances(clients: &[Client], houses: &[House], all: bool) -> Vec<Balance> {
     let stay = clients.iter().filter(|client| client.stays);
     let balance = |client: &Client| match client.is_open() {

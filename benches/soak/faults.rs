@@ -1,4 +1,4 @@
-//! What goes wrong while the daemon serves, one thing after another.
+//! Faults that occur one after another while the daemon serves.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -13,11 +13,11 @@ pub struct Faults {
     houses: Arc<Vec<House>>,
     tally: Arc<Mutex<Tally>>,
     random: Random,
-    /// A user is logged out and a record denied, until then.
+    /// A user is logged out and access to a record is denied, until then.
     revoked: Option<(usize, Instant)>,
-    /// When that may happen next.
+    /// The earliest time of the next revocation.
     next_revocation: Instant,
-    /// How often settings were made unreadable: each may be told as an error.
+    /// How often settings were made unreadable: each may be logged as an error.
     pub unreadable: u64,
     categories: u64,
 }
@@ -26,7 +26,7 @@ pub struct Faults {
 enum Fault {
     /// SIGHUP.
     Reload,
-    /// EspoCRM writes its configuration anew, without a change.
+    /// EspoCRM rewrites its configuration without a change.
     Configuration,
     /// An extension is installed, changed or removed.
     Categories,
@@ -34,23 +34,23 @@ enum Fault {
     Cache,
     /// A role changes, and is changed back.
     Role,
-    /// PHP that runs a check is killed.
+    /// A PHP process that runs a check is killed.
     Kill,
     /// EspoCRM's database cannot be reached.
     Outage,
-    /// EspoCRM cannot tell its settings.
+    /// EspoCRM cannot report its settings.
     Unreadable,
     /// Each command takes long.
     Slow,
     /// The daemon is stopped for a moment.
     Stop,
-    /// A proxy reads its configuration again.
+    /// A proxy reloads its configuration.
     Proxy,
     /// The certificate is renewed.
     Certificate,
 }
 
-/// How often each happens.
+/// The relative frequency of each fault.
 const ALL: [(usize, Fault); 12] = [
     (4, Fault::Reload),
     (3, Fault::Configuration),
@@ -66,7 +66,7 @@ const ALL: [(usize, Fault); 12] = [
     (1, Fault::Certificate),
 ];
 
-/// Between two revocations.
+/// Time between two revocations.
 const PAUSE: Duration = Duration::from_secs(60);
 
 impl Faults {
@@ -82,12 +82,12 @@ impl Faults {
         }
     }
 
-    /// Has things go wrong until `end`, and puts them right again.
+    /// Causes faults until `end`, and repairs everything.
     pub fn rage(&mut self, end: Instant) {
         while let Some(rest) = end.checked_duration_since(Instant::now()) {
             std::thread::sleep(self.random.millis(300, 4000).min(rest));
             self.revoke_if_due(end);
-            // Most of it where most happens.
+            // Most faults affect the site with the most traffic.
             let house = usize::from(self.random.below(3) == 0);
             let fault = self.random.update_buffered(&ALL);
             if self.happen(house, fault) {
@@ -97,13 +97,13 @@ impl Faults {
         self.pardon();
     }
 
-    /// Whether it could happen.
+    /// Returns whether the fault could be caused.
     fn happen(&mut self, index: usize, fault: Fault) -> bool {
         let houses = Arc::clone(&self.houses);
         let house = &houses[index];
         let revoked = self.revoked.is_some_and(|(other, _)| other == index);
         if revoked && matches!(fault, Fault::Kill | Fault::Outage | Fault::Slow | Fault::Stop) {
-            // A recheck that fails would leave all as it is.
+            // A recheck that fails would revoke nothing.
             return false;
         }
         match fault {
@@ -152,7 +152,7 @@ impl Faults {
                 else {
                     return false;
                 };
-                // Caddy ends its WebSockets each time.
+                // Caddy closes its WebSockets each time.
                 if doors[number].name == "caddy" && self.random.below(3) > 0 {
                     return false;
                 }
@@ -160,7 +160,8 @@ impl Faults {
             }
             Fault::Certificate => {
                 let Some((authority, installed)) = &house.issued else { return false };
-                // It is looked at while only one of its two files is new: that is told.
+                // The daemon may check the files while only one of the two is new, which it logs as
+                // an error.
                 self.unreadable += 1;
                 authority.issue("renewed", crate::authority::EC).replace(installed);
             }
@@ -168,10 +169,10 @@ impl Faults {
         true
     }
 
-    /// Kills PHP that runs a check. What is asked for settings is left alone: that would be an error.
+    /// Kills a PHP process that runs a check. Probes are not killed: that would be an error.
     fn kill(&mut self, house: &House) -> bool {
         let start = Instant::now();
-        // Plain children live for a moment only.
+        // Plain commands live only for a moment.
         while start.elapsed() < Duration::from_millis(500) {
             let checks = house.daemon.children().into_iter().filter(|child| {
                 let arguments = Process::arguments(child.pid);
@@ -208,13 +209,14 @@ impl Faults {
                  \"AclCheck --userId=:userId --scope=Account --id=:id --action={action}\"}}}}}}"
             ),
         };
-        // In one step: somebody may read it meanwhile.
+        // Atomically, since the file may be read meanwhile.
         std::fs::write(dir.join("webSocket.new"), text).unwrap();
         std::fs::rename(dir.join("webSocket.new"), dir.join("webSocket.json")).unwrap();
         let _ = std::fs::remove_file(path(house).join("data/cache/application/metadata.php"));
     }
 
-    /// Logs a guest out and denies a record for long enough that it must have had its effect.
+    /// Logs out a user and denies access to a record for long enough that it must have taken
+    /// effect.
     fn revoke_if_due(&mut self, end: Instant) {
         let now = Instant::now();
         if let Some((_, until)) = self.revoked {

@@ -1,4 +1,4 @@
-//! A daemon with its EspoCRM, the doors by which browsers come to it, and its weather.
+//! A site: a daemon with its EspoCRM, the entrances for browsers, and its current faults.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,47 +20,47 @@ pub struct House {
     pub doors: Vec<Door>,
     pub books: Books,
     pub weather: Weather,
-    /// Connections that our clients have open.
+    /// Number of open connections of the clients.
     pub connections: AtomicUsize,
-    /// Its own TLS.
+    /// The certificate of the daemon's own TLS.
     pub issued: Option<(Authority, Issued)>,
-    /// Users of tabs that stay, and of others.
+    /// Users of permanent tabs, and of others.
     pub stayers: Vec<String>,
     pub guests: Vec<String>,
     pub records: usize,
 }
 
-/// Where browsers connect.
+/// An address for browsers: the daemon itself or a proxy.
 pub struct Door {
     pub name: &'static str,
     pub address: SocketAddr,
     pub path: &'static str,
     pub tls: Option<Arc<ClientConfig>>,
     pub proxy: Option<Proxy>,
-    /// When the proxy was reloaded last.
+    /// When the proxy was last reloaded.
     reloaded: Mutex<Option<Instant>>,
 }
 
-/// What connections may suffer from for now.
+/// Faults that may affect connections.
 #[derive(Default)]
 pub struct Weather {
-    /// Until when checks may have failed; `None` before any has.
+    /// Until when checks may have failed; `None` before the first failure.
     failing_until: Mutex<Option<Instant>>,
-    /// The user who is logged out, since when, and, once logged in again, until when.
+    /// The user who is logged out, since when, and, after the next login, until when.
     logged_out: Mutex<Option<(String, Instant, Option<Instant>)>>,
-    /// Since when the volatile record is denied.
+    /// Since when access to the volatile record is denied.
     denied: Mutex<Option<Instant>>,
 }
 
-/// After a fault is over, what it has set off may still be on its way.
+/// How long the effects of a fault may continue after its end.
 const AFTERMATH: Duration = Duration::from_secs(5);
 
-/// A logout or a denial that is older than this has had its effect: the recheck's interval, a ping's,
-/// and time to be checked.
+/// After this time, a logout or a denial has taken effect: the intervals of rechecks and pings, and
+/// the time for a check.
 pub const EFFECT: Duration = Duration::from_secs(45);
 
 impl House {
-    /// With workers, plain, behind proxies.
+    /// A site with workers, direct and behind proxies.
     pub fn with_workers() -> Self {
         let standin = Standin::new();
         let daemon = start(&standin, &[]);
@@ -75,7 +75,7 @@ impl House {
         Self::new("workers, plain", standin, daemon, doors, None, 40, 12)
     }
 
-    /// With its own TLS, and a PHP process for each check.
+    /// A site with the daemon's own TLS, and a PHP process for each check.
     pub fn with_tls() -> Self {
         let mut standin = Standin::new();
         let authority = Authority::new();
@@ -113,7 +113,7 @@ impl House {
         }
     }
 
-    /// What is sent to, in classes: each is chosen as often.
+    /// The channels for messages, in classes that are chosen equally often.
     pub fn channels(&self) -> Vec<Vec<Channel>> {
         let to_all = |topic: String| Channel { topic, user: None };
         let records = |kind: &str| {
@@ -141,7 +141,7 @@ impl House {
         ]
     }
 
-    /// What many are subscribed to, by messages that are long.
+    /// The channel with many subscribers that receives long messages.
     pub fn bulk() -> Channel {
         Channel { topic: "streamUpdate.Account.bulk".to_owned(), user: None }
     }
@@ -167,7 +167,7 @@ impl Door {
         Self { name, address, path, tls, proxy, reloaded: Mutex::new(None) }
     }
 
-    /// Has its proxy read its configuration again.
+    /// Makes the proxy reload its configuration.
     pub fn reload(&self) {
         if let Some(proxy) = &self.proxy {
             *self.reloaded.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
@@ -176,7 +176,7 @@ impl Door {
         }
     }
 
-    /// Whether the proxy may have ended a connection that was opened then.
+    /// Whether the proxy may have closed a connection that was opened at that time.
     pub fn may_have_ended(&self, opened: Instant) -> bool {
         self.reloaded.lock().unwrap().is_some_and(|reloaded| opened <= reloaded)
     }
@@ -188,12 +188,12 @@ impl Weather {
         *self.failing_until.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
     }
 
-    /// They fail no more, but for those under way.
+    /// Checks no longer fail, except those in progress.
     pub fn works_again(&self) {
         *self.failing_until.lock().unwrap() = Some(Instant::now() + AFTERMATH);
     }
 
-    /// Whether a check may have failed that was wanted at that moment.
+    /// Whether a check that was requested at that time may have failed.
     pub fn may_have_failed(&self, opened: Instant) -> bool {
         self.failing_until.lock().unwrap().is_some_and(|until| opened <= until)
     }
@@ -208,7 +208,7 @@ impl Weather {
         }
     }
 
-    /// Whether a user's connection that was opened then may have been refused.
+    /// Whether a user's connection that was opened at that time may have been rejected.
     pub fn may_refuse(&self, user: &str, opened: Instant) -> bool {
         let logged_out = self.logged_out.lock().unwrap();
         logged_out.as_ref().is_some_and(|(name, _, until)| {
@@ -216,7 +216,7 @@ impl Weather {
         })
     }
 
-    /// Whether a user's connections must have been refused by now.
+    /// Whether a user's connections must have been rejected by now.
     pub fn must_refuse(&self, user: &str) -> bool {
         let logged_out = self.logged_out.lock().unwrap();
         logged_out.as_ref().is_some_and(|(name, since, until)| {
@@ -228,13 +228,13 @@ impl Weather {
         *self.denied.lock().unwrap() = denied.then(Instant::now);
     }
 
-    /// Whether what was sent then to the volatile record must not arrive.
+    /// Whether a message to the volatile record that was sent at that time must not arrive.
     pub fn must_withhold(&self, sent: Instant) -> bool {
         self.denied.lock().unwrap().is_some_and(|since| sent > since + EFFECT)
     }
 }
 
-/// As it is shipped, but for intervals that make more happen.
+/// As shipped, except for shorter intervals.
 fn start(standin: &Standin, flags: &[&str]) -> Daemon {
     let mut command = program(binary().to_str().unwrap());
     command.arg("run").arg("--espocrm").arg(standin.path());

@@ -1,17 +1,18 @@
-//! Everything at once, for long: browsers of all kinds, PHP senders, reloads, killed PHP, proxies,
-//! outages. `make soak`
+//! Soak test with everything at once: browsers of all kinds, PHP senders, reloads, killed PHP,
+//! proxies, outages. `make soak`
 //!
-//! Two daemons run as they are shipped (but for shorter intervals of pings and rechecks), each with a
-//! stand-in of EspoCRM: one with PHP workers, plain and behind nginx, Apache and Caddy; one with its
-//! own TLS and a PHP process for each check. It is shown that
+//! Two daemons run as shipped (except for shorter intervals of pings and rechecks), each with a
+//! stand-in for EspoCRM: one with PHP workers, direct and behind nginx, Apache and Caddy; one with
+//! its own TLS and a PHP process for each check. The test shows that
 //! - each message is delivered once, and in the order of its sender, to every connection that was
-//!   subscribed throughout; nobody receives what he was not granted;
-//! - nobody is disconnected without a reason, and nobody by a Close frame who did nothing wrong;
+//!   subscribed throughout; no connection receives messages without granted access;
+//! - no client is disconnected without a reason, and none by a Close frame without a violation;
 //! - memory, descriptors, processes and threads do not grow from the first third to the last;
-//! - the log has no error but of faults that make one, and the daemons end cleanly when told to.
+//! - the log has no errors except those that the injected faults cause, and the daemons exit
+//!   cleanly.
 //!
-//! `SOAK_SECONDS` (default 1800) and `SEED` (default random; it repeats the choices, not the
-//! timing) steer it, `SOAK_BINARY=path` soaks another build. What it finds stays in `target/soak`.
+//! Parameters: `SOAK_SECONDS` (default 1800), `SEED` (default random; it repeats the choices, not
+//! the timing), `SOAK_BINARY=path` for another build. The results are kept in `target/soak`.
 
 #![allow(
     clippy::unwrap_used,
@@ -59,15 +60,15 @@ use sender::Sender;
 use support::DEADLINE;
 use tally::Tally;
 
-/// Those of each house: whether each keeps one connection.
+/// The senders of each site: whether each keeps one connection.
 const SENDERS: [&[bool]; 2] = [&[true, true, true, false], &[true, false]];
 
-/// Far more than it takes until everybody has got something by each subscription, after an outage,
-/// too.
+/// Far more than it takes until every client has received a message for each subscription, even
+/// after an outage.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
-    // `cargo test --all-targets` runs this too, without this argument.
+    // `cargo test --all-targets` also runs this, but without this argument.
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
@@ -112,7 +113,7 @@ fn soak(
     let crowd = Crowd::start(&houses, tally, &mut random);
     wait(tally, "everybody is in", PATIENCE, || crowd.is_settled());
     println!("Everybody is in.");
-    // What the first minute of traffic makes of the heap is no growth.
+    // The effect of the first minute of traffic on the heap does not count as growth.
     let warm_up = Duration::from_secs(seconds / 20).max(Duration::from_secs(10));
     std::thread::sleep(warm_up);
 
@@ -128,7 +129,7 @@ fn soak(
     senders.iter().for_each(Sender::end);
     wait(tally, "PHP has sent all", PATIENCE, || senders.iter().all(Sender::has_ended));
     drop(senders);
-    // What is missing then is told one by one.
+    // Missing messages are then reported one by one.
     let start = Instant::now();
     while !crowd.is_complete() && start.elapsed() < DEADLINE {
         std::thread::sleep(Duration::from_millis(100));
@@ -136,7 +137,7 @@ fn soak(
     let balances = crowd.leave();
 
     for (house, alone) in houses.iter().zip(alone) {
-        // A worker's two outputs stay.
+        // The two outputs of a worker stay open.
         let is_alone = || {
             let workers = 2 * house.daemon.workers().len() as u64;
             let sample = Sample::take(house, Duration::ZERO);
@@ -166,7 +167,7 @@ fn soak(
     report
 }
 
-/// Ends a daemon, which must do so cleanly.
+/// Stops a daemon, which must exit cleanly.
 fn stop(house: &mut House, tally: &mut Tally) {
     house.daemon.signal("TERM");
     let status = house.daemon.wait();
@@ -200,7 +201,7 @@ fn nanoseconds() -> u64 {
     u64::from(now.unwrap().subsec_nanos()) << 16
 }
 
-/// Where the results are kept.
+/// The directory of the results.
 fn results() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("soak");

@@ -1,4 +1,4 @@
-//! Whether it went well, and the table that says so.
+//! Whether the run succeeded, and the table of its results.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,24 +11,24 @@ use crate::tally::Tally;
 
 type Of = fn(&Sample) -> u64;
 
-/// What the whole run has come to.
+/// The results of the whole run.
 pub struct Report {
     pub seconds: u64,
     pub seed: u64,
     pub text: String,
 }
 
-/// The least memory may be higher in the last third by so many KiB, or by a twentieth.
+/// The lowest memory may be higher in the last third by this many KiB, or by a twentieth.
 const LEAST: u64 = 512;
 
-/// The same of what it mostly takes: glibc gives back what is free in large steps, and at times
-/// keeps a MiB or two.
+/// The same for the median: glibc returns free memory in large steps, and sometimes keeps a MiB or
+/// two.
 const MOSTLY: u64 = 1024;
 
-/// Processes come and go with checks.
+/// Processes start and end with checks.
 const PROCESSES: u64 = 3;
 
-/// Descriptors with connections: the daemon, or a proxy, may see the end of one later than we.
+/// Descriptors of connections: the daemon, or a proxy, may see a close later than the client.
 const DESCRIPTORS: u64 = 6;
 
 impl Report {
@@ -70,7 +70,7 @@ impl Report {
         }
     }
 
-    /// What a daemon took in each third of the run.
+    /// The resources that a daemon used in each third of the run.
     pub fn resources(&mut self, tally: &mut Tally, house: &House, samples: &[Sample]) {
         let third = Duration::from_secs(self.seconds) / 3;
         let in_third = |number: u32| {
@@ -90,7 +90,7 @@ impl Report {
         );
         let rows: [(&str, Of, usize, Option<u64>); 8] = [
             ("memory of its own, KiB", |it| it.made, 50, Some(MOSTLY)),
-            // What it does not give back when less is going on.
+            // The memory that it does not return when there is less traffic.
             ("  lowest tenth", |it| it.made, 10, Some(LEAST)),
             ("resident, KiB", |it| it.rss, 50, None),
             ("descriptors", |it| it.descriptors, 50, None),
@@ -103,7 +103,7 @@ impl Report {
             let [first, second, last] =
                 [0, 1, 2].map(|number| percentile(&thirds[number], of, rank));
             let _ = writeln!(self.text, "{name:<28}{first:>12}{second:>12}{last:>12}");
-            // Memory is given leave by a twentieth, too.
+            // Memory may also grow by a twentieth.
             let leave = tolerance.map(|it| if it >= LEAST { it.max(first / 20) } else { it });
             if leave.is_some_and(|leave| last > first + leave) {
                 tally.violation(format!("{name} of {}: {first}, then {last}", house.name));
@@ -117,12 +117,12 @@ impl Report {
         let _ = writeln!(self.text, "{:<28}{first:>12}{second:>12}{last:>12}", "processor time, s");
     }
 
-    /// What a daemon's log must not hold, and a summary of its warnings.
+    /// Checks a daemon's log for forbidden lines, and summarizes its warnings.
     pub fn log(&mut self, tally: &mut Tally, house: &House, log: &[String], excused: u64) {
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
         let mut errors = 0;
         for line in log {
-            // 2026-01-31T12:34:56.789Z [WARN ] What has happened.
+            // 2026-01-31T12:34:56.789Z [WARN ] Text of the line.
             let text = line.split_once("Z [").map_or(line.as_str(), |(_, text)| text);
             let (level, text) = text.split_once("] ").unwrap_or(("", text));
             let level = level.trim_end();
@@ -169,7 +169,7 @@ impl Report {
     }
 }
 
-/// A line of the log without what differs each time.
+/// A log line without its variable parts.
 fn kind(text: &str) -> String {
     let mut kind = String::new();
     for char in text.chars() {
@@ -181,7 +181,7 @@ fn kind(text: &str) -> String {
     kind.chars().take(130).collect()
 }
 
-/// Samples of the last run, and the end of the log if that went wrong.
+/// Writes the samples of the last run, and the end of the log if the run failed.
 pub fn keep(dir: &std::path::Path, name: &str, samples: &[Sample], log: &[String]) {
     let name = name.replace([' ', ','], "-");
     std::fs::write(dir.join(format!("{name}.samples")), to_text(samples)).unwrap();

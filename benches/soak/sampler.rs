@@ -1,4 +1,4 @@
-//! What a daemon takes, second by second.
+//! The resources that a daemon uses, second by second.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use crate::house::House;
 use crate::tally::Tally;
 
-/// A daemon at one moment.
+/// The resources of a daemon at one moment.
 #[derive(Clone, Copy)]
 pub struct Sample {
     pub at: Duration,
-    /// KiB that it has made itself. Not `Private_Dirty`, which is the same but for moments in which a
-    /// child is being started: that shares them.
+    /// KiB that the process has written. Not `Private_Dirty`, which is the same except while a
+    /// child is being started, when these pages are shared.
     pub made: u64,
     pub rss: u64,
     pub descriptors: u64,
-    /// Those that are not for connections of our clients, nor for children.
+    /// Descriptors that are neither for connections of the clients nor for children.
     pub spare: u64,
     pub children: u64,
     pub zombies: u64,
@@ -27,7 +27,7 @@ pub struct Sample {
     pub cpu: u64,
 }
 
-/// A child's two outputs, and a worker's call.
+/// Descriptors per child: its two outputs, and the connection to a worker.
 pub const PER_CHILD: u64 = 3;
 
 pub struct Sampler {
@@ -59,7 +59,7 @@ impl Sampler {
         Self { end, thread: Some(thread) }
     }
 
-    /// All samples of each house.
+    /// All samples of each site.
     pub fn end(mut self) -> Vec<Vec<Sample>> {
         self.end.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
@@ -73,7 +73,7 @@ impl Drop for Sampler {
 }
 
 impl Sample {
-    /// `None` if the daemon has ended.
+    /// `None` if the daemon has exited.
     pub fn take(house: &House, at: Duration) -> Option<Self> {
         let pid = house.daemon.pid();
         if !house.is_up() {
@@ -104,7 +104,7 @@ impl Sample {
     }
 }
 
-/// As a file to be looked at later.
+/// As the text of a file for later analysis.
 pub fn to_text(samples: &[Sample]) -> String {
     let mut text = "seconds made rss descriptors spare children zombies threads cpu\n".to_owned();
     for Sample { at, made, rss, descriptors, spare, children, zombies, threads, cpu } in samples {
@@ -117,7 +117,7 @@ pub fn to_text(samples: &[Sample]) -> String {
     text
 }
 
-/// The one in the middle of what `of` tells about each, or another one by its rank in percent.
+/// The percentile of the values that `of` returns for the samples.
 pub fn percentile(samples: &[Sample], of: impl Fn(&Sample) -> u64, rank: usize) -> u64 {
     let mut values: Vec<u64> = samples.iter().map(of).collect();
     values.sort_unstable();

@@ -1,4 +1,4 @@
-//! PHP processes that send, one thread for each.
+//! PHP processes that send messages, one thread for each.
 
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -13,7 +13,7 @@ use crate::random::Random;
 use crate::support::{Process, program};
 use crate::tally::Tally;
 
-/// One that sends until it is told to end.
+/// A sender that runs until it is stopped.
 pub struct Sender {
     end: Arc<AtomicBool>,
     pid: Arc<AtomicU32>,
@@ -36,7 +36,7 @@ struct Php {
     output: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
-/// A PHP process that sends by a connection for each message is replaced after this.
+/// A PHP process that opens a connection per message is replaced after this time.
 const AGE: Duration = Duration::from_secs(60);
 
 impl Sender {
@@ -62,7 +62,7 @@ impl Sender {
         Self { end, pid, thread: Some(thread) }
     }
 
-    /// Asks it to end, which it does after a last message to each channel.
+    /// Requests its end, which follows after a last message to each channel.
     pub fn end(&self) {
         self.end.store(true, Ordering::Relaxed);
     }
@@ -127,7 +127,7 @@ impl Desk {
         Php { process, input, output }
     }
 
-    /// The next messages: mostly a few, at times hundreds, rarely long or no good.
+    /// The next messages: mostly a few, sometimes hundreds, rarely long or invalid ones.
     fn burst(&mut self) -> Vec<String> {
         let random = &mut self.random;
         let kind = if self.stream.in_order { random.below(100) } else { random.below(80) };
@@ -157,7 +157,7 @@ impl Desk {
         format!("m{}", message(channel, self.stream, self.serial, number, length))
     }
 
-    /// What is no message of EspoCRM.
+    /// Invalid messages.
     fn nonsense(&mut self) -> Vec<String> {
         let deep = "[".repeat(2_000);
         let bad: [&[u8]; 9] = [
@@ -182,7 +182,7 @@ impl Desk {
 }
 
 impl Php {
-    /// Sends lines and waits until ZeroMQ has them all. Whether the process still runs.
+    /// Sends lines and waits until ZeroMQ has all of them. Returns whether the process still runs.
     fn send(&mut self, lines: &[String]) -> bool {
         // In parts, so that neither side waits for the other to read.
         for part in lines.chunks(100) {

@@ -1,6 +1,6 @@
-//! The recipe for Docker Compose of docs/install.md, by a real engine: what an administrator copies,
-//! with no more around it than every EspoCRM in Docker has. `make test-compose` starts an engine of its
-//! own and runs this.
+//! The recipe for Docker Compose of docs/install.md in a real engine: what an administrator copies,
+//! surrounded only by what every EspoCRM in Docker has. `make test-compose` starts its own engine
+//! and runs this.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ fn the_daemon_is_healthy_and_tabs_receive_messages_from_php() {
     eventually("it is healthy", || project.health() == "healthy");
     let mut tab = project.connect();
     project.expect_event(&mut tab, 1);
-    // PHP of the image answers, as the web server's user.
+    // The image's PHP answers, as the web server's user.
     let runs = standin.path().join("data/standin/runs");
     let owner = Command::new("stat").args(["-c", "%u"]).arg(runs).output().unwrap();
     assert_eq!(String::from_utf8(owner.stdout).unwrap(), "33\n");
@@ -58,7 +58,7 @@ fn tabs_reconnect_after_a_restart_and_after_a_kill() {
     }
     project.stop();
     tab.expect_drop();
-    // It was not killed after the time in which it may end by itself.
+    // It exited within the stop timeout and was not killed.
     assert_eq!(project.inspect("{{.State.ExitCode}}"), "0");
     assert!(project.log().contains("[INFO ] Stopped by SIGTERM, with 1 connection open."));
 }
@@ -97,7 +97,7 @@ fn a_stopped_daemon_process_is_unhealthy() {
     eventually("it is healthy again", || project.health() == "healthy");
 }
 
-/// An EspoCRM as one in Docker is configured.
+/// An EspoCRM with the configuration of one in Docker.
 fn espocrm() -> Standin {
     let mut standin = Standin::new();
     standin.config("webSocketPort", json!(null));

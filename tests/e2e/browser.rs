@@ -1,4 +1,4 @@
-//! A real Chromium with the demo's page, and with a real PHP behind the daemon.
+//! Tests with a real Chromium that shows the demo page, and with a real PHP behind the daemon.
 
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ fn demo_messages_reach_exactly_the_permitted_tabs() {
     let (alice, bob) = (json!(["newNotification", record]), json!([record]));
     page.eventually(EVENTS, &json!([alice, alice, bob]));
 
-    // Nobody may see this record, though every tab asks for it.
+    // Access to this record is denied, although every tab subscribes to it.
     page.evaluate("document.getElementById('record').value = 'deny7'");
     page.evaluate(&click("document", "open the account"));
     eventually("it is denied to all tabs", || {
@@ -51,7 +51,7 @@ fn demo_messages_reach_exactly_the_permitted_tabs() {
     let bob = json!([record, "appParamsUpdate"]);
     page.eventually(EVENTS, &json!([alice, alice, bob]));
 
-    // Only the tab that has subscribed to the calendar, and to a record, hears of them.
+    // Only the tab that has subscribed to the calendar and to a record receives these messages.
     page.evaluate("document.querySelector('input[data-topic=calendarUpdate]').click()");
     eventually("the calendar is subscribed to", || count(&demo, "add topic calendarUpdate") == 1);
     page.evaluate(
@@ -75,7 +75,7 @@ fn demo_messages_reach_exactly_the_permitted_tabs() {
     first.as_array_mut().unwrap().insert(3, json!("calendarUpdate"));
     page.eventually(EVENTS, &json!([first, second, [record, "appParamsUpdate", stream]]));
 
-    // Each with the time that it has taken.
+    // Each line contains the time of the message.
     let times =
         "[...document.querySelectorAll('.ms')].every(it => /^\\d+\\.\\d ms$/.test(it.textContent))";
     assert_eq!(page.evaluate(times), true);
@@ -125,7 +125,7 @@ fn demo_tabs_do_not_reconnect_after_a_clean_close() {
     let call = "clean close 1008 “not allowed” error: You are not allowed to make calls";
     assert_eq!(page.evaluate(ends), json!([call, "clean close 1008 “access denied” "]));
 
-    // The others come back. Had these two tried to, they would have done so before.
+    // The other tabs reconnect. If these two had tried to, they would have done so earlier.
     demo.stop("TERM");
     let demo = Daemon::demo_at(&address);
     eventually("both are subscribed", || count(&demo, "add topic") == 10);
@@ -159,7 +159,7 @@ fn a_browser_behind_each_proxy_receives_messages_and_distinguishes_clean_from_un
     }
 }
 
-/// A daemon with PHP behind it, always at the same port.
+/// A daemon with PHP behind it that always uses the same port.
 struct Service {
     standin: Standin,
     port: Port,
@@ -173,7 +173,7 @@ impl Service {
         service
     }
 
-    /// The daemon; a new one if it has been stopped.
+    /// The daemon; starts a new one if the previous one was stopped.
     fn daemon(&mut self) -> &mut Daemon {
         let address = self.port.address().to_string();
         let start = || Daemon::start_with(&self.standin, &["--listen", &address]);
@@ -201,7 +201,7 @@ fn expect_delivery_and_correct_closes(page: &mut Page, service: &mut Service, ur
         // A stopped daemon.
         service.stop(signal);
         assert_eq!(page.evaluate("socket.end"), json!([false, 1006]));
-        // None at all.
+        // No daemon.
         page.evaluate(&good);
         assert_eq!(page.evaluate("socket.end"), json!([false, 1006]));
         service.daemon();
@@ -211,7 +211,7 @@ fn expect_delivery_and_correct_closes(page: &mut Page, service: &mut Service, ur
     page.evaluate(&good);
     assert_eq!(page.evaluate("socket.end"), json!([false, 1006]));
     service.standin.unset("failure");
-    // A token that is refused.
+    // A denied token.
     for _ in 0..20 {
         page.evaluate(&bad);
         assert_eq!(page.evaluate("socket.end"), json!([true, 1008]));
@@ -228,10 +228,10 @@ fn connect(url: &str) -> String {
     )
 }
 
-/// The states of the page's tabs, as the page calls them.
+/// The states of the page's tabs, with the page's names for them.
 const STATES: &str = "[...document.querySelectorAll('.tab')].map(tab => tab.dataset.state)";
 
-/// The topics of what each tab has received, the oldest first.
+/// The topics of the messages that each tab has received, oldest first.
 const EVENTS: &str = "[...document.querySelectorAll('.tab')].map(tab => \
     [...tab.querySelectorAll('.events li')].map(line => line.dataset.topic).reverse())";
 
@@ -243,13 +243,13 @@ fn click(part: &str, text: &str) -> String {
     )
 }
 
-/// Clicks the button that sends this, and waits until it has been sent.
+/// Clicks the button for this kind of message and waits until the message was sent.
 fn send(page: &mut Page, kind: &str) {
     page.evaluate(&format!("document.querySelector('[data-kind=\"{kind}\"]').click()"));
     assert_eq!(page.status("/send?"), 202);
 }
 
-/// Waits until the page's three tabs have all that they subscribe to at first.
+/// Waits until the page's three tabs have their initial subscriptions.
 fn all_subscribed(demo: &Daemon) {
     eventually("all tabs are subscribed", || count(demo, "add topic") == 15);
 }

@@ -7,12 +7,12 @@ use serde_json::json;
 
 use crate::support::{Client, DEADLINE, Daemon, Php, Process, Standin, eventually, request};
 
-/// A PHP of [`Standin::php`] that lets no check begin while `data/standin/gate` exists.
+/// A PHP of [`Standin::php`] in which no check starts while `data/standin/gate` exists.
 const GATE: &str = "case $1 in command.php) \
     while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
 
-/// How a check can fail, and what the log then says. `missing` and `no-command` take away a file;
-/// the others are the stand-in's.
+/// The ways in which a check can fail, and what the log then contains. `missing` and `no-command`
+/// remove a file; the others are implemented by the stand-in.
 const FAILURES: [(&str, &str); 9] = [
     ("exit255", "PHP ended with status 255"),
     ("error", "PHP ended with status 1: Error: SQLSTATE"),
@@ -25,7 +25,7 @@ const FAILURES: [(&str, &str); 9] = [
     ("no-command", "PHP ended with status 1: Could not open input file: command.php"),
 ];
 
-/// Tells `tok-…` from everything else even in its first 15 characters, which is what PHP shows.
+/// Differs from `tok-…` even in its first 15 characters, which are what PHP prints.
 const USER: &str = "0123456789abcdef0";
 
 #[test]
@@ -94,13 +94,13 @@ fn two_concurrent_checks_per_core_are_the_default() {
     assert_eq!(most_at_a_time(&standin, &daemon, 2 * cores + 3), 2 * cores);
 }
 
-/// Has so many users log in, and counts PHP meanwhile.
+/// Logs in this many users and counts the concurrent PHP processes.
 fn most_at_a_time(standin: &Standin, daemon: &Daemon, users: usize) -> usize {
     standin.set("gate", "");
     let open =
         |number| Client::open(daemon.address, &format!("u{number}"), &format!("tok-u{number}"));
     let mut tabs: Vec<Client> = (0..users).map(open).collect();
-    // What has been answered has been heard: each check runs or waits.
+    // An answer shows that the input was processed: each check runs or is queued.
     for tab in &mut tabs {
         tab.expect_silence();
     }
@@ -142,7 +142,7 @@ fn identical_queued_checks_share_one_run() {
     for tab in &mut tabs {
         tab.expect_event(&event);
     }
-    // Another user's is another check, and so is one that comes later.
+    // A check for another user is not identical, nor is a later one.
     let mut bob = daemon.connect("bob");
     daemon.subscribe(&mut bob, "bob", "recordUpdate.Account.1");
     tabs[0].unsubscribe("recordUpdate.Account.1");
@@ -237,7 +237,7 @@ fn a_failed_login_check_ends_without_a_close_frame_and_a_later_login_succeeds() 
         daemon.wait_for(&format!("A login could not be checked: {reason}"));
         repair(&standin, failure);
         daemon.connect(USER).expect_silence();
-        // Denied is another thing: the browser is not to come back.
+        // A denial is different: the browser must not reconnect.
         Client::open(daemon.address, USER, "tok-other").expect_close(1008);
         assert_eq!(daemon.children().len(), 0, "a zombie");
         expect_no_token(&daemon);
@@ -246,7 +246,7 @@ fn a_failed_login_check_ends_without_a_close_frame_and_a_later_login_succeeds() 
 
 #[test]
 fn a_subscription_whose_check_fails_is_retried() {
-    // Each waits for a second.
+    // Each takes a second.
     std::thread::scope(|scope| {
         for (failure, reason) in FAILURES {
             scope.spawn(move || {
@@ -280,9 +280,9 @@ fn the_upgrade_response_does_not_wait_for_a_check() {
     Client::open(daemon.address, "alice", "tok-alice").expect_drop();
 }
 
-/// A stand-in in which this failure can be had, and a daemon that serves it.
+/// A stand-in that supports this failure, and a daemon that serves it.
 fn failing(failure: &str) -> (Standin, Daemon) {
-    // Since 9.2 it does not matter what is printed.
+    // Since 9.2, the output does not matter.
     let standin = Standin::version(if failure == "noise" { "9.1.0" } else { "9.2.7" });
     let php = standin.php("php", "");
     let timeout = if failure == "hang" { "3s" } else { "60s" };
@@ -332,7 +332,7 @@ fn repeated_check_failures_back_off_until_the_subscription_is_granted() {
     alice.subscribe("recordUpdate.Account.1");
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
     eventually("it is tried again", || standin.count(check) == 2 && daemon.children().is_empty());
-    // While it waits for the third attempt it is neither forgotten nor asked twice.
+    // While the subscription waits for the third attempt it is neither dropped nor checked twice.
     alice.subscribe("recordUpdate.Account.1");
     alice.expect_silence();
     standin.unset("failure");
@@ -365,7 +365,7 @@ fn a_denied_subscription_is_not_retried() {
     alice.subscribe("recordUpdate.Account.deny1");
     let line = "check access failed for topic recordUpdate.Account.deny1 for user alice";
     daemon.wait_for(line);
-    // It is forgotten: asking again is a new question.
+    // The denied subscription was removed: subscribing again causes a new check.
     let lines = daemon.log().len();
     alice.subscribe("recordUpdate.Account.deny1");
     daemon.wait_for_after(lines, line);
@@ -399,7 +399,7 @@ fn php_inherits_only_its_standard_streams_and_no_service_manager_variables() {
     command.env("NOTIFY_SOCKET", standin.path().join("nobody"));
     command.envs(ours[1..].iter().map(|name| (name, "60000000")));
     let mut daemon = Daemon::spawn(command);
-    // Sockets of each kind that must not be inherited.
+    // Sockets of each kind, none of which may be inherited.
     let mut alice = daemon.connect("alice");
     Php::send(&daemon.zeromq, &[json!({"topicId": "newNotification"})]);
     daemon.reload("have not changed");
@@ -412,7 +412,8 @@ fn php_inherits_only_its_standard_streams_and_no_service_manager_variables() {
         let links = read("fd");
         let links: Vec<&str> =
             links.lines().filter_map(|line| Some(line.split_once(" -> ")?.1)).collect();
-        // The shell has put the output of `ls` into a file; the last is the directory itself.
+        // The shell redirected the output of `ls` into a file; the last entry is the directory
+        // itself.
         assert_eq!(links.len(), 4, "{links:?}");
         assert!(links[0].starts_with(stdin) && links[2].starts_with("pipe:"), "{links:?}");
         assert!(links[3].ends_with("/fd"), "{links:?}");
@@ -427,7 +428,7 @@ fn php_inherits_only_its_standard_streams_and_no_service_manager_variables() {
 #[test]
 fn running_checks_end_with_the_daemon() {
     let standin = Standin::new();
-    // It does not wait for them.
+    // The daemon does not wait for running checks.
     let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);
     standin.set("failure", "hang");
     let mut tab = Client::open(daemon.address, "alice", "tok-alice");
@@ -456,7 +457,7 @@ fn the_php_probe_at_startup_ends_with_the_daemon() {
     assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
     process.wait().unwrap();
     let php = children[0].pid;
-    // Not `eventually`: if it does not end, it is to be ended here.
+    // Not `eventually`: a process that does not end must be killed here.
     let start = Instant::now();
     while Process::is_running(php) && start.elapsed() < DEADLINE {
         std::thread::sleep(Duration::from_millis(10));

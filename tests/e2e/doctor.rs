@@ -1,4 +1,4 @@
-//! `espocrm-websocket doctor`: what is well is said to be, and each link that is broken is named.
+//! `espocrm-websocket doctor` reports what is in order and names each cause of a failure.
 
 mod espocrm;
 mod machine;
@@ -11,7 +11,7 @@ mod undisturbed;
 
 use site::Site;
 
-/// A site at localhost is none that others could use: that alone is told here.
+/// A site at localhost is not reachable for other machines; only this is reported here.
 #[test]
 fn every_step_is_good_for_a_healthy_site() {
     let site = Site::healthy();

@@ -1,10 +1,10 @@
-//! Topics of entity types that EspoCRM does not have, which any user can request.
+//! Topics of entity types that do not exist in EspoCRM; any user can request them.
 
 use crate::support::{Client, Daemon, Standin, eventually};
 
 const UNKNOWN: &str = "recordUpdate.Unknown.1";
 
-/// An EspoCRM that tells its entity types.
+/// An EspoCRM that reports its entity types.
 fn standin(types: &[&str]) -> Standin {
     let mut standin = Standin::new();
     standin.config("useCache", true);
@@ -43,7 +43,7 @@ fn a_newly_added_type_is_checked() {
         standin.entity_types(&["Account", &name]);
         daemon.subscribe(&mut alice, "alice", &format!("recordUpdate.{name}.1"));
     }
-    // What is no longer a type is denied, as soon as the types are read again.
+    // A removed type is denied as soon as the list of types was read again.
     eventually("it is denied", || {
         alice.unsubscribe("recordUpdate.CThing0.1");
         alice.subscribe("recordUpdate.CThing0.1");
@@ -86,7 +86,7 @@ fn a_permanently_failing_topic_does_not_hide_failing_logins() {
     Client::open(daemon.address, "bob", "tok-bob").expect_drop();
     daemon.wait_for("A login could not be checked: PHP ended with status 1: Error: SQLSTATE");
     standin.unset("failure");
-    // One failure of either kind ends by a success of its kind.
+    // A success of one kind ends only failures of that kind.
     eventually("bob is welcome", || Client::attempt(daemon.address).is_some());
     daemon.wait_for("Access checks work again for logins; 1 could not be made meanwhile.");
     assert_eq!(daemon.count("work again for subscriptions"), 0);

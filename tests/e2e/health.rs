@@ -1,4 +1,4 @@
-//! `espocrm-websocket health`, by which a container finds out whether its daemon serves.
+//! `espocrm-websocket health`, with which a container checks its daemon.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -83,7 +83,8 @@ fn with_tls_any_response_is_not_enough() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));
-    // An alert, as any TLS server answers to what is not TLS; and nothing.
+    // A TLS alert, which any TLS server sends in response to plain text; an HTTP response; and
+    // nothing.
     for answer in [&[21, 3, 3, 0, 2, 2, 40][..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b""] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

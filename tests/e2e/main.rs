@@ -1,5 +1,5 @@
-//! The real binary with real parts around it: PHP with its ZeroMQ extension, raw sockets, proxies,
-//! a browser. EspoCRM itself is the stand-in in `tests/standin`.
+//! End-to-end tests of the real binary with real components: PHP with its ZeroMQ extension, raw
+//! sockets, proxies, a browser. EspoCRM itself is the stand-in in `tests/standin`.
 
 #![allow(
     clippy::unwrap_used,

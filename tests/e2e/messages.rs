@@ -1,4 +1,4 @@
-//! From EspoCRM's PHP to browsers.
+//! Messages from EspoCRM's PHP to browsers.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -10,19 +10,19 @@ use crate::support::{Client, Daemon, Php, Pusher, Standin};
 mod burst;
 mod flood;
 
-/// Bytes that a message may have, and levels of nesting.
+/// The limits of a message: bytes, and levels of nesting.
 const MAX_MESSAGE: usize = 1024 * 1024;
 const MAX_DEPTH: usize = 512;
 
 /// Logged once per burst.
 const REJECTED: &str = "came by ZeroMQ was dropped";
 
-/// How often bad messages were logged.
+/// The number of log lines about invalid messages.
 fn warnings(daemon: &Daemon) -> usize {
     daemon.log().iter().filter(|line| line.contains("WARN") && line.contains(REJECTED)).count()
 }
 
-/// A user with the topic of notifications.
+/// A user who is subscribed to notifications.
 fn notified(daemon: &mut Daemon, user: &str) -> Client {
     let mut client = daemon.connect(user);
     daemon.subscribe(&mut client, user, "newNotification");
@@ -80,7 +80,7 @@ fn a_message_for_a_user_reaches_all_subscribed_tabs_of_that_user() {
     let message = json!({"userId": "alice", "topicId": "newNotification"});
     pusher.send(&message);
     pusher.send(&json!({"userId": "nobody", "topicId": "newNotification"}));
-    // To PHP as well as to us these are no user.
+    // PHP and the daemon treat these values as no user.
     let to_all = [
         json!({"topicId": "newNotification", "n": 1}),
         json!({"topicId": "newNotification", "n": 2, "userId": null}),
@@ -114,7 +114,7 @@ fn a_broadcast_reaches_only_users_with_a_granted_check() {
     let pusher = Pusher::connect(&daemon.zeromq);
     let record = json!({"topicId": "recordUpdate.Account.1"});
     pusher.send(&record);
-    // Not even if it is sent to the user: the check is about the topic.
+    // Not even if the message is sent to the user: the check is about the topic.
     for user in ["alice", "bob"] {
         pusher.send(&json!({"topicId": "recordUpdate.Account.1", "userId": user}));
     }
@@ -144,7 +144,7 @@ fn a_message_is_delivered_unchanged() {
         r#"{"topicId":"recordUpdate.Account.1","numbers":[1.50,-0,1e2,12345678901234567890]}"#,
         r#"{ "topicId" : "newNotification" , "nested" : { "topicId" : 1 , "userId" : [ ] } }"#,
     ] {
-        // By PHP, as all of it comes.
+        // Sent by PHP, like all messages of EspoCRM.
         Php::send_raw(&daemon.zeromq, text);
         let frame = client.next().unwrap();
         let payload = String::from_utf8(frame.payload).unwrap();
@@ -214,13 +214,13 @@ fn invalid_messages_are_dropped_and_each_reason_is_logged_once() {
     pusher.send_parts(&[&bytes, b"", b""]);
     pusher.send(&good);
     client.expect_event(&good);
-    // The limit itself: this one is as deep as it may be.
+    // The limit itself: the deepest permitted message.
     let deepest = nested(MAX_DEPTH - 1);
     pusher.send_bytes(deepest.as_bytes());
     let frame = client.next().unwrap();
     assert!(String::from_utf8(frame.payload).unwrap().contains(&deepest));
     client.expect_silence();
-    // Malformed, of no category, nested too deeply, of several parts.
+    // Malformed, without a category, nested too deeply, multipart.
     assert_eq!(warnings(&daemon), 4);
     daemon.signal("TERM");
     assert!(daemon.wait().success());
@@ -285,7 +285,7 @@ fn messages_are_delivered_in_order_of_arrival() {
         _ => json!({"topicId": "appParamsUpdate", "n": number}),
     };
     let messages: Vec<Value> = (0..6000).map(message).collect();
-    // Together less than what may wait for a reader.
+    // Together these are smaller than the outbound queue.
     pusher.send_all(&messages);
     alice.expect_events(&messages);
     bob.expect_events(messages.iter().step_by(3));
@@ -306,7 +306,7 @@ fn many_concurrent_php_processes_lose_no_message() {
             scope.spawn(move || Php::send(zeromq, &messages));
         }
     });
-    // Each comes by a connection of its own, so that their order is open.
+    // Each message has its own connection, so their order is undefined.
     let mut numbers: Vec<u64> =
         (0..200).map(|_| client.next_message()[2]["n"].as_u64().unwrap()).collect();
     numbers.sort_unstable();
@@ -332,7 +332,7 @@ fn other_protocols_on_the_zeromq_port_do_no_harm() {
         b"",
     ] {
         let mut stream = TcpStream::connect(port).unwrap();
-        // It may be ended before it has said everything.
+        // The connection may be closed before everything was sent.
         let _ = stream.write_all(bytes);
         strangers.push(stream);
     }

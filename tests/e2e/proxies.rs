@@ -1,10 +1,10 @@
-//! Behind the proxies that administrators use, configured as documented in `docs/proxies`.
+//! The daemon behind common proxies, configured as documented in `docs/proxies`.
 
 use serde_json::json;
 
 use crate::support::{Daemon, Kind, Php, Port, Proxy, Standin, eventually, request};
 
-/// Each is a test with each proxy.
+/// Runs each test with each proxy.
 macro_rules! with_each_proxy {
     ($($test:ident)*) => {
         mod nginx {
@@ -73,7 +73,7 @@ fn a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwar
         let mut tab = proxy.connect("alice");
         daemon.stop(signal);
         tab.expect_drop();
-        // The browser tries again all the while.
+        // The browser retries all the while.
         for _ in 0..3 {
             let mut early = proxy.tls();
             early.send(request("/wss?authToken=tok-alice&userId=alice").as_bytes());
@@ -90,13 +90,13 @@ fn a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwar
     }
 }
 
-/// Shortens the time after which an idle connection is cut off to four seconds.
+/// Reduces the timeout of idle connections to four seconds.
 fn impatient(kind: Kind) -> &'static [(&'static str, &'static str)] {
     match kind {
         Kind::Nginx => &[("proxy_read_timeout 60s", "proxy_read_timeout 4s")],
         Kind::Apache => &[("timeout=60", "timeout=4"), ("ServerName", "Timeout 4\nServerName")],
-        // By default it has none.
-        // Nor does this one know any for a WebSocket, not even when it is asked.
+        // By default there is no timeout. Traefik has none for WebSockets even if one is
+        // configured.
         Kind::Traefik => &[],
         Kind::Caddy => &[(
             "reverse_proxy /wss* 127.0.0.1:8080",
@@ -111,7 +111,7 @@ fn pings_keep_an_idle_tab_connected(kind: Kind) {
     let proxy = Proxy::start_with(kind, daemon.address, impatient(kind));
     let mut tab = proxy.connect("alice");
     daemon.subscribe(&mut tab, "alice", "newNotification");
-    // The six of them take more than five seconds.
+    // The six pings take more than five seconds.
     for _ in 0..6 {
         let frame = tab.next_raw().expect("a ping, not the end of TCP");
         assert_eq!(frame.opcode, 9);
@@ -134,7 +134,7 @@ fn without_pings_the_proxy_disconnects_an_idle_tab() {
     }
 }
 
-/// Two headers of that size; what a proxy accepts by default is 8 KiB each.
+/// Two headers of this size; by default a proxy accepts 8 KiB each.
 fn request_with_cookies(size: usize) -> String {
     let cookie = "x".repeat(size);
     let headers = format!("Cookie: a={cookie}\r\nX-Single-Sign-On: {cookie}\r\nHost:");
@@ -168,7 +168,7 @@ fn its_logs_contain_no_token(kind: Kind) {
     assert!(!logs.contains("authToken"), "{logs}");
 }
 
-/// Without any one of the measures that are documented.
+/// Without any one of the documented measures.
 fn its_default_logs_would_contain_the_token(kind: Kind) {
     let measures: &[(&str, &str)] = match kind {
         Kind::Nginx => {
@@ -176,7 +176,7 @@ fn its_default_logs_would_contain_the_token(kind: Kind) {
         }
         Kind::Apache => &[("combined \"expr=%{REQUEST_URI} !~ m#^/wss#\"", "combined")],
         Kind::Caddy => &[
-            // The default log is another one.
+            // The default log is a different one.
             ("\tlog {\n\t\tformat", "\tlog unused {\n\t\tinclude unused\n\t\tformat"),
             (
                 "access.log\n\t\tformat filter {\n\t\t\twrap json\n\t\t\tfields {\n\
@@ -193,8 +193,9 @@ fn its_default_logs_would_contain_the_token(kind: Kind) {
     }
 }
 
-/// What a proxy logs about a tab that is welcomed, one whose token is refused, one whose cookies
-/// are (by nginx and Apache themselves), one that loses the daemon and one that does not find it.
+/// The log lines of a proxy about a tab that is welcomed, one whose token is denied, one whose
+/// cookies are rejected (by nginx and Apache themselves), one that loses the daemon, and one that
+/// finds no daemon.
 fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
@@ -269,7 +270,7 @@ fn stopping_nginx_apache_or_traefik_ends_tabs_uncleanly() {
     }
 }
 
-/// Apache then does not look at the WebSocket's time-outs, but that is all.
+/// Apache then ignores the WebSocket timeouts, but everything else works.
 #[test]
 fn apache_works_without_mod_proxy_http() {
     let standin = Standin::new();
@@ -286,7 +287,7 @@ fn apache_works_without_mod_proxy_http() {
     tab.expect_drop();
 }
 
-/// Nobody wants that, but administrators should know it.
+/// Undesirable behavior that administrators should know.
 #[test]
 fn reloading_or_stopping_caddy_closes_tabs_cleanly_as_documented() {
     let standin = Standin::new();

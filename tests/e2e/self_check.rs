@@ -1,5 +1,5 @@
-//! PHP also ends with status 0 when nothing was checked: no token is accepted and no record granted
-//! for that, by the plain command and by workers. Where EspoCRM accepts a random token, all clients
+//! PHP also exits with status 0 when nothing was checked: neither the plain command nor workers
+//! accept a token or grant a record because of that. If EspoCRM accepts a random token, all clients
 //! are rejected. After a repair everything works without a restart.
 
 use std::process::Command;
@@ -8,22 +8,22 @@ use serde_json::json;
 
 use crate::support::{Client, Control, Daemon, Php, Standin, eventually, request, run, serving};
 
-/// While `data/standin/broken` exists, commands end with status 0 and print nothing.
+/// While `data/standin/broken` exists, commands exit with status 0 and print nothing.
 const SWALLOWS: &str = "case $1 in command.php) \
     if [ -e data/standin/broken ]; then php \"$@\" >/dev/null 2>&1; exit 0; fi;; esac";
 
-/// The same, but what they print is passed on.
+/// The same, but their output is passed on.
 const HIDES_STATUS: &str = "case $1 in command.php) \
     if [ -e data/standin/broken ]; then php \"$@\"; exit 0; fi;; esac";
 
 /// The same, with a CGI binary.
 const CGI: &str = "if [ -e data/standin/broken ]; then exec php-cgi \"$@\"; fi";
 
-/// Any token is good.
+/// Accepts any token.
 const OPEN: &str = "case $1-$2 in command.php-AuthTokenCheck) \
     if [ -e data/standin/broken ]; then printf %s \"$4\"; exit 0; fi;; esac";
 
-/// What EspoCRM says of a token that it accepts from everybody.
+/// The error about a token that EspoCRM accepts from everyone.
 const ACCEPTED: &str = "Self-check failed: EspoCRM accepted a random token";
 
 #[test]
@@ -70,7 +70,7 @@ fn a_missing_class_grants_nothing() {
     }
 }
 
-/// Breaks an EspoCRM whose PHP does `shell` first, and repairs it.
+/// Breaks an EspoCRM whose PHP runs `shell` first, and repairs it.
 fn grants_nothing(
     standin: &Standin,
     with_workers: bool,
@@ -131,13 +131,13 @@ fn check(topic: &str) -> String {
     format!("AclCheck --userId=alice --scope=Account --id={id} --action=read")
 }
 
-/// It may be closed or dropped.
+/// The connection may be closed or dropped.
 fn expect_no_welcome(client: &mut Client) {
     let frame = client.next();
     assert!(frame.as_ref().is_none_or(|frame| frame.opcode == 8), "{frame:?}");
 }
 
-/// The status of the answer to an upgrade.
+/// The status of the upgrade response.
 fn status(daemon: &Daemon, user: &str, token: &str) -> String {
     let mut client = Client::tcp(daemon.address);
     client.send(request(&format!("/?authToken={token}&userId={user}")).as_bytes());
@@ -204,7 +204,7 @@ fn an_espocrm_that_accepts_any_token_after_a_reload_ends_its_connections() {
         daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
         standin.set("broken", "");
         daemon.reload(ACCEPTED);
-        // Without a Close frame: the browser comes back.
+        // Without a Close frame: the browser reconnects.
         alice.expect_drop();
         assert_eq!(status(&daemon, "alice", "tok-alice"), "503");
         // Each reload reports it again.
@@ -271,7 +271,7 @@ fn commands_of_extensions_still_grant_by_exit_status() {
     }
 }
 
-/// Expects that an error explains what is wrong with php-cgi.
+/// Expects that an error explains the problem with php-cgi.
 fn expect_explanation(text: &str) {
     for word in ["php-cgi", "cgi-fcgi", "php-cli", "phpExecutablePath", "--php PATH"] {
         assert!(text.contains(word), "{word}: {text}");

@@ -1,4 +1,4 @@
-//! Taking over from `websocket.php`, and giving back.
+//! Replacing `websocket.php`, and restoring it.
 
 use std::net::{TcpListener, TcpStream};
 
@@ -16,7 +16,7 @@ on_each_release! {
     without_a_package_one_changed_line_of_the_unit_is_enough
 }
 
-/// As administrators write it, with the name that EspoCRM's documentation gives it.
+/// As administrators write it, with the name from EspoCRM's documentation.
 const THEIRS: &str = "# Ours since 2019.
 [Unit]
 Description=WebSocket of our CRM
@@ -34,7 +34,7 @@ StandardError=append:/var/log/crm-websocket.log
 WantedBy=default.target
 ";
 
-/// Serves at the port, and tells who it is.
+/// Serves the port and identifies itself.
 const WEBSOCKET_PHP: &str = "<?php
 $server = stream_socket_server('tcp://0.0.0.0:8080');
 while (true) {
@@ -46,7 +46,7 @@ while (true) {
 }
 ";
 
-/// Debian with EspoCRM, whose websocket.php runs by this unit.
+/// Debian with EspoCRM, whose websocket.php is run by this unit.
 fn with_websocket_php(release: Release, unit: &str) -> Container {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
@@ -117,11 +117,11 @@ fn a_unit_adopted_under_another_name_can_be_restored(release: Release) {
 fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     let container = with_websocket_php(release, UNIT);
     install(&container);
-    // Ours cannot do without this port.
+    // The daemon cannot start without this port.
     let somebody = TcpListener::bind(tab::address(5555)).unwrap();
     let said = container.fail("espocrm-websocket adopt");
     assert!(said.contains("is back") && said.contains("journalctl"), "{said}");
-    // What it logged is quoted.
+    // The command quotes the daemon's log.
     let words = "EspoCRM's messages cannot be received at tcp://127.0.0.1:5555: it is in use";
     assert!(said.contains(words), "{said}");
     assert!(container.logged(UNIT, "5555") > 0);
@@ -129,13 +129,13 @@ fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
     assert_eq!(container.enablement(UNIT), "enabled");
     drop(somebody);
-    // Nothing of the attempt is in the way of the next.
+    // Nothing of the failed attempt prevents the next one.
     container.run("espocrm-websocket adopt");
     let mut tab = tab::come_back(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-/// Whoever does not adopt it has a package that is there and does nothing.
+/// Without `adopt`, the package is installed and does nothing.
 fn an_upgrade_and_a_removal_keep_websocket_php(release: Release) {
     let container = with_websocket_php(release, UNIT);
     let pid = container.main_pid(UNIT);
@@ -153,7 +153,7 @@ fn an_upgrade_and_a_removal_keep_websocket_php(release: Release) {
     assert!(websocket_php_serves());
 }
 
-/// As docs/install.md says it for those who build it themselves.
+/// As described in docs/install.md for administrators who build the binary themselves.
 fn without_a_package_one_changed_line_of_the_unit_is_enough(release: Release) {
     let container = with_websocket_php(release, UNIT);
     container.run(&format!(

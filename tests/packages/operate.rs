@@ -1,4 +1,4 @@
-//! What an administrator asks afterwards, as root.
+//! Commands for operation that an administrator runs as root.
 
 use serde_json::Value;
 
@@ -25,7 +25,7 @@ fn only_root_can_query_a_service(release: Release) {
     let as_nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups";
     let refused = container.fail(&format!("{as_nobody} espocrm-websocket status"));
     assert!(refused.contains("root"), "{refused}");
-    // The sandbox keeps nobody from being watched.
+    // The sandbox does not prevent monitoring.
     container.run(&format!("echo 'metrics = \"127.0.0.1:9170\"' >>{CONFIG}"));
     container.run(&format!("systemctl reload {UNIT}"));
     crate::support::eventually("metrics are told", || {
@@ -50,10 +50,10 @@ fn an_additional_service_is_queried_by_its_name(release: Release) {
 
 fn the_doctor_reports_only_missing_parts(release: Release) {
     let container = installed(release);
-    // An installer writes it.
+    // Installers write this file.
     container.write("/etc/hosts", "127.0.0.1 localhost\n");
     let faults = |container: &Container| {
-        // A fault is no failure here.
+        // A reported fault does not fail this test.
         let told = container.run("espocrm-websocket doctor --json 2>/dev/null || true");
         let steps: Vec<Value> = serde_json::from_str(&told).unwrap();
         assert!(steps.len() > 20, "{told}");

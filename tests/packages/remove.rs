@@ -48,7 +48,7 @@ fn a_purge_leaves_nothing_behind(release: Release) {
     container.run("apt-get purge -y espocrm-websocket");
     let left = || {
         let after = container.files().into_iter();
-        // EspoCRM's own cache, and what dpkg and systemd keep of each package.
+        // EspoCRM's own cache, and the data that dpkg and systemd keep about each package.
         let own = ["/var/www/html/data/", "/var/lib/systemd/", "/var/lib/apt/", "/var/lib/dpkg/"];
         let ours = after.filter(|file| !own.iter().any(|own| file.starts_with(own)));
         ours.filter(|file| !before.contains(file)).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! No EspoCRM, several, and one under /home: `espocrm-websocket setup`.
+//! `espocrm-websocket setup` without EspoCRM, with several, and with one under /home.
 
 use crate::container::{Container, Release};
 use crate::package::{CONFIG, DROP_IN, install, installed};
@@ -45,7 +45,7 @@ fn with_several_espocrms_setup_requires_a_choice(release: Release) {
     assert!(container.exists("/var/www/two/data/standin/runs"));
 }
 
-/// Installed, but neither set up nor running, nor failed.
+/// Expects that the service is installed, but neither set up nor running nor failed.
 fn expect_nothing(container: &Container) {
     assert!(!container.exists(CONFIG));
     assert!(!container.exists(DROP_IN));
@@ -65,7 +65,7 @@ fn a_second_espocrm_has_its_own_service(release: Release) {
     let mut second = tab::open(8081);
     tab::expect_events(&container, unit, &mut second, 5556);
     tab::expect_events(&container, UNIT, &mut first, 5555);
-    // A restart of one is none of the other's business.
+    // A restart of one service does not affect the other.
     container.run(&format!("systemctl restart {unit}"));
     second.expect_drop();
     first.expect_silence();
@@ -77,7 +77,7 @@ fn an_espocrm_under_home_is_served(release: Release) {
     standin::add(&container, "/home/carol/public_html");
     container
         .run("chown -R carol:carol /home/carol && chmod 711 /home/carol && touch /home/dave/x");
-    // Not without being asked: carol, and not root, has put it there.
+    // Not without confirmation: carol, not root, has installed it.
     let command = "espocrm-websocket setup --espocrm /home/carol/public_html";
     let said = install(&container);
     assert!(said.contains(command), "{said}");

@@ -21,14 +21,14 @@ on_each_release! {
 
 const SOCKET: &str = "espocrm-websocket.socket";
 
-/// As its unit says.
+/// As described in its unit.
 pub fn turn_on(container: &Container) {
     container.run(&format!("systemctl stop {UNIT}"));
     container.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
     container.run(&format!("systemctl start {UNIT}"));
 }
 
-/// Connects again and again.
+/// A client that connects repeatedly.
 pub struct Visitor {
     done: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<usize>>,
@@ -92,12 +92,12 @@ fn the_socket_starts_only_in_the_documented_order(release: Release) {
     let container = installed(release);
     let pid = container.main_pid(UNIT);
     container.fail(&format!("systemctl enable --now {SOCKET}"));
-    // The service is not disturbed.
+    // The service is not affected.
     assert_eq!(container.main_pid(UNIT), pid);
     tab::open(PORT);
     turn_on(&container);
     tab::open(PORT);
-    // And back, as the unit says.
+    // And back, as described in the unit.
     container.run(&format!("systemctl disable --now {SOCKET} 2>&1"));
     container.run(&format!("systemctl restart {UNIT}"));
     let mut tab = tab::open(PORT);

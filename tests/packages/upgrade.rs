@@ -1,4 +1,4 @@
-//! An upgrade as it comes unattended at night, while tabs are open.
+//! Unattended upgrades while tabs are open.
 
 use crate::container::{Container, Release};
 use crate::package::{CONFIG, DROP_IN, install, installed, previous};
@@ -44,7 +44,7 @@ fn tabs_reconnect_after_an_upgrade(release: Release) {
     tab::expect_events(&container, UNIT, &mut tabs[0], 5555);
 }
 
-/// As docs/install.md says it.
+/// As described in docs/install.md.
 fn an_older_package_can_be_installed_again(release: Release) {
     let container = installed(release);
     container.run(&format!("echo 'max_per_user = 7 # ours' >>{CONFIG}"));
@@ -69,7 +69,7 @@ fn an_upgrade_changes_no_setting_and_asks_no_question(release: Release) {
     container.write(&format!("/etc/systemd/system/{UNIT}.d/50-own.conf"), "[Service]\nNice=5\n");
     let kept = || (container.read(CONFIG), container.read(DROP_IN), container.files());
     let before = kept();
-    // As unattended-upgrades does; nobody is there to answer, and a question would fail.
+    // Like unattended-upgrades: questions cannot be answered and would make it fail.
     let said = install(&container);
     let after = kept();
     assert_eq!((&before.0, &before.1), (&after.0, &after.1));

@@ -1,4 +1,4 @@
-//! Who the browser is: its parameters, the check of its token, the welcome.
+//! Authentication: the query parameters, the check of the token, and the welcome message.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
@@ -70,11 +70,11 @@ fn invalid_parameters_are_rejected_without_a_check() {
     targets.push("/?authtoken=tok-alice&userid=alice".to_owned());
     for target in targets {
         let mut client = Client::tcp(daemon.address);
-        // An HTTP error would make the browser try again for ever.
+        // After an HTTP error the browser would reconnect forever.
         client.upgrade(&target);
         client.expect_close(1008);
     }
-    // What had been asked before would have been run before this.
+    // A check requested earlier would have run before this one.
     let mut alice = daemon.connect("alice");
     daemon.subscribe(&mut alice, "alice", "calendarUpdate");
     let check = "AclCheck --userId=alice --scope=Calendar";
@@ -172,7 +172,7 @@ fn after_a_clean_close_tcp_stays_open_until_the_browser_answers() {
         let closed = client.next().unwrap();
         let start = Instant::now();
         assert_eq!(closed.opcode, 8);
-        // The loop has gone round meanwhile.
+        // The event loop has completed an iteration meanwhile.
         other.expect_silence();
         other.expect_silence();
         client.stream.set_nonblocking(true).unwrap();
@@ -196,7 +196,7 @@ fn a_browser_that_does_not_answer_the_close_frame_is_disconnected() {
     let mut busy = Client::open(daemon.address, "alice", "wrong");
     assert_eq!(silent.next().unwrap().opcode, 8);
     assert_eq!(busy.next().unwrap().opcode, 8);
-    // Nor does it help to send other things instead.
+    // Other input must not extend the deadline.
     let ping = <Client>::frame(0x89, b"still here");
     eventually("it is ended", || busy.stream.write_all(&ping).is_err());
     assert_eq!(silent.next(), None);

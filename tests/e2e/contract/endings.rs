@@ -1,6 +1,7 @@
-//! How connections end. A Close frame is final to EspoCRM's client; without one it comes back
-//! after three seconds, which is right whenever the reason may pass by itself. (The clean ends are
-//! where their reasons are: refused tokens, forbidden messages, violations.)
+//! How connections end. EspoCRM's client does not reconnect after a Close frame; without one it
+//! reconnects after three seconds, which is right whenever the cause may be temporary. (Clean
+//! closes are tested where their causes are: denied tokens, forbidden messages, protocol
+//! violations.)
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -75,7 +76,7 @@ fn a_login_without_php_is_upgraded_before_it_ends() {
     assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\n"), "{answer:?}");
 }
 
-/// All that a browser gets if PHP is gone.
+/// Everything that a browser receives if PHP is missing.
 fn answer_without_php() -> String {
     let standin = Standin::new();
     let php = standin.path().join("php");
@@ -115,7 +116,7 @@ fn a_client_that_never_reads_is_disconnected_and_others_miss_nothing() {
     good.expect_silence();
     let seen = opcodes(&slow.read_to_end());
     assert!(!seen.is_empty() && seen.iter().all(|opcode| *opcode == 1), "{seen:?}");
-    // It comes back, and is served again.
+    // The client reconnects and is served again.
     let mut back = daemon.connect("alice");
     daemon.subscribe(&mut back, "alice", "newNotification");
     let message = json!({"topicId": "newNotification", "userId": "alice"});
@@ -133,7 +134,7 @@ fn a_client_that_floods_pings_or_messages_is_disconnected() {
         [<Client>::frame(0x89, b"").repeat(5_000), <Client>::frame(0x81, KEEP_ALIVE).repeat(5_000)]
     {
         let mut client = daemon.connect("alice");
-        // Written by another thread: it may be cut off in the middle.
+        // Another thread writes the flood, since it may be cut off in the middle.
         let mut writing = client.stream.try_clone().unwrap();
         let writer = std::thread::spawn(move || writing.write_all(&flood).is_ok());
         let last = std::iter::from_fn(|| client.next()).find(|frame| frame.opcode == 8);
@@ -148,7 +149,7 @@ fn a_client_that_floods_pings_or_messages_is_disconnected() {
 /// What EspoCRM's client sends every minute.
 const KEEP_ALIVE: &[u8] = br#"[7,"",""]"#;
 
-/// A connection whose kernel buffers hold little.
+/// A connection with small kernel buffers.
 fn small(daemon: &Daemon) -> Client {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -159,7 +160,7 @@ fn small(daemon: &Daemon) -> Client {
     Client::over(stream)
 }
 
-/// The opcodes of frames of which the last may be cut off.
+/// The opcodes of these frames; the last frame may be truncated.
 fn opcodes(bytes: &[u8]) -> Vec<u8> {
     let mut opcodes = Vec::new();
     let mut rest = bytes;

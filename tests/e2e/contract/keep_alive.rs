@@ -14,7 +14,7 @@ fn clients_that_miss_two_pings_are_disconnected_without_a_close_frame() {
     let mut lost = daemon.connect("alice");
     eventually("a connection is not dropped", || {
         let mut alive = daemon.connect("bob");
-        // More than the lost one gets.
+        // More pings than the unresponsive client gets.
         if !answer(&mut alive, 4) {
             return false;
         }
@@ -36,7 +36,7 @@ fn the_first_ping_is_sent_within_the_interval() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
     eventually("it was seen within the deadline of the handshake", || {
-        // Cut off after 10 s, long after that ping.
+        // Disconnected after 10 s, long after that ping.
         let silent = Client::tcp(daemon.address);
         let mut client = daemon.connect("alice");
         assert_eq!(client.next_raw().unwrap().opcode, 9);
@@ -47,7 +47,8 @@ fn the_first_ping_is_sent_within_the_interval() {
     });
 }
 
-/// Answers so many pings at once. False if the machine was so busy that two could be missed.
+/// Answers this many pings immediately. Returns false if the machine was so busy that two pings
+/// could have been missed.
 fn answer(client: &mut Client, pings: usize) -> bool {
     for _ in 0..pings {
         let waiting = Instant::now();

@@ -1,10 +1,10 @@
-//! Requests that open no WebSocket: short and proper HTTP responses, and the end of TCP.
+//! Requests that do not open a WebSocket get short and valid HTTP responses, and TCP is closed.
 
 use serde_json::json;
 
 use crate::support::{Client, Daemon, Pusher, Standin, eventually, request};
 
-/// A whole HTTP response.
+/// A complete HTTP response.
 #[derive(Debug)]
 struct Response {
     status: u16,
@@ -14,7 +14,7 @@ struct Response {
 }
 
 impl Response {
-    /// Reads everything up to the end of TCP, which must be one proper response.
+    /// Reads up to the end of TCP, which must yield exactly one valid response.
     fn read(client: &mut Client) -> Self {
         let text = String::from_utf8(client.read_to_end()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").expect(&text);
@@ -35,7 +35,7 @@ impl Response {
         response
     }
 
-    /// What all of them have in common.
+    /// The properties that all responses share.
     fn check(&self) {
         assert_eq!(self.header("content-length"), self.body.len().to_string(), "{self:?}");
         let mut connection = self.header("connection").split(',').map(str::trim);
@@ -48,7 +48,7 @@ impl Response {
         }
     }
 
-    /// The value of a header that comes once; empty without it.
+    /// The value of a header that occurs at most once; empty if it is missing.
     fn header(&self, name: &str) -> &str {
         let mut values = self.headers.iter().filter(|(other, _)| other == name);
         let value = values.next().map_or("", |(_, value)| value);
@@ -57,7 +57,7 @@ impl Response {
     }
 }
 
-/// The answer to these bytes.
+/// The response to these bytes.
 fn ask(daemon: &Daemon, bytes: &[u8]) -> Response {
     let mut client = Client::tcp(daemon.address);
     client.send(bytes);
@@ -101,7 +101,7 @@ fn another_method_is_answered_405_with_an_allow_header() {
         let response = ask(&daemon, changed("GET", method).as_bytes());
         assert_eq!((response.status, response.header("allow")), (405, "GET"), "{method}");
     }
-    // The answer is not lost because there is more than is read of a request.
+    // The response is not lost if the request is longer than the part that is read.
     let mut post = changed("GET", "POST").into_bytes();
     post.resize(200_000, b'x');
     assert_eq!(ask(&daemon, &post).status, 405);
@@ -162,7 +162,7 @@ fn beyond_the_connection_limit_requests_are_answered_503_until_a_client_leaves()
         let response = ask(&daemon, request.as_bytes());
         assert_eq!((response.status, response.header("retry-after")), (503, "3"));
     }
-    // A wrong request is told so, and the limit does not run a check.
+    // Invalid requests still get their own status, and rejected requests cause no check.
     assert_eq!(ask(&daemon, b"hello\r\n\r\n").status, 400);
     assert_eq!(standin.count("AuthTokenCheck tok-carol carol"), 0);
     first.expect_silence();
@@ -193,7 +193,7 @@ fn garbage_and_tls_on_the_plain_port_affect_only_that_connection() {
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
     daemon.subscribe(&mut alice, "alice", "newNotification");
-    // The beginning of a TLS 1.3 ClientHello, as a browser sends to a port that it takes for wss.
+    // The beginning of a TLS 1.3 ClientHello, as a browser sends it to a port that it uses for wss.
     let mut hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
     hello.extend((0..506).map(|i: u16| u8::try_from(i * 7 % 251).unwrap()));
     let frame = <Client>::frame(0x81, b"[5,\"newNotification\"]");

@@ -1,4 +1,4 @@
-//! Topics, the categories that they are of, and the checks that these demand.
+//! Topics, their categories, and the access checks that these require.
 
 use serde_json::{Value, json};
 
@@ -6,14 +6,14 @@ use espocrm_websocket::engine::printable::printable;
 
 use crate::support::{Client, Daemon, Pusher, Standin};
 
-/// The checks of topics so far, as argument vectors.
+/// The topic checks so far, as argument vectors.
 fn checks(standin: &Standin) -> Vec<Vec<String>> {
     let mut checks = standin.arguments();
     checks.retain(|words| words[0] != "AuthTokenCheck");
     checks
 }
 
-/// Expects all of these to be denied.
+/// Expects that all these topics are denied.
 fn expect_denials(daemon: &mut Daemon, client: &mut Client, topics: &[&str]) {
     for topic in topics {
         client.subscribe(topic);
@@ -121,7 +121,7 @@ fn category_names_and_parameters_may_contain_dots() {
     let expected =
         [vector("My", "1"), vector("My", "groups"), vector("Group", "3"), whole("4"), whole("5")];
     assert_eq!(checks(&standin), expected);
-    // The longest name counts even if it leaves too little.
+    // The longest matching category name is used even if it leaves too few parameters.
     expect_denials(
         &mut daemon,
         &mut client,
@@ -171,7 +171,7 @@ fn a_topic_with_invalid_parameters_is_denied_without_a_check() {
             &too_long,
         ],
     );
-    // The limits themselves, and what is allowed.
+    // The limits themselves, and the permitted characters.
     let longest = "1".repeat(128);
     for topic in
         [&too_long[..512], &format!("recordUpdate.My_Entity-2.{longest}"), "recordUpdate._._"]
@@ -264,7 +264,7 @@ fn before_9_2_the_output_is_the_verdict() {
     let mut client = daemon.connect("alice");
     daemon.subscribe(&mut client, "alice", "recordUpdate.Account.1");
     expect_denials(&mut daemon, &mut client, &["recordUpdate.Account.deny1"]);
-    // A token that is good, but another user's.
+    // A valid token of another user.
     Client::open(daemon.address, "bob", "tok-alice").expect_close(1008);
     Client::open(daemon.address, "bob", "wrong").expect_close(1008);
     standin.set("failure", "noise");

@@ -1,4 +1,4 @@
-//! The upgrade from HTTP: what is accepted, and what the answer is.
+//! The HTTP upgrade: accepted requests and their responses.
 
 use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use crate::support::{Client, DEADLINE, Daemon, Frame, GOOD_HEAD, Pusher, Standin
 
 const TARGET: &str = "/?authToken=tok-alice&userId=alice";
 
-/// Bytes that a head may have.
+/// The largest accepted head, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// The usual request with one of its parts changed.
@@ -34,7 +34,7 @@ fn expect_upgrades(daemon: &Daemon, requests: &[String]) {
     }
 }
 
-/// The values of a header, whatever the case of its name.
+/// The values of a header; its name is compared case-insensitively.
 fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
     let lines = head.lines().filter_map(|line| line.split_once(':'));
     let named = lines.filter(|(other, _)| other.eq_ignore_ascii_case(name));
@@ -83,7 +83,7 @@ fn the_response_accepts_wamp_and_no_extension_and_names_no_product() {
     assert_eq!(head.lines().next(), Some("HTTP/1.1 101 Switching Protocols"));
     assert_eq!(values(head, "Upgrade"), ["websocket"]);
     assert_eq!(values(head, "Connection"), ["Upgrade"]);
-    // The pair of RFC 6455, section 1.3.
+    // The example of RFC 6455, section 1.3.
     assert!(GOOD_HEAD.contains("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="));
     assert_eq!(values(head, "Sec-WebSocket-Accept"), ["s3pPLMBiTxaQ9kYGzzhZRbK+xOo="]);
     assert_eq!(values(head, "Sec-WebSocket-Protocol"), ["wamp"]);
@@ -143,7 +143,7 @@ fn bytes_after_the_blank_line_are_websocket_data() {
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     assert_eq!(client.next(), Some(Frame { opcode: 10, payload: b"at once".to_vec() }));
     client.send(&rest[9..]);
-    // The welcome may come before the second answer.
+    // The welcome may be sent before the second response.
     let frames = [client.next().unwrap(), client.next().unwrap()];
     assert!(frames.iter().any(|frame| frame.payload == b"in two parts"), "{frames:?}");
     assert!(frames.iter().any(|frame| frame.payload.starts_with(b"[0,")), "{frames:?}");
@@ -172,7 +172,7 @@ fn the_upgrade_does_not_wait_for_the_access_check() {
     wrong.expect_close(1008);
 }
 
-/// All of them in one test, so that the suite waits for the deadline once.
+/// All cases are in one test so that the suite waits for the deadline only once.
 #[test]
 fn a_slow_upgrade_times_out_and_other_connections_do_not() {
     let standin = Standin::new();
@@ -201,7 +201,7 @@ fn a_slow_upgrade_times_out_and_other_connections_do_not() {
     held.expect_welcome();
 }
 
-/// Sends a head byte by byte until the connection is ended, and says when that was.
+/// Sends a head byte by byte until the connection is closed, and returns how long that took.
 fn drip(client: &Client, start: Instant) -> Duration {
     let mut stream = &client.stream;
     stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();

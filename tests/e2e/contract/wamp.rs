@@ -1,4 +1,4 @@
-//! WAMP v1: each message that a browser can send.
+//! WAMP v1: every message that a browser can send.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::support::{Client, Daemon, Pusher, Standin, eventually};
 const RECORD: &str = "recordUpdate.Account.1";
 const RECORD_CHECK: &str = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
 
-/// A message for whoever is subscribed.
+/// A message for all subscribers.
 fn to_all(topic: &str) -> Value {
     json!({ "topicId": topic })
 }
@@ -126,7 +126,7 @@ fn prefixes_are_limited_in_number_and_do_not_bypass_the_access_check() {
     client.subscribe("p199:x");
     daemon.wait_for("add topic newNotification.#x for user alice");
     daemon.wait_for("check access failed for topic p199:x for user alice");
-    // Of another connection it means nothing.
+    // On another connection the prefix is undefined.
     let mut other = daemon.connect("bob");
     other.subscribe("p0:x");
     daemon.wait_for("check access failed for topic p0:x for user bob");
@@ -235,7 +235,7 @@ fn a_repeated_subscription_causes_no_second_check_and_no_second_delivery() {
     standin.release();
     daemon.wait_for(&format!("add topic {RECORD} for user alice"));
     client.subscribe(RECORD);
-    // With one check at a time a second one would have come before this.
+    // With one concurrent check, a second check would have run before this one.
     daemon.subscribe(&mut client, "alice", "calendarUpdate");
     assert_eq!(standin.count(RECORD_CHECK), 1);
     let pusher = Pusher::connect(&daemon.zeromq);
@@ -243,7 +243,7 @@ fn a_repeated_subscription_causes_no_second_check_and_no_second_delivery() {
     pusher.send(&to_all("calendarUpdate"));
     client.expect_event(&to_all(RECORD));
     client.expect_event(&to_all("calendarUpdate"));
-    // And one withdrawal is enough.
+    // One unsubscription is enough.
     client.unsubscribe(RECORD);
     client.expect_silence();
     pusher.send(&to_all(RECORD));
@@ -320,7 +320,7 @@ fn unsubscribing_during_the_check_cancels_it() {
         pusher.send(&to_all(topic));
     }
     client.expect_event(&to_all("recordUpdate.Account.wanted"));
-    // What had not begun was not run at all.
+    // The queued check was not run at all.
     let queued = "AclCheck --userId=alice --scope=Account --id=queued --action=read";
     assert_eq!(standin.count(queued), 0);
 }

@@ -1,4 +1,4 @@
-//! EspoCRM cannot be found, read or understood, or does not want real-time.
+//! EspoCRM cannot be found, read or understood, or its real-time updates are disabled.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use super::site::Diagnosis;
 use crate::support::{command_as_nobody, is_root, run};
 use crate::tls::authority::{Authority, EC};
 
-/// Runs a line of shell on a file.
+/// Runs a shell command on a file.
 fn shell(line: &str, path: &Path) {
     assert!(Command::new("sh").arg("-c").arg(line).arg(path).status().unwrap().success());
 }
@@ -23,7 +23,7 @@ fn an_invalid_configuration_file_is_reported() {
     diagnosis.only_failure("configuration", &["config.toml", "nonsense"]);
     diagnosis.unknown("espocrm", &["configuration"]);
     diagnosis.unknown("public-url", &[]);
-    // The machine is looked at all the same.
+    // The machine is examined all the same.
     diagnosis.good("selinux", "not in force");
 }
 
@@ -50,7 +50,8 @@ fn no_directory_given_and_none_or_several_found_is_reported() {
         }
     }
     unnamed().only_failure("espocrm", &["--espocrm /var/www/html", "--espocrm /var/www/crm"]);
-    // One that only root can have put there is chosen; that of another system is not executed.
+    // A directory that only root can have created is chosen; the code of another root directory is
+    // not executed.
     site.remove("/var/www/crm/command.php");
     let diagnosis = unnamed();
     diagnosis.unknown("espocrm", &["/var/www/html", "another system"]);
@@ -84,7 +85,8 @@ fn a_user_other_than_the_owner_is_reported() {
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
     diagnosis.warning("espocrm", &["Run the doctor as root"]);
-    // Not whether the service's user can, and no advice to give data/ to this user.
+    // The step does not say whether the site user can write, and it does not suggest giving data/
+    // to this user.
     diagnosis.unknown("data", &["cannot write into EspoCRM's data", "only if root runs"]);
     for step in &diagnosis.steps {
         assert!(!step.fix.contains("chown"), "{step:?}");
@@ -110,7 +112,7 @@ fn parameters_that_pages_do_not_receive_are_reported() {
     let diagnosis = site.examine();
     diagnosis.good("pages", "receive useWebSocket and webSocketUrl");
     assert_eq!(diagnosis.status, 0);
-    // Even if another file defines it as well.
+    // Even if another file defines the parameter as well.
     internal("'useWebSocket' => true");
     let parts = ["useWebSocket (data/config-internal.php)", "to data/config.php", "Settings"];
     site.examine().only_failure("pages", &parts);
@@ -118,15 +120,15 @@ fn parameters_that_pages_do_not_receive_are_reported() {
     internal(&format!("'webSocketUrl' => '{address}'"));
     let diagnosis = site.examine();
     diagnosis.failure("pages", &["webSocketUrl", "pages connect to wss://localhost/wss"]);
-    // What pages use is what is visited.
+    // The examined address is the one that pages use.
     let address = diagnosis.step("address");
     assert!(address.found.contains("wss://localhost/wss"), "{address:?}");
-    // The file that an administrator writes by hand.
+    // The file that administrators edit by hand.
     internal("");
     let text = "<?php $file = $name = 7; return ['useWebSocket' => true];";
     site.standin.write_raw("config-internal-override.php", text);
     site.examine().only_failure("pages", &["data/config-internal-override.php"]);
-    // One that PHP cannot run on its own.
+    // A file that PHP cannot run on its own.
     let text = "<?php return ['x' => class_exists('Espo\\\\Core\\\\Application') ? 1 : missing()];";
     site.standin.write_raw("config-internal-override.php", text);
     site.examine().unknown("pages", &["missing()"]);

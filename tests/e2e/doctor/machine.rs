@@ -1,4 +1,4 @@
-//! The machine: its service, `SELinux`, ports, clock and limits.
+//! The machine: its service, SELinux, ports, clock and limits.
 
 use super::Site;
 
@@ -68,7 +68,7 @@ fn the_failure_of_one_of_several_services_is_reported() {
     let diagnosis = examine();
     diagnosis.unknown("service", &[unit]);
     diagnosis.good("port", "espocrm-websocket");
-    // Its own daemon is another process than the one that holds the ports.
+    // Its own daemon is a different process from the one that uses the ports.
     let running = |pid: u32| {
         let text = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n";
         site.unit(unit, &format!("{text}NRestarts=0\nMainPID={pid}\n"));
@@ -111,7 +111,7 @@ fn selinux_that_blocks_the_web_server_is_reported() {
 #[test]
 fn a_browser_port_reachable_from_other_machines_is_reported() {
     let site = Site::healthy();
-    // As it would be after a restart.
+    // As after a restart.
     let mut site = site;
     site.daemon.take().unwrap().stop("TERM");
     std::fs::write(site.config(), "max_checks = 2\ncontrol = 'off'\n").unwrap();

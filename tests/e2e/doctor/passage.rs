@@ -1,9 +1,9 @@
-//! Messages that do not get through.
+//! Messages that are not delivered.
 
 use super::Site;
 use crate::support::Port;
 
-/// PHP has the extension, but cannot send.
+/// PHP has the extension but cannot send.
 #[test]
 fn php_that_cannot_send_is_reported() {
     let site = Site::healthy();
@@ -15,7 +15,7 @@ fn php_that_cannot_send_is_reported() {
     diagnosis.failure("message", &["status 9: no"]);
 }
 
-/// Where nobody listens PHP waits for a second, and so does every user who saves something.
+/// Without a listener, PHP waits for a second, and so does every user who saves a record.
 #[test]
 fn a_message_without_a_receiver_is_reported() {
     let mut site = Site::healthy();
@@ -23,7 +23,7 @@ fn a_message_without_a_receiver_is_reported() {
     for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {
         site.standin.config(name, format!("tcp://127.0.0.1:{nobody}"));
     }
-    // So the daemon was not told.
+    // The daemon was not notified.
     std::fs::write(
         site.config(),
         format!("listen = '127.0.0.1:{}'\ncontrol = 'off'\n", site.port.address().port()),
@@ -40,7 +40,7 @@ fn a_message_without_a_receiver_is_reported() {
     );
 }
 
-/// Two daemons: messages go to one, and browsers to the other.
+/// Two daemons: messages go to one, browsers connect to the other.
 #[test]
 fn a_message_received_by_another_daemon_is_reported() {
     let mut site = Site::healthy();
@@ -49,7 +49,7 @@ fn a_message_received_by_another_daemon_is_reported() {
         site.standin.config(name, other.zeromq.clone());
     }
     let daemon = site.daemon.as_ref().unwrap();
-    // It reads its settings again by itself only when somebody needs them.
+    // The daemon reloads its settings by itself only when they are needed.
     assert_eq!(daemon.count("tell"), 0);
     let diagnosis = site.examine();
     diagnosis.only_failure("message", &["not by this daemon"]);

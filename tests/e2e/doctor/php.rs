@@ -1,9 +1,9 @@
-//! PHP is missing, broken, or lacks what is needed; its access checks fail.
+//! PHP is missing or broken or lacks an extension, or its access checks fail.
 
 use super::Site;
 use super::site::shell_script;
 
-/// A site whose PHP does something else first.
+/// Makes PHP run this shell command first.
 fn with_php(site: &Site, shell: &str) {
     let php = site.standin.php("php", shell);
     site.settings(&format!("php = '{php}'"));
@@ -63,7 +63,7 @@ fn a_web_server_php_without_zeromq_is_reported() {
     site.examine().only_warning("zmq-web", &["fpm 8.2", "apache2 8.4"]);
     site.remove("/etc/php/8.4/apache2/conf.d/20-zmq.ini");
     std::fs::remove_dir_all(site.at("/etc/php")).unwrap();
-    // Nothing of another system is executed.
+    // Programs in another root directory are not executed.
     shell_script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\nzmq\\n'");
     site.examine().unknown("zmq-web", &["phpinfo"]);
 }

@@ -1,4 +1,4 @@
-//! Somebody else is where the daemon should be, or it does not answer.
+//! Another program uses the daemon's ports, or the daemon does not respond.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 use super::Site;
 use crate::support::{Daemon, Port, command, eventually};
 
-/// Listens at a port that somebody has reserved.
+/// Listens on a reserved port.
 fn hold(port: &Port) -> TcpListener {
     TcpListener::bind(port.address()).unwrap()
 }
 
-/// EspoCRM's own daemon, as far as it listens.
+/// EspoCRM's own daemon, reduced to its listening sockets.
 struct Original(Child);
 
 impl Original {
@@ -76,7 +76,7 @@ fn another_program_on_the_browser_port_is_reported() {
 fn a_daemon_binary_with_another_name_is_recognized() {
     let mut site = Site::without_proxy();
     let binary = site.at("/renamed");
-    // A link has the same inode; over file systems it is a copy.
+    // A hard link has the same inode; across file systems a copy is made.
     let original = env!("CARGO_BIN_EXE_espocrm-websocket");
     let is_link = std::fs::hard_link(original, &binary).is_ok();
     if !is_link {
@@ -91,7 +91,7 @@ fn a_daemon_binary_with_another_name_is_recognized() {
     diagnosis.good("port", "/renamed");
     diagnosis.good("zeromq-port", "/renamed");
     diagnosis.good("control", "0 connections");
-    // By its inode alone.
+    // Recognized by its inode alone.
     if is_link {
         std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
         site.examine().good("port", "/renamed");
@@ -177,13 +177,13 @@ fn a_daemon_with_different_settings_or_without_a_control_socket_is_reported() {
     )
     .unwrap();
     site.examine().warning("control", &["it serves the EspoCRM in", "--name"]);
-    // It runs, but its socket is elsewhere.
+    // The daemon runs, but its control socket has another path.
     let pid = site.daemon.as_ref().unwrap().pid();
     let none = site.at("/none.sock");
     let output = site.run(&["--json", "--control", none.to_str().unwrap()]);
     let diagnosis = super::site::Diagnosis::of(&output);
     diagnosis.unknown("control", &[&format!("process {pid} runs, but"), "--control PATH"]);
-    // Then it is at least seen that the message is taken.
+    // The doctor still sees that the message is accepted.
     std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
     let diagnosis = site.examine();
     diagnosis.unknown("control", &["control is off"]);

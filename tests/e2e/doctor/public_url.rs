@@ -1,4 +1,4 @@
-//! What browsers meet: names, certificates, proxies.
+//! The public address as browsers use it: names, certificates, proxies.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use super::Site;
 use crate::support::{Kind, Port, Proxy};
 use crate::tls::authority::{Authority, EC, Issued};
 
-/// A site that serves, whose proxy is made for its daemon.
+/// A running site whose proxy forwards to its daemon.
 fn behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
@@ -97,7 +97,7 @@ fn a_proxy_that_forwards_elsewhere_is_reported() {
     diagnosis.unknown("idle-timeout", &["leads to port"]);
 }
 
-/// nginx, with something else in the place of passing it on.
+/// nginx with this directive instead of forwarding the request.
 fn instead(directive: &str) -> Site {
     let line = "proxy_pass http://127.0.0.1:8080;";
     behind(Kind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
@@ -120,7 +120,7 @@ fn a_proxy_that_redirects_forbids_or_requires_a_password_is_reported() {
     }
 }
 
-/// Answers each connection by these bytes, once its request has come.
+/// Answers each connection with these bytes once its request has arrived.
 fn answer_by(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -151,7 +151,7 @@ fn a_websocket_of_another_server_is_reported() {
     site.examine().only_failure("public-url", &["SSH-2.0-OpenSSH", "no HTTP"]);
 }
 
-/// A site behind nginx with this certificate, if it is good.
+/// A site behind nginx with this certificate, whose chain is trusted.
 fn certified(trusted: &Path, issued: &Issued) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
@@ -164,7 +164,7 @@ fn certified(trusted: &Path, issued: &Issued) -> Site {
     site
 }
 
-/// Has an authority's certificate be valid for another time.
+/// Issues this certificate again, valid for this many days.
 fn date(authority: &Authority, name: &str, days: i32) {
     authority.openssl(&format!(
         "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -set_serial 77 -extfile openssl.cnf \
@@ -181,7 +181,8 @@ fn the_validity_period_of_a_certificate_is_checked() {
     examine().only_warning("public-url", &["expires soon", "certbot renew"]);
     date(&authority, "good", 90);
     examine().good("public-url", ", with a certificate for ");
-    // OpenSSL 3.5 makes none that has ended before it begins: this one ends with the current second.
+    // OpenSSL 3.5 does not create a certificate that expires before it becomes valid: this one
+    // expires in the current second.
     date(&authority, "good", 0);
     thread::sleep(Duration::from_secs(2));
     examine().only_failure("public-url", &["has expired", "certbot renew"]);
@@ -194,7 +195,8 @@ fn an_untrusted_certificate_is_reported() {
     let stranger = Authority::new();
     let site = certified(&stranger.path("ca.pem"), &issued);
     site.examine().only_failure("public-url", &["not trusted", "fullchain.pem", "Authority"]);
-    // Its authority has another one above it, which is trusted, but is not sent along.
+    // The intermediate certificate's issuer is trusted, but the server does not send the
+    // intermediate certificate.
     authority.issue_authority("middle");
     let leaf = authority.issue_by("middle", "leaf", EC, "server");
     let site = certified(&authority.path("ca.pem"), &leaf);
@@ -208,7 +210,7 @@ fn a_self_signed_certificate_is_reported() {
     let proxy = Proxy::start(Kind::Nginx, site.port.address());
     site.distrust(proxy);
     site.examine().only_failure("public-url", &["signs itself", "certbot"]);
-    // Two faults at once are both reported.
+    // Two simultaneous faults are both reported.
     let proxy = Proxy::start_with(Kind::Nginx, site.port.address(), &[(UPGRADE, "")]);
     site.distrust(proxy);
     let parts = ["signs itself; and nginx", "as an upgrade", "certbot", "location /wss {"];
@@ -273,7 +275,7 @@ fn a_daemon_with_its_own_tls_is_examined() {
     diagnosis.good("daemon", "answers");
     diagnosis.good("public-url", "answers as it should, with a certificate");
     assert_eq!(diagnosis.status, 0);
-    // Pages without TLS would not find it.
+    // Pages without TLS would not reach the daemon.
     site.standin.config("siteUrl", "http://localhost");
     site.url(&format!("ws://localhost:{}/", site.port.address().port()));
     site.examine().failure("address", &["the daemon speaks TLS"]);

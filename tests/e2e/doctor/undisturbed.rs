@@ -1,4 +1,4 @@
-//! Nothing that the doctor does is noticed by those who work.
+//! The doctor does not affect the running system.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -20,7 +20,7 @@ fn tabs_are_not_affected_and_the_log_mentions_only_a_rejected_login() {
     tab.expect_silence();
     through.expect_silence();
     expect_alive(daemon, &mut tab, 1);
-    // Asked by the doctor itself, once for each.
+    // The doctor itself runs the probe once per examination.
     assert_eq!(site.standin.probes(), probes + 3);
     let log = daemon.log().split_off(before);
     for line in &log {
@@ -30,7 +30,7 @@ fn tabs_are_not_affected_and_the_log_mentions_only_a_rejected_login() {
     assert!(warnings.iter().sum::<usize>() <= 1, "only that it runs as root: {log:?}");
 }
 
-/// A token in what it says would be found by `run`, which every other test here uses.
+/// `run`, which all other tests here use, would find a token in the output.
 #[test]
 fn the_logins_of_the_doctor_use_no_real_user() {
     let site = Site::healthy();
@@ -62,7 +62,7 @@ fn the_doctor_leaves_no_files_behind() {
     assert_eq!(left.len(), 0, "{left:?}");
 }
 
-/// Whatever it has started ends with it, even if it is killed.
+/// All child processes end with the doctor, even if it is killed.
 #[test]
 fn a_stopped_or_killed_doctor_leaves_no_processes_behind() {
     for signal in ["INT", "KILL"] {

@@ -1,4 +1,4 @@
-//! Senders that are always just about to finish.
+//! Clients that send so slowly that they never finish.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,8 @@ use rustls::{ClientConnection, StreamOwned};
 use crate::support::{Client, DEADLINE, Daemon, Standin, request};
 use crate::tls::{BOTH, authority, secure};
 
-/// Sends these bytes, one a second, until the connection is ended, and returns how long that took.
+/// Sends these bytes, one per second, until the connection is closed, and returns how long that
+/// took.
 fn drip(stream: &mut (impl Read + Write), bytes: &[u8]) -> Duration {
     let start = Instant::now();
     for byte in bytes {
@@ -29,7 +30,7 @@ fn drip(stream: &mut (impl Read + Write), bytes: &[u8]) -> Duration {
     panic!("it was never cut off");
 }
 
-/// All of them in one test, so that the suite waits for the deadline once.
+/// All cases are in one test so that the suite waits for the deadline only once.
 #[test]
 fn one_byte_per_second_times_out_the_upgrade_and_the_tls_handshake() {
     let authority = authority::Authority::new();

@@ -1,4 +1,4 @@
-//! Endpoints that cannot be bound: an error at the start, and on a reload nothing changes.
+//! Endpoints that cannot be bound: a startup error, and no effect on a reload.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, symlink};
@@ -13,7 +13,7 @@ use crate::support::{Daemon, Standin, command, run};
 
 const DSN: &str = "webSocketZeroMQSubscriberDsn";
 
-/// Endpoints in `dir` and elsewhere, and why they cannot be bound.
+/// Endpoints in `dir` and elsewhere, and the reason why they cannot be bound.
 fn endpoints(dir: &Path) -> Vec<(String, &'static str)> {
     fs::write(dir.join("file"), "content").unwrap();
     fs::create_dir(dir.join("directory")).unwrap();
@@ -30,7 +30,7 @@ fn endpoints(dir: &Path) -> Vec<(String, &'static str)> {
         (within(&"x".repeat(300)), "name too long"),
         ("ipc:///proc/zeromq.sock".to_owned(), "No such file or directory"),
         ("ipc:///proc/self/status/zeromq.sock".to_owned(), "Not a directory"),
-        // Not permitted, or on a read-only file system: it depends on the machine.
+        // Not permitted, or on a read-only file system, depending on the machine.
         ("ipc:///sys/zeromq.sock".to_owned(), " (os error "),
         (within("file"), "not a socket"),
         (within("directory"), "not a socket"),
@@ -42,7 +42,7 @@ fn endpoints(dir: &Path) -> Vec<(String, &'static str)> {
     ]
 }
 
-/// What was there still is.
+/// Expects that the existing files are unchanged.
 fn expect_untouched(dir: &Path) {
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"content");
     assert_eq!(fs::read(dir.join("link")).unwrap(), b"content");

@@ -1,5 +1,5 @@
-//! Nothing leaks: neither into the log, which is looked at whenever a test's daemon ends, nor into a
-//! core file.
+//! Secrets are leaked neither into the log, which is checked whenever a test's daemon ends, nor
+//! into a core file.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -21,7 +21,7 @@ fn the_log_check_finds_tokens_and_unprintable_characters() {
     assert!(!found("sh4ll n0t be told"));
     keep_secret("sh4ll n0t");
     assert!(found("sh4ll n0t be told"));
-    // What a client has sent as its token, wherever that is.
+    // A token sent by a client is found anywhere in the log.
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     Client::open(daemon.address, "alice", "Zq8gu3553d").expect_close(1008);
@@ -51,15 +51,16 @@ fn a_crash_leaves_no_core_file() {
     shell.current_dir(standin.path()).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(shell);
     daemon.connect("alice");
-    // The limit of PHP's processes, too, which are given tokens. With 1 there is neither a file nor
-    // a dump for systemd.
+    // The limit also applies to PHP processes, which receive tokens. With a limit of 1 there is
+    // neither a file nor a dump for systemd.
     let worker = daemon.workers()[0];
     for pid in [daemon.pid(), worker] {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
         let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         assert!(matches!(line.split_whitespace().nth(4), Some("0" | "1")), "{line}");
     }
-    // What a failed assertion ends with. Rust looks at a SIGSEGV first, and goes on if it was sent.
+    // A failed assertion ends with SIGABRT. Rust handles SIGSEGV itself and continues if it was
+    // sent by a process.
     daemon.signal("ABRT");
     assert_eq!(daemon.wait().signal(), Some(6));
     let files = fs::read_dir(standin.path()).unwrap().flatten();

@@ -1,10 +1,11 @@
-//! Code of the site that wants the terminal of the administrator who has started us.
+//! Code of the site that tries to use the terminal of the administrator who started the daemon.
 
 use std::process::{Command, Stdio};
 
 use crate::support::{Daemon, Standin, command, eventually};
 
-/// Notes what it could do, and leaves a mark on the terminal if it can: as output, and as input.
+/// Records what the code could do, and leaves traces on the terminal if possible: as output and as
+/// input.
 const HOSTILE: &str = r#"
 (function () {
     $terminal = @fopen('/dev/tty', 'r+');
@@ -31,12 +32,12 @@ fn found(standin: &Standin) -> Vec<String> {
     text.unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// A command that runs in a terminal of its own, whose output becomes that of the command.
+/// A command that runs in its own terminal and outputs what appears there.
 fn in_terminal(standin: &Standin, arguments: &str) -> Command {
     let program = command().get_program().to_str().unwrap().to_owned();
     let root = standin.path().display();
     let mut script = Command::new("script");
-    // Injected input is echoed; lines end as they do elsewhere.
+    // Injected input is echoed; line ends are the same as elsewhere.
     let line = format!("stty -onlcr; exec {program} {arguments} --espocrm {root}");
     script.args(["-q", "-e", "-c", &line, "/dev/null"]);
     script.env("TMPDIR", standin.path());

@@ -1,4 +1,4 @@
-//! What goes wrong around the daemon.
+//! Faults in the environment of the daemon.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn connections_that_are_reset_immediately_leave_nothing_behind() {
     for number in 1..=50 {
         let mut client = Client::tcp(daemon.address);
         client.send(request(&format!("/?authToken=tok-u{number}&userId=u{number}")).as_bytes());
-        // Ends TCP by a reset.
+        // Makes closing the connection reset it.
         socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
     }
@@ -49,7 +49,7 @@ fn a_signal_during_startup_is_handled() {
             children = Process::children_of(process.id());
             children.len() == 1
         });
-        // It is PHP by now, or about to be: signals are taken before it is started.
+        // The process is PHP by now or becomes it soon: signals are handled before PHP is started.
         let pid = process.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
         if signal == "HUP" {
@@ -90,7 +90,7 @@ fn a_reload_can_move_the_port_to_another_address() {
     listen("0.0.0.0");
     daemon.reload(&format!("Browsers are served at 0.0.0.0:{port}."));
     let mut after = alice(&daemon);
-    // One that cannot be had leaves the old one in force.
+    // An unavailable address keeps the previous one.
     listen("192.0.2.1");
     daemon.reload("this machine has no such address");
     let mut third = alice(&daemon);
@@ -122,7 +122,7 @@ fn an_error_in_the_configuration_file_keeps_the_previous_settings() {
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_checks = none\n").unwrap();
     let error = daemon.reload("own.toml");
     assert!(error.contains("The settings that are in force stay."), "{error}");
-    // A verdict that only the version in force explains still counts.
+    // A verdict that is valid only with the current version still counts.
     daemon.subscribe(&mut alice, "alice", "quiet");
 }
 

@@ -1,4 +1,4 @@
-//! Our own settings: slips are told with what was meant, values have units.
+//! The configuration file and the command line: errors come with suggestions, values have units.
 
 use std::io::Write;
 use std::process::{Command, Output};
@@ -7,7 +7,7 @@ use super::settings::{config, row};
 use super::{alice, expect_alive};
 use crate::support::{Client, Daemon, Standin, command, run};
 
-/// What `espocrm-websocket config --check` says about a file with this text.
+/// The output of `espocrm-websocket config --check` for a file with this text.
 fn check(standin: &Standin, text: &str) -> Output {
     let file = standin.path().join("own.toml");
     std::fs::write(&file, text).unwrap();
@@ -139,7 +139,7 @@ fn max_buffered_applies_after_a_reload() {
     command.args(["run", "--no-worker", "--listen", "127.0.0.1", "--espocrm"]).arg(standin.path());
     command.arg("--config").arg(&file).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(command);
-    // Each has a message of which the end is missing, of 60 KB: 6 MB in all.
+    // Each client sends an incomplete message of 60 KB: 6 MB in total.
     let mut tabs: Vec<_> = (0..100)
         .map(|_| {
             let mut tab = daemon.connect("alice");
@@ -147,7 +147,7 @@ fn max_buffered_applies_after_a_reload() {
             tab
         })
         .collect();
-    // All of it has been read, and is held.
+    // All of it has been read and is buffered.
     tabs.iter_mut().for_each(Client::expect_silence);
     std::fs::write(&file, "max_buffered = '4MiB'\n").unwrap();
     let lines = daemon.log().len();
@@ -155,7 +155,7 @@ fn max_buffered_applies_after_a_reload() {
     assert!(told.contains("max_buffered 4MiB (configuration file)"), "{told}");
     let told = daemon.wait_for_after(lines, "Those that hold the most are disconnected");
     assert!(told.contains("more than 4MiB of what"), "{told}");
-    // A quarter is free after that; the others are still there.
+    // A quarter of the memory is free after that; the other clients are still connected.
     let is_there = |tab: &mut Client| {
         let _ = tab.stream.write_all(&<Client>::frame(0x89, b"there?"));
         tab.next().is_some()

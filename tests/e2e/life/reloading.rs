@@ -1,4 +1,4 @@
-//! Settings that change while the daemon runs: nobody is dropped for that.
+//! Settings that change while the daemon runs; no connection is closed because of that.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::{alice, expect_alive, free_port, notification};
 use crate::support::{Client, Daemon, Php, Standin, command, eventually, run};
 
-/// A PHP of [`Standin::php`] that lets no check begin while `data/standin/gate` exists, and does
-/// not tell the settings while `data/standin/probe-gate` does.
+/// A PHP of [`Standin::php`] in which no check starts while `data/standin/gate` exists, and which
+/// does not report the settings while `data/standin/probe-gate` exists.
 const GATES: &str = "case $# in 0) gate=probe-gate;; *) gate=gate;; esac; \
     while [ -e data/standin/$gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
@@ -20,7 +20,7 @@ fn news(number: u32) -> Value {
     json!({"topicId": "news", "number": number})
 }
 
-/// Where in the log `text` stands first.
+/// The position of `text` in the log.
 fn position(daemon: &Daemon, text: &str) -> usize {
     let log = daemon.log();
     log.iter().position(|line| line.contains(text)).unwrap_or_else(|| panic!("{text}: {log:#?}"))
@@ -183,11 +183,11 @@ fn a_hanging_php_keeps_the_settings_and_does_not_delay_existing_connections() {
     eventually("it hangs", || standin.probes() == 2);
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
     alice.subscribe("calendarUpdate");
-    // Without the settings a verdict could not be understood, so that these wait.
+    // Without the settings a verdict could not be interpreted, so these logins wait.
     expect_alive(&daemon, &mut alice, 1);
     bob.expect_silence();
 
-    // A start does not wait for ever, either.
+    // Startup does not wait forever either.
     let mut command = command();
     command.args(["run", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let output = run(command);
@@ -214,12 +214,12 @@ fn logins_wait_while_settings_are_read() {
     daemon.signal("HUP");
     eventually("they are being read", || daemon.children().len() == 1);
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
-    // It may be a topic in a moment.
+    // The topic may become valid in a moment.
     bob.subscribe("news");
     alice.subscribe("news");
     bob.expect_silence();
     expect_alive(&daemon, &mut alice, 1);
-    // Asked again meanwhile, it reads them another time.
+    // After another signal meanwhile, the settings are read once more.
     daemon.signal("HUP");
     alice.expect_silence();
     standin.unset("probe-gate");
@@ -313,7 +313,7 @@ fn a_cleared_cache_causes_one_probe() {
     daemon.connect("bob");
     assert_eq!(standin.probes(), 2);
     assert!(standin.path().join("data/cache/application/metadata.php").exists());
-    // For a second after it has asked, it would not ask again anyway.
+    // The daemon checks for changes at most once per second.
     std::thread::sleep(Duration::from_millis(1_100));
     daemon.connect("carol");
     assert_eq!(standin.probes(), 2);
@@ -371,13 +371,13 @@ fn occupied_ports_keep_the_previous_ones() {
         assert!(error.contains(kept), "{error}");
     }
     let mut after = alice(&daemon);
-    // What else has changed counts.
+    // The other changes are applied.
     daemon.subscribe(&mut after, "alice", "news");
     Php::send(&daemon.zeromq, &[notification(1)]);
     for tab in [&mut before, &mut after] {
         tab.expect_event(&notification(1));
     }
-    // Once the ports are free, asking is enough.
+    // Once the ports are free, a signal is enough.
     drop(taken);
     daemon.reload(&format!("EspoCRM's messages are received at tcp://{messages}."));
     daemon.wait_for(&format!("Browsers are served at {browsers}."));
@@ -437,7 +437,7 @@ fn debug_mode_can_be_turned_on_and_off() {
     standin.config("webSocketDebugMode", false);
     daemon.reload(CHANGED);
     daemon.connect("carol");
-    // The line of a reload stands after whatever the login has said.
+    // The line of the reload follows everything that the login has logged.
     daemon.reload("have not changed");
     let log = daemon.log().join("\n");
     assert!(!log.contains("user alice") && !log.contains("user carol"), "{log}");
@@ -454,7 +454,7 @@ fn a_changed_php_path_applies_to_later_checks() {
     standin.config("phpExecutablePath", new);
     daemon.reload(CHANGED);
     daemon.connect("bob");
-    // One that does not exist leaves the present one in force.
+    // A missing PHP keeps the current one in use.
     standin.config("phpExecutablePath", "/nonexistent/php");
     daemon.reload("/nonexistent/php does not exist");
     daemon.connect("carol");

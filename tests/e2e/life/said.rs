@@ -1,4 +1,4 @@
-//! What the log says of the daemon itself, and how it is kept short.
+//! What the daemon logs about itself, and how repeated lines are limited.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ fn the_startup_log_lists_findings_and_settings() {
     }
 }
 
-/// The one that checks is another than the one that was asked first.
+/// The PHP that runs checks is not the one that was tried first.
 #[test]
 fn the_version_of_the_php_that_runs_checks_is_logged() {
     let mut standin = Standin::new();
@@ -60,7 +60,7 @@ fn a_reload_logs_the_changes() {
         "debug true (EspoCRM: webSocketDebugMode), max_per_user 250 (default), \
          origins http://localhost (configuration file)."
     );
-    // Other categories are no setting of ours.
+    // Categories are not a setting of the daemon.
     standin.custom_categories(&serde_json::json!({"more": {}}));
     standin.clear_cache();
     let told = daemon.reload("settings have changed");
@@ -75,11 +75,11 @@ fn repeated_lines_are_counted_until_another_line_follows() {
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for(OFF);
-    // Each time EspoCRM's configuration changes it is in doubt again: the first time after other
-    // lines. What is said in debug mode in between does not matter.
+    // Each change of EspoCRM's configuration causes the warning again: the first time after other
+    // lines. Debug lines in between do not matter.
     let read = "it is read again";
     for number in 1..=3 {
-        // It differs by its length.
+        // The configuration differs by its length.
         standin.config("odd", "x".repeat(number));
         eventually("it is read again", || {
             daemon.connect("alice").expect_silence();
@@ -93,7 +93,7 @@ fn repeated_lines_are_counted_until_another_line_follows() {
     let again = log.iter().position(|line| line.contains(&format!("2 more times: {OFF}"))).unwrap();
     assert!(log[again].contains("[WARN ] "), "{log:#?}");
     assert!(log[again + 1].contains("settings are read again"), "{log:#?}");
-    // After that line it is a new one.
+    // After that line, it counts as a new one.
     daemon.wait_for_after(lines + again + 1, OFF);
 }
 
@@ -114,7 +114,7 @@ fn a_line_repeated_once_is_counted_in_the_singular() {
     daemon.wait_for(&format!("1 more time: {OFF}"));
 }
 
-/// Requests that open no WebSocket.
+/// Sends requests that do not open a WebSocket.
 fn refused(daemon: &Daemon, count: usize) {
     for _ in 0..count {
         let mut client = Client::tcp(daemon.address);
@@ -148,7 +148,7 @@ fn suppressed_lines_are_summarized_within_about_a_minute() {
     refused(&daemon, 3);
     patiently(|| daemon.count(MORE) > 0);
     assert_eq!(daemon.count(&format!("2 {MORE}")), 1);
-    // And a line that came again, by a fold.
+    // Also a repeated line that was suppressed.
     standin.config("odd", "x");
     daemon.connect("alice").expect_silence();
     standin.config("odd", "xx");
@@ -157,13 +157,13 @@ fn suppressed_lines_are_summarized_within_about_a_minute() {
         daemon.count("it is read again") == 2
     });
     patiently(|| daemon.count(&format!(" times: {OFF}")) > 0);
-    // Then it sleeps.
+    // After that the daemon sleeps.
     let cpu = daemon.cpu();
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(daemon.cpu(), cpu);
 }
 
-/// Waits for what comes after a minute.
+/// Waits for something that happens after a minute.
 fn patiently(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {

@@ -1,4 +1,4 @@
-//! What `espocrm-websocket config` says about the settings in force.
+//! `espocrm-websocket config` prints the settings in effect.
 
 use serde_json::{Value, json};
 
@@ -130,7 +130,7 @@ fn flags_override_the_configuration_file_which_overrides_espocrm() {
         assert_eq!(row(&shown, name), (value, "command line"));
     }
     assert_eq!(row(&shown, "debug"), ("true", "command line"));
-    // An address without a port leaves that to whoever comes next: as a whole.
+    // An address without a port leaves the port to the next source, as a unit.
     assert_eq!(row(&shown, "port"), ("8082", "configuration file"));
 }
 
@@ -179,7 +179,7 @@ fn later_files_of_espocrm_take_precedence() {
     }
 }
 
-/// What is shown for a stand-in.
+/// The output of `config` for a stand-in.
 pub fn config(standin: &Standin, flags: &[&str]) -> String {
     let mut command = command();
     command.arg("config").arg("--espocrm").arg(standin.path()).args(flags);
@@ -191,7 +191,7 @@ pub fn config(standin: &Standin, flags: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Value and source in the line of this name.
+/// The value and the source of this setting.
 pub fn row<'a>(shown: &'a str, name: &str) -> (&'a str, &'a str) {
     let line = shown.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
     let (_, rest) = line.split_at(name.len());

@@ -1,4 +1,4 @@
-//! The beginning, and what keeps it from happening.
+//! Startup, and what prevents it.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -259,7 +259,7 @@ fn command_line_errors_are_reported() {
     expect_refusal(command, &["there is no command html", "a directory is written with a slash"]);
 }
 
-/// The command that would serve a stand-in.
+/// The command that serves a stand-in.
 fn at(standin: &Standin, flags: &[&str]) -> Command {
     let mut command = command();
     command.arg("run").arg("--espocrm").arg(standin.path());
@@ -273,7 +273,7 @@ fn at(standin: &Standin, flags: &[&str]) -> Command {
     command
 }
 
-/// Runs what must not start, and says so in these words.
+/// Runs a command that must not start and must print these words.
 fn expect_refusal(command: Command, words: &[&str]) {
     let output = run(command);
     assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");

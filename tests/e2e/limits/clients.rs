@@ -1,4 +1,4 @@
-//! Limits of one address, of one user, and of handshakes.
+//! Limits per address, per user, and for handshakes.
 
 use std::io::{Read, Write};
 
@@ -24,7 +24,7 @@ fn the_limit_per_address_applies_to_each_address() {
     for client in &mut first {
         client.expect_silence();
     }
-    // Whoever leaves makes room.
+    // A client that leaves makes room for another.
     drop(first.pop());
     eventually("there is room again", || {
         let mut client = from("127.0.0.2", daemon.address);
@@ -42,7 +42,7 @@ fn far_beyond_the_limit_per_address_connections_get_no_response() {
     let flags = ["--max-per-address", "1", "--trusted-proxy", "192.0.2.1"];
     let daemon = Daemon::start_with(&standin, &flags);
     let mut first = enter(from("127.0.0.2", daemon.address), "alice");
-    // Those that send nothing count, too.
+    // Clients that send nothing count, too.
     let silent: Vec<_> = (0..16).map(|_| from("127.0.0.2", daemon.address)).collect();
     let mut next = from("127.0.0.2", daemon.address);
     assert_eq!(next.read_to_end(), b"");
@@ -92,7 +92,7 @@ fn concurrent_logins_do_not_exceed_the_limit_per_user() {
         })
         .collect();
     standin.release();
-    // Without a Close frame: the tab may come back when there is room.
+    // Without a Close frame: the tab may reconnect when there is room.
     let welcomed = clients.iter_mut().filter_map(Client::next).count();
     assert_eq!(welcomed, 2);
 }
@@ -106,7 +106,8 @@ fn slow_handshakes_do_not_block_other_clients() {
         client.send(b"GET / HTTP/1.1\r\nHost: ");
     }
     let mut good = daemon.connect("alice");
-    // Those that have had some seconds make room, the oldest first; the next ones still have their time.
+    // Handshakes that have had some seconds are evicted, the oldest first; newer ones keep their
+    // time.
     assert_eq!(slow[0].read_to_end(), b"");
     slow[1_000].send(b"localhost\r\n\r\n");
     assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));
@@ -138,7 +139,7 @@ fn pending_logins_per_address_are_limited() {
     other.expect_welcome();
 }
 
-/// More than 1,024 connections that send only this, from each address in turn.
+/// Opens more than 1,024 connections that send only this, from each address in turn.
 fn flood(
     daemon: &Daemon,
     addresses: &[&str],
@@ -147,14 +148,14 @@ fn flood(
     let mut clients = Vec::new();
     for number in 0..2_500 {
         let mut client = from(addresses[number % addresses.len()], daemon.address);
-        // It may have been ended already.
+        // The connection may have been closed already.
         let _ = client.stream.write_all(introduction(number).as_bytes());
         clients.push(client);
     }
     clients
 }
 
-/// Begins a handshake, and completes it when the flood is over and was taken in.
+/// Starts a handshake, and completes it when the flood is over and was processed.
 fn expect_unharmed(
     daemon: &mut Daemon,
     introduction: &str,
@@ -178,7 +179,7 @@ fn expect_unharmed(
 #[test]
 fn a_flood_of_handshakes_closes_only_connections_from_its_address() {
     let standin = Standin::new();
-    // Addresses that may be a proxy's, and others.
+    // Addresses that may belong to a proxy, and others.
     let proxies: [&[&str]; 2] = [&[], &["--max-per-address", "0", "--trusted-proxy", "192.0.2.1"]];
     for flags in proxies {
         let mut daemon = Daemon::start_with(&standin, flags);
@@ -194,7 +195,7 @@ fn behind_a_proxy_a_flood_counts_against_the_forwarded_client_address() {
     let flags = ["--max-per-address", "0", "--trusted-proxy", "127.0.0.0/8", "--proxy-protocol"];
     let proxies = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];
     let slow = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 80\r\n";
-    // One address, or one network of IPv6.
+    // One address, or one IPv6 network.
     let clients: [fn(usize) -> String; 2] = [
         |_| "PROXY TCP4 198.51.100.9 192.0.2.1 4711 80\r\n".to_owned(),
         |number| {

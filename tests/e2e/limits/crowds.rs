@@ -1,11 +1,11 @@
-//! Many tabs and many topics at once, without anything being lost.
+//! Many tabs and many topics at once, without any loss.
 
 use serde_json::json;
 
 use super::target;
 use crate::support::{Client, Daemon, Pusher, Standin, eventually, request};
 
-/// A tab that has connected, and will send its request.
+/// A tab that has connected and has not sent its request yet.
 fn knock(daemon: &Daemon) -> Client {
     Client::tcp(daemon.address)
 }
@@ -56,11 +56,11 @@ fn thousands_of_subscriptions_are_granted_and_do_not_delay_logins() {
     }
 }
 
-/// What a test's environment alone may cause.
+/// Warnings that only the test environment causes.
 const OF_THE_ENVIRONMENT: [&str; 2] =
     ["The daemon runs as root, which it does not need", "The limit of open files leaves room for "];
 
-/// Warnings and errors in a daemon's log, other than those of the environment.
+/// Warnings and errors in the daemon's log, without those of the environment.
 fn warnings(daemon: &Daemon) -> Vec<String> {
     let is_one = |line: &String| {
         let is_bad = line.contains("[WARN ]") || line.contains("[ERROR]");
@@ -69,8 +69,8 @@ fn warnings(daemon: &Daemon) -> Vec<String> {
     daemon.log().into_iter().filter(is_one).collect()
 }
 
-/// All tabs at once: first they connect, then they ask to upgrade, then they subscribe, and only then
-/// does PHP answer the first check, as with cold caches.
+/// All tabs at once: first they connect, then they request the upgrade, then they subscribe, and
+/// only then does PHP answer the first check, as with cold caches.
 fn arrive(standin: &Standin, daemon: &Daemon) -> Vec<Client> {
     const TABS: usize = 300;
     const USERS: usize = 100;

@@ -1,4 +1,4 @@
-//! Whatever peers do, the daemon takes no more memory than it says when it starts.
+//! Whatever peers do, the daemon uses no more memory than it logs at startup.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -33,7 +33,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
         .map(|number| {
             let mut client = Client::tcp(daemon.address);
             client.upgrade(&super::target(&format!("user{}", number % USERS)));
-            // What is not read is no reason to wait for long.
+            // A client that does not read must not block the test for long.
             client.stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
             client
         })
@@ -42,7 +42,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
         client.expect_welcome();
     }
     bystander.expect_silence();
-    // Each of them takes all that it may. Those that take the most are disconnected meanwhile.
+    // Each client uses as much as it may. Those that use most are evicted meanwhile.
     standin.hold("AclCheck");
     for (number, client) in clients.iter_mut().enumerate() {
         let _ = client.stream.write_all(&greedy(number));
@@ -60,7 +60,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     println!("said: {at_most} B, taken: {peak} B");
     assert!(Control::at(&control).number("/connections/ended/memory") > 0);
     assert!(peak <= at_most, "{peak} B");
-    // Without ZeroMQ's part, which has a test of its own: it was really filled.
+    // Without ZeroMQ's share, which has its own test: the memory was really used.
     assert!(peak >= 60_000_000, "{peak} B");
     standin.release();
     drop(clients);
@@ -68,7 +68,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     daemon.connect("alice").expect_silence();
 }
 
-/// All that a connection may send without being closed.
+/// Everything that a connection may send without being closed.
 fn greedy(number: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut say = |text: String| all.extend_from_slice(&<Client>::frame(0x81, text.as_bytes()));
@@ -83,7 +83,7 @@ fn greedy(number: usize) -> Vec<u8> {
     for topic in 0..90 {
         say(json!([5, format!("newNotification.{number}.{topic:0>480}")]).to_string());
     }
-    // A message of which all but the end comes, in two frames.
+    // A message without its end, in two frames.
     all.extend_from_slice(&<Client>::frame(0x01, &b"a".repeat(60_000)));
     let frame = <Client>::frame(0x00, &b"a".repeat(5_000));
     all.extend_from_slice(&frame[..frame.len() - 1]);
@@ -97,8 +97,8 @@ fn memory_is_returned_while_other_clients_stay_connected() {
     let stay = |number: usize| daemon.connect(&format!("u{}", number % 20));
     let mut others: Vec<_> = (0..20).map(stay).collect();
     let before = daemon.status("VmRSS");
-    // Messages of which all but the end comes. Some of those tabs stay, so that blocks in use lie
-    // between those that are freed.
+    // Messages without their end. Some of these tabs stay, so that used blocks lie between those
+    // that are freed.
     let unfinished = |number: usize, length: usize| {
         let mut client = stay(number);
         let frame = <Client>::frame(0x81, &b"a".repeat(length));
@@ -128,7 +128,7 @@ fn a_client_that_never_completes_a_message_is_disconnected() {
     let mut slow = daemon.connect("alice");
     let frame = <Client>::frame(0x81, &b" ".repeat(10_000));
     let mut bytes = frame.into_iter();
-    // A byte now and then, and each ping is answered.
+    // Sends a byte now and then, and answers each ping.
     let mut writing = slow.stream.try_clone().unwrap();
     let writer = std::thread::spawn(move || {
         for byte in bytes.by_ref() {
@@ -140,7 +140,7 @@ fn a_client_that_never_completes_a_message_is_disconnected() {
         0
     });
     let start = std::time::Instant::now();
-    // Answers to pings would be in the middle of its frame, so it sends none; it lives by its bytes.
+    // Pongs would be in the middle of its frame, so it sends none; its bytes keep it alive.
     while let Some(frame) = slow.next_raw() {
         assert_eq!(frame.opcode, 9, "no Close frame: {frame:?}");
     }

@@ -1,4 +1,4 @@
-//! Which pages may connect.
+//! Origins of pages that may connect.
 
 use crate::support::{Client, Daemon, GOOD_HEAD, Standin};
 
@@ -28,7 +28,7 @@ fn a_page_of_another_origin_is_rejected_permanently() {
     for origin in ["https://crm.example.com", "https://portal.example.com:8443"] {
         ask(&daemon, &format!("Origin: {origin}\r\n")).expect_welcome();
     }
-    // Not by an HTTP error, after which it would come back every three seconds.
+    // Not with an HTTP error, after which it would reconnect every three seconds.
     for origin in [
         "Origin: https://elsewhere.example\u{1b}[31m\r\n",
         "Origin: http://crm.example.com\r\n",

@@ -1,4 +1,4 @@
-//! Taking the place of the unit that an administrator wrote.
+//! Replacing the unit that an administrator wrote.
 
 use std::fs;
 
@@ -37,7 +37,7 @@ fn the_documented_unit_is_adopted_and_restored() {
     );
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
     expect(&machine.adopt(&["--undo"]).unwrap(), &[OURS, "is back", "Nothing was started"]);
-    // Its own settings may have been changed by then.
+    // The settings of the new service may have changed meanwhile.
     fs::remove_file(machine.at(CONFIG)).unwrap();
     assert_eq!(machine.written(), before);
     assert_eq!(machine.text(OURS), documented("/path/to/espocrm"));

@@ -1,4 +1,4 @@
-//! Which EspoCRM is meant.
+//! Which EspoCRM `setup` uses.
 
 use std::fs;
 
@@ -106,7 +106,7 @@ fn none_of_several_is_chosen() {
     expect(&machine.setup(&[]).unwrap_err(), &["several EspoCRMs", commands]);
     expect(&machine.setup(&["--at-install"]).unwrap(), &["several EspoCRMs", commands]);
     assert!(machine.written().is_empty());
-    // They do what they say.
+    // The printed commands have the described effect.
     for command in commands.lines().filter(|line| !line.is_empty()) {
         let words: Vec<_> = command.split_whitespace().skip(1).collect();
         machine.run(&words).unwrap();

@@ -1,4 +1,4 @@
-//! The files that are written, and who can read them.
+//! The files that `setup` writes, and who can read them.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -10,7 +10,7 @@ use crate::support::{Standin, TempDir, command, is_root, run};
 
 #[test]
 fn the_daemon_runs_with_the_written_settings() {
-    // The EspoCRM is at the same place in the image and here.
+    // The EspoCRM has the same path in the image and here.
     let standin = Standin::new();
     let dir = standin.path().canonicalize().unwrap();
     let dir = dir.to_str().unwrap();
@@ -60,7 +60,7 @@ fn a_second_run_writes_nothing() {
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
     expect(&machine.setup(&[]).unwrap(), &["left as they were"]);
     assert_eq!(files, [CONFIG, DROP_IN].map(|path| machine.at(path).metadata().unwrap().ino()));
-    // An upgrade that writes another drop-in says so.
+    // An upgrade that writes a different drop-in reports that.
     machine.put(DROP_IN, "[Service]\nUser=old\n");
     expect(&machine.setup(&["--at-install"]).unwrap(), &[DROP_IN]);
     expect(&machine.text(DROP_IN), &["User=web\n"]);

@@ -1,5 +1,5 @@
-//! `/healthz` is red when the daemon is not really serving. That all access checks have failed for a
-//! minute is tested beside the code, with a clock that can be set.
+//! `/healthz` fails when the daemon does not really serve. The failure of all access checks for a
+//! minute is covered by unit tests, whose clock can be set.
 
 use crate::support::{Client, Control, Daemon, Standin, eventually};
 
@@ -8,7 +8,7 @@ fn expect_green(control: &Control) {
     assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 1\n"));
 }
 
-/// Waits until it is red for this reason.
+/// Waits until `/healthz` fails for this reason.
 fn expect_red(control: &Control, why: &str) {
     eventually(&format!("it is red because {why}"), || {
         let (status, body) = control.ask("GET", "/healthz", "");
@@ -49,7 +49,7 @@ fn healthz_fails_while_messages_are_not_received() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.leave_descriptors(0);
-    // There is nobody whom libzmq could send away: it rests.
+    // There are no peers to disconnect, so libzmq is paused.
     let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
     let waiting = std::net::TcpStream::connect(&zeromq).unwrap();
     daemon.wait_for("EspoCRM cannot be accepted at");

@@ -1,4 +1,4 @@
-//! What is told is what has happened.
+//! The reported numbers match what has happened.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Control, Daemon, Pusher, Standin, eventually, request};
 
-/// What has been counted by reason, without what never was.
+/// The counters by reason, without those that are zero.
 fn counted(status: &Value, pointer: &str) -> BTreeMap<String, u64> {
     let counts = status.pointer(pointer).and_then(Value::as_object).unwrap();
     let counts = counts.iter().map(|(name, count)| (name.clone(), count.as_u64().unwrap()));
@@ -125,7 +125,7 @@ fn worker_checks_and_worker_cpu_time_are_counted() {
     }
     assert_eq!(control.number("/checks/runs/worker"), 2);
     assert_eq!(control.number("/checks/runs/plain"), 0);
-    // The worker has not ended.
+    // The worker still runs.
     assert!(control.number("/checks/php_cpu_milliseconds") > 0);
     assert_eq!(control.number("/checks/cached"), 1);
 }
@@ -204,7 +204,7 @@ fn each_reason_for_rejecting_a_connection_is_counted() {
     ];
     let reasons = [("proxy_header", 1), ("address_limit", 1)];
     expect_counted(&control, "/connections/refused", &reasons);
-    // Whoever says nothing.
+    // A client that sends nothing.
     control.expect("/connections/refused/handshake", 1);
 }
 

@@ -10,7 +10,7 @@ use crate::support::{Client, Control, DEADLINE, Daemon, Pusher, Standin, eventua
 fn a_kicked_user_reconnects_and_is_checked_again() {
     let standin = Standin::new();
     let path = Control::path(&standin);
-    // What was granted counts for an hour, unless it is forgotten.
+    // The cached verdict is valid for an hour unless it is removed.
     let flags = ["--check-cache", "1h", "--control", path.to_str().unwrap()];
     let daemon = Daemon::start_with(&standin, &flags);
     let control = Control::at(&path);
@@ -25,7 +25,7 @@ fn a_kicked_user_reconnects_and_is_checked_again() {
     control.expect("/connections/ended/kicked", 2);
     daemon.connect("alice");
     assert_eq!(standin.count(login), 2);
-    // Of nobody else.
+    // Connections of other users are not affected.
     daemon.connect("bob");
     assert_eq!(standin.count("AuthTokenCheck tok-bob bob"), 1);
     let output = control.run(&["kick", "nobody \u{1b}[2J"]);
@@ -101,7 +101,7 @@ fn tail_prints_delivered_messages() {
     std::thread::spawn(move || {
         output.lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
     });
-    // It watches from some moment on: once it has shown a message.
+    // The tail has started once it has shown a message.
     let pusher = Pusher::connect(&daemon.zeromq);
     let next = || shown.recv_timeout(DEADLINE).unwrap();
     let probe = json!({"topicId": "appParamsUpdate"});
@@ -124,7 +124,7 @@ fn tail_prints_delivered_messages() {
     assert!(dropped.contains("  DROPPED: its topicId is of no category"), "{dropped}");
     let odd = next();
     assert!(odd.contains(r"  newNotification.\u{1b}[2J\u{202e}  to all  0 receivers  "), "{odd}");
-    // The daemon's end is its end.
+    // The tail exits when the daemon does.
     daemon.stop("TERM");
     assert_eq!(process.wait().unwrap().code(), Some(1));
 }

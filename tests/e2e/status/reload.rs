@@ -1,4 +1,4 @@
-//! `espocrm-websocket reload`, which systemd runs for `systemctl reload`: it returns when the settings
+//! `espocrm-websocket reload`, which systemd runs for `systemctl reload`, returns when the settings
 //! are applied.
 
 use std::fs;
@@ -80,7 +80,7 @@ fn reload_fails_with_the_reason_if_a_setting_cannot_be_applied() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
     let control = Control::path(&standin);
-    // With the file as it is now the daemon would not be found.
+    // With the current content of the file the daemon would not be found.
     let expect = |standin: &Standin, why: &str| {
         let mut reload = command();
         reload.arg("reload").arg("--control").arg(&control).env_remove("MAINPID");
@@ -120,7 +120,7 @@ fn without_a_control_socket_reload_signals_the_main_process() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(daemon.count("EspoCRM's settings are read again"), 0);
 
-    // Its path in the file may be one that the daemon does not have yet.
+    // The file may contain a path that the daemon does not use yet.
     for settings in ["control = 'off'\n".to_owned(), control_at(&standin)] {
         fs::write(&file, settings).unwrap();
         let lines = daemon.log().len();

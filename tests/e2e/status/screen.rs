@@ -1,4 +1,4 @@
-//! What an administrator sees, on a terminal and elsewhere.
+//! The output of `status`, on a terminal and elsewhere.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::support::{Client, Control, Daemon, Pusher, Standin, command, eventual
 const COLUMNS: usize = 80;
 const LINES: usize = 24;
 
-/// A daemon to which much has happened.
+/// A daemon with varied traffic.
 fn busy(standin: &Standin) -> (Daemon, Control, Vec<Client>) {
     let (mut daemon, control) = Control::start(standin, &["--max-per-user", "1234"]);
     let mut tabs: Vec<Client> = (0..20).map(|n| daemon.connect(&format!("user{n}"))).collect();
@@ -60,8 +60,8 @@ fn the_status_fits_on_a_terminal() {
     drop(tabs);
 }
 
-/// What a terminal of some size shows in the end, and whether its cursor is to be seen. It knows what we
-/// use.
+/// The final content of a terminal of some size, and whether its cursor is visible. It supports
+/// only the control sequences that the program uses.
 struct Terminal {
     columns: usize,
     lines: Vec<String>,
@@ -133,7 +133,7 @@ impl Terminal {
     }
 }
 
-/// `status --watch` in a pseudo terminal of some size, and what is typed there.
+/// `status --watch` in a pseudo terminal of some size, and its keyboard input.
 struct Watching {
     script: Child,
     typescript: PathBuf,
@@ -161,10 +161,10 @@ impl Watching {
         watching
     }
 
-    /// What it has written so far.
+    /// Everything that it has written so far.
     fn shown(&self) -> String {
         let text = std::fs::read_to_string(&self.typescript).unwrap_or_default();
-        // What script itself says.
+        // The first line is the output of script itself.
         let text = text.split_once('\n').map_or("", |(_, text)| text);
         let text = text.split("\nScript done").next().unwrap_or_default();
         text.replace("\r\r\n", "\r\n")
@@ -180,7 +180,7 @@ impl Watching {
         self.script.stdin.as_ref().unwrap().write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits for its end. The terminal is as it was before.
+    /// Waits for its exit. The terminal must be in its initial state.
     fn end(mut self) -> Terminal {
         let mut status = None;
         eventually("it ends", || {
@@ -205,7 +205,7 @@ fn watch_draws_without_wrapping_and_restores_the_terminal() {
     drop(tabs);
     control.expect("/connections/open", 0);
     watching.expect_drawn(2);
-    // What is interrupted is what runs in the terminal.
+    // The interrupted process is the one in the terminal.
     let process = watching_at(&Control::path(&standin).display().to_string());
     crate::support::Process::signal(process, "INT");
     let terminal = watching.end();
@@ -217,7 +217,7 @@ fn watch_draws_without_wrapping_and_restores_the_terminal() {
     );
 }
 
-/// The last line in which something is.
+/// The last line that is not empty.
 fn last(screen: &[String]) -> &str {
     screen.iter().rfind(|line| !line.is_empty()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! The socket itself: where it is, whose it is, and that a daemon serves without one.
+//! The control socket: its path, its permissions, and operation without one.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -32,7 +32,7 @@ fn the_socket_accepts_only_root_and_the_user_of_the_daemon() {
     };
     let told = as_nobody();
     assert!(told.contains("do it as root, or as the daemon's user"), "{told}");
-    // Whatever the file's mode is.
+    // Regardless of the file's mode.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     let told = as_nobody();
     assert!(told.contains("Only root and the daemon's user may ask it."), "{told}");
@@ -64,7 +64,7 @@ fn a_stale_socket_is_replaced_and_the_own_socket_is_removed_at_exit() {
     control.get("/status");
     daemon.stop("TERM");
     assert!(!path.exists());
-    // A file that somebody has put there meanwhile is not ours.
+    // A file that was created there meanwhile is not removed.
     let (daemon, _) = Control::start(&standin, &[]);
     fs::remove_file(&path).unwrap();
     fs::write(&path, "").unwrap();
@@ -92,7 +92,7 @@ fn an_obstructing_file_is_kept_and_browsers_are_served_without_a_socket() {
     assert!(Control::at(&path).get("/status").contains(&living.address.to_string()));
     living.stop("TERM");
 
-    // One that does not answer, and takes nobody in.
+    // A socket that does not respond and has a full backlog.
     let busy = UnixListener::bind(&path).unwrap();
     let fill = |_| std::os::unix::net::UnixStream::connect(&path).unwrap();
     let _waiting: Vec<_> = (0..8).map(fill).collect();
@@ -119,7 +119,7 @@ fn the_directory_must_exist_and_not_be_writable_for_others() {
         assert!(!path.exists());
         daemon.connect("alice").expect_silence();
     }
-    // As in /tmp nobody can rename what is another's.
+    // As in /tmp, only the owner of a file can rename it.
     fs::set_permissions(&open, Permissions::from_mode(0o1777)).unwrap();
     let path = open.join("control.sock");
     let _daemon = Daemon::start_with(&standin, &["--control", path.to_str().unwrap()]);
@@ -144,7 +144,7 @@ fn a_manually_started_daemon_uses_run_if_permitted() {
     let standin = Standin::new();
     let usual = "run/espocrm-websocket/control.sock";
     if is_root() {
-        // In a /run of its own.
+        // In a separate /run.
         let script = "mount -t tmpfs tmpfs /run && exec \"$@\"";
         let mut own = Command::new("unshare");
         own.args(["--mount", "sh", "-c", script, "sh"]).arg(command().get_program());

@@ -1,4 +1,4 @@
-//! What the tests are written in.
+//! Shared helpers of the tests.
 
 mod alice;
 mod chromium;
@@ -33,7 +33,7 @@ pub use standin::Standin;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Far more than anything takes, on any machine: reached only if it never comes.
+/// Far more than any operation takes on any machine: reached only if it never completes.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
@@ -45,7 +45,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A directory that lives as long as the test, and longer if the test fails.
+/// A directory that lives as long as the test, and is kept if the test fails.
 pub struct TempDir(PathBuf);
 
 impl TempDir {

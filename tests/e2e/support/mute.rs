@@ -1,11 +1,11 @@
-//! The daemon under test, where its log goes somewhere else than to the test.
+//! The tested daemon when its log is not available to the test.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
 use super::{Client, Php, Port, Standin, eventually, notification, serving_by};
 
-/// A daemon at ports that are known before, since nobody may read where they are.
+/// A daemon with predetermined ports, since the test cannot read them from the log.
 pub struct Mute {
     process: Child,
     browsers: Port,
@@ -25,7 +25,7 @@ impl Mute {
         Self { process, browsers, zeromq }
     }
 
-    /// Where browsers connect.
+    /// The address for browsers.
     pub fn address(&self) -> SocketAddr {
         self.browsers.address()
     }
@@ -34,7 +34,7 @@ impl Mute {
         self.process.id()
     }
 
-    /// A tab of alice's that gets notifications.
+    /// A tab of alice that receives notifications.
     pub fn alice(&self) -> Client {
         let mut alice = Client::open(self.browsers.address(), "alice", "tok-alice");
         alice.expect_welcome();

@@ -1,4 +1,4 @@
-//! The log in systemd's journal, and in a file of ours.
+//! The log in systemd's journal, and in a log file.
 
 use std::fs::{self, File};
 use std::io::{PipeReader, Read};
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use super::serving;
 use crate::support::{Client, Daemon, Mute, Process, Standin, command, eventually, is_root, run};
 
-/// Serves with a pipe of ours as standard error, of which `JOURNAL_STREAM` says `stream`.
+/// Serves with a pipe as standard error, which `JOURNAL_STREAM` describes as `stream`.
 fn with_stream(standin: &Standin, stream: impl Fn(u64, u64) -> String) -> Daemon {
     let (reader, writer) = std::io::pipe().unwrap();
     let writer = OwnedFd::from(writer);
@@ -35,7 +35,7 @@ fn the_journal_gets_priorities_and_no_time() {
     for begin in ["<6>espocrm-websocket ", "<6>Browsers are served at ws://", "<4>EspoCRM's useW"] {
         assert!(daemon.log().iter().any(|line| line.starts_with(begin)), "{begin}");
     }
-    // What was sent for alice's login.
+    // The messages sent for alice's login.
     assert!(daemon.log().iter().any(|line| line.starts_with("<7>")));
     for line in daemon.log() {
         let text = line.split_once('>').unwrap().1;
@@ -90,7 +90,7 @@ fn other_outputs_get_timestamps() {
     }
 }
 
-/// Serves with this log file. What still comes on standard error is read by the caller.
+/// Serves with this log file. The caller reads what is still written to standard error.
 fn with_log_file(standin: &Standin, file: &str) -> (Mute, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command = command();
@@ -123,7 +123,7 @@ fn the_log_file_is_relative_to_espocrm_and_contains_everything() {
     assert!(text.starts_with("what was there before\n20"), "{text}");
     assert!(text.contains("[INFO ] espocrm-websocket ") && text.contains("Browsers are"), "{text}");
     assert!(!text.contains("tok-"), "{text}");
-    // It is not standard error any more: that has ended.
+    // Standard error is no longer used and was closed.
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "");
@@ -135,7 +135,7 @@ fn a_rotated_log_file_is_reopened() {
     let path = |name: &str| standin.path().join(name);
     let (mut mute, _stderr) = with_log_file(&standin, "log");
     let mut alice = mute.alice();
-    // EspoCRM's secrets are not in it, and still it is nobody else's business.
+    // It contains none of EspoCRM's secrets, but other users must not read it either.
     assert_eq!(fs::metadata(path("log")).unwrap().permissions().mode() & 0o137, 0);
     fs::rename(path("log"), path("log.1")).unwrap();
     alice.subscribe("unknown.1");
@@ -163,7 +163,7 @@ fn a_log_file_that_cannot_be_reopened_stays_in_use() {
     let error = format!("[ERROR] The log file {} cannot be opened: ", path("logs/log").display());
     assert!(read(&old).contains(&error), "{}", read(&old));
     mute.expect_alive(&mut alice, 1);
-    // And is opened as soon as it can be.
+    // It is opened as soon as this is possible.
     fs::rename(path("away"), path("logs")).unwrap();
     fs::rename(path("logs/log"), path("logs/log.1")).unwrap();
     Process::signal(mute.pid(), "HUP");
@@ -178,7 +178,7 @@ fn a_log_file_that_cannot_be_opened_is_reported_at_startup() {
     let fifo = Command::new("mkfifo").arg(path("fifo")).status().unwrap();
     assert!(fifo.success());
     symlink("elsewhere", path("link")).unwrap();
-    // Whom a link could lead astray is root.
+    // Only root could be misled by a link.
     let link = is_root().then_some(("link", "symbolic links"));
     let others = [
         ("nowhere/log", "No such file or directory"),

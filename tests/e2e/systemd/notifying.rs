@@ -1,4 +1,4 @@
-//! How the daemon is: starting, ready, reloading, stopping, failed.
+//! Notifications of the state: starting, ready, reloading, stopping, failed.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use super::{Manager, kinds, serving};
 use crate::support::{Control, Daemon, Group, Standin, alice, eventually, run};
 
-/// A PHP of [`Standin::php`] that does not tell the settings while `data/standin/gate` exists.
+/// A PHP of [`Standin::php`] that does not report the settings while `data/standin/gate` exists.
 const GATE: &str = "echo > data/standin/begun; \
     while [ $# = 0 ] && [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
@@ -55,7 +55,7 @@ fn a_reload_is_notified_with_its_time_and_its_end() {
     let after = monotonic_micros();
     assert!((before..=after).contains(&moment), "{before} {moment} {after}");
 
-    // Once more meanwhile: it is done when the settings have been read once more.
+    // Another signal meanwhile: the reload ends when the settings were read once more.
     daemon.signal("HUP");
     assert!(manager.wait_for_number(2).starts_with("RELOADING=1\nMONOTONIC_USEC="));
     alice.expect_silence();
@@ -85,7 +85,7 @@ fn a_reload_through_the_control_socket_is_notified_before_it_is_answered() {
     assert_eq!(kinds(&manager.all()), ["READY", "RELOADING", "READY"]);
 }
 
-/// Microseconds of the clock that systemd compares by, as PHP tells them.
+/// Microseconds of the clock that systemd compares with, as reported by PHP.
 fn monotonic_micros() -> u64 {
     let output = Command::new("php").args(["-r", "echo intdiv(hrtime(true), 1000);"]).output();
     String::from_utf8(output.unwrap().stdout).unwrap().parse().unwrap()
@@ -100,7 +100,7 @@ fn a_failed_reload_is_also_notified_as_finished() {
     let cases: [(Step, Step); 3] = [
         (&|it| it.write_raw("config.php", "<?php return ["), &|it| it.config("useWebSocket", true)),
         (&|it| it.config("webSocketPort", "eighty"), &|it| it.config("webSocketPort", 0)),
-        // Then there is nothing to wait for.
+        // After that there is nothing to wait for.
         (&|it| away(it, "php", "away"), &|it| away(it, "away", "php")),
     ];
     for (break_it, repair_it) in cases {
@@ -138,7 +138,7 @@ fn a_failed_start_reports_only_its_reason() {
         (["--zeromq", &tcp], format!("EspoCRM's messages cannot be received at {tcp}: it is in")),
         (["--php", "/nonexistent/php"], "PHP could not be started as /nonexistent/php".to_owned()),
         (["--log-file", "none/log"], format!("The log file {} cannot be", path("none/log"))),
-        // An error of several lines, in what is read before anything else.
+        // An error of several lines, in the file that is read first.
         (["--config", &broken], format!("{broken}: line 2: max_checks: it must be at least 1")),
     ] {
         let _ = std::fs::remove_file(path("notify"));

@@ -1,4 +1,4 @@
-//! What a unit of systemd runs: as whom, after which check, and what the kernel may end.
+//! What a systemd unit runs: the user, the check before the start, and what the kernel may kill.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -54,7 +54,7 @@ fn an_error_in_settings_is_reported() {
     expect(check(&standin, &[]), "PHP Parse error");
 }
 
-/// The command that serves a stand-in as a user to whom permissions mean something.
+/// The command that serves a stand-in as a user who is subject to file permissions.
 fn as_nobody(standin: &Standin) -> Command {
     let mut command = serving_by(command_as_nobody(standin), Path::new("."));
     command.args(["--listen", "127.0.0.1"]);
@@ -85,7 +85,7 @@ fn a_user_who_does_not_own_the_data_directory_gets_a_warning() {
     daemon.wait_for("The daemon runs as root, which it does not need; PHP runs as nobody.");
 }
 
-/// When memory runs out, the kernel ends what can be repeated.
+/// When memory runs out, the kernel kills processes whose work can be repeated.
 #[test]
 fn php_is_killed_before_the_daemon_when_memory_runs_out() {
     let standin = Standin::new();

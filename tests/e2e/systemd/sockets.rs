@@ -1,4 +1,4 @@
-//! Listening sockets that systemd has opened, and keeps while the daemon is restarted.
+//! Listening sockets that systemd has opened and keeps open while the daemon restarts.
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -11,13 +11,13 @@ use crate::support::{Client, Daemon, Port, Standin, expect_alive, request};
 use crate::tls::authority::{Authority, EC};
 use crate::tls::{self, secure};
 
-/// Sockets after the standard streams, as systemd passes them on: a process gets its streams from
-/// us, and the shell renames them.
+/// Sockets after the standard streams, as systemd passes them: Rust can only set the standard
+/// streams of a process, and the shell renumbers them.
 const ONE: &str = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$";
 const TWO: &str =
     "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=a:b";
 
-/// The command that serves a stand-in at this socket.
+/// The command that serves a stand-in with this socket.
 fn at(socket: impl Into<OwnedFd>, standin: &Standin, flags: &[&str]) -> Command {
     let mut command = after(ONE, &serving(standin, flags));
     command.stdin(Stdio::from(socket.into())).stdout(Stdio::null());
@@ -32,14 +32,14 @@ fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
-/// A tab of alice's that has asked, and has no answer yet.
+/// A tab of alice that has sent its request and has not received a response.
 fn ask(listener: &TcpListener) -> Client {
     let mut client = Client::tcp(listener.local_addr().unwrap());
     client.send(request("/?authToken=tok-alice&userId=alice").as_bytes());
     client
 }
 
-/// Has its answer come, and messages.
+/// Expects the response, and that messages are delivered.
 fn expect_served(client: &mut Client, daemon: &Daemon) {
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     client.expect_welcome();
@@ -182,7 +182,7 @@ fn announced_but_missing_sockets_are_ignored() {
     daemon.connect("alice").expect_silence();
 }
 
-/// It lets everybody in, and by them others than this machine could come.
+/// It accepts every login, and a passed socket could make it reachable for other machines.
 #[test]
 fn the_demo_ignores_passed_sockets() {
     let listener = listener();

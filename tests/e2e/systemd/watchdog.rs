@@ -1,9 +1,9 @@
-//! Signs that the event loop goes round.
+//! Watchdog notifications that show that the event loop runs.
 
 use super::{Manager, after, kinds, serving};
 use crate::support::{Client, Daemon, Standin, eventually};
 
-/// How many signs have come.
+/// The number of watchdog notifications.
 fn signs(manager: &Manager) -> usize {
     manager.heard().iter().filter(|text| text.starts_with("WATCHDOG=1\n")).count()
 }
@@ -15,7 +15,7 @@ fn expect_more_signs(manager: &Manager) {
 
 #[test]
 fn watchdog_notifications_repeat_and_contain_the_status() {
-    // A process's number is known to a shell that becomes it.
+    // Only a shell that becomes the process knows the process id.
     for script in ["unset WATCHDOG_PID", "export WATCHDOG_PID=$$"] {
         let standin = Standin::new();
         let manager = Manager::new(&standin);
@@ -37,7 +37,7 @@ fn watchdog_notifications_repeat_and_contain_the_status() {
         let tabs = [daemon.connect("alice"), daemon.connect("bob")];
         manager.wait_for(&status(2));
 
-        // A PHP that hangs is no reason for a restart.
+        // A hanging PHP is no reason for a restart.
         standin.set("failure", "hang");
         let _waiting = Client::open(daemon.address, "carol", "tok-carol");
         eventually("a check hangs", || standin.runs().len() == 3 && !daemon.children().is_empty());
@@ -64,7 +64,7 @@ fn watchdog_settings_of_another_process_are_ignored() {
         let mut command = after(&script, &serving(&standin, &[]));
         command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", micros);
         let mut daemon = Daemon::spawn(command);
-        // The first sign would come at once.
+        // The first notification would be sent immediately.
         daemon.connect("alice").expect_silence();
         daemon.reload("have not changed");
         manager.wait_for_number(2);

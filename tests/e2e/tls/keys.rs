@@ -1,4 +1,4 @@
-//! Certificates and keys, good and bad.
+//! Certificates and keys, valid and invalid.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,7 +14,8 @@ const CERTIFICATE: &str = "webSocketSslCertificateFile";
 const KEY: &str = "webSocketSslCertificateLocalPrivateKey";
 const PASSPHRASE: &str = "webSocketSslCertificatePassphrase";
 
-/// Its first and last characters count, and so do those that mean something to PHP or a shell.
+/// Its first and last characters must be preserved, and so must those that are special in PHP or a
+/// shell.
 const SECRET: &str = "s3cret'\\ $x \"";
 
 #[test]
@@ -41,7 +42,7 @@ fn the_certificate_file_may_contain_the_key() {
     let (certificate, key) = (&*issued.certificate, &*issued.key);
     for files in [[certificate, key], [key, certificate]] {
         let mut standin = Standin::new();
-        // A name without a leading slash counts from EspoCRM's root.
+        // A name without a leading slash is relative to EspoCRM's root directory.
         std::fs::write(standin.path().join("data/both.pem"), join(&files)).unwrap();
         secure(&mut standin, &issued);
         standin.config(CERTIFICATE, "data/both.pem");
@@ -106,14 +107,14 @@ fn a_key_after_ec_parameters_is_found() {
     expect_served(&standin, &authority, "EC PARAMETERS");
 }
 
-/// Serves and speaks to it.
+/// Serves it and connects with TLS.
 fn expect_served(standin: &Standin, authority: &Authority, what: &str) {
     println!("{what}");
     let daemon = Daemon::start(standin);
     alice(&daemon, &authority.client(BOTH));
 }
 
-/// What a test changes: the files' content, the parameters.
+/// Changes by a test: the content of files, the parameters.
 type Change<'a> = &'a dyn Fn(&mut Standin, &Issued);
 
 #[test]
@@ -170,7 +171,7 @@ fn unusable_certificates_and_keys_are_reported() {
                     "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
                 );
             },
-            // The key is at fault; which file that is in cannot be told any more.
+            // The key is invalid; the file that contains it can no longer be determined.
             &["server.", "webSocketSslCertificate"],
         ),
     ];
@@ -233,7 +234,7 @@ fn a_wrong_passphrase_is_reported_as_such() {
         let said = expect_refusal(&standin, &["encrypted", KEY, PASSPHRASE, "is wrong"]);
         assert!(!said.contains("not it"), "{said}");
     }
-    // With one wrong passphrase in 256 what comes out looks decrypted.
+    // For one wrong passphrase in 256 the result looks correctly decrypted.
     let mut standin = Standin::new();
     std::fs::write(authority.path("lottery"), LOTTERY).unwrap();
     secure(&mut standin, &issued);
@@ -242,7 +243,7 @@ fn a_wrong_passphrase_is_reported_as_such() {
     expect_refusal(&standin, &["lottery", KEY, PASSPHRASE, "is wrong"]);
 }
 
-/// Of the wrong passphrases from `wrong0` on, `wrong341` is the first to give well-formed padding.
+/// Of the wrong passphrases from `wrong0` on, `wrong341` is the first with well-formed padding.
 const LOTTERY: &str = "\
 -----BEGIN ENCRYPTED PRIVATE KEY-----
 MIHrMFYGCSqGSIb3DQEFDTBJMCgGCSqGSIb3DQEFDDAbBAgQ1iLuYKh1bQIBATAM
@@ -292,7 +293,8 @@ fn an_unreadable_key_is_reported() {
     expect_refusal_of(command_as_nobody(&standin), &standin, &words);
 }
 
-/// The site names these files, and a check as root must find what the service will find.
+/// The site configures these files, and a check as root must find the problem that the service
+/// would find.
 #[test]
 fn a_check_as_root_rejects_keys_that_the_site_user_cannot_read() {
     if !is_root() {
@@ -325,7 +327,7 @@ fn a_check_as_root_rejects_keys_that_the_site_user_cannot_read() {
     assert_eq!(check().status.code(), Some(0));
 }
 
-/// Starts what must not start, and returns what it says, in which these words stand.
+/// Runs a command that must not start and must print these words; returns its output.
 fn expect_refusal(standin: &Standin, words: &[&str]) -> String {
     expect_refusal_of(command(), standin, words)
 }

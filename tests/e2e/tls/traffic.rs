@@ -1,4 +1,4 @@
-//! What goes through a TLS connection, and who tries to get in without one.
+//! Traffic over TLS, and clients that try to connect without it.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -15,10 +15,10 @@ use crate::support::{
     Client, Control, DEADLINE, Daemon, Standin, command, eventually, request, run,
 };
 
-/// One ZeroMQ connection, in which messages keep their order.
+/// One ZeroMQ connection, which keeps the order of messages.
 fn publisher(daemon: &Daemon) -> zmq::Socket {
     let socket = zmq::Context::new().socket(zmq::PUSH).unwrap();
-    // A test that fails must not wait until somebody takes what is left.
+    // A failing test must not wait until the remaining messages are received.
     socket.set_linger(0).unwrap();
     socket.connect(&daemon.zeromq).unwrap();
     socket
@@ -47,7 +47,7 @@ fn many_and_large_messages_arrive_in_order() {
         let send = |message: &Value| publisher.send(&*message.to_string(), 0).unwrap();
         send(&large(0));
         alice.expect_event(&large(0));
-        // All together stay below what waits for a slow reader.
+        // All together are smaller than the outbound queue.
         for number in 1..5_000 {
             send(&notification(number));
         }
@@ -80,7 +80,7 @@ fn a_client_that_reads_too_slowly_is_disconnected_without_a_close_frame() {
     daemon.subscribe(&mut good, "alice", "appParamsUpdate");
 
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    // Small, yet with room for a whole TLS record: of less, nothing could be read in the end.
+    // Small, but with room for a whole TLS record: otherwise nothing could be read in the end.
     socket.set_recv_buffer_size(65_536).unwrap();
     socket.connect(&daemon.address.into()).unwrap();
     let tcp = TcpStream::from(socket);
@@ -101,7 +101,7 @@ fn a_client_that_reads_too_slowly_is_disconnected_without_a_close_frame() {
     publisher.send(&*other.to_string(), 0).unwrap();
     good.expect_event(&other);
 
-    // Of what had been written whole TLS records arrive: the beginning of a text, and then nothing.
+    // Only whole TLS records arrive: the beginning of a text, and then nothing.
     let bytes = slow.read_to_end();
     assert!(bytes.first().is_none_or(|&first| first == 0x81));
     assert!(bytes.len() < large(0).to_string().len());
@@ -123,7 +123,7 @@ fn the_tls_handshake_and_the_upgrade_may_arrive_byte_by_byte() {
     }
 }
 
-/// Sends each byte by itself.
+/// Sends each byte separately.
 struct Trickle(TcpStream);
 
 impl Read for Trickle {
@@ -155,7 +155,7 @@ fn clients_without_tls_use_no_resources() {
     let mut silent: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
     expect_alive(&daemon, &mut tab, 1);
     alice(&daemon, &client);
-    // All are sent away, those that wait at the end of the time for a handshake.
+    // All are disconnected, the waiting ones when the handshake times out.
     for intruder in &mut silent {
         let answer = intruder.read_to_end();
         assert!(answer.len() < 5_000 && !answer.starts_with(b"HTTP"), "{answer:?}");
@@ -164,7 +164,7 @@ fn clients_without_tls_use_no_resources() {
     daemon.wait_for("A TLS handshake failed");
     assert!(control.number("/connections/refused/tls") > 0);
 
-    // Nor do those that go away by themselves, however many come.
+    // The same applies to clients that disconnect by themselves, in any number.
     let memory = daemon.status("VmRSS");
     for number in 2..5 {
         let round: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
@@ -176,7 +176,7 @@ fn clients_without_tls_use_no_resources() {
     assert!(grown < 1_024, "{grown} kB");
 }
 
-/// Everything that can come to the port and is no browser.
+/// All kinds of connections to the port that are not browsers.
 fn intruders(daemon: &Daemon, client: &Arc<ClientConfig>) -> Vec<Client> {
     let name = ServerName::try_from("localhost").unwrap();
     let mut tls = ClientConnection::new(Arc::clone(client), name).unwrap();

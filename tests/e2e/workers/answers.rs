@@ -16,7 +16,7 @@ fn workers_answer_like_plain_commands_in_every_version() {
         assert_eq!(transcript(&warm, &mut daemon), expected, "{version}");
         expect_mode(&warm, "worker");
         let (mut ran, mut should) = (warm.runs(), plain.runs());
-        // Of the plain ones several run at a time, and what fails is tried again after a second.
+        // Several plain commands run concurrently, and failed checks are retried after a second.
         for runs in [&mut ran, &mut should] {
             runs.sort();
             runs.dedup();
@@ -26,7 +26,7 @@ fn workers_answer_like_plain_commands_in_every_version() {
     }
 }
 
-/// What the daemon makes of everything that a check can say.
+/// The daemon's reactions to all possible outcomes of a check.
 fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
     standin.custom_categories(&json!({
         "custom": {"paramList": ["id"], "accessCheckCommand": "CustomCheck :id"},
@@ -57,7 +57,7 @@ fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
         }
         tab.expect_silence();
     }
-    // EspoCRM says `Error: …`.
+    // EspoCRM prints `Error: …`.
     standin.set("failure", "error");
     said.push(format!("error: {}", login(daemon, "alice", "tok-alice")));
     standin.unset("failure");
@@ -75,12 +75,12 @@ fn login(daemon: &Daemon, user: &str, token: &str) -> &'static str {
     }
 }
 
-/// Subscribes, and returns what the log says of it without the time and the connection.
+/// Subscribes, and returns the log line about it without the time and the connection.
 fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> String {
     let lines = daemon.log().len();
     tab.subscribe(topic);
     if topic.contains("Unknown") && user != "alice" {
-        // An outage is said once.
+        // An outage is logged once.
         return format!("{topic}: tried again in silence");
     }
     let verdicts = [
@@ -102,7 +102,8 @@ fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> Stri
 
 #[test]
 fn failing_commands_have_the_same_outcome_in_workers_and_plain_commands() {
-    // The first are told by the worker itself, the last by the plain command that follows.
+    // The first ones are reported by the worker itself, the last ones by the plain command that
+    // follows.
     for (version, failure, outcome) in [
         ("9.2.7", "error", "dropped"),
         ("9.2.7", "noise", "dropped"),
@@ -139,7 +140,7 @@ fn failing_commands_have_the_same_outcome_in_workers_and_plain_commands() {
     }
 }
 
-/// A class with a say in each access check.
+/// A class that decides in each access check.
 fn policy(verdict: &str) -> String {
     format!(
         "<?php namespace Espo\\Core\\Utils; class Policy \
@@ -160,14 +161,14 @@ fn a_change_applies_to_the_next_check() {
     };
     expect(&mut daemon, true);
 
-    // The user logs out, and in again.
+    // The user logs out, and logs in again.
     standin.set("bad-tokens", "tok-alice");
     assert_eq!(login(&daemon, "alice", "tok-alice"), "refused");
     standin.unset("bad-tokens");
     assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome");
 
     // The record, then the user's role, whose table EspoCRM keeps in a PHP file: changed so fast
-    // that times of files do not tell, and in files of the same length.
+    // that modification times do not differ, and in files of the same length.
     let table = standin.path().join("data/cache/application/acl/alice.php");
     for _ in 0..3 {
         standin.set("denied", "1");
@@ -208,7 +209,7 @@ fn a_version_change_applies_to_the_next_check_of_a_worker() {
         assert!(denied.starts_with("check access failed"), "{version}: {denied}");
         tab.unsubscribe("recordUpdate.Account.1");
         daemon.wait_for_after(lines, &format!("have changed: EspoCRM {version}"));
-        // For a second after it has asked, the daemon does not ask again.
+        // The daemon checks for changes at most once per second.
         std::thread::sleep(std::time::Duration::from_millis(1_100));
     }
     expect_mode(&standin, "worker");

@@ -1,4 +1,5 @@
-//! What other local users, and what EspoCRM's own code leaves behind, can do to a worker.
+//! Attacks on a worker by other local users, and by processes that EspoCRM's own code leaves
+//! behind.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -23,13 +24,13 @@ fn standin_with(command: &str) -> Standin {
     standin
 }
 
-/// Processes that [`standin_with`]'s command has noted.
+/// The processes that the command of [`standin_with`] has recorded.
 fn left(standin: &Standin) -> Vec<u32> {
     let text = std::fs::read_to_string(standin.path().join("data/standin/left"));
     text.unwrap_or_default().lines().map(|line| line.parse().unwrap()).collect()
 }
 
-/// Opens connections to each worker's port and holds them.
+/// Opens connections to each worker's port and keeps them open.
 fn hold_connections(daemon: u32, stop: &AtomicBool) {
     let mut attacked: Vec<String> = Vec::new();
     let mut held: Vec<TcpStream> = Vec::new();
@@ -63,7 +64,7 @@ fn idle_connections_to_a_worker_block_no_check() {
     std::thread::scope(|scope| {
         let attacker = scope.spawn(|| hold_connections(daemon.pid(), &stop));
         eventually("workers are given up", || {
-            // Each is welcomed, sooner or later.
+            // Each login succeeds sooner or later.
             daemon.connect("alice");
             Client::open(daemon.address, "alice", "guessed").expect_close(1008);
             daemon.count(GIVEN_UP) == 1 || attacker.is_finished()
@@ -90,7 +91,7 @@ fn a_huge_request_ends_the_worker_before_it_uses_much_memory() {
         let head = format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {SIZE}\r\n\r\n");
         tcp.write_all(head.as_bytes()).unwrap();
         let piece = vec![b'x'; 1_000_000];
-        // All but the end, after which it would be freed.
+        // Everything except the end, after which the memory would be freed.
         for _ in 1..SIZE / piece.len() {
             if tcp.write_all(&piece).is_err() {
                 break;
@@ -104,7 +105,7 @@ fn a_huge_request_ends_the_worker_before_it_uses_much_memory() {
     assert_eq!((daemon.count("could not be checked"), daemon.count(GIVEN_UP)), (0, 0));
 }
 
-/// The most memory that a process has taken; 0 if it has ended.
+/// The peak memory of a process; 0 if it has ended.
 fn peak(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,11 +1,11 @@
-//! Workers that end at any moment.
+//! Workers that are killed at any moment.
 
 use serde_json::json;
 
 use super::{GIVEN_UP, expect_event_of, expect_mode, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually, is_root};
 
-/// Numbers that look like chance, and come again with the same seed.
+/// Pseudo-random numbers that are repeatable with the same seed.
 struct Random(u64);
 
 impl Random {
@@ -45,7 +45,7 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
                 killed += 1;
             }
         }
-        // Two in a row, and they are given up until something changes.
+        // After two consecutive failures, workers are disabled until something changes.
         if daemon.count(GIVEN_UP) > given_up {
             given_up = daemon.count(GIVEN_UP);
             standin.custom_categories(&json!({ format!("news{round}"): {} }));
@@ -79,7 +79,7 @@ fn a_worker_killed_while_idle_is_replaced_without_a_warning() {
         eventually("it is reaped", || Process::find(worker).is_none());
     }
     expect_mode(&standin, "worker");
-    // Only root is warned, of being root.
+    // Only root gets a warning, about running as root.
     assert_eq!((daemon.count(GIVEN_UP), daemon.count("[WARN ]")), (0, usize::from(is_root())));
 }
 
@@ -97,7 +97,7 @@ fn a_check_whose_worker_was_killed_is_run_again() {
     standin.release();
     daemon.wait_for("add topic recordUpdate.Account.1");
     daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
-    // The other one need not wait for that: the next worker runs it.
+    // The other check need not wait for that: the next worker runs it.
     let mut mode = standin.modes();
     mode.sort();
     assert_eq!(mode, ["plain", "worker", "worker", "worker"]);
@@ -132,7 +132,7 @@ fn a_slow_check_stays_with_the_worker_that_started_it() {
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     let first = worker(&daemon);
-    // Longer than a worker may take to begin.
+    // Longer than the time in which a worker must start a check.
     standin.set("delay", "6000");
     daemon.connect("alice");
     expect_mode(&standin, "worker");

@@ -7,13 +7,13 @@ use serde_json::json;
 use super::{COUNT_STARTS, cores, expect_event_of, expect_mode, starts, worker};
 use crate::support::{Client, DEADLINE, Daemon, Process, Standin, TempDir, eventually, serving};
 
-/// What the daemons with this temporary directory have written for their workers.
+/// The router files that daemons with this temporary directory have written for their workers.
 fn routers(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.to_string_lossy().contains("espocrm-websocket-router-")).collect()
 }
 
-/// A daemon with a temporary directory of its own.
+/// A daemon with its own temporary directory.
 fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
     let mut command = serving(standin);
     command.args(["--listen", "127.0.0.1", "--debug", "--check-cache", "0"]);
@@ -59,7 +59,7 @@ fn a_signal_that_ends_the_daemon_ends_the_worker_and_leaves_nothing_behind() {
         let mut tab = daemon.connect("alice");
         let worker = worker(&daemon);
         assert_eq!(routers(dir.path()).len(), 1);
-        // One that is busy does not delay it.
+        // A busy worker does not delay the exit.
         standin.hold("AclCheck");
         tab.subscribe("recordUpdate.Account.1");
         eventually("the check runs", || standin.runs().len() == 2);
@@ -85,7 +85,7 @@ fn leftovers_of_a_killed_daemon_are_removed_by_the_next_one() {
     assert_eq!(routers(dir.path()).len(), 2, "that of a daemon that runs was removed");
     daemon.signal("KILL");
     daemon.wait();
-    // Nobody else ends it.
+    // No other process ends it.
     eventually("the worker ends", || !Process::is_running(worker));
     let next = with_temporary(&standin, &dir);
     next.connect("alice");
@@ -100,12 +100,12 @@ fn changed_settings_replace_the_worker() {
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     let first = worker(&daemon);
-    // Whatever the reason was to read them again, EspoCRM's code may have changed, too.
+    // Whatever caused the reload, EspoCRM's code may have changed, too.
     daemon.reload("have not changed");
     eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
     daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
     let first = worker(&daemon);
-    // A worker answers the commands of its time only.
+    // A worker only answers the commands that existed when it was started.
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
     daemon.reload("settings have changed");
     eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
@@ -141,7 +141,7 @@ fn a_worker_with_removed_files_is_replaced() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
-    // Some systems remove what has not been used in /tmp for days.
+    // Some systems remove files in /tmp that have not been used for days.
     for router in routers(standin.path()) {
         std::fs::remove_dir_all(router).unwrap();
     }
@@ -158,7 +158,7 @@ fn an_idle_daemon_keeps_no_php_process() {
     let daemon = Daemon::with_workers(&standin, &[]);
     let mut tab = daemon.connect("alice");
     let first = worker(&daemon);
-    // A minute after the last check.
+    // One minute after the last check.
     std::thread::sleep(DEADLINE);
     eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
     tab.expect_silence();
@@ -175,7 +175,7 @@ fn a_second_worker_is_started_only_for_many_queued_checks() {
     let open = |number: usize| {
         let mut tab =
             Client::open(daemon.address, &format!("u{number}"), &format!("tok-u{number}"));
-        // What has been answered has been heard.
+        // An answer shows that the input was processed.
         tab.expect_silence();
         tab
     };

@@ -1,9 +1,9 @@
-//! Where there can be no worker the plain command is run, which is said and shown.
+//! Where workers are unavailable, the plain command is run, which is logged and shown.
 
 use super::expect_mode;
 use crate::support::{Client, Daemon, Standin, command, run};
 
-/// Said when no worker is used.
+/// Logged when workers are not used.
 const PLAIN: &str = "Each access check is run in a PHP process of its own: ";
 
 /// A PHP without opcache.
@@ -75,7 +75,7 @@ fn an_update_of_espocrm_enables_workers_and_a_downgrade_disables_them() {
     }
 }
 
-/// What `config` says about how checks are run.
+/// How checks are run, according to `config`.
 fn shown(standin: &Standin, flags: &[&str]) -> String {
     let mut command = command();
     command.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path()).args(flags);

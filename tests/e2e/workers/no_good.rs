@@ -1,4 +1,4 @@
-//! Workers that are no good: what they say is not believed, and the plain command is run instead.
+//! Faulty workers: their responses are rejected, and the plain command is run instead.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::support::{Client, Daemon, Php, Standin, eventually};
 
 const NO_GOOD: &str = include_str!("no_good.php");
 
-/// An EspoCRM whose PHP starts such a worker instead of its web server; with the PHP's path.
+/// An EspoCRM whose PHP starts such a worker instead of its web server, and the path of that PHP.
 fn standin(how: &str) -> (Standin, String) {
     let standin = Standin::new();
     std::fs::write(standin.path().join("no_good.php"), NO_GOOD).unwrap();
@@ -16,7 +16,7 @@ fn standin(how: &str) -> (Standin, String) {
     (standin, php)
 }
 
-/// Goes on until a second worker was no good; then they are given up, which is said once.
+/// Continues until a second worker was faulty; then workers are disabled, which is logged once.
 fn expect_giving_up(how: &str) {
     let (standin, php) = standin(how);
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
@@ -37,7 +37,7 @@ fn expect_giving_up(how: &str) {
 
 #[test]
 fn workers_that_cannot_be_reached_are_disabled() {
-    // The first two are waited for, for five seconds.
+    // Each of the first two workers is given five seconds.
     std::thread::scope(|scope| {
         for how in ["silent", "elsewhere", "dead", "refusing", "deaf"] {
             scope.spawn(|| expect_giving_up(how));
@@ -110,7 +110,7 @@ fn a_late_response_is_ignored() {
                 let mut daemon = Daemon::with_workers(&standin, &flags);
                 let mut tab = Client::open(daemon.address, "alice", "guessed");
                 eventually("it is asked", || starts(&standin) == 1);
-                // Without a Close frame, since nobody has said no.
+                // Without a Close frame, since access was not denied.
                 tab.expect_drop();
                 daemon.wait_for("A login could not be checked: PHP did not finish in time");
                 eventually("it is killed", || daemon.children().is_empty());

@@ -1,4 +1,4 @@
-//! Whom a worker serves, and what others can learn of it.
+//! Which requests a worker serves, and what other users can learn about it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::worker;
 use crate::support::{DEADLINE, Daemon, Standin, serving};
 
-/// An extension's command that writes down all that EspoCRM and its children can see.
+/// An extension's command that writes down everything that EspoCRM and its children can see.
 const LOOK: &str = "<?php
 $seen = array($_SERVER, $_ENV, $_GET, $_POST, $_COOKIE, $_REQUEST, getenv(), array_keys(get_defined_vars()));
 $seen[] = shell_exec('env');
@@ -17,7 +17,7 @@ file_put_contents('data/standin/seen', json_encode($seen));
 return 0;
 ";
 
-/// What only the daemon and the worker know.
+/// The secret that only the daemon and the worker know.
 fn secret(worker: u32) -> String {
     let environment = std::fs::read(format!("/proc/{worker}/environ")).unwrap();
     let environment = String::from_utf8(environment).unwrap();
@@ -28,7 +28,7 @@ fn secret(worker: u32) -> String {
     secret.to_owned()
 }
 
-/// Where a process listens, as the kernel writes it.
+/// The addresses where a process listens, as the kernel writes them.
 pub(super) fn listeners(pid: u32) -> Vec<String> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let links = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
@@ -51,7 +51,7 @@ pub(super) fn listeners(pid: u32) -> Vec<String> {
     found
 }
 
-/// Where the worker listens.
+/// The address of the worker.
 pub(super) fn address(worker: u32) -> SocketAddr {
     let listeners = listeners(worker);
     assert_eq!(listeners.len(), 1, "{listeners:?}");
@@ -60,7 +60,7 @@ pub(super) fn address(worker: u32) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], u16::from_str_radix(port, 16).unwrap()))
 }
 
-/// Asks the worker, and returns the whole answer.
+/// Sends a request to the worker and returns the complete response.
 fn ask(address: SocketAddr, start: &str, headers: &str, body: &str) -> String {
     let mut tcp = TcpStream::connect(address).unwrap();
     tcp.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -96,7 +96,7 @@ fn a_worker_listens_on_loopback_and_rejects_requests_without_its_secret() {
         ("POST /", format!("X-Secret: {shorter}\r\nX-Nonce: 7\r\n"), body),
         ("POST /", format!("X-Secret: {secret}0\r\nX-Nonce: 7\r\n"), body),
         ("POST /", format!("X-Secret: {}\r\nX-Nonce: 7\r\n", "0".repeat(secret.len())), body),
-        // EspoCRM's own files are no answer, whoever asks.
+        // EspoCRM's own files are not served.
         ("GET /", String::new(), ""),
         ("GET /data/config.php", good.clone(), ""),
         ("GET /data/standin/how", String::new(), ""),
@@ -140,7 +140,7 @@ fn secrets_appear_neither_in_argument_lists_nor_in_the_log() {
     standin.release();
     daemon.wait_for("add topic recordUpdate.Account.1");
     assert_eq!(daemon.count(&secret), 0);
-    // Another worker has another one.
+    // Another worker has another secret.
     standin.state("10.0.0");
     daemon.reload("settings have changed");
     daemon.connect("alice");
