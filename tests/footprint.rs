@@ -23,7 +23,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crowd::{Crowd, Visit};
+use crowd::{Crowd, TabSetup};
 use espocrm_websocket::platform::sys;
 use process::Process;
 
@@ -115,12 +115,12 @@ fn a_connection_with_four_subscriptions_uses_at_most_2_kib() {
     let count = files.saturating_sub(512).min(2_000);
     let daemon = demo();
     let mut crowd = Crowd::new();
-    let visit = |n: usize| Visit::record(format!("user{n}"), &format!("6b030f5b{n:09x}"));
+    let setup = |n: usize| TabSetup::record(format!("user{n}"), &format!("6b030f5b{n:09x}"));
     // The first connections make the process allocate what all of them share.
-    crowd.grow(daemon.address, 10, visit);
+    crowd.grow(daemon.address, 10, setup);
     daemon.settle();
     let before = daemon.memory().dirty;
-    crowd.grow(daemon.address, count, visit);
+    crowd.grow(daemon.address, count, setup);
     daemon.settle();
     let each = daemon.memory().dirty.saturating_sub(before) / (count as u64 - 10);
     println!("{count} connections: {each} B each");

@@ -16,7 +16,7 @@ pub struct Daemon {
 }
 
 /// The connection of a tab, which stays open.
-pub struct Tab(#[expect(dead_code, reason = "it is only to stay open")] TcpStream);
+pub struct Tab(#[expect(dead_code, reason = "it only stays open")] TcpStream);
 
 /// Longer than any operation takes.
 const DEADLINE: Duration = Duration::from_secs(600);

@@ -10,7 +10,7 @@
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
     clippy::unchecked_time_subtraction,
-    reason = "a benchmark that cannot go on shall say so, and its numbers are small"
+    reason = "a failing benchmark panics, and its numbers are small"
 )]
 
 mod daemon;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use daemon::{Daemon, Tab};
 
-/// Classes of the stand-in.
+/// Number of classes of the stand-in.
 const WEIGHT: &str = "700";
 
 /// Number of consecutive checks.
@@ -43,7 +43,7 @@ fn main() {
     let cores = std::thread::available_parallelism().unwrap();
     println!("\n{}, {cores} cores\n", binary().display());
 
-    println!("{:<44}{:>10}{:>10}", "A login, one after another", "CPU", "wall");
+    println!("{:<44}{:>10}{:>10}", "One login, sequentially", "CPU", "wall");
     let [plain, worker] = [PLAIN, WORKER].map(|mode| one_by_one(&dir, mode));
     for (name, (cpu, wall)) in [("plain", plain), ("by a worker", worker)] {
         println!("{name:<44}{:>10}{:>10}", millis(cpu), millis(wall));
@@ -52,9 +52,9 @@ fn main() {
 
     println!(
         "\n{:<44}{:>10}{:>10}{:>10}{:>6}",
-        "Tabs come back, each with four topics", "served", "CPU", "memory", "PHP"
+        "Reconnecting tabs, each with four topics", "served", "CPU", "memory", "PHP"
     );
-    let unbound = storm(&dir, "500, plain without bound (the original)", UNBOUND, 500, 1, None);
+    let unbound = storm(&dir, "500, plain without a limit (the original)", UNBOUND, 500, 1, None);
     storm(&dir, "500, plain", PLAIN, 500, 1, Some(&unbound));
     storm(&dir, "500, workers", WORKER, 500, 1, Some(&unbound));
     storm(&dir, "500 of 100 users, workers", WORKER, 500, 5, Some(&unbound));
@@ -93,7 +93,7 @@ fn storm(
     mode: &[&str],
     tabs: usize,
     of_each_user: usize,
-    beside: Option<&Storm>,
+    reference: Option<&Storm>,
 ) -> Storm {
     let daemon = Daemon::start(&binary(), dir, mode);
     let peak = tree::Peak::watch(daemon.pid());
@@ -110,14 +110,14 @@ fn storm(
         format!("{:.1} s", cpu.as_secs_f64()),
         format!("{:.0} MB", memory as f64 / 1e6),
     );
-    if let Some(beside) = beside {
+    if let Some(reference) = reference {
         println!(
             "{:<44}{:>9.1}×{:>9.1}×{:>9.1}×{:>5.0}×",
             "",
-            ratio(beside.served, storm.served),
-            ratio(beside.cpu, storm.cpu),
-            beside.memory as f64 / storm.memory as f64,
-            beside.php as f64 / storm.php as f64
+            ratio(reference.served, storm.served),
+            ratio(reference.cpu, storm.cpu),
+            reference.memory as f64 / storm.memory as f64,
+            reference.php as f64 / storm.php as f64
         );
     }
     storm
@@ -128,7 +128,7 @@ fn prepare(dir: &Path) {
     let run = |command: &mut Command| assert!(command.status().unwrap().success());
     run(Command::new("cp").arg("-r").arg(standin).arg(dir));
     std::fs::write(dir.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
-    run(Command::new("php").arg(dir.join("update_buffered.php")).arg(dir).arg(WEIGHT));
+    run(Command::new("php").arg(dir.join("weigh.php")).arg(dir).arg(WEIGHT));
     // Root does not run the PHP of a site.
     if dir.metadata().unwrap().uid() == 0 {
         run(Command::new("chown").args(["-R", "65534:65534"]).arg(dir));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use zmq::{Context, Socket, SocketType};
 
-use crate::crowd::{Crowd, Visit};
+use crate::crowd::{Crowd, TabSetup};
 use crate::process::Process;
 use crate::table::{median, micros, row};
 
@@ -15,7 +15,7 @@ use crate::table::{median, micros, row};
 const RECORD: &str = "6b030f5b6b56fd2fd";
 
 /// One of the two servers, with its tabs.
-pub struct Contestant {
+pub struct Server {
     pub process: Process,
     pub crowd: Crowd,
     channel: Channel,
@@ -23,14 +23,14 @@ pub struct Contestant {
 
 /// Identifies one of the two servers.
 #[derive(Clone, Copy)]
-pub enum Side {
-    Ours,
-    Floor,
+pub enum ServerKind {
+    Daemon,
+    Baseline,
 }
 
 /// Alternating measurements of both servers.
 #[derive(Default)]
-pub struct Duel {
+pub struct Comparison {
     times: [Vec<Duration>; 2],
 }
 
@@ -43,12 +43,12 @@ enum Channel {
 /// The receivers of a message.
 #[derive(Clone, Copy)]
 pub enum Audience {
-    Everybody,
+    All,
     /// The first tab.
     One,
 }
 
-impl Contestant {
+impl Server {
     /// The daemon. It has no reason to send pings, so it only writes events.
     pub fn daemon(binary: &Path) -> Self {
         let process = Process::demo(binary, &["--ping-interval", "1h"]);
@@ -58,8 +58,8 @@ impl Contestant {
     }
 
     /// The bare loop, with frames of the same length.
-    pub fn floor(binary: &Path) -> Self {
-        let length = Audience::Everybody.frame_length().to_string();
+    pub fn baseline(binary: &Path) -> Self {
+        let length = Audience::All.frame_length().to_string();
         let process = Process::with_stdin(Command::new(binary).arg(length));
         Self { process, crowd: Crowd::new(), channel: Channel::Stdin }
     }
@@ -67,7 +67,7 @@ impl Contestant {
     /// Connects `count` tabs, all at the same record; returns the processor time per tab.
     pub fn fill(&mut self, count: usize) -> Duration {
         let before = self.process.cpu();
-        self.crowd.grow(self.process.address, count, |n| Visit::record(user(n), RECORD));
+        self.crowd.grow(self.process.address, count, |n| TabSetup::record(user(n), RECORD));
         (self.process.cpu() - before) / u32::try_from(count).unwrap()
     }
 
@@ -122,19 +122,20 @@ impl Contestant {
                 }
             }
             Channel::Stdin => {
-                let whom = match to {
-                    Audience::Everybody => -1_i32,
+                let receiver = match to {
+                    Audience::All => -1_i32,
                     Audience::One => 0,
                 };
-                let order = [i32::try_from(times).unwrap(), whom].map(i32::to_ne_bytes).concat();
-                self.process.stdin().write_all(&order).unwrap();
+                let command =
+                    [i32::try_from(times).unwrap(), receiver].map(i32::to_ne_bytes).concat();
+                self.process.stdin().write_all(&command).unwrap();
             }
         }
     }
 
     fn deliveries(&self, times: usize, to: Audience) -> usize {
         match to {
-            Audience::Everybody => times * self.crowd.len(),
+            Audience::All => times * self.crowd.len(),
             Audience::One => times,
         }
     }
@@ -142,7 +143,7 @@ impl Contestant {
     fn bytes(&self, times: usize, to: Audience) -> u64 {
         let length = match self.channel {
             Channel::Zeromq(_) => to.frame_length(),
-            Channel::Stdin => Audience::Everybody.frame_length(),
+            Channel::Stdin => Audience::All.frame_length(),
         };
         (self.deliveries(times, to) * length) as u64
     }
@@ -153,38 +154,42 @@ impl Contestant {
     }
 }
 
-impl Duel {
+impl Comparison {
     /// Measures both alternately, so that other activity of the machine affects both.
-    pub fn fight(rounds: usize, mut turn: impl FnMut(Side) -> Duration) -> Self {
-        let mut duel = Self::default();
+    pub fn alternate(rounds: usize, mut turn: impl FnMut(ServerKind) -> Duration) -> Self {
+        let mut comparison = Self::default();
         for _ in 0..rounds {
-            for side in [Side::Ours, Side::Floor] {
-                duel.push(side, turn(side));
+            for kind in [ServerKind::Daemon, ServerKind::Baseline] {
+                comparison.push(kind, turn(kind));
             }
         }
-        duel
+        comparison
     }
 
-    pub fn push(&mut self, side: Side, time: Duration) {
-        self.times[side as usize].push(time);
+    pub fn push(&mut self, kind: ServerKind, time: Duration) {
+        self.times[kind as usize].push(time);
     }
 
     /// Prints the medians of the times, and the median of the ratios of the rounds.
-    pub fn show(&self, name: &str, to_beat: &str) {
-        let [ours, floor] = &self.times;
-        let ratios = ours.iter().zip(floor).map(|(ours, floor)| ours.div_duration_f64(*floor));
+    pub fn show(&self, name: &str, reference: &str) {
+        let [daemon, baseline] = &self.times;
+        let ratios = daemon
+            .iter()
+            .zip(baseline)
+            .map(|(daemon, baseline)| daemon.div_duration_f64(*baseline));
         let mut ratios: Vec<f64> = ratios.collect();
         ratios.sort_unstable_by(f64::total_cmp);
         let ratio = format!("{:.2}", ratios[ratios.len() / 2]);
-        let [ours, floor] = [ours, floor].map(|times| micros(median(times.iter().copied())));
-        row(name, [&ours, &floor, &ratio, to_beat]);
+        let [daemon, baseline] =
+            [daemon, baseline].map(|times| micros(median(times.iter().copied())));
+        row(name, [&daemon, &baseline, &ratio, reference]);
     }
 }
 
 impl Audience {
     fn topic(self) -> String {
         match self {
-            Self::Everybody => format!("recordUpdate.Account.{RECORD}"),
+            Self::All => format!("recordUpdate.Account.{RECORD}"),
             Self::One => "newNotification".to_owned(),
         }
     }
@@ -193,7 +198,7 @@ impl Audience {
     fn message(self) -> String {
         let topic = self.topic();
         match self {
-            Self::Everybody => format!("{{\"topicId\":\"{topic}\"}}"),
+            Self::All => format!("{{\"topicId\":\"{topic}\"}}"),
             Self::One => format!("{{\"userId\":\"{}\",\"topicId\":\"{topic}\"}}", user(0)),
         }
     }

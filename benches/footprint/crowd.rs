@@ -16,15 +16,15 @@ pub struct Crowd {
     buffer: Box<[u8]>,
     tabs: Vec<Tab>,
     /// Tabs that have not finished subscribing.
-    arriving: usize,
+    connecting: usize,
     /// Bytes of events so far.
     received: u64,
     /// When events were read.
     reads: Vec<Instant>,
 }
 
-/// What a tab does next.
-pub struct Visit {
+/// The user and the subscriptions of a tab.
+pub struct TabSetup {
     /// The user of the tab.
     pub user: String,
     /// The topics to which it subscribes, all at once.
@@ -45,7 +45,7 @@ enum Stage {
 }
 
 /// Concurrent upgrades: some tabs reconnect together, but not all.
-const ARRIVING: usize = 256;
+const MAX_CONNECTING: usize = 256;
 
 /// Far more than any operation takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -60,21 +60,23 @@ impl Crowd {
             events: Events::with_capacity(1_024),
             buffer: vec![0; 256 * 1024].into_boxed_slice(),
             tabs: Vec::new(),
-            arriving: 0,
+            connecting: 0,
             received: 0,
             reads: Vec::new(),
         }
     }
 
     /// Increases the number of tabs to `count` and waits until they have subscribed.
-    pub fn grow(&mut self, server: SocketAddr, count: usize, visit: impl Fn(usize) -> Visit) {
+    pub fn grow(&mut self, server: SocketAddr, count: usize, setup: impl Fn(usize) -> TabSetup) {
         for number in self.tabs.len()..count {
-            self.open(server, &visit(number));
-            if self.arriving == ARRIVING {
-                self.pump_until("half of them came in", |it| it.arriving <= ARRIVING / 2);
+            self.open(server, &setup(number));
+            if self.connecting == MAX_CONNECTING {
+                self.pump_until("half of the tabs have subscribed", |it| {
+                    it.connecting <= MAX_CONNECTING / 2
+                });
             }
         }
-        self.pump_until("everybody came in", |it| it.arriving == 0);
+        self.pump_until("all tabs have subscribed", |it| it.connecting == 0);
     }
 
     pub fn len(&self) -> usize {
@@ -104,25 +106,25 @@ impl Crowd {
         while let Some(rest) = end.checked_duration_since(Instant::now()) {
             self.pump(rest);
         }
-        assert_eq!(self.received, received, "something else than pings was received");
+        assert_eq!(self.received, received, "something other than pings was received");
     }
 
-    fn open(&mut self, server: SocketAddr, visit: &Visit) {
+    fn open(&mut self, server: SocketAddr, setup: &TabSetup) {
         let mut stream = std::net::TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.write_all(request(&visit.user).as_bytes()).unwrap();
+        stream.write_all(request(&setup.user).as_bytes()).unwrap();
         stream.set_nonblocking(true).unwrap();
         let mut stream = TcpStream::from_std(stream);
         let token = Token(self.tabs.len());
         self.poll.registry().register(&mut stream, token, Interest::READABLE).unwrap();
-        self.tabs.push(Tab { stream, stage: Stage::Upgrading(visit.subscriptions()) });
-        self.arriving += 1;
+        self.tabs.push(Tab { stream, stage: Stage::Upgrading(setup.subscriptions()) });
+        self.connecting += 1;
     }
 
     fn pump_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
-            assert!(start.elapsed() < DEADLINE, "it did not happen: {what}");
+            assert!(start.elapsed() < DEADLINE, "timed out: {what}");
             self.pump(Duration::from_millis(1));
         }
     }
@@ -137,13 +139,13 @@ impl Crowd {
             loop {
                 match tab.stream.read(&mut self.buffer) {
                     Ok(0) => {
-                        panic!("the server has ended the connection of tab {:?}", event.token())
+                        panic!("the server closed the connection of tab {:?}", event.token())
                     }
                     Ok(length) => {
                         self.reads.push(Instant::now());
                         let (events, arrived) = tab.take(&self.buffer[..length]);
                         self.received += events;
-                        self.arriving -= usize::from(arrived);
+                        self.connecting -= usize::from(arrived);
                         // The socket is drained, or there will be another event.
                         if length < self.buffer.len() {
                             break;
@@ -185,7 +187,7 @@ impl Tab {
     }
 }
 
-impl Visit {
+impl TabSetup {
     /// A page of EspoCRM that shows a record.
     pub fn record(user: String, id: &str) -> Self {
         let mut topics = vec!["newNotification".to_owned(), "popupNotifications.event".to_owned()];

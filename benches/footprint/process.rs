@@ -42,7 +42,7 @@ impl Process {
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut find = |text: &str| {
             let line = log.find(|line| line.contains(text));
-            let line = line.unwrap_or_else(|| panic!("the daemon did not say {text:?}"));
+            let line = line.unwrap_or_else(|| panic!("the daemon did not log {text:?}"));
             line.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned()
         };
         let browsers = find("Browsers are served at ");

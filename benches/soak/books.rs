@@ -13,7 +13,7 @@ pub struct Channel {
     pub user: Option<String>,
 }
 
-/// Names a sender in its house. What one sends over one connection arrives in that order.
+/// Identifies a sender in its site. Messages over one connection arrive in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 pub struct Stream {
     pub number: u16,
@@ -24,7 +24,7 @@ pub struct Stream {
 /// The records of one site: when each message was about to be sent, by its number in stream and
 /// channel.
 #[derive(Default)]
-pub struct Books(Mutex<HashMap<(Stream, Channel), Vec<Instant>>>);
+pub struct SentLog(Mutex<HashMap<(Stream, Channel), Vec<Instant>>>);
 
 /// A message as it arrives.
 #[derive(Deserialize)]
@@ -42,27 +42,27 @@ pub struct Message {
     pub padding: String,
 }
 
-impl Books {
+impl SentLog {
     /// Records a message that is about to be sent, and returns its number in its stream and
     /// channel.
-    pub fn note(&self, stream: Stream, channel: &Channel) -> usize {
-        let mut books = self.0.lock().unwrap();
-        let times = books.entry((stream, channel.clone())).or_default();
+    pub fn record(&self, stream: Stream, channel: &Channel) -> usize {
+        let mut sent_log = self.0.lock().unwrap();
+        let times = sent_log.entry((stream, channel.clone())).or_default();
         times.push(Instant::now());
         times.len() - 1
     }
 
     /// When a message was about to be sent.
     pub fn sent(&self, stream: Stream, channel: &Channel, number: usize) -> Option<Instant> {
-        let books = self.0.lock().unwrap();
-        books.get(&(stream, channel.clone()))?.get(number).copied()
+        let sent_log = self.0.lock().unwrap();
+        sent_log.get(&(stream, channel.clone()))?.get(number).copied()
     }
 
     /// The messages sent to a channel after a moment: for each stream, the first number and the
     /// number after the last.
     pub fn sent_after(&self, channel: &Channel, moment: Instant) -> Vec<(Stream, usize, usize)> {
-        let books = self.0.lock().unwrap();
-        let streams = books.iter().filter(|((_, other), _)| other == channel);
+        let sent_log = self.0.lock().unwrap();
+        let streams = sent_log.iter().filter(|((_, other), _)| other == channel);
         let after = streams.map(|((stream, _), times)| {
             (*stream, times.partition_point(|time| *time <= moment), times.len())
         });

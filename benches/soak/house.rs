@@ -1,4 +1,4 @@
-//! A site: a daemon with its EspoCRM, the entrances for browsers, and its current faults.
+//! A site: a daemon with its EspoCRM, the endpoints for browsers, and its current faults.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,29 +9,29 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 
 use crate::authority::{Authority, EC, Issued};
-use crate::books::{Books, Channel};
+use crate::books::{Channel, SentLog};
 use crate::support::{Daemon, Kind, Process, Proxy, Standin, program};
 use crate::tab::{DENIED, VOLATILE};
 
-pub struct House {
+pub struct Site {
     pub name: &'static str,
     pub daemon: Daemon,
     pub standin: Mutex<Standin>,
-    pub doors: Vec<Door>,
-    pub books: Books,
-    pub weather: Weather,
+    pub endpoints: Vec<Endpoint>,
+    pub sent_log: SentLog,
+    pub active_faults: ActiveFaults,
     /// Number of open connections of the clients.
     pub connections: AtomicUsize,
     /// The certificate of the daemon's own TLS.
     pub issued: Option<(Authority, Issued)>,
     /// Users of permanent tabs, and of others.
-    pub stayers: Vec<String>,
-    pub guests: Vec<String>,
+    pub permanent_users: Vec<String>,
+    pub temporary_users: Vec<String>,
     pub records: usize,
 }
 
 /// An address for browsers: the daemon itself or a proxy.
-pub struct Door {
+pub struct Endpoint {
     pub name: &'static str,
     pub address: SocketAddr,
     pub path: &'static str,
@@ -43,7 +43,7 @@ pub struct Door {
 
 /// Faults that may affect connections.
 #[derive(Default)]
-pub struct Weather {
+pub struct ActiveFaults {
     /// Until when checks may have failed; `None` before the first failure.
     failing_until: Mutex<Option<Instant>>,
     /// The user who is logged out, since when, and, after the next login, until when.
@@ -53,26 +53,26 @@ pub struct Weather {
 }
 
 /// How long the effects of a fault may continue after its end.
-const AFTERMATH: Duration = Duration::from_secs(5);
+const SETTLING_TIME: Duration = Duration::from_secs(5);
 
 /// After this time, a logout or a denial has taken effect: the intervals of rechecks and pings, and
 /// the time for a check.
-pub const EFFECT: Duration = Duration::from_secs(45);
+pub const TIME_TO_EFFECT: Duration = Duration::from_secs(45);
 
-impl House {
+impl Site {
     /// A site with workers, direct and behind proxies.
     pub fn with_workers() -> Self {
         let standin = Standin::new();
         let daemon = start(&standin, &[]);
         let address = daemon.address;
-        let mut doors = vec![Door::new("direct", address, None, None)];
+        let mut endpoints = vec![Endpoint::new("direct", address, None, None)];
         for (name, kind) in
             [("nginx", Kind::Nginx), ("apache", Kind::Apache), ("caddy", Kind::Caddy)]
         {
             let proxy = Proxy::start(kind, address);
-            doors.push(Door::new(name, proxy.address(), Some(proxy.trust()), Some(proxy)));
+            endpoints.push(Endpoint::new(name, proxy.address(), Some(proxy.trust()), Some(proxy)));
         }
-        Self::new("workers, plain", standin, daemon, doors, None, 40, 12)
+        Self::new("workers, plain", standin, daemon, endpoints, None, 40, 12)
     }
 
     /// A site with the daemon's own TLS, and a PHP process for each check.
@@ -85,31 +85,31 @@ impl House {
         standin.config("webSocketSslCertificateLocalPrivateKey", issued.key.to_str());
         let daemon = start(&standin, &["--no-worker"]);
         let trust = authority.client(&[&rustls::version::TLS12, &rustls::version::TLS13]);
-        let doors = vec![Door::new("direct, TLS", daemon.address, Some(trust), None)];
-        Self::new("no worker, TLS", standin, daemon, doors, Some((authority, issued)), 8, 4)
+        let endpoints = vec![Endpoint::new("direct, TLS", daemon.address, Some(trust), None)];
+        Self::new("no worker, TLS", standin, daemon, endpoints, Some((authority, issued)), 8, 4)
     }
 
     fn new(
         name: &'static str,
         standin: Standin,
         daemon: Daemon,
-        doors: Vec<Door>,
+        endpoints: Vec<Endpoint>,
         issued: Option<(Authority, Issued)>,
-        stayers: usize,
-        guests: usize,
+        permanent_users: usize,
+        temporary_users: usize,
     ) -> Self {
         Self {
             name,
             daemon,
             standin: Mutex::new(standin),
-            doors,
-            books: Books::default(),
-            weather: Weather::default(),
+            endpoints,
+            sent_log: SentLog::default(),
+            active_faults: ActiveFaults::default(),
             connections: AtomicUsize::new(0),
             issued,
-            stayers: (0..stayers).map(|n| format!("6b030ec8stay{n:05}")).collect(),
-            guests: (0..guests).map(|n| format!("6b030ec8guest{n:04}")).collect(),
-            records: stayers / 4,
+            permanent_users: (0..permanent_users).map(|n| format!("6b030ec8stay{n:05}")).collect(),
+            temporary_users: (0..temporary_users).map(|n| format!("6b030ec8guest{n:04}")).collect(),
+            records: permanent_users / 4,
         }
     }
 
@@ -120,7 +120,7 @@ impl House {
             (0..self.records).map(|n| to_all(format!("{kind}.Account.r{n}"))).collect::<Vec<_>>()
         };
         let users = |topic: &str| {
-            let users = self.stayers.iter().chain(&self.guests);
+            let users = self.permanent_users.iter().chain(&self.temporary_users);
             let channel = |user: &String| Channel { topic: topic.into(), user: Some(user.clone()) };
             users.map(channel).collect::<Vec<_>>()
         };
@@ -156,7 +156,7 @@ impl House {
     }
 }
 
-impl Door {
+impl Endpoint {
     fn new(
         name: &'static str,
         address: SocketAddr,
@@ -172,7 +172,7 @@ impl Door {
         if let Some(proxy) = &self.proxy {
             *self.reloaded.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
             proxy.reload();
-            *self.reloaded.lock().unwrap() = Some(Instant::now() + AFTERMATH);
+            *self.reloaded.lock().unwrap() = Some(Instant::now() + SETTLING_TIME);
         }
     }
 
@@ -182,15 +182,15 @@ impl Door {
     }
 }
 
-impl Weather {
+impl ActiveFaults {
     /// Checks fail from now on.
-    pub fn begins_to_fail(&self) {
+    pub fn start_failing(&self) {
         *self.failing_until.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
     }
 
     /// Checks no longer fail, except those in progress.
-    pub fn works_again(&self) {
-        *self.failing_until.lock().unwrap() = Some(Instant::now() + AFTERMATH);
+    pub fn stop_failing(&self) {
+        *self.failing_until.lock().unwrap() = Some(Instant::now() + SETTLING_TIME);
     }
 
     /// Whether a check that was requested at that time may have failed.
@@ -202,14 +202,14 @@ impl Weather {
         *self.logged_out.lock().unwrap() = Some((user.to_owned(), Instant::now(), None));
     }
 
-    pub fn log_in_again(&self) {
+    pub fn log_in(&self) {
         if let Some((_, _, until)) = &mut *self.logged_out.lock().unwrap() {
-            *until = Some(Instant::now() + AFTERMATH);
+            *until = Some(Instant::now() + SETTLING_TIME);
         }
     }
 
     /// Whether a user's connection that was opened at that time may have been rejected.
-    pub fn may_refuse(&self, user: &str, opened: Instant) -> bool {
+    pub fn may_reject(&self, user: &str, opened: Instant) -> bool {
         let logged_out = self.logged_out.lock().unwrap();
         logged_out.as_ref().is_some_and(|(name, _, until)| {
             name == user && until.is_none_or(|until| opened <= until)
@@ -217,20 +217,20 @@ impl Weather {
     }
 
     /// Whether a user's connections must have been rejected by now.
-    pub fn must_refuse(&self, user: &str) -> bool {
+    pub fn must_reject(&self, user: &str) -> bool {
         let logged_out = self.logged_out.lock().unwrap();
         logged_out.as_ref().is_some_and(|(name, since, until)| {
-            name == user && until.is_none() && since.elapsed() > EFFECT
+            name == user && until.is_none() && since.elapsed() > TIME_TO_EFFECT
         })
     }
 
-    pub fn deny(&self, denied: bool) {
+    pub fn set_denied(&self, denied: bool) {
         *self.denied.lock().unwrap() = denied.then(Instant::now);
     }
 
     /// Whether a message to the volatile record that was sent at that time must not arrive.
-    pub fn must_withhold(&self, sent: Instant) -> bool {
-        self.denied.lock().unwrap().is_some_and(|since| sent > since + EFFECT)
+    pub fn must_not_deliver(&self, sent: Instant) -> bool {
+        self.denied.lock().unwrap().is_some_and(|since| sent > since + TIME_TO_EFFECT)
     }
 }
 

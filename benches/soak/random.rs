@@ -41,7 +41,7 @@ impl Random {
     }
 
     /// One of these, with the given weights.
-    pub fn update_buffered<T: Copy>(&mut self, of: &[(usize, T)]) -> T {
+    pub fn choose_weighted<T: Copy>(&mut self, of: &[(usize, T)]) -> T {
         let mut rest = self.below(of.iter().map(|(weight, _)| weight).sum());
         for (weight, choice) in of {
             match rest.checked_sub(*weight) {

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::books::{Channel, Stream, message};
-use crate::house::House;
+use crate::house::Site;
 use crate::random::Random;
 use crate::support::{Process, program};
 use crate::tally::Tally;
@@ -20,9 +20,9 @@ pub struct Sender {
     thread: Option<JoinHandle<()>>,
 }
 
-struct Desk {
-    houses: Arc<Vec<House>>,
-    house: usize,
+struct SenderThread {
+    sites: Arc<Vec<Site>>,
+    site: usize,
     stream: Stream,
     serial: u64,
     channels: Vec<Vec<Channel>>,
@@ -41,24 +41,24 @@ const AGE: Duration = Duration::from_secs(60);
 
 impl Sender {
     pub fn start(
-        houses: &Arc<Vec<House>>,
-        house: usize,
+        sites: &Arc<Vec<Site>>,
+        site: usize,
         stream: Stream,
         tally: &Arc<Mutex<Tally>>,
         random: &mut Random,
     ) -> Self {
         let (end, pid) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let mut desk = Desk {
-            houses: Arc::clone(houses),
-            house,
+        let mut sender = SenderThread {
+            sites: Arc::clone(sites),
+            site,
             stream,
             serial: 0,
-            channels: houses[house].channels(),
+            channels: sites[site].channels(),
             random: random.fork(),
             tally: Arc::clone(tally),
         };
         let (ended, number) = (Arc::clone(&end), Arc::clone(&pid));
-        let thread = std::thread::spawn(move || desk.run(&ended, &number));
+        let thread = std::thread::spawn(move || sender.run(&ended, &number));
         Self { end, pid, thread: Some(thread) }
     }
 
@@ -85,7 +85,7 @@ impl Drop for Sender {
     }
 }
 
-impl Desk {
+impl SenderThread {
     fn run(&mut self, end: &AtomicBool, pid: &AtomicU32) {
         while !end.load(Ordering::Relaxed) {
             let mut php = self.start();
@@ -107,7 +107,7 @@ impl Desk {
             drop(php.input);
             let status = php.process.wait().unwrap();
             if !status.success() {
-                let what = format!("a PHP sender of {:?} has ended: {status}", self.stream);
+                let what = format!("a PHP sender of {:?} exited: {status}", self.stream);
                 self.tally.lock().unwrap().violation(what);
                 return;
             }
@@ -118,7 +118,7 @@ impl Desk {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/soak/sender.php");
         let mut command: Command = program("/usr/bin/php");
         let how = if self.stream.in_order { "stay" } else { "each" };
-        let zeromq = &self.houses[self.house].daemon.zeromq;
+        let zeromq = &self.sites[self.site].daemon.zeromq;
         command.args([script, zeromq, how]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let input = BufWriter::new(process.stdin.take().unwrap());
@@ -133,11 +133,11 @@ impl Desk {
         let kind = if self.stream.in_order { random.below(100) } else { random.below(80) };
         let count = match kind {
             0..75 => random.between(1, 5),
-            75..80 => return self.nonsense(),
+            75..80 => return self.invalid_messages(),
             80..93 => random.between(20, 60),
             93..97 => random.between(150, 400),
             _ => {
-                let bulk = House::bulk();
+                let bulk = Site::bulk();
                 let length = random.between(20_000, 200_000);
                 return (0..12).map(|_| self.line(&bulk, length)).collect();
             }
@@ -152,13 +152,13 @@ impl Desk {
     }
 
     fn line(&mut self, channel: &Channel, length: usize) -> String {
-        let number = self.houses[self.house].books.note(self.stream, channel);
+        let number = self.sites[self.site].sent_log.record(self.stream, channel);
         self.serial += 1;
         format!("m{}", message(channel, self.stream, self.serial, number, length))
     }
 
     /// Invalid messages.
-    fn nonsense(&mut self) -> Vec<String> {
+    fn invalid_messages(&mut self) -> Vec<String> {
         let deep = "[".repeat(2_000);
         let bad: [&[u8]; 9] = [
             b"",

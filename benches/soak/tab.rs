@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
-use crate::books::{Books, Channel, Message, Stream};
+use crate::books::{Channel, Message, SentLog, Stream};
 
 /// The subscriptions of one connection.
 ///
@@ -114,19 +114,24 @@ impl Tab {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn receive(&mut self, topic: &str, message: &Message, books: &Books) -> Result<(), String> {
+    pub fn receive(
+        &mut self,
+        topic: &str,
+        message: &Message,
+        sent_log: &SentLog,
+    ) -> Result<(), String> {
         let &Message { stream, serial, number, length, .. } = message;
         let user = message.user_id.clone();
         let directed = user.is_some();
         let what = format!("message {number} of {stream:?} for {topic}, {user:?}");
         if message.topic_id != topic || message.padding.len() != length {
-            return Err(format!("{what} is not what was sent"));
+            return Err(format!("{what} was changed"));
         }
         if user.as_ref().is_some_and(|user| *user != self.user) {
             return Err(format!("{what} was delivered to {}", self.user));
         }
         if topic.contains(DENIED) {
-            return Err(format!("{what} was delivered, though it is denied"));
+            return Err(format!("{what} was delivered, although access is denied"));
         }
         let Some(watch) = self.watches.iter_mut().find(|watch| watch.topic == topic) else {
             return Err(format!("{what} was delivered without a subscription"));
@@ -136,15 +141,15 @@ impl Tab {
             && let Some(before) = self.serials.insert(stream, serial)
             && before >= serial
         {
-            return Err(format!("{what} came after serial number {before}"));
+            return Err(format!("{what} arrived after serial number {before}"));
         }
         let granted = *watch.granted.get_or_insert_with(Instant::now);
         let seen = watch.seen.entry((stream, directed));
         if !stream.in_order {
             let Seen::Set(set) = seen.or_insert_with(|| Seen::Set(BTreeSet::new())) else {
-                unreachable!("a stream is of one kind")
+                unreachable!("a stream has one kind")
             };
-            return set.insert(number).then_some(()).ok_or(format!("{what} came twice"));
+            return set.insert(number).then_some(()).ok_or(format!("{what} arrived twice"));
         }
         // The first one may arrive late only if the earlier ones were sent too early.
         let is_volatile = topic.contains(VOLATILE);
@@ -153,11 +158,11 @@ impl Tab {
             is_first = true;
             Seen::Run { first: number, end: number }
         });
-        let Seen::Run { first, end } = seen else { unreachable!("a stream is of one kind") };
+        let Seen::Run { first, end } = seen else { unreachable!("a stream has one kind") };
         if is_first && !is_volatile && number > 0 {
             let channel = Channel { topic: topic.to_owned(), user };
-            if books.sent(stream, &channel, number - 1).is_some_and(|before| before > granted) {
-                return Err(format!("{what} came, but not the one before it"));
+            if sent_log.sent(stream, &channel, number - 1).is_some_and(|before| before > granted) {
+                return Err(format!("{what} arrived, but not the one before it"));
             }
         }
         let expected = std::mem::replace(end, number + 1);
@@ -165,7 +170,7 @@ impl Tab {
             *first = number;
             return Ok(());
         }
-        (number == expected).then_some(()).ok_or(format!("{what} came instead of {expected}"))
+        (number == expected).then_some(()).ok_or(format!("{what} arrived instead of {expected}"))
     }
 
     /// The number of subscriptions without any message so far.
@@ -175,14 +180,14 @@ impl Tab {
     }
 
     /// Compares the sent messages with the received ones, for a connection that is still open.
-    pub fn balance(&self, books: &Books) -> Balance {
+    pub fn balance(&self, sent_log: &SentLog) -> Balance {
         let mut balance = Balance { silent: self.silent(), ..Balance::default() };
         for watch in self.watches.iter().filter(|watch| watch.is_reliable()) {
             let Some(granted) = watch.granted else { continue };
             for user in [None, Some(self.user.clone())] {
                 let directed = user.is_some();
                 let channel = Channel { topic: watch.topic.clone(), user };
-                for (stream, first, end) in books.sent_after(&channel, granted) {
+                for (stream, first, end) in sent_log.sent_after(&channel, granted) {
                     let has = |number: usize| match watch.seen.get(&(stream, directed)) {
                         None => false,
                         Some(Seen::Run { first, end }) => (*first..*end).contains(&number),
@@ -194,7 +199,7 @@ impl Tab {
                     if let [one, ..] = missing[..] {
                         let count = missing.len();
                         balance.missing.push(format!(
-                            "{count} messages of {stream:?} for {channel:?} did not come to {}, \
+                            "{count} messages of {stream:?} for {channel:?} did not arrive at {}, \
                              the first is {one} of {end}",
                             self.user
                         ));

@@ -7,7 +7,7 @@ use crate::client::Plan;
 
 pub struct Tally {
     start: Instant,
-    /// Number of connections by purpose and entrance.
+    /// Number of connections by purpose and endpoint.
     pub opened: BTreeMap<String, u64>,
     pub counts: BTreeMap<String, u64>,
     pub delivered: u64,
@@ -34,10 +34,10 @@ impl Tally {
         }
     }
 
-    pub fn opened(&mut self, plan: Plan, door: &str) {
+    pub fn opened(&mut self, plan: Plan, endpoint: &str) {
         let plan = format!("{plan:?}");
         let kind = plan.split('(').next().unwrap_or_default();
-        for name in [format!("to {kind}"), format!("at {door}")] {
+        for name in [format!("to {kind}"), format!("at {endpoint}")] {
             *self.opened.entry(name).or_default() += 1;
         }
     }

@@ -38,10 +38,10 @@ impl Wire {
     pub fn connect(
         address: SocketAddr,
         tls: Option<&Arc<ClientConfig>>,
-        little_room: bool,
+        small_buffers: bool,
     ) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        if little_room {
+        if small_buffers {
             socket.set_recv_buffer_size(8 * 1024)?;
         }
         socket.connect(&address.into())?;
