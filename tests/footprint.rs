@@ -7,7 +7,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::unchecked_time_subtraction,
-    reason = "a test that cannot go on shall say so"
+    reason = "tests panic on failure"
 )]
 
 #[expect(dead_code, reason = "the benchmark uses all of it")]

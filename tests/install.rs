@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that cannot go on shall say so"
+    reason = "tests panic on failure"
 )]
 
 use std::fs;

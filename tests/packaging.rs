@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that cannot go on shall say so"
+    reason = "tests panic on failure"
 )]
 
 use std::collections::BTreeSet;
@@ -355,11 +355,13 @@ fn logrotate_accepts_the_documented_configuration() {
     let file = dir.join("espocrm-websocket");
     fs::write(&file, text).unwrap();
     let output = run("logrotate", &["-d", file.to_str().unwrap()]);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !told.contains("error:"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !printed.contains("error:"), "{printed}");
     assert!(
-        ["weekly ", "(8 rotations)", log.to_str().unwrap()].iter().all(|part| told.contains(part)),
-        "{told}"
+        ["weekly ", "(8 rotations)", log.to_str().unwrap()]
+            .iter()
+            .all(|part| printed.contains(part)),
+        "{printed}"
     );
     fs::remove_dir_all(&dir).unwrap();
 }

@@ -9,7 +9,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "a test that cannot go on shall say so"
+    reason = "tests panic on failure"
 )]
 
 #[expect(dead_code, unused_imports, reason = "the tests of the daemon use all of it")]
@@ -30,7 +30,7 @@ use support::{Standin, eventually};
 fn the_daemon_is_healthy_and_tabs_receive_messages_from_php() {
     let standin = espocrm();
     let project = Project::up(&standin);
-    eventually("it is healthy", || project.health() == "healthy");
+    eventually("the container is healthy", || project.health() == "healthy");
     let mut tab = project.connect();
     project.expect_event(&mut tab, 1);
     // The image's PHP answers, as the web server's user.
@@ -75,7 +75,7 @@ fn the_container_restarts_until_espocrm_is_installed() {
     rename(config, away);
     rename(bootstrap.0, bootstrap.1);
     let project = Project::up(&standin);
-    eventually("it was restarted", || {
+    eventually("the service was restarted", || {
         project.inspect("{{.RestartCount}}").parse::<u32>().unwrap() >= 2
     });
     assert!(project.log().contains("/var/www/html"), "{}", project.log());
@@ -90,11 +90,11 @@ fn the_container_restarts_until_espocrm_is_installed() {
 fn a_stopped_daemon_process_is_unhealthy() {
     let standin = espocrm();
     let project = Project::up(&standin);
-    eventually("it is healthy", || project.health() == "healthy");
+    eventually("the container is healthy", || project.health() == "healthy");
     project.signal("STOP");
-    eventually("it is unhealthy", || project.health() == "unhealthy");
+    eventually("the container is unhealthy", || project.health() == "unhealthy");
     project.signal("CONT");
-    eventually("it is healthy again", || project.health() == "healthy");
+    eventually("the container is healthy again", || project.health() == "healthy");
 }
 
 /// An EspoCRM with the configuration of one in Docker.

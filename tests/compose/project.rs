@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use crate::support::{Client, Port, Standin, TempDir, eventually, notification};
 
 /// The name of the service in the recipe.
-const OURS: &str = "espocrm-websocket";
+const SERVICE: &str = "espocrm-websocket";
 
 /// A project started from the recipe.
 pub struct Project {
@@ -60,11 +60,11 @@ impl Project {
     }
 
     pub fn restart(&self) {
-        self.compose(&["restart", OURS]);
+        self.compose(&["restart", SERVICE]);
     }
 
     pub fn stop(&self) {
-        self.compose(&["stop", OURS]);
+        self.compose(&["stop", SERVICE]);
     }
 
     /// Runs `docker-compose` and returns its output.
@@ -80,7 +80,7 @@ impl Project {
 
     /// What `docker inspect` reports about the daemon's container.
     pub fn inspect(&self, format: &str) -> String {
-        let id = self.compose(&["ps", "-q", "-a", OURS]);
+        let id = self.compose(&["ps", "-q", "-a", SERVICE]);
         let mut command = Command::new("docker");
         command.args(["inspect", "--format", format, id.trim()]);
         said(command, "").trim().to_owned()
@@ -92,7 +92,7 @@ impl Project {
 
     /// The complete log of the daemon.
     pub fn log(&self) -> String {
-        self.compose(&["logs", "--no-color", OURS])
+        self.compose(&["logs", "--no-color", SERVICE])
     }
 
     /// Sends a signal to the daemon, not to the first process of its container, which is Docker's

@@ -82,7 +82,7 @@ fn max_checks_limits_concurrent_checks() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "2"]);
-    assert_eq!(most_at_a_time(&standin, &daemon, 7), 2);
+    assert_eq!(max_concurrent_checks(&standin, &daemon, 7), 2);
 }
 
 #[test]
@@ -91,11 +91,11 @@ fn two_concurrent_checks_per_core_are_the_default() {
     let php = standin.php("php", GATE);
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
     let cores = std::thread::available_parallelism().unwrap().get();
-    assert_eq!(most_at_a_time(&standin, &daemon, 2 * cores + 3), 2 * cores);
+    assert_eq!(max_concurrent_checks(&standin, &daemon, 2 * cores + 3), 2 * cores);
 }
 
 /// Logs in this many users and counts the concurrent PHP processes.
-fn most_at_a_time(standin: &Standin, daemon: &Daemon, users: usize) -> usize {
+fn max_concurrent_checks(standin: &Standin, daemon: &Daemon, users: usize) -> usize {
     standin.set("gate", "");
     let open =
         |number| Client::open(daemon.address, &format!("u{number}"), &format!("tok-u{number}"));
@@ -134,7 +134,9 @@ fn identical_queued_checks_share_one_run() {
         tab.expect_welcome();
     }
     let granted = |line: &&String| line.contains("add topic recordUpdate.Account.1");
-    eventually("all are granted", || daemon.log().iter().filter(granted).count() == 8);
+    eventually("all subscriptions are granted", || {
+        daemon.log().iter().filter(granted).count() == 8
+    });
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
     assert_eq!(standin.runs(), ["AuthTokenCheck tok-alice alice", check]);
     let event = json!({"topicId": "recordUpdate.Account.1"});
@@ -264,7 +266,7 @@ fn a_subscription_whose_check_fails_is_retried() {
                 let event = json!({"topicId": "recordUpdate.Account.1", "again": true});
                 Php::send(&daemon.zeromq, std::slice::from_ref(&event));
                 tab.expect_event(&event);
-                eventually("no zombie is left", || daemon.children().is_empty());
+                eventually("all children are reaped", || daemon.children().is_empty());
                 expect_no_token(&daemon);
             });
         }
@@ -291,7 +293,7 @@ fn failing(failure: &str) -> (Standin, Daemon) {
 }
 
 fn fail(standin: &Standin, failure: &str) {
-    match file_to_be_missed(failure) {
+    match file_to_remove(failure) {
         Some(file) => {
             let path = standin.path().join(file);
             std::fs::rename(&path, path.with_extension("away")).unwrap();
@@ -301,7 +303,7 @@ fn fail(standin: &Standin, failure: &str) {
 }
 
 fn repair(standin: &Standin, failure: &str) {
-    match file_to_be_missed(failure) {
+    match file_to_remove(failure) {
         Some(file) => {
             let path = standin.path().join(file);
             std::fs::rename(path.with_extension("away"), &path).unwrap();
@@ -310,7 +312,7 @@ fn repair(standin: &Standin, failure: &str) {
     }
 }
 
-fn file_to_be_missed(failure: &str) -> Option<&str> {
+fn file_to_remove(failure: &str) -> Option<&str> {
     match failure {
         "missing" => Some("php"),
         "no-command" => Some("command.php"),
@@ -319,8 +321,8 @@ fn file_to_be_missed(failure: &str) -> Option<&str> {
 }
 
 fn expect_no_token(daemon: &Daemon) {
-    let told = daemon.log().into_iter().find(|line| line.contains("tok-0123456789a"));
-    assert_eq!(told, None);
+    let leaked = daemon.log().into_iter().find(|line| line.contains("tok-0123456789a"));
+    assert_eq!(leaked, None);
 }
 
 #[test]
@@ -331,7 +333,9 @@ fn repeated_check_failures_back_off_until_the_subscription_is_granted() {
     standin.set("failure", "error");
     alice.subscribe("recordUpdate.Account.1");
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
-    eventually("it is tried again", || standin.count(check) == 2 && daemon.children().is_empty());
+    eventually("the check is retried", || {
+        standin.count(check) == 2 && daemon.children().is_empty()
+    });
     // While the subscription waits for the third attempt it is neither dropped nor checked twice.
     alice.subscribe("recordUpdate.Account.1");
     alice.expect_silence();
@@ -348,7 +352,9 @@ fn a_tab_that_connects_after_the_recovery_does_not_wait_for_the_next_retry() {
     standin.set("failure", "error");
     before.subscribe("recordUpdate.Account.1");
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
-    eventually("it is tried again", || standin.count(check) == 2 && daemon.children().is_empty());
+    eventually("the check is retried", || {
+        standin.count(check) == 2 && daemon.children().is_empty()
+    });
     standin.unset("failure");
     let mut after = daemon.connect("alice");
     after.subscribe("recordUpdate.Account.1");
@@ -390,8 +396,8 @@ fn errors_of_php_are_logged_without_the_token() {
 #[test]
 fn php_inherits_only_its_standard_streams_and_no_service_manager_variables() {
     let standin = Standin::new();
-    let look = "name=data/standin/${1:-probe}; ls -l /proc/self/fd > $name.fd; env > $name.env";
-    let php = standin.php("php", look);
+    let record = "name=data/standin/${1:-probe}; ls -l /proc/self/fd > $name.fd; env > $name.env";
+    let php = standin.php("php", record);
     let ours = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"];
     let mut command = crate::support::serving(&standin);
     command.args(["--listen", "127.0.0.1", "--debug", "--no-worker", "--php"]).arg(php);

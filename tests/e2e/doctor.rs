@@ -29,7 +29,7 @@ fn every_step_is_good_for_a_healthy_site() {
 #[test]
 fn text_output_has_a_line_per_step_with_the_fix_below() {
     let site = Site::healthy();
-    let text = site.told(&[]);
+    let text = site.text_output(&[]);
     assert!(text.contains("\u{2713} useWebSocket is on\n"), "{text}");
     assert!(text.contains("! Browsers connect to wss://localhost:"), "{text}");
     assert!(text.contains("\n    Only a browser on this very machine finds that."), "{text}");

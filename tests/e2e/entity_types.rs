@@ -44,7 +44,7 @@ fn a_newly_added_type_is_checked() {
         daemon.subscribe(&mut alice, "alice", &format!("recordUpdate.{name}.1"));
     }
     // A removed type is denied as soon as the list of types was read again.
-    eventually("it is denied", || {
+    eventually("the topic is denied", || {
         alice.unsubscribe("recordUpdate.CThing0.1");
         alice.subscribe("recordUpdate.CThing0.1");
         daemon.count("check access failed for topic recordUpdate.CThing0.1 for user alice") > 0

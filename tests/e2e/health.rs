@@ -53,15 +53,15 @@ fn no_server_or_another_server_is_reported() {
         let (mut tcp, _) = listener.accept().unwrap();
         tcp.write_all(b"HTTP/1.1 418 teapot\r\n\r\n").unwrap();
     });
-    let told = health(&standin, &["--listen", &address]);
+    let output = health(&standin, &["--listen", &address]);
     other.join().unwrap();
-    let said = String::from_utf8_lossy(&told.stderr);
+    let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&address) && said.contains("HTTP/1.1 418 teapot"), "{said}");
-    assert_eq!(told.status.code(), Some(1));
-    let told = health(&standin, &["--listen", &address]);
-    let said = String::from_utf8_lossy(&told.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    let output = health(&standin, &["--listen", &address]);
+    let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&format!("Nothing is served at {address}")), "{said}");
-    assert_eq!(told.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Site {
 }
 
 /// These tests apply only to root.
-fn skips() -> bool {
+fn is_not_root() -> bool {
     if !is_root() {
         eprintln!("skipped: only root could run PHP as root");
     }
@@ -84,7 +84,7 @@ fn skips() -> bool {
 
 #[test]
 fn a_linked_data_directory_does_not_make_root_run_site_code() {
-    if skips() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();
@@ -103,7 +103,7 @@ fn a_linked_data_directory_does_not_make_root_run_site_code() {
 
 #[test]
 fn a_data_directory_owned_by_root_does_not_make_root_run_site_code() {
-    if skips() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();
@@ -125,7 +125,7 @@ fn a_data_directory_owned_by_root_does_not_make_root_run_site_code() {
 
 #[test]
 fn php_runs_as_the_owner_with_its_own_group_and_no_root_privileges() {
-    if skips() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();
@@ -146,7 +146,7 @@ fn php_runs_as_the_owner_with_its_own_group_and_no_root_privileges() {
 /// Changes of the directory's owner while the daemon runs have no effect.
 #[test]
 fn a_running_daemon_keeps_the_user() {
-    if skips() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();

@@ -8,7 +8,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "a test that cannot go on shall say so"
+    reason = "tests panic on failure"
 )]
 
 mod support;

@@ -194,14 +194,14 @@ impl Prometheus {
     fn expect(&self, query: &str, expected: &[(&str, f64)]) {
         let expected: Vec<_> =
             expected.iter().map(|(label, value)| ((*label).to_owned(), *value)).collect();
-        let mut told = Vec::new();
+        let mut current = Vec::new();
         eventually(&format!("{query} is {expected:?}"), || {
             let is = self.query(query);
-            if is != told {
+            if is != current {
                 println!("{query} is {is:?}");
-                told = is;
+                current = is;
             }
-            told == expected
+            current == expected
         });
     }
 }
@@ -281,7 +281,7 @@ fn prometheus_evaluates_every_query_of_the_dashboard_and_the_alerts() {
     }
     let mut number = 130;
     // Rates cover the last seconds, so there must be constant activity.
-    let mut stir = || {
+    let mut cause_traffic = || {
         Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
         Client::tcp(daemon.address).send(b"GET / HTTP/1.1\r\n\r\n");
         pusher.send(&json!({"topicId": "newNotification", "userId": "bob"}));
@@ -293,7 +293,7 @@ fn prometheus_evaluates_every_query_of_the_dashboard_and_the_alerts() {
     let mut expect_a_number = |expression: &str, legend: &str| {
         let mut series = Vec::new();
         eventually(&format!("{expression} has a number"), || {
-            stir();
+            cause_traffic();
             series = prometheus.evaluate(expression);
             has_a_number(&series)
         });

@@ -202,10 +202,10 @@ fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
     let proxy = Proxy::start_with(kind, daemon.address, changes);
     drop(proxy.connect("alice"));
     proxy.open("alice", "tok-bob").expect_close(1008);
-    let mut greedy = proxy.tls();
-    greedy.send(request_with_cookies(9_000).as_bytes());
-    assert!(greedy.read_head().starts_with("HTTP/1.1 4"));
-    drop(greedy);
+    let mut oversized = proxy.tls();
+    oversized.send(request_with_cookies(9_000).as_bytes());
+    assert!(oversized.read_head().starts_with("HTTP/1.1 4"));
+    drop(oversized);
     let mut lost = proxy.connect("alice");
     daemon.stop("TERM");
     lost.expect_drop();

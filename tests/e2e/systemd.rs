@@ -19,7 +19,7 @@ struct Manager {
     /// The value of `NOTIFY_SOCKET`.
     name: OsString,
     address: SocketAddr,
-    heard: Arc<Mutex<Vec<String>>>,
+    notifications: Arc<Mutex<Vec<String>>>,
 }
 
 /// Sent by the test itself to mark the end.
@@ -33,15 +33,15 @@ impl Manager {
     }
 
     /// Uses an abstract socket address.
-    fn abstracted(standin: &Standin) -> Self {
+    fn with_abstract_address(standin: &Standin) -> Self {
         let name = standin.path().to_str().unwrap();
         Self::at(SocketAddr::from_abstract_name(name).unwrap(), format!("@{name}").into())
     }
 
     fn at(address: SocketAddr, name: OsString) -> Self {
         let socket = UnixDatagram::bind_addr(&address).unwrap();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let texts = Arc::clone(&heard);
+        let notifications = Arc::new(Mutex::new(Vec::new()));
+        let texts = Arc::clone(&notifications);
         // Reads continuously, since the daemon does not wait; the thread ends with the tests.
         std::thread::spawn(move || {
             let mut buffer = [0; 4_096];
@@ -49,34 +49,38 @@ impl Manager {
                 texts.lock().unwrap().push(String::from_utf8_lossy(&buffer[..length]).into_owned());
             }
         });
-        Self { name, address, heard }
+        Self { name, address, notifications }
     }
 
     /// The notifications received so far.
-    fn heard(&self) -> Vec<String> {
-        self.heard.lock().unwrap().clone()
+    fn notifications(&self) -> Vec<String> {
+        self.notifications.lock().unwrap().clone()
     }
 
     /// The notification with this index, counted from 0; waits for it.
     fn wait_for_number(&self, number: usize) -> String {
-        eventually(&format!("text {number} is heard"), || self.heard().len() > number);
-        self.heard().swap_remove(number)
+        eventually(&format!("notification {number} is received"), || {
+            self.notifications().len() > number
+        });
+        self.notifications().swap_remove(number)
     }
 
     /// Waits for a notification that contains this text.
     fn wait_for(&self, text: &str) {
-        eventually(&format!("systemd hears {text:?}"), || {
-            self.heard().iter().any(|it| it.contains(text))
+        eventually(&format!("systemd receives {text:?}"), || {
+            self.notifications().iter().any(|it| it.contains(text))
         });
     }
 
     /// All notifications, once no process is left that could send more.
     fn all(&self) -> Vec<String> {
         UnixDatagram::unbound().unwrap().send_to_addr(END.as_bytes(), &self.address).unwrap();
-        eventually("the end is heard", || self.heard().last().is_some_and(|it| it == END));
-        let mut heard = self.heard();
-        heard.pop();
-        heard
+        eventually("the end is received", || {
+            self.notifications().last().is_some_and(|it| it == END)
+        });
+        let mut notifications = self.notifications();
+        notifications.pop();
+        notifications
     }
 }
 

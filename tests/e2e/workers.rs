@@ -19,7 +19,7 @@ use crate::support::{Client, Daemon, Php, Standin};
 const COUNT_STARTS: &str = "case $1 in -q) echo >> data/standin/starts;; esac";
 
 /// Logged when workers are disabled.
-const GIVEN_UP: &str = "PHP workers cannot be used";
+const WORKERS_DISABLED: &str = "PHP workers cannot be used";
 
 /// The number of workers started with [`COUNT_STARTS`].
 fn starts(standin: &Standin) -> usize {

@@ -17,7 +17,7 @@ on_each_release! {
 }
 
 /// As administrators write it, with the name from EspoCRM's documentation.
-const THEIRS: &str = "# Ours since 2019.
+const OLD_UNIT: &str = "# Ours since 2019.
 [Unit]
 Description=WebSocket of our CRM
 After=network.target mariadb.service
@@ -51,7 +51,7 @@ fn with_websocket_php(release: Release, unit: &str) -> Container {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
     container.write("/var/www/html/websocket.php", WEBSOCKET_PHP);
-    container.write(&format!("/etc/systemd/system/{unit}"), THEIRS);
+    container.write(&format!("/etc/systemd/system/{unit}"), OLD_UNIT);
     container.run(&format!("systemctl daemon-reload && systemctl enable --now {unit} 2>&1"));
     eventually("websocket.php serves", websocket_php_serves);
     container
@@ -70,9 +70,9 @@ fn an_installation_keeps_websocket_php_and_adopt_replaces_it(release: Release) {
     let pid = container.main_pid(UNIT);
     let said = install(&container);
     assert!(said.contains("espocrm-websocket adopt"), "{said}");
-    assert_eq!(container.main_pid(UNIT), pid, "it was started anew");
+    assert_eq!(container.main_pid(UNIT), pid, "it was restarted");
     assert!(websocket_php_serves());
-    assert_eq!(container.read(&path), THEIRS);
+    assert_eq!(container.read(&path), OLD_UNIT);
     assert!(!container.exists(CONFIG));
 
     let said = container.run("espocrm-websocket adopt");
@@ -80,21 +80,21 @@ fn an_installation_keeps_websocket_php_and_adopt_replaces_it(release: Release) {
     assert!(!container.exists(&path));
     container.wait_until_active(UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     drop(tab);
 
     container.run("espocrm-websocket adopt --undo");
     eventually("websocket.php serves again", websocket_php_serves);
-    assert_eq!(container.read(&path), THEIRS);
+    assert_eq!(container.read(&path), OLD_UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
     container.fail("pgrep -f '^/usr/bin/[e]spocrm-websocket run'");
 }
 
 fn a_unit_adopted_under_another_name_can_be_restored(release: Release) {
-    let theirs = "crm-realtime.service";
-    let container = with_websocket_php(release, theirs);
-    container.write(&format!("/etc/systemd/system/{theirs}.d/own.conf"), "[Service]\nNice=3\n");
+    let old_unit = "crm-realtime.service";
+    let container = with_websocket_php(release, old_unit);
+    container.write(&format!("/etc/systemd/system/{old_unit}.d/own.conf"), "[Service]\nNice=3\n");
     container.run("systemctl daemon-reload");
     install(&container);
     assert!(websocket_php_serves());
@@ -102,15 +102,15 @@ fn a_unit_adopted_under_another_name_can_be_restored(release: Release) {
 
     container.run("espocrm-websocket adopt");
     container.wait_until_active(UNIT);
-    assert!(!container.is_active(theirs));
-    assert_eq!(container.enablement(theirs), "");
-    tab::come_back(PORT);
+    assert!(!container.is_active(old_unit));
+    assert_eq!(container.enablement(old_unit), "");
+    tab::reconnect(PORT);
 
     container.run("espocrm-websocket adopt --undo");
     eventually("websocket.php serves again", websocket_php_serves);
-    assert_eq!(container.enablement(theirs), "enabled");
-    assert_eq!(container.property(theirs, "Nice"), "3");
-    assert_eq!(container.read(&format!("/etc/systemd/system/{theirs}")), THEIRS);
+    assert_eq!(container.enablement(old_unit), "enabled");
+    assert_eq!(container.property(old_unit, "Nice"), "3");
+    assert_eq!(container.read(&format!("/etc/systemd/system/{old_unit}")), OLD_UNIT);
     assert!(!container.is_active(UNIT));
 }
 
@@ -118,7 +118,7 @@ fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     let container = with_websocket_php(release, UNIT);
     install(&container);
     // The daemon cannot start without this port.
-    let somebody = TcpListener::bind(tab::address(5555)).unwrap();
+    let listener = TcpListener::bind(tab::address(5555)).unwrap();
     let said = container.fail("espocrm-websocket adopt");
     assert!(said.contains("is back") && said.contains("journalctl"), "{said}");
     // The command quotes the daemon's log.
@@ -126,12 +126,12 @@ fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     assert!(said.contains(words), "{said}");
     assert!(container.logged(UNIT, "5555") > 0);
     eventually("websocket.php serves again", websocket_php_serves);
-    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
+    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), OLD_UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
-    drop(somebody);
+    drop(listener);
     // Nothing of the failed attempt prevents the next one.
     container.run("espocrm-websocket adopt");
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
@@ -149,7 +149,7 @@ fn an_upgrade_and_a_removal_keep_websocket_php(release: Release) {
     container.run("apt-get purge -y espocrm-websocket");
     assert_eq!(container.main_pid(UNIT), pid);
     assert_eq!(container.enablement(UNIT), "enabled");
-    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
+    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), OLD_UNIT);
     assert!(websocket_php_serves());
 }
 
@@ -161,12 +161,12 @@ fn without_a_package_one_changed_line_of_the_unit_is_enough(release: Release) {
          /usr/local/bin/",
         name("deb")
     ));
-    let (theirs, ours) = ("/usr/bin/php /var/www/html/websocket.php", "/var/www/html");
-    let ours = format!("/usr/local/bin/espocrm-websocket {ours}");
-    let unit = THEIRS.replace(theirs, &ours).replace("StandardError", "#StandardError");
+    let (old_command, dir) = ("/usr/bin/php /var/www/html/websocket.php", "/var/www/html");
+    let command = format!("/usr/local/bin/espocrm-websocket {dir}");
+    let unit = OLD_UNIT.replace(old_command, &command).replace("StandardError", "#StandardError");
     container.write(&format!("/etc/systemd/system/{UNIT}"), &unit);
     container.run(&format!("systemctl daemon-reload && systemctl restart {UNIT}"));
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     container.run(&format!("systemctl stop {UNIT}"));
     tab.expect_drop();

@@ -12,7 +12,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "a test that cannot go on shall say so"
+    reason = "tests panic on failure"
 )]
 
 #[expect(dead_code, unused_imports, reason = "the tests of the daemon use all of it")]

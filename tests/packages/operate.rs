@@ -28,7 +28,7 @@ fn only_root_can_query_a_service(release: Release) {
     // The sandbox does not prevent monitoring.
     container.run(&format!("echo 'metrics = \"127.0.0.1:9170\"' >>{CONFIG}"));
     container.run(&format!("systemctl reload {UNIT}"));
-    crate::support::eventually("metrics are told", || {
+    crate::support::eventually("metrics are served", || {
         std::net::TcpStream::connect(tab::address(9170)).is_ok()
     });
     container.run(&format!("systemctl stop {UNIT}"));
@@ -42,10 +42,10 @@ fn an_additional_service_is_queried_by_its_name(release: Release) {
     crate::standin::add_with(&container, "/srv/second", 8081, 5556);
     container.run("espocrm-websocket setup --espocrm /srv/second --name second");
     container.wait_until_active("espocrm-websocket@second.service");
-    let told = container.run("espocrm-websocket status --name second");
-    assert!(told.contains("/srv/second") && told.contains(":8081"), "{told}");
-    let told = container.run("espocrm-websocket status");
-    assert!(told.contains("/var/www/html") && !told.contains(":8081"), "{told}");
+    let output = container.run("espocrm-websocket status --name second");
+    assert!(output.contains("/srv/second") && output.contains(":8081"), "{output}");
+    let output = container.run("espocrm-websocket status");
+    assert!(output.contains("/var/www/html") && !output.contains(":8081"), "{output}");
 }
 
 fn the_doctor_reports_only_missing_parts(release: Release) {
@@ -54,9 +54,9 @@ fn the_doctor_reports_only_missing_parts(release: Release) {
     container.write("/etc/hosts", "127.0.0.1 localhost\n");
     let faults = |container: &Container| {
         // A reported fault does not fail this test.
-        let told = container.run("espocrm-websocket doctor --json 2>/dev/null || true");
-        let steps: Vec<Value> = serde_json::from_str(&told).unwrap();
-        assert!(steps.len() > 20, "{told}");
+        let output = container.run("espocrm-websocket doctor --json 2>/dev/null || true");
+        let steps: Vec<Value> = serde_json::from_str(&output).unwrap();
+        assert!(steps.len() > 20, "{output}");
         let bad = steps.into_iter().filter(|step| step["state"] == "failure");
         let bad = bad.inspect(|step| eprintln!("{step}"));
         bad.map(|step| step["step"].as_str().unwrap().to_owned()).collect::<Vec<_>>()

@@ -54,7 +54,7 @@ fn a_purge_leaves_nothing_behind(release: Release) {
         ours.filter(|file| !before.contains(file)).collect::<Vec<_>>()
     };
     let known = "find /var/lib/systemd /var/lib/dpkg/info /etc /run | grep espocrm-websocket";
-    eventually("all has ended", || {
+    eventually("all processes have ended", || {
         container.attempt("pgrep -f '[e]spocrm-websocket'").1.is_empty()
     });
     assert_eq!(left(), Vec::<String>::new());

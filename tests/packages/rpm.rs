@@ -30,7 +30,7 @@ fn an_rpm_is_installed_upgraded_and_removed() {
     container.run(&format!("{RPM} -U {package}"));
     assert_ne!(version(&container), "0.0.1");
     tab.expect_drop();
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     assert_ne!(container.main_pid(UNIT), pid);
     assert_eq!(container.enablement(UNIT), "enabled");
     assert_eq!(container.read(CONFIG), config);

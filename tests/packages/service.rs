@@ -53,7 +53,7 @@ fn an_invalid_setting_does_not_stop_the_running_service(release: Release) {
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     // An administrator who restarts it anyway gets the reason why it does not start.
     container.attempt(&format!("systemctl restart {UNIT}"));
-    eventually("the journal tells", || container.logged(UNIT, "config.toml") > 0);
+    eventually("the error is in the journal", || container.logged(UNIT, "config.toml") > 0);
     container.run(&format!("sed -i '/^no setting/d' {CONFIG}"));
     // The start is retried forever.
     container.wait_until_active(UNIT);
@@ -65,7 +65,7 @@ fn a_killed_daemon_is_restarted(release: Release) {
     let pid = container.main_pid(UNIT);
     container.run(&format!("kill -KILL {pid}"));
     tab.expect_drop();
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     assert_ne!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
@@ -80,7 +80,7 @@ fn a_stuck_daemon_is_restarted(release: Release) {
     let pid = container.main_pid(UNIT);
     container.run(&format!("kill -STOP {pid}"));
     tab.expect_drop();
-    tab::come_back(PORT);
+    tab::reconnect(PORT);
     assert_ne!(container.main_pid(UNIT), pid);
     assert!(container.logged(UNIT, "Watchdog timeout") > 0);
 }
@@ -101,7 +101,7 @@ fn the_journal_has_priorities_and_no_duplicate_timestamps(release: Release) {
         ours().iter().map(priority).collect::<BTreeSet<_>>()
     };
     // Warnings, information, and the debug log.
-    eventually("there are three", || priorities().len() >= 3);
+    eventually("three priorities are logged", || priorities().len() >= 3);
     assert_eq!(priorities(), ["4", "6", "7"].map(str::to_owned).into());
     for line in ours() {
         let message = line["MESSAGE"].as_str().unwrap();

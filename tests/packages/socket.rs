@@ -29,12 +29,12 @@ pub fn turn_on(container: &Container) {
 }
 
 /// A client that connects repeatedly.
-pub struct Visitor {
+pub struct Connector {
     done: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<usize>>,
 }
 
-impl Visitor {
+impl Connector {
     pub fn start() -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&done);
@@ -59,7 +59,7 @@ impl Visitor {
 fn a_restart_refuses_no_connection(release: Release) {
     let container = installed(release);
     turn_on(&container);
-    let visitor = Visitor::start();
+    let connector = Connector::start();
     for _ in 0..3 {
         let pid = container.main_pid(UNIT);
         let mut tab = tab::open(PORT);
@@ -69,7 +69,7 @@ fn a_restart_refuses_no_connection(release: Release) {
         let mut tab = tab::open(PORT);
         tab::expect_events(&container, UNIT, &mut tab, 5555);
     }
-    visitor.expect_never_refused();
+    connector.expect_never_refused();
 }
 
 fn a_port_below_1024_needs_no_privileges(release: Release) {

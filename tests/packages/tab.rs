@@ -22,9 +22,9 @@ pub fn open_as(port: u16, user: &str) -> Client {
 }
 
 /// The same, but retries until it succeeds.
-pub fn come_back(port: u16) -> Client {
+pub fn reconnect(port: u16) -> Client {
     let mut tab = None;
-    eventually("a tab comes back", || {
+    eventually("a tab reconnects", || {
         tab = Client::attempt(address(port));
         tab.is_some()
     });

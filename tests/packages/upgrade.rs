@@ -36,10 +36,10 @@ fn tabs_reconnect_after_an_upgrade(release: Release) {
     install(&container);
     assert_ne!(version(&container), "0.0.1");
     container.wait_until_active(UNIT);
-    assert_ne!(container.main_pid(UNIT), pid, "the old one still runs");
+    assert_ne!(container.main_pid(UNIT), pid, "the old process still runs");
     for tab in &mut tabs {
         tab.expect_drop();
-        *tab = tab::come_back(PORT);
+        *tab = tab::reconnect(PORT);
     }
     tab::expect_events(&container, UNIT, &mut tabs[0], 5555);
 }
@@ -56,9 +56,9 @@ fn an_older_package_can_be_installed_again(release: Release) {
     container.run(&format!("apt-get install -y --allow-downgrades {previous}"));
     assert_eq!(version(&container), "0.0.1");
     container.wait_until_active(UNIT);
-    assert_ne!(container.main_pid(UNIT), pid, "the newer one still runs");
+    assert_ne!(container.main_pid(UNIT), pid, "the newer process still runs");
     tab.expect_drop();
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     assert_eq!(kept(), before);
 }
@@ -107,9 +107,9 @@ fn an_upgrade_with_socket_activation_refuses_no_connection(release: Release) {
     let container = with_previous(release);
     socket::turn_on(&container);
     let mut tab = tab::open(PORT);
-    let visitor = socket::Visitor::start();
+    let connector = socket::Connector::start();
     install(&container);
     tab.expect_drop();
     tab::open(PORT);
-    visitor.expect_never_refused();
+    connector.expect_never_refused();
 }

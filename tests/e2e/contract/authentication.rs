@@ -167,7 +167,7 @@ fn after_a_clean_close_tcp_stays_open_until_the_browser_answers() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut other = daemon.connect("alice");
-    eventually("it was seen within the deadline for the answer", || {
+    eventually("the state was observed before the deadline for the answer", || {
         let mut client = Client::open(daemon.address, "alice", "wrong");
         let closed = client.next().unwrap();
         let start = Instant::now();
@@ -198,6 +198,6 @@ fn a_browser_that_does_not_answer_the_close_frame_is_disconnected() {
     assert_eq!(busy.next().unwrap().opcode, 8);
     // Other input must not extend the deadline.
     let ping = <Client>::frame(0x89, b"still here");
-    eventually("it is ended", || busy.stream.write_all(&ping).is_err());
+    eventually("the connection is closed", || busy.stream.write_all(&ping).is_err());
     assert_eq!(silent.next(), None);
 }

@@ -120,7 +120,7 @@ fn a_token_printed_by_php_is_not_logged() {
         "trigger_error(\"no $token\", E_USER_ERROR);",
     ];
     for shape in shapes {
-        expect_no_token_if_php_says(shape);
+        expect_no_token_if_php_prints(shape);
     }
 }
 
@@ -129,7 +129,7 @@ fn a_token_cut_off_at_the_end_of_a_long_line_is_not_logged_in_part() {
     // As in the SQL text of a database error.
     for before in [270, 280, 290] {
         let shape = format!("echo 'Error: ', str_repeat('.', {before}), $token; exit(1);");
-        expect_no_token_if_php_says(&shape);
+        expect_no_token_if_php_prints(&shape);
     }
 }
 
@@ -137,10 +137,10 @@ fn a_token_cut_off_at_the_end_of_a_long_line_is_not_logged_in_part() {
 fn a_longer_than_usual_token_prefix_printed_by_php_is_not_logged() {
     // zend.exception_string_param_max_len may have any value.
     let shape = "fwrite(STDERR, 'check(\\'' . substr($token, 0, 25) . '...\\')'); exit(255);";
-    expect_no_token_if_php_says(shape);
+    expect_no_token_if_php_prints(shape);
 }
 
-fn expect_no_token_if_php_says(shape: &str) {
+fn expect_no_token_if_php_prints(shape: &str) {
     let standin = Standin::new();
     let script = format!("<?php\n[, , $token, $user] = $argv;\n{shape}\n");
     std::fs::write(standin.path().join("command.php"), script).unwrap();

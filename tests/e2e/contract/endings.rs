@@ -65,19 +65,19 @@ fn a_login_whose_check_times_out_ends_without_a_close_frame() {
 
 #[test]
 fn a_login_without_php_ends_without_a_close_frame() {
-    let answer = answer_without_php();
+    let answer = response_without_php();
     let (_, frames) = answer.split_once("\r\n\r\n").unwrap_or_default();
     assert_eq!(frames, "", "{answer}");
 }
 
 #[test]
 fn a_login_without_php_is_upgraded_before_it_ends() {
-    let answer = answer_without_php();
+    let answer = response_without_php();
     assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\n"), "{answer:?}");
 }
 
 /// Everything that a browser receives if PHP is missing.
-fn answer_without_php() -> String {
+fn response_without_php() -> String {
     let standin = Standin::new();
     let php = standin.path().join("php");
     std::os::unix::fs::symlink("/usr/bin/php", &php).unwrap();
@@ -95,7 +95,7 @@ fn answer_without_php() -> String {
 fn a_client_that_never_reads_is_disconnected_and_others_miss_nothing() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
-    let mut slow = small(&daemon);
+    let mut slow = with_small_buffers(&daemon);
     slow.upgrade("/?authToken=tok-alice&userId=alice");
     slow.expect_welcome();
     let mut good = daemon.connect("alice");
@@ -105,7 +105,7 @@ fn a_client_that_never_reads_is_disconnected_and_others_miss_nothing() {
     let pusher = Pusher::connect(&daemon.zeromq);
     let text = "x".repeat(50_000);
     let mut number = 0;
-    eventually("it is dropped", || {
+    eventually("the connection is closed", || {
         let message =
             json!({"topicId": "newNotification", "userId": "alice", "n": number, "text": text});
         pusher.send(&message);
@@ -150,7 +150,7 @@ fn a_client_that_floods_pings_or_messages_is_disconnected() {
 const KEEP_ALIVE: &[u8] = br#"[7,"",""]"#;
 
 /// A connection with small kernel buffers.
-fn small(daemon: &Daemon) -> Client {
+fn with_small_buffers(daemon: &Daemon) -> Client {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&daemon.address.into()).unwrap();

@@ -58,7 +58,7 @@ impl Response {
 }
 
 /// The response to these bytes.
-fn ask(daemon: &Daemon, bytes: &[u8]) -> Response {
+fn response_to(daemon: &Daemon, bytes: &[u8]) -> Response {
     let mut client = Client::tcp(daemon.address);
     client.send(bytes);
     Response::read(&mut client)
@@ -89,7 +89,7 @@ fn an_invalid_handshake_is_answered_400() {
         "hello\r\n\r\n".to_owned(),
         "GET\r\n\r\n".to_owned(),
     ] {
-        assert_eq!(ask(&daemon, request.as_bytes()).status, 400, "{request}");
+        assert_eq!(response_to(&daemon, request.as_bytes()).status, 400, "{request}");
     }
 }
 
@@ -98,13 +98,13 @@ fn another_method_is_answered_405_with_an_allow_header() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for method in ["POST", "HEAD", "OPTIONS", "get"] {
-        let response = ask(&daemon, changed("GET", method).as_bytes());
+        let response = response_to(&daemon, changed("GET", method).as_bytes());
         assert_eq!((response.status, response.header("allow")), (405, "GET"), "{method}");
     }
     // The response is not lost if the request is longer than the part that is read.
     let mut post = changed("GET", "POST").into_bytes();
     post.resize(200_000, b'x');
-    assert_eq!(ask(&daemon, &post).status, 405);
+    assert_eq!(response_to(&daemon, &post).status, 405);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn requests_without_a_wamp_websocket_are_answered_426() {
         changed("Sec-WebSocket-Protocol: wamp\r\n", ""),
         changed("Sec-WebSocket-Protocol: wamp", "Sec-WebSocket-Protocol: wamp.2.json, mqtt"),
     ] {
-        let response = ask(&daemon, request.as_bytes());
+        let response = response_to(&daemon, request.as_bytes());
         let version = response.header("sec-websocket-version");
         assert_eq!((response.status, version), (426, "13"), "{request}");
         assert_eq!(response.header("upgrade"), "websocket", "{request}");
@@ -133,12 +133,12 @@ fn an_oversized_head_is_answered_431_even_if_incomplete() {
     let daemon = Daemon::start(&standin);
     let cookie = format!("Cookie: {}", "c".repeat(20_000));
     assert_eq!(
-        ask(&daemon, changed("Origin", &format!("{cookie}\r\nOrigin")).as_bytes()).status,
+        response_to(&daemon, changed("Origin", &format!("{cookie}\r\nOrigin")).as_bytes()).status,
         431
     );
     let endless = format!("GET / HTTP/1.1\r\n{cookie}");
-    assert_eq!(ask(&daemon, endless.as_bytes()).status, 431);
-    assert_eq!(ask(&daemon, &endless.as_bytes()[..16 * 1024]).status, 431);
+    assert_eq!(response_to(&daemon, endless.as_bytes()).status, 431);
+    assert_eq!(response_to(&daemon, &endless.as_bytes()[..16 * 1024]).status, 431);
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn an_unsupported_http_version_is_answered_505() {
     let daemon = Daemon::start(&standin);
     let http2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned();
     for request in [changed("HTTP/1.1", "HTTP/1.0"), changed("HTTP/1.1", "HTTP/1.2"), http2] {
-        assert_eq!(ask(&daemon, request.as_bytes()).status, 505, "{request}");
+        assert_eq!(response_to(&daemon, request.as_bytes()).status, 505, "{request}");
     }
 }
 
@@ -159,11 +159,11 @@ fn beyond_the_connection_limit_requests_are_answered_503_until_a_client_leaves()
     let mut second = daemon.connect("bob");
     let request = request("/?authToken=tok-carol&userId=carol");
     for _ in 0..3 {
-        let response = ask(&daemon, request.as_bytes());
+        let response = response_to(&daemon, request.as_bytes());
         assert_eq!((response.status, response.header("retry-after")), (503, "3"));
     }
     // Invalid requests still get their own status, and rejected requests cause no check.
-    assert_eq!(ask(&daemon, b"hello\r\n\r\n").status, 400);
+    assert_eq!(response_to(&daemon, b"hello\r\n\r\n").status, 400);
     assert_eq!(standin.count("AuthTokenCheck tok-carol carol"), 0);
     first.expect_silence();
     second.expect_silence();

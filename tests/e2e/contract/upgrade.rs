@@ -180,7 +180,7 @@ fn a_slow_upgrade_times_out_and_other_connections_do_not() {
     let daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);
     let start = Instant::now();
     let mut welcomed = daemon.connect("alice");
-    let mut held = Client::open(daemon.address, "bob", "tok-bob");
+    let mut checking = Client::open(daemon.address, "bob", "tok-bob");
     let mut silent = Client::tcp(daemon.address);
     let mut blank = Client::tcp(daemon.address);
     blank.send(b"\r\n\r\n");
@@ -193,12 +193,12 @@ fn a_slow_upgrade_times_out_and_other_connections_do_not() {
         assert_eq!(cut.read_to_end(), b"");
     }
     for lived in [lived, start.elapsed()] {
-        assert!(lived >= Duration::from_millis(9_900), "cut off after {lived:?}");
+        assert!(lived >= Duration::from_millis(9_900), "closed after {lived:?}");
     }
     welcomed.expect_silence();
-    held.expect_silence();
+    checking.expect_silence();
     standin.release();
-    held.expect_welcome();
+    checking.expect_welcome();
 }
 
 /// Sends a head byte by byte until the connection is closed, and returns how long that took.
@@ -206,10 +206,10 @@ fn drip(client: &Client, start: Instant) -> Duration {
     let mut stream = &client.stream;
     stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     for byte in b"GET /".iter().chain(std::iter::repeat(&b'x')) {
-        assert!(start.elapsed() < DEADLINE, "it was never cut off");
+        assert!(start.elapsed() < DEADLINE, "the connection was not closed");
         match stream.write(&[*byte]).and_then(|_| stream.read(&mut [0])) {
             Ok(0) => break,
-            Ok(_) => panic!("it was answered"),
+            Ok(_) => panic!("unexpected response"),
             Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
             Err(_) => break,
         }

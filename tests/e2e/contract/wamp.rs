@@ -229,7 +229,7 @@ fn a_repeated_subscription_causes_no_second_check_and_no_second_delivery() {
     let mut client = daemon.connect("alice");
     standin.hold("AclCheck");
     client.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
     client.subscribe(RECORD);
     client.expect_silence();
     standin.release();
@@ -278,7 +278,7 @@ fn unsubscribing_and_subscribing_during_the_check_causes_a_new_check() {
     let mut client = daemon.connect("alice");
     standin.hold("AclCheck");
     client.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
     client.unsubscribe(RECORD);
     client.subscribe(RECORD);
     client.expect_silence();
@@ -307,7 +307,7 @@ fn unsubscribing_during_the_check_cancels_it() {
     let mut client = daemon.connect("alice");
     standin.hold("AclCheck");
     client.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
     client.subscribe("recordUpdate.Account.queued");
     client.subscribe("recordUpdate.Account.wanted");
     client.unsubscribe(RECORD);
@@ -330,13 +330,13 @@ fn a_verdict_for_a_closed_connection_does_not_welcome_its_successor() {
     let standin = Standin::new();
     standin.hold("");
     let mut daemon = Daemon::start(&standin);
-    let gone = Client::open(daemon.address, "alice", "tok-alice");
-    eventually("the check has begun", || standin.count("AuthTokenCheck tok-alice alice") == 1);
-    drop(gone);
+    let closed = Client::open(daemon.address, "alice", "tok-alice");
+    eventually("the check has started", || standin.count("AuthTokenCheck tok-alice alice") == 1);
+    drop(closed);
     daemon.wait_for("1: close");
     let mut successor = Client::open(daemon.address, "mallory", "wrong");
     successor.subscribe("newNotification");
-    eventually("its check has begun", || standin.count("AuthTokenCheck wrong mallory") == 1);
+    eventually("its check has started", || standin.count("AuthTokenCheck wrong mallory") == 1);
     standin.release();
     successor.expect_close(1008);
 }
@@ -346,10 +346,10 @@ fn a_verdict_for_a_closed_connection_subscribes_its_successor_to_nothing() {
     let standin = Standin::new();
     standin.hold("AclCheck");
     let mut daemon = Daemon::start(&standin);
-    let mut gone = daemon.connect("alice");
-    gone.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
-    drop(gone);
+    let mut closed = daemon.connect("alice");
+    closed.subscribe(RECORD);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
+    drop(closed);
     daemon.wait_for("1: close");
     let mut successor = daemon.connect("mallory");
     successor.subscribe("recordUpdate.Account.deny1");

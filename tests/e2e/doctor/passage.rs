@@ -19,9 +19,9 @@ fn php_that_cannot_send_is_reported() {
 #[test]
 fn a_message_without_a_receiver_is_reported() {
     let mut site = Site::healthy();
-    let nobody = Port::reserve().address().port();
+    let unused = Port::reserve().address().port();
     for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {
-        site.standin.config(name, format!("tcp://127.0.0.1:{nobody}"));
+        site.standin.config(name, format!("tcp://127.0.0.1:{unused}"));
     }
     // The daemon was not notified.
     std::fs::write(

@@ -7,14 +7,14 @@ use super::Site;
 use crate::support::{Daemon, Port, command, eventually};
 
 /// Listens on a reserved port.
-fn hold(port: &Port) -> TcpListener {
+fn listen_on(port: &Port) -> TcpListener {
     TcpListener::bind(port.address()).unwrap()
 }
 
 /// EspoCRM's own daemon, reduced to its listening sockets.
-struct Original(Child);
+struct OriginalDaemon(Child);
 
-impl Original {
+impl OriginalDaemon {
     fn start(site: &Site, port: &Port) -> Self {
         let path = site.standin.path().join("websocket.php");
         let script = format!(
@@ -25,12 +25,14 @@ impl Original {
         let mut php = Command::new("php");
         let child = php.arg(path).stdin(Stdio::null()).spawn().unwrap();
         let original = Self(child);
-        eventually("it listens", || std::net::TcpStream::connect(port.address()).is_ok());
+        eventually("the port accepts connections", || {
+            std::net::TcpStream::connect(port.address()).is_ok()
+        });
         original
     }
 }
 
-impl Drop for Original {
+impl Drop for OriginalDaemon {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -66,7 +68,7 @@ fn a_hanging_daemon_is_reported() {
 #[test]
 fn another_program_on_the_browser_port_is_reported() {
     let site = Site::without_proxy();
-    let _other = hold(&site.port);
+    let _other = listen_on(&site.port);
     let diagnosis = site.examine();
     diagnosis.first_failure("port", &["e2e", "webSocketPort", "ss -ltnp"]);
     diagnosis.failure("daemon", &["not espocrm-websocket"]);
@@ -101,7 +103,7 @@ fn a_daemon_binary_with_another_name_is_recognized() {
 #[test]
 fn another_program_on_the_message_port_is_reported() {
     let site = Site::without_proxy();
-    let _other = hold(&site.zeromq);
+    let _other = listen_on(&site.zeromq);
     let diagnosis = site.examine();
     diagnosis.first_failure("zeromq-port", &["e2e", "webSocketZeroMQSubmissionDsn"]);
     diagnosis.unknown("message", &[]);
@@ -110,7 +112,7 @@ fn another_program_on_the_message_port_is_reported() {
 #[test]
 fn a_running_original_daemon_is_reported() {
     let site = Site::without_proxy();
-    let _original = Original::start(&site, &site.port);
+    let _original = OriginalDaemon::start(&site, &site.port);
     let diagnosis = site.examine();
     diagnosis.first_failure("port", &["EspoCRM's own daemon", "espocrm-websocket adopt"]);
 }

@@ -12,7 +12,7 @@ use crate::support::{Kind, Port, Proxy};
 use crate::tls::authority::{Authority, EC, Issued};
 
 /// A running site whose proxy forwards to its daemon.
-fn behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
+fn site_behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
     let proxy = Proxy::start_with(kind, site.port.address(), changes);
@@ -24,20 +24,20 @@ const UPGRADE: &str = "        proxy_set_header Upgrade $http_upgrade;\n";
 
 #[test]
 fn a_proxy_that_does_not_forward_the_upgrade_is_reported() {
-    let site = behind(Kind::Nginx, &[(UPGRADE, "")]);
+    let site = site_behind(Kind::Nginx, &[(UPGRADE, "")]);
     let fix = ["nginx", "as an upgrade", "proxy_set_header Upgrade $http_upgrade;"];
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &fix);
     let target = format!("proxy_pass http://{};", site.port.address());
     diagnosis.failure("public-url", &["location /wss {", &target]);
-    let site = behind(Kind::Nginx, &[("        proxy_http_version 1.1;\n", "")]);
+    let site = site_behind(Kind::Nginx, &[("        proxy_http_version 1.1;\n", "")]);
     site.examine().only_failure("public-url", &fix);
 }
 
 #[test]
 fn the_printed_snippet_is_indented() {
-    let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
-    let text = site.told(&[]);
+    let site = site_behind(Kind::Nginx, &[("location /wss", "location /other")]);
+    let text = site.text_output(&[]);
     for line in ["      location /wss {\n          proxy_pass http", ";\n      }\n"] {
         assert!(text.contains(line), "{line:?}: {text}");
     }
@@ -63,23 +63,23 @@ fn a_proxy_that_logs_tokens_is_reported() {
 
 #[test]
 fn a_proxy_without_a_websocket_location_is_reported() {
-    let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
+    let site = site_behind(Kind::Nginx, &[("location /wss", "location /other")]);
     site.examine().only_failure("public-url", &["404", "location /wss {"]);
-    let site = behind(Kind::Apache, &[("\"/wss\"", "\"/other\"")]);
+    let site = site_behind(Kind::Apache, &[("\"/wss\"", "\"/other\"")]);
     site.examine().only_failure("public-url", &["Apache", "404", "ProxyPass \"/wss\""]);
-    let site = behind(Kind::Caddy, &[("reverse_proxy /wss*", "reverse_proxy /other*")]);
+    let site = site_behind(Kind::Caddy, &[("reverse_proxy /wss*", "reverse_proxy /other*")]);
     site.examine().only_failure("public-url", &["Caddy", "reverse_proxy /wss* 127.0.0.1:"]);
 }
 
 #[test]
 fn each_proxy_as_documented_is_good() {
-    let site = behind(Kind::Apache, &[]);
+    let site = site_behind(Kind::Apache, &[]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     let diagnosis = site.examine();
     diagnosis.good("public-url", "answers as it should");
     diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
     for kind in [Kind::Caddy, Kind::Traefik] {
-        let diagnosis = behind(kind, &[]).examine();
+        let diagnosis = site_behind(kind, &[]).examine();
         diagnosis.good("public-url", "answers as it should");
         assert_eq!(diagnosis.status, 0);
     }
@@ -89,8 +89,8 @@ fn each_proxy_as_documented_is_good() {
 fn a_proxy_that_forwards_elsewhere_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
-    let nobody = Port::reserve();
-    site.put_proxy(Proxy::start(Kind::Nginx, nobody.address()));
+    let unused = Port::reserve();
+    site.put_proxy(Proxy::start(Kind::Nginx, unused.address()));
     let here = site.port.address().to_string();
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &["502", "But the daemon answers at", &here]);
@@ -98,9 +98,9 @@ fn a_proxy_that_forwards_elsewhere_is_reported() {
 }
 
 /// nginx with this directive instead of forwarding the request.
-fn instead(directive: &str) -> Site {
+fn nginx_with(directive: &str) -> Site {
     let line = "proxy_pass http://127.0.0.1:8080;";
-    behind(Kind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
+    site_behind(Kind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
 }
 
 #[test]
@@ -116,12 +116,12 @@ fn a_proxy_that_redirects_forbids_or_requires_a_password_is_reported() {
         ("return 503;", ["answers 503", "does not reach"]),
         ("return 444;", ["does not answer", "log"]),
     ] {
-        instead(directive).examine().only_failure("public-url", &parts);
+        nginx_with(directive).examine().only_failure("public-url", &parts);
     }
 }
 
 /// Answers each connection with these bytes once its request has arrived.
-fn answer_by(bytes: &'static [u8]) -> SocketAddr {
+fn serve_response(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -137,7 +137,7 @@ fn answer_by(bytes: &'static [u8]) -> SocketAddr {
 
 #[test]
 fn a_websocket_of_another_server_is_reported() {
-    let other = answer_by(
+    let other = serve_response(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x88\x02\x03\xe8",
     );
@@ -146,13 +146,13 @@ fn a_websocket_of_another_server_is_reported() {
     site.url(&format!("ws://localhost:{}/", other.port()));
     site.standin.config("siteUrl", "http://localhost");
     site.examine().only_failure("public-url", &["not ours"]);
-    let nonsense = answer_by(b"SSH-2.0-OpenSSH\r\n");
+    let nonsense = serve_response(b"SSH-2.0-OpenSSH\r\n");
     site.url(&format!("ws://localhost:{}/", nonsense.port()));
     site.examine().only_failure("public-url", &["SSH-2.0-OpenSSH", "no HTTP"]);
 }
 
 /// A site behind nginx with this certificate, whose chain is trusted.
-fn certified(trusted: &Path, issued: &Issued) -> Site {
+fn site_with_certificate(trusted: &Path, issued: &Issued) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
     let proxy = Proxy::start_as(Kind::Nginx, site.port.address(), &[], |dir| {
@@ -165,7 +165,7 @@ fn certified(trusted: &Path, issued: &Issued) -> Site {
 }
 
 /// Issues this certificate again, valid for this many days.
-fn date(authority: &Authority, name: &str, days: i32) {
+fn issue_for_days(authority: &Authority, name: &str, days: i32) {
     authority.openssl(&format!(
         "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -set_serial 77 -extfile openssl.cnf \
          -extensions server -days {days} -out {name}.pem"
@@ -177,13 +177,13 @@ fn the_validity_period_of_a_certificate_is_checked() {
     let authority = Authority::new();
     let trusted = authority.path("ca.pem");
     let issued = authority.issue("good", EC);
-    let examine = || certified(&trusted, &issued).examine();
+    let examine = || site_with_certificate(&trusted, &issued).examine();
     examine().only_warning("public-url", &["expires soon", "certbot renew"]);
-    date(&authority, "good", 90);
+    issue_for_days(&authority, "good", 90);
     examine().good("public-url", ", with a certificate for ");
     // OpenSSL 3.5 does not create a certificate that expires before it becomes valid: this one
     // expires in the current second.
-    date(&authority, "good", 0);
+    issue_for_days(&authority, "good", 0);
     thread::sleep(Duration::from_secs(2));
     examine().only_failure("public-url", &["has expired", "certbot renew"]);
 }
@@ -193,13 +193,13 @@ fn an_untrusted_certificate_is_reported() {
     let authority = Authority::new();
     let issued = authority.issue("good", EC);
     let stranger = Authority::new();
-    let site = certified(&stranger.path("ca.pem"), &issued);
+    let site = site_with_certificate(&stranger.path("ca.pem"), &issued);
     site.examine().only_failure("public-url", &["not trusted", "fullchain.pem", "Authority"]);
     // The intermediate certificate's issuer is trusted, but the server does not send the
     // intermediate certificate.
     authority.issue_authority("middle");
     let leaf = authority.issue_by("middle", "leaf", EC, "server");
-    let site = certified(&authority.path("ca.pem"), &leaf);
+    let site = site_with_certificate(&authority.path("ca.pem"), &leaf);
     site.examine().only_failure("public-url", &["not trusted", "fullchain.pem", "middle"]);
 }
 
@@ -224,7 +224,7 @@ fn a_certificate_for_another_name_is_reported() {
     let text = fs::read_to_string(&config).unwrap();
     fs::write(config, text.replace("DNS:localhost", "DNS:crm.example.org")).unwrap();
     let issued = authority.issue("other", EC);
-    let site = certified(&authority.path("ca.pem"), &issued);
+    let site = site_with_certificate(&authority.path("ca.pem"), &issued);
     let parts = ["another name", "It is for crm.example.org, not for localhost"];
     site.examine().only_failure("public-url", &parts);
 }
@@ -242,8 +242,8 @@ fn a_plain_port_where_browsers_use_tls_is_reported() {
 fn a_public_address_without_a_server_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
-    let nobody = Port::reserve();
-    site.url(&format!("wss://localhost:{}/", nobody.address().port()));
+    let unused = Port::reserve();
+    site.url(&format!("wss://localhost:{}/", unused.address().port()));
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &["cannot be reached", "Connection refused", "firewall"]);
     diagnosis.unknown("idle-timeout", &["was not found"]);
@@ -266,7 +266,7 @@ fn a_daemon_with_its_own_tls_is_examined() {
     let authority = Authority::new();
     let issued = authority.issue("good", EC);
     let mut site = Site::without_proxy();
-    date(&authority, "good", 90);
+    issue_for_days(&authority, "good", 90);
     crate::tls::secure(&mut site.standin, &issued);
     site.serve();
     site.trust(authority.path("ca.pem"));
@@ -283,14 +283,14 @@ fn a_daemon_with_its_own_tls_is_examined() {
 
 #[test]
 fn a_site_that_redirects_to_https_is_reported() {
-    let plain = answer_by(b"HTTP/1.1 301 Moved\r\nLocation: https://crm.example.org/\r\n\r\n");
+    let plain = serve_response(b"HTTP/1.1 301 Moved\r\nLocation: https://crm.example.org/\r\n\r\n");
     let mut site = Site::without_proxy();
     site.serve();
     site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
     site.url(&format!("ws://localhost:{}/", site.port.address().port()));
     let diagnosis = site.examine();
     diagnosis.only_failure("address", &["sent on to https://crm.example.org/", "siteUrl to https"]);
-    let plain = answer_by(b"HTTP/1.1 200 OK\r\n\r\n");
+    let plain = serve_response(b"HTTP/1.1 200 OK\r\n\r\n");
     site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
     assert_eq!(site.examine().status, 0);
 }
@@ -319,12 +319,15 @@ fn origins_rejected_by_the_daemon_are_reported() {
 #[test]
 fn a_proxy_with_a_short_idle_timeout_is_reported() {
     let with = |time: &str| {
-        behind(Kind::Nginx, &[("proxy_read_timeout 60s", &format!("proxy_read_timeout {time}"))])
+        site_behind(
+            Kind::Nginx,
+            &[("proxy_read_timeout 60s", &format!("proxy_read_timeout {time}"))],
+        )
     };
     let diagnosis = with("10s").examine();
     diagnosis.only_failure("idle-timeout", &["after 10 s", "proxy_read_timeout 60s;"]);
     with("40s").examine().only_warning("idle-timeout", &["after 40 s"]);
-    let site = behind(Kind::Apache, &[("timeout=60", "timeout=9")]);
+    let site = site_behind(Kind::Apache, &[("timeout=60", "timeout=9")]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     site.examine().only_failure("idle-timeout", &["after 9 s", "timeout=60"]);
     let site = with("60s");

@@ -176,7 +176,7 @@ impl Site {
     }
 
     /// The output for people.
-    pub fn told(&self, flags: &[&str]) -> String {
+    pub fn text_output(&self, flags: &[&str]) -> String {
         String::from_utf8(self.run(flags).stdout).unwrap()
     }
 
@@ -210,7 +210,7 @@ impl Diagnosis {
         let mut names: Vec<_> = steps.iter().map(|step| &step.name).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 32, "each step is told once: {steps:#?}");
+        assert_eq!(names.len(), 32, "each step is reported once: {steps:#?}");
         Self { status, steps }
     }
 

@@ -42,7 +42,7 @@ fn the_logins_of_the_doctor_use_no_real_user() {
         .filter(|words| words.first().is_some_and(|word| word == "AuthTokenCheck"))
         .collect();
     assert_eq!(logins.len(), 3, "{logins:?}");
-    let text = site.told(&[]);
+    let text = site.text_output(&[]);
     for words in logins {
         assert_eq!((words[1].len(), &*words[2]), (32, "doctor"));
         assert!(!text.contains(&words[1]));

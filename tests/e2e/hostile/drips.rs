@@ -15,19 +15,19 @@ use crate::tls::{BOTH, authority, secure};
 fn drip(stream: &mut (impl Read + Write), bytes: &[u8]) -> Duration {
     let start = Instant::now();
     for byte in bytes {
-        assert!(start.elapsed() < DEADLINE, "it was never cut off");
+        assert!(start.elapsed() < DEADLINE, "the connection was not closed");
         let _ = stream.write_all(&[*byte]).and_then(|()| stream.flush());
         // Read until a second has passed.
         match stream.read(&mut [0; 64]) {
             Ok(0) => return start.elapsed(),
-            Ok(length) => panic!("it was answered by {length} bytes after {:?}", start.elapsed()),
+            Ok(length) => panic!("{length} bytes were received after {:?}", start.elapsed()),
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
                 _ => return start.elapsed(),
             },
         }
     }
-    panic!("it was never cut off");
+    panic!("the connection was not closed");
 }
 
 /// All cases are in one test so that the suite waits for the deadline only once.

@@ -9,7 +9,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Client, Control, Daemon, GOOD_HEAD, Php, Standin, alice, command, indiscretion, readable, run,
+    Client, Control, Daemon, GOOD_HEAD, Php, Standin, alice, command, find_leak, readable, run,
 };
 
 /// Some characters of each kind that is not printable, their escaped form, and their form in JSON.
@@ -29,7 +29,7 @@ const FORGED: &str = "espocrm-websocket: all is well";
 
 fn stderr(output: Output) -> String {
     let text = readable(output.stderr);
-    text.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+    text.lines().for_each(|line| assert_eq!(find_leak(line), None));
     text
 }
 
@@ -102,7 +102,7 @@ fn user_input_is_escaped_in_command_output() {
     let kicked = String::from_utf8(kicked.stderr).unwrap();
     assert!(kicked.contains(SHOWN), "{kicked}");
     for text in [control.say(&["status"]), control.say(&["status", "--json"])] {
-        text.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+        text.lines().for_each(|line| assert_eq!(find_leak(line), None));
     }
     // Messages to browsers are not changed.
     let event = json!({"topicId": topic, "userId": "alice"});
@@ -137,14 +137,14 @@ fn espocrms_settings_are_shown_escaped() {
     config.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let shown = run(config);
     for text in [&shown.stdout, &shown.stderr] {
-        readable(text.clone()).lines().for_each(|line| assert_eq!(indiscretion(line), None));
+        readable(text.clone()).lines().for_each(|line| assert_eq!(find_leak(line), None));
     }
     for flags in [&[][..], &["--json"]] {
         let mut doctor = command();
         doctor.args(["doctor", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
         let output = run(doctor_with(doctor, flags));
         let text = readable(output.stdout);
-        text.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+        text.lines().for_each(|line| assert_eq!(find_leak(line), None));
         assert!(text.contains(r"x\u"), "{text}");
         assert!(!text.lines().any(|line| line.trim_start().starts_with("rm -rf")), "{text}");
         if flags == ["--json"] {

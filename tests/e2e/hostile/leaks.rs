@@ -5,22 +5,22 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
 use crate::support::{
-    Client, Daemon, Process, Standin, command, indiscretion, keep_secret, readable,
+    Client, Daemon, Process, Standin, command, find_leak, readable, register_secret,
 };
 
 #[test]
 fn the_log_check_finds_tokens_and_unprintable_characters() {
-    assert_eq!(indiscretion("2026-01-31T12:59:59.999Z [INFO ] 1: user alice, it's \"Київ\""), None);
-    let found = |text: &str| indiscretion(text).is_some();
+    assert_eq!(find_leak("2026-01-31T12:59:59.999Z [INFO ] 1: user alice, it's \"Київ\""), None);
+    let found = |text: &str| find_leak(text).is_some();
     assert!(found("1: user alice tok-alice"));
     for text in ["a\nb", "a\r", "\u{1b}[2J", "\u{202e}", "\u{200b}", "\u{85}", "a\tb"] {
         assert!(found(text), "{text:?}");
     }
     assert!(found(&readable(b"\xff".into())));
 
-    assert!(!found("sh4ll n0t be told"));
-    keep_secret("sh4ll n0t");
-    assert!(found("sh4ll n0t be told"));
+    assert!(!found("sh4ll n0t be exposed"));
+    register_secret("sh4ll n0t");
+    assert!(found("sh4ll n0t be exposed"));
     // A token sent by a client is found anywhere in the log.
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
@@ -37,9 +37,9 @@ fn the_log_check_finds_worker_secrets() {
     let environment = fs::read_to_string(format!("/proc/{worker}/environ")).unwrap();
     let (_, rest) = environment.split_once("ESPOCRM_WEBSOCKET_SECRET=").unwrap();
     let secret = rest.split('\0').next().unwrap();
-    assert_eq!(indiscretion(secret), None);
+    assert_eq!(find_leak(secret), None);
     drop(daemon);
-    assert!(indiscretion(secret).is_some());
+    assert!(find_leak(secret).is_some());
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Client, Daemon, Mute, Php, Standin, command, eventually, is_root};
+use crate::support::{Client, Daemon, Php, Standin, UnloggedDaemon, command, eventually, is_root};
 
 /// Causes many long log lines.
-fn chatter(client: &mut Client) {
+fn log_many_lines(client: &mut Client) {
     for number in 0..300 {
         client.subscribe(&format!("unknown.{number}.{}", "x".repeat(400)));
     }
@@ -24,10 +24,10 @@ fn a_full_device_or_closed_pipe_for_the_log_has_no_effect() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     for stderr in [Stdio::from(full), writer.into()] {
         let standin = Standin::new();
-        let mut mute = Mute::start(&standin, command(), stderr);
-        let mut alice = mute.alice();
-        chatter(&mut alice);
-        mute.expect_alive(&mut alice, 1);
+        let mut unlogged = UnloggedDaemon::start(&standin, command(), stderr);
+        let mut alice = unlogged.alice();
+        log_many_lines(&mut alice);
+        unlogged.expect_alive(&mut alice, 1);
     }
 }
 
@@ -44,15 +44,15 @@ fn an_error_without_a_writable_output_is_still_a_failure() {
 fn a_blocked_log_reader_delays_nothing_and_lost_lines_are_counted() {
     let standin = Standin::new();
     let (reader, writer) = std::io::pipe().unwrap();
-    let mut mute = Mute::start(&standin, command(), writer);
-    let mut alice = mute.alice();
+    let mut unlogged = UnloggedDaemon::start(&standin, command(), writer);
+    let mut alice = unlogged.alice();
     // A pipe holds 64 KiB.
-    chatter(&mut alice);
-    mute.expect_alive(&mut alice, 1);
-    mute.expect_alive(&mut alice, 2);
+    log_many_lines(&mut alice);
+    unlogged.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 2);
     let lines = read_in_background(reader);
     eventually("it is read", || !lines.lock().unwrap().is_empty());
-    eventually("it says what was lost", || {
+    eventually("lost lines are reported", || {
         alice.subscribe("unknown.after");
         alice.expect_silence();
         lines.lock().unwrap().iter().any(|line| line.ends_with("unknown.after for user alice"))
@@ -100,19 +100,19 @@ fn a_full_disk_loses_only_log_lines() {
     let script = "mount -t tmpfs -o size=64k none \"$0\" && exec \"$@\" 2>>\"$0/log\"";
     command.args(["--mount", "--propagation=private", "sh", "-c", script]).arg(&disk);
     command.arg(crate::support::command().get_program());
-    let mut mute = Mute::start(&standin, command, Stdio::inherit());
-    let mut alice = mute.alice();
-    let seen = format!("/proc/{}/root{}", mute.pid(), disk.display());
+    let mut unlogged = UnloggedDaemon::start(&standin, command, Stdio::inherit());
+    let mut alice = unlogged.alice();
+    let seen = format!("/proc/{}/root{}", unlogged.pid(), disk.display());
     let log = Path::new(&seen).join("log");
-    chatter(&mut alice);
-    mute.expect_alive(&mut alice, 1);
+    log_many_lines(&mut alice);
+    unlogged.expect_alive(&mut alice, 1);
     let size = fs::metadata(&log).unwrap().len();
     assert!(size >= 60_000, "{size}");
     // As logrotate does with copytruncate.
     let before = fs::read_to_string(&log).unwrap();
     File::options().write(true).open(&log).unwrap().set_len(0).unwrap();
     alice.subscribe("unknown.after");
-    mute.expect_alive(&mut alice, 2);
+    unlogged.expect_alive(&mut alice, 2);
     let after = fs::read_to_string(&log).unwrap();
     // A line that was truncated because the disk was full stays a separate line.
     assert_ne!(before.ends_with('\n'), after.starts_with('\n'), "{after:?}");

@@ -103,5 +103,5 @@ fn a_reload_moves_between_a_port_and_a_socket_file() {
     }
     // libzmq removes the file in its own thread.
     let path = standin.path().join("zeromq.sock");
-    eventually("the socket file is gone", || !path.exists());
+    eventually("the socket file is removed", || !path.exists());
 }

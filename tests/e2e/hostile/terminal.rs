@@ -27,7 +27,7 @@ fn standin() -> Standin {
     standin
 }
 
-fn found(standin: &Standin) -> Vec<String> {
+fn traces(standin: &Standin) -> Vec<String> {
     let text = std::fs::read_to_string(standin.path().join("data/standin/terminal"));
     text.unwrap_or_default().lines().map(str::to_owned).collect()
 }
@@ -52,7 +52,7 @@ fn php_has_no_terminal_when_settings_are_read() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("max_connections"), "{text}");
     assert!(!text.contains("HOSTILE"), "{text}");
-    assert_eq!(found(&standin), ["cli has none"]);
+    assert_eq!(traces(&standin), ["cli has none"]);
 }
 
 #[test]
@@ -69,8 +69,8 @@ fn php_has_no_terminal_when_access_is_checked() {
         tab.subscribe("recordUpdate.Account.1");
         eventually("it is granted", || daemon.count("add topic recordUpdate.Account.1") == 1);
         assert_eq!(daemon.count("HOSTILE"), 0, "{:?}", daemon.log());
-        let found = found(&standin);
-        assert_eq!(found.last().map(String::as_str), Some(check), "{found:?}");
-        assert!(found.iter().all(|line| line.ends_with("has none")), "{found:?}");
+        let traces = traces(&standin);
+        assert_eq!(traces.last().map(String::as_str), Some(check), "{traces:?}");
+        assert!(traces.iter().all(|line| line.ends_with("has none")), "{traces:?}");
     }
 }

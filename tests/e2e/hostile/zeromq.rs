@@ -32,7 +32,7 @@ struct Peer(TcpStream);
 impl Peer {
     fn connect(daemon: &Daemon) -> Self {
         let mut peer = None;
-        eventually("somebody listens", || {
+        eventually("the port accepts connections", || {
             peer = Self::try_connect(daemon).ok();
             peer.is_some()
         });
@@ -196,7 +196,7 @@ fn an_endless_multipart_message_uses_bounded_memory() {
     assert!(grown < MAX_ZEROMQ, "{grown} kB");
     expect_alive(&daemon, &mut alice, 1);
     daemon.connect("bob");
-    eventually("the memory is given back", || daemon.status("VmRSS") < start + 16 * 1024);
+    eventually("the memory is returned", || daemon.status("VmRSS") < start + 16 * 1024);
     expect_no_spinning(&daemon);
 }
 
@@ -251,7 +251,7 @@ fn an_oversized_message_disconnects_its_sender() {
     for length in [3 * MAX_MESSAGE as u64, u64::MAX / 2, u64::MAX] {
         let mut peer = Peer::ready(&daemon, 1);
         peer.send(&[&[2][..], &length.to_be_bytes()].concat());
-        eventually("it is ended", || peer.0.write_all(&[b'x'; 1_000]).is_err());
+        eventually("the connection is closed", || peer.0.write_all(&[b'x'; 1_000]).is_err());
         expect_alive(&daemon, &mut alice, 1);
     }
     let grown = daemon.status("VmHWM").saturating_sub(memory);
@@ -289,7 +289,7 @@ fn ten_thousand_silent_peers_do_not_block_other_peers() {
     expect_served(&daemon, &mut alice);
     daemon.connect("bob");
     drop(silent);
-    eventually("all is given back", || daemon.descriptors() == descriptors);
+    eventually("all descriptors are closed", || daemon.descriptors() == descriptors);
     expect_no_spinning(&daemon);
     let grown = daemon.status("VmHWM").saturating_sub(memory);
     assert!(grown < 64 * 1024, "{grown} kB");

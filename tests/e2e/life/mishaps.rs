@@ -25,7 +25,7 @@ fn connections_that_are_reset_immediately_leave_nothing_behind() {
         daemon.log().iter().filter(|line| line.ends_with(what)).count()
     };
     daemon.connect("bob");
-    eventually("each that was opened is closed", || {
+    eventually("every opened connection is closed", || {
         count(&daemon, ": open") == count(&daemon, ": close")
     });
     eventually("no check is left", || daemon.children().is_empty());
@@ -45,7 +45,7 @@ fn a_signal_during_startup_is_handled() {
         command.arg("--espocrm").arg(standin.path()).stderr(Stdio::null());
         let mut process = command.spawn().unwrap();
         let mut children = Vec::new();
-        eventually("it asks for the settings", || {
+        eventually("the probe runs", || {
             children = Process::children_of(process.id());
             children.len() == 1
         });

@@ -39,7 +39,7 @@ fn as_pid_1_the_daemon_reaps_orphans_of_php() {
         assert!(!orphans.is_empty());
         let children = daemon.children();
         let [init] = &children[..] else { panic!("{} children of unshare", children.len()) };
-        eventually("nothing but workers is left", || {
+        eventually("only workers are left", || {
             let children = Process::children_of(init.pid);
             let is_worker =
                 |it: &Process| Process::arguments(it.pid).iter().any(|word| word == "-S");

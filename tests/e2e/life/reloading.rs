@@ -14,9 +14,9 @@ const GATES: &str = "case $# in 0) gate=probe-gate;; *) gate=gate;; esac; \
     while [ -e data/standin/$gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 const CHANGED: &str = "EspoCRM's settings have changed";
-const STAY: &str = "The settings that are in force stay.";
+const SETTINGS_KEPT: &str = "The settings that are in force stay.";
 
-fn news(number: u32) -> Value {
+fn message(number: u32) -> Value {
     json!({"topicId": "news", "number": number})
 }
 
@@ -36,8 +36,8 @@ fn a_new_category_is_available_to_open_tabs() {
     standin.custom_categories(&json!({"news": {}}));
     daemon.reload("have changed: EspoCRM 9.2.7, 7 categories");
     daemon.subscribe(&mut alice, "alice", "news");
-    Php::send(&daemon.zeromq, &[news(1)]);
-    alice.expect_event(&news(1));
+    Php::send(&daemon.zeromq, &[message(1)]);
+    alice.expect_event(&message(1));
     expect_alive(&daemon, &mut alice, 1);
     daemon.reload("have not changed");
 }
@@ -51,7 +51,7 @@ fn a_removed_category_is_no_longer_delivered() {
     daemon.subscribe(&mut alice, "alice", "news");
     standin.custom_categories(&json!({"other": {}}));
     daemon.reload(CHANGED);
-    Php::send(&daemon.zeromq, &[news(1)]);
+    Php::send(&daemon.zeromq, &[message(1)]);
     daemon.wait_for("A message that came by ZeroMQ was dropped");
     expect_alive(&daemon, &mut alice, 1);
 }
@@ -68,18 +68,18 @@ fn after_a_changed_access_command_nothing_is_delivered_until_granted_again() {
     standin.set("gate", "");
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
     daemon.reload(CHANGED);
-    Php::send(&daemon.zeromq, &[news(1)]);
+    Php::send(&daemon.zeromq, &[message(1)]);
     expect_alive(&daemon, &mut alice, 1);
     let lines = daemon.log().len();
     standin.unset("gate");
     daemon.wait_for_after(lines, "add topic news");
-    Php::send(&daemon.zeromq, &[news(2)]);
-    alice.expect_event(&news(2));
+    Php::send(&daemon.zeromq, &[message(2)]);
+    alice.expect_event(&message(2));
 
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck no"}}));
     daemon.reload(CHANGED);
     daemon.wait_for("check access failed for topic news");
-    Php::send(&daemon.zeromq, &[news(3)]);
+    Php::send(&daemon.zeromq, &[message(3)]);
     expect_alive(&daemon, &mut alice, 2);
     assert_eq!(standin.runs()[1..], ["CustomCheck yes", "CustomCheck no"]);
 }
@@ -92,7 +92,9 @@ fn a_category_that_becomes_invalid_keeps_its_definition() {
     daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
     standin.custom_categories(&json!({"recordUpdate": {"accessCheckCommand": "AclCheck | true"}}));
     daemon.signal("HUP");
-    eventually("they are read again", || standin.probes() == 2 && daemon.children().is_empty());
+    eventually("the settings are read again", || {
+        standin.probes() == 2 && daemon.children().is_empty()
+    });
     let event = json!({"topicId": "recordUpdate.Account.1"});
     Php::send(&daemon.zeromq, std::slice::from_ref(&event));
     alice.expect_event(&event);
@@ -162,7 +164,7 @@ fn a_broken_espocrm_keeps_the_previous_settings() {
         let mut alice = alice(&daemon);
         break_it(&mut standin);
         let lines = daemon.log().len();
-        daemon.reload(STAY);
+        daemon.reload(SETTINGS_KEPT);
         let error = daemon.wait_for_after(lines, why);
         assert!(error.contains("[ERROR]"), "{error}");
         expect_alive(&daemon, &mut alice, 1);
@@ -180,7 +182,7 @@ fn a_hanging_php_keeps_the_settings_and_does_not_delay_existing_connections() {
     let mut alice = alice(&daemon);
     standin.set("probe-failure", "hang");
     daemon.signal("HUP");
-    eventually("it hangs", || standin.probes() == 2);
+    eventually("the probe hangs", || standin.probes() == 2);
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
     alice.subscribe("calendarUpdate");
     // Without the settings a verdict could not be interpreted, so these logins wait.
@@ -196,7 +198,7 @@ fn a_hanging_php_keeps_the_settings_and_does_not_delay_existing_connections() {
     assert!(String::from_utf8_lossy(&output.stderr).contains(hangs), "{output:?}");
 
     let error = daemon.wait_for(hangs);
-    assert!(error.contains(STAY), "{error}");
+    assert!(error.contains(SETTINGS_KEPT), "{error}");
     bob.expect_welcome();
     daemon.wait_for("add topic calendarUpdate");
     expect_alive(&daemon, &mut alice, 2);
@@ -212,7 +214,7 @@ fn logins_wait_while_settings_are_read() {
     standin.set("probe-gate", "");
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
     daemon.signal("HUP");
-    eventually("they are being read", || daemon.children().len() == 1);
+    eventually("the probe runs", || daemon.children().len() == 1);
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
     // The topic may become valid in a moment.
     bob.subscribe("news");
@@ -226,7 +228,9 @@ fn logins_wait_while_settings_are_read() {
     bob.expect_welcome();
     daemon.wait_for("add topic news for user bob");
     daemon.wait_for("add topic news for user alice");
-    eventually("they are read twice", || standin.probes() == 3 && daemon.children().is_empty());
+    eventually("the settings are read twice", || {
+        standin.probes() == 3 && daemon.children().is_empty()
+    });
     expect_alive(&daemon, &mut alice, 2);
 }
 
@@ -239,7 +243,7 @@ fn many_reload_signals_close_no_connection() {
         daemon.signal("HUP");
         expect_alive(&daemon, &mut alice, number);
     }
-    eventually("it comes to rest", || daemon.children().is_empty());
+    eventually("the reloads are finished", || daemon.children().is_empty());
     daemon.connect("bob").expect_silence();
     expect_alive(&daemon, &mut alice, 20);
 }
@@ -300,7 +304,7 @@ fn changes_are_noticed_without_any_requests() {
     daemon.subscribe(&mut alice, "alice", "news");
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck no"}}));
     daemon.wait_for("check access failed for topic news");
-    Php::send(&daemon.zeromq, &[news(1)]);
+    Php::send(&daemon.zeromq, &[message(1)]);
     expect_alive(&daemon, &mut alice, 1);
 }
 
@@ -348,7 +352,7 @@ fn a_new_dsn_is_served_and_existing_connections_stay() {
     standin.config("webSocketZeroMQSubscriberDsn", &*daemon.zeromq);
     daemon.reload(&format!("EspoCRM's messages are received at {}.", daemon.zeromq));
     expect_alive(&daemon, &mut alice, 2);
-    eventually("the old one is gone", || TcpStream::connect(&old).is_err());
+    eventually("the old endpoint is closed", || TcpStream::connect(&old).is_err());
 }
 
 #[test]
@@ -364,7 +368,7 @@ fn occupied_ports_keep_the_previous_ones() {
     daemon.reload(CHANGED);
     let kept = format!("Keeping the previous socket at {}.", daemon.zeromq);
     for (what, kept) in [
-        (format!("Browsers cannot be served at {browsers}"), STAY),
+        (format!("Browsers cannot be served at {browsers}"), SETTINGS_KEPT),
         (format!("EspoCRM's messages cannot be received at tcp://{messages}"), &*kept),
     ] {
         let error = daemon.wait_for(&what);

@@ -81,7 +81,7 @@ fn repeated_lines_are_counted_until_another_line_follows() {
     for number in 1..=3 {
         // The configuration differs by its length.
         standin.config("odd", "x".repeat(number));
-        eventually("it is read again", || {
+        eventually("the configuration is read again", || {
             daemon.connect("alice").expect_silence();
             daemon.count(read) == number
         });
@@ -105,7 +105,7 @@ fn a_line_repeated_once_is_counted_in_the_singular() {
     daemon.wait_for(OFF);
     for number in 1..=2 {
         standin.config("odd", "x".repeat(number));
-        eventually("it is read again", || {
+        eventually("the configuration is read again", || {
             daemon.connect("alice").expect_silence();
             daemon.count("it is read again") == number
         });
@@ -115,7 +115,7 @@ fn a_line_repeated_once_is_counted_in_the_singular() {
 }
 
 /// Sends requests that do not open a WebSocket.
-fn refused(daemon: &Daemon, count: usize) {
+fn send_invalid_requests(daemon: &Daemon, count: usize) {
     for _ in 0..count {
         let mut client = Client::tcp(daemon.address);
         client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -130,7 +130,7 @@ const MORE: &str = "more since that was said: requests that open no WebSocket we
 fn suppressed_lines_are_summarized_at_exit() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
-    refused(&daemon, 4);
+    send_invalid_requests(&daemon, 4);
     assert_eq!(daemon.count(REFUSED), 1);
     daemon.signal("TERM");
     daemon.wait();
@@ -145,18 +145,18 @@ fn suppressed_lines_are_summarized_within_about_a_minute() {
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for(OFF);
-    refused(&daemon, 3);
-    patiently(|| daemon.count(MORE) > 0);
+    send_invalid_requests(&daemon, 3);
+    eventually_within_minutes(|| daemon.count(MORE) > 0);
     assert_eq!(daemon.count(&format!("2 {MORE}")), 1);
     // Also a repeated line that was suppressed.
     standin.config("odd", "x");
     daemon.connect("alice").expect_silence();
     standin.config("odd", "xx");
-    eventually("it is read again", || {
+    eventually("the configuration is read again", || {
         daemon.connect("alice").expect_silence();
         daemon.count("it is read again") == 2
     });
-    patiently(|| daemon.count(&format!(" times: {OFF}")) > 0);
+    eventually_within_minutes(|| daemon.count(&format!(" times: {OFF}")) > 0);
     // After that the daemon sleeps.
     let cpu = daemon.cpu();
     std::thread::sleep(Duration::from_secs(5));
@@ -164,7 +164,7 @@ fn suppressed_lines_are_summarized_within_about_a_minute() {
 }
 
 /// Waits for something that happens after a minute.
-fn patiently(condition: impl Fn() -> bool) {
+fn eventually_within_minutes(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < Duration::from_secs(60) + DEADLINE);

@@ -28,7 +28,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     let unit = words.iter().position(|word| *word == "MB").unwrap();
     let at_most = words[unit - 1].parse::<u64>().unwrap() * 1_000_000;
 
-    let mut bystander = daemon.connect("bystander");
+    let mut other_client = daemon.connect("bystander");
     let mut clients: Vec<_> = (0..CONNECTIONS - 2)
         .map(|number| {
             let mut client = Client::tcp(daemon.address);
@@ -41,20 +41,20 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     for client in &mut clients {
         client.expect_welcome();
     }
-    bystander.expect_silence();
+    other_client.expect_silence();
     // Each client uses as much as it may. Those that use most are evicted meanwhile.
     standin.hold("AclCheck");
     for (number, client) in clients.iter_mut().enumerate() {
-        let _ = client.stream.write_all(&greedy(number));
+        let _ = client.stream.write_all(&maximum_input(number));
     }
-    bystander.expect_silence();
+    other_client.expect_silence();
     let pusher = Pusher::connect(&daemon.zeromq);
     for number in 0..100 {
         let text = "x".repeat(20_000);
         pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
     }
     daemon.wait_for("Those that hold the most are disconnected");
-    bystander.expect_silence();
+    other_client.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;
     println!("said: {at_most} B, taken: {peak} B");
@@ -64,12 +64,12 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     assert!(peak >= 60_000_000, "{peak} B");
     standin.release();
     drop(clients);
-    eventually("their memory is given back", || daemon.status("VmRSS") * 1024 < peak / 2);
+    eventually("their memory is returned", || daemon.status("VmRSS") * 1024 < peak / 2);
     daemon.connect("alice").expect_silence();
 }
 
 /// Everything that a connection may send without being closed.
-fn greedy(number: usize) -> Vec<u8> {
+fn maximum_input(number: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut say = |text: String| all.extend_from_slice(&<Client>::frame(0x81, text.as_bytes()));
     say(json!([5, "newNotification"]).to_string());
@@ -113,9 +113,9 @@ fn memory_is_returned_while_other_clients_stay_connected() {
             staying.push(unfinished(number, 40_000));
         }
     }
-    eventually("it takes memory", || daemon.status("VmRSS") > before + 10_000);
+    eventually("the memory grows", || daemon.status("VmRSS") > before + 10_000);
     drop(leaving);
-    eventually("it is given back", || daemon.status("VmRSS") < before + 6_000);
+    eventually("the memory is returned", || daemon.status("VmRSS") < before + 6_000);
     for other in &mut others {
         other.expect_silence();
     }

@@ -5,8 +5,8 @@ use std::fs;
 use super::Machine;
 use super::machine::{CONFIG, DROP_IN, expect};
 
-const OURS: &str = "/etc/systemd/system/espocrm-websocket.service";
-const KEPT: &str = "/var/lib/espocrm-websocket/adopted";
+const UNIT: &str = "/etc/systemd/system/espocrm-websocket.service";
+const BACKUP: &str = "/var/lib/espocrm-websocket/adopted";
 
 /// As EspoCRM's administrators write it.
 fn documented(dir: &str) -> String {
@@ -22,26 +22,26 @@ fn documented(dir: &str) -> String {
 fn the_documented_unit_is_adopted_and_restored() {
     let machine = Machine::new();
     machine.espocrm("/path/to/espocrm");
-    machine.put(OURS, &documented("/path/to/espocrm"));
+    machine.put(UNIT, &documented("/path/to/espocrm"));
     let wanted = "/etc/systemd/system/default.target.wants/espocrm-websocket.service";
-    machine.link(wanted, OURS);
+    machine.link(wanted, UNIT);
     let before = machine.written();
     let said = machine.adopt(&[]).unwrap();
     expect(&said, &["EspoCRM in /path/to/espocrm", "old log any more: /path/to/espocrm/data/logs"]);
     expect(&said, &["systemctl enable --now espocrm-websocket.service", "adopt --undo"]);
     expect(&machine.text(CONFIG), &["\nespocrm = \"/path/to/espocrm\"\n"]);
-    assert!(!machine.has(OURS) && !machine.has(wanted) && machine.has(DROP_IN));
+    assert!(!machine.has(UNIT) && !machine.has(wanted) && machine.has(DROP_IN));
     assert_eq!(
-        machine.text(&format!("{KEPT}/espocrm-websocket.service")),
+        machine.text(&format!("{BACKUP}/espocrm-websocket.service")),
         documented("/path/to/espocrm")
     );
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
-    expect(&machine.adopt(&["--undo"]).unwrap(), &[OURS, "is back", "Nothing was started"]);
+    expect(&machine.adopt(&["--undo"]).unwrap(), &[UNIT, "is back", "Nothing was started"]);
     // The settings of the new service may have changed meanwhile.
     fs::remove_file(machine.at(CONFIG)).unwrap();
     assert_eq!(machine.written(), before);
-    assert_eq!(machine.text(OURS), documented("/path/to/espocrm"));
-    assert_eq!(machine.at(wanted).read_link().unwrap().to_str(), Some(OURS));
+    assert_eq!(machine.text(UNIT), documented("/path/to/espocrm"));
+    assert_eq!(machine.at(wanted).read_link().unwrap().to_str(), Some(UNIT));
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use crate::support::{Client, Control, Daemon, Standin, eventually};
 
 fn expect_green(control: &Control) {
-    eventually("it is green", || control.ask("GET", "/healthz", "") == (200, "ok\n".to_owned()));
+    eventually("/healthz succeeds", || {
+        control.ask("GET", "/healthz", "") == (200, "ok\n".to_owned())
+    });
     assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 1\n"));
 }
 

@@ -42,8 +42,8 @@ fn every_request_is_answered_or_disconnected() {
         (&body, "422"),
         (&long, "431"),
     ] {
-        let told = answer(send(&control, bytes));
-        assert!(told.starts_with(&format!("HTTP/1.1 {status} ")), "{told}");
+        let response = answer(send(&control, bytes));
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");
     }
     // Without a request, or with an incomplete one.
     drop(control.connect());
@@ -57,7 +57,7 @@ fn every_request_is_answered_or_disconnected() {
     let pipelined = b"GET /healthz HTTP/1.1\r\n\r\n".repeat(1_000);
     assert!(answer(send(&control, &pipelined)).ends_with("\r\n\r\nok\n"));
     expect_alive(&daemon, &mut alice, 1);
-    eventually("nobody is kept", || daemon.descriptors() == descriptors);
+    eventually("all connections are closed", || daemon.descriptors() == descriptors);
 }
 
 #[test]
@@ -83,14 +83,14 @@ fn a_hundred_slow_clients_do_not_block_others() {
     for stream in &mut silent {
         let _ = stream.read(&mut [0]);
     }
-    eventually("nobody is kept", || daemon.descriptors() == descriptors);
+    eventually("all connections are closed", || daemon.descriptors() == descriptors);
     // Tails are not closed in favor of other requests; further tails are rejected.
     let mut tails: Vec<_> = (0..8).map(|_| send(&control, b"GET /tail HTTP/1.1\r\n\r\n")).collect();
     for tail in &mut tails {
         tail.read_exact(&mut [0; 15]).unwrap();
     }
-    let told = answer(control.connect());
-    assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+    let response = answer(control.connect());
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
     assert_eq!(ask_port(metrics, "GET", "/healthz"), (200, "ok\n".to_owned()));
     tails.pop();
     eventually("there is room again", || {

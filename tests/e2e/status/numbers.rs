@@ -157,19 +157,19 @@ fn each_reason_for_rejecting_a_connection_is_counted() {
     let standin = Standin::new();
     let origin = ["--origin", "https://crm.example.com"];
     let (daemon, control) = Control::start(&standin, &origin);
-    let knock = |head: &str| {
+    let send = |head: &str| {
         let mut client = Client::tcp(daemon.address);
         client.send(head.as_bytes());
         client
     };
     let allowed =
         |target: &str| request(target).replace("http://localhost", "https://crm.example.com");
-    let _kept: Vec<_> = [
-        knock("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
-        knock("\0\r\n\r\n"),
-        knock(&request("/?authToken=tok-alice&userId=alice")),
-        knock(&allowed("/")),
-        knock(&allowed("/?authToken=tok-alice&userId=al%20ice")),
+    let _clients: Vec<_> = [
+        send("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        send("\0\r\n\r\n"),
+        send(&request("/?authToken=tok-alice&userId=alice")),
+        send(&allowed("/")),
+        send(&allowed("/?authToken=tok-alice&userId=al%20ice")),
     ]
     .into_iter()
     .collect();
@@ -185,22 +185,22 @@ fn each_reason_for_rejecting_a_connection_is_counted() {
     expect_counted(&control, "/connections/refused", &[("user_limit", 1)]);
     control.expect("/connections/open", 2);
     tabs.push(daemon.connect("bob"));
-    let _turned_away = [Client::tcp(daemon.address), Client::tcp(daemon.address)];
+    let _rejected = [Client::tcp(daemon.address), Client::tcp(daemon.address)];
     let reasons = [("user_limit", 1), ("connection_limit", 2)];
     expect_counted(&control, "/connections/refused", &reasons);
 
     let flags = ["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "--max-per-address", "1"];
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &flags);
-    let knock = |bytes: &str| {
+    let send = |bytes: &str| {
         let mut client = Client::tcp(daemon.address);
         client.send(bytes.as_bytes());
         client
     };
-    let _kept = [
-        knock("GET / HTTP/1.1\r\n\r\n"),
-        knock("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
-        knock("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
+    let _clients = [
+        send("GET / HTTP/1.1\r\n\r\n"),
+        send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
+        send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
     ];
     let reasons = [("proxy_header", 1), ("address_limit", 1)];
     expect_counted(&control, "/connections/refused", &reasons);

@@ -106,7 +106,7 @@ fn tail_prints_delivered_messages() {
     let next = || shown.recv_timeout(DEADLINE).unwrap();
     let probe = json!({"topicId": "appParamsUpdate"});
     let mut first = None;
-    eventually("it watches", || {
+    eventually("the tail has started", || {
         pusher.send(&probe);
         first = shown.try_recv().ok();
         first.is_some()

@@ -58,7 +58,7 @@ fn reload_returns_once_the_settings_are_applied_and_not_before() {
     let before = fs::read(&asked).unwrap().len();
     let waiting = [reload(&file), reload(&file)];
     let mut waiting = waiting.map(|mut it| it.stdout(Stdio::null()).spawn().unwrap());
-    eventually("EspoCRM is asked", || fs::read(&asked).unwrap().len() > before);
+    eventually("the probe runs", || fs::read(&asked).unwrap().len() > before);
     tab.expect_silence();
     for reload in &mut waiting {
         assert!(reload.try_wait().unwrap().is_none());

@@ -90,7 +90,7 @@ impl Terminal {
                 '\r' => terminal.column = 0,
                 '\n' => {
                     terminal.row += 1;
-                    assert!(terminal.row < rows || rest.is_empty(), "it scrolls");
+                    assert!(terminal.row < rows || rest.is_empty(), "the screen scrolls");
                 }
                 char => {
                     assert!(
@@ -173,7 +173,7 @@ impl Watching {
     fn expect_drawn(&self, more: usize) {
         let drawn = || self.shown().matches("\x1b[J").count();
         let before = drawn();
-        eventually("it is drawn", || drawn() >= before + more);
+        eventually("the screen is redrawn", || drawn() >= before + more);
     }
 
     fn type_keys(&mut self, keys: &str) {
@@ -303,12 +303,12 @@ fn watch_waits_for_a_restarted_daemon() {
     let mut watch = watch.spawn().unwrap();
     let shown = || std::fs::read_to_string(&lines).unwrap();
     let serving = || shown().matches("serving").count();
-    eventually("it is seen", || serving() > 0);
+    eventually("the daemon is shown", || serving() > 0);
     daemon.stop("TERM");
-    eventually("its end is told", || shown().contains("No daemon answers at"));
+    eventually("the end of the daemon is shown", || shown().contains("No daemon answers at"));
     let (_daemon, _) = Control::start(&standin, &[]);
     let before = serving();
-    eventually("the other one is seen", || serving() > before);
+    eventually("the new daemon is shown", || serving() > before);
     crate::support::Process::signal(watch.id(), "TERM");
     let mut ended = None;
     eventually("it ends", || {

@@ -187,12 +187,12 @@ fn a_reload_moves_the_control_socket() {
     Control::at(&first).get("/status");
     fs::write(&file, format!("control = {second:?}")).unwrap();
     daemon.reload("EspoCRM's settings have changed");
-    eventually("it is there", || second.exists());
+    eventually("the new socket exists", || second.exists());
     Control::at(&second).get("/status");
     assert!(!first.exists());
     fs::write(&file, "control = \"off\"").unwrap();
     daemon.reload("EspoCRM's settings have changed");
-    eventually("it is gone", || !second.exists());
+    eventually("the socket is removed", || !second.exists());
 }
 
 #[test]

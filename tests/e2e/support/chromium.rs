@@ -56,7 +56,7 @@ impl Chromium {
         let mut port = None;
         eventually("DevTools listen", || {
             let stderr = || std::fs::read_to_string(path.join("stderr")).unwrap();
-            assert!(process.is_running(), "it has ended: {}", stderr());
+            assert!(process.is_running(), "it exited: {}", stderr());
             let file = std::fs::read_to_string(path.join("DevToolsActivePort"));
             port = file.ok().and_then(|it| it.split_once('\n').map(|(a, b)| (a.parse(), b.into())));
             port.is_some()
@@ -163,7 +163,7 @@ impl DevTools {
         let start = Instant::now();
         let mut known = 0;
         loop {
-            assert!(start.elapsed() < DEADLINE, "it was not told: {:#?}", self.events);
+            assert!(start.elapsed() < DEADLINE, "no such event: {:#?}", self.events);
             if let Some(index) = self.events[known..].iter().position(&is_it) {
                 return self.events.remove(known + index);
             }

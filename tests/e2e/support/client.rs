@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::DEADLINE;
-use super::secrets::keep_token_secret;
+use super::secrets::register_token;
 
 /// The upgrade request of Chromium without its request line.
 pub const GOOD_HEAD: &str = "Host: localhost\r\n\
@@ -22,7 +22,7 @@ pub const GOOD_HEAD: &str = "Host: localhost\r\n\
 
 /// A complete upgrade request.
 pub fn request(target: &str) -> String {
-    keep_token_secret(target);
+    register_token(target);
     format!("GET {target} HTTP/1.1\r\n{GOOD_HEAD}")
 }
 
@@ -157,12 +157,12 @@ impl<S: Read + Write> Client<S> {
     pub fn next(&mut self) -> Option<Frame> {
         let start = Instant::now();
         loop {
-            assert!(start.elapsed() < DEADLINE, "nothing but pings");
+            assert!(start.elapsed() < DEADLINE, "only pings were received");
             let frame = self.next_raw()?;
             if frame.opcode != 9 {
                 return Some(frame);
             }
-            assert!(start.elapsed() < DEADLINE, "nothing but pings");
+            assert!(start.elapsed() < DEADLINE, "only pings were received");
             self.send_frame(0x8a, &frame.payload);
         }
     }
@@ -170,7 +170,7 @@ impl<S: Read + Write> Client<S> {
     /// The next frame, pings included.
     pub fn next_raw(&mut self) -> Option<Frame> {
         let first = self.byte()?;
-        assert_eq!(first & 0xf0, 0x80, "a server of ours sends whole frames");
+        assert_eq!(first & 0xf0, 0x80, "the daemon does not fragment frames");
         let second = self.byte()?;
         assert_eq!(second & 0x80, 0, "a server does not mask");
         let bytes = match second {

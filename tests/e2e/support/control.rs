@@ -8,7 +8,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use super::{DEADLINE, Daemon, Standin, command, eventually, indiscretion, run};
+use super::{DEADLINE, Daemon, Standin, command, eventually, find_leak, run};
 
 /// A daemon with a control socket.
 pub struct Control(PathBuf);
@@ -57,16 +57,16 @@ impl Control {
     pub fn number(&self, pointer: &str) -> u64 {
         let status = self.json("/status");
         status.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| {
-            panic!("there is no number {pointer} in {status}");
+            panic!("no number {pointer} in {status}");
         })
     }
 
     /// Waits until a number in the status has this value.
     pub fn expect(&self, pointer: &str, number: u64) {
-        let mut told = None;
+        let mut previous = None;
         eventually(&format!("{pointer} is {number}"), || {
             let is = self.number(pointer);
-            if told.replace(is) != Some(is) {
+            if previous.replace(is) != Some(is) {
                 println!("{pointer} is {is}");
             }
             is == number
@@ -113,7 +113,7 @@ fn exchange(
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
     assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{head}");
-    body.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+    body.lines().for_each(|line| assert_eq!(find_leak(line), None));
     let status = head.strip_prefix("HTTP/1.1 ").unwrap().split(' ').next().unwrap();
     (status.parse().unwrap(), body.to_owned())
 }

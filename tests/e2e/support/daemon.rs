@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use espocrm_websocket::platform::sys;
 
-use super::{Client, DEADLINE, Process, Standin, eventually, indiscretion, keep_secret, readable};
+use super::{Client, DEADLINE, Process, Standin, eventually, find_leak, readable, register_secret};
 
 pub struct Daemon {
     process: Child,
@@ -69,13 +69,13 @@ pub fn run(mut command: Command) -> Output {
     let _ = process.kill();
     let output = process.wait_with_output().unwrap();
     for text in [&output.stdout, &output.stderr] {
-        readable(text.clone()).lines().for_each(expect_discretion);
+        readable(text.clone()).lines().for_each(expect_no_leak);
     }
     output
 }
 
-fn expect_discretion(line: &str) {
-    assert_eq!(indiscretion(line), None);
+fn expect_no_leak(line: &str) {
+    assert_eq!(find_leak(line), None);
 }
 
 impl Daemon {
@@ -217,7 +217,7 @@ impl Daemon {
                     reader.join().unwrap();
                 }
                 found = find(self.log());
-                assert!(found.is_some(), "it ended without saying {text:?}: {:#?}", self.log());
+                assert!(found.is_some(), "it exited without logging {text:?}: {:#?}", self.log());
             }
             found.is_some()
         });
@@ -308,7 +308,7 @@ impl Drop for Daemon {
             let environment =
                 String::from_utf8_lossy(&environment.unwrap_or_default()).into_owned();
             let secret = environment.split('\0').find_map(|it| it.split_once("WEBSOCKET_SECRET="));
-            secret.inspect(|(_, secret)| keep_secret(secret));
+            secret.inspect(|(_, secret)| register_secret(secret));
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -328,6 +328,6 @@ impl Drop for Daemon {
             eventually("its log ends", || reader.is_finished());
         }
         // Regardless of the test.
-        self.log().iter().for_each(|line| expect_discretion(line));
+        self.log().iter().for_each(|line| expect_no_leak(line));
     }
 }

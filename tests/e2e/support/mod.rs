@@ -21,13 +21,13 @@ pub use client::{Client, Frame, GOOD_HEAD, request};
 pub use control::{Control, ask_port};
 pub use daemon::{Daemon, command, command_as_nobody, is_root, run, serving, serving_by};
 pub use group::{Group, program};
-pub use mute::Mute;
+pub use mute::UnloggedDaemon;
 pub use php::Php;
 pub use port::Port;
 pub use process::Process;
 pub use proxy::{Kind, Proxy};
 pub use pusher::Pusher;
-pub use secrets::{indiscretion, keep_secret, readable};
+pub use secrets::{find_leak, readable, register_secret};
 pub use standin::Standin;
 
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < DEADLINE, "it did not happen: {what}");
+        assert!(start.elapsed() < DEADLINE, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

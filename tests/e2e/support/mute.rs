@@ -6,13 +6,13 @@ use std::process::{Child, Command, Stdio};
 use super::{Client, Php, Port, Standin, eventually, notification, serving_by};
 
 /// A daemon with predetermined ports, since the test cannot read them from the log.
-pub struct Mute {
+pub struct UnloggedDaemon {
     process: Child,
     browsers: Port,
     zeromq: Port,
 }
 
-impl Mute {
+impl UnloggedDaemon {
     pub fn start(standin: &Standin, program: Command, stderr: impl Into<Stdio>) -> Self {
         let (browsers, zeromq) = (Port::reserve(), Port::reserve());
         let mut command = serving_by(program, standin.path());
@@ -21,7 +21,9 @@ impl Mute {
         command.args(["--zeromq", &format!("tcp://{}", zeromq.address())]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let process = command.spawn().unwrap();
-        eventually("it listens", || std::net::TcpStream::connect(browsers.address()).is_ok());
+        eventually("the port accepts connections", || {
+            std::net::TcpStream::connect(browsers.address()).is_ok()
+        });
         Self { process, browsers, zeromq }
     }
 
@@ -51,7 +53,7 @@ impl Mute {
     }
 }
 
-impl Drop for Mute {
+impl Drop for UnloggedDaemon {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -66,7 +66,7 @@ impl Proxy {
         command.stdout(file("stdout.log")).stderr(file("stderr.log"));
         let mut proxy = Self { kind, process: Group::start(command), port, dir };
         eventually("the proxy serves", || {
-            assert!(proxy.process.is_running(), "it has ended: {}", proxy.logs());
+            assert!(proxy.process.is_running(), "it exited: {}", proxy.logs());
             match kind {
                 // Traefik listens before it has loaded its site.
                 Kind::Traefik => proxy.answers().is_ok(),
@@ -146,7 +146,7 @@ impl Proxy {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
                 return;
             }
-            Kind::Traefik => unreachable!("it looks at its file by itself"),
+            Kind::Traefik => unreachable!("it reloads its file by itself"),
         };
         self.process.signal(signal);
         eventually("the proxy has reloaded", || self.logs().contains(said));

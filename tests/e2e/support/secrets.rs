@@ -8,7 +8,7 @@ use std::sync::Mutex;
 static SECRETS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Registers a secret, unless it could also be an ordinary word.
-pub fn keep_secret(text: &str) {
+pub fn register_secret(text: &str) {
     let is_plain = text.chars().all(|char| matches!(char, 'a'..='z' | ' ' | '-'));
     if text.len() >= 6 && !is_plain {
         SECRETS.lock().unwrap().insert(text.to_owned());
@@ -16,26 +16,26 @@ pub fn keep_secret(text: &str) {
 }
 
 /// Registers the token of a request.
-pub fn keep_token_secret(request: &str) {
+pub fn register_token(request: &str) {
     if let Some((_, rest)) = request.split_once("authToken=") {
-        keep_secret(rest.split(['&', ' ', '#', '\r']).next().unwrap());
+        register_secret(rest.split(['&', ' ', '#', '\r']).next().unwrap());
     }
 }
 
-/// Text for readers. Invalid UTF-8 becomes an [`indiscretion`].
+/// Text for readers. Invalid UTF-8 becomes text that [`find_leak`] reports.
 pub fn readable(bytes: Vec<u8>) -> String {
     let lossy = |bytes: &[u8]| format!("\0{}", String::from_utf8_lossy(bytes));
     String::from_utf8(bytes).unwrap_or_else(|error| lossy(error.as_bytes()))
 }
 
 /// What is wrong with a text for readers, if anything.
-pub fn indiscretion(text: &str) -> Option<String> {
+pub fn find_leak(text: &str) -> Option<String> {
     // For any user: the tokens of the stand-in begin like this.
     let usual = ["tok-".to_owned()];
     let secrets = SECRETS.lock().unwrap();
-    let told = usual.iter().chain(&*secrets).find(|secret| text.contains(&**secret));
-    if let Some(secret) = told {
-        return Some(format!("the secret {secret:?} was told: {text}"));
+    let leaked = usual.iter().chain(&*secrets).find(|secret| text.contains(&**secret));
+    if let Some(secret) = leaked {
+        return Some(format!("the secret {secret:?} was exposed: {text}"));
     }
     let is_odd = |char: char| match char {
         // Invisible characters, and those that change the direction of text.

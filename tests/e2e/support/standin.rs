@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
-use super::{TempDir, keep_secret};
+use super::{TempDir, register_secret};
 
 /// Included by each command after it has recorded its run: [`Standin::hold`] holds it here.
 const GATE: &str = "<?php
@@ -66,7 +66,7 @@ impl Standin {
     pub fn config(&mut self, name: &str, value: impl Into<Value>) {
         let value = value.into();
         if let Some(text) = value.as_str().filter(|_| name.ends_with("Passphrase")) {
-            keep_secret(text);
+            register_secret(text);
         }
         self.config.insert(name.to_owned(), value);
         self.write("config.php", &self.config);

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::serving;
-use crate::support::{Client, Daemon, Mute, Process, Standin, command, eventually, is_root, run};
+use crate::support::{
+    Client, Daemon, Process, Standin, UnloggedDaemon, command, eventually, is_root, run,
+};
 
 /// Serves with a pipe as standard error, which `JOURNAL_STREAM` describes as `stream`.
 fn with_stream(standin: &Standin, stream: impl Fn(u64, u64) -> String) -> Daemon {
@@ -91,11 +93,11 @@ fn other_outputs_get_timestamps() {
 }
 
 /// Serves with this log file. The caller reads what is still written to standard error.
-fn with_log_file(standin: &Standin, file: &str) -> (Mute, PipeReader) {
+fn with_log_file(standin: &Standin, file: &str) -> (UnloggedDaemon, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command = command();
     command.args(["--log-file", file]);
-    (Mute::start(standin, command, writer), reader)
+    (UnloggedDaemon::start(standin, command, writer), reader)
 }
 
 /// Waits until a file contains this.
@@ -113,12 +115,12 @@ fn the_log_file_is_relative_to_espocrm_and_contains_everything() {
     fs::create_dir_all(standin.path().join("data/logs")).unwrap();
     let file = standin.path().join("data/logs/websocket.log");
     fs::write(&file, "what was there before\n").unwrap();
-    let (mut mute, mut stderr) = with_log_file(&standin, "data/logs/websocket.log");
-    let mut alice = mute.alice();
+    let (mut unlogged, mut stderr) = with_log_file(&standin, "data/logs/websocket.log");
+    let mut alice = unlogged.alice();
     standin.set("failure", "crash");
-    let _bob = Client::open(mute.address(), "bob", "tok-bob");
+    let _bob = Client::open(unlogged.address(), "bob", "tok-bob");
     wait_for(&file, "PHP Exit error");
-    mute.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 1);
     let text = read(&file);
     assert!(text.starts_with("what was there before\n20"), "{text}");
     assert!(text.contains("[INFO ] espocrm-websocket ") && text.contains("Browsers are"), "{text}");
@@ -133,20 +135,20 @@ fn the_log_file_is_relative_to_espocrm_and_contains_everything() {
 fn a_rotated_log_file_is_reopened() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
-    let (mut mute, _stderr) = with_log_file(&standin, "log");
-    let mut alice = mute.alice();
+    let (mut unlogged, _stderr) = with_log_file(&standin, "log");
+    let mut alice = unlogged.alice();
     // It contains none of EspoCRM's secrets, but other users must not read it either.
     assert_eq!(fs::metadata(path("log")).unwrap().permissions().mode() & 0o137, 0);
     fs::rename(path("log"), path("log.1")).unwrap();
     alice.subscribe("unknown.1");
     wait_for(&path("log.1"), "unknown.1");
-    Process::signal(mute.pid(), "HUP");
+    Process::signal(unlogged.pid(), "HUP");
     wait_for(&path("log"), "EspoCRM's settings have not changed");
     alice.subscribe("unknown.2");
     wait_for(&path("log"), "unknown.2");
     let old = read(&path("log.1"));
     assert!(!old.contains("are read again") && !old.contains("unknown.2"), "{old}");
-    mute.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 1);
 }
 
 #[test]
@@ -154,19 +156,19 @@ fn a_log_file_that_cannot_be_reopened_stays_in_use() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
     fs::create_dir(path("logs")).unwrap();
-    let (mut mute, _stderr) = with_log_file(&standin, "logs/log");
-    let mut alice = mute.alice();
+    let (mut unlogged, _stderr) = with_log_file(&standin, "logs/log");
+    let mut alice = unlogged.alice();
     fs::rename(path("logs"), path("away")).unwrap();
-    Process::signal(mute.pid(), "HUP");
+    Process::signal(unlogged.pid(), "HUP");
     let old = path("away/log");
     wait_for(&old, "EspoCRM's settings have not changed");
     let error = format!("[ERROR] The log file {} cannot be opened: ", path("logs/log").display());
     assert!(read(&old).contains(&error), "{}", read(&old));
-    mute.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 1);
     // It is opened as soon as this is possible.
     fs::rename(path("away"), path("logs")).unwrap();
     fs::rename(path("logs/log"), path("logs/log.1")).unwrap();
-    Process::signal(mute.pid(), "HUP");
+    Process::signal(unlogged.pid(), "HUP");
     wait_for(&path("logs/log"), "EspoCRM's settings have not changed");
 }
 

@@ -12,7 +12,7 @@ const GATE: &str = "echo > data/standin/begun; \
 
 #[test]
 fn ready_is_sent_once_both_ports_accept_and_not_before() {
-    for manager in [Manager::new, Manager::abstracted] {
+    for manager in [Manager::new, Manager::with_abstract_address] {
         let standin = Standin::new();
         let php = standin.php("php", GATE);
         let manager = manager(&standin);
@@ -21,8 +21,8 @@ fn ready_is_sent_once_both_ports_accept_and_not_before() {
         command.env("NOTIFY_SOCKET", &manager.name).stdout(Stdio::null()).stderr(Stdio::null());
         let _daemon = Group::start(command);
         let begun = standin.path().join("data/standin/begun");
-        eventually("the settings are asked for", || begun.exists());
-        assert!(manager.heard().is_empty());
+        eventually("the probe runs", || begun.exists());
+        assert!(manager.notifications().is_empty());
 
         standin.unset("gate");
         let ready = manager.wait_for_number(0);
@@ -59,7 +59,7 @@ fn a_reload_is_notified_with_its_time_and_its_end() {
     daemon.signal("HUP");
     assert!(manager.wait_for_number(2).starts_with("RELOADING=1\nMONOTONIC_USEC="));
     alice.expect_silence();
-    assert_eq!(manager.heard().len(), 3);
+    assert_eq!(manager.notifications().len(), 3);
     standin.unset("gate");
     let ready = manager.wait_for_number(3);
     assert!(ready.starts_with("READY=1\nSTATUS=Serving "), "{ready}");

@@ -4,13 +4,13 @@ use super::{Manager, after, kinds, serving};
 use crate::support::{Client, Daemon, Standin, eventually};
 
 /// The number of watchdog notifications.
-fn signs(manager: &Manager) -> usize {
-    manager.heard().iter().filter(|text| text.starts_with("WATCHDOG=1\n")).count()
+fn watchdog_notifications(manager: &Manager) -> usize {
+    manager.notifications().iter().filter(|text| text.starts_with("WATCHDOG=1\n")).count()
 }
 
-fn expect_more_signs(manager: &Manager) {
-    let before = signs(manager);
-    eventually("signs come", || signs(manager) >= before + 4);
+fn expect_more_watchdog_notifications(manager: &Manager) {
+    let before = watchdog_notifications(manager);
+    eventually("more notifications arrive", || watchdog_notifications(manager) >= before + 4);
 }
 
 #[test]
@@ -23,8 +23,8 @@ fn watchdog_notifications_repeat_and_contain_the_status() {
         command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", "200000");
         command.env("WATCHDOG_PID", "1");
         let daemon = Daemon::spawn(command);
-        expect_more_signs(&manager);
-        assert!(manager.heard()[0].starts_with("READY=1\n"));
+        expect_more_watchdog_notifications(&manager);
+        assert!(manager.notifications()[0].starts_with("READY=1\n"));
         let status = |connections| {
             let (address, zeromq) = (daemon.address, &daemon.zeromq);
             let noun = if connections == 1 { "connection" } else { "connections" };
@@ -41,7 +41,7 @@ fn watchdog_notifications_repeat_and_contain_the_status() {
         standin.set("failure", "hang");
         let _waiting = Client::open(daemon.address, "carol", "tok-carol");
         eventually("a check hangs", || standin.runs().len() == 3 && !daemon.children().is_empty());
-        expect_more_signs(&manager);
+        expect_more_watchdog_notifications(&manager);
         drop(tabs);
         manager.wait_for(&status(1));
     }

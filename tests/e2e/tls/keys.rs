@@ -236,7 +236,7 @@ fn a_wrong_passphrase_is_reported_as_such() {
     }
     // For one wrong passphrase in 256 the result looks correctly decrypted.
     let mut standin = Standin::new();
-    std::fs::write(authority.path("lottery"), LOTTERY).unwrap();
+    std::fs::write(authority.path("lottery"), WEAKLY_PADDED_KEY).unwrap();
     secure(&mut standin, &issued);
     standin.config(KEY, authority.path("lottery").to_str());
     standin.config(PASSPHRASE, "wrong341");
@@ -244,7 +244,7 @@ fn a_wrong_passphrase_is_reported_as_such() {
 }
 
 /// Of the wrong passphrases from `wrong0` on, `wrong341` is the first with well-formed padding.
-const LOTTERY: &str = "\
+const WEAKLY_PADDED_KEY: &str = "\
 -----BEGIN ENCRYPTED PRIVATE KEY-----
 MIHrMFYGCSqGSIb3DQEFDTBJMCgGCSqGSIb3DQEFDDAbBAgQ1iLuYKh1bQIBATAM
 BggqhkiG9w0CCQUAMB0GCWCGSAFlAwQBKgQQ8JDc5PltDI9oCPFgMx2EZASBkA22

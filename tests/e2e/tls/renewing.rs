@@ -62,7 +62,7 @@ fn a_renewed_certificate_is_noticed() {
     let mut standin = Standin::new();
     secure(&mut standin, &installed);
     let daemon = Daemon::start(&standin);
-    let _somebody = alice(&daemon, &client);
+    let _listener = alice(&daemon, &client);
     authority.issue("renewed", RSA).replace(&installed);
     eventually("it is shown", || has_seen(&alice(&daemon, &client), &installed));
 }

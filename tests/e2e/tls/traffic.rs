@@ -66,8 +66,8 @@ fn health_succeeds_over_tls() {
     let mut health = command();
     health.args(["health", "--config", "/dev/null", "--listen", &daemon.address.to_string()]);
     health.arg("--espocrm").arg(standin.path());
-    let told = run(health);
-    assert_eq!((told.status.code(), &*told.stderr), (Some(0), &b""[..]));
+    let output = run(health);
+    assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
 }
 
 #[test]
@@ -152,12 +152,12 @@ fn clients_without_tls_use_no_resources() {
     let mut tab = alice(&daemon, &client);
     let descriptors = daemon.descriptors();
 
-    let mut silent: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
+    let mut silent: Vec<Client> = (0..60).flat_map(|_| non_tls_clients(&daemon, &client)).collect();
     expect_alive(&daemon, &mut tab, 1);
     alice(&daemon, &client);
     // All are disconnected, the waiting ones when the handshake times out.
-    for intruder in &mut silent {
-        let answer = intruder.read_to_end();
+    for client in &mut silent {
+        let answer = client.read_to_end();
         assert!(answer.len() < 5_000 && !answer.starts_with(b"HTTP"), "{answer:?}");
     }
     eventually("descriptors are free again", || daemon.descriptors() == descriptors);
@@ -167,7 +167,7 @@ fn clients_without_tls_use_no_resources() {
     // The same applies to clients that disconnect by themselves, in any number.
     let memory = daemon.status("VmRSS");
     for number in 2..5 {
-        let round: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
+        let round: Vec<Client> = (0..60).flat_map(|_| non_tls_clients(&daemon, &client)).collect();
         expect_alive(&daemon, &mut tab, number);
         drop(round);
         eventually("descriptors are free again", || daemon.descriptors() == descriptors);
@@ -177,7 +177,7 @@ fn clients_without_tls_use_no_resources() {
 }
 
 /// All kinds of connections to the port that are not browsers.
-fn intruders(daemon: &Daemon, client: &Arc<ClientConfig>) -> Vec<Client> {
+fn non_tls_clients(daemon: &Daemon, client: &Arc<ClientConfig>) -> Vec<Client> {
     let name = ServerName::try_from("localhost").unwrap();
     let mut tls = ClientConnection::new(Arc::clone(client), name).unwrap();
     let mut hello = Vec::new();

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_mode};
+use super::{WORKERS_DISABLED, expect_mode};
 use crate::support::{Client, Daemon, Standin, eventually};
 
 #[test]
@@ -22,7 +22,7 @@ fn workers_answer_like_plain_commands_in_every_version() {
             runs.dedup();
         }
         assert_eq!(ran, should, "{version}");
-        assert_eq!(daemon.count(GIVEN_UP), 0);
+        assert_eq!(daemon.count(WORKERS_DISABLED), 0);
     }
 }
 
@@ -132,7 +132,7 @@ fn failing_commands_have_the_same_outcome_in_workers_and_plain_commands() {
             standin.unset("failure");
             assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome", "{version} {failure}");
             assert_eq!(login(&daemon, "alice", "guessed"), "refused", "{version} {failure}");
-            assert_eq!(daemon.count(GIVEN_UP), 0, "{version} {failure}");
+            assert_eq!(daemon.count(WORKERS_DISABLED), 0, "{version} {failure}");
         }
         if let [plain, warm] = &complaints[..] {
             assert_eq!(plain, warm);

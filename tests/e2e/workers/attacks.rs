@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::secrets::{address, listeners};
-use super::{GIVEN_UP, worker};
+use super::{WORKERS_DISABLED, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually};
 
 /// More than PHP's web server can accept.
@@ -33,7 +33,7 @@ fn left(standin: &Standin) -> Vec<u32> {
 /// Opens connections to each worker's port and keeps them open.
 fn hold_connections(daemon: u32, stop: &AtomicBool) {
     let mut attacked: Vec<String> = Vec::new();
-    let mut held: Vec<TcpStream> = Vec::new();
+    let mut open: Vec<TcpStream> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         for child in Process::children_of(daemon) {
             if !Process::arguments(child.pid).iter().any(|word| word == "-S") {
@@ -47,7 +47,7 @@ fn hold_connections(daemon: u32, stop: &AtomicBool) {
                 }
                 let address = SocketAddr::from(([127, 0, 0, 1], port));
                 let connect = |_| TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok();
-                held.extend((0..IDLE).map_while(connect));
+                open.extend((0..IDLE).map_while(connect));
                 attacked.push(listener);
             }
         }
@@ -63,18 +63,18 @@ fn idle_connections_to_a_worker_block_no_check() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let attacker = scope.spawn(|| hold_connections(daemon.pid(), &stop));
-        eventually("workers are given up", || {
+        eventually("workers are disabled", || {
             // Each login succeeds sooner or later.
             daemon.connect("alice");
             Client::open(daemon.address, "alice", "guessed").expect_close(1008);
-            daemon.count(GIVEN_UP) == 1 || attacker.is_finished()
+            daemon.count(WORKERS_DISABLED) == 1 || attacker.is_finished()
         });
         for _ in 0..3 {
             daemon.connect("alice");
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(daemon.count(GIVEN_UP), 1);
+    assert_eq!(daemon.count(WORKERS_DISABLED), 1);
     assert_eq!(daemon.count("could not be checked"), 0);
     assert!(standin.modes().ends_with(&["plain".to_owned(), "plain".to_owned()]));
 }
@@ -102,7 +102,7 @@ fn a_huge_request_ends_the_worker_before_it_uses_much_memory() {
         eventually("it has ended", || Process::find(worker).is_none());
         daemon.connect("alice");
     }
-    assert_eq!((daemon.count("could not be checked"), daemon.count(GIVEN_UP)), (0, 0));
+    assert_eq!((daemon.count("could not be checked"), daemon.count(WORKERS_DISABLED)), (0, 0));
 }
 
 /// The peak memory of a process; 0 if it has ended.
@@ -133,7 +133,7 @@ fn a_worker_that_floods_its_error_output_blocks_nothing() {
     // The worker may be killed before it has started all four.
     assert!(!left(&standin).is_empty());
     for flood in left(&standin) {
-        eventually("what floods is killed", || !Process::is_running(flood));
+        eventually("the flooding process is killed", || !Process::is_running(flood));
     }
     assert_eq!(daemon.count("could not be checked"), 0);
 }

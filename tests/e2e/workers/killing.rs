@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_event_of, expect_mode, worker};
+use super::{WORKERS_DISABLED, expect_event_of, expect_mode, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually, is_root};
 
 /// Pseudo-random numbers that are repeatable with the same seed.
@@ -26,7 +26,7 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tabs: Vec<(String, Client)> = Vec::new();
-    let (mut killed, mut given_up) = (0, 0);
+    let (mut killed, mut disabled) = (0, 0);
     for round in 0..40 {
         let user = format!("u{}", random.below(4));
         let mut tab = Client::open(daemon.address, &user, &format!("tok-{user}"));
@@ -46,13 +46,13 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
             }
         }
         // After two consecutive failures, workers are disabled until something changes.
-        if daemon.count(GIVEN_UP) > given_up {
-            given_up = daemon.count(GIVEN_UP);
+        if daemon.count(WORKERS_DISABLED) > disabled {
+            disabled = daemon.count(WORKERS_DISABLED);
             standin.custom_categories(&json!({ format!("news{round}"): {} }));
             daemon.reload("settings have changed");
         }
     }
-    eprintln!("{killed} killed, given up {given_up} times");
+    eprintln!("{killed} killed, workers disabled {disabled} times");
     assert!(killed > 10, "{killed}");
     for (number, (user, tab)) in tabs.iter_mut().enumerate() {
         tab.expect_welcome();
@@ -65,7 +65,7 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
     }
     assert_eq!(daemon.count("could not be checked"), 0);
     assert_eq!(daemon.count(": close"), 0);
-    eventually("nothing else is left", || daemon.children().len() == daemon.workers().len());
+    eventually("only workers are left", || daemon.children().len() == daemon.workers().len());
 }
 
 #[test]
@@ -76,11 +76,14 @@ fn a_worker_killed_while_idle_is_replaced_without_a_warning() {
         daemon.connect("alice");
         let worker = worker(&daemon);
         Process::signal(worker, "KILL");
-        eventually("it is reaped", || Process::find(worker).is_none());
+        eventually("the worker is reaped", || Process::find(worker).is_none());
     }
     expect_mode(&standin, "worker");
     // Only root gets a warning, about running as root.
-    assert_eq!((daemon.count(GIVEN_UP), daemon.count("[WARN ]")), (0, usize::from(is_root())));
+    assert_eq!(
+        (daemon.count(WORKERS_DISABLED), daemon.count("[WARN ]")),
+        (0, usize::from(is_root()))
+    );
 }
 
 #[test]
@@ -119,7 +122,7 @@ fn checks_that_a_worker_does_not_start_run_as_plain_commands_and_two_disable_wor
         assert_eq!(standin.modes()[runs..], ["plain"]);
         eventually("it is killed", || !Process::is_running(paused));
         eventually("it is logged", || daemon.count("it did not begin a check") == round + 1);
-        assert_eq!(daemon.count(GIVEN_UP), round);
+        assert_eq!(daemon.count(WORKERS_DISABLED), round);
         daemon.connect("alice");
     }
     assert_eq!(daemon.workers().len(), 0);
@@ -150,6 +153,6 @@ fn a_paused_worker_is_replaced_when_its_check_times_out() {
     eventually("it is killed", || !Process::is_running(paused));
     daemon.connect("alice");
     assert_ne!(worker(&daemon), paused);
-    assert_eq!(daemon.count(GIVEN_UP), 0);
+    assert_eq!(daemon.count(WORKERS_DISABLED), 0);
     first.expect_silence();
 }

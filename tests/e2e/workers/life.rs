@@ -14,7 +14,7 @@ fn routers(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// A daemon with its own temporary directory.
-fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
+fn with_temporary_directory(standin: &Standin, dir: &TempDir) -> Daemon {
     let mut command = serving(standin);
     command.args(["--listen", "127.0.0.1", "--debug", "--check-cache", "0"]);
     command.env("TMPDIR", dir.path()).env_remove("RUNTIME_DIRECTORY");
@@ -55,7 +55,7 @@ fn one_worker_is_enough_for_a_few_checks() {
 fn a_signal_that_ends_the_daemon_ends_the_worker_and_leaves_nothing_behind() {
     for signal in ["TERM", "INT"] {
         let (standin, dir) = (Standin::new(), TempDir::new("workers"));
-        let mut daemon = with_temporary(&standin, &dir);
+        let mut daemon = with_temporary_directory(&standin, &dir);
         let mut tab = daemon.connect("alice");
         let worker = worker(&daemon);
         assert_eq!(routers(dir.path()).len(), 1);
@@ -75,19 +75,19 @@ fn a_signal_that_ends_the_daemon_ends_the_worker_and_leaves_nothing_behind() {
 #[test]
 fn leftovers_of_a_killed_daemon_are_removed_by_the_next_one() {
     let (standin, dir) = (Standin::new(), TempDir::new("workers"));
-    let mut daemon = with_temporary(&standin, &dir);
-    let other = with_temporary(&standin, &dir);
+    let mut daemon = with_temporary_directory(&standin, &dir);
+    let other = with_temporary_directory(&standin, &dir);
     daemon.connect("alice");
     let worker = worker(&daemon);
     let left = routers(dir.path());
     assert_eq!(left.len(), 1);
     other.connect("alice");
-    assert_eq!(routers(dir.path()).len(), 2, "that of a daemon that runs was removed");
+    assert_eq!(routers(dir.path()).len(), 2, "the directory of a running daemon was removed");
     daemon.signal("KILL");
     daemon.wait();
     // No other process ends it.
     eventually("the worker ends", || !Process::is_running(worker));
-    let next = with_temporary(&standin, &dir);
+    let next = with_temporary_directory(&standin, &dir);
     next.connect("alice");
     assert!(!left[0].exists());
     assert_eq!(routers(dir.path()).len(), 2);

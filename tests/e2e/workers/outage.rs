@@ -13,13 +13,13 @@ fn an_outage_disconnects_and_rejects_no_tab() {
     std::thread::scope(|scope| {
         for failure in ["error", "exit255", "crash", "killed", "noise", "hang", "missing"] {
             for mode in ["--no-worker", "--debug"] {
-                scope.spawn(move || live_through(failure, mode));
+                scope.spawn(move || survive_outage(failure, mode));
             }
         }
     });
 }
 
-fn live_through(failure: &str, mode: &str) {
+fn survive_outage(failure: &str, mode: &str) {
     // Since 9.2, the output does not matter.
     let standin = Standin::version(if failure == "noise" { "9.1.9" } else { "9.2.7" });
     let php = standin.php("php", "");

@@ -9,7 +9,7 @@ use super::worker;
 use crate::support::{DEADLINE, Daemon, Standin, serving};
 
 /// An extension's command that writes down everything that EspoCRM and its children can see.
-const LOOK: &str = "<?php
+const RECORD_ENVIRONMENT: &str = "<?php
 $seen = array($_SERVER, $_ENV, $_GET, $_POST, $_COOKIE, $_REQUEST, getenv(), array_keys(get_defined_vars()));
 $seen[] = shell_exec('env');
 $seen[] = array('STDIN' => is_resource(STDIN), 'STDOUT' => is_resource(STDOUT), 'root' => getcwd());
@@ -56,7 +56,7 @@ pub(super) fn address(worker: u32) -> SocketAddr {
     let listeners = listeners(worker);
     assert_eq!(listeners.len(), 1, "{listeners:?}");
     let (host, port) = listeners[0].split_once(':').unwrap();
-    assert_eq!(host, "0100007F", "127.0.0.1 and nothing else");
+    assert_eq!(host, "0100007F", "only 127.0.0.1");
     SocketAddr::from(([127, 0, 0, 1], u16::from_str_radix(port, 16).unwrap()))
 }
 
@@ -151,7 +151,7 @@ fn secrets_appear_neither_in_argument_lists_nor_in_the_log() {
 fn espocrm_sees_the_same_environment_in_a_worker_as_on_the_command_line() {
     let standin = Standin::new();
     std::fs::create_dir_all(standin.path().join("custom/commands")).unwrap();
-    std::fs::write(standin.path().join("custom/commands/Look.php"), LOOK).unwrap();
+    std::fs::write(standin.path().join("custom/commands/Look.php"), RECORD_ENVIRONMENT).unwrap();
     standin.custom_categories(&json!({"look": {"accessCheckCommand": "Look --user=:userId"}}));
     let mut seen = Vec::new();
     for more in [&["--no-worker"][..], &[]] {
