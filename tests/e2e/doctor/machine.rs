@@ -1,4 +1,4 @@
-//! The machine: its service, SELinux, ports, clock and limits.
+//! The machine: its service, `SELinux`, ports, clock and limits.
 
 use super::Site;
 

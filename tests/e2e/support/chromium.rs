@@ -133,7 +133,7 @@ impl Page {
 impl DevTools {
     fn open(address: SocketAddr, target: &str) -> Self {
         let mut client = Client::tcp(address);
-        // Tungstenite's handshake would request compression, and Chromium rejects an Origin.
+        // Without extensions, since Chromium would compress, and without an Origin, which it rejects.
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
              Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
