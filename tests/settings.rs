@@ -195,6 +195,6 @@ fn expect(file: &str, begin: &str, end: &str, text: &str) {
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(path, [before, begin, text, end, after].concat()).unwrap();
     } else {
-        assert!(found == text, "{file} is behind: UPDATE=1 cargo test --test settings");
+        assert!(found == text, "{file} is outdated: run UPDATE=1 cargo test --test settings");
     }
 }

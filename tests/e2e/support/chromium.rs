@@ -133,7 +133,7 @@ impl Page {
 impl DevTools {
     fn open(address: SocketAddr, target: &str) -> Self {
         let mut client = Client::tcp(address);
-        // Without extensions, since Chromium would compress, and without an Origin, which it rejects.
+        // No extensions, since Chromium would compress, and no Origin, which Chromium rejects.
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
              Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
