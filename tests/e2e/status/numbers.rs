@@ -109,7 +109,7 @@ fn the_status_matches_known_traffic() {
     assert_eq!(told["connections"]["users"], 2);
 
     drop(tabs);
-    control.expect("/connections/ended/left", 2);
+    control.expect("/connections/ended/peer_closed", 2);
     control.expect("/connections/open", 1);
     control.expect("/subscriptions/recordUpdate", 0);
 }
@@ -205,7 +205,7 @@ fn each_reason_for_rejecting_a_connection_is_counted() {
     let reasons = [("proxy_header", 1), ("address_limit", 1)];
     expect_counted(&control, "/connections/refused", &reasons);
     // A client that sends nothing.
-    control.expect("/connections/refused/handshake", 1);
+    control.expect("/connections/refused/handshake_timeout", 1);
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn the_log_file_is_relative_to_espocrm_and_contains_everything() {
     let mut alice = unlogged.alice();
     standin.set("failure", "crash");
     let _bob = Client::open(unlogged.address(), "bob", "tok-bob");
-    wait_for(&file, "PHP Exit error");
+    wait_for(&file, "PHP Fatal error");
     unlogged.expect_alive(&mut alice, 1);
     let text = read(&file);
     assert!(text.starts_with("what was there before\n20"), "{text}");
