@@ -1,4 +1,4 @@
-//! The daemon's server, but that it sends back what it receives: for tools/autobahn.
+//! The demo's server, which with the feature `echo` sends each message back: for tools/autobahn.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let _ = logging::start(None);
     let flags = Overrides {
         listen: Some(Listen { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: Some(0) }),
-        // A test case does not expect to be pinged.
+        // The test cases do not expect pings.
         ping_interval: Some(Duration::from_secs(3_600).into()),
         ..Overrides::default()
     };

@@ -1,10 +1,15 @@
-//! The command line: parsed once, into something meaningful.
+//! The command line.
+
+pub mod commands;
+mod help;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
+
+use commands::{COMMANDS, Info};
 
 use crate::admin::adopt::Adopt;
 use crate::admin::ctl;
@@ -17,6 +22,7 @@ use crate::engine::printable::Printable;
 use crate::espocrm::RunAs;
 use crate::platform::exit::Exit;
 use crate::platform::{exit, logging, sys};
+use crate::settings::definitions::SETTINGS;
 use crate::settings::suggest::{did_you_mean, nearest};
 use crate::settings::{Layers, Overrides};
 
@@ -41,8 +47,8 @@ pub enum Command {
     Adopt(Adopt),
     /// Ask or order a daemon that runs.
     Ctl(Ctl),
-    /// Explain.
-    Help,
+    /// Show the help of the program, or of the command of this name.
+    Help(Option<&'static str>),
     /// Tell the version.
     Version,
 }
@@ -57,101 +63,6 @@ pub struct Options {
     /// As whom PHP runs.
     pub run_as: RunAs,
 }
-
-/// The flags that are followed by a value, which is understood as in the configuration file.
-const VALUES: [&str; 16] = [
-    "log-file",
-    "listen",
-    "zeromq",
-    "max-connections",
-    "max-per-address",
-    "max-per-user",
-    "trusted-proxy",
-    "origin",
-    "max-buffered",
-    "max-checks",
-    "check-timeout",
-    "recheck-interval",
-    "ping-interval",
-    "check-cache",
-    "control",
-    "metrics",
-];
-
-/// What may be asked for.
-const COMMANDS: [&str; 13] = [
-    "run", "config", "health", "doctor", "status", "tail", "kick", "send", "reload", "demo",
-    "setup", "adopt", "help",
-];
-
-const HELP: &str = "\
-The real-time daemon of EspoCRM, a drop-in for its websocket.php.
-
-Usage:
-  espocrm-websocket run --espocrm DIR [options]     serve the EspoCRM in DIR
-  espocrm-websocket DIR [options]                   the same
-  espocrm-websocket config --espocrm DIR [options]  show the settings in force; with --check,
-                                                    tell only what is wrong with them
-  espocrm-websocket health --espocrm DIR [options]  whether a daemon with these settings serves: a
-                                                    WebSocket is opened and closed
-  espocrm-websocket doctor [--espocrm DIR] [--json] go through the whole chain, from EspoCRM to the
-                                                    browser, and tell what is wrong and what to do
-  espocrm-websocket status [users|topics|connections] [--watch] [--json]
-                                                    how a running daemon is, and who is there
-  espocrm-websocket tail [--json]                   messages as they pass
-  espocrm-websocket kick USER                       end a user's connections: they come back after
-                                                    3 s, and are checked anew
-  espocrm-websocket send TOPIC [--user USER] [JSON] tell a test message, as if EspoCRM had sent it
-  espocrm-websocket reload                          read all settings and certificates again, and
-                                                    wait until they are applied
-  espocrm-websocket demo [--listen ADDRESS:PORT]    try it without EspoCRM or PHP
-  espocrm-websocket setup [--espocrm DIR]           make it a service of systemd (as root)
-  espocrm-websocket adopt [UNIT]                    the same, in the place of your own unit for
-                                                    websocket.php; --undo: give that back
-
-Options:
-  --espocrm DIR          EspoCRM's root directory
-  --config FILE          our settings (default: /etc/espocrm-websocket/config.toml, if it exists)
-  --user USER            the user who runs EspoCRM's PHP when this runs as root, or, for setup and
-                         adopt, the whole service (default: the owner of EspoCRM's data/)
-  --allow-root           let PHP run as root where data/ belongs to root: only for containers that
-                         have no other user
-  --php PATH             PHP's command line (default: EspoCRM's phpExecutablePath, or php)
-  --listen ADDRESS       where browsers connect: 127.0.0.1, 0.0.0.0:8080, [::]:8080
-                         (default: 0.0.0.0, and the port of EspoCRM's configuration)
-  --zeromq DSN           where EspoCRM connects (default: from EspoCRM's configuration)
-  --max-connections N    connections at a time (default: 10000)
-  --max-per-address N    of one client address, 0 for no limit (default: half of them; private
-                         addresses may be a proxy's and count only if --trusted-proxy is given)
-  --max-per-user N       of one user, 0 for no limit (default: 250)
-  --trusted-proxy NET    an address or network (10.0.0.0/8) whose X-Forwarded-For is believed;
-                         may be repeated
-  --proxy-protocol       these proxies begin each connection by a PROXY header (v1 or v2)
-  --origin ORIGIN        the only pages that may connect: https://crm.example.com, or same-site
-                         for that of EspoCRM's siteUrl; may be repeated
-  --max-buffered SIZE    what all connections together may hold that is incomplete or waits to be
-                         written (default: 64MiB)
-  --max-checks N         PHP processes at a time that check access (default: 2 per core)
-  --check-timeout TIME   after which a check is killed (default: 20s)
-  --recheck-interval TIME between two checks of what was granted, 0 for none (default: 5m)
-  --ping-interval TIME   between two pings of a connection (default: 25s)
-  --check-cache TIME   for which a grant counts for whoever asks the same (default: 3s; 0: not)
-  --no-worker            run each check in a PHP process of its own
-  --control PATH         the control socket, or off (default: in the service's directory below /run)
-  --metrics ADDRESS:PORT where /metrics and /healthz are told, for Prometheus (default: nowhere)
-  --debug                log each event
-  --log-file FILE        where the log goes; a relative name is one in EspoCRM's directory
-                         (default: standard error)
-  --name NAME            setup, adopt: for a further EspoCRM, as espocrm-websocket@NAME; doctor, status,
-                         tail, kick, send, reload: the daemon of that service
-  --at-install           setup: only what a package's script may do
-  --root DIR             setup, adopt: in the image of a machine, of which nothing is started;
-                         doctor: the files of web server, PHP and systemd are there
-  -h, --help             this text
-  -V, --version          the version
-
-Signals: SIGHUP reads all settings again and opens the log file anew, SIGTERM and SIGINT stop.
-";
 
 impl Command {
     /// Understands the arguments after the program's name.
@@ -176,46 +87,50 @@ impl Command {
 
     fn understand(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, lexopt::Error> {
         let mut parser = lexopt::Parser::from_args(arguments);
+        let help = |command: &str| Self::Help(info(command).map(|info| info.name));
         let mut begins_with = |name: &str| {
             let first = parser.try_raw_args();
             first.and_then(|mut first| first.next_if(|word| word == name)).is_some()
         };
+        if begins_with("help") {
+            return Self::help_of(&mut parser);
+        }
         if begins_with("setup") {
-            return Ok(Setup::parse(&mut parser)?.map_or(Self::Help, Self::Setup));
+            return Ok(Setup::parse(&mut parser)?.map_or_else(|| help("setup"), Self::Setup));
         }
         if begins_with("doctor") {
-            return Ok(Doctor::parse(&mut parser)?.map_or(Self::Help, Self::Doctor));
+            return Ok(Doctor::parse(&mut parser)?.map_or_else(|| help("doctor"), Self::Doctor));
         }
         if begins_with("adopt") {
-            return Ok(Adopt::parse(&mut parser)?.map_or(Self::Help, Self::Adopt));
+            return Ok(Adopt::parse(&mut parser)?.map_or_else(|| help("adopt"), Self::Adopt));
         }
         if let Some(command) = ctl::COMMANDS.into_iter().find(|name| begins_with(name)) {
-            return Ok(Ctl::parse(command, &mut parser)?.map_or(Self::Help, Self::Ctl));
+            return Ok(Ctl::parse(command, &mut parser)?.map_or_else(|| help(command), Self::Ctl));
         }
-        let (mut name, mut dir) = (None, None);
+        let (mut name, mut dir) = (None::<OsString>, None);
         let mut check = false;
         let mut options = Options::default();
         let flags = &mut options.flags;
         while let Some(argument) = parser.next()? {
             match argument {
-                Long("help") | Short('h') => return Ok(Self::Help),
+                Long("help") | Short('h') => {
+                    return Ok(help(&name.unwrap_or_default().to_string_lossy()));
+                }
                 Long("version") | Short('V') => return Ok(Self::Version),
                 Long("config") => options.config = Some(parser.value()?.into()),
                 Long("user") => options.run_as.user = Some(parser.value()?.string()?),
                 Long("allow-root") => options.run_as.allow_root = true,
-                Long("espocrm") => flags.espocrm = Some(parser.value()?.into()),
-                Long("php") => flags.php = Some(parser.value()?.into()),
-                Long("no-worker") => flags.worker = Some(false),
-                Long("proxy-protocol") => flags.proxy_protocol = Some(true),
                 Long("check") => check = true,
-                Long("debug") => flags.debug = Some(true),
-                Long(name) if VALUES.contains(&name) => {
-                    let setting = match name {
-                        "trusted-proxy" => "trusted_proxies".to_owned(),
-                        "origin" => "origins".to_owned(),
-                        name => name.replace('-', "_"),
+                Long(flag) => {
+                    let Some(setting) = SETTINGS.iter().find(|setting| setting.flag == flag) else {
+                        return Err(argument.unexpected());
                     };
-                    flags.set(&setting, &parser.value()?.string()?)?;
+                    let text = match setting.value {
+                        "" if flag.starts_with("no-") => "false".to_owned(),
+                        "" => "true".to_owned(),
+                        _ => parser.value()?.string()?,
+                    };
+                    flags.set(setting.name, &text)?;
                 }
                 // A directory, as `php websocket.php` was replaced word for word.
                 Value(value) if dir.is_none() && is_directory(&value) => dir = Some(value),
@@ -238,9 +153,8 @@ impl Command {
                 configuration: it takes --listen, --zeromq, limits and times only"
                 .into()),
             Some("demo") => Ok(Self::Demo(options.flags)),
-            Some("help") => Ok(Self::Help),
             Some(name) => {
-                let meant = did_you_mean(name, COMMANDS);
+                let meant = did_you_mean(name, COMMANDS.iter().map(|info| info.name));
                 let end =
                     if meant.is_empty() { ": a directory is written with a slash" } else { "" };
                 Err(format!("there is no command {name}{meant}{end}").into())
@@ -250,7 +164,26 @@ impl Command {
         }
     }
 
-    /// Does what was asked for.
+    fn help_of(parser: &mut lexopt::Parser) -> Result<Self, lexopt::Error> {
+        let mut command = None;
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("help") | Short('h') => {}
+                Value(name) if command.is_none() => {
+                    let name = name.string()?;
+                    let known = info(&name).ok_or_else(|| {
+                        let meant = did_you_mean(&name, COMMANDS.iter().map(|info| info.name));
+                        format!("there is no command {name}{meant}")
+                    })?;
+                    command = Some(known.name);
+                }
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(Self::Help(command))
+    }
+
+    /// Executes the command.
     ///
     /// # Errors
     /// Why it could not be done.
@@ -270,7 +203,10 @@ impl Command {
             Self::Setup(setup) => setup.run(),
             Self::Adopt(adopt) => adopt.run(),
             Self::Ctl(ctl) => ctl.run(),
-            Self::Help => print(HELP),
+            Self::Help(command) => print(&match command.and_then(info) {
+                None => help::program(),
+                Some(info) => help::command(info),
+            }),
             Self::Version => print(concat!("espocrm-websocket ", env!("CARGO_PKG_VERSION"), "\n")),
         }
     }
@@ -281,10 +217,15 @@ fn is_directory(argument: &OsStr) -> bool {
     argument.to_string_lossy().contains('/') || argument == "."
 }
 
-/// Every option, without its dashes.
+/// The definition of a command.
+fn info(name: &str) -> Option<&'static Info> {
+    COMMANDS.iter().find(|info| info.name == name)
+}
+
+/// Every option, without dashes.
 fn flags() -> impl Iterator<Item = &'static str> {
-    let words = HELP.split(|c: char| !c.is_ascii_lowercase() && c != '-');
-    words.filter_map(|word| word.strip_prefix("--"))
+    let of_commands = COMMANDS.iter().flat_map(|info| info.options).map(|flag| flag.name);
+    of_commands.chain(SETTINGS.iter().map(|setting| setting.flag)).chain(["help", "version"])
 }
 
 fn print(text: &str) -> exit::Result<()> {
@@ -306,10 +247,13 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
     use crate::admin::client::Target;
-    use crate::admin::ctl::What;
+    use crate::admin::ctl::{Site, What};
     use crate::engine::protocol::control::List;
+    use crate::settings::definitions::{DOCUMENTATION, Setting};
 
     fn command(line: &str) -> Result<Command, String> {
         let arguments = line.split_whitespace().map(OsString::from);
@@ -334,21 +278,21 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_is_a_setting() {
-        let line = "config --config c.toml --espocrm /e --php p --listen [::1]:1 --zeromq tcp://x \
-                    --max-connections 7 --max-per-address 5 --max-per-user 0 \
-                    --trusted-proxy 10.0.0.0/8 --trusted-proxy ::1 --proxy-protocol \
-                    --origin same-site --origin https://a.example --max-buffered 16MiB --max-checks 8 --check-timeout 9s --recheck-interval 0 \
-                    --ping-interval 10s --check-cache 1s --no-worker --debug --log-file l --control off --metrics 127.0.0.1:1";
-        let Ok(Command::Config(options)) = command(line) else { panic!() };
+    fn a_flag_sets_what_the_file_sets() {
+        for (Setting { name, flag, value, .. }, docs) in SETTINGS.iter().zip(DOCUMENTATION) {
+            let items: Vec<_> = docs.value.split(['[', ']', ',', ' ', '"']).collect();
+            let items = items.iter().filter(|item| !item.is_empty());
+            let (line, set) = if value.is_empty() {
+                (format!("config --{flag}"), format!("{}", !flag.starts_with("no-")))
+            } else {
+                let flags = items.map(|item| format!(" --{flag} {item}"));
+                (format!("config{}", flags.collect::<String>()), docs.value.to_owned())
+            };
+            let Ok(Command::Config(options)) = command(&line) else { panic!("{line}") };
+            assert_eq!(Overrides::from_toml(&format!("{name} = {set}")), Ok(options.flags));
+        }
+        let Ok(Command::Config(options)) = command("config --config c.toml") else { panic!() };
         assert_eq!(options.config, Some("c.toml".into()));
-        let file = "espocrm = '/e'\nphp = 'p'\nlisten = '[::1]:1'\nzeromq = 'tcp://x'\n\
-                    max_connections = 7\nmax_per_address = 5\nmax_per_user = 0\n\
-                    trusted_proxies = ['10.0.0.0/8', '::1']\nproxy_protocol = true\n\
-                    origins = ['same-site', 'https://a.example']\nmax_buffered = '16MiB'\nmax_checks = 8\ncheck_timeout = 9\nrecheck_interval = 0\n\
-                    ping_interval = 10\ncheck_cache = 1\nworker = false\ndebug = true\nlog_file = 'l'\n\
-                    control = 'off'\nmetrics = '127.0.0.1:1'";
-        assert_eq!(Overrides::from_toml(file), Ok(options.flags));
     }
 
     #[test]
@@ -382,8 +326,6 @@ mod tests {
         let expected = Adopt { unit: Some("crm.service".to_owned()), setup, undo: true };
         let line = "adopt --undo crm --name n --user web --espocrm /e --root /image";
         assert_eq!(command(line), Ok(Command::Adopt(expected)));
-        assert_eq!(command("setup -h"), Ok(Command::Help));
-        assert_eq!(command("adopt --help"), Ok(Command::Help));
         for line in ["setup x", "setup --undo", "adopt a b", "adopt --at-install", "--debug setup"]
         {
             assert!(command(line).is_err(), "{line}");
@@ -403,21 +345,27 @@ mod tests {
         };
         assert_eq!(
             asked("status --name n --watch --control /c --config /f --json"),
-            Ctl { target, what: What::Status { watch: true }, json: true }
+            Ctl { target, what: What::Status { watch: true }, json: true, site: Site::default() }
         );
         let what = |line: &str| asked(line).what;
         assert_eq!(what("status"), What::Status { watch: false });
         assert_eq!(what("status topics"), What::List(List::Topics));
         assert_eq!(what("tail"), What::Tail);
         assert_eq!(what("kick u"), What::Kick("u".to_owned()));
+        let run_as = RunAs { user: Some("w".to_owned()), allow_root: true, ..RunAs::default() };
+        let site = Site { espocrm: Some("/e".into()), php: Some("p".into()), run_as };
+        let names = "--espocrm /e --php p --user w --allow-root";
+        assert_eq!(asked(&format!("kick u {names}")).site, site);
+        assert_eq!(asked(&format!("status users {names}")).site, site);
         let [topic, user, message] = ["t", "u", "{}"].map(str::to_owned);
         assert_eq!(what("send t {} --user u"), What::Send { topic, user: Some(user), message });
-        assert_eq!(command("status --help"), Ok(Command::Help));
         for line in [
             "status nobody",
             "status users --watch",
             "status users topics",
             "status --user u",
+            "status topics --php p",
+            "tail --espocrm /e",
             "kick",
             "kick a b",
             "kick a --json",
@@ -465,27 +413,75 @@ mod tests {
     }
 
     #[test]
-    fn help_tells_every_flag() {
-        assert_eq!(command("run --help"), Ok(Command::Help));
+    fn help_is_that_of_the_command() {
         assert_eq!(command("-V"), Ok(Command::Version));
-        let flags = [
-            "espocrm",
-            "config",
-            "php",
-            "proxy-protocol",
-            "no-worker",
-            "debug",
-            "user",
-            "allow-root",
-            "name",
-            "at-install",
-            "root",
-            "undo",
-            "watch",
-            "json",
-        ];
-        for flag in flags.into_iter().chain(VALUES) {
-            assert!(HELP.contains(&format!("--{flag}")));
+        for line in ["--help", "-h", "help", "help --help"] {
+            assert_eq!(command(line), Ok(Command::Help(None)), "{line}");
+        }
+        for Info { name, .. } in COMMANDS {
+            let help = Ok(Command::Help(Some(name).copied()));
+            for line in [format!("help {name}"), format!("{name} --help"), format!("{name} -h")] {
+                let is_help = *name == "help" && line != "help help";
+                assert!(command(&line) == help || is_help, "{line}");
+            }
+        }
+        let error = command("help kik").unwrap_err();
+        assert!(error.contains("there is no command kik; did you mean kick?"), "{error}");
+    }
+
+    #[test]
+    fn a_command_accepts_the_options_of_its_definition_and_no_other() {
+        let all: BTreeSet<_> = flags().filter(|flag| !["help", "version"].contains(flag)).collect();
+        assert!(all.len() > 30, "{all:?}");
+        for info in COMMANDS {
+            let settings = info.settings.settings().map(|setting| (setting.flag, setting.value));
+            let own = info.options.iter().map(|flag| (flag.name, flag.value));
+            let defined: BTreeMap<_, _> = own.chain(settings).collect();
+            let words = if info.name == "status" { "status users" } else { info.name };
+            for flag in &all {
+                let refused = |value: &str| {
+                    let error = command(&format!("{words} --{flag}{value}")).err();
+                    error.filter(|error| {
+                        let wrong = ["no option", "the demo has no", "--check belongs to"];
+                        wrong.iter().any(|wrong| error.contains(wrong))
+                            || error.contains("unexpected argument")
+                    })
+                };
+                match defined.get(flag) {
+                    None => {
+                        let is_refused = refused("").or_else(|| refused("=x")).is_some();
+                        assert!(is_refused, "{words} --{flag}");
+                    }
+                    Some(&"") => {
+                        assert_eq!(refused(""), None, "{words}");
+                        let error = command(&format!("{words} --{flag}=x")).unwrap_err();
+                        assert!(error.contains("unexpected argument for option"), "{error}");
+                    }
+                    Some(_) => {
+                        assert_eq!(refused("=x"), None, "{words}");
+                        let error = command(&format!("{words} --{flag}")).unwrap_err();
+                        assert!(error.contains("missing argument"), "{words} --{flag}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn help_names_every_option_and_default_and_fits_a_terminal() {
+        for info in COMMANDS {
+            let help = help::command(info);
+            assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+            for flag in info.options {
+                assert!(help.contains(&format!("\n  --{} {}", flag.name, flag.value)), "{help}");
+            }
+            for setting in info.settings.settings() {
+                assert!(help.contains(&format!("\n  --{}", setting.flag)), "{help}");
+                let words: Vec<_> = help.split_whitespace().collect();
+                let default = format!("(default: {})", setting.default);
+                let is_named = words.join(" ").contains(&default);
+                assert_eq!(is_named, !setting.value.is_empty(), "{default}: {help}");
+            }
         }
     }
 }

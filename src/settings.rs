@@ -1,5 +1,6 @@
 //! What the daemon runs with: EspoCRM's configuration, our own file and flags, and defaults.
 
+pub mod definitions;
 mod layers;
 mod overrides;
 mod size;
@@ -7,8 +8,9 @@ mod span;
 pub(crate) mod suggest;
 mod table;
 
+pub use definitions::Overrides;
 pub use layers::Layers;
-pub use overrides::{Allowed, ControlAt, DEFAULT_FILE, Listen, Overrides};
+pub use overrides::{Allowed, ControlAt, DEFAULT_FILE, Listen};
 pub use size::Size;
 pub use span::{Span, SpanOrZero};
 pub use table::megabytes;
@@ -431,6 +433,7 @@ impl fmt::Debug for TlsFiles {
 
 #[cfg(test)]
 mod tests {
+    use super::definitions::{DOCUMENTATION, SETTINGS};
     use super::*;
     use serde_json::json;
 
@@ -495,17 +498,17 @@ mod tests {
     }
 
     #[test]
-    fn the_file_that_is_shipped_tells_the_defaults() {
-        const SHIPPED: &str = include_str!("../packaging/config.toml");
-        // Where the text tells a default, the value is an example.
-        let is_default = |it: &&str| !it.contains("Default:") && !it.contains("\nespocrm =");
-        let defaults = SHIPPED.split("\n\n").filter(is_default).collect::<Vec<_>>().join("\n");
-        let told =
-            Overrides::from_toml(&defaults.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
-        assert!(told.max_connections.is_some() && told.worker.is_some());
+    fn documented_defaults_are_the_real_ones() {
+        let documented = SETTINGS.iter().zip(DOCUMENTATION);
+        let defaults = documented
+            .filter(|(setting, docs)| docs.value.trim_matches('"') == setting.default)
+            .map(|(setting, docs)| format!("{} = {}\n", setting.name, docs.value));
+        let defaults: Vec<_> = defaults.collect();
+        assert!(defaults.len() > 8, "{defaults:?}");
+        let overrides = Overrides::from_toml(&defaults.concat()).unwrap();
         let espo_settings = EspoSettings::new(serde_json::Map::new(), &json!({}));
         let default = Settings::resolve(&Layers::default(), &espo_settings).unwrap();
-        let resolved = Settings::resolve(&Layers::of_flags(told), &espo_settings).unwrap();
+        let resolved = Settings::resolve(&Layers::of_flags(overrides), &espo_settings).unwrap();
         let values = |settings: &Settings| {
             let text = settings.to_string();
             let value = |line: &str| line.get(..50).unwrap_or(line).to_owned();

@@ -7,7 +7,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::unchecked_time_subtraction,
-    reason = "tests panic on failure"
+    reason = "a failing test panics"
 )]
 
 #[expect(dead_code, reason = "the benchmark uses all of it")]

@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "tests panic on failure"
+    reason = "a failing test panics"
 )]
 
 use std::fs;

@@ -1,155 +1,257 @@
-//! The settings are described once, in packaging/config.toml, the file that administrators edit.
-//! The manual and docs/configuration.md are generated from it: `UPDATE=1 cargo test --test
-//! settings` rewrites them.
+//! The settings and the commands are defined once, in src/settings/definitions.rs and
+//! src/cli/commands.rs. `UPDATE=1 cargo test --test settings` generates from them the shipped
+//! configuration file, the lists of the manual pages, docs/configuration.md and the completions.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "tests panic on failure"
+    reason = "a failing test panics"
 )]
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-const SOURCE: &str = include_str!("../packaging/config.toml");
-const MANUAL: &str = "docs/man/espocrm-websocket.toml.5";
+use espocrm_websocket::cli::commands::{COMMANDS, Info};
+use espocrm_websocket::settings::definitions::{Applies, DOCUMENTATION, SETTINGS, Setting};
+
+const SHIPPED: &str = "packaging/config.toml";
+const MANUAL: &str = "docs/man/espocrm-websocket.8";
+const SETTINGS_MANUAL: &str = "docs/man/espocrm-websocket.toml.5";
 const DOCUMENT: &str = "docs/configuration.md";
+const COMPLETIONS: &str = "packaging/completions/";
 
-/// A setting as described in the configuration file.
-struct Setting {
-    name: &'static str,
-    /// The line in the file: its default, or an example.
-    line: &'static str,
-    /// Sentences, one of which states the default.
-    about: String,
+/// A setting with its line in the configuration file and its description.
+struct Described {
+    setting: &'static Setting,
+    line: String,
+    text: String,
 }
 
-/// Every paragraph but the first describes a setting: comments, and a line that sets it, which may
-/// be commented out.
-fn settings() -> Vec<Setting> {
-    let paragraphs = SOURCE.split("\n\n").skip(1);
-    let setting = |paragraph: &'static str| {
-        let (about, line) = paragraph.trim_end().rsplit_once('\n').unwrap();
-        let commented_out = line.starts_with('#');
-        let line = line.strip_prefix('#').unwrap_or(line);
-        let words = about.lines().map(|line| line.strip_prefix("# ").expect(line));
-        let about = words.collect::<Vec<_>>().join(" ");
-        let (name, value) = line.split_once(" = ").expect(line);
-        let is_told = about.contains("Default:") || !commented_out;
-        let default = if is_told { String::new() } else { format!(" Default: {value}.") };
-        Setting { name, line, about: about + &default }
+fn settings() -> Vec<Described> {
+    assert!(SETTINGS.len() > 20 && SETTINGS.len() == DOCUMENTATION.len());
+    let described = |(setting, docs): (&'static Setting, _)| {
+        let espocrm_websocket::settings::definitions::Documentation { value, text, applies } = docs;
+        let mut text = text.to_owned();
+        if setting.name != "espocrm" {
+            write!(text, " Default: {}.", setting.default).unwrap();
+        }
+        if applies == Applies::OnRestart {
+            text += " A change takes effect after a restart.";
+        }
+        Described { setting, line: format!("{} = {value}", setting.name), text }
     };
-    let settings: Vec<_> = paragraphs.map(setting).collect();
-    assert!(settings.len() > 20);
-    settings
-}
-
-fn help() -> String {
-    let help = Command::new(env!("CARGO_BIN_EXE_espocrm-websocket")).arg("--help").output();
-    String::from_utf8(help.unwrap().stdout).unwrap()
-}
-
-/// The help text of a flag: its value, and its description.
-fn of_flag<'a>(help: &'a str, flag: &str) -> (&'a str, &'a str) {
-    let begin = format!("\n  --{flag} ");
-    let (_, about) = help.split_once(&begin).unwrap_or_else(|| panic!("{begin:?} is missing"));
-    let about = about.split("\n  -").next().unwrap();
-    let (value, _) = about.split_once(' ').unwrap();
-    let is_value = value.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b':');
-    (if is_value { value } else { "" }, about)
-}
-
-/// The corresponding flag.
-fn flag(name: &str) -> String {
-    match name {
-        "trusted_proxies" => "trusted-proxy".to_owned(),
-        "origins" => "origin".to_owned(),
-        "worker" => "no-worker".to_owned(),
-        name => name.replace('_', "-"),
-    }
+    SETTINGS.iter().zip(DOCUMENTATION.iter().copied()).map(described).collect()
 }
 
 #[test]
-fn the_manual_matches_the_configuration_file() {
-    let mut text = String::new();
-    for Setting { name, line, about } in settings() {
-        writeln!(text, ".It Ic {name}").unwrap();
-        for words in wrapped(&about) {
-            writeln!(text, "{words}").unwrap();
+fn the_shipped_file_is_generated() {
+    let mut text =
+        "# Settings of espocrm-websocket, installed as /etc/espocrm-websocket/config.toml.\n\
+        # Only espocrm is required. Lines that are commented out show the default or an example.\n\
+        # After a change: systemctl reload espocrm-websocket\n\
+        # The settings in force: espocrm-websocket config\n"
+            .to_owned();
+    for Described { setting, line, text: about } in settings() {
+        text.push('\n');
+        for line in wrapped(&about, 98) {
+            writeln!(text, "# {line}").unwrap();
         }
-        writeln!(text, ".Dl {}", roff(line)).unwrap();
+        let mark = if setting.name == "espocrm" { "" } else { "#" };
+        writeln!(text, "{mark}{line}").unwrap();
+    }
+    expect_file(SHIPPED, &text);
+}
+
+#[test]
+fn the_settings_of_the_manual_are_generated() {
+    let mut text = String::new();
+    for Described { setting, line, text: about } in settings() {
+        writeln!(text, ".It Ic {}", setting.name).unwrap();
+        text += &sentences(&about);
+        writeln!(text, ".Dl {}", roff(&line)).unwrap();
     }
     let begin = ".Sh SETTINGS\n.Bl -tag -width Ds\n";
-    expect(MANUAL, begin, ".El\n.Sh FILES\n", &text);
+    expect_part(SETTINGS_MANUAL, begin, ".El\n.Sh FILES\n", &text);
 }
 
 #[test]
-fn the_document_matches_the_configuration_file() {
-    let (help, mut text) = (help(), String::new());
-    for Setting { name, line, about } in settings() {
-        let flag = flag(name);
-        let (value, about_flag) = of_flag(&help, &flag);
-        let flag = [&flag, value].join(" ");
-        let flag = flag.trim_end();
-        let end = if about_flag.contains("may be repeated") { ", may be repeated" } else { "" };
-        write!(text, "### `{name}`\n\n{about}\n\n```toml\n{line}\n```\n\n").unwrap();
-        writeln!(text, "On the command line: `--{flag}`{end}.\n").unwrap();
+fn the_options_of_the_manual_are_generated() {
+    let run = COMMANDS.iter().find(|info| info.name == "run").unwrap();
+    let mut text = String::new();
+    for (flag, value, help, default) in options(run) {
+        let value = if value.is_empty() { String::new() } else { format!(" Ar {value}") };
+        writeln!(text, ".It Fl -{flag}{value}").unwrap();
+        let (first, rest) = help.split_at(1);
+        let default =
+            if default.is_empty() { String::new() } else { format!(" Default: {default}.") };
+        text += &sentences(&format!("{}{rest}.{default}", first.to_uppercase()));
     }
-    let begin = "<!-- From packaging/config.toml, by UPDATE=1 cargo test --test settings -->\n\n";
-    expect(DOCUMENT, begin, "<!-- End -->\n", &text);
+    let begin = ".\\\" Generated by UPDATE=1 cargo test --test settings\n";
+    expect_part(MANUAL, begin, ".It Fl h , Fl -help\n", &text);
 }
 
 #[test]
-fn every_setting_has_its_flag() {
-    let help = help();
-    for Setting { name, about, .. } in settings() {
-        let (value, said) = of_flag(&help, &flag(name));
-        // A flag without a value, or a repeatable flag, is empty by default.
-        let is_empty = value.is_empty() || said.contains("may be repeated");
-        if let Some((_, default)) = about.split_once(" Default: ").filter(|_| !is_empty) {
-            assert!(said.contains("(default: "), "--{}: {said}", flag(name));
-            let default = default.trim_end_matches('.').trim_matches('"');
-            if default.bytes().all(|byte| byte.is_ascii_digit()) || name.ends_with("_interval") {
-                assert!(said.contains(&format!("default: {default}")), "{default}: {said}");
+fn the_document_is_generated() {
+    let mut text = String::new();
+    for Described { setting, line, text: about } in settings() {
+        let Setting { name, flag, value, .. } = setting;
+        let flag = format!("{flag} {value}");
+        let end = if setting.is_list() { ", repeatable" } else { "" };
+        write!(text, "### `{name}`\n\n{about}\n\n```toml\n{line}\n```\n\n").unwrap();
+        writeln!(text, "Command line: `--{}`{end}.\n", flag.trim_end()).unwrap();
+    }
+    let begin = "<!-- Generated by UPDATE=1 cargo test --test settings -->\n\n";
+    expect_part(DOCUMENT, begin, "<!-- End -->\n", &text);
+}
+
+/// The options of a command: name, placeholder of the value, description, default.
+fn options(info: &Info) -> Vec<(&'static str, &'static str, &'static str, &'static str)> {
+    let own = info.options.iter().map(|flag| (flag.name, flag.value, flag.help, ""));
+    let default = |it: &Setting| if it.value.is_empty() { "" } else { it.default };
+    let settings = info.settings.settings().map(|it| (it.flag, it.value, it.help, default(it)));
+    own.chain(settings).collect()
+}
+
+/// The words that stand for the argument of a command.
+fn words(info: &Info) -> Vec<&'static str> {
+    match info.name {
+        "help" => COMMANDS.iter().map(|info| info.name).collect(),
+        _ if info.arguments.contains('|') => {
+            info.arguments.trim_matches(['[', ']']).split('|').collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn the_completion_of_bash_is_generated() {
+    let mut by_value: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for info in COMMANDS {
+        for (flag, value, ..) in options(info) {
+            let flags = match value {
+                "" => continue,
+                "FILE" | "PATH" => by_value.entry("            _filedir\n").or_default(),
+                "DIR" => by_value.entry("            _filedir -d\n").or_default(),
+                "ORIGIN" => {
+                    let same_site = "            COMPREPLY=($(compgen -W same-site -- \"$cur\"))\n";
+                    by_value.entry(same_site).or_default()
+                }
+                _ => by_value.entry("").or_default(),
+            };
+            let flag = format!("--{flag}");
+            if !flags.contains(&flag) {
+                flags.push(flag);
             }
         }
     }
-}
-
-/// The other flags and arguments of the command line.
-const NO_SETTINGS: [&str; 11] = [
-    "allow-root",
-    "at-install",
-    "check",
-    "config",
-    "json",
-    "name",
-    "root",
-    "undo",
-    "user",
-    "version",
-    "watch",
-];
-
-#[test]
-fn every_flag_is_a_setting_or_a_known_exception() {
-    let settings: Vec<_> = settings().iter().map(|setting| flag(setting.name)).collect();
-    for line in help().lines() {
-        let Some((_, flag)) = line.split_once("--").filter(|(begin, _)| begin.trim().len() < 4)
-        else {
-            continue;
-        };
-        let flag = flag.split(' ').next().unwrap();
-        let is_known = settings.iter().any(|name| name == flag) || NO_SETTINGS.contains(&flag);
-        assert!(is_known || flag == "help", "--{flag}");
+    let mut text = "# bash completion of espocrm-websocket(8)\n# Generated by UPDATE=1 cargo test --test settings\n\n\
+        _espocrm_websocket() {\n    local cur prev words cword\n    _init_completion || return\n\n    case $prev in\n"
+        .to_owned();
+    for (action, flags) in by_value {
+        write!(
+            text,
+            "        {})\n{action}            return\n            ;;\n",
+            flags.join(" | ")
+        )
+        .unwrap();
     }
+    text += "    esac\n\n    local offered\n    case ${words[1]} in\n";
+    for info in COMMANDS {
+        let flags = options(info).into_iter().map(|(flag, ..)| format!("--{flag}"));
+        let words: Vec<_> = words(info).into_iter().map(str::to_owned).chain(flags).collect();
+        let pattern = if info.name == "run" { "run | */*" } else { info.name };
+        writeln!(text, "        {pattern}) offered=\"{} --help\" ;;", words.join(" ")).unwrap();
+    }
+    let names: Vec<_> = COMMANDS.iter().map(|info| info.name).collect();
+    write!(text, "        *) offered=\"{} --help --version\" ;;\n    esac\n", names.join(" "))
+        .unwrap();
+    text += "    COMPREPLY=($(compgen -W \"$offered\" -- \"$cur\"))\n\
+        } && complete -F _espocrm_websocket espocrm-websocket\n";
+    expect_file(&format!("{COMPLETIONS}espocrm-websocket.bash"), &text);
 }
 
 #[test]
-fn the_document_lists_every_espocrm_parameter_that_the_probe_reads() {
+fn the_completion_of_fish_is_generated() {
+    let mut text = "# fish completion of espocrm-websocket(8)\n# Generated by UPDATE=1 cargo test --test settings\n\n\
+        complete -c espocrm-websocket -f\n"
+        .to_owned();
+    let name = "complete -c espocrm-websocket -n";
+    for Info { name: command, help, .. } in COMMANDS {
+        writeln!(text, "{name} __fish_use_subcommand -a {command} -d {}", quoted(help)).unwrap();
+    }
+    writeln!(text, "complete -c espocrm-websocket -s h -l help -d 'show the help'").unwrap();
+    writeln!(text, "{name} __fish_use_subcommand -s V -l version -d 'show the version'").unwrap();
+    for info in COMMANDS {
+        text.push('\n');
+        let on = format!("{name} '__fish_seen_subcommand_from {}'", info.name);
+        let words = words(info).join(" ");
+        if !words.is_empty() {
+            writeln!(text, "{on} -xa '{words}'").unwrap();
+        }
+        for (flag, value, help, _) in options(info) {
+            let argument = match value {
+                "" => "",
+                "FILE" | "PATH" => " -rF",
+                "DIR" => " -ra '(__fish_complete_directories)'",
+                "USER" if info.name != "send" => " -xa '(__fish_complete_users)'",
+                "ORIGIN" => " -xa same-site",
+                _ => " -x",
+            };
+            writeln!(text, "{on} -l {flag}{argument} -d {}", quoted(help)).unwrap();
+        }
+    }
+    expect_file(&format!("{COMPLETIONS}espocrm-websocket.fish"), &text);
+}
+
+#[test]
+fn the_completion_of_zsh_is_generated() {
+    let mut text = "#compdef espocrm-websocket\n# zsh completion of espocrm-websocket(8)\n\
+        # Generated by UPDATE=1 cargo test --test settings\n\nlocal -a commands=(\n"
+        .to_owned();
+    for Info { name, help, .. } in COMMANDS {
+        writeln!(text, "    {}", quoted(&format!("{name}:{help}"))).unwrap();
+    }
+    text += ")\n\nif ((CURRENT == 2)); then\n    _describe command commands\n    \
+        _arguments '(-h --help)'{-h,--help}'[show the help]' '(-V --version)'{-V,--version}'[show the version]'\n    \
+        return\nfi\nlocal command=$words[2]\nshift words\n((CURRENT--))\ncase $command in\n";
+    for info in COMMANDS {
+        let pattern = if info.name == "run" { "run | */*" } else { info.name };
+        write!(text, "    {pattern})\n        _arguments '--help[show the help]'").unwrap();
+        for (flag, value, help, _) in options(info) {
+            let help = help.replace('[', "\\[").replace(']', "\\]");
+            let repeated = SETTINGS.iter().any(|it| it.flag == flag && it.is_list());
+            let mark = if repeated { "*" } else { "" };
+            let action = match value {
+                "" => String::new(),
+                "FILE" | "PATH" => format!(":{value}:_files"),
+                "DIR" => format!(":{value}:_directories"),
+                "USER" if info.name != "send" => format!(":{value}:_users"),
+                "ORIGIN" => format!(":{value}:(same-site)"),
+                value => format!(":{}:", value.replace(':', "\\:")),
+            };
+            let spec = quoted(&format!("{mark}--{flag}[{help}]{action}"));
+            write!(text, " \\\n            {spec}").unwrap();
+        }
+        let words = words(info).join(" ");
+        if !words.is_empty() {
+            write!(text, " \\\n            ':what:({words})'").unwrap();
+        }
+        text += "\n        ;;\n";
+    }
+    text += "esac\n";
+    expect_file(&format!("{COMPLETIONS}_espocrm-websocket"), &text);
+}
+
+/// A word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[test]
+fn the_document_has_every_parameter_of_espocrm_that_is_asked_for() {
     let probe = include_str!("../src/espocrm/php/probe.php");
     let (_, list) = probe.split_once("foreach (array(\n").unwrap();
     let (list, _) = list.split_once(") as $name").unwrap();
@@ -161,12 +263,12 @@ fn the_document_lists_every_espocrm_parameter_that_the_probe_reads() {
     }
 }
 
-/// Text as lines of a manual's source.
-fn wrapped(text: &str) -> Vec<String> {
+/// Text as lines of at most so many columns.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in roff(text).split(' ') {
+    for word in text.split(' ') {
         let line = lines.last_mut().unwrap();
-        if !line.is_empty() && line.len() + word.len() >= 80 || line.ends_with('.') {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > columns {
             lines.push(word.to_owned());
         } else {
             *line += if line.is_empty() { "" } else { " " };
@@ -176,7 +278,18 @@ fn wrapped(text: &str) -> Vec<String> {
     lines
 }
 
-/// Escapes the characters that have a meaning in roff.
+/// Sentences in the source of a manual page, where each begins a line.
+fn sentences(text: &str) -> String {
+    let mut source = String::new();
+    for sentence in text.replace(". ", ".\n").lines() {
+        for line in wrapped(&roff(sentence), 80) {
+            writeln!(source, "{line}").unwrap();
+        }
+    }
+    source
+}
+
+/// Text with the characters that mean something to the formatter escaped.
 fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('"', "\\(dq").replace('…', "...")
 }
@@ -185,16 +298,21 @@ fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
 }
 
-/// Expects that `text` is between two lines of a file, or writes it there.
+/// A generated file is up to date, or becomes so.
 #[track_caller]
-fn expect(file: &str, begin: &str, end: &str, text: &str) {
-    let path = path(file);
-    let whole = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = whole.split_once(begin).unwrap_or_else(|| panic!("{file}: no {begin:?}"));
-    let (found, after) = rest.split_once(end).unwrap_or_else(|| panic!("{file}: no {end:?}"));
+fn expect_file(file: &str, text: &str) {
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(path, [before, begin, text, end, after].concat()).unwrap();
-    } else {
-        assert!(found == text, "{file} is outdated: run UPDATE=1 cargo test --test settings");
+        std::fs::write(path(file), text).unwrap();
     }
+    let found = std::fs::read_to_string(path(file)).unwrap();
+    assert!(found == text, "{file} is outdated: UPDATE=1 cargo test --test settings");
+}
+
+/// The part of a file between two lines is up to date, or becomes so.
+#[track_caller]
+fn expect_part(file: &str, begin: &str, end: &str, text: &str) {
+    let whole = std::fs::read_to_string(path(file)).unwrap();
+    let (before, rest) = whole.split_once(begin).unwrap_or_else(|| panic!("{file}: no {begin:?}"));
+    let (_, after) = rest.split_once(end).unwrap_or_else(|| panic!("{file}: no {end:?}"));
+    expect_file(file, &[before, begin, text, end, after].concat());
 }

@@ -47,9 +47,7 @@ impl Target {
         if self.control.is_some() {
             return Client::find(name, self.control.as_deref());
         }
-        let named =
-            name.map(|name| Path::new("/etc/espocrm-websocket").join(format!("{name}.toml")));
-        let file = self.config.clone().or(named).unwrap_or_else(|| DEFAULT_FILE.into());
+        let file = self.file().unwrap_or_else(|| DEFAULT_FILE.into());
         // Who may not read it may still know the usual place.
         let own = Overrides::text_of(&file).ok().and_then(|text| Overrides::from_toml(&text).ok());
         match own.and_then(|own| own.control) {
@@ -60,6 +58,13 @@ impl Target {
             ))),
             Some(ControlAt::Usual) | None => Client::find(name, None),
         }
+    }
+
+    /// The daemon's configuration file, if the command line names it or its service.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        let named = |name| Path::new("/etc/espocrm-websocket").join(format!("{name}.toml"));
+        self.config.clone().or_else(|| self.name.as_ref().map(named))
     }
 }
 

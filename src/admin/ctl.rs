@@ -3,6 +3,7 @@
 
 mod lists;
 mod screen;
+mod users;
 mod watch;
 
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
@@ -16,7 +17,9 @@ use crate::engine::limits::{MAX_LISTED, RELOAD_DEADLINE};
 use crate::engine::printable::{noun, printable, printable_json};
 use crate::engine::protocol::control::List;
 use crate::platform::exit::{Exit, Result};
-use crate::platform::sys;
+use crate::platform::{logging, sys};
+use users::Names;
+pub(crate) use users::Site;
 
 /// A question or an order, and the daemon that it is for.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct Ctl {
     pub what: What,
     /// Whether a program is to read it.
     pub json: bool,
+    /// The daemon's EspoCRM, which has the names of its users.
+    pub site: Site,
 }
 
 /// What is wanted.
@@ -39,7 +44,7 @@ pub enum What {
     },
     /// Who or what is there.
     List(List),
-    /// This user's connections are to end.
+    /// The connections of the user with this id or name are to end.
     Kick(String),
     /// A message for whoever is subscribed.
     Send {
@@ -69,8 +74,9 @@ impl Ctl {
         parser: &mut lexopt::Parser,
     ) -> std::result::Result<Option<Self>, lexopt::Error> {
         let (mut target, mut json, mut watch, mut user) = (Target::default(), false, false, None);
-        let mut words = Vec::new();
+        let (mut site, mut words) = (Site::default(), Vec::new());
         let is_status = command == "status";
+        let has_names = is_status || command == "kick";
         while let Some(argument) = parser.next()? {
             match argument {
                 Long("help") | Short('h') => return Ok(None),
@@ -80,6 +86,10 @@ impl Ctl {
                 Long("json") if is_status || command == "tail" => json = true,
                 Long("watch") if is_status => watch = true,
                 Long("user") if command == "send" => user = Some(parser.value()?.string()?),
+                Long("espocrm") if has_names => site.espocrm = Some(parser.value()?.into()),
+                Long("php") if has_names => site.php = Some(parser.value()?.into()),
+                Long("user") if has_names => site.run_as.user = Some(parser.value()?.string()?),
+                Long("allow-root") if has_names => site.run_as.allow_root = true,
                 Value(word) => words.push(word.string()?),
                 other => return Err(other.unexpected()),
             }
@@ -87,7 +97,7 @@ impl Ctl {
         let mut words = words.into_iter();
         let mut missing = |what: &str| words.next().ok_or_else(|| format!("{what} is missing"));
         let what = match command {
-            "kick" => What::Kick(missing("the user's id")?),
+            "kick" => What::Kick(missing("the user's id or name")?),
             "send" => {
                 let topic = missing("the topic")?;
                 What::Send { topic, user, message: words.next().unwrap_or_default() }
@@ -107,10 +117,17 @@ impl Ctl {
                 }
             },
         };
-        match words.next() {
-            Some(extra) => Err(lexopt::Error::UnexpectedArgument(extra.into())),
-            None => Ok(Some(Self { target, what, json })),
+        if let Some(extra) = words.next() {
+            return Err(lexopt::Error::UnexpectedArgument(extra.into()));
         }
+        let lists_users =
+            matches!(what, What::Kick(_) | What::List(List::Users | List::Connections));
+        if site != Site::default() && !lists_users {
+            let error = "--espocrm, --php, --user and --allow-root are for status users and status \
+                         connections";
+            return Err(error.into());
+        }
+        Ok(Some(Self { target, what, json, site }))
     }
 
     /// Does it.
@@ -132,13 +149,26 @@ impl Ctl {
             What::List(list) => {
                 let name = lists::name(list);
                 let answer = client.get(&format!("/{name}?limit={MAX_LISTED}"))?;
+                if self.json && list == List::Topics {
+                    return print_raw(&answer);
+                }
+                let mut answer = parse(&answer)?;
+                if list != List::Topics {
+                    let ids = lists::users(list, &answer);
+                    let names = self.site.names(&client, &self.target, ids);
+                    let names = names.unwrap_or_else(|error| {
+                        logging::complain(&format!("User names are not shown: {error}"));
+                        Names::new()
+                    });
+                    lists::add_names(list, &mut answer, &names);
+                }
                 if self.json {
-                    print_raw(&answer)
+                    print_raw(answer.to_string().as_bytes())
                 } else {
-                    print(&lists::table(list, &parse(&answer)?))
+                    print(&lists::table(list, &answer))
                 }
             }
-            What::Kick(user) => kick(&client, &user),
+            What::Kick(user) => kick(&client, &self.target, &self.site, &user),
             What::Send { topic, user, message } => send(&client, &topic, user.as_deref(), &message),
             What::Tail => tail(&client, self.json),
             What::Reload => reload(Ok(client)),
@@ -146,20 +176,37 @@ impl Ctl {
     }
 }
 
-fn kick(client: &Client, user: &str) -> Result<()> {
-    let answer = parse(&client.post(&format!("/kick?user={}", encoded(user)), b"")?)?;
-    let user = printable(user);
-    match number(&answer, "/connections") {
-        0 => Err(Exit::error(format!(
-            "User {user} has no connections. The id of the user is expected, not the name: see \
-             espocrm-websocket status users."
-        ))),
-        count => print(&format!(
-            "{} of user {user} {} ended; browsers reconnect after 3 s and are checked again.\n",
-            plural(count, "connection", "connections"),
-            if count == 1 { "was" } else { "were" }
-        )),
+/// Ends the connections of the user with this id, or else of the user with this name.
+fn kick(client: &Client, target: &Target, site: &Site, user: &str) -> Result<()> {
+    let end = |id: &str| -> Result<u64> {
+        let answer = client.post(&format!("/kick?user={}", encoded(id)), b"")?;
+        Ok(number(&parse(&answer)?, "/connections"))
+    };
+    let (mut count, mut shown) = (end(user)?, user.to_owned());
+    if count == 0 {
+        let none = format!("No user with the id {user} has connections");
+        let (id, name) = match site.user_of(client, target, user) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                return Err(Exit::error(format!(
+                    "{none}, and EspoCRM has no user of that name. See espocrm-websocket status users."
+                )));
+            }
+            Err(error) => {
+                return Err(Exit::error(format!("{none}. User names are not known: {error}")));
+            }
+        };
+        (count, shown) = (end(&id)?, format!("{name} (id {id})"));
     }
+    let shown = printable(&shown);
+    if count == 0 {
+        return Err(Exit::error(format!("User {shown} has no connections.")));
+    }
+    print(&format!(
+        "{} of user {shown} {} ended; browsers reconnect after 3 s and are checked again.\n",
+        plural(count, "connection", "connections"),
+        if count == 1 { "was" } else { "were" }
+    ))
 }
 
 /// Waits until the settings are applied. In the service's `ExecReload=` line systemd sets `MAINPID`: a

@@ -1,6 +1,7 @@
 //! Who is connected, who is subscribed to what, and who may see it.
 
 mod directory;
+mod invariants;
 mod prefixes;
 mod recheck;
 mod session;

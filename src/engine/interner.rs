@@ -1,5 +1,6 @@
 //! Names stored once, with something kept for each, for as long as somebody holds them.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
@@ -16,7 +17,7 @@ pub struct Interner<T> {
 }
 
 /// Stands for a name that is held. It must not be used after its release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key(u32);
 
 #[derive(Debug)]
@@ -48,6 +49,7 @@ impl<T: Default> Interner<T> {
     /// Gives up a hold; the last one removes the name and its value.
     pub fn release(&mut self, key: Key) {
         let Some(entry) = self.entry_mut(key) else { return };
+        debug_assert!(entry.holders > 0, "a name is released more often than it was interned");
         entry.holders -= 1;
         if entry.holders > 0 {
             return;
@@ -100,6 +102,20 @@ impl<T: Default> Interner<T> {
     /// The names that are held, in no particular order, with what is kept for each.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
         self.entries.iter().map(|(_, entry)| (&*entry.name, &entry.value))
+    }
+
+    /// Checks that exactly these names are stored, each used so often. For tests.
+    ///
+    /// # Panics
+    /// If not.
+    pub(crate) fn check_uses(&self, uses: &BTreeMap<Key, u32>) {
+        assert_eq!(self.entries.len(), uses.len());
+        assert_eq!(self.index.len(), uses.len());
+        for (key, count) in uses {
+            let entry = self.entries.get(key.0 as usize);
+            assert_eq!(entry.map(|entry| entry.holders), Some(*count), "{}", self.name(*key));
+            assert_eq!(self.find(self.name(*key)), Some(*key));
+        }
     }
 
     fn entry_mut(&mut self, key: Key) -> Option<&mut Entry<T>> {

@@ -231,6 +231,10 @@ pub const MAX_CONTROL: usize = 8;
 /// Items of a list that the control socket tells, of about 200 B each: 2 MB while it is read.
 pub const MAX_LISTED: usize = 10_000;
 
+/// Users whose names `espocrm-websocket status` asks EspoCRM for, the first ones of a list. The command does
+/// so, not the daemon: 64 KB for the ids, and at most [`MAX_CHILD_OUTPUT`] for the names.
+pub const MAX_NAMES: usize = 1_000;
+
 /// Bytes of lines that wait for somebody who watches messages pass, and does not read.
 pub const MAX_TAIL: usize = 64 * 1024;
 

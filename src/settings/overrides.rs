@@ -8,61 +8,14 @@ use std::str::FromStr;
 use toml_span::Value;
 use toml_span::value::ValueInner;
 
-use super::{Size, Span, SpanOrZero};
+use super::Size;
+use super::definitions::{Overrides, SETTINGS, Setting};
 use crate::engine::limits::MIN_HELD;
 use crate::engine::printable::{Printable, printable};
-use crate::engine::protocol::client_address::Network;
 use crate::engine::protocol::origin::{NoOrigin, Origin};
 use crate::platform::exit::{Exit, Result};
 use crate::platform::regular_file;
 use crate::settings::suggest::did_you_mean;
-
-/// What may stand in the configuration file; the flags of the command line have the same names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// EspoCRM's root directory.
-    pub espocrm: Option<PathBuf>,
-    /// PHP's command line.
-    pub php: Option<PathBuf>,
-    /// An address, or address and port, to listen at.
-    pub listen: Option<Listen>,
-    /// The ZeroMQ endpoint to bind.
-    pub zeromq: Option<String>,
-    /// Log each event.
-    pub debug: Option<bool>,
-    /// Where the log goes; a relative name is one in EspoCRM's root directory.
-    pub log_file: Option<PathBuf>,
-    /// Connections at a time.
-    pub max_connections: Option<usize>,
-    /// Connections at a time of one client address; 0 for no limit.
-    pub max_per_address: Option<usize>,
-    /// Connections at a time of one user; 0 for no limit.
-    pub max_per_user: Option<usize>,
-    /// Proxies that are believed whose connections they pass on.
-    pub trusted_proxies: Option<Vec<Network>>,
-    /// Whether these begin each connection by a header of the PROXY protocol.
-    pub proxy_protocol: Option<bool>,
-    /// Origins of pages that may connect.
-    pub origins: Option<Vec<Allowed>>,
-    /// What all connections may hold together that is incomplete or waits to be written.
-    pub max_buffered: Option<Size>,
-    /// PHP processes at a time that check access.
-    pub max_checks: Option<usize>,
-    /// After which a check is killed.
-    pub check_timeout: Option<Span>,
-    /// Between two rechecks of what a user was granted.
-    pub recheck_interval: Option<SpanOrZero>,
-    /// Between two pings of a connection.
-    pub ping_interval: Option<Span>,
-    /// For how long a grant counts for whoever asks for the same.
-    pub check_cache: Option<SpanOrZero>,
-    /// Whether PHP workers check access.
-    pub worker: Option<bool>,
-    /// Where the control socket is.
-    pub control: Option<ControlAt>,
-    /// Where metrics are told.
-    pub metrics: Option<SocketAddr>,
-}
 
 /// Where the control socket is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,37 +47,8 @@ pub enum Allowed {
     Origin(Origin),
 }
 
-/// A setting by its name.
-struct Setting {
-    name: &'static str,
-    /// Sets it to what a text says; one that is a list gets one item more.
-    set: fn(&mut Overrides, &str) -> std::result::Result<(), String>,
-}
-
-/// Every setting.
-const SETTINGS: [Setting; 21] = [
-    Setting { name: "espocrm", set: |own, text| put(&mut own.espocrm, text) },
-    Setting { name: "php", set: |own, text| put(&mut own.php, text) },
-    Setting { name: "listen", set: |own, text| put(&mut own.listen, text) },
-    Setting { name: "zeromq", set: |own, text| put(&mut own.zeromq, text) },
-    Setting { name: "debug", set: |own, text| put(&mut own.debug, text) },
-    Setting { name: "log_file", set: |own, text| put(&mut own.log_file, text) },
-    Setting { name: "max_connections", set: |own, text| limit(&mut own.max_connections, text) },
-    Setting { name: "max_per_address", set: |own, text| put(&mut own.max_per_address, text) },
-    Setting { name: "max_per_user", set: |own, text| put(&mut own.max_per_user, text) },
-    Setting { name: "trusted_proxies", set: |own, text| push(&mut own.trusted_proxies, text) },
-    Setting { name: "proxy_protocol", set: |own, text| put(&mut own.proxy_protocol, text) },
-    Setting { name: "origins", set: |own, text| push(&mut own.origins, text) },
-    Setting { name: "max_buffered", set: |own, text| buffered(&mut own.max_buffered, text) },
-    Setting { name: "max_checks", set: |own, text| limit(&mut own.max_checks, text) },
-    Setting { name: "check_timeout", set: |own, text| put(&mut own.check_timeout, text) },
-    Setting { name: "recheck_interval", set: |own, text| put(&mut own.recheck_interval, text) },
-    Setting { name: "ping_interval", set: |own, text| put(&mut own.ping_interval, text) },
-    Setting { name: "check_cache", set: |own, text| put(&mut own.check_cache, text) },
-    Setting { name: "worker", set: |own, text| put(&mut own.worker, text) },
-    Setting { name: "control", set: |own, text| put(&mut own.control, text) },
-    Setting { name: "metrics", set: |own, text| address(&mut own.metrics, text) },
-];
+/// The result of reading a value.
+pub(super) type Parsed = std::result::Result<(), String>;
 
 /// Read if no other file is named and this one exists.
 pub const DEFAULT_FILE: &str = "/etc/espocrm-websocket/config.toml";
@@ -196,29 +120,21 @@ impl Overrides {
     /// # Errors
     /// What is wrong with the text, or that there is no such setting.
     pub fn set(&mut self, name: &str, text: &str) -> std::result::Result<(), String> {
-        let set = setting(name)?.set;
-        set(self, text).map_err(|error| format!("{name}: {error}"))
+        (setting(name)?.parse)(self, text).map_err(|error| format!("{name}: {error}"))
     }
 
     fn set_value(&mut self, name: &str, mut value: Value<'_>) -> std::result::Result<(), String> {
-        setting(name)?;
+        let clear = setting(name)?.clear;
         let odd = |kind: &str| format!("{name}: {kind} is not expected");
-        match value.take() {
-            ValueInner::Array(items) if self.clear_list(name) => items
-                .into_iter()
-                .try_for_each(|mut item| self.set(name, &text(item.take()).map_err(odd)?)),
-            other => self.set(name, &text(other).map_err(odd)?),
+        match (value.take(), clear) {
+            (ValueInner::Array(items), Some(clear)) => {
+                clear(self);
+                items
+                    .into_iter()
+                    .try_for_each(|mut item| self.set(name, &text(item.take()).map_err(odd)?))
+            }
+            (other, _) => self.set(name, &text(other).map_err(odd)?),
         }
-    }
-
-    /// Empties a setting that has several values; false for any other.
-    fn clear_list(&mut self, name: &str) -> bool {
-        match name {
-            "origins" => self.origins = Some(Vec::new()),
-            "trusted_proxies" => self.trusted_proxies = Some(Vec::new()),
-            _ => return false,
-        }
-        true
     }
 }
 
@@ -255,7 +171,7 @@ fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
     })
 }
 
-fn put<T>(place: &mut Option<T>, text: &str) -> std::result::Result<(), String>
+pub(super) fn one<T>(place: &mut Option<T>, text: &str) -> Parsed
 where
     T: FromStr<Err: fmt::Display>,
 {
@@ -263,28 +179,28 @@ where
     Ok(())
 }
 
-fn push<T>(place: &mut Option<Vec<T>>, text: &str) -> std::result::Result<(), String>
+pub(super) fn add<T>(place: &mut Option<Vec<T>>, text: &str) -> Parsed
 where
     T: FromStr<Err: fmt::Display>,
 {
     let mut item = None;
-    put(&mut item, text)?;
+    one(&mut item, text)?;
     place.get_or_insert_default().extend(item);
     Ok(())
 }
 
-fn limit(place: &mut Option<usize>, text: &str) -> std::result::Result<(), String> {
-    put(place, text)?;
+pub(super) fn limit(place: &mut Option<usize>, text: &str) -> Parsed {
+    one(place, text)?;
     if *place == Some(0) { Err("it must be at least 1".to_owned()) } else { Ok(()) }
 }
 
-fn buffered(place: &mut Option<Size>, text: &str) -> std::result::Result<(), String> {
-    put(place, text)?;
+pub(super) fn buffered(place: &mut Option<Size>, text: &str) -> Parsed {
+    one(place, text)?;
     let enough = place.is_some_and(|size| usize::from(size) >= MIN_HELD);
     if enough { Ok(()) } else { Err(format!("it must be at least {}", Size::bytes(MIN_HELD))) }
 }
 
-fn address(place: &mut Option<SocketAddr>, text: &str) -> std::result::Result<(), String> {
+pub(super) fn address(place: &mut Option<SocketAddr>, text: &str) -> Parsed {
     let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     *place = Some(address.ok_or_else(|| {
         let text = Printable(text);
@@ -341,6 +257,7 @@ impl FromStr for Allowed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::definitions::DOCUMENTATION;
     use super::*;
     use std::time::Duration;
 
@@ -386,41 +303,19 @@ mod tests {
     }
 
     #[test]
-    fn the_file_that_is_shipped_names_every_setting() {
+    fn the_shipped_file_sets_espocrm_alone() {
         const SHIPPED: &str = include_str!("../../packaging/config.toml");
-        let shipped = Overrides::from_toml(SHIPPED).unwrap();
-        assert_eq!(
-            shipped,
-            Overrides { espocrm: Some("/var/www/html".into()), ..Overrides::default() }
-        );
-        let all =
-            Overrides::from_toml(&SHIPPED.replace("\n#", "\n").replace("\n ", "\n# ")).unwrap();
-        let Overrides {
-            espocrm: Some(_),
-            php: Some(_),
-            listen: Some(_),
-            zeromq: Some(_),
-            log_file: Some(_),
-            debug: Some(_),
-            max_connections: Some(_),
-            max_per_address: Some(_),
-            max_per_user: Some(_),
-            trusted_proxies: Some(_),
-            proxy_protocol: Some(_),
-            origins: Some(_),
-            max_buffered: Some(_),
-            max_checks: Some(_),
-            check_timeout: Some(_),
-            recheck_interval: Some(_),
-            ping_interval: Some(_),
-            check_cache: Some(_),
-            worker: Some(_),
-            control: Some(_),
-            metrics: Some(_),
-        } = all
-        else {
-            panic!("{all:?}");
-        };
+        let espocrm = Some("/var/www/html".into());
+        let expected = Overrides { espocrm, ..Overrides::default() };
+        assert_eq!(Overrides::from_toml(SHIPPED), Ok(expected));
+    }
+
+    #[test]
+    fn documented_values_are_valid() {
+        for (setting, docs) in SETTINGS.iter().zip(DOCUMENTATION) {
+            let overrides = Overrides::from_toml(&format!("{} = {}", setting.name, docs.value));
+            assert!(overrides.is_ok_and(|it| it != Overrides::default()), "{}", setting.name);
+        }
     }
 
     #[test]

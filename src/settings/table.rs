@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
-use super::{CheckMode, Settings, Size, Source, Sourced, Span};
+use super::definitions::SETTINGS;
+use super::{CheckMode, Settings, Source, Sourced, Span};
 use crate::engine::espocrm::category::SubscribePolicy;
 use crate::engine::printable::{Printable, printable};
 
@@ -14,6 +16,10 @@ struct Row {
     value: String,
     source: String,
 }
+
+/// The table of `espocrm-websocket config`.
+#[derive(Debug, Default)]
+pub(super) struct Rows(Vec<Row>);
 
 impl Settings {
     /// What is in force by these and was not by `old`; empty if nothing is.
@@ -26,66 +32,67 @@ impl Settings {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let mut rows = Vec::new();
-        let mut row = |name, value: &dyn fmt::Display, source: &dyn fmt::Display| {
-            rows.push(Row { name, value: value.to_string(), source: source.to_string() });
+        let mut rows = Rows::default();
+        for setting in SETTINGS {
+            (setting.show)(self, &mut rows);
+        }
+        rows.0
+    }
+}
+
+impl Rows {
+    pub(super) fn add(
+        &mut self,
+        name: &'static str,
+        value: &dyn fmt::Display,
+        source: &dyn fmt::Display,
+    ) {
+        self.0.push(Row { name, value: value.to_string(), source: source.to_string() });
+    }
+
+    pub(super) fn sourced<T: fmt::Display>(&mut self, name: &'static str, setting: &Sourced<T>) {
+        self.add(name, &setting.value, &setting.source);
+    }
+
+    /// A limit of which 0 stands for none.
+    pub(super) fn limit(&mut self, name: &'static str, limit: &Sourced<usize>) {
+        match limit.value {
+            0 => self.add(name, &"none", &limit.source),
+            value => self.add(name, &value, &limit.source),
+        }
+    }
+
+    pub(super) fn list<T: fmt::Display>(
+        &mut self,
+        name: &'static str,
+        list: &Sourced<Vec<T>>,
+        empty: &str,
+    ) {
+        let items: Vec<_> = list.value.iter().map(ToString::to_string).collect();
+        let text = if items.is_empty() { empty.to_owned() } else { items.join(" ") };
+        self.add(name, &text, &list.source);
+    }
+
+    pub(super) fn span(&mut self, name: &'static str, span: &Sourced<Duration>) {
+        self.add(name, &Span::from(span.value), &span.source);
+    }
+
+    pub(super) fn path(&mut self, name: &'static str, path: &Path, source: &dyn fmt::Display) {
+        self.add(name, &Printable(path.to_string_lossy()), source);
+    }
+
+    /// The daemon's own TLS, which is set in EspoCRM's configuration only.
+    pub(super) fn tls(&mut self, settings: &Settings) {
+        let Some(files) = &settings.tls.value else {
+            return self.add("tls", &"no", &settings.tls.source);
         };
-        let Self { php, address, port, zeromq, tls, debug, .. } = self;
-        row("espocrm", &self.version, &"EspoCRM: version");
-        row("enabled", &self.enabled, &"EspoCRM: useWebSocket");
-        row("php", &escaped(&php.value), &php.source);
-        row("address", &address.value, &address.source);
-        row("port", &port.value, &port.source);
-        row("zeromq", &Printable(&zeromq.value), &zeromq.source);
-        match &tls.value {
-            None => row("tls", &"no", &tls.source),
-            Some(files) => {
-                let source = "EspoCRM: webSocketSslCertificateFile";
-                row("tls", &escaped(&files.certificate), &source);
-                if let Some(key) = &files.key {
-                    let source = "EspoCRM: webSocketSslCertificateLocalPrivateKey";
-                    row("", &escaped(key), &source);
-                }
-                if files.passphrase.is_some() {
-                    row("", &"passphrase set", &"EspoCRM: webSocketSslCertificatePassphrase");
-                }
-            }
+        self.path("tls", &files.certificate, &"EspoCRM: webSocketSslCertificateFile");
+        if let Some(key) = &files.key {
+            self.path("", key, &"EspoCRM: webSocketSslCertificateLocalPrivateKey");
         }
-        row("debug", &debug.value, &debug.source);
-        match &self.log_file.value {
-            None => row("log_file", &"standard error", &self.log_file.source),
-            Some(file) => row("log_file", &escaped(file), &self.log_file.source),
+        if files.passphrase.is_some() {
+            self.add("", &"passphrase set", &"EspoCRM: webSocketSslCertificatePassphrase");
         }
-        row("max_connections", &self.max_connections.value, &self.max_connections.source);
-        let limit = |limit: &Sourced<usize>| match limit.value {
-            0 => "none".to_owned(),
-            limit => limit.to_string(),
-        };
-        let of_address = &self.max_per_address;
-        row("max_per_address", &limit(of_address), &of_address.source);
-        row("max_per_user", &limit(&self.max_per_user), &self.max_per_user.source);
-        let proxies = &self.trusted_proxies;
-        row("trusted_proxies", &list(&proxies.value, "none"), &proxies.source);
-        row("proxy_protocol", &self.proxy_protocol.value, &self.proxy_protocol.source);
-        row("origins", &list(&self.origins.value, "all"), &self.origins.source);
-        let buffered = &self.max_buffered;
-        row("max_buffered", &Size::bytes(buffered.value), &buffered.source);
-        row("memory at most", &megabytes(self.worst_case()), &"docs/limits.md");
-        row("max_checks", &self.max_checks.value, &self.max_checks.source);
-        let (timeout, interval) = (&self.check_timeout, &self.ping_interval);
-        row("check_timeout", &Span::from(timeout.value), &timeout.source);
-        let recheck = &self.recheck_interval;
-        row("recheck_interval", &Span::from(recheck.value), &recheck.source);
-        row("ping_interval", &Span::from(interval.value), &interval.source);
-        let reuse = &self.check_cache;
-        row("check_cache", &Span::from(reuse.value), &reuse.source);
-        row("checks by", &self.check_mode.value, &self.check_mode.source);
-        row("control", &self.control.value, &self.control.source);
-        match &self.metrics.value {
-            None => row("metrics", &"off", &self.metrics.source),
-            Some(address) => row("metrics", address, &self.metrics.source),
-        }
-        rows
     }
 }
 
@@ -137,15 +144,4 @@ impl fmt::Display for Source {
 #[must_use]
 pub fn megabytes(bytes: usize) -> String {
     format!("{} MB", bytes.div_ceil(1_000_000))
-}
-
-fn list(items: &[impl fmt::Display], none: &str) -> String {
-    if items.is_empty() {
-        return none.to_owned();
-    }
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-}
-
-fn escaped(path: &Path) -> String {
-    printable(&path.to_string_lossy())
 }

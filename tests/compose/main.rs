@@ -9,7 +9,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "tests panic on failure"
+    reason = "a failing test panics"
 )]
 
 #[expect(dead_code, unused_imports, reason = "the tests of the daemon use all of it")]

@@ -8,7 +8,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "tests panic on failure"
+    reason = "a failing test panics"
 )]
 
 mod support;

@@ -2,6 +2,7 @@
 
 mod healthz;
 mod hostile;
+mod names;
 mod numbers;
 mod orders;
 mod reload;

@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use super::users::Names;
 use super::{grouped, number, plural, printable, text};
 use crate::engine::protocol::control::List;
 
@@ -17,16 +18,36 @@ pub(super) fn name(list: List) -> &'static str {
     }
 }
 
+/// The ids of the users in an answer.
+pub(super) fn users(list: List, answer: &Json) -> impl Iterator<Item = &str> {
+    let items = answer.get(name(list)).and_then(Json::as_array).into_iter().flatten();
+    items.filter_map(|item| item.get("user")?.as_str())
+}
+
+/// Adds the field `name` to each item that has a user: `null` if it is not known.
+pub(super) fn add_names(list: List, answer: &mut Json, names: &Names) {
+    let items = answer.get_mut(name(list)).and_then(Json::as_array_mut);
+    for item in items.into_iter().flatten().filter_map(Json::as_object_mut) {
+        let name = item.get("user").and_then(Json::as_str).and_then(|user| names.get(user));
+        let name = name.filter(|name| name.is_string()).cloned().unwrap_or_default();
+        item.insert("name".to_owned(), name);
+    }
+}
+
 /// An answer as a table. Numbers stand to the right, and the longest cells at the end.
 pub(super) fn table(list: List, answer: &Json) -> String {
     let name = name(list);
-    let head: &[&str] = match list {
-        List::Users => &["CONNECTIONS", "USER"],
-        List::Topics => &["RECEIVERS", "TOPIC"],
-        List::Connections => &["ID", "SINCE", "TOPICS", "HELD", "STAGE", "ADDRESS", "USER"],
+    let mut head = match list {
+        List::Users => vec!["CONNECTIONS", "USER"],
+        List::Topics => vec!["RECEIVERS", "TOPIC"],
+        List::Connections => vec!["ID", "SINCE", "TOPICS", "HELD", "STAGE", "ADDRESS", "USER"],
     };
     let empty = Vec::new();
     let items = answer.get(name).and_then(Json::as_array).unwrap_or(&empty);
+    let has_names = items.iter().any(|item| item.get("name").is_some_and(Json::is_string));
+    if has_names {
+        head.push("NAME");
+    }
     let count = |item: &Json, field: &str| grouped(number(item, field));
     let mut rows: Vec<Vec<String>> = vec![head.iter().map(|&cell| cell.to_owned()).collect()];
     rows.extend(items.iter().map(|item| match list {
@@ -42,6 +63,11 @@ pub(super) fn table(list: List, answer: &Json) -> String {
             text(item, "/user"),
         ],
     }));
+    if has_names {
+        for (row, item) in rows.iter_mut().skip(1).zip(items) {
+            row.push(text(item, "/name"));
+        }
+    }
     let widths: Vec<usize> = (0..head.len())
         .map(|column| {
             let cells = rows.iter().filter_map(|row| row.get(column));
@@ -131,6 +157,30 @@ mod tests {
              57  1 min 1 s       2   300  login  192.0.2.1  -\n"
         );
         assert_eq!(table(List::Topics, &json!({})), "RECEIVERS  TOPIC\n");
+    }
+
+    #[test]
+    fn names_are_shown_beside_ids_if_any_is_known() {
+        let mut users = json!({"total": 2, "users": [
+            {"user": "6b03", "connections": 2}, {"user": "6b04", "connections": 1},
+        ]});
+        assert_eq!(super::users(List::Users, &users).collect::<Vec<_>>(), ["6b03", "6b04"]);
+        let mut without = users.clone();
+        add_names(List::Users, &mut without, &Names::new());
+        assert_eq!(without["users"][0]["name"], Json::Null);
+        assert_eq!(table(List::Users, &without), table(List::Users, &users));
+        let names = json!({"6b03": "al\u{1b}ice\n", "6b04": 7, "6b05": "eve"});
+        add_names(List::Users, &mut users, names.as_object().unwrap());
+        assert_eq!(
+            table(List::Users, &users),
+            "CONNECTIONS  USER  NAME\n          2  6b03  al\\u{1b}ice\\n\n          1  6b04  -\n"
+        );
+        let mut connections = json!({"connections": [{"user": null}, {"user": "6b03"}, 7]});
+        add_names(List::Connections, &mut connections, names.as_object().unwrap());
+        let expected =
+            json!([{"user": null, "name": null}, {"user": "6b03", "name": "al\u{1b}ice\n"}, 7]);
+        assert_eq!(connections["connections"], expected);
+        assert!(table(List::Connections, &connections).starts_with("ID  SINCE  TOPICS"));
     }
 
     #[test]

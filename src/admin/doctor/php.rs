@@ -8,48 +8,26 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::report::Finding;
-use crate::engine::checks::verdict::ProcessExit;
-use crate::espocrm::Installation;
-use crate::espocrm::process::Children;
+use crate::espocrm::{Installation, Script};
 
-const SCRIPT: &str = include_str!("doctor.php");
-
-/// More than the script's own deadlines together.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The line of the script's output that counts begins so.
-const MARK: &[u8] = b"espocrm-websocket-doctor:";
+const SCRIPT: Script = Script {
+    text: include_str!("doctor.php"),
+    variable: "ESPOCRM_WEBSOCKET_DOCTOR",
+    mark: "espocrm-websocket-doctor:",
+    // More than the script's own deadlines together.
+    timeout: Duration::from_secs(60),
+};
 
 /// Has the script do a task, and tells what came of it.
 ///
 /// # Errors
 /// Why it could not be done.
 pub(super) fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -> bool) -> Answer {
-    let mut command = espocrm.script(SCRIPT).map_err(|error| error.to_string())?;
-    command.env("ESPOCRM_WEBSOCKET_DOCTOR", task.to_string());
-    let finished = Children::run(command, TIMEOUT, stop)
-        .map_err(|error| espocrm.no_php(&error).to_string())?;
-    let complaint = finished.complaint();
-    let said = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
-    let how = match &finished.exit {
-        Ok(ProcessExit::Status(0)) => match read(&finished.stdout) {
-            Some(answer) => return Ok(answer),
-            None => "PHP printed something unexpected".to_owned(),
-        },
-        Ok(ProcessExit::Status(status)) => format!("PHP ended with status {status}"),
-        Ok(ProcessExit::Signal(signal)) => format!("PHP was ended by signal {signal}"),
-        Err(failure) => failure.to_string(),
-    };
-    Err(how + &said)
+    SCRIPT.run(espocrm, task, stop)
 }
 
 /// What the script says.
 pub(super) type Answer = Result<Value, String>;
-
-fn read(output: &[u8]) -> Option<Value> {
-    let mut lines = output.split(|byte| *byte == b'\n').filter_map(|it| it.strip_prefix(MARK));
-    serde_json::from_slice(lines.next_back()?).ok()
-}
 
 /// Which PHP it is.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -111,15 +89,6 @@ impl About {
 mod tests {
     use super::super::report::State;
     use super::*;
-
-    #[test]
-    fn the_scripts_line_is_found_among_others() {
-        let output = b"Warning: x\nespocrm-websocket-doctor:{\"ms\":7}\n";
-        assert_eq!(read(output), Some(json!({"ms": 7})));
-        for output in [&b""[..], b"espocrm-websocket-doctor:", b"espocrm-websocket-doctor:{\xff"] {
-            assert_eq!(read(output), None);
-        }
-    }
 
     #[test]
     fn php_without_opcache_costs_more() {

@@ -157,11 +157,13 @@ impl Server {
         }
         self.check_queue.forget_user(user);
         let count = conns.len();
-        info!(
-            "The administrator ended {} of user {}. Browsers reconnect, and are checked again.",
-            plural(count as u64, "connection", "connections"),
-            Printable(user)
-        );
+        if count > 0 {
+            info!(
+                "The administrator ended {} of user {}. Browsers reconnect, and are checked again.",
+                plural(count as u64, "connection", "connections"),
+                Printable(user)
+            );
+        }
         let mut json = Json::object();
         json.text("user", user).field("connections", &count);
         json.end()

@@ -130,6 +130,26 @@ impl Handshakes {
         self.members.contains_key(&id)
     }
 
+    /// Checks that the indexes agree. For tests.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub fn check_invariants(&self) {
+        assert_eq!(self.members.len(), self.queue.len());
+        assert_eq!(self.counts.len(), self.largest.len());
+        let mut counts: HashMap<ClientKey, usize> = HashMap::new();
+        for (id, (client, age, since)) in &self.members {
+            assert_eq!(self.queue.get(&(*client, *age)), Some(&(*id, *since)));
+            assert!(*age < self.serial);
+            *counts.entry(*client).or_default() += 1;
+        }
+        assert_eq!(counts, self.counts);
+        for client in counts.keys() {
+            let ranked = self.place(*client).and_then(|place| self.largest.get(&place));
+            assert_eq!(ranked, Some(client));
+        }
+    }
+
     fn insert(&mut self, id: ConnId, client: ClientKey, age: Age, since: Time) {
         self.unrank(client);
         self.members.insert(id, (client, age, since));

@@ -1,5 +1,6 @@
 //! The queue of access checks: which command is to be run next, and who waits for its verdict.
 
+mod invariants;
 mod order;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! The PHP workers: on what a check runs, and when a worker is started, stopped or given up.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::engine::time::Time;
@@ -265,6 +266,21 @@ impl Pool {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.workers.iter().filter_map(|worker| worker.idle).min().map(|since| since.after(IDLE))
+    }
+
+    /// Checks the relations between workers and limits. For tests.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    pub fn check_invariants(&self) {
+        let ids: BTreeSet<_> = self.workers.iter().map(|worker| worker.id).collect();
+        assert_eq!(ids.len(), self.workers.len(), "two workers have the same id");
+        for worker in &self.workers {
+            assert!(worker.answers < MAX_ANSWERS, "{:?} should have been stopped", worker.id);
+            assert!(worker.idle.is_none() || !worker.outdated, "{:?} waits in vain", worker.id);
+        }
+        assert!(self.failures < MAX_FAILURES);
+        assert!(self.given_up_until.is_none() || self.limit > 0);
     }
 
     fn find(&self, id: WorkerId) -> Option<usize> {

@@ -1,5 +1,6 @@
 //! The tokens by which sessions have logged in.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::engine::interner::{Interner, Key};
@@ -22,6 +23,11 @@ impl Tokens {
     /// The token behind a key.
     pub(super) fn name(&self, key: Key) -> &str {
         self.0.name(key)
+    }
+
+    /// Checks that each token is used as often as it was interned.
+    pub(super) fn check_uses(&self, uses: &BTreeMap<Key, u32>) {
+        self.0.check_uses(uses);
     }
 
     /// Whether none is held.

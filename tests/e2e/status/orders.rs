@@ -31,7 +31,7 @@ fn a_kicked_user_reconnects_and_is_checked_again() {
     let output = control.run(&["kick", "nobody \u{1b}[2J"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("User nobody \\u{1b}[2J has no connections"), "{errors}");
+    assert!(errors.contains("No user with the id nobody \\u{1b}[2J has connections"), "{errors}");
 }
 
 #[test]

@@ -10,6 +10,10 @@ use super::{LIMIT, TOPICS, World, about};
 
 impl World {
     pub(super) fn check_everything(&mut self) {
+        if self.is_thorough {
+            self.hub.check_invariants();
+            self.access.check_invariants();
+        }
         assert!(self.running.len() <= LIMIT);
         assert_eq!(self.access.running(), self.running.len());
         assert_eq!(self.access.waiting(), self.model.waiting());

@@ -56,6 +56,8 @@ pub struct World {
     /// When that was set.
     recheck_since: Time,
     seen: Seen,
+    /// Whether the engine's own invariants are checked after each step, which takes most of the time.
+    is_thorough: bool,
 }
 
 const LIMIT: usize = 3;
@@ -106,7 +108,9 @@ impl World {
             recheck_interval: Duration::ZERO,
             recheck_since: Time::default(),
             seen: Seen::default(),
+            is_thorough: false,
         };
+        world.is_thorough = world.choices.chance(20);
         world.set_recheck_interval(60);
         // Some queues are soon full.
         if world.choices.chance(30) {

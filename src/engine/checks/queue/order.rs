@@ -60,6 +60,26 @@ impl Queue {
             .all(|line| line.is_empty())
     }
 
+    /// All jobs that wait. Checks that the turns agree with them. For tests.
+    pub(super) fn jobs(&self) -> BTreeSet<(Urgency, Rc<str>, JobId)> {
+        let lines = [
+            (Urgency::Authentication, &self.authentications),
+            (Urgency::Subscription, &self.subscriptions),
+            (Urgency::Recheck, &self.rechecks),
+        ];
+        let mut all = BTreeSet::new();
+        for (urgency, line) in lines {
+            let users: BTreeSet<_> = line.turns.iter().collect();
+            assert_eq!(users.len(), line.turns.len(), "a user has two turns");
+            assert_eq!(users, line.jobs.keys().collect());
+            assert_eq!(line.jobs.values().filter(|jobs| jobs.is_empty()).count(), line.vain);
+            for (user, jobs) in &line.jobs {
+                all.extend(jobs.iter().map(|id| (urgency, Rc::clone(user), *id)));
+            }
+        }
+        all
+    }
+
     fn line(&mut self, urgency: Urgency) -> &mut Line {
         match urgency {
             Urgency::Authentication => &mut self.authentications,

@@ -23,6 +23,9 @@ class Container
                 case 'injectableFactory':
                     $this->services[$name] = new InjectableFactory($this);
                     break;
+                case 'entityManager':
+                    $this->services[$name] = new EntityManager();
+                    break;
                 default:
                     throw new \RuntimeException("There is no service '$name'.");
             }
