@@ -1,4 +1,4 @@
-//! The short-lived commands: `setup`, `adopt`, `doctor`, `health`, and those that ask a running daemon.
+//! The short-lived commands: `setup`, `adopt`, `doctor`, `health`, and the clients of a running daemon.
 //! They do not use the event loop.
 
 pub(crate) mod adopt;

@@ -1,5 +1,5 @@
-//! `espocrm-websocket adopt`: takes the place of the unit that an administrator wrote for EspoCRM's
-//! `websocket.php`, and gives it back.
+//! `espocrm-websocket adopt`: replaces the unit that an administrator wrote for EspoCRM's
+//! `websocket.php`, and restores it with `--undo`.
 
 mod backup;
 #[cfg(test)]
@@ -14,26 +14,26 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
 use backup::Backup;
 
-/// Which unit, and what to do with it.
+/// The command line of `adopt`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Adopt {
-    /// Its name, if there are several.
+    /// The name of the unit, if several run `websocket.php`.
     pub unit: Option<String>,
-    /// How its EspoCRM is to be served, which is that of its command if nobody names one.
+    /// The options for the new service. Without a directory, it serves the EspoCRM of the unit.
     pub setup: Setup,
-    /// Whether it is to be given back.
+    /// Whether to restore the unit.
     pub undo: bool,
 }
 
-/// Where systemd finds the units of packages.
+/// The directories in which packages install units.
 const PACKAGED: [&str; 3] =
     ["/usr/lib/systemd/system", "/lib/systemd/system", "/usr/local/lib/systemd/system"];
 
 impl Adopt {
-    /// Understands the arguments after the command; none of it, if help is asked for.
+    /// Parses the arguments after the command. Returns `None` if they ask for help.
     ///
     /// # Errors
-    /// What is not understood.
+    /// If an argument is unknown or invalid.
     pub fn parse(parser: &mut lexopt::Parser) -> std::result::Result<Option<Self>, lexopt::Error> {
         let mut adopt = Self::default();
         while let Some(argument) = parser.next()? {
@@ -55,57 +55,60 @@ impl Adopt {
         Ok(Some(adopt))
     }
 
-    /// Does it.
+    /// Replaces or restores the unit.
     ///
     /// # Errors
-    /// Why it could not be done, what was done, and what to do.
+    /// If that fails. The message contains what was done and what to do.
     pub fn run(&self) -> Result<()> {
-        self.carry_out(&Machine::open(self.setup.root.as_deref())?)
+        self.run_on(&Machine::open(self.setup.root.as_deref())?)
     }
 
-    fn carry_out(&self, machine: &Machine) -> Result<()> {
-        if self.undo { self.give_back(machine) } else { self.take(machine) }
+    fn run_on(&self, machine: &Machine) -> Result<()> {
+        if self.undo { self.restore(machine) } else { self.replace(machine) }
     }
 
-    fn take(&self, machine: &Machine) -> Result<()> {
+    fn replace(&self, machine: &Machine) -> Result<()> {
         let files = &machine.files;
         let old = self.choose(files)?;
         let plan = self.plan(files, &old)?;
         let unit = plan.service.unit();
         let active = machine.systemctl.as_ref().is_some_and(|it| it.is_wanted(&old.name));
-        let kept = Backup::of(files, &old.name, &unit, active);
-        machine.say(&format!("{UNITS}/{} is kept in {}.", old.name, kept.save(files)?.display()));
-        if let Err(error) = exchange(machine, &kept, &plan) {
-            return Err(undone(machine, &kept, &plan, &error));
+        let backup = Backup::of(files, &old.name, &unit, active);
+        let path = backup.save(files)?;
+        machine.print(&format!("{UNITS}/{} was saved to {}.", old.name, path.display()));
+        if let Err(error) = replace_unit(machine, &backup, &plan) {
+            return Err(roll_back(machine, &backup, &plan, &error));
         }
-        machine.say(&plan.summary());
+        machine.print(&plan.summary());
         if let Some(user) = old.user.filter(|user| !files.is_same_user(user, &plan.user)) {
             let user = files.known_name(user);
-            machine.say(&format!("The old unit ran as {user}, who does not own EspoCRM's data."));
+            machine
+                .print(&format!("The old unit ran as {user}, who does not own EspoCRM's data/."));
         }
         for log in old.logs {
-            machine.say(&format!("Nothing is written to the old log any more: {log}"));
+            machine.print(&format!("The old log is no longer written: {log}"));
         }
-        machine.say(&match machine.systemctl {
-            Some(_) => plan.is_up(),
-            None => format!("Nothing was started. Do so by: systemctl enable --now {unit}"),
+        machine.print(&match machine.systemctl {
+            Some(_) => plan.started(),
+            None => format!("{unit} was not started. Start it: systemctl enable --now {unit}"),
         });
         let word = shell_word(&old.name);
-        machine.say(&format!("The way back: espocrm-websocket adopt --undo {word}"));
+        machine.print(&format!("To undo this: espocrm-websocket adopt --undo {word}"));
         Ok(())
     }
 
-    /// The unit that is meant.
+    /// The unit to replace.
     fn choose(&self, files: &Files) -> Result<OldUnit> {
         let mut units = old_units(files);
         if let Some(name) = &self.unit {
             units.retain(|unit| unit.name == *name);
         }
         if units.len() > 1 {
-            let mut text = "Several units run EspoCRM's websocket.php. Nothing was changed. Each \
-                            gets a service of its own, the first that you adopt the usual one, any \
-                            other one with --name NAME:"
-                .to_owned();
+            let mut text =
+                "Several units run EspoCRM's websocket.php. Nothing was changed. Adopt each \
+                            one separately: the first becomes the default service, any other needs \
+                            --name NAME:"
+                    .to_owned();
             for unit in &units {
                 text = text + "\n  espocrm-websocket adopt " + &shell_word(&unit.name);
             }
@@ -117,10 +120,10 @@ impl Adopt {
                 "No unit{unit} in {UNITS} runs EspoCRM's websocket.php. Nothing was changed."
             );
             for name in Backup::names(files) {
-                text = text + "\n" + &name + " was adopted already.";
+                text = text + "\n" + &name + " is already adopted.";
             }
             Exit::error_lines(
-                text + "\nTo serve an EspoCRM that has no unit: espocrm-websocket setup",
+                text + "\nTo serve an EspoCRM without a unit: espocrm-websocket setup",
             )
         })
     }
@@ -129,122 +132,127 @@ impl Adopt {
         let name = shell_word(&old.name);
         if old.name.contains("@.") {
             return Err(Exit::error(format!(
-                "{name} is a template, of which there may be several services. Nothing was changed. \
-                 Stop and disable them, move it out of {UNITS}, and use espocrm-websocket setup."
+                "{name} is a template, which may have several instances. Nothing was changed. Stop \
+                 and disable its instances, move it out of {UNITS}, then run: espocrm-websocket \
+                 setup"
             )));
         }
         let Some(dir) = self.setup.espocrm.clone().or_else(|| old.dir.clone()) else {
             return Err(Exit::error_lines(format!(
-                "Which EspoCRM {name} serves cannot be told from its command. Nothing was changed. \
-                 Name its directory:\n  espocrm-websocket adopt --espocrm DIR {name}"
+                "The command of {name} does not contain the directory of its EspoCRM. Nothing was \
+                 changed. Specify it:\n  espocrm-websocket adopt --espocrm DIR {name}"
             )));
         };
         let setup = Setup { espocrm: Some(dir), root: None, ..self.setup.clone() };
-        // With a directory there is always something to do.
+        // With a directory, there is always a plan.
         let plan = Plan::make(files, &setup, Some(&old.name))?;
         let plan = plan.ok_or_else(|| Exit::error("There is nothing to do."))?;
-        let ours = plan.service.template();
-        if !PACKAGED.iter().any(|dir| files.resolve(&Path::new(dir).join(ours)).is_ok()) {
+        let template = plan.service.template();
+        if !PACKAGED.iter().any(|dir| files.resolve(&Path::new(dir).join(template)).is_ok()) {
             return Err(Exit::error(format!(
-                "{ours} is not installed, so that there is nothing to put in the place of {name}. \
-                 Nothing was changed. Install the package of espocrm-websocket."
+                "{name} cannot be replaced, because {template} is not installed. Nothing was \
+                 changed. Install the espocrm-websocket package."
             )));
         }
         Ok(plan)
     }
 
-    fn give_back(&self, machine: &Machine) -> Result<()> {
-        let kept = self.kept(&machine.files)?;
-        kept.check(&machine.files)?;
-        restore(machine, &kept)?;
-        kept.forget(&machine.files)?;
-        machine.say(&format!("{UNITS}/{} is back, and {} is disabled.", kept.unit, kept.service));
-        machine.say(match machine.systemctl {
-            Some(_) if kept.active => "It runs.",
-            Some(_) => "It did not run when it was adopted, and does not now.",
-            None => "Nothing was started.",
+    fn restore(&self, machine: &Machine) -> Result<()> {
+        let backup = self.backup(&machine.files)?;
+        backup.check(&machine.files)?;
+        restore(machine, &backup)?;
+        backup.delete(&machine.files)?;
+        let Backup { unit, service, .. } = &backup;
+        machine.print(&format!("{UNITS}/{unit} was restored, and {service} was disabled."));
+        machine.print(&match machine.systemctl {
+            Some(_) if backup.active => format!("{unit} is running."),
+            Some(_) => format!("{unit} did not run when it was adopted, so it was not started."),
+            None => "Nothing was started.".to_owned(),
         });
         Ok(())
     }
 
-    /// What is to be given back.
-    fn kept(&self, files: &Files) -> Result<Backup> {
+    /// The backup of the unit to restore.
+    fn backup(&self, files: &Files) -> Result<Backup> {
         let names = Backup::names(files);
         let name = match (&self.unit, names.as_slice()) {
             (Some(unit), names) if names.contains(unit) => unit,
             (None, [name]) => name,
             (None, [_, ..]) => {
                 let mut text =
-                    "Several units were adopted. Nothing was changed. Which is to be given \
-                                back?"
+                    "Several units were adopted. Nothing was changed. Choose the unit to restore:"
                         .to_owned();
                 for name in &names {
                     text = text + "\n  espocrm-websocket adopt --undo " + &shell_word(name);
                 }
                 return Err(Exit::error_lines(text));
             }
-            _ => return Err(Exit::error("No such unit was adopted. Nothing was changed.")),
+            (Some(unit), _) => {
+                return Err(Exit::error(format!("{unit} was not adopted. Nothing was changed.")));
+            }
+            (None, []) => return Err(Exit::error("No unit was adopted. Nothing was changed.")),
         };
         Backup::load(files, name)
     }
 }
 
-/// Stops the old unit, removes it, and has ours run.
-fn exchange(machine: &Machine, kept: &Backup, plan: &Plan) -> Result<()> {
+/// Stops and removes the old unit, then starts the new service.
+fn replace_unit(machine: &Machine, backup: &Backup, plan: &Plan) -> Result<()> {
     if let Some(systemctl) = &machine.systemctl {
-        systemctl.run(&["stop", &kept.unit])?;
+        systemctl.run(&["stop", &backup.unit])?;
     }
-    kept.remove(&machine.files)?;
+    backup.remove_unit(&machine.files)?;
     plan.write(&machine.files)?;
     if let Some(systemctl) = &machine.systemctl {
         systemctl.run(&["daemon-reload"])?;
-        systemctl.bring_up(&kept.service)?;
+        systemctl.bring_up(&backup.service)?;
     }
     Ok(())
 }
 
-/// Puts the old unit back after ours has failed, and says so.
-fn undone(machine: &Machine, kept: &Backup, plan: &Plan, error: &Exit) -> Exit {
-    let (old, new) = (&kept.unit, &kept.service);
+/// Restores the old unit after the new service has failed, and returns the error to report.
+fn roll_back(machine: &Machine, backup: &Backup, plan: &Plan, error: &Exit) -> Exit {
+    let (old, new) = (&backup.unit, &backup.service);
     let files = &machine.files;
-    let restored = restore(machine, kept)
-        .and_then(|()| plan.take_back(files))
-        .and_then(|()| kept.forget(files));
+    let restored = restore(machine, backup)
+        .and_then(|()| plan.roll_back(files))
+        .and_then(|()| backup.delete(files));
     let end = match restored {
-        Ok(()) if kept.active => format!("Your own {old} is back, and runs."),
-        Ok(()) => format!("Your own {old} is back."),
+        Ok(()) if backup.active => format!("Your unit {old} was restored and is running."),
+        Ok(()) => format!("Your unit {old} was restored."),
         Err(error) => format!(
-            "Your own {old} could not be given back: {error}\nMend that, and try: espocrm-websocket \
+            "Your unit {old} could not be restored: {error}\nFix this, then run: espocrm-websocket \
              adopt --undo {}",
             shell_word(old)
         ),
     };
     Exit::error_lines(format!(
-        "{new} could not take the place of {old}. {error}\n{end}\nLook into the log: journalctl -n \
-         50 -u {new}\nand at what it would do: espocrm-websocket config --espocrm {}",
+        "{new} could not replace {old}. {error}\n{end}\nSee the log: journalctl -n 50 -u {new}\n\
+         Show its settings: espocrm-websocket config --espocrm {}",
         shell_word(&plan.dir)
     ))
 }
 
-/// Stops ours, and puts the old unit back as it was.
-fn restore(machine: &Machine, kept: &Backup) -> Result<()> {
+/// Stops the new service and restores the old unit.
+fn restore(machine: &Machine, backup: &Backup) -> Result<()> {
     let files = &machine.files;
     if let Some(systemctl) = &machine.systemctl {
-        // It is not there any more if the package is gone.
-        let _ = systemctl.run(&["stop", &kept.service]);
-        let _ = systemctl.run(&["disable", &kept.service]);
+        // These fail if the package was removed.
+        let _ = systemctl.run(&["stop", &backup.service]);
+        let _ = systemctl.run(&["disable", &backup.service]);
     } else {
-        for link in backup::enabling(files, &kept.service) {
+        for link in backup::enabling(files, &backup.service) {
             files.remove(&link)?;
         }
     }
-    files.remove(&drop_in_of(&kept.service))?;
-    kept.restore(files)?;
+    files.remove(&drop_in_of(&backup.service))?;
+    backup.restore(files)?;
     if let Some(systemctl) = &machine.systemctl {
         systemctl.run(&["daemon-reload"])?;
-        if kept.active {
-            let started = systemctl.start(&kept.unit);
-            started.map_err(|error| Exit::error_lines(format!("Its file is back. {error}")))?;
+        if backup.active {
+            let started = systemctl.start(&backup.unit);
+            started
+                .map_err(|error| Exit::error_lines(format!("Its file was restored. {error}")))?;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The other side of the control socket: what our own commands ask a running daemon.
+//! The client of the control socket.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,18 +9,18 @@ use crate::daemon::control::usual;
 use crate::platform::exit::{Exit, Result};
 use crate::settings::{ControlAt, DEFAULT_FILE, Overrides};
 
-/// Asks the daemon at one control socket.
+/// A client of one daemon's control socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
-    /// What systemd calls it.
+    /// The systemd service.
     service: String,
 }
 
-/// Which daemon is meant: what the command line says about that.
+/// The daemon that the command line selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target {
-    /// One of several services.
+    /// The name of its service, if several run on this machine.
     pub name: Option<String>,
     /// Its control socket.
     pub control: Option<PathBuf>,
@@ -28,32 +28,32 @@ pub struct Target {
     pub config: Option<PathBuf>,
 }
 
-/// A daemon that takes longer has other problems.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A healthy daemon answers sooner.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// In the error about a control socket at which nothing listens.
+/// Part of the error about a control socket without a listener.
 pub(crate) const NOT_RUNNING: &str = "is it running?";
 
-/// Bytes of an answer's head.
+/// Bytes of a response's head.
 const MAX_HEAD: u64 = 16 * 1024;
 
 impl Target {
-    /// The client for that daemon.
+    /// The client of this daemon.
     ///
     /// # Errors
-    /// If its control socket is turned off.
+    /// If the control socket is turned off.
     pub fn client(&self) -> Result<Client> {
         let name = self.name.as_deref();
         if self.control.is_some() {
             return Client::find(name, self.control.as_deref());
         }
         let file = self.file().unwrap_or_else(|| DEFAULT_FILE.into());
-        // Who may not read it may still know the usual place.
+        // A user who may not read the file uses the default path.
         let own = Overrides::text_of(&file).ok().and_then(|text| Overrides::from_toml(&text).ok());
         match own.and_then(|own| own.control) {
             Some(ControlAt::Path(path)) => Client::find(name, Some(&path)),
             Some(ControlAt::Off) => Err(Exit::error(format!(
-                "The control socket is turned off: see control in {}.",
+                "The control socket is turned off by the setting control in {}.",
                 file.display()
             ))),
             Some(ControlAt::Usual) | None => Client::find(name, None),
@@ -69,14 +69,14 @@ impl Target {
 }
 
 impl Client {
-    /// The client of the daemon with this control socket, or else of the service, or of its instance
-    /// of this name.
+    /// The client of the daemon with this control socket, or else of the service with this name, or
+    /// else of the default service.
     ///
     /// # Errors
-    /// If the name cannot be that of a service.
+    /// If the name is not a valid service name.
     pub fn find(name: Option<&str>, path: Option<&Path>) -> Result<Self> {
         if name.is_some_and(|name| name.is_empty() || name.contains('/')) {
-            return Err(Exit::error("No service has such a name."));
+            return Err(Exit::error("A service name must not be empty or contain '/'."));
         }
         let path = path.map_or_else(|| usual(name), Path::to_owned);
         let service =
@@ -84,72 +84,72 @@ impl Client {
         Ok(Self { path, service })
     }
 
-    /// Where it asks.
+    /// The path of the control socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What a `GET` of this target says.
+    /// The body of the response to a `GET`.
     ///
     /// # Errors
-    /// If there is no answer, or it is an error.
+    /// If there is no response, or it is an error.
     pub fn get(&self, target: &str) -> Result<Vec<u8>> {
         self.whole("GET", target, b"")
     }
 
-    /// What a `POST` to this target says.
+    /// The body of the response to a `POST`.
     ///
     /// # Errors
-    /// If there is no answer, or it is an error.
+    /// If there is no response, or it is an error.
     pub fn post(&self, target: &str, body: &[u8]) -> Result<Vec<u8>> {
         self.whole("POST", target, body)
     }
 
-    /// The same for a response that may take longer than usual.
+    /// Like [`Client::post`], with another timeout.
     ///
     /// # Errors
-    /// If there is no answer, or it is an error.
-    pub fn post_within(&self, target: &str, patience: Duration) -> Result<Vec<u8>> {
-        self.whole_within("POST", target, b"", patience)
+    /// If there is no response, or it is an error.
+    pub fn post_within(&self, target: &str, timeout: Duration) -> Result<Vec<u8>> {
+        self.whole_within("POST", target, b"", timeout)
     }
 
-    /// Whether something accepts connections at the control socket, or this user may not connect.
+    /// Whether the control socket accepts connections, or this user may not connect to it.
     #[must_use]
     pub fn is_there(&self) -> bool {
         let missing = [ErrorKind::NotFound, ErrorKind::ConnectionRefused];
         !UnixStream::connect(&self.path).is_err_and(|error| missing.contains(&error.kind()))
     }
 
-    /// The lines that a `GET` of this target goes on to tell, for as long as the daemon runs.
+    /// The lines of a response that ends with the daemon.
     ///
     /// # Errors
-    /// If there is no answer, or it is an error.
+    /// If there is no response, or it is an error.
     pub fn lines(&self, target: &str) -> Result<impl Iterator<Item = io::Result<String>> + use<>> {
-        let (reader, _) = self.ask("GET", target, b"", PATIENCE)?;
-        // The next one may take long.
-        let endless = reader.get_ref().set_read_timeout(None);
-        endless.map_err(|error| self.problem(&error))?;
+        let (reader, _) = self.send("GET", target, b"", TIMEOUT)?;
+        // The next line may take long.
+        let unlimited = reader.get_ref().set_read_timeout(None);
+        unlimited.map_err(|error| self.problem(&error))?;
         Ok(reader.lines())
     }
 
-    /// The same, where each line comes within this time or is an error.
+    /// Like [`Client::lines`], with a timeout for each line.
     ///
     /// # Errors
-    /// If there is no answer, or it is an error.
+    /// If there is no response, or it is an error.
     pub fn lines_within(
         &self,
         target: &str,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<io::Lines<BufReader<UnixStream>>> {
-        let (reader, _) = self.ask("GET", target, b"", PATIENCE)?;
-        let limited = reader.get_ref().set_read_timeout(Some(patience));
+        let (reader, _) = self.send("GET", target, b"", TIMEOUT)?;
+        let limited = reader.get_ref().set_read_timeout(Some(timeout));
         limited.map_err(|error| self.problem(&error))?;
         Ok(reader.lines())
     }
 
     fn whole(&self, method: &str, target: &str, body: &[u8]) -> Result<Vec<u8>> {
-        self.whole_within(method, target, body, PATIENCE)
+        self.whole_within(method, target, body, TIMEOUT)
     }
 
     fn whole_within(
@@ -157,9 +157,9 @@ impl Client {
         method: &str,
         target: &str,
         body: &[u8],
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Vec<u8>> {
-        let (mut reader, length) = self.ask(method, target, body, patience)?;
+        let (mut reader, length) = self.send(method, target, body, timeout)?;
         let mut answer = Vec::new();
         reader.read_to_end(&mut answer).map_err(|error| self.problem(&error))?;
         if length.is_some_and(|length| length != answer.len()) {
@@ -168,23 +168,24 @@ impl Client {
         Ok(answer)
     }
 
-    /// Asks, and reads the answer's head; what follows is to be read, so many bytes if that is said.
-    fn ask(
+    /// Sends a request and reads the head of the response. Returns a reader for the body, and its
+    /// length if the head contains it.
+    fn send(
         &self,
         method: &str,
         target: &str,
         body: &[u8],
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(BufReader<UnixStream>, Option<usize>)> {
         let exchange = || {
             let mut stream = UnixStream::connect(&self.path)?;
-            stream.set_read_timeout(Some(patience))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(timeout))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
             let length = body.len();
             let head = format!(
                 "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
             );
-            // Who is turned away is told so without being heard.
+            // The daemon may reject the connection without reading the request.
             let written = stream.write_all(&[head.as_bytes(), body].concat());
             let mut reader = BufReader::new(stream);
             let mut head = String::new();
@@ -202,37 +203,37 @@ impl Client {
         let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
         let length = length.and_then(|length| length.parse().ok());
         match status {
-            // Not well is an answer, too.
             Some("200") => Ok((reader, length)),
+            // The answer of an unhealthy daemon.
             Some("503") if target == "/healthz" => Ok((reader, length)),
             Some(_) => {
                 let mut text = String::new();
                 let _ = reader.by_ref().take(MAX_HEAD).read_to_string(&mut text);
-                Err(Exit::error(format!("The daemon says: {}", text.trim())))
+                Err(Exit::error(format!("The daemon returned an error: {}", text.trim())))
             }
             None => Err(Exit::error(format!(
-                "What answers at {} is not espocrm-websocket, or has ended meanwhile.",
+                "The program at {} is not espocrm-websocket, or it has ended.",
                 self.path.display()
             ))),
         }
     }
 
-    /// What an administrator can do about it.
+    /// An error with advice for the administrator.
     fn problem(&self, error: &io::Error) -> Exit {
         let (path, service) = (self.path.display(), &self.service);
         Exit::error(match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
                 "No daemon answers at {path}: {NOT_RUNNING} See systemctl status {service}. If its \
-                 control socket is elsewhere, name it by --control PATH."
+                 control socket has another path, use --control PATH."
             ),
             ErrorKind::PermissionDenied | ErrorKind::ConnectionReset => format!(
-                "You may not ask the daemon at {path}: do it as root, or as the daemon's user."
+                "Permission denied at {path}: run the command as root, or as the daemon's user."
             ),
             ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
-                "The daemon at {path} does not answer: it is stopped, or too busy. See systemctl \
+                "The daemon at {path} does not answer: it is stopped, or overloaded. See systemctl \
                  status {service}."
             ),
-            _ => format!("The daemon at {path} cannot be asked: {error}."),
+            _ => format!("The request to the daemon at {path} failed: {error}."),
         })
     }
 }

@@ -1,5 +1,4 @@
-//! What an administrator asks a running daemon: `espocrm-websocket status`, `kick`, `send`, `tail`,
-//! `reload`.
+//! The commands for a running daemon: `espocrm-websocket status`, `kick`, `send`, `tail`, `reload`.
 
 mod lists;
 mod screen;
@@ -21,54 +20,54 @@ use crate::platform::{logging, sys};
 use users::Names;
 pub(crate) use users::Site;
 
-/// A question or an order, and the daemon that it is for.
+/// A command, and the daemon that receives it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ctl {
-    /// Which daemon.
+    /// The daemon.
     pub target: Target,
-    /// Which of [`COMMANDS`].
+    /// The command.
     pub what: What,
-    /// Whether a program is to read it.
+    /// Whether to print JSON.
     pub json: bool,
-    /// The daemon's EspoCRM, which has the names of its users.
+    /// The daemon's EspoCRM, for the names of users.
     pub site: Site,
 }
 
-/// What is wanted.
+/// A command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum What {
-    /// How it is; again and again, if it is watched.
+    /// Shows the state of the daemon.
     Status {
-        /// Until it is stopped.
+        /// Whether to refresh it every second.
         watch: bool,
     },
-    /// Who or what is there.
+    /// Lists users, topics or connections.
     List(List),
-    /// The connections of the user with this id or name are to end.
+    /// Closes the connections of the user with this id or name.
     Kick(String),
-    /// A message for whoever is subscribed.
+    /// Publishes a test message.
     Send {
-        /// Its topic.
+        /// The topic.
         topic: String,
-        /// Its user, if it is for one.
+        /// The user who receives it; all subscribers if `None`.
         user: Option<String>,
-        /// What else is in it.
+        /// The other fields, as JSON.
         message: String,
     },
-    /// Messages as they pass.
+    /// Prints messages as they are delivered.
     Tail,
-    /// The settings are to be read again.
+    /// Reloads the settings.
     Reload,
 }
 
-/// Their names.
+/// The names of the commands.
 pub(crate) const COMMANDS: [&str; 5] = ["status", "kick", "send", "tail", "reload"];
 
 impl Ctl {
-    /// Understands the arguments after the command; none of it, if help is asked for.
+    /// Parses the arguments after the command. Returns `None` if they ask for help.
     ///
     /// # Errors
-    /// What is not understood.
+    /// If an argument is unknown or invalid.
     pub fn parse(
         command: &str,
         parser: &mut lexopt::Parser,
@@ -106,13 +105,13 @@ impl Ctl {
             "reload" => What::Reload,
             _ => match words.next().as_deref() {
                 None => What::Status { watch },
-                Some(_) if watch => return Err("--watch is for status alone".into()),
+                Some(_) if watch => return Err("--watch works only with status alone".into()),
                 Some("users") => What::List(List::Users),
                 Some("topics") => What::List(List::Topics),
                 Some("connections") => What::List(List::Connections),
                 Some(other) => {
                     let error =
-                        format!("there is no status of {other}: users, topics, connections");
+                        format!("unknown list {other}: choose users, topics or connections");
                     return Err(error.into());
                 }
             },
@@ -123,17 +122,17 @@ impl Ctl {
         let lists_users =
             matches!(what, What::Kick(_) | What::List(List::Users | List::Connections));
         if site != Site::default() && !lists_users {
-            let error = "--espocrm, --php, --user and --allow-root are for status users and status \
-                         connections";
+            let error = "--espocrm, --php, --user and --allow-root work only with status users and \
+                         status connections";
             return Err(error.into());
         }
         Ok(Some(Self { target, what, json, site }))
     }
 
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
-    /// Why it could not be done, and what to do.
+    /// If the daemon does not answer, or returns an error.
     pub fn run(self) -> Result<()> {
         if self.what == What::Reload {
             return reload(self.target.client());
@@ -176,51 +175,55 @@ impl Ctl {
     }
 }
 
-/// Ends the connections of the user with this id, or else of the user with this name.
+/// Closes the connections of the user with this id, or else of the user with this name.
 fn kick(client: &Client, target: &Target, site: &Site, user: &str) -> Result<()> {
-    let end = |id: &str| -> Result<u64> {
+    let close = |id: &str| -> Result<u64> {
         let answer = client.post(&format!("/kick?user={}", encoded(id)), b"")?;
         Ok(number(&parse(&answer)?, "/connections"))
     };
-    let (mut count, mut shown) = (end(user)?, user.to_owned());
+    let (mut count, mut shown) = (close(user)?, user.to_owned());
     if count == 0 {
         let none = format!("No user with the id {user} has connections");
         let (id, name) = match site.user_of(client, target, user) {
             Ok(Some(found)) => found,
             Ok(None) => {
                 return Err(Exit::error(format!(
-                    "{none}, and EspoCRM has no user of that name. See espocrm-websocket status users."
+                    "{none}, and EspoCRM has no user with that name. For a list: espocrm-websocket \
+                     status users"
                 )));
             }
             Err(error) => {
-                return Err(Exit::error(format!("{none}. User names are not known: {error}")));
+                return Err(Exit::error(format!("{none}. User names are not available: {error}")));
             }
         };
-        (count, shown) = (end(&id)?, format!("{name} (id {id})"));
+        (count, shown) = (close(&id)?, format!("{name} (id {id})"));
     }
     let shown = printable(&shown);
     if count == 0 {
         return Err(Exit::error(format!("User {shown} has no connections.")));
     }
     print(&format!(
-        "{} of user {shown} {} ended; browsers reconnect after 3 s and are checked again.\n",
+        "{} of user {shown} {} closed; browsers reconnect after 3 s and are checked again.\n",
         plural(count, "connection", "connections"),
         if count == 1 { "was" } else { "were" }
     ))
 }
 
-/// Waits until the settings are applied. In the service's `ExecReload=` line systemd sets `MAINPID`: a
-/// daemon without a control socket gets a signal instead, and the log has the result.
+/// Reloads the settings and waits until they are applied. In the service's `ExecReload=` line
+/// systemd sets `MAINPID`: a daemon without a control socket receives a signal instead, and logs
+/// the result.
 fn reload(client: Result<Client>) -> Result<()> {
     let main = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
     if let Some(main) = main
         && !client.as_ref().is_ok_and(Client::is_there)
     {
         let sent = sys::hang_up(main);
-        sent.map_err(|error| Exit::error(format!("SIGHUP cannot be sent to {main}: {error}.")))?;
-        return print("There is no control socket. SIGHUP was sent; the log has the result.\n");
+        sent.map_err(|error| {
+            Exit::error(format!("Cannot send SIGHUP to process {main}: {error}."))
+        })?;
+        return print("There is no control socket. SIGHUP was sent; see the log for the result.\n");
     }
-    // The daemon answers before.
+    // The daemon's own deadline is shorter.
     client?.post_within("/reload", RELOAD_DEADLINE + Duration::from_secs(5))?;
     print("The settings were reloaded.\n")
 }
@@ -232,15 +235,19 @@ fn send(client: &Client, topic: &str, user: Option<&str>, message: &str) -> Resu
     }
     let answer = parse(&client.post(&path, message.as_bytes())?)?;
     print(&match number(&answer, "/receivers") {
-        0 => "Nobody is subscribed to that: it was told to no connection.\n".to_owned(),
-        count => format!("It was told to {}.\n", plural(count, "connection", "connections")),
+        0 => "The message was delivered to no connection: the topic has no matching subscriber.\n"
+            .to_owned(),
+        count => format!(
+            "The message was delivered to {}.\n",
+            plural(count, "connection", "connections")
+        ),
     })
 }
 
 fn tail(client: &Client, json: bool) -> Result<()> {
     let lines = client.lines("/tail")?;
     if !json && stdout().is_terminal() {
-        print("Messages as they pass; Ctrl-C ends this.\n")?;
+        print("Printing messages as they are delivered; press Ctrl-C to stop.\n")?;
     }
     for line in lines.map_while(std::result::Result::ok) {
         let shown =
@@ -249,16 +256,16 @@ fn tail(client: &Client, json: bool) -> Result<()> {
             return Ok(());
         }
     }
-    Err(Exit::error("The daemon has ended."))
+    Err(Exit::error("The daemon closed the connection."))
 }
 
-/// Whether somebody reads it.
+/// Prints to standard output. Returns false if the reader has closed it.
 fn print_while_read(text: &str) -> Result<bool> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Exit::error(format!("Standard output cannot be written: {error}."))),
+        Err(error) => Err(Exit::error(format!("Cannot write to standard output: {error}."))),
     }
 }
 
@@ -273,22 +280,21 @@ fn print_raw(answer: &[u8]) -> Result<()> {
 fn parse(answer: &[u8]) -> Result<Json> {
     serde_json::from_slice(answer).map_err(|error| {
         Exit::error(format!(
-            "The daemon's answer is not understood: {error}. Is it another version?"
+            "Cannot parse the daemon's answer: {error}. Check that it runs the same version."
         ))
     })
 }
 
-/// A number of an answer, 0 if it is not there: a daemon of another version may not have it.
+/// A number in an answer; 0 if it is missing, as in the answer of another version.
 fn number(json: &Json, pointer: &str) -> u64 {
     json.pointer(pointer).and_then(Json::as_u64).unwrap_or(0)
 }
 
-/// A text of an answer, fit for a terminal.
+/// A text in an answer, safe for a terminal.
 fn text(json: &Json, pointer: &str) -> String {
     printable(json.pointer(pointer).and_then(Json::as_str).unwrap_or("-"))
 }
 
-/// A number of something.
 fn plural(count: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(count), noun(count, one, many))
 }
@@ -306,7 +312,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// For the query of a URL.
+/// Percent-encodes a value for the query of a URL.
 fn encoded(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
@@ -335,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_is_encoded() {
+    fn query_values_are_percent_encoded() {
         assert_eq!(encoded("a.b_c-1&ä %"), "a.b_c-1%26%C3%A4%20%25");
     }
 }

@@ -1,8 +1,8 @@
-//! `espocrm-websocket doctor`: goes through the whole chain as a user of the site would meet it, from
-//! EspoCRM to the browser, and tells at each step what is right, or what to do.
+//! `espocrm-websocket doctor`: checks every link from EspoCRM to the browser, and reports for each
+//! step what it found and what to do.
 //!
-//! Each step gathers, and leaves it to a pure function to judge. Nothing here disturbs a daemon that
-//! runs: the one message that it gets is for a user whom there is not.
+//! Each step collects data and passes it to a pure function for the verdict. A running daemon is
+//! not disturbed: the only message it receives is addressed to a user who does not exist.
 
 mod checks;
 mod context;
@@ -37,56 +37,56 @@ use context::Context;
 use ports::{Expected, Kind, Port};
 use report::{Finding, Report};
 
-/// Which daemon is to be looked at, and how that is told.
+/// The command line of `doctor`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Doctor {
     /// The configuration file.
     pub config: Option<PathBuf>,
-    /// The service of its own of a further EspoCRM.
+    /// The name of the service, if several run on this machine.
     pub name: Option<String>,
-    /// For machines.
+    /// Whether to print JSON.
     pub json: bool,
-    /// Where the files of web server, PHP and systemd are, if not here.
+    /// The root directory with the files of the web server, PHP and systemd, if it is not `/`.
     pub root: Option<PathBuf>,
-    /// Settings that the daemon has on its command line.
+    /// Settings from the daemon's command line.
     pub flags: Overrides,
-    /// As whom EspoCRM's PHP runs.
+    /// The user who runs EspoCRM's PHP.
     pub run_as: RunAs,
 }
 
-/// Whether somebody wants it to end.
+/// Returns whether a signal has asked the doctor to stop.
 type Stop<'a> = &'a mut dyn FnMut() -> bool;
 
-/// What only an EspoCRM with sound settings has.
-const OF_ESPOCRM: [(&str, &str); 21] = [
+/// The steps that need EspoCRM's settings.
+const SITE_STEPS: [(&str, &str); 21] = [
     ("data", "EspoCRM's data/"),
-    ("tls", "TLS of the daemon's own"),
-    ("check", "An access check"),
-    ("worker", "A PHP worker"),
-    ("zmq-command-line", "PHP's ZeroMQ extension"),
-    ("zmq-web", "The ZeroMQ extension of the web server's PHP"),
-    ("zeromq", "Where EspoCRM sends to"),
-    ("port", "The port for browsers"),
-    ("zeromq-port", "The port for messages"),
+    ("tls", "The daemon's TLS certificate"),
+    ("check", "Access check by a plain command"),
+    ("worker", "Access check by a PHP worker"),
+    ("zmq-command-line", "ZeroMQ extension of PHP's command line"),
+    ("zmq-web", "ZeroMQ extension of the web server's PHP"),
+    ("zeromq", "ZeroMQ endpoints"),
+    ("port", "Port for browsers"),
+    ("zeromq-port", "Port for messages"),
     ("daemon", "The daemon"),
-    ("control", "The control socket"),
-    ("loop", "A message of PHP's"),
-    ("message", "A message to the daemon"),
-    ("address", "The address for browsers"),
-    ("public-url", "What answers there"),
-    ("idle-timeout", "The proxy's time-out"),
-    ("proxy-log", "Tokens in the proxy's log"),
-    ("zeromq-exposure", "Who reaches the port for messages"),
-    ("port-exposure", "Who reaches the port for browsers"),
-    ("open-files", "The limit of open files"),
-    ("memory", "The memory that the daemon may take"),
+    ("control", "Control socket"),
+    ("loop", "Message from PHP to a temporary daemon"),
+    ("message", "Message from PHP to the running daemon"),
+    ("address", "Address for browsers"),
+    ("public-url", "Response at the public address"),
+    ("idle-timeout", "Idle timeout of the proxy"),
+    ("proxy-log", "Access tokens in the proxy's log"),
+    ("zeromq-exposure", "Access to the port for messages"),
+    ("port-exposure", "Access to the port for browsers"),
+    ("open-files", "Limit on open files"),
+    ("memory", "Memory"),
 ];
 
 impl Doctor {
-    /// Understands the arguments after the command; none of it, if help is asked for.
+    /// Parses the arguments after the command. Returns `None` if they ask for help.
     ///
     /// # Errors
-    /// What is not understood.
+    /// If an argument is unknown or invalid.
     pub fn parse(parser: &mut lexopt::Parser) -> std::result::Result<Option<Self>, lexopt::Error> {
         let mut doctor = Self::default();
         while let Some(argument) = parser.next()? {
@@ -109,21 +109,21 @@ impl Doctor {
         Ok(Some(doctor))
     }
 
-    /// Does it.
+    /// Runs all steps and prints the report.
     ///
     /// # Errors
-    /// If real-time does not work, or something keeps it from being looked at.
+    /// If a step fails, or the doctor cannot run.
     pub fn run(&self) -> Result<()> {
         let service = match &self.config {
             Some(config) if self.name.is_none() => Service::of_config(config).unwrap_or_default(),
             _ => Service::new(self.name.clone())?,
         };
         let root = self.root.as_deref().unwrap_or(Path::new("/"));
-        let root = root.canonicalize().map_err(|error| {
-            Exit::error(format!("{} cannot be looked into: {error}.", root.display()))
-        })?;
+        let root = root
+            .canonicalize()
+            .map_err(|error| Exit::error(format!("Cannot open {}: {error}.", root.display())))?;
         let files = Files::below(&root);
-        // Whatever is under way ends in order.
+        // A signal ends the current step in an orderly way.
         let mut signals = Signals::new().map_err(|error| Exit::error(error.to_string()))?;
         let mut stopped = false;
         let mut stop = move || {
@@ -133,21 +133,21 @@ impl Doctor {
         let mut report = Report::new(self.json);
         let mut serves = false;
         if let Some(context) = Context::open(self, &files, &mut report, &mut stop) {
-            serves = self.examine(&context, &service, &files, &mut report, &mut stop);
+            serves = self.examine_site(&context, &service, &files, &mut report, &mut stop);
         } else {
-            report.skip_further(&OF_ESPOCRM, "it needs EspoCRM's settings");
+            report.skip_further(&SITE_STEPS, "it needs EspoCRM's settings");
         }
-        service::look(&files, &service, serves, &mut report, &mut stop);
+        service::examine(&files, &service, serves, &mut report, &mut stop);
         report.add(host::selinux(&files));
         report.add(host::clock(&mut stop));
         if stop() {
-            return Err(Exit::error("A signal has ended it."));
+            return Err(Exit::error("Stopped by a signal."));
         }
         report.end()
     }
 
-    /// Looks at all that depends on EspoCRM's settings. Whether the daemon serves.
-    fn examine(
+    /// Runs the steps that need EspoCRM's settings. Returns whether the daemon serves.
+    fn examine_site(
         &self,
         context: &Context,
         service: &Service,
@@ -156,62 +156,65 @@ impl Doctor {
         stop: Stop<'_>,
     ) -> bool {
         report.add(host::data(context));
-        let can_start = report.add(tls::look(context));
-        checks::look(context, report, stop);
-        let has_zmq = report.add(extension::command_line(&context.about, files));
-        report.add(extension::web(&context.about, files, stop));
-        let meets = report.add(zmq_endpoints::look(context, stop));
+        let can_start = report.add(tls::examine(context));
+        checks::examine(context, report, stop);
+        let has_zmq = report.add(extension::command_line(&context.php_info, files));
+        report.add(extension::web(&context.php_info, files, stop));
+        let endpoints_match = report.add(zmq_endpoints::examine(context, stop));
 
         let settings = &context.settings;
         let listen = settings.listen();
         let unit = service.unit();
         let main_pid = service::main_pid(files, service);
-        // Of an EspoCRM that only --espocrm names, the service is not known.
+        // If only --espocrm names the EspoCRM, its service is unknown.
         let is_certain = self.flags.espocrm.is_none() || self.name.is_some();
         let expected = Expected { unit: &unit, main_pid, is_certain };
-        let mut port = Port::look(listen.port(), Some(listen.ip()), expected);
-        let control = daemon::ask(self, context);
-        let said = control.as_ref().ok().and_then(|control| control.pid(context));
-        port.recognize(said);
+        let mut port = Port::inspect(listen.port(), Some(listen.ip()), expected);
+        let control = daemon::query(self, context);
+        let control_pid = control.as_ref().ok().and_then(|control| control.pid(context));
+        port.recognize(control_pid);
         let answers = daemon::answers(context, &port, &unit, can_start);
-        let serves = answers.is_good();
-        report.add(port.judge("port", "The port for browsers,", serves));
+        let serves = answers.is_ok();
+        report.add(port.judge("port", "Port for browsers", serves));
         let zeromq = zmq_endpoints::port(&settings.zeromq.value).map(|port| {
-            let mut port = Port::look(port, None, expected);
-            port.recognize(said);
+            let mut port = Port::inspect(port, None, expected);
+            port.recognize(control_pid);
             port
         });
         report.add(match &zeromq {
-            Some(port) => port.judge("zeromq-port", "The port for messages,", serves),
+            Some(port) => port.judge("zeromq-port", "Port for messages", serves),
             None => Finding::unknown(
                 "zeromq-port",
-                format!("Messages are received at {}, not at a port", settings.zeromq.value),
+                format!("Messages are received at {}, not at a TCP port", settings.zeromq.value),
             ),
         });
         report.add(answers);
-        report.add(daemon::judge_control(&control, context, serves, ours(&port)));
+        report.add(daemon::judge_control(&control, context, serves, daemon_pid(&port)));
         let control = control.ok();
-        let pid = control.as_ref().and_then(|control| control.said.pid);
-        let pid = pid.or_else(|| ours(&port));
+        let pid = control.as_ref().and_then(|control| control.status.pid);
+        let pid = pid.or_else(|| daemon_pid(&port));
 
         if has_zmq {
-            report.add(delivery::own_loop(context, stop));
+            report.add(delivery::temporary_daemon(context, stop));
         } else {
-            report.skip(&[("loop", "A message of PHP's")], "PHP cannot send any");
+            report.skip(
+                &[("loop", "Message from PHP to a temporary daemon")],
+                "PHP cannot send messages",
+            );
         }
         let is_foreign = zeromq.as_ref().is_some_and(|port| {
-            port.holder
-                .as_ref()
-                .is_some_and(|it| matches!(it.kind, Kind::Sibling | Kind::Original | Kind::Other))
+            port.holder.as_ref().is_some_and(|it| {
+                matches!(it.kind, Kind::OtherService | Kind::Original | Kind::Other)
+            })
         });
         let because = [
-            (!has_zmq, "PHP cannot send any"),
-            (!meets, "it is not certain that it would come here"),
+            (!has_zmq, "PHP cannot send messages"),
+            (!endpoints_match, "EspoCRM may send to a different endpoint"),
             (!serves, "the daemon does not answer"),
-            (is_foreign, "somebody else receives there"),
+            (is_foreign, "another program receives at that port"),
         ];
-        if let Some((_, because)) = because.iter().find(|(hinders, _)| *hinders) {
-            report.skip(&[("message", "A message to the daemon")], because);
+        if let Some((_, because)) = because.iter().find(|(applies, _)| *applies) {
+            report.skip(&[("message", "Message from PHP to the running daemon")], because);
         } else {
             let to = zmq_endpoints::submission(context);
             report.add(delivery::message(context, &to, control.as_ref(), stop));
@@ -225,11 +228,11 @@ impl Doctor {
             tls: settings.tls.value.is_some(),
             origins: &settings.origins.value,
         };
-        let visited = public_url::look(context, files, &daemon, report, stop);
+        let reached = public_url::examine(context, files, &daemon, report, stop);
         let ping = settings.ping_interval.value;
-        report.add(proxy_timeout::look(files, visited.as_ref(), &daemon, ping));
-        report.add(proxy_log::look(files, visited.as_ref(), &daemon));
-        let direct = visited.map(|(place, _)| place.is_direct(daemon.port, daemon.tls));
+        report.add(proxy_timeout::examine(files, reached.as_ref(), &daemon, ping));
+        report.add(proxy_log::examine(files, reached.as_ref(), &daemon));
+        let direct = reached.map(|(address, _)| address.is_direct(daemon.port, daemon.tls));
         report.add(host::zeromq_exposure(context, files, zeromq.as_ref()));
         report.add(host::port_exposure(context, files, &port, direct));
         report.add(host::open_files(context, pid));
@@ -238,7 +241,7 @@ impl Doctor {
     }
 }
 
-/// The process of ours that holds a port.
-fn ours(port: &Port) -> Option<u32> {
-    port.holder.as_ref().filter(|it| it.kind == Kind::Ours).map(|it| it.pid)
+/// The daemon process that holds a port.
+fn daemon_pid(port: &Port) -> Option<u32> {
+    port.holder.as_ref().filter(|it| it.kind == Kind::Daemon).map(|it| it.pid)
 }

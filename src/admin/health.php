@@ -1,14 +1,15 @@
 <?php
-// Run by espocrm-websocket health for a daemon with its own TLS: sends a request through TLS and prints
-// the response. The certificate is not verified: it is issued for a public name, and nothing secret is
-// sent. Nothing of EspoCRM is loaded. Written for PHP 5.6 and later.
+// espocrm-websocket health runs this script for a daemon that terminates TLS. It sends a request
+// through TLS and prints the response. The certificate is not verified: it is issued for a public
+// name, and the request contains no secret. The script loads no code of EspoCRM. For PHP 5.6 and
+// later.
 
 call_user_func(function () {
     ini_set('display_errors', 'stderr');
     $task = json_decode((string) getenv('ESPOCRM_WEBSOCKET_HEALTH'), true);
-    $said = '';
-    set_error_handler(function ($number, $text) use (&$said) {
-        $said = $said ?: preg_replace('/^\w+\(\): /', '', $text);
+    $warning = '';
+    set_error_handler(function ($number, $text) use (&$warning) {
+        $warning = $warning ?: preg_replace('/^\w+\(\): /', '', $text);
 
         return true;
     });
@@ -28,16 +29,16 @@ call_user_func(function () {
     $url = 'tcp://' . $task['address'];
     $stream = stream_socket_client($url, $number, $error, $task['seconds'], STREAM_CLIENT_CONNECT, $context);
     if (!$stream) {
-        $end('error', $error ?: $said);
+        $end('error', $error ?: $warning);
     }
     stream_set_timeout($stream, $task['seconds']);
-    fwrite($stream, $task['introduction']);
+    fwrite($stream, $task['proxy_header']);
     $methods = STREAM_CRYPTO_METHOD_TLSv1_2_CLIENT;
     if (defined('STREAM_CRYPTO_METHOD_TLSv1_3_CLIENT')) {
         $methods |= STREAM_CRYPTO_METHOD_TLSv1_3_CLIENT;
     }
     if (!stream_socket_enable_crypto($stream, true, $methods)) {
-        $end('error', 'no TLS handshake: ' . ($said ?: 'the connection was closed'));
+        $end('error', 'the TLS handshake failed: ' . ($warning ?: 'the connection was closed'));
     }
     fwrite($stream, $task['request']);
     $answer = '';
@@ -48,7 +49,7 @@ call_user_func(function () {
         }
         $answer .= $piece;
         $head = strpos($answer, "\r\n\r\n");
-        // With the first byte of a frame.
+        // The response includes the first byte of a frame.
         if ($head !== false && strlen($answer) > $head + 4) {
             break;
         }

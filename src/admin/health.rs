@@ -1,4 +1,4 @@
-//! Whether a daemon serves, found out as a browser would: for the health checks of containers.
+//! A health check for containers: connects to the daemon as a browser does.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -14,43 +14,44 @@ use crate::espocrm::process::Children;
 use crate::platform::exit::{Exit, Result};
 use crate::settings::{Layers, Settings};
 
-/// A daemon that takes longer is as good as dead for those who wait for it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A daemon that takes longer counts as failed.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// More than PHP needs to start, and the script's own deadline.
+/// Longer than the start of PHP and the script's own timeout.
 const PHP_TIMEOUT: Duration = Duration::from_secs(20);
 
 const SCRIPT: &str = include_str!("health.php");
 
-/// Bytes of an answer that are looked at.
+/// Bytes of an answer that are read.
 const MAX_ANSWER: usize = 4_096;
 
-/// The key of RFC 6455, section 1.3, and what it is to be answered by.
+/// The key of RFC 6455, section 1.3, and the expected response.
 pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// Opens a WebSocket without a token at the daemon that has these settings. It must be accepted, and
-/// closed cleanly, as that of any browser that has logged out; no access check is run for that. A daemon
-/// with its own TLS must accept it through TLS.
+/// Opens a WebSocket without a token at the daemon with these settings. The daemon must accept it
+/// and close it cleanly, as after a logout; this needs no access check. A daemon that terminates
+/// TLS must accept it through TLS.
 ///
 /// # Errors
-/// What happened instead.
+/// If the daemon does not behave like this.
 pub(crate) fn check(layers: Layers) -> Result<()> {
     let (installation, settings) = run::load(layers)?;
-    look(&installation, &settings)
+    check_daemon(&installation, &settings)
 }
 
-/// The same, with settings that are known.
-pub(super) fn look(espocrm: &Installation, settings: &Settings) -> Result<()> {
+/// Like [`check`], with loaded settings.
+pub(super) fn check_daemon(espocrm: &Installation, settings: &Settings) -> Result<()> {
     let address = reachable(settings.listen());
-    let (introduction, request) = (introduction(settings, address), request(settings, address));
+    let (proxy_header, request) = (proxy_header(settings, address), request(settings, address));
     let answer = if settings.tls.value.is_some() {
-        ask_through_tls(espocrm, address, introduction, &request)
+        send_through_tls(espocrm, address, proxy_header, &request)
     } else {
-        ask(address, &[introduction, &request].concat())
+        send(address, &[proxy_header, &request].concat())
     };
-    let answer =
-        answer.map_err(|error| Exit::error(format!("Nothing is served at {address}: {error}.")))?;
+    let answer = answer.map_err(|error| {
+        Exit::error(format!("The daemon does not answer at {address}: {error}."))
+    })?;
     if is_closed(&answer) {
         return Ok(());
     }
@@ -58,12 +59,12 @@ pub(super) fn look(espocrm: &Installation, settings: &Settings) -> Result<()> {
     let line = begin.lines().next().unwrap_or_default();
     let line = Printable(line);
     Err(Exit::error(format!(
-        "What is served at {address} is not espocrm-websocket, or it is overloaded: it answered \
+        "The program at {address} is not espocrm-websocket, or it is overloaded. It answered: \
          \"{line}\"."
     )))
 }
 
-/// Where a client of this machine finds who listens at `address`.
+/// The address at which a client on this machine reaches a listener at `address`.
 pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
@@ -74,8 +75,8 @@ pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// What a proxy of this machine has to send first.
-fn introduction(settings: &Settings, address: SocketAddr) -> &'static str {
+/// The PROXY header that a proxy on this machine must send first.
+fn proxy_header(settings: &Settings, address: SocketAddr) -> &'static str {
     let is_proxy = settings.trusted_proxies.value.iter().any(|proxy| proxy.contains(address.ip()));
     if settings.proxy_protocol.value && is_proxy { "PROXY UNKNOWN\r\n" } else { "" }
 }
@@ -91,17 +92,17 @@ fn request(settings: &Settings, address: SocketAddr) -> String {
     )
 }
 
-/// Sends a request, and reads the response until it is complete, the connection ends, or the time is
-/// over.
-fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
+/// Sends a request and reads the response until it is complete, the connection ends or the timeout
+/// expires.
+fn send(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
     let start = Instant::now();
-    let mut tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
-    tcp.set_write_timeout(Some(PATIENCE))?;
+    let mut tcp = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    tcp.set_write_timeout(Some(TIMEOUT))?;
     tcp.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut piece = [0; 512];
     while !is_closed(&answer) && answer.len() < MAX_ANSWER {
-        let left = PATIENCE.saturating_sub(start.elapsed());
+        let left = TIMEOUT.saturating_sub(start.elapsed());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
@@ -110,7 +111,7 @@ fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
             Ok(0) => break,
             Ok(length) => answer.extend_from_slice(piece.get(..length).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // On a reset what came before counts.
+            // After a reset, the bytes received before it count.
             Err(_) if !answer.is_empty() => break,
             Err(error) => return Err(error),
         }
@@ -118,17 +119,18 @@ fn ask(address: SocketAddr, request: &str) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// The same through TLS, by PHP: a TLS client would add 120 KB to this program.
-fn ask_through_tls(
+/// Like [`send`], through TLS. PHP does this, because a TLS client would add 120 KB to this
+/// program.
+fn send_through_tls(
     espocrm: &Installation,
     address: SocketAddr,
-    introduction: &str,
+    proxy_header: &str,
     request: &str,
 ) -> io::Result<Vec<u8>> {
     let mut command = espocrm.script(SCRIPT)?;
     let task = json!({
-        "address": address.to_string(), "introduction": introduction, "request": request,
-        "seconds": PATIENCE.as_secs(),
+        "address": address.to_string(), "proxy_header": proxy_header, "request": request,
+        "seconds": TIMEOUT.as_secs(),
     });
     command.env("ESPOCRM_WEBSOCKET_HEALTH", task.to_string());
     let finished = Children::run(command, PHP_TIMEOUT, || false)?;
@@ -143,11 +145,11 @@ fn ask_through_tls(
     }
     let error = text("error").map(|error| String::from_utf8_lossy(&error).into_owned());
     Err(io::Error::other(
-        error.unwrap_or_else(|| format!("PHP could not try it: {}", finished.complaint())),
+        error.unwrap_or_else(|| format!("PHP could not connect: {}", finished.complaint())),
     ))
 }
 
-/// Whether a WebSocket was accepted and then closed by a Close frame (RFC 6455, section 5.5.1).
+/// Whether a WebSocket was accepted and then closed with a Close frame (RFC 6455, section 5.5.1).
 pub(super) fn is_closed(answer: &[u8]) -> bool {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
     let Some((head, frames)) = end.and_then(|end| answer.split_at_checked(end + 4)) else {
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_accepted_and_cleanly_closed_websocket_is_good() {
+    fn only_an_accepted_and_cleanly_closed_websocket_passes() {
         let head =
             format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
         assert!(is_closed(&[head.as_bytes(), &[0x88, 2, 3, 240]].concat()));
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn who_listens_everywhere_is_found_here() {
+    fn a_wildcard_address_is_reached_through_loopback() {
         for (from, to) in
             [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2"), ("10.0.0.1:3", "10.0.0.1:3")]
         {

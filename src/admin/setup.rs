@@ -1,4 +1,5 @@
-//! `espocrm-websocket setup`: makes an EspoCRM of this machine be served by systemd.
+//! `espocrm-websocket setup`: configures and starts a systemd service for an EspoCRM on this
+//! machine.
 
 mod config_file;
 mod drop_in;
@@ -32,26 +33,26 @@ use lexopt::prelude::{Long, ValueExt};
 
 use crate::platform::exit::Result;
 
-/// What is to be set up.
+/// The command line of `setup`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Setup {
-    /// EspoCRM's root directory; it is searched for if nobody names it.
+    /// EspoCRM's root directory. By default, `setup` searches for it.
     pub espocrm: Option<PathBuf>,
-    /// The name of a service of its own, for a further EspoCRM.
+    /// The name of the service, for a second EspoCRM.
     pub name: Option<String>,
-    /// The user as whom the service runs; the owner of EspoCRM's `data/` if it is not named.
+    /// The user of the service. Defaults to the owner of EspoCRM's `data/`.
     pub user: Option<String>,
-    /// Whether a package's script asks: what cannot be decided is said, and no failure.
+    /// Whether a package's script runs it. It then prints what it cannot decide, and does not fail.
     pub at_install: bool,
-    /// Where the machine's `/` is, if it is an image.
+    /// The root directory of the system image, if it is not `/`.
     pub root: Option<PathBuf>,
 }
 
 impl Setup {
-    /// Understands the arguments after the command; none of it, if help is asked for.
+    /// Parses the arguments after the command. Returns `None` if they ask for help.
     ///
     /// # Errors
-    /// What is not understood.
+    /// If an argument is unknown or invalid.
     pub fn parse(parser: &mut lexopt::Parser) -> std::result::Result<Option<Self>, lexopt::Error> {
         let mut setup = Self::default();
         while let Some(argument) = parser.next()? {
@@ -68,41 +69,44 @@ impl Setup {
         Ok(Some(setup))
     }
 
-    /// Does it.
+    /// Writes the files of the service and starts it.
     ///
     /// # Errors
-    /// Why it could not be done, what was done, and what to do.
+    /// If that fails. The message contains what was done and what to do.
     pub fn run(&self) -> Result<()> {
-        self.carry_out(&Machine::open(self.root.as_deref())?)
+        self.run_on(&Machine::open(self.root.as_deref())?)
     }
 
-    fn carry_out(&self, machine: &Machine) -> Result<()> {
+    fn run_on(&self, machine: &Machine) -> Result<()> {
         let plan = match Plan::make(&machine.files, self, None) {
             Ok(Some(plan)) => plan,
             Ok(None) if self.at_install => return Ok(()),
             Ok(None) => {
-                machine.say("Every EspoCRM that was found is served already.");
+                machine.print(
+                    "Every EspoCRM on this machine already has a service. Nothing was changed.",
+                );
                 return Ok(());
             }
             Err(undecided) if self.at_install => {
-                machine.say(&undecided.to_string());
+                machine.print(&undecided.to_string());
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
         let changed = plan.write(&machine.files)?;
         if changed || !self.at_install {
-            machine.say(&plan.summary());
+            machine.print(&plan.summary());
         }
         let unit = plan.service.unit();
-        let own = format!("{UNITS}/{unit}");
-        if !self.at_install && machine.files.read(Path::new(&own)).is_ok() {
-            machine.say(&format!("{own} is a file of your own, and hides the package's unit."));
+        let other = format!("{UNITS}/{unit}");
+        if !self.at_install && machine.files.read(Path::new(&other)).is_ok() {
+            machine.print(&format!("Your file {other} overrides the package's unit."));
         }
         let Some(systemctl) = &machine.systemctl else {
             if self.root.is_none() && !self.at_install {
-                machine.say(&format!(
-                    "systemd does not run here. Without it: espocrm-websocket run --config {}",
+                machine.print(&format!(
+                    "systemd does not run here. To start the daemon without it: espocrm-websocket \
+                     run --config {}",
                     plan.service.config().display()
                 ));
             }
@@ -111,7 +115,7 @@ impl Setup {
         if self.at_install {
             // The package's script starts it.
             if changed && let Err(error) = systemctl.run(&["daemon-reload"]) {
-                machine.say(&error.to_string());
+                machine.print(&error.to_string());
             }
             return Ok(());
         }
@@ -119,14 +123,14 @@ impl Setup {
         if !changed && systemctl.is_active(&unit) {
             systemctl.run(&["enable", &unit])?;
         } else {
-            systemctl.bring_up(&unit).map_err(|error| plan.is_down(&error))?;
+            systemctl.bring_up(&unit).map_err(|error| plan.not_started(&error))?;
         }
-        machine.say(&plan.is_up());
+        machine.print(&plan.started());
         Ok(())
     }
 }
 
-/// A directory as the command line names it, from the root on.
+/// Makes a path from the command line absolute.
 pub(super) fn absolute(dir: OsString) -> PathBuf {
     env::current_dir().unwrap_or_default().join(dir)
 }

@@ -17,97 +17,98 @@ use crate::engine::protocol::reader::{Frames, Reader};
 use crate::engine::time::Time;
 use crate::engine::timers::Timers;
 
-/// A connection's socket, how far it has come, and what it still has to send. While it is idle
-/// that is all: what is being read, and what waits to be written, is kept only while there is any.
+/// A connection's socket, phase and outbound queue. An idle connection has no buffers: partial
+/// input and queued output are allocated only while they exist.
 #[expect(clippy::struct_excessive_bools, reason = "each is of another concern")]
 pub struct Connection {
-    /// Its name.
+    /// Slot and serial number.
     pub id: ConnId,
-    /// How far it has come.
+    /// Phase of the connection's life.
     pub phase: Phase,
-    /// What waits to be written.
+    /// Outbound queue.
     pub outbox: Outbox,
-    /// Whose it counts as, if that is known.
+    /// The client it counts for, if that is known.
     pub client: Option<ClientKey>,
-    /// Why it is refused or ends was counted.
+    /// The reason for its rejection or end has been counted.
     pub counted: bool,
-    /// It counts as a login of that client.
+    /// It counts as a waiting login of its client.
     pub logging_in: bool,
-    /// The second in which it has come.
+    /// The second in which it was accepted.
     pub since: u32,
-    /// When it has to be looked at: a deadline, or the next ping.
+    /// Its deadline or next ping.
     pub due: Time,
     /// When its timer fires, if it has one.
     armed: Option<Time>,
-    /// What it held when that was last added up.
-    held: u32,
-    /// The second in which `frames` were received.
+    /// Buffered bytes as counted last.
+    buffered: u32,
+    /// The second that `frames` and `control_frames` belong to.
     second: u32,
-    /// Messages and fragments in that second.
+    /// Data frames received in that second.
     frames: u16,
-    /// Other frames in that second.
+    /// Control frames received in that second.
     control_frames: u16,
-    /// Pings since the peer was last heard.
+    /// Pings sent since the peer last sent anything.
     unanswered_pings: u8,
-    /// Pings since no message was incomplete.
+    /// Pings sent since no message was incomplete.
     incomplete_pings: u8,
-    /// Not 0: at the last ping more than [`MAX_OUTBOX_LASTING`] waited, and has not all been written
-    /// since. Then 1 more than the number of [`LAG_UNIT`]s that were written since.
+    /// Nonzero if more than [`MAX_OUTBOX_LASTING`] was queued at the last ping and the queue has
+    /// not been empty since: 1 plus the number of [`LAG_UNIT`]s written since.
     lagging: u8,
-    /// It is in the server's list of those to be flushed.
+    /// It is in the server's list of connections to flush.
     pub dirty: bool,
-    /// It is in the server's list of those to be read on.
+    /// It is in the server's list of connections to read further.
     pub unread: bool,
-    /// The kernel took no more; it will say when it does.
+    /// The kernel accepts no more output; it will report when it does.
     blocked: bool,
     stream: Stream,
 }
 
-/// The life of a connection, in this order.
+/// Phases of a connection, in this order.
 pub enum Phase {
     /// The HTTP request is being read (after the TLS handshake, if there is one).
     Upgrading(Box<Upgrading>),
     /// It is a WebSocket.
     Open(Reader),
-    /// Our Close frame is on its way; the peer's is awaited.
+    /// A Close frame has been queued; the peer's is awaited.
     Closing(Reader),
-    /// What waits to be written is the last.
+    /// The queued output is the last.
     Finishing,
-    /// Everything is written; the peer's end is awaited, so that it gets to read it all.
+    /// All output is written and the socket shut down; the peer's end is awaited, so that the peer
+    /// can read everything.
     Draining,
-    /// To be freed at the end of this turn.
+    /// It is freed at the end of this turn.
     Ended,
 }
 
-/// Why a connection is ended when it is looked at.
+/// Why a connection whose time is due is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// It has not come far enough in time.
+    /// Its phase has lasted too long.
     Deadline,
     /// It does not answer pings.
     Lost,
     /// It does not complete a message.
     Incomplete,
-    /// It has had too much waiting for too long.
+    /// Its outbound queue has been too long for too much time.
     Lagging,
 }
 
-/// A request that has not arrived completely.
+/// An HTTP request that is not complete.
 #[derive(Default)]
 pub struct Upgrading {
-    /// It will be answered 503: there are too many connections.
+    /// It will be answered with 503, because a limit of connections is reached.
     pub over_limit: bool,
-    /// Where the TCP connection comes from.
+    /// Remote address of the TCP connection.
     pub peer: Option<IpAddr>,
-    /// A proxy's header that tells the client comes first (the PROXY protocol).
-    pub introduction: bool,
+    /// A PROXY protocol header precedes the request.
+    pub expects_proxy_header: bool,
     bytes: Vec<u8>,
-    /// How many bytes there were when it was parsed last.
+    /// Length of `bytes` at the latest attempt to parse them.
     parsed: usize,
 }
 
-/// Bytes in which the progress of a lagging connection is counted, each write rounded down. The
-/// kernel takes more at a time.
+/// Unit for counting the progress of a lagging connection in bytes; each write is rounded down. The
+/// kernel accepts more at a time.
 const LAG_UNIT: usize = 8 * 1024;
 
 impl Connection {
@@ -131,7 +132,7 @@ impl Connection {
             since: now,
             due: deadline,
             armed: None,
-            held: 0,
+            buffered: 0,
             second: 0,
             frames: 0,
             control_frames: 0,
@@ -145,7 +146,7 @@ impl Connection {
         }
     }
 
-    /// Adds a timer for it, at `latest`, unless the one that it has fires early enough.
+    /// Sets its timer to its due time or `latest`, unless it already fires early enough.
     pub fn arm(&mut self, timers: &mut Timers, latest: Option<Time>) {
         let at = latest.map_or(self.due, |latest| latest.min(self.due));
         if self.armed.is_none_or(|armed| armed > at) {
@@ -153,13 +154,13 @@ impl Connection {
         }
     }
 
-    /// Whether a timer that has fired is the one that it has. Any other is of an earlier deadline,
-    /// for which a later one was overtaken.
+    /// Whether a timer that has fired is the current one. Others are obsolete: an earlier deadline
+    /// has replaced them.
     pub fn disarm(&mut self, now: Time) -> bool {
         self.armed.take_if(|armed| *armed <= now).is_some()
     }
 
-    /// Has `token` reported when there is something to be read, or room to write.
+    /// Registers the socket under `token`.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -167,11 +168,10 @@ impl Connection {
         self.stream.register(registry, token)
     }
 
-    /// Whether it is to be pinged, and looked at again at `next`; what is to be done with it
-    /// otherwise.
+    /// Counts a ping and schedules the next one at `next`; the caller sends it.
     ///
     /// # Errors
-    /// [`Overdue`]
+    /// [`Overdue`] if the connection is to be ended instead.
     pub fn ping(&mut self, next: Time) -> Result<(), Overdue> {
         let Phase::Open(reader) = &self.phase else { return Err(Overdue::Deadline) };
         if self.unanswered_pings >= MAX_UNANSWERED_PINGS {
@@ -195,17 +195,17 @@ impl Connection {
         Ok(())
     }
 
-    /// The peer is alive.
+    /// Records that the peer has sent something.
     pub fn heard(&mut self) {
         self.unanswered_pings = 0;
     }
 
-    /// A message was completed.
+    /// Records that a message is complete.
     pub fn completed(&mut self) {
         self.incomplete_pings = 0;
     }
 
-    /// Counts frames that were received; false if there are too many in this second.
+    /// Counts received frames; returns false if there are too many in this second.
     pub fn count(&mut self, now: Time, frames: Frames) -> bool {
         let second = u32::try_from(now.as_millis() / 1_000).unwrap_or(u32::MAX);
         if second != self.second {
@@ -218,7 +218,7 @@ impl Connection {
         self.frames <= MAX_FRAMES_PER_SECOND && self.control_frames <= MAX_CONTROL_FRAMES_PER_SECOND
     }
 
-    /// Adds up anew what it holds beyond what an idle connection costs, in bytes, and corrects the
+    /// Recalculates the bytes it uses beyond the cost of an idle connection, and adjusts the
     /// `total` of all connections.
     pub fn update_buffered(&mut self, total: &mut usize) {
         let incomplete = match &self.phase {
@@ -226,48 +226,49 @@ impl Connection {
             Phase::Open(reader) | Phase::Closing(reader) => reader.held(),
             Phase::Finishing | Phase::Draining | Phase::Ended => 0,
         };
-        let held = u32::try_from(incomplete + self.outbox.held()).unwrap_or(u32::MAX);
-        *total = *total - self.held() + held as usize;
-        self.held = held;
+        let buffered = u32::try_from(incomplete + self.outbox.held()).unwrap_or(u32::MAX);
+        *total = *total - self.buffered() + buffered as usize;
+        self.buffered = buffered;
     }
 
-    /// What it held when that was last added up.
+    /// Buffered bytes as counted last.
     #[must_use]
-    pub fn held(&self) -> usize {
-        self.held as usize
+    pub fn buffered(&self) -> usize {
+        self.buffered as usize
     }
 
-    /// Whether there is TLS, begun or not.
+    /// Whether the connection uses TLS, started or not.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.stream.is_tls()
     }
 
-    /// Begins TLS, of which these bytes have arrived.
+    /// Starts TLS with the bytes that have arrived.
     ///
     /// # Errors
-    /// If they are none of TLS's.
+    /// If they are not TLS.
     pub fn begin_tls(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.begin_tls(bytes)
     }
 
-    /// Reads what is there; 0 is the end.
+    /// Reads available bytes; 0 is the end.
     ///
     /// # Errors
-    /// `WouldBlock` if there is nothing for now; all others are final.
+    /// `WouldBlock` if there are none; all others are final.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.read(buffer)
     }
 
-    /// Whether there may be more after a read of this length into a buffer of that one. What comes
-    /// later is reported anew; of the end of TCP the kernel has reported already, if it `ended`.
+    /// Whether more input may be available after a read of `length` bytes into a buffer of `buffer`
+    /// bytes. The kernel reports bytes that arrive later, but no second time an end that it has
+    /// reported already (`ended`).
     #[must_use]
     pub fn may_have_more(&self, length: usize, buffer: usize, ended: bool) -> bool {
         length == buffer || ended || !self.stream.tells_all()
     }
 
-    /// Writes what waits, unless the kernel has said that it takes no more. Also returns how many
-    /// bytes of the outbox were written.
+    /// Writes queued output unless the kernel accepts none. Also returns the number of bytes
+    /// written from the outbound queue.
     ///
     /// # Errors
     /// All are final.
@@ -286,7 +287,7 @@ impl Connection {
         Ok((written, taken))
     }
 
-    /// The kernel takes more. Whether there is anything to be written.
+    /// Records that the kernel accepts output again; returns whether there is any.
     pub fn unblock(&mut self) -> bool {
         self.blocked = false;
         self.has_output()
@@ -298,7 +299,7 @@ impl Connection {
         !self.outbox.is_empty() || self.stream.wants_write()
     }
 
-    /// Everything is written. If that was the last, the peer is told so.
+    /// Records that all output is written. If it was the last, shuts down the socket for writing.
     pub fn written(&mut self) {
         self.lagging = 0;
         if matches!(self.phase, Phase::Finishing) {
@@ -307,7 +308,7 @@ impl Connection {
         }
     }
 
-    /// Whether it is over, but for freeing it.
+    /// Whether it has ended and waits to be freed.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended)
@@ -315,38 +316,38 @@ impl Connection {
 }
 
 impl Upgrading {
-    /// Of a connection from `peer`.
+    /// A request from `peer` with no bytes yet.
     #[must_use]
-    pub fn new(peer: IpAddr, introduction: bool, over_limit: bool) -> Self {
-        Self { peer: Some(peer), introduction, over_limit, ..Self::default() }
+    pub fn new(peer: IpAddr, expects_proxy_header: bool, over_limit: bool) -> Self {
+        Self { peer: Some(peer), expects_proxy_header, over_limit, ..Self::default() }
     }
 
-    /// Takes the next bytes. Whether it is worth parsing: at the first bytes, at the blank line,
-    /// and whenever the length has doubled, so that a peer that sends byte by byte costs no more
-    /// than one that sends all at once.
+    /// Adds bytes and returns whether to parse now: at the first bytes, at the blank line, and
+    /// whenever the length has doubled, so that a peer that sends byte by byte costs no more than
+    /// one that sends all at once.
     pub fn feed(&mut self, bytes: &[u8]) -> bool {
-        // The blank line may have begun before.
+        // The blank line may have started in earlier bytes.
         let from = self.bytes.len().saturating_sub(2);
         self.bytes.extend_from_slice(bytes);
         let new = self.bytes.get(from..).unwrap_or_default();
         let blank = new.windows(2).any(|pair| pair == b"\n\n")
             || new.windows(3).any(|triple| triple == b"\n\r\n");
-        let worth = blank || self.bytes.len() >= (2 * self.parsed).min(MAX_HEAD);
-        if worth {
+        let due = blank || self.bytes.len() >= (2 * self.parsed).min(MAX_HEAD);
+        if due {
             self.parsed = self.bytes.len();
         }
-        worth
+        due
     }
 
-    /// What has arrived.
+    /// The bytes received so far.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The proxy's header is complete: what has arrived after it.
-    pub fn introduced(&mut self, length: usize) -> Vec<u8> {
-        self.introduction = false;
+    /// Removes a complete PROXY header and returns the bytes after it.
+    pub fn skip_proxy_header(&mut self, length: usize) -> Vec<u8> {
+        self.expects_proxy_header = false;
         self.parsed = 0;
         let rest = self.bytes.get(length..).unwrap_or_default().to_vec();
         self.bytes = Vec::new();
@@ -358,18 +359,19 @@ impl Upgrading {
 mod tests {
     use super::*;
 
+    /// How often a request in pieces of `step` bytes is parsed, and whether the last piece is.
     fn parses(request: &[u8], step: usize) -> (usize, bool) {
         let mut upgrading = Upgrading::default();
-        let mut worth = Vec::new();
+        let mut due = Vec::new();
         for piece in request.chunks(step) {
-            worth.push(upgrading.feed(piece));
+            due.push(upgrading.feed(piece));
         }
         assert_eq!(upgrading.bytes(), request);
-        (worth.iter().filter(|worth| **worth).count(), *worth.last().unwrap())
+        (due.iter().filter(|due| **due).count(), *due.last().unwrap())
     }
 
     #[test]
-    fn a_request_is_parsed_when_it_is_complete_and_rarely_before() {
+    fn a_request_is_parsed_when_complete_and_rarely_before() {
         for end in ["\r\n\r\n", "\n\n", "\r\n\n", "\n\r\n"] {
             let request = format!("GET / HTTP/1.1\r\nCookie: {}{end}", "x".repeat(10_000));
             for step in [1, 2, 3, 1_000, 20_000] {

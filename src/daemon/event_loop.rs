@@ -19,7 +19,7 @@ mod websocket;
 mod workers;
 mod zmq_guard;
 
-pub(crate) use accept::afford;
+pub(crate) use accept::limit_to_open_files;
 pub(crate) use reload::Espocrm;
 
 use std::collections::VecDeque;
@@ -32,7 +32,7 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 use slab::Slab;
 
-use super::control::{self as door, Control};
+use super::control::{Control, TOKENS as CONTROL_TOKENS};
 use super::demo::Demo;
 use super::listener::Listener;
 use super::systemd::Systemd;
@@ -63,33 +63,32 @@ use crate::platform::signals::{Pending, Signals};
 use crate::platform::sys;
 use crate::settings::Settings;
 use accept::Accepting;
-use bursts::Bursts;
+use bursts::LogLimiter;
 
-/// The daemon. It owns all I/O; what is to be done it asks the core.
+/// The daemon. It owns all I/O and executes what the engine decides.
 ///
-/// One turn of the loop: carry out what the core wants done, flush what is to be written, free what
-/// has ended, wait, read the clock, dispatch what has happened, go on with what was left, expire
-/// timers.
+/// One turn of the loop: carry out the engine's actions, flush output, free ended connections,
+/// wait, read the clock, dispatch events, continue pending work, expire timers.
 pub(crate) struct Server {
     poll: Poll,
     signals: Signals,
     systemd: Systemd,
     clock: Clock,
-    /// The moment of this turn.
+    /// Time of this turn.
     now: Time,
     settings: Settings,
     accepting: Accepting,
     control: Control,
-    bus: ZmqReceiver,
-    /// The bus may hold more messages.
+    zmq: ZmqReceiver,
+    /// The ZeroMQ socket may hold more messages.
     zmq_pending: bool,
-    /// It is not bound; when that is tried again.
+    /// Set while the ZeroMQ socket is not bound: when to retry.
     zmq_broken: Option<Time>,
     conns: Slab<Connection>,
-    /// Bytes that connections hold beyond what an idle one costs, without the hub's.
-    held: usize,
+    /// Bytes that connections use beyond the cost of idle ones, excluding the hub's.
+    buffered: usize,
     hub: Hub,
-    /// What counts for each client address.
+    /// Connections and logins per client address.
     addresses: Addresses,
     check_queue: CheckQueue,
     backend: Backend,
@@ -97,86 +96,86 @@ pub(crate) struct Server {
     pool: Pool,
     workers: Workers,
     self_check: SelfCheck,
-    /// A self-check has passed since the start.
-    has_passed: bool,
+    /// A self-check has passed since the daemon started.
+    self_check_passed: bool,
     answers: Vec<Answer>,
     timers: Timers,
-    /// Connections with something to be written that the kernel does not take yet.
+    /// Connections with output that the kernel does not accept yet.
     backpressure: Backpressure,
-    /// Before that no connections are ended for memory.
-    next_shed: Time,
-    /// Connections with something to be written.
+    /// No connection is evicted for memory before this time.
+    next_eviction: Time,
+    /// Connections to flush.
     dirty: VecDeque<ConnId>,
-    /// Connections with more to be read than one turn reads.
+    /// Connections with more input than one turn reads.
     unread: VecDeque<ConnId>,
-    /// What the latest reload could not apply.
+    /// Settings that the latest reload could not apply.
     reload_errors: Vec<String>,
-    /// Slots to be freed.
+    /// Slots to free.
     ended: Vec<usize>,
-    /// What is read goes here first.
+    /// Read buffer shared by all connections.
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
     ping: SharedFrame,
     stats: Stats,
     rates: Rates,
-    /// Since when all access checks fail, and when the last one did.
-    checks_fail: Option<(Time, Time)>,
-    /// Processor time of PHP, as it was told last.
+    /// While all access checks fail: when the first and the latest one failed.
+    failing_checks: Option<(Time, Time)>,
+    /// CPU time of PHP as exported last.
     php_time: Duration,
-    bursts: Bursts,
-    /// When memory is given back.
+    log_limiter: LogLimiter,
+    /// When to return freed memory to the kernel.
     trim: Trim,
-    /// Of the access checks of logins, and of those of subscriptions.
+    /// Outages of login checks and of subscription checks.
     outages: [Outage; 2],
-    /// The signal that ends it.
-    stopping: Option<&'static str>,
+    /// The signal that stops the daemon.
+    stop_signal: Option<&'static str>,
 }
 
-/// Who answers access checks and tells the settings.
+/// Source of access checks and settings.
 #[expect(clippy::large_enum_variant, reason = "there is one")]
 pub(crate) enum Backend {
     /// An EspoCRM, through PHP.
     Espocrm(Espocrm),
-    /// Nobody: the demo answers by itself.
+    /// The demo, which grants access itself.
     Demo(Demo),
     /// A test.
     #[cfg(test)]
     Scripted(super::script::Checks),
 }
 
-/// What the kernel says of one token.
+/// Readiness of one token, as reported by the kernel.
 #[derive(Clone, Copy, Debug)]
 struct Ready {
     token: Token,
     readable: bool,
     writable: bool,
-    /// The peer will send nothing more.
+    /// The peer has shut down its side, or the connection failed.
     ended: bool,
 }
 
 const LISTENER: Token = Token(0);
 const ZMQ: Token = Token(1);
 const SIGNALS: Token = Token(2);
-/// Of the bus: that senders connect, disconnect or send.
+/// ZeroMQ senders connect, disconnect or send.
 const SENDERS: Token = Token(3);
-/// Two tokens for each child: more than there can be processes.
+/// Two tokens for each child process; the range exceeds their maximum number.
 const FIRST_CHILD: usize = 64;
 /// Two tokens for each worker.
 const FIRST_WORKER: usize = 1 << 20;
 const FIRST_CONN: usize = 1 << 24;
 
-/// Events taken from the kernel at a time; 12 B each.
+/// Events per poll; 12 B each.
 const EVENTS: usize = 1_024;
 
-/// Bytes read at a time.
+/// Bytes per read.
 const SCRATCH: usize = 16 * 1024;
 
 impl Server {
-    /// Binds both ports: browsers and EspoCRM can connect from now on. Where systemd has opened
-    /// `sockets` for browsers, those count.
+    /// Binds both ports, so that browsers and EspoCRM can connect. `sockets` opened by systemd
+    /// replace the browsers' port.
     ///
     /// # Errors
-    /// If that is not possible: why, and what to do.
+    /// If a port cannot be bound: why, and what to do.
     pub(crate) fn new(
         mut settings: Settings,
         mut backend: Backend,
@@ -200,16 +199,16 @@ impl Server {
             listener
         };
         listener.register(registry, LISTENER).map_err(problem)?;
-        let mut bus = ZmqReceiver::bind(&settings.zeromq.value)?;
-        bus.register(registry, ZMQ, SENDERS).map_err(problem)?;
+        let mut zmq = ZmqReceiver::bind(&settings.zeromq.value)?;
+        zmq.register(registry, ZMQ, SENDERS).map_err(problem)?;
         if let Backend::Demo(demo) = &mut backend {
-            demo.connect(&bus)?;
+            demo.connect(&zmq)?;
         }
         sys::mark_close_on_exec();
-        afford(&mut settings);
-        bus.limit_senders(accept::affordable_senders(&settings));
+        limit_to_open_files(&mut settings);
+        zmq.limit_senders(accept::affordable_senders(&settings));
         let accepting = Accepting::new(listener, acceptor);
-        let mut server = Self::assemble(settings, backend, signals, poll, accepting, bus);
+        let mut server = Self::assemble(settings, backend, signals, poll, accepting, zmq);
         server.open_control();
         server.request_self_check();
         Ok(server)
@@ -221,7 +220,7 @@ impl Server {
         signals: Signals,
         poll: Poll,
         accepting: Accepting,
-        bus: ZmqReceiver,
+        zmq: ZmqReceiver,
     ) -> Self {
         let clock = Clock::start();
         let mut server = Self {
@@ -232,12 +231,12 @@ impl Server {
             now: clock.now(),
             accepting,
             control: Control::default(),
-            bus,
+            zmq,
             zmq_pending: true,
             reload_errors: Vec::new(),
             zmq_broken: None,
             conns: Slab::new(),
-            held: 0,
+            buffered: 0,
             hub: Hub::new(settings.categories.clone()),
             addresses: Addresses::default(),
             check_queue: CheckQueue::new(settings.max_checks.value),
@@ -246,11 +245,11 @@ impl Server {
             pool: Pool::new(settings.workers()),
             workers: Workers::new(FIRST_WORKER),
             self_check: SelfCheck::default(),
-            has_passed: false,
+            self_check_passed: false,
             answers: Vec::new(),
             timers: Timers::default(),
             backpressure: Backpressure::default(),
-            next_shed: Time::default(),
+            next_eviction: Time::default(),
             dirty: VecDeque::new(),
             unread: VecDeque::new(),
             ended: Vec::new(),
@@ -259,12 +258,12 @@ impl Server {
             ping: SharedFrame::ping(),
             stats: Stats::default(),
             rates: Rates::default(),
-            checks_fail: None,
+            failing_checks: None,
             php_time: Duration::ZERO,
-            bursts: Bursts::default(),
+            log_limiter: LogLimiter::default(),
             trim: Trim::default(),
             outages: <[Outage; 2]>::default(),
-            stopping: None,
+            stop_signal: None,
             settings,
         };
         server.check_queue.set_reuse(server.settings.check_cache.value);
@@ -273,47 +272,45 @@ impl Server {
         server
     }
 
-    /// Where browsers connect.
+    /// Address for browsers.
     #[must_use]
     pub(crate) fn address(&self) -> SocketAddr {
         self.accepting.address()
     }
 
-    /// Where EspoCRM connects.
+    /// ZeroMQ endpoint for EspoCRM.
     #[must_use]
     pub(crate) fn endpoint(&self) -> &str {
-        self.bus.endpoint()
+        self.zmq.endpoint()
     }
 
-    /// What it runs with.
     #[must_use]
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Serves until a signal ends it, and keeps `systemd` informed.
+    /// Serves until a signal arrives, and reports its state to `systemd`.
     ///
     /// # Errors
-    /// Only if the kernel refuses to report events.
+    /// Only if polling for events fails.
     pub(crate) fn run(&mut self, systemd: Systemd) -> Result<()> {
         self.systemd = systemd;
         self.systemd.ready(&self.status());
         let mut events = Events::with_capacity(EVENTS);
-        while self.stopping.is_none() {
+        while self.stop_signal.is_none() {
             let timeout = self.settle();
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other.map_err(|error| {
-                    Exit::error(format!("The kernel reports no events: {error}."))
-                })?,
+                other => other
+                    .map_err(|error| Exit::error(format!("Polling for events failed: {error}.")))?,
             }
-            self.take(events.iter().map(Ready::from));
+            self.process(events.iter().map(Ready::from));
         }
         self.stop();
         Ok(())
     }
 
-    /// The first half of a turn: what is to be done before waiting, and how long to wait.
+    /// The first half of a turn: finishes pending work and returns how long to wait.
     fn settle(&mut self) -> Option<Duration> {
         self.carry_out();
         self.flush();
@@ -322,24 +319,24 @@ impl Server {
         self.timeout()
     }
 
-    /// The second half: what has happened meanwhile.
-    fn take(&mut self, happened: impl Iterator<Item = Ready>) {
+    /// The second half of a turn: handles the events that arrived while waiting.
+    fn process(&mut self, events: impl Iterator<Item = Ready>) {
         self.now = self.clock.now();
         self.rates.advance(self.now, &self.stats);
         self.backend.begin_turn();
-        for ready in happened {
+        for ready in events {
             self.dispatch(ready);
         }
-        self.go_on();
+        self.continue_pending();
         self.expire();
     }
 
-    /// Does what the hub wants done, until it wants nothing more. Nothing is published in between:
-    /// a welcome is always written before the first event.
+    /// Performs the hub's actions until none are left. Nothing is published in between, so a
+    /// WELCOME always precedes the first event.
     fn carry_out(&mut self) {
         loop {
             while let Some(action) = self.hub.poll() {
-                self.act(action);
+                self.perform(action);
             }
             self.start_checks();
             if self.answers.is_empty() && !self.hub.has_actions() {
@@ -351,7 +348,7 @@ impl Server {
         }
     }
 
-    fn act(&mut self, action: Action) {
+    fn perform(&mut self, action: Action) {
         match action {
             Action::Welcome(conn) => self.welcome(conn),
             Action::Send(conn, frame) => self.send(conn, frame),
@@ -365,10 +362,10 @@ impl Server {
         }
     }
 
-    /// Until when nothing happens by itself; for ever, if nobody is connected and nothing runs.
+    /// How long to wait for events; `None` (no limit) if there are no connections and nothing runs.
     fn timeout(&self) -> Option<Duration> {
-        let held_back = self.held_back_until().filter(|_| self.zmq_pending);
-        let busy = (self.zmq_pending && held_back.is_none())
+        let backpressure = self.backpressure_until().filter(|_| self.zmq_pending);
+        let busy = (self.zmq_pending && backpressure.is_none())
             || self.accepting.is_pending()
             || self.control.is_pending(self.now)
             || !self.dirty.is_empty()
@@ -376,7 +373,7 @@ impl Server {
         if busy {
             return Some(Duration::ZERO);
         }
-        let look = if self.conns.is_empty() { None } else { self.backend.next_look() };
+        let file_check = if self.conns.is_empty() { None } else { self.backend.next_file_check() };
         let deadlines = [
             self.timers.next_due(),
             self.check_queue.next_deadline(),
@@ -387,12 +384,12 @@ impl Server {
             self.accepting.next_deadline(),
             self.trim.next_due(),
             self.control.next_deadline(),
-            self.next_zmq_look(),
+            self.next_zmq_check(),
             self.next_self_check(),
-            held_back,
+            backpressure,
             self.systemd.next_sign(),
-            self.bursts.next_due(),
-            look,
+            self.log_limiter.next_due(),
+            file_check,
         ];
         let next = deadlines.into_iter().flatten().min();
         let next = next.map(|next| next.since(self.clock.now()));
@@ -405,7 +402,7 @@ impl Server {
             ZMQ => self.zmq_pending = true,
             SENDERS => self.wake_zmq_guard(),
             SIGNALS => self.take_signals(),
-            Token(token) if door::TOKENS.contains(&token) => self.control_ready(Token(token)),
+            Token(token) if CONTROL_TOKENS.contains(&token) => self.control_ready(Token(token)),
             Token(token) => match token.checked_sub(FIRST_CONN) {
                 None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
                 None => self.children.readable(Token(token)),
@@ -423,21 +420,21 @@ impl Server {
         }
     }
 
-    /// Goes on with what an earlier event announced, each with its budget.
-    fn go_on(&mut self) {
+    /// Continues work announced by earlier events, each kind within its budget.
+    fn continue_pending(&mut self) {
         for _ in 0..self.unread.len() {
             if let Some(id) = self.unread.pop_front() {
-                self.read_on(id);
+                self.resume_reading(id);
             }
         }
         self.accept();
         self.control.accept(self.now, self.poll.registry());
-        // While the last messages are still to be offered to the kernel, the next ones wait in
-        // libzmq, not in the connections' outboxes; and so they do while readers catch up.
+        // Until the previous messages have been offered to the kernel, and while readers catch up,
+        // further messages wait in libzmq rather than in the connections' outbound queues.
         if self.zmq_pending {
             self.carry_out();
             self.flush();
-            if self.dirty.is_empty() && self.held_back_until().is_none() {
+            if self.dirty.is_empty() && self.backpressure_until().is_none() {
                 self.receive_messages();
             }
         }
@@ -452,9 +449,9 @@ impl Server {
         self.expire_handshakes();
         self.trim_if_due();
         self.guard_zmq();
-        self.look_if_due();
+        self.check_for_changes_if_due();
         self.self_check_if_due();
-        self.bursts.tell(self.now);
+        self.log_limiter.log_due(self.now);
         logging::unfold();
         if self.systemd.next_sign().is_some_and(|at| at <= self.now) {
             self.systemd.give_sign(self.now, &self.status());
@@ -482,20 +479,20 @@ impl Server {
         if reload {
             self.reload();
         }
-        self.stopping = self.stopping.or(stop_signal);
+        self.stop_signal = self.stop_signal.or(stop_signal);
     }
 
-    /// Ends every connection without a Close frame: browsers come back after three seconds.
+    /// Ends every connection without a Close frame, so that browsers reconnect after three seconds.
     fn stop(&mut self) {
         self.systemd.stopping();
         self.children.kill_all();
         self.workers.kill_all();
         self.flush();
-        self.bursts.tell_all();
+        self.log_limiter.log_all();
         let Stats { opened, messages, deliveries, .. } = self.stats;
         info!(
             "Stopped by {}, with {} open. Since the start: {}, {} received, {}, {} dropped.",
-            self.stopping.unwrap_or("an error"),
+            self.stop_signal.unwrap_or("an error"),
             plural(self.conns.len() as u64, "connection", "connections"),
             plural(opened, "connection", "connections"),
             plural(messages, "message", "messages"),

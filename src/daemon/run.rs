@@ -124,10 +124,10 @@ pub(crate) fn show(layers: Layers) -> Result<()> {
     let file = layers.file_name().map_or("none".to_owned(), |path| path.display().to_string());
     let (espocrm, mut settings) = Espocrm::open(layers, || false)?;
     settings.log_doubts();
-    event_loop::afford(&mut settings);
+    event_loop::limit_to_open_files(&mut settings);
     let root = espocrm.root().display();
     let (file, root) = (Printable(file), Printable(root));
-    let text = format!("{:<16}{file}\n{:<16}{root}\n{settings}", "file", "root");
+    let text = format!("{:<18}{file}\n{:<18}{root}\n{settings}", "file", "root");
     let text = printable_lines(&text);
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| Exit::error(error.to_string()))
 }

@@ -1,5 +1,5 @@
-//! What stands in for the kernel, ZeroMQ and PHP in a test: it says what it was told to say, and
-//! notes in one journal, in order, what the server asked of it.
+//! Scripted replacements of the kernel, ZeroMQ and PHP for tests. They return scripted results and
+//! record the server's calls in one journal.
 
 mod socket;
 
@@ -20,29 +20,29 @@ use crate::engine::espocrm::submission::Rejection;
 pub(crate) use random::Random;
 pub(crate) use socket::{Kernel, Socket};
 
-/// What the server has done, in order.
+/// The server's actions, in order.
 pub(crate) type Journal = Rc<RefCell<VecDeque<Entry>>>;
 
-/// Names a scripted socket; none has the number of another.
+/// Unique number of a scripted socket.
 pub(crate) type Number = usize;
 
 #[derive(Debug)]
 pub enum Entry {
-    /// It took this connection.
+    /// It accepted a connection.
     Accepted(Number),
-    /// It read so many bytes; 0 is the end.
+    /// It read this many bytes; 0 is the end.
     Read(Number, usize),
-    /// It wrote so many.
+    /// It wrote this many bytes.
     Wrote(Number, usize),
-    /// It was told that the connection is broken, when it wanted to read.
+    /// A read failed because the connection was reset.
     ReadFailed(Number),
-    /// The same, when it wanted to write.
+    /// A write failed because the connection was reset.
     WriteFailed(Number),
-    /// It will write nothing more.
+    /// It shut down its side of the connection.
     Finished(Number),
-    /// It has closed the socket.
+    /// It closed the socket.
     Dropped(Number),
-    /// It took a message of EspoCRM, or something else that had come.
+    /// It received a message of EspoCRM, or other input.
     Received(Message),
     Started(JobId, Rc<Check>),
     Answered(JobId, Rc<Check>, Verdict),
@@ -58,7 +58,7 @@ pub(crate) struct Messages(Rc<RefCell<Queue<Message>>>);
 
 pub(crate) type Message = Result<Rc<str>, Rejection>;
 
-/// Access checks: those that the server has started, and what came of them.
+/// Records the checks that the server starts, and provides their scripted answers.
 #[derive(Clone)]
 pub(crate) struct Checks {
     answers: Rc<RefCell<VecDeque<Answer>>>,
@@ -69,7 +69,7 @@ pub(crate) type Answer = (JobId, Rc<Check>, Verdict);
 
 struct Queue<T> {
     waiting: VecDeque<T>,
-    /// That there is something is to be reported.
+    /// A readiness event is due.
     edge: bool,
     random: Random,
     journal: Journal,
@@ -89,7 +89,7 @@ impl<T> Queue<T> {
         !self.waiting.is_empty() && !self.edge
     }
 
-    /// The next one, unless it comes a moment later.
+    /// The next item; sometimes `None`, as if it arrived a moment later.
     fn next(&mut self) -> Option<T> {
         if !self.waiting.is_empty() && self.random.chance(5) {
             self.edge = true;
@@ -108,12 +108,12 @@ impl Arrivals {
         self.0.borrow_mut().push(arrival);
     }
 
-    /// Whether something is to be reported, which is then done.
+    /// Takes a readiness event that is due.
     pub(crate) fn take_edge(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().edge)
     }
 
-    /// Whether something waits of which nothing will be reported.
+    /// Whether items are waiting without a readiness event.
     pub(crate) fn is_stuck(&self) -> bool {
         self.0.borrow().is_stuck()
     }
@@ -127,7 +127,7 @@ impl Arrivals {
     }
 }
 
-/// From where a connection comes: there are a few such places.
+/// Remote address of a connection, one of three.
 pub(crate) fn address_of(number: Number) -> IpAddr {
     IpAddr::from([192, 0, 2, 1 + (number % 3) as u8])
 }
@@ -178,12 +178,12 @@ impl Checks {
         self.answers.borrow().iter().any(|(answered, ..)| *answered == id)
     }
 
-    /// How many answers the server has not taken.
+    /// Number of answers that the server has not taken.
     pub(crate) fn answered(&self) -> usize {
         self.answers.borrow().len()
     }
 
-    /// The next answer, of which the server takes note.
+    /// Takes the next answer and records it.
     pub(crate) fn take(&self) -> Option<Answer> {
         let (id, check, verdict) = self.answers.borrow_mut().pop_front()?;
         let entry = Entry::Answered(id, Rc::clone(&check), verdict.clone());

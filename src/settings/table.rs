@@ -100,7 +100,7 @@ impl Rows {
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Row { name, value, source } in self.rows() {
-            writeln!(f, "{name:<16}{value:<35} {source}")?;
+            writeln!(f, "{name:<18}{value:<35} {source}")?;
         }
         writeln!(f, "\ncategories")?;
         for (name, category) in self.categories.iter() {

@@ -20,7 +20,7 @@ const FAILURES: [(&str, &str); 9] = [
     ("killed", "PHP was ended by signal 9"),
     ("noise", "PHP printed something unexpected: Notice: something else"),
     ("flood", "PHP's output was too long"),
-    ("crash", "PHP ended with status 255: PHP Exit error"),
+    ("crash", "PHP ended with status 255: PHP Fatal error"),
     ("missing", "PHP could not be started: No such file"),
     ("no-command", "PHP ended with status 1: Could not open input file: command.php"),
 ];
@@ -257,7 +257,7 @@ fn a_subscription_whose_check_fails_is_retried() {
                 fail(&standin, failure);
                 tab.subscribe("recordUpdate.Account.1");
                 daemon.wait_for(&format!("A subscription could not be checked: {reason}"));
-                daemon.wait_for("It will be tried again");
+                daemon.wait_for("The check will be retried");
                 let event = json!({"topicId": "recordUpdate.Account.1"});
                 Php::send(&daemon.zeromq, std::slice::from_ref(&event));
                 tab.expect_silence();

@@ -32,8 +32,8 @@ fn text_output_has_a_line_per_step_with_the_fix_below() {
     let text = site.text_output(&[]);
     assert!(text.contains("\u{2713} useWebSocket is on\n"), "{text}");
     assert!(text.contains("! Browsers connect to wss://localhost:"), "{text}");
-    assert!(text.contains("\n    Only a browser on this very machine finds that."), "{text}");
-    assert!(text.contains("\nReal-time works, as far as can be seen from here."), "{text}");
+    assert!(text.contains("\n    Only browsers on this machine can reach this address."), "{text}");
+    assert!(text.contains("\nReal-time works, as far as this machine can determine."), "{text}");
     let steps = site.examine().steps.len();
     let marks = ["\u{2713} ", "! ", "\u{2717} ", "\u{2013} "];
     let lines = text.lines().filter(|line| marks.iter().any(|mark| line.starts_with(mark)));

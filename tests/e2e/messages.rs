@@ -15,7 +15,7 @@ const MAX_MESSAGE: usize = 1024 * 1024;
 const MAX_DEPTH: usize = 512;
 
 /// Logged once per burst.
-const REJECTED: &str = "came by ZeroMQ was dropped";
+const REJECTED: &str = "A ZeroMQ message was dropped";
 
 /// The number of log lines about invalid messages.
 fn warnings(daemon: &Daemon) -> usize {

@@ -35,7 +35,7 @@ fn used(standin: &Standin, metrics: SocketAddr) -> (Daemon, Client) {
     pusher.send(&update);
     pusher.send_bytes(b"{}");
     alice.expect_event(&update);
-    daemon.wait_for("A message that came by ZeroMQ was dropped");
+    daemon.wait_for("A ZeroMQ message was dropped");
     Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
     (daemon, alice)
 }

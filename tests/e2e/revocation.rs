@@ -85,7 +85,7 @@ fn a_failing_espocrm_revokes_nothing() {
                 let mut alice = alice(&mut daemon);
                 standin.set("failure", failure);
                 runs(&standin, TOKEN, 2);
-                daemon.wait_for("It was granted before, and stays so until the next recheck");
+                daemon.wait_for("It remains granted until the next recheck");
                 Php::send(&daemon.zeromq, &[update(1)]);
                 alice.expect_event(&update(1));
                 standin.unset("failure");

@@ -309,7 +309,7 @@ fn a_cgi_binary_is_rejected_on_reload_and_the_previous_settings_stay() {
     standin.config("phpExecutablePath", php_cgi());
     let line = daemon.reload("is not PHP's command line");
     expect_explanation(&line);
-    assert!(line.contains("The settings that are in force stay"), "{line}");
+    assert!(line.contains("Keeping the previous settings"), "{line}");
     daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     let php = standin.php("php", "");

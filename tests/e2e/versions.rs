@@ -129,7 +129,7 @@ fn a_version_that_could_not_be_read_when_it_changed_grants_nothing_wrong() {
     standin.set("probe-failure", "exit255");
     standin.state("9.1.9");
     daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
-    daemon.wait_for("The settings that are in force stay");
+    daemon.wait_for("Keeping the previous settings");
     standin.unset("probe-failure");
     std::thread::sleep(Duration::from_millis(1_100));
     expect_denial(&mut daemon, &mut alice);

@@ -1,4 +1,4 @@
-//! A unit that was adopted, as it was, in a place of its own.
+//! The backup of an adopted unit.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -7,38 +7,36 @@ use std::path::{Path, PathBuf};
 use crate::admin::setup::{Files, UNITS, drop_ins, failed};
 use crate::platform::exit::{Exit, Result};
 
-/// A unit of the administrator's, and what there was of it besides its files.
+/// An administrator's unit, and its state.
 pub(super) struct Backup {
     pub unit: String,
-    /// The one that takes its place.
+    /// The service that replaces it.
     pub service: String,
     /// Whether it ran.
     pub active: bool,
-    /// The symbolic links by which it is enabled and has other names, and those among its files.
+    /// The symbolic links that enable it or are aliases, and those among its files.
     links: Vec<(PathBuf, PathBuf)>,
 }
 
-/// Where they are kept: the unit by its name, drop-ins in the directory beside it, all else in the
-/// file beside it, which is written last and removed first.
-const PLACE: &str = "/var/lib/espocrm-websocket/adopted";
+/// The directory of the backups. `NAME` is the unit file, `NAME.d` contains its drop-ins, and
+/// `NAME.state` its state. The state file is written last and removed first.
+const DIR: &str = "/var/lib/espocrm-websocket/adopted";
 
 impl Backup {
-    /// A unit as it is now.
     pub(super) fn of(files: &Files, unit: &str, service: &str, active: bool) -> Self {
         let links = links(files, unit);
         Self { unit: unit.to_owned(), service: service.to_owned(), active, links }
     }
 
-    /// The names of those that are kept.
+    /// The names of the units that have a backup.
     pub(super) fn names(files: &Files) -> Vec<String> {
-        let states = files.find(&format!("{PLACE}/*.state"));
+        let states = files.find(&format!("{DIR}/*.state"));
         let name = |path: &PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
         states.iter().filter_map(name).collect()
     }
 
-    /// One of them.
     pub(super) fn load(files: &Files, unit: &str) -> Result<Self> {
-        let path = kept(unit, ".state");
+        let path = saved(unit, ".state");
         let state = files.read(&path).map_err(|error| failed(&path, "read", &error))?;
         let state = String::from_utf8_lossy(&state);
         let mut loaded = Self {
@@ -61,14 +59,14 @@ impl Backup {
         Ok(loaded)
     }
 
-    /// Keeps it, and tells where.
+    /// Writes the backup. Returns the path of the copy of the unit file.
     pub(super) fn save(&self, files: &Files) -> Result<PathBuf> {
-        self.forget(files)?;
-        let place = kept(&self.unit, "");
-        copy(files, &own(&self.unit, ""), &place)?;
+        self.delete(files)?;
+        let path = saved(&self.unit, "");
+        copy(files, &own(&self.unit, ""), &path)?;
         for path in drop_ins(files, &self.unit) {
             let name = path.file_name().unwrap_or_default();
-            copy(files, &path, &kept(&self.unit, ".d").join(name))?;
+            copy(files, &path, &saved(&self.unit, ".d").join(name))?;
         }
         let active = if self.active { "yes" } else { "no" };
         let mut state = format!("service={}\nactive={active}\n", self.service);
@@ -76,12 +74,12 @@ impl Backup {
             let (link, target) = (link.to_string_lossy(), target.to_string_lossy());
             state = state + "link=" + &link + "\t" + &target + "\n";
         }
-        files.write(&kept(&self.unit, ".state"), state.as_bytes(), 0o644)?;
-        Ok(place)
+        files.write(&saved(&self.unit, ".state"), state.as_bytes(), 0o644)?;
+        Ok(path)
     }
 
-    /// Removes it from where systemd looks.
-    pub(super) fn remove(&self, files: &Files) -> Result<()> {
+    /// Removes the unit from systemd's directory.
+    pub(super) fn remove_unit(&self, files: &Files) -> Result<()> {
         for (link, _) in &self.links {
             files.remove(link)?;
         }
@@ -91,30 +89,29 @@ impl Backup {
         files.remove(&own(&self.unit, ""))
     }
 
-    /// That nothing else has taken its place.
+    /// Checks that systemd's directory contains no other unit with this name.
     pub(super) fn check(&self, files: &Files) -> Result<()> {
         let path = own(&self.unit, "");
-        let place = kept(&self.unit, "");
-        let was = files.read(&place).map_err(|error| failed(&place, "read", &error))?;
+        let copy = saved(&self.unit, "");
+        let saved = files.read(&copy).map_err(|error| failed(&copy, "read", &error))?;
         match files.read(&path) {
-            Ok(is) if is != was => Err(Exit::error(format!(
-                "{} is there, and is another than that in {}. Nothing was changed. Move one of them \
-                 away.",
+            Ok(current) if current != saved => Err(Exit::error(format!(
+                "{} exists and differs from {}. Nothing was changed. Move one of them away.",
                 path.display(),
-                place.display()
+                copy.display()
             ))),
             _ => Ok(()),
         }
     }
 
-    /// Puts it back where systemd looks.
+    /// Restores the unit in systemd's directory.
     pub(super) fn restore(&self, files: &Files) -> Result<()> {
         let is_link = |path: &Path| self.links.iter().any(|(link, _)| link == path);
         let path = own(&self.unit, "");
         if !is_link(&path) {
-            copy(files, &kept(&self.unit, ""), &path)?;
+            copy(files, &saved(&self.unit, ""), &path)?;
         }
-        for drop_in in files.find(&format!("{}/*.conf", kept(&self.unit, ".d").display())) {
+        for drop_in in files.find(&format!("{}/*.conf", saved(&self.unit, ".d").display())) {
             let path = own(&self.unit, ".d").join(drop_in.file_name().unwrap_or_default());
             if !is_link(&path) {
                 copy(files, &drop_in, &path)?;
@@ -123,40 +120,40 @@ impl Backup {
         for (link, target) in &self.links {
             files.remove(link)?;
             let made = files.make_dir(link.parent().unwrap_or(Path::new("/")));
-            let made = made.and_then(|_| symlink(target, files.place_of(link)));
+            let made = made.and_then(|_| symlink(target, files.entry_path(link)));
             made.map_err(|error| failed(link, "linked", &error))?;
         }
         Ok(())
     }
 
-    /// Keeps it no longer.
-    pub(super) fn forget(&self, files: &Files) -> Result<()> {
-        files.remove(&kept(&self.unit, ".state"))?;
-        let dir = kept(&self.unit, ".d");
+    /// Deletes the backup.
+    pub(super) fn delete(&self, files: &Files) -> Result<()> {
+        files.remove(&saved(&self.unit, ".state"))?;
+        let dir = saved(&self.unit, ".d");
         for path in files.find(&format!("{}/*.conf", dir.display())) {
             files.remove(&path)?;
         }
-        let _ = fs::remove_dir(files.place_of(&dir));
-        files.remove(&kept(&self.unit, ""))
+        let _ = fs::remove_dir(files.entry_path(&dir));
+        files.remove(&saved(&self.unit, ""))
     }
 }
 
-/// The symbolic links by which a unit is enabled, has other names or is there at all, and those
-/// among its drop-ins.
+/// The symbolic links that enable a unit, are its aliases or the unit itself, and those among its
+/// drop-ins.
 pub(super) fn links(files: &Files, unit: &str) -> Vec<(PathBuf, PathBuf)> {
     let drop_ins = own(unit, ".d");
     let patterns = ["*.service", "*.wants/*.service", "*.requires/*.service", "*.d/*.conf"];
     let paths = patterns.iter().flat_map(|pattern| files.find(&format!("{UNITS}/{pattern}")));
     let links = paths.filter_map(|path| {
-        let target = files.place_of(&path).read_link().ok()?;
-        let is_it = |path: &Path| path.file_name().is_some_and(|name| name == unit);
-        let its = is_it(&path) || is_it(&target) || path.parent() == Some(&drop_ins);
-        its.then_some((path, target))
+        let target = files.entry_path(&path).read_link().ok()?;
+        let is_unit = |path: &Path| path.file_name().is_some_and(|name| name == unit);
+        let belongs = is_unit(&path) || is_unit(&target) || path.parent() == Some(&drop_ins);
+        belongs.then_some((path, target))
     });
     links.collect()
 }
 
-/// The symbolic links by which a unit is enabled.
+/// The symbolic links that enable a unit.
 pub(super) fn enabling(files: &Files, unit: &str) -> Vec<PathBuf> {
     let mut found = files.find(&format!("{UNITS}/*.wants/{unit}"));
     found.extend(files.find(&format!("{UNITS}/*.requires/{unit}")));
@@ -164,8 +161,8 @@ pub(super) fn enabling(files: &Files, unit: &str) -> Vec<PathBuf> {
 }
 
 fn copy(files: &Files, from: &Path, to: &Path) -> Result<()> {
-    let place = files.resolve(from).map(|path| files.at(&path));
-    let read = place.and_then(|place| Ok((files.read(from)?, place.metadata()?)));
+    let resolved = files.resolve(from).map(|path| files.at(&path));
+    let read = resolved.and_then(|path| Ok((files.read(from)?, path.metadata()?)));
     let (content, metadata) = read.map_err(|error| failed(from, "read", &error))?;
     files.write(to, &content, metadata.permissions().mode() & 0o777).map(|_| ())
 }
@@ -174,6 +171,6 @@ fn own(unit: &str, end: &str) -> PathBuf {
     format!("{UNITS}/{unit}{end}").into()
 }
 
-fn kept(unit: &str, end: &str) -> PathBuf {
-    format!("{PLACE}/{unit}{end}").into()
+fn saved(unit: &str, end: &str) -> PathBuf {
+    format!("{DIR}/{unit}{end}").into()
 }

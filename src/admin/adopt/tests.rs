@@ -1,4 +1,4 @@
-//! The whole of it, in an image of a machine with a systemd that a script plays.
+//! `adopt` in a system image with a fake systemd.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -6,19 +6,19 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use super::*;
 use crate::admin::setup::image::Image;
 
-const OURS: &str = "espocrm-websocket.service";
+const SERVICE: &str = "espocrm-websocket.service";
 const CONFIG: &str = "/etc/espocrm-websocket/config.toml";
 const DROP_IN: &str = "/etc/systemd/system/espocrm-websocket.service.d/10-setup.conf";
 const WANTED: &str = "/etc/systemd/system/default.target.wants";
-const KEPT: &str = "/var/lib/espocrm-websocket/adopted";
+const BACKUPS: &str = "/var/lib/espocrm-websocket/adopted";
 
-/// What the administrators of EspoCRM are told to write.
+/// The unit in EspoCRM's documentation.
 const DOCUMENTED: &str = "[Unit]\nDescription=EspoCRM WebSocket Service\nRequires=mysql.service\n\
     After=mysql.service\n[Service]\nType=simple\nRestart=always\nRestartSec=5\n\
     StartLimitInterval=0\nUser=www-data\nExecStart=/usr/bin/php /var/www/html/websocket.php\n\
     StandardError=/var/www/html/data/logs/websocket.log\n[Install]\nWantedBy=default.target\n";
 
-/// With an EspoCRM and a unit for it, which is enabled and runs.
+/// An image with an EspoCRM and a unit for it that is enabled and runs.
 fn machine(unit: &str) -> Image {
     let image = Image::new();
     image.espocrm("/var/www/html");
@@ -32,12 +32,12 @@ fn own(unit: &str) -> String {
     format!("/etc/systemd/system/{unit}")
 }
 
-/// `adopt` with these flags: what it says; or its complaint, if it fails.
+/// Runs `adopt` with these flags. Returns its output, or the error.
 fn adopt(image: &Image, flags: &str) -> std::result::Result<String, String> {
     let mut parser = lexopt::Parser::from_args(flags.split_whitespace());
     let adopt = Adopt::parse(&mut parser).unwrap().unwrap();
-    let (said, result) = image.work(|machine| adopt.carry_out(machine));
-    result.map(|()| said).map_err(|error| error.to_string())
+    let (output, result) = image.run(|machine| adopt.run_on(machine));
+    result.map(|()| output).map_err(|error| error.to_string())
 }
 
 fn has(text: &str, parts: &[&str]) {
@@ -49,39 +49,39 @@ fn has(text: &str, parts: &[&str]) {
 #[test]
 fn users_are_shown_by_name() {
     for (written, shown) in [("33", None), ("34", Some("web-deploy")), ("4711", Some("4711"))] {
-        let image = machine(OURS);
+        let image = machine(SERVICE);
         let web = fs::metadata(image.at("/var/www/html/data")).unwrap().uid();
         let passwd = format!("web:x:{web}:1::/:/x\nweb-deploy:x:34:34::/:/x\n");
         image.put("/etc/passwd", &passwd);
         let written = if written == "33" { web.to_string() } else { written.to_owned() };
-        image.put(&own(OURS), &DOCUMENTED.replace("www-data", &written));
-        let said = adopt(&image, &format!("--user {web}")).unwrap();
-        has(&said, &["EspoCRM in /var/www/html, as user web"]);
+        image.put(&own(SERVICE), &DOCUMENTED.replace("www-data", &written));
+        let output = adopt(&image, &format!("--user {web}")).unwrap();
+        has(&output, &["EspoCRM in /var/www/html, user web"]);
         has(&image.text(DROP_IN), &["User=web\n"]);
         match shown {
-            // The service's own user, by another spelling.
-            None => assert!(!said.contains("The old unit ran as"), "{said}"),
-            Some(name) => has(&said, &[&format!("The old unit ran as {name},")]),
+            // The same user, as a number.
+            None => assert!(!output.contains("The old unit ran as"), "{output}"),
+            Some(name) => has(&output, &[&format!("The old unit ran as {name},")]),
         }
     }
 }
 
 #[test]
 fn the_documented_unit_is_replaced() {
-    let image = machine(OURS);
-    let said = adopt(&image, "").unwrap();
+    let image = machine(SERVICE);
+    let output = adopt(&image, "").unwrap();
     has(
-        &said,
+        &output,
         &[
-            "kept in /var/lib/espocrm-websocket/adopted/espocrm-websocket.service",
-            "EspoCRM in /var/www/html, as user web",
+            "saved to /var/lib/espocrm-websocket/adopted/espocrm-websocket.service",
+            "EspoCRM in /var/www/html, user web",
             "The old unit ran as www-data",
-            "old log any more: /var/www/html/data/logs/websocket.log",
+            "The old log is no longer written: /var/www/html/data/logs/websocket.log",
             "journalctl -u",
             "espocrm-websocket adopt --undo espocrm-websocket.service",
         ],
     );
-    let unit = OURS;
+    let unit = SERVICE;
     let calls = [
         format!("is-active {unit}"),
         format!("stop {unit}"),
@@ -92,15 +92,15 @@ fn the_documented_unit_is_replaced() {
         format!("is-active {unit}"),
     ];
     assert_eq!(image.calls(), calls);
-    assert!(!image.has(&own(OURS)) && !image.has(&format!("{WANTED}/{OURS}")));
+    assert!(!image.has(&own(SERVICE)) && !image.has(&format!("{WANTED}/{SERVICE}")));
     has(&image.text(CONFIG), &["espocrm = \"/var/www/html\""]);
     assert!(image.has(DROP_IN));
-    assert_eq!(image.text(&format!("{KEPT}/{OURS}")), DOCUMENTED);
+    assert_eq!(image.text(&format!("{BACKUPS}/{SERVICE}")), DOCUMENTED);
 }
 
 #[test]
-fn it_is_given_back_as_it_was() {
-    for unit in [OURS, "crm.service"] {
+fn undo_restores_the_unit_with_its_links_and_modes() {
+    for unit in [SERVICE, "crm.service"] {
         let image = machine(unit);
         let drop_in = format!("{}.d/override.conf", own(unit));
         image.put(&drop_in, "[Service]\nNice=5\n");
@@ -114,9 +114,10 @@ fn it_is_given_back_as_it_was() {
         }
         assert!(!image.has(&format!("{}.d/shared.conf", own(unit))));
         image.calls();
-        let said = adopt(&image, "--undo").unwrap();
-        has(&said, &[&own(unit), "is back, and espocrm-websocket.service is disabled", "It runs"]);
-        let calls = ["stop", "disable"].map(|verb| format!("{verb} {OURS}"));
+        let output = adopt(&image, "--undo").unwrap();
+        let restored = "was restored, and espocrm-websocket.service was disabled";
+        has(&output, &[&own(unit), restored, &format!("{unit} is running")]);
+        let calls = ["stop", "disable"].map(|verb| format!("{verb} {SERVICE}"));
         let then = ["daemon-reload".to_owned(), format!("restart {unit}")];
         assert_eq!(image.calls()[..4], [calls, then].concat());
         assert_eq!(image.text(&own(unit)), DOCUMENTED);
@@ -129,84 +130,84 @@ fn it_is_given_back_as_it_was() {
         let wanted = image.at(&format!("{WANTED}/{unit}")).read_link().unwrap();
         assert_eq!(wanted.to_str(), Some(&*own(unit)));
         assert!(!image.has(DROP_IN) && image.has(CONFIG));
-        assert_eq!(fs::read_dir(image.at(KEPT)).unwrap().count(), 0);
-        has(&adopt(&image, "--undo").unwrap_err(), &["No such unit was adopted"]);
-        // There and back again.
+        assert_eq!(fs::read_dir(image.at(BACKUPS)).unwrap().count(), 0);
+        has(&adopt(&image, "--undo").unwrap_err(), &["No unit was adopted"]);
+        // It can be adopted again.
         adopt(&image, "").unwrap();
         assert!(image.has(DROP_IN) && !image.has(&own(unit)));
     }
 }
 
 #[test]
-fn what_did_not_run_does_not_run_afterwards() {
+fn a_unit_that_did_not_run_is_not_started_afterwards() {
     let image = machine("crm.service");
     fs::remove_file(image.at("/systemctl.d/active/crm.service")).unwrap();
     fs::remove_file(image.at(&format!("{WANTED}/crm.service"))).unwrap();
     adopt(&image, "crm").unwrap();
     image.calls();
-    has(&adopt(&image, "--undo crm").unwrap(), &["It did not run"]);
+    has(&adopt(&image, "--undo crm").unwrap(), &["crm.service did not run"]);
     assert!(!image.calls().iter().any(|call| call.starts_with("restart")));
     assert!(!image.has(&format!("{WANTED}/crm.service")));
 }
 
 #[test]
-fn what_fails_is_taken_back_at_once() {
-    for unit in [OURS, "crm.service"] {
+fn a_failed_replacement_is_rolled_back() {
+    for unit in [SERVICE, "crm.service"] {
         for (how, words) in [
             ("fails", "Job for espocrm-websocket.service failed"),
-            ("dies", "systemd says activating.\n  Nothing can be served.\n  Mend it.\nYour own"),
+            ("dies", "systemd reports activating.\n  Nothing can be served.\n  Fix it.\nYour unit"),
             ("missing", "does not exist"),
         ] {
             let image = machine(unit);
-            image.put(&format!("/systemctl.d/{how}/{OURS}"), "");
+            image.put(&format!("/systemctl.d/{how}/{SERVICE}"), "");
             let error = adopt(&image, "").unwrap_err();
-            let back = format!("Your own {unit} is back, and runs.");
-            has(&error, &["could not take the place of", words, &back, "journalctl"]);
+            let restored = format!("Your unit {unit} was restored and is running.");
+            has(&error, &["could not replace", words, &restored, "journalctl"]);
             has(&error, &["espocrm-websocket config --espocrm /var/www/html"]);
             let calls = image.calls();
             assert!(calls.contains(&format!("restart {unit}")), "{calls:?}");
-            assert!(calls.contains(&format!("disable {OURS}")), "{calls:?}");
+            assert!(calls.contains(&format!("disable {SERVICE}")), "{calls:?}");
             assert_eq!(image.text(&own(unit)), DOCUMENTED);
             assert!(image.has(&format!("{WANTED}/{unit}")));
             assert!(!image.has(CONFIG) && !image.has(DROP_IN));
-            assert!(!image.has(&format!("{KEPT}/{unit}")));
+            assert!(!image.has(&format!("{BACKUPS}/{unit}")));
         }
     }
 }
 
 #[test]
-fn settings_that_were_there_are_there_after_a_failure() {
-    let image = machine(OURS);
+fn existing_settings_are_restored_after_a_failure() {
+    let image = machine(SERVICE);
     image.put(CONFIG, "# mine\n");
-    image.put(&format!("/systemctl.d/fails/{OURS}"), "");
+    image.put(&format!("/systemctl.d/fails/{SERVICE}"), "");
     adopt(&image, "").unwrap_err();
     assert_eq!(image.text(CONFIG), "# mine\n");
 }
 
 #[test]
-fn an_old_unit_that_does_not_come_back_is_kept() {
+fn the_backup_of_a_unit_that_does_not_start_is_kept() {
     let image = machine("crm.service");
     adopt(&image, "").unwrap();
-    // Fails wherever its file is.
+    // The unit fails, no matter in which directory its file is.
     let script = image.text("/systemctl").replace("[ ! -e \"$own\" ]", "true");
     image.put("/systemctl", &script);
     image.put("/systemctl.d/fails/crm.service", "");
     let error = adopt(&image, "--undo").unwrap_err();
-    has(&error, &["Its file is back", "Job for crm.service failed"]);
-    assert!(image.has(&own("crm.service")) && image.has(&format!("{KEPT}/crm.service")));
+    has(&error, &["Its file was restored", "Job for crm.service failed"]);
+    assert!(image.has(&own("crm.service")) && image.has(&format!("{BACKUPS}/crm.service")));
     fs::remove_file(image.at("/systemctl.d/fails/crm.service")).unwrap();
     adopt(&image, "--undo").unwrap();
-    assert!(!image.has(&format!("{KEPT}/crm.service")));
-    // The same at once.
+    assert!(!image.has(&format!("{BACKUPS}/crm.service")));
+    // The same during a rollback.
     image.put("/systemctl.d/fails/crm.service", "");
-    image.put(&format!("/systemctl.d/fails/{OURS}"), "");
+    image.put(&format!("/systemctl.d/fails/{SERVICE}"), "");
     let error = adopt(&image, "").unwrap_err();
-    has(&error, &["could not be given back", "adopt --undo crm.service"]);
-    assert!(image.has(&format!("{KEPT}/crm.service")));
+    has(&error, &["could not be restored", "adopt --undo crm.service"]);
+    assert!(image.has(&format!("{BACKUPS}/crm.service")));
 }
 
 #[test]
-fn of_several_units_one_is_named() {
+fn with_several_units_the_command_must_name_one() {
     let image = machine("a.service");
     image.espocrm("/srv/b");
     image.put(&own("b.service"), &DOCUMENTED.replace("/var/www/html", "/srv/b"));
@@ -220,15 +221,15 @@ fn of_several_units_one_is_named() {
     assert!(image.has(&own("b.service")));
     adopt(&image, "--name b b.service").unwrap();
     has(&image.text("/etc/espocrm-websocket/b.toml"), &["espocrm = \"/srv/b\""]);
-    has(&adopt(&image, "").unwrap_err(), &["a.service was adopted already", "b.service was"]);
+    has(&adopt(&image, "").unwrap_err(), &["a.service is already adopted", "b.service is"]);
     let error = adopt(&image, "--undo").unwrap_err();
     has(&error, &["\n  espocrm-websocket adopt --undo a.service\n", "--undo b.service"]);
-    has(&adopt(&image, "--undo b").unwrap(), &["espocrm-websocket@b.service is disabled"]);
+    has(&adopt(&image, "--undo b").unwrap(), &["espocrm-websocket@b.service was disabled"]);
     assert!(image.has(DROP_IN) && image.has(&own("b.service")) && !image.has(&own("a.service")));
 }
 
 #[test]
-fn nothing_is_touched_in_doubt() {
+fn nothing_is_changed_in_case_of_doubt() {
     let image = machine("crm.service");
     for (unit, words) in [
         ("[Service]\nExecStart=php websocket.php\n", "adopt --espocrm DIR crm.service"),
@@ -243,37 +244,37 @@ fn nothing_is_touched_in_doubt() {
     has(&adopt(&image, "").unwrap_err(), &["is a template"]);
     fs::remove_file(image.at(&own("crm@.service"))).unwrap();
     image.put(&own("crm.service"), DOCUMENTED);
-    // Another old unit has the name of ours.
-    image.put(&own(OURS), DOCUMENTED);
+    // Another old unit has the name of the new service.
+    image.put(&own(SERVICE), DOCUMENTED);
     has(&adopt(&image, "crm").unwrap_err(), &["adopt espocrm-websocket.service"]);
-    fs::remove_file(image.at(&own(OURS))).unwrap();
-    fs::remove_file(image.at("/usr/lib/systemd/system").join(OURS)).unwrap();
+    fs::remove_file(image.at(&own(SERVICE))).unwrap();
+    fs::remove_file(image.at("/usr/lib/systemd/system").join(SERVICE)).unwrap();
     has(&adopt(&image, "").unwrap_err(), &["is not installed"]);
     assert!(image.is_untouched() && image.calls().is_empty());
 }
 
 #[test]
-fn a_directory_that_is_named_is_taken() {
+fn a_directory_on_the_command_line_is_used() {
     let image = machine("crm.service");
     image.put(&own("crm.service"), "[Service]\nExecStart=php websocket.php\n");
     image.put(CONFIG, "espocrm = '/var/www/html/'\n");
     adopt(&image, "--espocrm /var/www/html crm").unwrap();
-    // It is the same.
+    // The file already names this directory.
     assert_eq!(image.text(CONFIG), "espocrm = '/var/www/html/'\n");
 }
 
 #[test]
-fn a_unit_that_was_written_meanwhile_is_not_overwritten() {
+fn a_unit_that_was_written_after_the_adoption_is_not_overwritten() {
     let image = machine("crm.service");
     adopt(&image, "").unwrap();
     image.put(&own("crm.service"), "[Service]\nExecStart=/bin/other\n");
     image.calls();
-    has(&adopt(&image, "--undo").unwrap_err(), &["is another than that in", "Nothing was changed"]);
+    has(&adopt(&image, "--undo").unwrap_err(), &["differs from", "Nothing was changed"]);
     assert!(image.calls().is_empty() && image.has(DROP_IN));
 }
 
 #[test]
-fn a_unit_that_is_a_link_is_one_again() {
+fn a_unit_that_is_a_link_is_restored_as_a_link() {
     let image = machine("crm.service");
     image.put("/srv/units/crm.service", DOCUMENTED);
     fs::remove_file(image.at(&own("crm.service"))).unwrap();

@@ -1,4 +1,4 @@
-//! Who and what is there, as tables; and messages, one in a line.
+//! Lists as tables, and messages as lines.
 
 use serde_json::Value as Json;
 
@@ -6,10 +6,10 @@ use super::users::Names;
 use super::{grouped, number, plural, printable, text};
 use crate::engine::protocol::control::List;
 
-/// Characters of a cell. A topic may have 512.
+/// Characters per cell. A topic may have 512.
 const MAX_CELL: usize = 100;
 
-/// What a list is called, as a path and in an answer.
+/// The name of a list, in the path of the request and in the answer.
 pub(super) fn name(list: List) -> &'static str {
     match list {
         List::Users => "users",
@@ -24,7 +24,7 @@ pub(super) fn users(list: List, answer: &Json) -> impl Iterator<Item = &str> {
     items.filter_map(|item| item.get("user")?.as_str())
 }
 
-/// Adds the field `name` to each item that has a user: `null` if it is not known.
+/// Adds the field `name` to each item with a user; `null` if the name is unknown.
 pub(super) fn add_names(list: List, answer: &mut Json, names: &Names) {
     let items = answer.get_mut(name(list)).and_then(Json::as_array_mut);
     for item in items.into_iter().flatten().filter_map(Json::as_object_mut) {
@@ -34,13 +34,13 @@ pub(super) fn add_names(list: List, answer: &mut Json, names: &Names) {
     }
 }
 
-/// An answer as a table. Numbers stand to the right, and the longest cells at the end.
+/// An answer as a table. Numbers are right-aligned; the columns with the longest cells come last.
 pub(super) fn table(list: List, answer: &Json) -> String {
     let name = name(list);
     let mut head = match list {
         List::Users => vec!["CONNECTIONS", "USER"],
         List::Topics => vec!["RECEIVERS", "TOPIC"],
-        List::Connections => vec!["ID", "SINCE", "TOPICS", "HELD", "STAGE", "ADDRESS", "USER"],
+        List::Connections => vec!["ID", "SINCE", "TOPICS", "BUFFERED", "STAGE", "ADDRESS", "USER"],
     };
     let empty = Vec::new();
     let items = answer.get(name).and_then(Json::as_array).unwrap_or(&empty);
@@ -96,15 +96,15 @@ pub(super) fn table(list: List, answer: &Json) -> String {
     shown
 }
 
-/// A line of what passes.
+/// A delivered or dropped message as a line.
 pub(super) fn message(line: &Json) -> String {
     if let Some(lost) = line.get("lost").and_then(Json::as_u64) {
         return format!(
-            "({} not shown: this is read too slowly)",
+            "({} not shown: the output is read too slowly)",
             plural(lost, "message", "messages")
         );
     }
-    // The day is today.
+    // Without the date, which is today's.
     let at = text(line, "/at");
     let time = at.split(['T', 'Z']).nth(1).unwrap_or(&at);
     if let Some(reason) = line.get("rejected").and_then(Json::as_str) {
@@ -122,7 +122,7 @@ pub(super) fn message(line: &Json) -> String {
     )
 }
 
-/// A length of time in its two largest units.
+/// A duration in its two largest units.
 pub(super) fn span(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     match seconds {
@@ -145,7 +145,8 @@ mod tests {
         ]});
         assert_eq!(
             table(List::Users, &users),
-            "CONNECTIONS  USER\n      1,200  al\\u{1b}ice\n          1  bob\n2 of 3 users are shown.\n"
+            "CONNECTIONS  USER\n      1,200  al\\u{1b}ice\n          1  bob\n2 of 3 users are \
+             shown.\n"
         );
         let connections = json!({"total": 1, "connections": [{
             "id": 57, "user": null, "address": "192.0.2.1", "stage": "login", "seconds": 61,
@@ -153,14 +154,14 @@ mod tests {
         }]});
         assert_eq!(
             table(List::Connections, &connections),
-            "ID      SINCE  TOPICS  HELD  STAGE  ADDRESS    USER\n\
-             57  1 min 1 s       2   300  login  192.0.2.1  -\n"
+            "ID      SINCE  TOPICS  BUFFERED  STAGE  ADDRESS    USER\n\
+             57  1 min 1 s       2       300  login  192.0.2.1  -\n"
         );
         assert_eq!(table(List::Topics, &json!({})), "RECEIVERS  TOPIC\n");
     }
 
     #[test]
-    fn names_are_shown_beside_ids_if_any_is_known() {
+    fn names_are_shown_next_to_ids_if_any_is_known() {
         let mut users = json!({"total": 2, "users": [
             {"user": "6b03", "connections": 2}, {"user": "6b04", "connections": 1},
         ]});
@@ -190,11 +191,12 @@ mod tests {
         assert_eq!(message(&line), "12:59:59.999  a.b\\n  to user u  2 receivers  1 byte");
         let line = json!({"at": "2026-01-31T12:59:59.999Z", "rejected": "it is too big"});
         assert_eq!(message(&line), "12:59:59.999  DROPPED: it is too big");
-        assert_eq!(message(&json!({"lost": 1})), "(1 message not shown: this is read too slowly)");
+        let expected = "(1 message not shown: the output is read too slowly)";
+        assert_eq!(message(&json!({"lost": 1})), expected);
     }
 
     #[test]
-    fn time_is_told_in_two_units() {
+    fn a_duration_is_shown_in_two_units() {
         for (seconds, text) in [
             (59, "59 s"),
             (60, "1 min 0 s"),

@@ -1,4 +1,4 @@
-//! How a daemon is, on a screen of at most 80 columns and 24 lines.
+//! The state of a daemon, on a screen of at most 80 columns and 24 lines.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::lists::span;
 use super::{grouped, number, printable, text};
 
-/// What there is room for.
+/// The size of the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     /// Characters in a line.
@@ -17,11 +17,11 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// One column less than a terminal has, since some go on in the next line when the last one is used;
-    /// and one line less, for the prompt.
+    /// One column less than a terminal has, because some terminals wrap after the last column; and
+    /// one line less, for the prompt.
     pub(super) const USUAL: Self = Self { columns: 79, lines: 23 };
 
-    /// The room in a terminal, not more than usual.
+    /// The usable size of a terminal, at most the usual size.
     pub(super) fn of_terminal(columns: usize, lines: usize) -> Self {
         Self {
             columns: columns.saturating_sub(1).clamp(1, Self::USUAL.columns),
@@ -30,20 +30,20 @@ impl Size {
     }
 }
 
-/// Columns of what stands before each row.
+/// Columns of the label of each row.
 const LABEL: usize = 14;
 
-/// Columns that a row has at least; what does not fit is cut off.
+/// Minimum columns of a row's text. Longer lines are cut.
 const MIN_ROOM: usize = 10;
 
-/// Where the lines of the screen come together.
+/// The lines of the screen.
 struct Screen {
     lines: Vec<String>,
     size: Size,
 }
 
-/// The screen for an answer of the daemon. `before`: an earlier one, and how long ago that was, from
-/// which rates are told; else they are those of the last minute.
+/// The screen for a status. `before`: an earlier status and its age, to compute rates; without it,
+/// the rates are those of the last minute.
 pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> Vec<String> {
     let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
     let with_rate =
@@ -73,19 +73,19 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
         ],
     );
     let mut dropped = counted(status, "/messages/dropped");
-    dropped.extend(some("socket_renewed", number(status, "/messages/zmq_restarts")));
+    dropped.extend(some("zmq_restarts", number(status, "/messages/zmq_restarts")));
     screen.row("  dropped", &or_none(dropped));
 
-    let by = text(status, "/checks/mode");
+    let mode = text(status, "/checks/mode");
     let checks = number(status, "/checks/count");
     let average = number(status, "/checks/milliseconds").checked_div(checks).unwrap_or(0);
     screen.row(
         "Checks",
         &[
             with_rate("checks", "/checks/count"),
-            format!("by {}", by.split(" (").next().unwrap_or_default()),
+            format!("by {}", mode.split(" (").next().unwrap_or_default()),
             format!("running {}", count(status, "/checks/running")),
-            format!("waiting {}", count(status, "/checks/queued")),
+            format!("queued {}", count(status, "/checks/queued")),
         ],
     );
     for (kind, label) in
@@ -101,10 +101,10 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
         "  cost",
         &[
             format!("{average} ms each"),
-            format!("workers {}", count(status, "/checks/runs/worker")),
-            format!("plain PHP {}", count(status, "/checks/runs/plain")),
-            format!("reused {}", count(status, "/checks/cached")),
-            format!("PHP's processor time {} s", tenths(php.as_millis() / 100)),
+            format!("by workers {}", count(status, "/checks/runs/worker")),
+            format!("by plain commands {}", count(status, "/checks/runs/plain")),
+            format!("cached {}", count(status, "/checks/cached")),
+            format!("PHP CPU time {} s", tenths(php.as_millis() / 100)),
         ],
     );
     let mut hit = counted(status, "/limit_hits");
@@ -121,7 +121,10 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
                 megabytes(number(status, "/memory/resident_bytes")),
                 megabytes(number(status, "/memory/worst_case_bytes"))
             ),
-            format!("held by connections {}", megabytes(number(status, "/memory/buffered_bytes"))),
+            format!(
+                "buffered by connections {}",
+                megabytes(number(status, "/memory/buffered_bytes"))
+            ),
         ],
     );
     screen.row(
@@ -140,7 +143,7 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
     screen.lines.iter().map(cut).collect()
 }
 
-/// The same in one line.
+/// The most important numbers, in one line.
 pub(super) fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
     let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
     let problems = status.get("problems").and_then(Json::as_array).map_or(0, Vec::len);
@@ -150,7 +153,7 @@ pub(super) fn line(status: &Json, before: Option<(&Json, Duration)>) -> String {
         format!("deliveries {}", rate("deliveries", "/messages/deliveries")),
         format!("dropped {}", grouped(status.pointer("/messages/dropped").map_or(0, sum))),
         format!("checks {}", rate("checks", "/checks/count")),
-        format!("waiting {}", count(status, "/checks/queued")),
+        format!("queued {}", count(status, "/checks/queued")),
         format!("memory {}", megabytes(number(status, "/memory/resident_bytes"))),
         if problems == 0 { "serving".to_owned() } else { text(status, "/problems/0") },
     ]
@@ -173,7 +176,7 @@ impl Screen {
         });
         let tls = status.get("tls").and_then(Json::as_bool).unwrap_or(false);
         let scheme = if tls { "wss" } else { "ws" };
-        let places = format!(
+        let addresses = format!(
             "{scheme}://{}, EspoCRM sends to {}",
             text(status, "/listen"),
             text(status, "/zeromq")
@@ -184,17 +187,17 @@ impl Screen {
             .map(|problems| problems.iter().filter_map(Json::as_str).collect())
             .unwrap_or_default();
         if problems.is_empty() {
-            self.row("Serving", &[places]);
+            self.row("Serving", &[addresses]);
         } else {
             for problem in problems {
-                self.row("TROUBLE", &[printable(problem)]);
+                self.row("PROBLEM", &[printable(problem)]);
             }
-            self.row("At", &[places]);
+            self.row("Listening", &[addresses]);
         }
         self.lines.push(String::new());
     }
 
-    /// A row of a few items, in two lines at most.
+    /// Adds a row of a few items, on at most two lines.
     fn row(&mut self, label: &str, items: &[String]) {
         let room = self.size.columns.saturating_sub(LABEL).max(MIN_ROOM);
         let mut lines = vec![String::new()];
@@ -224,7 +227,7 @@ impl Screen {
         }
     }
 
-    /// The last ones that there is room for, the latest first.
+    /// Adds the last warnings that fit, the latest first.
     fn warnings(&mut self, status: &Json) {
         let empty = Vec::new();
         let lines = status.get("warnings").and_then(Json::as_array).unwrap_or(&empty);
@@ -243,7 +246,7 @@ impl Screen {
     }
 }
 
-/// The words of an item; one that is an item of two or three words stays together.
+/// The words of an item. A short item is not split.
 fn pieces(item: &str, room: usize) -> Vec<String> {
     if item.chars().count() <= 30 {
         return vec![item.to_owned()];
@@ -259,7 +262,7 @@ fn count(status: &Json, pointer: &str) -> String {
     grouped(number(status, pointer))
 }
 
-/// What was counted by name, the most first, without what never happened.
+/// The counters by name, the largest first, without zeros.
 fn counted(status: &Json, pointer: &str) -> Vec<String> {
     let counts = status.pointer(pointer).and_then(Json::as_object).into_iter().flatten();
     let mut counts: Vec<_> =
@@ -312,7 +315,7 @@ mod tests {
         names.iter().map(|name| ((*name).to_owned(), json!(count))).collect()
     }
 
-    /// A daemon to which everything has happened, most of it often.
+    /// A status in which every counter is large.
     fn busy() -> Json {
         let long = "x".repeat(400);
         let many = 123_456_789_012_u64;
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_has_happened_fits_a_terminal() {
+    fn every_status_fits_a_terminal() {
         let sizes = [(1, 1), (2, 1), (15, 3), (20, 5), (40, 10), (79, 24), (80, 24), (200, 60)];
         for status in [busy(), json!({}), json!({"warnings": busy()["warnings"]})] {
             for (columns, lines) in sizes {
@@ -364,19 +367,19 @@ mod tests {
     }
 
     #[test]
-    fn troubles_come_first_and_the_latest_warning_before_earlier_ones() {
+    fn problems_come_first_and_the_latest_warning_precedes_earlier_ones() {
         let warning = |text: &str| json!({"at": "2026-01-31T12:59:59.999Z", "text": text});
         let status = json!({
             "problems": ["The limit is reached."], "warnings": [warning("a"), warning("b\n")],
         });
         let lines = screen(&status, None, Size::USUAL);
-        assert_eq!(lines[1], "TROUBLE       The limit is reached.");
+        assert_eq!(lines[1], "PROBLEM       The limit is reached.");
         assert_eq!(lines[lines.len() - 2], "Warnings      01-31 12:59 UTC b\\n");
         assert_eq!(lines[lines.len() - 1], "              01-31 12:59 UTC a");
     }
 
     #[test]
-    fn rates_are_those_of_the_last_minute_or_since_an_earlier_look() {
+    fn rates_are_those_of_the_last_minute_or_since_an_earlier_status() {
         let now = json!({"uptime_seconds": 3_600, "last_minute": {"messages": 90},
             "messages": {"received": 1_000}});
         let rate = |before| rate(&now, before, "messages", "/messages/received");

@@ -1,6 +1,6 @@
 <?php
-// Run by espocrm-websocket status and kick as EspoCRM's user: prints user names by id as a line of JSON.
-// For PHP 5.6 and EspoCRM 5.6, and later.
+// espocrm-websocket status and kick run this script as EspoCRM's user. It prints user names by id
+// as a line of JSON. For PHP 5.6 and EspoCRM 5.6 and later.
 
 ob_start();
 
@@ -24,7 +24,7 @@ try {
     exit(1);
 }
 
-// Discards what EspoCRM or PHP has printed so far.
+// Discards the output of EspoCRM and PHP.
 while (ob_get_level() > 0) {
     ob_end_clean();
 }

@@ -1,5 +1,5 @@
-//! The names of users, of whom the daemon knows the ids only. EspoCRM is asked for them, by one run of
-//! PHP for each command.
+//! The names of users. The daemon knows only their ids, so one run of PHP per command reads the
+//! names from EspoCRM.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -17,14 +17,14 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::sys;
 use crate::settings::{Layers, Overrides};
 
-/// The EspoCRM of a daemon, as far as the command line names it.
+/// The daemon's EspoCRM, if the command line names it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Site {
     /// EspoCRM's root directory.
     pub espocrm: Option<PathBuf>,
     /// PHP's command line.
     pub php: Option<PathBuf>,
-    /// As whom PHP runs.
+    /// The user who runs PHP.
     pub run_as: RunAs,
 }
 
@@ -38,15 +38,15 @@ const SCRIPT: Script = Script {
     timeout: Duration::from_secs(15),
 };
 
-/// Bytes of an id; EspoCRM's have 17 to 36. [`MAX_NAMES`] of them fit an environment variable.
+/// Bytes of an id; EspoCRM's ids have 17 to 36. [`MAX_NAMES`] ids fit into an environment variable.
 const MAX_ID: usize = 64;
 
 impl Site {
-    /// The names of the users with these ids. Unknown ids are missing, and so are all after the first
-    /// [`MAX_NAMES`].
+    /// The names of the users with these ids. The result omits unknown ids and all ids after the
+    /// first [`MAX_NAMES`].
     ///
     /// # Errors
-    /// Why EspoCRM could not be asked.
+    /// If EspoCRM's users could not be read.
     pub fn names<'a>(
         &self,
         client: &Client,
@@ -59,11 +59,10 @@ impl Site {
         }
     }
 
-    /// The id and the name of the user with this name, which the database may compare without regard to
-    /// case.
+    /// The id and the name of the user with this name. The database may ignore case.
     ///
     /// # Errors
-    /// Why EspoCRM could not be asked.
+    /// If EspoCRM's users could not be read.
     pub fn user_of(
         &self,
         client: &Client,
@@ -79,10 +78,12 @@ impl Site {
         let root = espocrm.root().display();
         match answer {
             Ok(Json::Object(names)) => Ok(names),
-            Ok(_) => Err(Exit::error(format!("EspoCRM in {root} gave an unexpected answer."))),
+            Ok(_) => Err(Exit::error(format!("EspoCRM in {root} returned an unexpected answer."))),
             Err(error) => {
                 let error = error.trim_end_matches('.');
-                Err(Exit::error(format!("EspoCRM in {root} cannot be asked: {error}.")))
+                Err(Exit::error(format!(
+                    "The users of EspoCRM in {root} could not be read: {error}."
+                )))
             }
         }
     }
@@ -94,7 +95,7 @@ impl Site {
             php: self.php.clone(),
             ..Overrides::default()
         };
-        // The configuration file of the package may be that of another daemon.
+        // With --control, the default configuration file may belong to another daemon.
         let none = || target.control.is_some().then(|| "/dev/null".into());
         let layers = Layers::new(flags, target.file().or_else(none))?
             .run_as(self.run_as.clone(), service_user);
@@ -103,8 +104,8 @@ impl Site {
             Ok(root) => return Installation::new(root, php, layers.user()).map(Some),
             Err(unknown) => unknown,
         };
-        // The daemon may belong to another user. PHP code from a directory of its choice runs only as the
-        // owner of that directory.
+        // The daemon may belong to another user. PHP code from a directory that it names runs only
+        // as the owner of that directory.
         if self.run_as != RunAs::default() || !is_trusted(client) {
             return Err(unknown);
         }
@@ -115,8 +116,8 @@ impl Site {
     }
 }
 
-/// Whether the daemon may name a directory whose PHP code is then run: by root as the directory's owner,
-/// otherwise as this user.
+/// Whether PHP code from a directory that the daemon names may be run: root runs it as the owner of
+/// the directory, any other user runs it as themselves.
 fn is_trusted(client: &Client) -> bool {
     let peer = || sys::peer_user(UnixStream::connect(client.path())?.as_raw_fd());
     sys::is_root() || peer().is_ok_and(|user| user == 0 || user == sys::user())
@@ -137,7 +138,7 @@ fn ids_to_resolve<'a>(ids: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     wanted
 }
 
-/// The user of this name, or else the only one who was found.
+/// The user with exactly this name, or else the only user found.
 fn named(found: &Names, wanted: &str) -> Option<(String, String)> {
     let exact = found.iter().find(|(_, name)| name.as_str() == Some(wanted));
     let only = || found.iter().next().filter(|_| found.len() == 1);
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_to_be_unambiguous() {
+    fn a_name_must_be_unambiguous() {
         let is = |id: &str, name: &str| Some((id.to_owned(), name.to_owned()));
         let two = names(&json!({"1": "Ann", "2": "ann"}));
         assert_eq!(named(&two, "ann"), is("2", "ann"));

@@ -1,4 +1,4 @@
-//! `espocrm-websocket status --watch`: a screen that is drawn anew each second.
+//! `espocrm-websocket status --watch`: a screen that is refreshed every second.
 
 use std::io::{IsTerminal, Read, stdin, stdout};
 use std::os::fd::AsRawFd;
@@ -21,17 +21,17 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Hides the cursor, breaks no lines, clears the screen.
 const BEGIN: &str = "\x1b[?25l\x1b[?7l\x1b[2J";
 
-/// Takes that back.
+/// Restores the cursor and line breaks.
 const END: &str = "\x1b[?7h\x1b[?25h\r\n";
 
-/// Fewer lines than this have no footer.
+/// A screen with fewer lines has no footer.
 const MIN_LINES: usize = 4;
 
-/// Shows a daemon until `q` or a signal ends that, or nobody reads it. Where that is no terminal, in one line
-/// each time.
+/// Shows the state of a daemon until the user types `q`, a signal arrives or the output is closed.
+/// Without a terminal it prints one line per second.
 ///
 /// # Errors
-/// If it does not answer at first. A daemon that is restarted later is waited for.
+/// If the daemon does not answer at first. Later the command waits for a daemon that restarts.
 pub(super) fn watch(client: &Client, json: bool) -> Result<()> {
     let mut latest = (client.get("/status")?, Instant::now());
     let mut before: Option<(Json, Instant)> = None;
@@ -45,12 +45,12 @@ pub(super) fn watch(client: &Client, json: bool) -> Result<()> {
         } else {
             let status = parse(&latest.0)?;
             let earlier = before.as_ref().filter(|(earlier, _)| {
-                // Another daemon counts from the beginning.
+                // A restarted daemon counts from zero.
                 earlier.get("pid") == status.get("pid")
             });
             let earlier = earlier.map(|(earlier, at)| (earlier, latest.1 - *at));
             let text = if is_screen {
-                drawn(|size| screen::screen(&status, earlier, size), help)
+                frame(|size| screen::screen(&status, earlier, size), help)
             } else {
                 format!("{} {}\n", clock::date(), screen::line(&status, earlier))
             };
@@ -61,7 +61,7 @@ pub(super) fn watch(client: &Client, json: bool) -> Result<()> {
             return Ok(());
         }
         loop {
-            if pause.is_ended(SECOND)? {
+            if pause.wait(SECOND)? {
                 return Ok(());
             }
             match client.get("/status") {
@@ -72,7 +72,7 @@ pub(super) fn watch(client: &Client, json: bool) -> Result<()> {
                 Err(error) => {
                     let error = error.to_string();
                     let text = if is_screen {
-                        drawn(|size| wrapped(&error, size), help)
+                        frame(|size| wrapped(&error, size), help)
                     } else {
                         format!("{error}\n")
                     };
@@ -85,7 +85,7 @@ pub(super) fn watch(client: &Client, json: bool) -> Result<()> {
     }
 }
 
-/// While it lives the terminal is a screen.
+/// The terminal in screen mode; dropping it restores the terminal.
 struct Drawing;
 
 impl Drawing {
@@ -100,15 +100,14 @@ impl Drop for Drawing {
     }
 }
 
-/// Lines from the top of the screen on, as many as the terminal has room for, the help for keys in the
-/// last one, and nothing else.
-fn drawn(lines: impl FnOnce(Size) -> Vec<String>, help: &str) -> String {
+/// The output for a full screen: as many lines as fit, with the help for keys in the last one.
+fn frame(lines: impl FnOnce(Size) -> Vec<String>, help: &str) -> String {
     let (columns, rows) = terminal_size(stdout().as_raw_fd()).unwrap_or((80, 24));
     let size = Size::of_terminal(columns, rows);
     let mut text = "\x1b[H".to_owned();
     let shown = lines(size);
     for (number, line) in shown.iter().take(size.lines).enumerate() {
-        // In a terminal of one line a line's end would scroll.
+        // No line break after the last line, which would scroll the terminal.
         text = text + if number > 0 { "\r\n" } else { "" } + line + "\x1b[K";
     }
     if rows >= MIN_LINES {
@@ -133,12 +132,12 @@ fn wrapped(text: &str, size: Size) -> Vec<String> {
     lines
 }
 
-/// Waits, but not longer than until a signal or the key `q`.
+/// Waits until a signal arrives or the user types `q`.
 struct Pause {
     poll: Poll,
     events: Events,
     signals: Signals,
-    /// While the terminal's keys are read.
+    /// Set while keys are read from the terminal.
     keys: Option<KeyMode>,
 }
 
@@ -168,8 +167,8 @@ impl Pause {
         if self.keys.is_some() { "q: quit" } else { "Ctrl-C: quit" }
     }
 
-    /// Whether a signal or a key has ended it.
-    fn is_ended(&mut self, time: Duration) -> Result<bool> {
+    /// Waits for this time. Returns whether a signal or a key has ended the command.
+    fn wait(&mut self, time: Duration) -> Result<bool> {
         let end = Instant::now() + time;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -183,7 +182,7 @@ impl Pause {
             if pending.stop || pending.reload {
                 return Ok(true);
             }
-            if self.events.iter().any(|event| event.token() == KEYS) && is_quit_typed() {
+            if self.events.iter().any(|event| event.token() == KEYS) && read_quit_key() {
                 return Ok(true);
             }
             if left.is_zero() {
@@ -193,8 +192,8 @@ impl Pause {
     }
 }
 
-/// Whether `q` is among the keys that have been typed.
-fn is_quit_typed() -> bool {
+/// Reads the typed keys. Returns whether `q` is among them.
+fn read_quit_key() -> bool {
     let mut typed = [0; 256];
     let length = stdin().lock().read(&mut typed).unwrap_or(0);
     typed.get(..length).unwrap_or_default().iter().any(|key| matches!(key, b'q' | b'Q'))

@@ -1,4 +1,4 @@
-//! A real access check, with a token that is nobody's: it must be denied, and not fail.
+//! A real access check with a random token: it must be denied, and must not fail.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -21,30 +21,33 @@ use crate::platform::clock::Clock;
 use crate::platform::random;
 use crate::settings::{CheckMode, Settings};
 
-/// A tab waits for one when it connects, and for two when a record is opened.
+/// A browser tab waits for one check when it connects, and for two when it opens a record.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// Goes through both ways of checking.
-pub(super) fn look(context: &Context, report: &mut Report, stop: Stop<'_>) {
+/// Runs a check by a plain command and by a worker.
+pub(super) fn examine(context: &Context, report: &mut Report, stop: Stop<'_>) {
     let token = random::hex().unwrap_or_default();
     let check = Check::authentication(&token, "doctor");
-    let (verdict, took) = plainly(context, &check, stop);
-    let is_good = report.add(plain(&verdict, took, context));
+    let (verdict, took) = run_plain(context, &check, stop);
+    let is_ok = report.add(judge_plain(&verdict, took, context));
     match context.settings.check_mode.value {
         CheckMode::Plain(why) => {
             report.add(Finding::unknown("worker", format!("PHP workers are not used: {why}")));
         }
-        CheckMode::Workers(_) if is_good => {
-            let result = by_worker(&context.espocrm, &context.settings, &check, stop);
-            report.add(worker(result.map_err(|error| check.redact(&error))));
+        CheckMode::Workers(_) if is_ok => {
+            let result = run_worker(&context.espocrm, &context.settings, &check, stop);
+            report.add(judge_worker(result.map_err(|error| check.redact(&error))));
         }
         CheckMode::Workers(_) => {
-            report.skip(&[("worker", "PHP workers")], "a plain check does not work");
+            report.skip(
+                &[("worker", "Access check by a PHP worker")],
+                "the check by a plain command does not work",
+            );
         }
     }
 }
 
-fn plainly(context: &Context, check: &Check, stop: Stop<'_>) -> (Verdict, Duration) {
+fn run_plain(context: &Context, check: &Check, stop: Stop<'_>) -> (Verdict, Duration) {
     let start = Instant::now();
     let timeout = context.settings.check_timeout.value;
     let verdict = match Children::run(context.espocrm.check(check), timeout, stop) {
@@ -52,8 +55,8 @@ fn plainly(context: &Context, check: &Check, stop: Stop<'_>) -> (Verdict, Durati
         Ok(finished) => match &finished.exit {
             Err(failure) => Verdict::Unchecked(failure.clone()),
             Ok(exit) => {
-                let said = || check.redact(&finished.complaint());
-                read(&context.settings, check, *exit, &finished.stdout, said)
+                let complaint = || check.redact(&finished.complaint());
+                read(&context.settings, check, *exit, &finished.stdout, complaint)
             }
         },
     };
@@ -65,61 +68,61 @@ fn read(
     check: &Check,
     exit: ProcessExit,
     output: &[u8],
-    said: impl FnOnce() -> String,
+    complaint: impl FnOnce() -> String,
 ) -> Verdict {
-    verdict::read(settings.version.convention(), &check.affirmation, exit, output, said)
+    verdict::read(settings.version.convention(), &check.affirmation, exit, output, complaint)
 }
 
-fn plain(verdict: &Verdict, took: Duration, context: &Context) -> Finding {
+fn judge_plain(verdict: &Verdict, took: Duration, context: &Context) -> Finding {
     const STEP: &str = "check";
     let took_ms = took.as_millis();
     let root = context.espocrm.root().display();
     match verdict {
-        Verdict::Denied if took < SLOW => Finding::good(
+        Verdict::Denied if took < SLOW => {
+            Finding::ok(STEP, format!("A plain command denies an invalid token, in {took_ms} ms"))
+        }
+        Verdict::Denied => Finding::warning(
             STEP,
-            format!("An access check with a wrong token is denied, in {took_ms} ms"),
+            format!("A plain command denies an invalid token, but only after {took_ms} ms"),
+            "Each browser tab waits this long when it connects. Check whether this machine or \
+             EspoCRM's database is overloaded.",
         ),
-        Verdict::Denied => Finding::doubt(
+        Verdict::Granted => Finding::failure(
             STEP,
-            format!("An access check with a wrong token is denied, but only after {took_ms} ms"),
-            "Each tab waits so long for its welcome. Is the machine or EspoCRM's database \
-             overloaded?",
-        ),
-        Verdict::Granted => Finding::bad(
-            STEP,
-            "A wrong token was accepted",
+            "EspoCRM accepted an invalid token",
             format!(
-                "Somebody has changed what {root}/command.php does. Nobody is to be let in so."
+                "{root}/command.php or EspoCRM's code was modified. Anyone could connect as any \
+                 user. Restore the original files."
             ),
         ),
         Verdict::Unchecked(failure) => {
             let fix = format!(
-                "{failure}.\nTabs come back every 3 s for as long as this is so. Look into \
-                 {root}/data/logs, and try it, as root:\n  {}; echo $?\n\
-                 Nothing and a 1 would be right (a 0 before EspoCRM 9.2).",
+                "{failure}.\nBrowsers retry every 3 s until checks work. See {root}/data/logs, and \
+                 try the check as root:\n  {}; echo $?\n\
+                 The correct output is only 1 (0 before EspoCRM 9.2).",
                 context.espocrm.by_hand("AuthTokenCheck x y")
             );
-            Finding::bad(STEP, "An access check fails", fix)
+            Finding::failure(STEP, "Access checks fail", fix)
         }
     }
 }
 
-/// The verdict of a worker that has just been started, and of a warm one, with how long they took.
+/// The verdicts of a new worker and of the same worker once it is warm, and how long they took.
 type Answers = Result<[(Verdict, Duration); 2], String>;
 
-fn by_worker(
+fn run_worker(
     espocrm: &Installation,
     settings: &Settings,
     check: &Check,
     stop: Stop<'_>,
 ) -> Answers {
     let mut workers = Workers::new(0);
-    let answers = ask_twice(&mut workers, espocrm, settings, check, stop);
+    let answers = check_twice(&mut workers, espocrm, settings, check, stop);
     workers.kill_all();
     answers
 }
 
-fn ask_twice(
+fn check_twice(
     workers: &mut Workers,
     espocrm: &Installation,
     settings: &Settings,
@@ -148,7 +151,7 @@ fn ask_twice(
         let mut ended = Vec::new();
         let mut events = Events::with_capacity(8);
         while outcomes.is_empty() {
-            // Without a handler for SIGCHLD its end is found by looking.
+            // There is no handler for SIGCHLD, so the loop polls for the end of the worker.
             let _ = poll.poll(&mut events, Some(Duration::from_millis(10)));
             for event in &events {
                 workers.ready(poll.registry(), event.token(), &mut outcomes);
@@ -156,55 +159,55 @@ fn ask_twice(
             workers.expire(clock.now(), &mut outcomes);
             workers.reap(&mut outcomes, &mut ended);
             if stop() || !ended.is_empty() {
-                return Err("it ended".to_owned());
+                return Err("the worker ended".to_owned());
             }
         }
         match outcomes.pop().map(|Outcome { result, .. }| result) {
             Some(Ok(Reply::Done(done))) => {
-                let said = || check.redact(&verdict::first_line(&done.output));
+                let complaint = || check.redact(&verdict::first_line(&done.output));
                 let exit = ProcessExit::Status(done.status);
-                Ok((read(settings, check, exit, &done.output, said), start.elapsed()))
+                Ok((read(settings, check, exit, &done.output, complaint), start.elapsed()))
             }
-            Some(Ok(Reply::Unable)) => Err("it cannot run EspoCRM's commands".to_owned()),
+            Some(Ok(Reply::Unable)) => Err("the worker cannot run EspoCRM's commands".to_owned()),
             Some(Err(Problem::NoGood(why))) => Err(why),
-            Some(Err(Problem::NotBegun)) => Err("it did not accept the request".to_owned()),
+            Some(Err(Problem::NotBegun)) => Err("the worker did not accept the request".to_owned()),
             Some(Err(Problem::TimedOut { .. })) | None => {
-                Err("it did not answer in time".to_owned())
+                Err("the worker did not answer in time".to_owned())
             }
         }
     };
     Ok([ask()?, ask()?])
 }
 
-fn worker(answers: Answers) -> Finding {
+fn judge_worker(answers: Answers) -> Finding {
     const STEP: &str = "worker";
     let why = match answers {
         Ok([(Verdict::Denied, first), (Verdict::Denied, second)]) => {
-            return Finding::good(
+            return Finding::ok(
                 STEP,
                 format!(
-                    "A PHP worker denies it as well: in {} ms, and in {} ms once it is warm",
+                    "A PHP worker denies it too: in {} ms, and in {} ms once it is warm",
                     first.as_millis(),
                     second.as_millis()
                 ),
             );
         }
         Ok(answers) => {
-            let odd = answers.into_iter().find_map(|(verdict, _)| match verdict {
+            let problem = answers.into_iter().find_map(|(verdict, _)| match verdict {
                 Verdict::Unchecked(failure) => Some(failure.to_string()),
-                Verdict::Granted => Some("it accepted a wrong token".to_owned()),
+                Verdict::Granted => Some("the worker accepted an invalid token".to_owned()),
                 Verdict::Denied => None,
             });
-            odd.unwrap_or_default()
+            problem.unwrap_or_default()
         }
         Err(why) => why,
     };
-    Finding::doubt(
+    Finding::warning(
         STEP,
-        "A PHP worker does not answer as the plain command does",
+        "A PHP worker does not give the same result as the plain command",
         format!(
-            "{why}.\nThe daemon then runs each check in a PHP process of its own, which costs more. \
-             worker = false in our configuration keeps it so without trying."
+            "{why}.\nThe daemon then runs a plain command for each check, which costs more. To use \
+             plain commands only, set worker = false in the configuration file."
         ),
     )
 }
@@ -217,15 +220,15 @@ mod tests {
     #[test]
     fn a_worker_must_deny_twice() {
         let denied = || (Verdict::Denied, Duration::from_millis(7));
-        assert!(worker(Ok([denied(), denied()])).is_good());
+        assert!(judge_worker(Ok([denied(), denied()])).is_ok());
         let failed = (Verdict::Unchecked(Failure::TimedOut), Duration::ZERO);
         for (answers, why) in [
             (Ok([denied(), failed]), "did not finish"),
-            (Ok([(Verdict::Granted, Duration::ZERO), denied()]), "accepted"),
+            (Ok([(Verdict::Granted, Duration::ZERO), denied()]), "accepted an invalid token"),
             (Err("no good".to_owned()), "no good."),
         ] {
-            let finding = worker(answers);
-            assert_eq!(finding.state, State::Doubt);
+            let finding = judge_worker(answers);
+            assert_eq!(finding.state, State::Warning);
             assert!(finding.fix.contains(why), "{}", finding.fix);
         }
     }

@@ -1,4 +1,4 @@
-//! The daemon that is to serve: whether it answers, and what it says of itself.
+//! The daemon: whether it answers, and its status.
 
 use std::path::{Path, PathBuf};
 
@@ -14,94 +14,96 @@ use crate::engine::printable::plural;
 use crate::platform::exit::{Exit, Result};
 use crate::settings::ControlAt;
 
-/// What it says at its control socket.
+/// The status that the daemon reports at its control socket.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct Status {
     pub pid: Option<u32>,
     version: String,
     root: String,
     listen: String,
     uptime: u64,
     connections: u64,
-    /// What it is not well of.
     problems: Vec<String>,
 }
 
-/// What it is asked by, and what it has said.
+/// A connection to the daemon's control socket, and the status that it reported.
 pub(super) struct Control {
     pub client: Client,
-    pub said: Said,
+    pub status: Status,
 }
 
-/// Whether it answers as browsers find it.
+/// Whether the daemon answers at its port as a browser expects.
 pub(super) fn answers(context: &Context, port: &Port, service: &str, can_start: bool) -> Finding {
-    judge(health::look(&context.espocrm, &context.settings), port, service, can_start)
+    judge(health::check_daemon(&context.espocrm, &context.settings), port, service, can_start)
 }
 
-fn another() -> Finding {
-    Finding::bad(
+fn other_espocrm() -> Finding {
+    Finding::failure(
         "daemon",
-        "The daemon that answers serves another EspoCRM",
-        "Each EspoCRM needs a port of its own: see above.",
+        "The daemon at this port serves another EspoCRM",
+        "Each EspoCRM needs its own ports: see above.",
     )
 }
 
 fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Finding {
     const STEP: &str = "daemon";
     let error = match answer {
-        Ok(()) if port.is_siblings() => return another(),
-        Ok(()) => return Finding::good(STEP, "The daemon answers, and closes what has no token"),
+        Ok(()) if port.is_other_service() => return other_espocrm(),
+        Ok(()) => {
+            let found = "The daemon answers, and closes connections without a token";
+            return Finding::ok(STEP, found);
+        }
         Err(error) => error,
     };
     let log = format!("journalctl -n 50 -u {service}");
     if port.is_free() && !can_start {
-        return Finding::bad(
+        return Finding::failure(
             STEP,
-            "The daemon does not run: nobody listens at its port",
-            "It cannot start as long as TLS fails: see above.",
+            "The daemon does not run: no process listens on its port",
+            "The daemon cannot start while TLS fails: see above.",
         );
     }
     if port.is_free() {
-        return Finding::bad(
+        return Finding::failure(
             STEP,
-            "The daemon does not run: nobody listens at its port",
+            "The daemon does not run: no process listens on its port",
             format!(
-                "Start it: systemctl start {service}\nIf it does not stay up: {log}\nOr espocrm-websocket setup, \
-                 which makes it a service."
+                "Start it: systemctl start {service}\nIf it stops again, see its log: {log}\nIf \
+                 the service is not set up yet: espocrm-websocket setup"
             ),
         );
     }
-    if port.is_siblings() {
-        return another();
+    if port.is_other_service() {
+        return other_espocrm();
     }
-    if port.is_ours() {
-        return Finding::bad(
+    if port.is_daemon() {
+        return Finding::failure(
             STEP,
-            "The daemon does not answer as it should",
-            format!("{error}\nLook into its log: {log}\nThen: systemctl restart {service}"),
+            "The daemon does not answer correctly",
+            format!("{error}\nSee its log: {log}\nThen: systemctl restart {service}"),
         );
     }
-    Finding::bad(
+    Finding::failure(
         STEP,
-        "What answers at the daemon's port is not espocrm-websocket",
-        format!("{error}\nSee above who holds that port."),
+        "The program at the daemon's port is not espocrm-websocket",
+        format!("{error}\nSee above for the process that holds the port."),
     )
 }
 
-/// Asks it at its control socket.
+/// Requests the status from the control socket.
 ///
 /// # Errors
-/// Why that is not possible.
-pub(super) fn ask(doctor: &Doctor, context: &Context) -> Result<Control> {
+/// If there is no control socket, or it does not answer.
+pub(super) fn query(doctor: &Doctor, context: &Context) -> Result<Control> {
     let client = client(doctor, context)?;
-    let said = Said::of(&client.get("/status")?);
-    Ok(Control { client, said })
+    let status = Status::of(&client.get("/status")?);
+    Ok(Control { client, status })
 }
 
 impl Control {
-    /// Its process, if it serves this EspoCRM.
+    /// The daemon's process id, if it serves this EspoCRM.
     pub(super) fn pid(&self, context: &Context) -> Option<u32> {
-        self.said.pid.filter(|_| Path::new(&self.said.root) == context.espocrm.root())
+        self.status.pid.filter(|_| Path::new(&self.status.root) == context.espocrm.root())
     }
 }
 
@@ -116,20 +118,20 @@ pub(super) fn judge_control(
     match (asked, holder) {
         (Ok(control), _) => {
             let root = context.espocrm.root().display().to_string();
-            control.said.judge(&root, &context.settings.listen().to_string(), holder)
+            control.status.judge(&root, &context.settings.listen().to_string(), holder)
         }
         (Err(error), Some(pid)) if serves && error.to_string().contains(NOT_RUNNING) => {
             Finding::unknown(
                 STEP,
                 format!(
-                    "The control socket: process {pid} runs, but has none at the configured place. \
-                     It was started with other settings, or control is off; the option --control \
-                     PATH names another place"
+                    "Control socket: process {pid} runs, but has none at the configured path. It \
+                     was started with other settings, or control is off; use --control PATH for \
+                     another path"
                 ),
             )
         }
-        (Err(error), _) if serves => Finding::unknown(STEP, format!("The control socket: {error}")),
-        (Err(_), _) => Finding::unknown(STEP, "The control socket: the daemon does not answer"),
+        (Err(error), _) if serves => Finding::unknown(STEP, format!("Control socket: {error}")),
+        (Err(_), _) => Finding::unknown(STEP, "Control socket: the daemon does not answer"),
     }
 }
 
@@ -142,7 +144,7 @@ fn client(doctor: &Doctor, context: &Context) -> Result<Client> {
     Target { name: doctor.name.clone(), control, config: doctor.config.clone() }.client()
 }
 
-impl Said {
+impl Status {
     fn of(answer: &[u8]) -> Self {
         let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
         let text =
@@ -165,58 +167,60 @@ impl Said {
     fn judge(&self, root: &str, listen: &str, holder: Option<u32>) -> Finding {
         const STEP: &str = "control";
         let found = format!(
-            "The daemon says: up for {}, {}",
-            lasting(self.uptime),
+            "The daemon has been up for {}, with {}",
+            duration(self.uptime),
             plural(self.connections, "connection", "connections")
         );
         if self.root != root {
-            return Finding::doubt(
+            return Finding::warning(
                 STEP,
                 format!("{found}; but it serves the EspoCRM in {}", self.root),
-                "Is another daemon meant? Name its service by --name, or its socket by --control.",
+                "To examine another daemon, name its service with --name, or its control socket \
+                 with --control.",
             );
         }
         if self.listen != listen {
-            return Finding::doubt(
+            return Finding::warning(
                 STEP,
                 format!("{found}; but it listens at {}, not at {listen}", self.listen),
-                "The settings have changed since it was started, or it was started with others: \
-                 restart it. Under espocrm-websocket.socket of systemd it is that unit that counts.",
+                "The settings have changed since it was started, or it was started with different \
+                 ones: restart it. With systemd's espocrm-websocket.socket, that unit sets the \
+                 address.",
             );
         }
         if let (Some(pid), Some(holder)) = (self.pid, holder)
             && pid != holder
         {
-            return Finding::doubt(
+            return Finding::warning(
                 STEP,
-                format!("{found}; but it is process {pid}, and the port is held by {holder}"),
-                "Two daemons run. Stop the one that is not wanted; a second EspoCRM needs ports of \
-                 its own.",
+                format!("{found}; but it is process {pid}, and process {holder} holds the port"),
+                "Two daemons run. Stop the one you do not need. A second EspoCRM needs its own \
+                 ports.",
             );
         }
         if self.version != env!("CARGO_PKG_VERSION") {
-            return Finding::doubt(
+            return Finding::warning(
                 STEP,
                 format!("{found}; but it is version {}", self.version),
                 concat!(
                     "This program is version ",
                     env!("CARGO_PKG_VERSION"),
-                    ": restart the daemon to have it run that, too."
+                    ": restart the daemon to run the same version."
                 ),
             );
         }
         if !self.problems.is_empty() {
-            return Finding::doubt(
+            return Finding::warning(
                 STEP,
-                [&found, "; and it has problems"].concat(),
+                [&found, "; it reports problems"].concat(),
                 self.problems.join("\n"),
             );
         }
-        Finding::good(STEP, found)
+        Finding::ok(STEP, found)
     }
 }
 
-fn lasting(seconds: u64) -> String {
+fn duration(seconds: u64) -> String {
     let (unit, length) = match seconds {
         0..120 => ("s", 1),
         120..7_200 => ("min", 60),
@@ -232,42 +236,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_daemon_says_is_judged() {
+    fn the_reported_status_is_compared_with_the_settings() {
         let version = env!("CARGO_PKG_VERSION");
         let answer = format!(
             "{{\"version\":\"{version}\",\"pid\":7,\"listen\":\"127.0.0.1:1\",\"root\":\"/e\",\
              \"uptime_seconds\":500,\"connections\":{{\"open\":3}},\"problems\":[]}}"
         );
-        let said = || Said::of(answer.as_bytes());
-        assert_eq!((said().pid, said().connections), (Some(7), 3));
-        let finding = said().judge("/e", "127.0.0.1:1", Some(7));
-        assert!(finding.is_good(), "{}", finding.found);
-        assert!(finding.found.ends_with("up for 8 min, 3 connections"), "{}", finding.found);
-        let one = Said { connections: 1, ..said() }.judge("/e", "127.0.0.1:1", Some(7));
-        assert!(one.found.ends_with("up for 8 min, 1 connection"), "{}", one.found);
-        for (said, expected) in [
-            (Said { listen: "127.0.0.1:2".to_owned(), ..said() }, "listens at"),
-            (Said { root: "/other".to_owned(), ..said() }, "serves the EspoCRM in /other"),
-            (Said { version: "0.0.9".to_owned(), ..said() }, "version 0.0.9"),
-            (Said { problems: vec!["x".to_owned()], ..said() }, "problems"),
+        let status = || Status::of(answer.as_bytes());
+        assert_eq!((status().pid, status().connections), (Some(7), 3));
+        let finding = status().judge("/e", "127.0.0.1:1", Some(7));
+        assert!(finding.is_ok(), "{}", finding.found);
+        assert!(finding.found.ends_with("up for 8 min, with 3 connections"), "{}", finding.found);
+        let one = Status { connections: 1, ..status() }.judge("/e", "127.0.0.1:1", Some(7));
+        assert!(one.found.ends_with("up for 8 min, with 1 connection"), "{}", one.found);
+        for (status, expected) in [
+            (Status { listen: "127.0.0.1:2".to_owned(), ..status() }, "listens at"),
+            (Status { root: "/other".to_owned(), ..status() }, "serves the EspoCRM in /other"),
+            (Status { version: "0.0.9".to_owned(), ..status() }, "version 0.0.9"),
+            (Status { problems: vec!["x".to_owned()], ..status() }, "problems"),
         ] {
-            let finding = said.judge("/e", "127.0.0.1:1", None);
-            assert_eq!(finding.state, State::Doubt);
+            let finding = status.judge("/e", "127.0.0.1:1", None);
+            assert_eq!(finding.state, State::Warning);
             assert!(finding.found.contains(expected), "{}", finding.found);
         }
-        assert_eq!(said().judge("/e", "127.0.0.1:1", Some(8)).state, State::Doubt);
-        assert_eq!(Said::of(b"x"), Said::default());
-        assert_eq!([0, 7_200, 1_000_000].map(lasting), ["0 s", "2 h", "11 days"]);
+        assert_eq!(status().judge("/e", "127.0.0.1:1", Some(8)).state, State::Warning);
+        assert_eq!(Status::of(b"x"), Status::default());
+        assert_eq!([0, 7_200, 1_000_000].map(duration), ["0 s", "2 h", "11 days"]);
     }
 
     #[test]
-    fn a_daemon_that_does_not_answer_is_explained_by_who_holds_its_port() {
+    fn the_process_at_the_port_explains_why_the_daemon_does_not_answer() {
         let answer = || Err(Exit::error("Nothing."));
         let free = judge(answer(), &Port::default(), "x.service", true);
         assert!(free.found.contains("does not run"), "{}", free.found);
         assert!(free.fix.contains("systemctl start x.service"), "{}", free.fix);
-        let hindered = judge(answer(), &Port::default(), "x.service", false);
-        assert!(!hindered.fix.contains("systemctl start"), "{}", hindered.fix);
-        assert!(judge(Ok(()), &Port::default(), "x.service", true).is_good());
+        let blocked = judge(answer(), &Port::default(), "x.service", false);
+        assert!(!blocked.fix.contains("systemctl start"), "{}", blocked.fix);
+        assert!(judge(Ok(()), &Port::default(), "x.service", true).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Messages that really pass: PHP sends them, and they arrive.
+//! End-to-end tests with real messages from PHP.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,50 +18,50 @@ use crate::admin::health;
 use crate::espocrm::Identity;
 use crate::platform::{random, sys};
 
-/// Far more than anything here takes that works.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Far more than each operation needs.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// PHP gives up after a second.
+/// Milliseconds after which a message counts as lost: PHP gives up after a second.
 const LOST_MS: u64 = 950;
 
-/// Bytes that are read of a WebSocket.
-const MOST: usize = 16 * 1024;
+/// Bytes that are read from a WebSocket.
+const MAX_READ: usize = 16 * 1024;
 
-/// Through a daemon of the doctor's own: PHP, ZeroMQ, this program, a WebSocket.
-pub(super) fn own_loop(context: &Context, stop: Stop<'_>) -> Finding {
+/// Sends a message through PHP, ZeroMQ, a temporary daemon and a WebSocket.
+pub(super) fn temporary_daemon(context: &Context, stop: Stop<'_>) -> Finding {
     const STEP: &str = "loop";
-    match through_own(context, stop) {
-        Ok(took) => Finding::good(
+    match send_through_temporary(context, stop) {
+        Ok(took) => Finding::ok(
             STEP,
             format!(
-                "A message sent by PHP arrives at a WebSocket, in a daemon made for that: {} ms",
+                "A message from PHP arrives at a WebSocket of a temporary daemon, in {} ms",
                 took.as_millis()
             ),
         ),
-        Err(error) => Finding::bad(
+        Err(error) => Finding::failure(
             STEP,
-            "A message sent by PHP does not arrive, in a daemon made for that",
-            format!("{error}\nTry by hand: espocrm-websocket demo"),
+            "A message from PHP does not arrive at a WebSocket of a temporary daemon",
+            format!("{error}\nTry it manually: espocrm-websocket demo"),
         ),
     }
 }
 
-fn through_own(context: &Context, stop: Stop<'_>) -> Result<Duration, String> {
+fn send_through_temporary(context: &Context, stop: Stop<'_>) -> Result<Duration, String> {
     let failed = |error: io::Error| format!("The WebSocket: {error}");
     let demo = Demo::start(context.espocrm.identity())?;
-    let mut tab = Tab::open(demo.address).map_err(failed)?;
-    tab.send(0x81, br#"[5,"newNotification"]"#).map_err(failed)?;
-    tab.send(0x89, b"taken").map_err(failed)?;
-    tab.wait_for(b"taken").map_err(failed)?;
+    let mut socket = WebSocket::open(demo.address).map_err(failed)?;
+    socket.send(0x81, br#"[5,"newNotification"]"#).map_err(failed)?;
+    socket.send(0x89, b"taken").map_err(failed)?;
+    socket.wait_for(b"taken").map_err(failed)?;
     let mark = random::hex().map_err(failed)?;
     let message = json!({"topicId": "newNotification", "userId": "doctor", "mark": mark});
     let start = Instant::now();
     send(context, &demo.zeromq, &message.to_string(), stop)?;
-    tab.wait_for(mark.as_bytes()).map_err(failed)?;
+    socket.wait_for(mark.as_bytes()).map_err(failed)?;
     Ok(start.elapsed())
 }
 
-/// To the daemon that runs, for a user whom there is not.
+/// Sends a message to the running daemon, for a user who does not exist.
 pub(super) fn message(
     context: &Context,
     to: &str,
@@ -71,58 +71,57 @@ pub(super) fn message(
     const STEP: &str = "message";
     let mark = format!("doctor-{}", random::hex().unwrap_or_default());
     let message = json!({"topicId": "newNotification", "userId": mark}).to_string();
-    let watched = control.and_then(|it| it.client.lines_within("/tail", PATIENCE).ok());
+    let watched = control.and_then(|it| it.client.lines_within("/tail", TIMEOUT).ok());
     let took = match send(context, to, &message, stop) {
         Ok(took) => took,
         Err(error) => {
-            let found = format!("A message of PHP's cannot be sent to {to}");
-            return Finding::bad(STEP, found, error);
+            let found = format!("PHP cannot send a message to {to}");
+            return Finding::failure(STEP, found, error);
         }
     };
     if took >= LOST_MS {
-        return Finding::bad(
+        return Finding::failure(
             STEP,
-            format!("A message that PHP sends to {to} is taken by nobody"),
-            "Messages are lost: other users see nothing. PHP commands such as cron jobs wait a second when they end. Does the \
-             daemon run, and receive there? See above.",
+            format!("No program receives the messages that PHP sends to {to}"),
+            "Messages are lost, and users get no updates. PHP commands such as cron jobs wait a \
+             second when they end. Check that the daemon runs and receives at this endpoint: see \
+             above.",
         );
     }
     let Some(watched) = watched else {
-        return Finding::good(
-            STEP,
-            format!("A message that PHP sends to {to} is taken, in {took} ms"),
-        );
+        return Finding::ok(STEP, format!("A message from PHP to {to} is received, in {took} ms"));
     };
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     for line in watched.map_while(Result::ok) {
         if line.contains(&mark) {
-            return Finding::good(
+            return Finding::ok(
                 STEP,
-                format!("A message that PHP sends to {to} arrives at the daemon, in {took} ms"),
+                format!("A message from PHP to {to} arrives at the daemon, in {took} ms"),
             );
         }
         if Instant::now() > end {
             break;
         }
     }
-    Finding::bad(
+    Finding::failure(
         STEP,
-        format!("A message that PHP sends to {to} is taken, but not by this daemon"),
-        "Somebody else receives there: another daemon, perhaps in a container.",
+        format!("A message from PHP to {to} is received, but not by this daemon"),
+        "Another program receives at this endpoint, for example a second daemon in a container. \
+         Stop it, or change the endpoint.",
     )
 }
 
-/// Sends as EspoCRM does, and tells how many milliseconds that took.
+/// Sends a message as EspoCRM does. Returns the milliseconds that it took.
 fn send(context: &Context, to: &str, message: &str, stop: Stop<'_>) -> Result<u64, String> {
     let task = json!({"task": "send", "dsn": to, "message": message});
-    let answer = php::ask(&context.espocrm, &task, stop)?;
+    let answer = php::run_task(&context.espocrm, &task, stop)?;
     answer.get("ms").and_then(serde_json::Value::as_u64).ok_or_else(|| {
         let error = answer.get("error").and_then(serde_json::Value::as_str);
-        error.unwrap_or("PHP does not tell why").to_owned()
+        error.unwrap_or("PHP reported no reason").to_owned()
     })
 }
 
-/// This very program as a daemon without EspoCRM, which ends with us.
+/// A temporary daemon without EspoCRM: this program's `demo`. It ends with the doctor.
 struct Demo {
     process: Child,
     address: SocketAddr,
@@ -132,26 +131,26 @@ struct Demo {
 impl Demo {
     fn start(identity: &Identity) -> Result<Self, String> {
         let failed = |error: io::Error| error.to_string();
-        // Unlike a pipe it can be read with a deadline.
-        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        ours.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-        // The one that runs, even if another has taken its place on the disk.
+        // Unlike a pipe, a socket can be read with a timeout.
+        let (log, stderr) = UnixStream::pair().map_err(failed)?;
+        log.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
+        // The running program, even if its file was replaced.
         let mut command = Command::new("/proc/self/exe");
         command.args(["demo", "--listen", "127.0.0.1:0"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(theirs));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(stderr));
         identity.apply(&mut command);
         sys::tie(&mut command);
         let process = command.spawn().map_err(failed)?;
-        // Its end is then the end of what it says.
+        // Closes this process's copy of stderr, so that the log ends when the daemon ends.
         drop(command);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        // From here on it ends whatever happens.
+        // From here on, dropping `demo` ends the process.
         let mut demo = Self { process, address, zeromq: String::new() };
-        let mut lines = BufReader::new(ours).lines();
+        let mut lines = BufReader::new(log).lines();
         let mut last = String::new();
         while demo.zeromq.is_empty() || demo.address.port() == 0 {
             let Some(Ok(line)) = lines.next() else {
-                return Err(["That daemon does not start. ", &last].concat());
+                return Err(["The temporary daemon does not start. ", &last].concat());
             };
             let words = line.trim_end_matches('.');
             if let Some((_, address)) = words.split_once("Browsers are served at http://") {
@@ -172,17 +171,17 @@ impl Drop for Demo {
     }
 }
 
-/// A WebSocket, as far as it takes to see something arrive.
-struct Tab {
+/// A minimal WebSocket client that waits for certain bytes.
+struct WebSocket {
     tcp: TcpStream,
     end: Instant,
     read: Vec<u8>,
 }
 
-impl Tab {
+impl WebSocket {
     fn open(address: SocketAddr) -> io::Result<Self> {
-        let mut tcp = TcpStream::connect_timeout(&address, PATIENCE)?;
-        tcp.set_write_timeout(Some(PATIENCE))?;
+        let mut tcp = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        tcp.set_write_timeout(Some(TIMEOUT))?;
         let key = health::KEY;
         let request = format!(
             "GET /?authToken=tok-doctor&userId=doctor HTTP/1.1\r\nHost: {address}\r\n\
@@ -190,24 +189,24 @@ impl Tab {
              Sec-WebSocket-Protocol: wamp\r\nSec-WebSocket-Key: {key}\r\n\r\n"
         );
         tcp.write_all(request.as_bytes())?;
-        let mut tab = Self { tcp, end: Instant::now() + PATIENCE, read: Vec::new() };
-        tab.wait_for(health::ACCEPT.as_bytes())?;
-        Ok(tab)
+        let mut socket = Self { tcp, end: Instant::now() + TIMEOUT, read: Vec::new() };
+        socket.wait_for(health::ACCEPT.as_bytes())?;
+        Ok(socket)
     }
 
-    /// Sends a short frame; a mask of zeros changes nothing.
+    /// Sends a short frame, masked with zeros.
     fn send(&mut self, first: u8, payload: &[u8]) -> io::Result<()> {
         let length = u8::try_from(payload.len()).unwrap_or(0) | 0x80;
         self.tcp.write_all(&[&[first, length, 0, 0, 0, 0], payload].concat())
     }
 
-    /// Reads until these bytes have come.
+    /// Reads until these bytes have arrived.
     fn wait_for(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut piece = [0; 2048];
-        self.end = Instant::now() + PATIENCE;
+        self.end = Instant::now() + TIMEOUT;
         while !self.read.windows(bytes.len()).any(|it| it == bytes) {
             let left = self.end.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.read.len() > MOST {
+            if left.is_zero() || self.read.len() > MAX_READ {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.tcp.set_read_timeout(Some(left))?;

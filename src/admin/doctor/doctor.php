@@ -1,14 +1,13 @@
 <?php
-// Run by espocrm-websocket doctor in EspoCRM's root, by EspoCRM's user: does what only PHP can, or
-// what PHP does in EspoCRM, and prints what came of it in one line of JSON. Nothing of EspoCRM is
-// loaded. Written for PHP 5.6 and later.
+// espocrm-websocket doctor runs this script in EspoCRM's root as EspoCRM's user. It runs one task
+// and prints the result as one line of JSON. It loads no code of EspoCRM. For PHP 5.6 and later.
 
 call_user_func(function () {
     ini_set('display_errors', 'stderr');
     $task = json_decode((string) getenv('ESPOCRM_WEBSOCKET_DOCTOR'), true);
 
-    // Which PHP this is.
-    $about = function () {
+    // Describes this PHP.
+    $info = function () {
         $unwritable = array();
         foreach (array('data', 'data/cache', 'data/logs') as $dir) {
             if (is_dir($dir) && !is_writable($dir)) {
@@ -28,7 +27,8 @@ call_user_func(function () {
         );
     };
 
-    // Parameters for pages that a file defines which EspoCRM does not send to pages, and that file.
+    // Finds parameters for pages that are defined in internal files, which EspoCRM does not send to
+    // pages.
     $internal = function () {
         $found = array();
         $read = function ($file) {
@@ -51,12 +51,12 @@ call_user_func(function () {
         return array('internal' => $found);
     };
 
-    // The addresses of a name.
+    // Resolves a host name.
     $resolve = function () use ($task) {
         return array('addresses' => gethostbynamel($task['host']) ?: array());
     };
 
-    // Sends a message as EspoCRM does: by a connection of its own, for which it waits up to a second.
+    // Sends a message as EspoCRM does: with a new connection, waiting up to a second for delivery.
     $send = function () use ($task) {
         $start = microtime(true);
         $context = new ZMQContext(1, false);
@@ -72,14 +72,14 @@ call_user_func(function () {
 
     // Opens a WebSocket as a browser does, without a token.
     $upgrade = function ($address, $verify) use ($task) {
-        $said = array();
-        set_error_handler(function ($number, $text) use (&$said) {
-            $said[] = preg_replace('/^\w+\(\): /', '', $text);
+        $warnings = array();
+        set_error_handler(function ($number, $text) use (&$warnings) {
+            $warnings[] = preg_replace('/^\w+\(\): /', '', $text);
 
             return true;
         });
-        $failed = function ($phase, $error) use (&$said) {
-            return array('phase' => $phase, 'error' => trim(implode(' ', $said) . ' ' . $error));
+        $failed = function ($phase, $error) use (&$warnings) {
+            return array('phase' => $phase, 'error' => trim(implode(' ', $warnings) . ' ' . $error));
         };
         $context = stream_context_create(array('ssl' => array(
             'verify_peer' => $verify,
@@ -93,7 +93,7 @@ call_user_func(function () {
         $url = 'tcp://' . $address . ':' . $task['port'];
         $stream = stream_socket_client($url, $number, $error, 10, STREAM_CLIENT_CONNECT, $context);
         if (!$stream) {
-            return $failed('connect', $said === array() ? $error : '');
+            return $failed('connect', $warnings === array() ? $error : '');
         }
         stream_set_timeout($stream, 10);
         $result = array('phase' => 'answer');
@@ -103,7 +103,7 @@ call_user_func(function () {
                 $methods |= STREAM_CRYPTO_METHOD_TLSv1_3_CLIENT;
             }
             if (!stream_socket_enable_crypto($stream, true, $methods)) {
-                return $failed('tls', $said === array() ? 'the connection was ended' : '');
+                return $failed('tls', $warnings === array() ? 'the connection was closed' : '');
             }
             $options = stream_context_get_options($context);
             $certificate = openssl_x509_parse($options['ssl']['peer_certificate']);
@@ -113,7 +113,7 @@ call_user_func(function () {
                 'names' => str_replace(array('DNS:', 'IP Address:'), '', $names),
                 'until' => (int) $certificate['validTo_time_t'],
                 'from' => (int) $certificate['validFrom_time_t'],
-                'own' => $certificate['subject'] == $certificate['issuer'],
+                'self_signed' => $certificate['subject'] == $certificate['issuer'],
                 'issuer' => isset($certificate['issuer']['CN']) ? $certificate['issuer']['CN'] : '',
                 'length' => count($options['ssl']['peer_certificate_chain']),
             );
@@ -138,9 +138,9 @@ call_user_func(function () {
         return $result;
     };
 
-    // If the certificate is no good, who answers nevertheless; and if nobody can be reached, whether
-    // this machine would have answered.
-    $visit = function () use ($task, $upgrade) {
+    // If the certificate is invalid, connects again without verification. If the address cannot be
+    // reached, tries this machine instead.
+    $connect = function () use ($task, $upgrade) {
         $result = $upgrade($task['host'], true);
         if ($result['phase'] === 'tls') {
             $other = $upgrade($task['host'], false);
@@ -156,11 +156,11 @@ call_user_func(function () {
     };
 
     $tasks = array(
-        'about' => $about,
+        'info' => $info,
         'internal' => $internal,
         'resolve' => $resolve,
         'send' => $send,
-        'visit' => $visit,
+        'connect' => $connect,
     );
     try {
         $result = $tasks[$task['task']]();

@@ -1,28 +1,28 @@
-//! PHP's ZeroMQ extension, without which EspoCRM cannot send anything: its command line (jobs send,
-//! too), and its web server.
+//! PHP's ZeroMQ extension, which EspoCRM needs to send messages: in the command line (for jobs) and
+//! in the web server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::Stop;
-use super::php::About;
+use super::php::PhpInfo;
 use super::report::Finding;
 use crate::admin::setup::Files;
 use crate::engine::checks::verdict::ProcessExit;
 use crate::espocrm::process::Children;
 
-/// A PHP of web servers, and whether it has the extension.
+/// A PHP for web servers, and whether it loads the extension.
 #[derive(Debug, PartialEq, Eq)]
-struct Web {
+struct WebPhp {
     name: String,
-    has_it: bool,
+    has_zmq: bool,
 }
 
-/// Where a PHP of web servers looks for its extensions, and no other.
+/// Debian's configuration directories that only PHP for web servers reads.
 const DEBIAN: [&str; 3] = ["fpm", "apache2", "cgi"];
 
-/// Where all PHPs look.
+/// Configuration directories that every PHP reads.
 const SHARED: [&str; 5] = [
     "/etc/php.d",
     "/usr/local/etc/php/conf.d",
@@ -34,67 +34,65 @@ const SHARED: [&str; 5] = [
 const FPM: [&str; 4] =
     ["/usr/sbin/php-fpm*", "/usr/local/sbin/php-fpm", "/usr/bin/php-fpm", "/usr/sbin/php*/php-fpm"];
 
-/// More than starting PHP takes.
+/// Ample time for starting PHP.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) fn command_line(about: &About, files: &Files) -> Finding {
+pub(super) fn command_line(php_info: &PhpInfo, files: &Files) -> Finding {
     const STEP: &str = "zmq-command-line";
-    match &about.zmq {
-        Some(version) => Finding::good(
+    match &php_info.zmq {
+        Some(version) => Finding::ok(
             STEP,
-            format!("PHP's command line has the ZeroMQ extension (zmq {version}), for jobs"),
+            format!("PHP's command line has the ZeroMQ extension (zmq {version})"),
         ),
-        None => Finding::bad(
+        None => Finding::failure(
             STEP,
-            "PHP's command line has no ZeroMQ extension: what jobs do (reminders, e-mail) is not \
-             sent",
-            install(files, about),
+            "PHP's command line has no ZeroMQ extension: jobs (reminders, e-mail) send no messages",
+            install(files, php_info),
         ),
     }
 }
 
-pub(super) fn web(about: &About, files: &Files, stop: Stop<'_>) -> Finding {
+pub(super) fn web(php_info: &PhpInfo, files: &Files, stop: Stop<'_>) -> Finding {
     let mut webs = fpms(files, stop);
     let seen = webs.len();
     webs.extend(by_directories(files));
     if seen > 0 {
-        // These were asked themselves.
+        // PHP-FPM was queried directly.
         webs.retain(|web| !web.name.starts_with("fpm"));
     }
-    judge(&webs, || install(files, about))
+    judge(&webs, || install(files, php_info))
 }
 
-fn judge(webs: &[Web], install: impl FnOnce() -> String) -> Finding {
+fn judge(webs: &[WebPhp], install: impl FnOnce() -> String) -> Finding {
     const STEP: &str = "zmq-web";
-    let names = |has_it: bool| {
-        let some = webs.iter().filter(|web| web.has_it == has_it);
+    let names = |has_zmq: bool| {
+        let some = webs.iter().filter(|web| web.has_zmq == has_zmq);
         some.map(|web| web.name.as_str()).collect::<Vec<_>>().join(", ")
     };
     let (with, without) = (names(true), names(false));
     match (with.is_empty(), without.is_empty()) {
         (true, true) => Finding::unknown(
             STEP,
-            "The web server's PHP is not seen from here: does phpinfo() there name zmq?",
+            "The web server's PHP was not found; check that phpinfo() in the web server lists zmq",
         ),
         (false, true) => {
-            Finding::good(STEP, ["The web server's PHP has it, too: ", &with].concat())
+            Finding::ok(STEP, ["The web server's PHP has the ZeroMQ extension: ", &with].concat())
         }
-        (true, false) => Finding::bad(
+        (true, false) => Finding::failure(
             STEP,
             ["The web server's PHP has no ZeroMQ extension: ", &without].concat(),
-            ["What users do is not sent to others.\n", &install()].concat(),
+            ["Changes that users make are not sent to other users.\n", &install()].concat(),
         ),
-        (false, false) => Finding::doubt(
+        (false, false) => Finding::warning(
             STEP,
-            ["Some PHP of web servers has no ZeroMQ extension: ", &without].concat(),
-            ["These have it: ", &with, ". If EspoCRM is served by another:\n", &install()].concat(),
+            ["Some PHPs for web servers have no ZeroMQ extension: ", &without].concat(),
+            ["These have it: ", &with, ". If another one serves EspoCRM:\n", &install()].concat(),
         ),
     }
 }
 
-/// Those of PHP's process manager, which are asked, unless they are another system's: nothing of that
-/// is executed.
-fn fpms(files: &Files, stop: Stop<'_>) -> Vec<Web> {
+/// Runs each PHP-FPM to list its modules. Programs of another system are not executed.
+fn fpms(files: &Files, stop: Stop<'_>) -> Vec<WebPhp> {
     if files.is_image() {
         return Vec::new();
     }
@@ -108,30 +106,30 @@ fn fpms(files: &Files, stop: Stop<'_>) -> Vec<Web> {
         if finished.exit != Ok(ProcessExit::Status(0)) {
             return None;
         }
-        let has_it =
+        let has_zmq =
             finished.stdout.split(|byte| *byte == b'\n').any(|it| it.trim_ascii() == b"zmq");
-        Some(Web { name, has_it })
+        Some(WebPhp { name, has_zmq })
     };
     found.iter().filter_map(ask).take(8).collect()
 }
 
-fn by_directories(files: &Files) -> Vec<Web> {
+fn by_directories(files: &Files) -> Vec<WebPhp> {
     let mut webs = Vec::new();
     for server in DEBIAN {
         for dir in files.find(&format!("/etc/php/*/{server}/conf.d")) {
             let version = dir.iter().nth(3).map(|it| it.to_string_lossy()).unwrap_or_default();
             let name = format!("{server} {version}");
-            webs.push(Web { name, has_it: loads(files, &dir) });
+            webs.push(WebPhp { name, has_zmq: loads(files, &dir) });
         }
     }
     for dir in SHARED.iter().flat_map(|pattern| find(files, pattern)) {
-        let has_it = loads(files, &dir);
-        webs.push(Web { name: dir.display().to_string(), has_it });
+        let has_zmq = loads(files, &dir);
+        webs.push(WebPhp { name: dir.display().to_string(), has_zmq });
     }
     webs
 }
 
-/// As [`Files::find`], with a star at the end of a name as well.
+/// Like [`Files::find`], but a star may also end a name.
 fn find(files: &Files, pattern: &str) -> Vec<PathBuf> {
     let Some((before, after)) = pattern.split_once('*').filter(|it| !it.0.ends_with('/')) else {
         return files.find(pattern);
@@ -143,7 +141,7 @@ fn find(files: &Files, pattern: &str) -> Vec<PathBuf> {
     let mut found = files.find(&format!("{dir}/*"));
     found.retain(begins);
     let whole = found.iter().map(|path| path.join(after.trim_start_matches('/')));
-    // join adds a slash at the end to a path that ends there.
+    // join() with an empty path adds a trailing slash.
     let mut whole: Vec<_> = whole.map(|path| path.components().collect()).collect();
     whole.retain(|path: &PathBuf| files.resolve(path).is_ok());
     whole
@@ -166,13 +164,13 @@ fn names_zmq(ini: &[u8]) -> bool {
     })
 }
 
-/// How the extension is installed here.
-pub(super) fn install(files: &Files, about: &About) -> String {
+/// How to install the extension on this system.
+pub(super) fn install(files: &Files, php_info: &PhpInfo) -> String {
     let release = ["/etc/os-release", "/usr/lib/os-release"];
     let release = release.iter().find_map(|path| files.read(Path::new(path)).ok());
     let release = String::from_utf8_lossy(release.as_deref().unwrap_or_default()).into_owned();
     let is_image = files.resolve(Path::new("/usr/local/etc/php/conf.d")).is_ok();
-    installing(&release, &about.version, is_image)
+    installing(&release, &php_info.version, is_image)
 }
 
 fn installing(release: &str, php: &str, is_image: bool) -> String {
@@ -185,17 +183,18 @@ fn installing(release: &str, php: &str, is_image: bool) -> String {
         .collect();
     let is = |name: &str| families.split_whitespace().any(|family| family == name);
     let how = if is_image {
-        "In an image of PHP: install-php-extensions zmq".to_owned()
+        "In a PHP container image: install-php-extensions zmq".to_owned()
     } else if is("debian") || is("ubuntu") {
         format!("apt install php{major}.{minor}-zmq   (or php-zmq)")
     } else if is("fedora") || is("rhel") || is("centos") {
-        "dnf install php-pecl-zmq   (RHEL and its like: from the repository of Remi)".to_owned()
+        "dnf install php-pecl-zmq   (RHEL and derivatives: from Remi's repository)".to_owned()
     } else if is("alpine") {
-        format!("apk add php{major}{minor}-pecl-zmq   (or by pecl install zmq-beta)")
+        format!("apk add php{major}{minor}-pecl-zmq   (or pecl install zmq-beta)")
     } else {
-        "Install the package of php-zmq, or: pecl install zmq-beta".to_owned()
+        "Install the php-zmq package, or: pecl install zmq-beta".to_owned()
     };
-    how + "\nThen restart PHP or the web server: systemctl restart php-fpm (php8.2-fpm, apache2, httpd)."
+    how + "\nThen restart PHP or the web server: systemctl restart php-fpm (php8.2-fpm, apache2, \
+           httpd)."
 }
 
 #[cfg(test)]
@@ -204,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_loads_the_extension() {
+    fn lines_that_load_the_extension_are_recognized() {
         for (ini, expected) in [
             ("extension=zmq.so", true),
             ("; x\n extension = \"zmq\" ; y\n", true),
@@ -219,20 +218,20 @@ mod tests {
     }
 
     #[test]
-    fn every_php_of_a_web_server_is_judged() {
-        let web = |name: &str, has_it| Web { name: name.to_owned(), has_it };
+    fn every_php_for_web_servers_counts() {
+        let web = |name: &str, has_zmq| WebPhp { name: name.to_owned(), has_zmq };
         for (webs, state) in [
             (vec![], State::Unknown),
-            (vec![web("a", true)], State::Good),
-            (vec![web("a", false)], State::Bad),
-            (vec![web("a", false), web("b", true)], State::Doubt),
+            (vec![web("a", true)], State::Ok),
+            (vec![web("a", false)], State::Failure),
+            (vec![web("a", false), web("b", true)], State::Warning),
         ] {
             assert_eq!(judge(&webs, String::new).state, state);
         }
     }
 
     #[test]
-    fn the_package_is_that_of_the_distribution() {
+    fn the_package_name_fits_the_distribution() {
         for (release, is_image, expected) in [
             ("NAME=x\nID=debian\n", false, "apt install php8.2-zmq"),
             ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", false, "apt install php8.2-zmq"),

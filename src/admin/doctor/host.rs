@@ -1,4 +1,4 @@
-//! The machine itself: `SELinux`, ports that are open to the world, the clock, limits, memory, disk.
+//! The machine: `SELinux`, ports open to other machines, clock, limits, memory, disk.
 
 use std::fs;
 use std::path::Path;
@@ -20,18 +20,18 @@ use crate::platform::shell_word::shell_word;
 use crate::platform::sys;
 use crate::settings::megabytes;
 
-/// No clock that is right shows less: the second in which 2026 began, the year of this program.
+/// The beginning of 2026, the year of this program. An earlier time is wrong.
 const YEAR: u64 = 1_767_225_600;
 
-/// More than asking for the time takes.
+/// Ample time for `timedatectl`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a PHP process takes that checks access.
+/// Bytes that a PHP process needs for an access check.
 const PHP_PROCESS: u64 = 50_000_000;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// EspoCRM writes caches and logs all the time.
+/// EspoCRM writes caches and logs continuously.
 const ENOUGH_DISK: u64 = 100 * MEGABYTE;
 
 pub(super) fn selinux(files: &Files) -> Finding {
@@ -45,28 +45,28 @@ pub(super) fn selinux(files: &Files) -> Finding {
 fn judge_selinux(enforce: Option<&str>, boolean: Option<&str>) -> Finding {
     const STEP: &str = "selinux";
     if enforce.map(str::trim) != Some("1") {
-        return Finding::good(STEP, "SELinux is not in force");
+        return Finding::ok(STEP, "SELinux is not enforcing");
     }
-    // The present value, and the one that was asked for.
+    // The current value, and the pending one.
     match boolean.and_then(|it| it.split_whitespace().next()) {
-        Some("1") => Finding::good(
+        Some("1") => Finding::ok(
             STEP,
-            "SELinux is in force, and lets the web server connect to the daemon",
+            "SELinux is enforcing, and allows the web server to connect to the daemon",
         ),
-        Some(_) => Finding::bad(
+        Some(_) => Finding::failure(
             STEP,
-            "SELinux keeps the web server from connecting to the daemon",
+            "SELinux prevents the web server from connecting to the daemon",
             "As root: setsebool -P httpd_can_network_connect 1",
         ),
-        None => Finding::unknown(STEP, "SELinux is in force; what it allows cannot be seen"),
+        None => Finding::unknown(STEP, "SELinux is enforcing; its booleans could not be read"),
     }
 }
 
-/// Whether others can reach the port for EspoCRM's messages.
+/// Whether other machines can reach the port for EspoCRM's messages.
 pub(super) fn zeromq_exposure(context: &Context, files: &Files, port: Option<&Port>) -> Finding {
     let zeromq = &context.settings.zeromq.value;
     let is_open = match port {
-        Some(port) if port.is_ours() => port.is_open(),
+        Some(port) if port.is_daemon() => port.is_open(),
         _ => !zmq_endpoints::is_local(zeromq),
     };
     let wanted = !zmq_endpoints::is_local(&zmq_endpoints::submission(context));
@@ -76,35 +76,38 @@ pub(super) fn zeromq_exposure(context: &Context, files: &Files, port: Option<&Po
 fn judge_zeromq(zeromq: &str, is_open: bool, wanted: bool) -> Finding {
     const STEP: &str = "zeromq-exposure";
     if !is_open {
-        return Finding::good(STEP, "Only this machine reaches the port for EspoCRM's messages");
+        return Finding::ok(STEP, "Only this machine can reach the port for EspoCRM's messages");
     }
-    let found = format!("Other machines may reach the port for EspoCRM's messages: {zeromq}");
+    let found = format!("Other machines can reach the port for EspoCRM's messages: {zeromq}");
     if wanted {
-        return Finding::doubt(
+        return Finding::warning(
             STEP,
             found,
-            "Whoever reaches it can send to EspoCRM's users. Keep it in a network of its own, and \
-             publish it nowhere.",
+            "Anyone who can reach this port can send messages to EspoCRM's users. Use a separate \
+             network for it, and do not publish the port.",
         );
     }
-    Finding::bad(
+    Finding::failure(
         STEP,
         found,
-        "Whoever reaches it can send to EspoCRM's users, and EspoCRM itself connects from here. \
-         Set\n  'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\n(with the port that you \
-         have) in EspoCRM's data/config-internal.php and restart the daemon.",
+        "Anyone who can reach this port can send messages to EspoCRM's users. EspoCRM connects \
+         from this machine, so set\n  'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\n\
+         (with your port) in EspoCRM's data/config-internal.php, and restart the daemon.",
     )
 }
 
-/// Whether others can pass by the proxy.
+/// Whether other machines can bypass the proxy.
 pub(super) fn port_exposure(
     context: &Context,
     files: &Files,
     port: &Port,
     direct: Option<bool>,
 ) -> Finding {
-    let is_open =
-        if port.is_ours() { port.is_open() } else { !context.settings.address.value.is_loopback() };
+    let is_open = if port.is_daemon() {
+        port.is_open()
+    } else {
+        !context.settings.address.value.is_loopback()
+    };
     judge_port(port.number, is_open, direct, is_container(files), &context.config)
 }
 
@@ -117,27 +120,25 @@ fn judge_port(
 ) -> Finding {
     const STEP: &str = "port-exposure";
     match (is_open, direct) {
-        (false, _) => {
-            Finding::good(STEP, format!("Only this machine reaches port {port}, as a proxy does"))
-        }
-        (true, Some(true)) => Finding::good(
+        (false, _) => Finding::ok(STEP, format!("Only this machine can reach port {port}")),
+        (true, Some(true)) => Finding::ok(
             STEP,
-            format!("Other machines reach port {port}, as they must: browsers connect to it"),
+            format!("Other machines can reach port {port}; browsers connect to it directly"),
         ),
-        (true, _) if container => Finding::good(
+        (true, _) if container => Finding::ok(
             STEP,
-            format!("Port {port} is that of a container: who reaches it is decided outside"),
+            format!("Port {port} is in a container; the container's host controls access to it"),
         ),
         (true, None) => Finding::unknown(
             STEP,
-            format!("Other machines may reach port {port}; whether they must is not known"),
+            format!("Other machines can reach port {port}; it is unknown whether browsers need it"),
         ),
-        (true, Some(false)) => Finding::doubt(
+        (true, Some(false)) => Finding::warning(
             STEP,
-            format!("Other machines may reach port {port}, though browsers come through a proxy"),
+            format!("Other machines can reach port {port}, although browsers use a proxy"),
             format!(
-                "Without TLS tokens could be seen on the way. Set listen = \"127.0.0.1\" in {}, if \
-                 the proxy is on this machine.",
+                "Connections to this port are not encrypted, so access tokens could be \
+                 intercepted. If the proxy runs on this machine, set listen = \"127.0.0.1\" in {}.",
                 config.display()
             ),
         ),
@@ -154,40 +155,41 @@ pub(super) fn clock(stop: Stop<'_>) -> Finding {
     command.args(["show", "-p", "NTPSynchronized", "--value"]).stdin(Stdio::null());
     let finished = Children::run(command, TIMEOUT, stop).ok();
     let finished = finished.filter(|it| it.exit == Ok(ProcessExit::Status(0)));
-    let said = finished.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned());
-    judge_clock(now, said.as_deref())
+    let output = finished.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned());
+    judge_clock(now, output.as_deref())
 }
 
 fn judge_clock(now: u64, synchronized: Option<&str>) -> Finding {
     const STEP: &str = "clock";
     if now < YEAR {
-        return Finding::bad(
+        return Finding::failure(
             STEP,
-            "The clock is wrong: it shows a time before this program was made",
-            "Tokens and certificates expire by it. As root: timedatectl set-ntp true",
+            "The system clock is wrong: it is earlier than the release of this program",
+            "The expiry of tokens and certificates depends on it. As root: timedatectl set-ntp \
+             true",
         );
     }
     match synchronized {
-        Some("yes") => Finding::good(STEP, "The clock is kept right by the network"),
-        Some("no") => Finding::doubt(
+        Some("yes") => Finding::ok(STEP, "The system clock is synchronized"),
+        Some("no") => Finding::warning(
             STEP,
-            "The clock is not kept right by the network",
-            "Tokens and certificates expire by it. As root: timedatectl set-ntp true\nIn a container \
-             or a virtual machine its host may do that.",
+            "The system clock is not synchronized",
+            "The expiry of tokens and certificates depends on it. As root: timedatectl set-ntp \
+             true\nIn a container or virtual machine, the host may synchronize the clock instead.",
         ),
-        _ => Finding::good(STEP, "The clock shows a time that may be right"),
+        _ => Finding::ok(STEP, "The system clock is plausible"),
     }
 }
 
-/// Whether the running daemon may open as many files as it has to.
+/// Whether the running daemon may open enough files.
 pub(super) fn open_files(context: &Context, daemon: Option<u32>) -> Finding {
     const STEP: &str = "open-files";
     let Some(pid) = daemon else {
-        return Finding::unknown(STEP, "The limit of open files: no daemon of ours is seen to run");
+        return Finding::unknown(STEP, "Limit on open files: no running daemon was found");
     };
     match fs::read_to_string(format!("/proc/{pid}/limits")) {
         Ok(limits) => judge_open_files(&limits, context.settings.max_connections.value as u64),
-        Err(error) => Finding::unknown(STEP, format!("The limit of open files: {error}")),
+        Err(error) => Finding::unknown(STEP, format!("Limit on open files: {error}")),
     }
 }
 
@@ -197,33 +199,33 @@ fn judge_open_files(limits: &str, connections: u64) -> Finding {
     let soft = line.and_then(|line| line.split_whitespace().next());
     let soft = soft.map(|text| text.parse().unwrap_or(u64::MAX));
     let Some(soft) = soft else {
-        return Finding::unknown(STEP, "The limit of open files is not told");
+        return Finding::unknown(STEP, "Limit on open files: the kernel does not report it");
     };
     let wanted = connections + RESERVED_DESCRIPTORS;
     if soft >= wanted {
-        return Finding::good(
+        return Finding::ok(
             STEP,
             format!(
-                "The daemon may open files for {}",
+                "The daemon may open enough files for {}",
                 plural(connections, "connection", "connections")
             ),
         );
     }
-    Finding::doubt(
+    Finding::warning(
         STEP,
         format!(
-            "The daemon may open {}: too few for max_connections = {connections}, so that it lets in \
-             fewer",
+            "The daemon may open {}, which is too few for max_connections = {connections}; it \
+             accepts fewer connections",
             plural(soft, "file", "files")
         ),
         format!(
-            "systemctl edit espocrm-websocket, then in [Service]: LimitNOFILE={wanted}\nOr lower \
+            "Add LimitNOFILE={wanted} to [Service]: systemctl edit espocrm-websocket\nOr reduce \
              max_connections."
         ),
     )
 }
 
-/// Whether the machine has the memory that the daemon may take.
+/// Whether the machine has the memory that the daemon may use.
 pub(super) fn memory(context: &Context, files: &Files, daemon: Option<u32>) -> Finding {
     let kilobytes = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -236,7 +238,7 @@ pub(super) fn memory(context: &Context, files: &Files, daemon: Option<u32>) -> F
     if let Ok(limit) = String::from_utf8_lossy(&limit).trim().parse::<u64>() {
         available = available.map(|available| available.min(limit));
     }
-    // What it has already.
+    // The daemon's present memory is available to it.
     let own = daemon.and_then(|pid| kilobytes(&text(&format!("/proc/{pid}/status")), "VmRSS"));
     let worst = context.settings.worst_case() as u64;
     let php = context.settings.max_checks.value as u64 * PHP_PROCESS;
@@ -247,22 +249,22 @@ fn judge_memory(available: Option<u64>, worst: u64, php: u64) -> Finding {
     const STEP: &str = "memory";
     let shown = |bytes: u64| megabytes(usize::try_from(bytes).unwrap_or(usize::MAX));
     let Some(available) = available else {
-        return Finding::unknown(STEP, "The memory of this machine is not told");
+        return Finding::unknown(STEP, "Memory: the kernel does not report how much is available");
     };
     let found = format!(
-        "{} of memory are available; the daemon takes {} at most, and PHP {} while many log in",
+        "{} of memory available; the daemon uses at most {}, and PHP {} when many users log in",
         shown(available),
         shown(worst),
         shown(php)
     );
     if available >= worst.saturating_add(php) {
-        return Finding::good(STEP, found);
+        return Finding::ok(STEP, found);
     }
-    Finding::doubt(
+    Finding::warning(
         STEP,
         found,
-        "Lower max_connections to the number of tabs that there are, and max_checks to 1 or 2, in \
-         our configuration.",
+        "In the configuration file, reduce max_connections to the number of browser tabs that you \
+         expect, and max_checks to 1 or 2.",
     )
 }
 
@@ -270,74 +272,82 @@ fn judge_memory(available: Option<u64>, worst: u64, php: u64) -> Finding {
 pub(super) fn data(context: &Context) -> Finding {
     const STEP: &str = "data";
     let dir = context.espocrm.root().join("data");
-    let who = Who {
+    let users = DataUsers {
         user: &context.user,
         owner: &Identity::owner_of(&dir).unwrap_or_default(),
         is_root: sys::is_root(),
     };
     match sys::free_space(&dir) {
-        Ok((bytes, files)) => judge_data(&who, &dir, &context.about.unwritable, bytes, files),
+        Ok((bytes, files)) => judge_data(&users, &dir, &context.php_info.unwritable, bytes, files),
         Err(error) => Finding::unknown(STEP, format!("EspoCRM's data/: {error}")),
     }
 }
 
-/// Users whose permissions on `data/` matter.
-struct Who<'a> {
-    /// Runs PHP now.
+/// The users who may write to `data/`.
+struct DataUsers<'a> {
+    /// The user who runs PHP now.
     user: &'a str,
-    /// Owns `data/`.
+    /// The owner of `data/`.
     owner: &'a str,
     /// Whether the doctor can choose the user who runs PHP.
     is_root: bool,
 }
 
-fn judge_data(who: &Who<'_>, dir: &Path, unwritable: &[String], bytes: u64, files: u64) -> Finding {
+fn judge_data(
+    users: &DataUsers<'_>,
+    dir: &Path,
+    unwritable: &[String],
+    bytes: u64,
+    files: u64,
+) -> Finding {
     const STEP: &str = "data";
-    let Who { user, owner, is_root } = who;
+    let DataUsers { user, owner, is_root } = users;
     if !unwritable.is_empty() {
         let what = unwritable.join(", ");
         if !is_root && user != owner {
             return Finding::unknown(
                 STEP,
                 format!(
-                    "{user} cannot write into EspoCRM's {what}, which belongs to {owner}; whether \
-                     the service's user can is known only if root runs the doctor"
+                    "User {user} cannot write to EspoCRM's {what}, which belongs to {owner}; to \
+                     test the service's user, run the doctor as root"
                 ),
             );
         }
-        let found = format!("{user} cannot write into EspoCRM's {what}");
+        let found = format!("User {user} cannot write to EspoCRM's {what}");
         if user != owner {
-            return Finding::bad(
+            return Finding::failure(
                 STEP,
                 found,
                 format!(
                     "data/ belongs to {owner}. If the web server's PHP runs as {owner}, the daemon \
-                     must, too: espocrm-websocket setup --user {owner}"
+                     must run as the same user: espocrm-websocket setup --user {owner}"
                 ),
             );
         }
-        return Finding::bad(
+        return Finding::failure(
             STEP,
             found,
             format!(
-                "PHP writes caches and logs there. They should belong to that user, with mode 775: \
-                 chown -R {user}: {}",
+                "PHP writes caches and logs there. The directories should belong to this user, \
+                 with mode 775: chown -R {user}: {}",
                 shell_word(&dir.to_string_lossy())
             ),
         );
     }
-    let found = format!("{user} can write into EspoCRM's data/, with {} MB free", bytes / MEGABYTE);
+    let free = bytes / MEGABYTE;
+    let found = format!("User {user} can write to EspoCRM's data/, with {free} MB free");
     if bytes < MEGABYTE || files == 0 {
-        return Finding::bad(
+        return Finding::failure(
             STEP,
             "The disk with EspoCRM's data/ is full",
-            "PHP cannot write caches and logs there. See: df -h; df -i; du -x / | sort -n | tail",
+            "PHP cannot write caches and logs. Find large directories: df -h; df -i; du -x / | \
+             sort -n | tail",
         );
     }
     if bytes < ENOUGH_DISK {
-        return Finding::doubt(STEP, found, "That is soon full. See: df -h");
+        return Finding::warning(STEP, found, "The disk is almost full. See: df -h");
     }
-    Finding::good(STEP, found)
+    Finding::ok(STEP, found)
 }
 
 #[cfg(test)]
@@ -346,12 +356,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn selinux_may_keep_the_web_server_away() {
+    fn selinux_may_block_the_web_server() {
         for (enforce, boolean, state) in [
-            (None, None, State::Good),
-            (Some("0"), Some("0 0"), State::Good),
-            (Some("1\n"), Some("1 1\n"), State::Good),
-            (Some("1"), Some("0 0"), State::Bad),
+            (None, None, State::Ok),
+            (Some("0"), Some("0 0"), State::Ok),
+            (Some("1\n"), Some("1 1\n"), State::Ok),
+            (Some("1"), Some("0 0"), State::Failure),
             (Some("1"), None, State::Unknown),
         ] {
             assert_eq!(judge_selinux(enforce, boolean).state, state, "{enforce:?} {boolean:?}");
@@ -359,21 +369,21 @@ mod tests {
     }
 
     #[test]
-    fn open_ports_are_told() {
-        assert_eq!(judge_zeromq("tcp://127.0.0.1:1", false, false).state, State::Good);
-        assert_eq!(judge_zeromq("tcp://*:1", true, false).state, State::Bad);
-        assert_eq!(judge_zeromq("tcp://*:1", true, true).state, State::Doubt);
+    fn ports_open_to_other_machines_are_reported() {
+        assert_eq!(judge_zeromq("tcp://127.0.0.1:1", false, false).state, State::Ok);
+        assert_eq!(judge_zeromq("tcp://*:1", true, false).state, State::Failure);
+        assert_eq!(judge_zeromq("tcp://*:1", true, true).state, State::Warning);
         for (is_open, direct, container, state) in [
-            (false, Some(false), false, State::Good),
-            (true, Some(true), false, State::Good),
-            (true, Some(false), false, State::Doubt),
-            (true, Some(false), true, State::Good),
+            (false, Some(false), false, State::Ok),
+            (true, Some(true), false, State::Ok),
+            (true, Some(false), false, State::Warning),
+            (true, Some(false), true, State::Ok),
             (true, None, false, State::Unknown),
         ] {
             let config = Path::new("/etc/espocrm-websocket/crm.toml");
             let finding = judge_port(8080, is_open, direct, container, config);
             assert_eq!(finding.state, state);
-            if state == State::Doubt {
+            if state == State::Warning {
                 assert!(finding.fix.contains("in /etc/espocrm-websocket/crm.toml"));
             }
         }
@@ -381,51 +391,52 @@ mod tests {
 
     #[test]
     fn the_clock_is_judged() {
-        for (now, said, state) in [
-            (0, Some("yes"), State::Bad),
-            (YEAR, Some("yes"), State::Good),
-            (YEAR, Some("no"), State::Doubt),
-            (YEAR, None, State::Good),
+        for (now, synchronized, state) in [
+            (0, Some("yes"), State::Failure),
+            (YEAR, Some("yes"), State::Ok),
+            (YEAR, Some("no"), State::Warning),
+            (YEAR, None, State::Ok),
         ] {
-            assert_eq!(judge_clock(now, said).state, state);
+            assert_eq!(judge_clock(now, synchronized).state, state);
         }
     }
 
     #[test]
     fn limits_are_judged() {
         let limits = |soft: &str| format!("Limit  Soft\nMax open files   {soft}  524288  files\n");
-        assert_eq!(judge_open_files(&limits("16384"), 10_000).state, State::Good);
-        assert_eq!(judge_open_files(&limits("unlimited"), 10_000).state, State::Good);
-        assert_eq!(judge_open_files(&limits("1024"), 10_000).state, State::Doubt);
+        assert_eq!(judge_open_files(&limits("16384"), 10_000).state, State::Ok);
+        assert_eq!(judge_open_files(&limits("unlimited"), 10_000).state, State::Ok);
+        assert_eq!(judge_open_files(&limits("1024"), 10_000).state, State::Warning);
         assert_eq!(judge_open_files("", 10_000).state, State::Unknown);
-        assert_eq!(judge_memory(Some(10), 5, 5).state, State::Good);
-        assert_eq!(judge_memory(Some(9), 5, 5).state, State::Doubt);
+        assert_eq!(judge_memory(Some(10), 5, 5).state, State::Ok);
+        assert_eq!(judge_memory(Some(9), 5, 5).state, State::Warning);
         assert_eq!(judge_memory(None, 5, 5).state, State::Unknown);
-        let who = Who { user: "web", owner: "web", is_root: false };
+        let users = DataUsers { user: "web", owner: "web", is_root: false };
         let dir = Path::new("/srv/my crm/data");
-        let data = |bytes, files| judge_data(&who, dir, &[], bytes, files).state;
-        assert_eq!(data(1_000 * MEGABYTE, 7), State::Good);
-        assert_eq!(data(50 * MEGABYTE, 7), State::Doubt);
-        assert_eq!(data(0, 7), State::Bad);
-        assert_eq!(data(1_000 * MEGABYTE, 0), State::Bad);
+        let data = |bytes, files| judge_data(&users, dir, &[], bytes, files).state;
+        assert_eq!(data(1_000 * MEGABYTE, 7), State::Ok);
+        assert_eq!(data(50 * MEGABYTE, 7), State::Warning);
+        assert_eq!(data(0, 7), State::Failure);
+        assert_eq!(data(1_000 * MEGABYTE, 0), State::Failure);
     }
 
     #[test]
     fn advice_on_permissions_is_for_the_services_user() {
         let judged = |user, owner, is_root| {
-            let (who, dir) = (Who { user, owner, is_root }, Path::new("/srv/my crm/data"));
-            judge_data(&who, dir, &["data/cache".to_owned()], 1_000 * MEGABYTE, 7)
+            let users = DataUsers { user, owner, is_root };
+            let dir = Path::new("/srv/my crm/data");
+            judge_data(&users, dir, &["data/cache".to_owned()], 1_000 * MEGABYTE, 7)
         };
         for is_root in [false, true] {
             let finding = judged("web", "web", is_root);
-            assert_eq!(finding.state, State::Bad);
+            assert_eq!(finding.state, State::Failure);
             assert!(finding.fix.ends_with("chown -R web: '/srv/my crm/data'"), "{}", finding.fix);
         }
-        // An ordinary user: nothing is known of the service's.
+        // An ordinary user cannot test the service's user.
         let finding = judged("ann", "web", false);
         assert_eq!((finding.state, &*finding.fix), (State::Unknown, ""));
         let finding = judged("ann", "web", true);
-        assert_eq!(finding.state, State::Bad);
+        assert_eq!(finding.state, State::Failure);
         assert!(!finding.fix.contains("chown") && finding.fix.contains("setup --user web"));
     }
 }

@@ -1,5 +1,5 @@
-//! What EspoCRM's pages receive. PHP sees all parameters; pages do not receive those that an internal
-//! configuration file defines.
+//! The parameters that EspoCRM's pages receive. PHP reads all parameters; pages do not receive
+//! those that an internal configuration file defines.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Stop;
 use super::php;
 use super::report::Finding;
-use crate::admin::doctor::public_address::Place;
+use crate::admin::doctor::public_address::PublicAddress;
 use crate::espocrm::{EspoSettings, Installation};
 
 /// A parameter that pages need, and the internal file that defines it.
@@ -20,12 +20,12 @@ pub(super) struct Internal {
 
 const STEP: &str = "pages";
 
-/// Asks PHP which file defines what.
+/// The parameters that internal files define, read by PHP.
 ///
 /// # Errors
-/// Why that is not known.
+/// If PHP could not read the files.
 pub(super) fn internal(espocrm: &Installation, stop: Stop<'_>) -> Result<Vec<Internal>, String> {
-    let answer = php::ask(espocrm, &json!({"task": "internal"}), stop)?;
+    let answer = php::run_task(espocrm, &json!({"task": "internal"}), stop)?;
     if let Some(error) = answer.get("error").and_then(Value::as_str) {
         return Err(error.to_owned());
     }
@@ -55,27 +55,31 @@ pub(super) fn judge(
         Err(error) => {
             return Finding::unknown(
                 STEP,
-                format!("Which parameters EspoCRM's pages receive is not known: {error}"),
+                format!("The parameters that EspoCRM's pages receive are unknown: {error}"),
             );
         }
     };
     let site = espo_settings.text("siteUrl").unwrap_or_default();
-    let place = |url: Option<String>| Place::of(&site, url.as_deref()).ok();
+    let address = |url: Option<String>| PublicAddress::of(&site, url.as_deref()).ok();
     let (wanted, used) =
-        (place(espo_settings.text("webSocketUrl")), place(url(espo_settings, internal)));
-    judge_places(internal, wanted.as_ref(), used.as_ref())
+        (address(espo_settings.text("webSocketUrl")), address(url(espo_settings, internal)));
+    judge_addresses(internal, wanted.as_ref(), used.as_ref())
 }
 
-/// `wanted`: the address that EspoCRM's configuration names. `used`: the one that pages use.
-fn judge_places(internal: &[Internal], wanted: Option<&Place>, used: Option<&Place>) -> Finding {
+/// `wanted`: the address in EspoCRM's configuration. `used`: the address that pages use.
+fn judge_addresses(
+    internal: &[Internal],
+    wanted: Option<&PublicAddress>,
+    used: Option<&PublicAddress>,
+) -> Finding {
     let is_used = |it: &&Internal| it.name != "webSocketUrl" || wanted.is_some();
     let internal: Vec<&Internal> = internal.iter().filter(is_used).collect();
     if internal.is_empty() {
-        return Finding::good(STEP, "EspoCRM's pages receive useWebSocket and webSocketUrl");
+        return Finding::ok(STEP, "EspoCRM's pages receive useWebSocket and webSocketUrl");
     }
     let list = internal.iter().map(|it| format!("{} ({})", it.name, it.file));
     let mut found = format!(
-        "EspoCRM's pages do not receive {}: internal files are for PHP only",
+        "EspoCRM's pages do not receive {}, because only PHP reads internal files",
         list.collect::<Vec<_>>().join(" and ")
     );
     let mut fix = String::new();
@@ -87,18 +91,18 @@ fn judge_places(internal: &[Internal], wanted: Option<&Place>, used: Option<&Pla
         let _ =
             writeln!(fix, "Remove {name} from {file}, and add it to data/config.php{settings}.");
     }
-    fix += "Then reload the pages. It must not remain in the internal file: pages do not receive a \
-            parameter that both files define.";
+    fix += "Then reload the pages. Pages do not receive a parameter that both files define, so it \
+            must not remain in the internal file.";
     let is_off = internal.iter().any(|it| it.name == "useWebSocket");
     if !is_off && wanted == used {
-        return Finding::doubt(STEP, found, fix);
+        return Finding::warning(STEP, found, fix);
     }
     if is_off {
-        found += ", and pages do not connect";
+        found += "; pages do not connect";
     } else if let Some(used) = used {
-        found = found + ", and pages connect to " + &used.to_string();
+        found = found + "; pages connect to " + &used.to_string();
     }
-    Finding::bad(STEP, found, fix)
+    Finding::failure(STEP, found, fix)
 }
 
 #[cfg(test)]
@@ -110,25 +114,25 @@ mod tests {
         let item = |name: &&str| json!({"name": name, "file": "data/config-internal.php"});
         let list: Vec<_> = names.iter().map(item).collect();
         let internal = read(&json!({"internal": list}));
-        let place = |url: Option<&str>| Place::of("https://crm", url).ok();
-        judge_places(&internal, place(Some(url)).as_ref(), place(None).as_ref())
+        let address = |url: Option<&str>| PublicAddress::of("https://crm", url).ok();
+        judge_addresses(&internal, address(Some(url)).as_ref(), address(None).as_ref())
     }
 
     #[test]
-    fn pages_need_what_an_internal_file_keeps_from_them() {
+    fn parameters_that_pages_need_must_not_be_internal() {
         let default = "wss://crm/wss";
-        assert_eq!(judged(&[], "wss://ws/").state, State::Good);
+        assert_eq!(judged(&[], "wss://ws/").state, State::Ok);
         let finding = judged(&["useWebSocket"], default);
-        assert_eq!(finding.state, State::Bad);
+        assert_eq!(finding.state, State::Failure);
         assert!(finding.found.ends_with("do not connect"), "{}", finding.found);
         let finding = judged(&["webSocketUrl"], "wss://ws/");
-        assert_eq!(finding.state, State::Bad);
+        assert_eq!(finding.state, State::Failure);
         assert!(finding.found.ends_with("pages connect to wss://crm/wss"), "{}", finding.found);
         assert!(finding.fix.starts_with("Remove webSocketUrl from data/config-internal.php"));
-        // They connect to the same address all the same.
-        assert_eq!(judged(&["webSocketUrl"], default).state, State::Doubt);
-        // An empty one.
-        assert_eq!(judged(&["webSocketUrl"], "").state, State::Good);
+        // Without the parameter, pages connect to the same address.
+        assert_eq!(judged(&["webSocketUrl"], default).state, State::Warning);
+        // An empty webSocketUrl.
+        assert_eq!(judged(&["webSocketUrl"], "").state, State::Ok);
         assert_eq!(read(&json!({"internal": [7, {"name": "x"}]})), []);
     }
 }

@@ -1,7 +1,7 @@
-//! What only PHP can tell, or has to do: by one script that EspoCRM's user runs in EspoCRM's root.
+//! Tasks for PHP: one script, run by EspoCRM's user in EspoCRM's root.
 //!
-//! It keeps a client's TLS, with its store of authorities, and the resolving of names out of this
-//! program, and sends by the very library that EspoCRM sends by.
+//! The script keeps a TLS client, its trust store and name resolution out of this program, and
+//! sends messages with the library that EspoCRM uses.
 
 use std::time::Duration;
 
@@ -18,35 +18,39 @@ const SCRIPT: Script = Script {
     timeout: Duration::from_secs(60),
 };
 
-/// Has the script do a task, and tells what came of it.
+/// Runs a task and returns its result.
 ///
 /// # Errors
-/// Why it could not be done.
-pub(super) fn ask(espocrm: &Installation, task: &Value, stop: &mut dyn FnMut() -> bool) -> Answer {
+/// If PHP could not run the task.
+pub(super) fn run_task(
+    espocrm: &Installation,
+    task: &Value,
+    stop: &mut dyn FnMut() -> bool,
+) -> Answer {
     SCRIPT.run(espocrm, task, stop)
 }
 
-/// What the script says.
+/// The result of a task.
 pub(super) type Answer = Result<Value, String>;
 
-/// Which PHP it is.
+/// The PHP that runs EspoCRM.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct About {
+pub(super) struct PhpInfo {
     pub version: String,
     pub opcache: bool,
     pub openssl: bool,
-    /// The version of php-zmq, if it has it.
+    /// The version of php-zmq, if it is loaded.
     pub zmq: Option<String>,
     pub ini: String,
-    /// Where it looks for further `.ini` files.
+    /// The directory of additional `.ini` files.
     pub scanned: String,
-    /// Directories of EspoCRM that its user cannot write.
+    /// Directories of EspoCRM that its user cannot write to.
     pub unwritable: Vec<String>,
 }
 
-impl About {
+impl PhpInfo {
     pub(super) fn task() -> Value {
-        json!({"task": "about"})
+        json!({"task": "info"})
     }
 
     pub(super) fn of(answer: &Value) -> Self {
@@ -65,21 +69,25 @@ impl About {
         }
     }
 
-    /// Whether it is one that runs EspoCRM well.
+    /// Whether it is suitable for access checks.
     pub(super) fn judge(&self, php: &str, user: &str) -> Finding {
-        let found = format!("PHP {} runs as {user}: {php}", self.version);
+        let found = format!("PHP {} ({php}) runs as {user}", self.version);
         if self.opcache {
-            return Finding::good("php", found + ", with opcache");
+            return Finding::ok("php", found + ", with opcache");
         }
         let ini = if self.ini.is_empty() { "php.ini" } else { &self.ini };
-        Finding::doubt(
+        Finding::warning(
             "php",
             found + ", without opcache",
             format!(
-                "Each access check is run in a PHP process of its own, which costs ten times as \
+                "Without it, each access check starts a PHP process, which costs ten times as \
                  much.\nInstall or enable opcache for the command line: zend_extension=opcache in \
                  {ini} or in {}.",
-                if self.scanned.is_empty() { "a file beside it" } else { &self.scanned }
+                if self.scanned.is_empty() {
+                    "a file in the same directory"
+                } else {
+                    &self.scanned
+                }
             ),
         )
     }
@@ -91,19 +99,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn php_without_opcache_costs_more() {
+    fn php_without_opcache_is_a_warning() {
         let answer = json!({
             "version": "8.2.1", "opcache": true, "openssl": true, "zmq": "1.1.3",
             "ini": "/etc/php.ini", "scanned": "/etc/php.d", "unwritable": ["data/cache", 7],
         });
-        let about = About::of(&answer);
-        assert_eq!(about.zmq.as_deref(), Some("1.1.3"));
-        assert_eq!(about.unwritable, ["data/cache"]);
-        assert!(about.judge("php", "www-data").is_good());
-        let about = About { opcache: false, ..about };
-        let finding = about.judge("php", "www-data");
-        assert_eq!(finding.state, State::Doubt);
+        let info = PhpInfo::of(&answer);
+        assert_eq!(info.zmq.as_deref(), Some("1.1.3"));
+        assert_eq!(info.unwritable, ["data/cache"]);
+        assert!(info.judge("php", "www-data").is_ok());
+        let info = PhpInfo { opcache: false, ..info };
+        let finding = info.judge("php", "www-data");
+        assert_eq!(finding.state, State::Warning);
         assert!(finding.fix.contains("/etc/php.ini or in /etc/php.d"), "{}", finding.fix);
-        assert_eq!(About::of(&json!(null)), About::default());
+        assert_eq!(PhpInfo::of(&json!(null)), PhpInfo::default());
     }
 }

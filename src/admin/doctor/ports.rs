@@ -1,4 +1,4 @@
-//! Who listens at a port of this machine: as `/proc` tells it.
+//! The processes that listen on a port of this machine, read from `/proc`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -16,40 +16,40 @@ use crate::platform::shell_word::shell_word;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Socket {
     pub address: IpAddr,
-    /// Whose it is.
     user: u32,
     inode: u64,
 }
 
-/// A process.
+/// The process that holds a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Holder {
     pub pid: u32,
     pub command: String,
     pub kind: Kind,
-    /// The service of systemd that it belongs to.
+    /// The systemd service of the process.
     pub unit: Option<String>,
 }
 
-/// What kind of process holds a port.
+/// The kind of process that holds a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Ours,
-    /// espocrm-websocket, but of another service.
-    Sibling,
+    /// The daemon that is examined.
+    Daemon,
+    /// The daemon of another service.
+    OtherService,
     /// EspoCRM's own daemon.
     Original,
-    /// systemd, for us or for another.
-    Manager,
+    /// systemd, for a socket unit of any service.
+    Systemd,
     Other,
 }
 
-/// What is known of a port.
+/// A port, its listening sockets and the process that holds them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Port {
     pub number: u16,
     pub sockets: Vec<Socket>,
-    /// The process, as far as this user may know.
+    /// The process, if this user may see it.
     pub holder: Option<Holder>,
 }
 
@@ -57,18 +57,18 @@ pub(super) struct Port {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Expected<'a> {
     pub unit: &'a str,
-    /// Its main process, as systemd reports it, if it runs.
+    /// The main process that systemd reports for the service, if it runs.
     pub main_pid: Option<u32>,
     /// Whether that service serves the EspoCRM that is examined.
     pub is_certain: bool,
 }
 
-/// Bytes of a process's arguments that are looked at.
-const MOST_ARGUMENTS: u64 = 4_096;
+/// Bytes of a process's arguments that are read.
+const MAX_ARGUMENTS: u64 = 4_096;
 
 impl Port {
-    /// Looks at those who listen at `number` and keep others from listening at `address`.
-    pub(super) fn look(number: u16, address: Option<IpAddr>, expected: Expected<'_>) -> Self {
+    /// Finds the sockets on port `number` that prevent another process from listening at `address`.
+    pub(super) fn inspect(number: u16, address: Option<IpAddr>, expected: Expected<'_>) -> Self {
         let mut sockets = Vec::new();
         for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
             let table = fs::read_to_string(table).unwrap_or_default();
@@ -81,92 +81,95 @@ impl Port {
         Self { number, sockets, holder }
     }
 
-    /// Whether one of ours holds it.
-    pub(super) fn is_ours(&self) -> bool {
-        self.holder.as_ref().is_some_and(|it| matches!(it.kind, Kind::Ours | Kind::Manager))
+    /// Whether the daemon holds the port, or systemd does.
+    pub(super) fn is_daemon(&self) -> bool {
+        self.holder.as_ref().is_some_and(|it| matches!(it.kind, Kind::Daemon | Kind::Systemd))
     }
 
-    /// Takes this process for the expected one, whatever its name: it answers at the control socket.
+    /// Accepts this process as the daemon, whatever its name: it answers at the control socket.
     pub(super) fn recognize(&mut self, pid: Option<u32>) {
         let holder = self.holder.as_mut().filter(|it| Some(it.pid) == pid);
         if let Some(holder) = holder.filter(|it| it.kind == Kind::Other) {
-            holder.kind = Kind::Ours;
+            holder.kind = Kind::Daemon;
         }
     }
 
-    /// Whether the daemon of another service of ours holds it.
-    pub(super) fn is_siblings(&self) -> bool {
-        self.holder.as_ref().is_some_and(|it| it.kind == Kind::Sibling)
+    /// Whether the daemon of another service holds the port.
+    pub(super) fn is_other_service(&self) -> bool {
+        self.holder.as_ref().is_some_and(|it| it.kind == Kind::OtherService)
     }
 
-    /// Whether nobody holds it.
+    /// Whether no process holds the port.
     pub(super) fn is_free(&self) -> bool {
         self.sockets.is_empty()
     }
 
-    /// Whether others than this machine reach it.
+    /// Whether other machines can reach the port.
     pub(super) fn is_open(&self) -> bool {
         self.sockets.iter().any(|it| !it.address.is_loopback())
     }
 
-    /// `serves`: whether a daemon like ours was found to answer there.
-    pub(super) fn judge(&self, step: &'static str, what: &str, serves: bool) -> Finding {
+    /// `serves`: whether the port answers like this daemon.
+    pub(super) fn judge(&self, step: &'static str, title: &str, serves: bool) -> Finding {
         let port = self.number;
         if self.is_free() {
-            return Finding::good(step, format!("{what} {port} is free: nobody listens there"));
+            return Finding::ok(step, format!("{title}: {port} is free"));
         }
         let Some(holder) = &self.holder else {
             if serves {
-                let found = format!("{what} {port} is held by a daemon that answers as ours does");
-                return Finding::good(step, found);
+                let found = format!(
+                    "{title}: {port} is held by a process that answers as espocrm-websocket"
+                );
+                return Finding::ok(step, found);
             }
             let users: BTreeSet<_> = self.sockets.iter().map(|it| name_of(it.user)).collect();
             let users: Vec<_> = users.into_iter().collect();
             return Finding::unknown(
                 step,
                 format!(
-                    "{what} {port} is held by a process of user {}; as root this could tell which",
+                    "{title}: {port} is held by a process of user {}; to identify it, run the \
+                     doctor as root",
                     users.join(", ")
                 ),
             );
         };
         let Holder { pid, command, kind, unit } = holder;
-        let who = format!("{what} {port} is held by process {pid}: {command}");
+        let held = format!("{title}: {port} is held by process {pid}: {command}");
         match kind {
-            Kind::Ours => Finding::good(step, who),
-            Kind::Manager => Finding::good(
+            Kind::Daemon => Finding::ok(step, held),
+            Kind::Systemd => Finding::ok(
                 step,
                 format!(
-                    "{what} {port} is held by systemd for espocrm-websocket.socket, or another"
+                    "{title}: {port} is held by systemd, for espocrm-websocket.socket or another \
+                     unit"
                 ),
             ),
-            Kind::Sibling => {
+            Kind::OtherService => {
                 let of = unit.as_deref().map(|unit| format!(" of {unit}")).unwrap_or_default();
-                Finding::bad(
+                Finding::failure(
                     step,
                     format!(
-                        "{what} {port} is held by the daemon of another EspoCRM, process {pid}{of}: \
-                         {command}"
+                        "{title}: {port} is held by the daemon of another EspoCRM, process \
+                         {pid}{of}: {command}"
                     ),
-                    "Each EspoCRM needs ports of its own. In one of them set other values for \
-                     webSocketPort, and for ZeroMQ webSocketZeroMQSubmissionDsn and \
-                     webSocketZeroMQSubscriberDsn, in data/config-internal.php.",
+                    "Each EspoCRM needs its own ports. In data/config-internal.php of one of them, \
+                     change webSocketPort, and for ZeroMQ webSocketZeroMQSubmissionDsn and \
+                     webSocketZeroMQSubscriberDsn.",
                 )
             }
-            Kind::Original => Finding::bad(
+            Kind::Original => Finding::failure(
                 step,
-                format!("{what} {port} is held by EspoCRM's own daemon, process {pid}"),
-                "It has to go: put espocrm-websocket in its place, with a way back:\n  \
-                 espocrm-websocket adopt\nIf no unit of systemd starts it (but supervisor, cron or a \
-                 container), stop it there.",
+                format!("{title}: {port} is held by EspoCRM's own daemon, process {pid}"),
+                "Stop it, or replace it (reversible):\n  espocrm-websocket adopt\nIf supervisor, \
+                 cron or a container starts it instead of systemd, stop it there.",
             ),
-            Kind::Other => Finding::bad(
+            Kind::Other => Finding::failure(
                 step,
-                who,
+                held,
                 format!(
-                    "Stop it, or choose another port: webSocketPort, and for ZeroMQ \
+                    "Stop that process, or choose another port: webSocketPort, and for ZeroMQ \
                      webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn, in EspoCRM's \
-                     data/config-internal.php.\nLook at it: ss -ltnp {}",
+                     data/config-internal.php.\nShow the process: ss -ltnp {}",
                     shell_word(&format!("sport = :{port}"))
                 ),
             ),
@@ -174,7 +177,7 @@ impl Port {
     }
 }
 
-/// The listening sockets of a table of the kernel's.
+/// The listening sockets in `/proc/net/tcp` or `tcp6`.
 fn listening(table: &str, port: u16) -> Vec<Socket> {
     const LISTEN: &str = "0A";
     let socket = |line: &str| {
@@ -192,7 +195,7 @@ fn listening(table: &str, port: u16) -> Vec<Socket> {
     table.lines().skip(1).filter_map(socket).collect()
 }
 
-/// An address as the kernel writes it: words of 32 bits in the machine's order.
+/// An address in the kernel's format: 32-bit words in the machine's byte order.
 fn decode(text: &str) -> Option<IpAddr> {
     let mut words = Vec::new();
     let mut rest = text;
@@ -208,7 +211,7 @@ fn decode(text: &str) -> Option<IpAddr> {
     Some(IpAddr::from(Ipv6Addr::from(bytes)).to_canonical())
 }
 
-/// A process that holds one of these, one of ours if there is one.
+/// A process that holds one of these sockets, preferably an espocrm-websocket.
 fn find(sockets: &[Socket], expected: Expected<'_>) -> Option<Holder> {
     let names: Vec<_> = sockets.iter().map(|it| format!("socket:[{}]", it.inode)).collect();
     let mut found: Option<Holder> = None;
@@ -222,11 +225,11 @@ fn find(sockets: &[Socket], expected: Expected<'_>) -> Option<Holder> {
         });
         if holds {
             let holder = Holder::of(pid, expected);
-            if matches!(holder.kind, Kind::Ours | Kind::Sibling) {
+            if matches!(holder.kind, Kind::Daemon | Kind::OtherService) {
                 return Some(holder);
             }
-            // Whoever it was started by, or has it passed on to, may hold it as well.
-            if found.as_ref().is_none_or(|found| found.kind == Kind::Manager) {
+            // The process that passed the socket on, and its children, may hold it too.
+            if found.as_ref().is_none_or(|found| found.kind == Kind::Systemd) {
                 found = Some(holder);
             }
         }
@@ -238,18 +241,18 @@ impl Holder {
     fn of(pid: u32, expected: Expected<'_>) -> Self {
         let mut list = Vec::new();
         if let Ok(file) = File::open(format!("/proc/{pid}/cmdline")) {
-            let _ = file.take(MOST_ARGUMENTS).read_to_end(&mut list);
+            let _ = file.take(MAX_ARGUMENTS).read_to_end(&mut list);
         }
         let list = String::from_utf8_lossy(&list);
         let words: Vec<&str> = list.split_terminator('\0').collect();
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let unit = unit(&cgroup).map(str::to_owned);
         let kind = match kind(pid, &words) {
-            Kind::Other if is_same_program(pid) || expected.main_pid == Some(pid) => Kind::Ours,
+            Kind::Other if is_same_program(pid) || expected.main_pid == Some(pid) => Kind::Daemon,
             kind => kind,
         };
-        let kind = if kind == Kind::Ours && expected.is_another(pid, unit.as_deref()) {
-            Kind::Sibling
+        let kind = if kind == Kind::Daemon && expected.is_another(pid, unit.as_deref()) {
+            Kind::OtherService
         } else {
             kind
         };
@@ -258,7 +261,7 @@ impl Holder {
 }
 
 impl Expected<'_> {
-    /// Whether this process of ours, of this unit, is the daemon of another service.
+    /// Whether this espocrm-websocket process, of this unit, is the daemon of another service.
     fn is_another(&self, pid: u32, unit: Option<&str>) -> bool {
         if !self.is_certain {
             return false;
@@ -277,7 +280,7 @@ fn unit(cgroup: &str) -> Option<&str> {
     names.find(|name| name.ends_with(".service"))
 }
 
-/// Whether a process runs this very program, whatever it is called.
+/// Whether a process runs this program, whatever its name.
 fn is_same_program(pid: u32) -> bool {
     let identity = |path: String| {
         let file = fs::metadata(path).ok()?;
@@ -290,17 +293,17 @@ fn is_same_program(pid: u32) -> bool {
 fn kind(pid: u32, words: &[&str]) -> Kind {
     let name = |word: &str| Path::new(word).file_name().map(OsStr::to_owned).unwrap_or_default();
     match words {
-        [first, ..] if name(first) == "espocrm-websocket" => Kind::Ours,
-        // In a container the first process may as well be anything.
+        [first, ..] if name(first) == "espocrm-websocket" => Kind::Daemon,
+        // In a container, process 1 may be any program.
         [first, ..] if pid == 1 && matches!(name(first).to_str(), Some("systemd" | "init")) => {
-            Kind::Manager
+            Kind::Systemd
         }
         [_, rest @ ..] if rest.iter().any(|word| name(word) == "websocket.php") => Kind::Original,
         _ => Kind::Other,
     }
 }
 
-/// The beginning of a command line: further arguments may be nobody's business.
+/// The beginning of a command line: further arguments may be confidential.
 fn command(words: &[&str]) -> String {
     let shown: Vec<&str> = words.iter().copied().take(3).collect();
     let text: String = shown.join(" ").chars().take(100).collect();
@@ -322,7 +325,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn the_kernels_table_is_understood() {
+    fn the_kernels_socket_table_is_parsed() {
         let zeromq = Socket { address: Ipv4Addr::LOCALHOST.into(), user: 33, inode: 4711 };
         assert_eq!(listening(TABLE, 5555), [zeromq]);
         let [socket] = &listening(TABLE, 8080)[..] else { panic!() };
@@ -338,13 +341,13 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_known_by_their_command() {
+    fn processes_are_recognized_by_their_command() {
         for (pid, words, expected) in [
-            (7, &["/usr/bin/espocrm-websocket", "run"][..], Kind::Ours),
+            (7, &["/usr/bin/espocrm-websocket", "run"][..], Kind::Daemon),
             (7, &["php", "/var/www/html/websocket.php"], Kind::Original),
             (7, &["/usr/bin/php8.2", "-f", "websocket.php"], Kind::Original),
-            (1, &["/lib/systemd/systemd", "--system"], Kind::Manager),
-            (1, &["/sbin/init"], Kind::Manager),
+            (1, &["/lib/systemd/systemd", "--system"], Kind::Systemd),
+            (1, &["/sbin/init"], Kind::Systemd),
             (7, &["/sbin/init"], Kind::Other),
             (7, &["python3", "x"], Kind::Other),
             (7, &[], Kind::Other),
@@ -356,33 +359,33 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_free_ours_or_anothers() {
+    fn the_process_that_holds_a_port_decides_the_finding() {
         let mut port = Port { number: 8080, sockets: Vec::new(), holder: None };
-        assert!(port.judge("port", "Port", false).is_good());
+        assert!(port.judge("port", "Port", false).is_ok());
         port.sockets = listening(TABLE, 8080);
         assert_eq!(port.judge("port", "Port", false).state, State::Unknown);
-        // Once for both families, by name, or by number if there is none.
+        // One user for both address families, by name, or by number if it has no name.
         for (user, name) in [(0, "root"), (4_711_000, "4711000")] {
             let socket = Socket { user, ..port.sockets[0].clone() };
             port.sockets = vec![socket.clone(), socket];
             let found = port.judge("port", "Port", false).found;
             assert!(found.contains(&format!("of user {name};")), "{found}");
         }
-        assert!(port.judge("port", "Port", true).is_good());
+        assert!(port.judge("port", "Port", true).is_ok());
         for (kind, state) in [
-            (Kind::Ours, State::Good),
-            (Kind::Manager, State::Good),
-            (Kind::Sibling, State::Bad),
-            (Kind::Original, State::Bad),
-            (Kind::Other, State::Bad),
+            (Kind::Daemon, State::Ok),
+            (Kind::Systemd, State::Ok),
+            (Kind::OtherService, State::Failure),
+            (Kind::Original, State::Failure),
+            (Kind::Other, State::Failure),
         ] {
             port.holder = Some(Holder { pid: 7, command: "x".to_owned(), kind, unit: None });
             assert_eq!(port.judge("port", "Port", true).state, state);
         }
         port.recognize(Some(8));
-        assert!(!port.is_ours());
+        assert!(!port.is_daemon());
         port.recognize(Some(7));
-        assert!(port.is_ours());
+        assert!(port.is_daemon());
     }
 
     #[test]
@@ -397,7 +400,7 @@ mod tests {
             (Some(8), Some("espocrm-websocket@crm.service"), true),
             (None, Some("espocrm-websocket@crm.service"), false),
             (None, Some("espocrm-websocket.service"), true),
-            // One that was started by hand, or by another unit.
+            // Started manually or by another unit.
             (None, Some("crm.service"), false),
             (None, None, false),
         ] {

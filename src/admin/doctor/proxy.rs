@@ -1,10 +1,9 @@
-//! The proxy in front of the daemon: which it is, and what it has to be told.
+//! The proxy in front of the daemon, and the configuration that it needs.
 
 use super::public_url::Daemon;
-use crate::admin::doctor::public_address::Place;
+use crate::admin::doctor::public_address::PublicAddress;
 use crate::admin::setup::Files;
 
-/// Which proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proxy {
     Nginx,
@@ -14,7 +13,7 @@ pub(super) enum Proxy {
     Unknown,
 }
 
-// Of the documents in docs/proxies, word for word.
+// Verbatim from the files in docs/proxies.
 const NGINX: &str = "\
 location /wss {
     proxy_pass http://127.0.0.1:8080;
@@ -47,16 +46,16 @@ http:
         servers:
           - url: \"http://127.0.0.1:8080\"";
 
-/// What the documents name, and is another here.
+/// The names in the documents, which are replaced by those of the site.
 const HOST: &str = "crm.example.com";
 const TARGET: &str = "127.0.0.1:8080";
 const LOCATION: &str = "/wss";
 
-/// Where the packages have the documents.
+/// The directory in which the packages install the documents.
 pub(super) const DOCUMENTS: &str = "/usr/share/doc/espocrm-websocket/docs/proxies";
 
 impl Proxy {
-    /// By what it says of itself, or else by what is installed here.
+    /// Identifies the proxy by its `Server` header, or else by the configuration installed here.
     pub(super) fn find(server: Option<&str>, files: &Files) -> Self {
         let server = server.unwrap_or_default().to_ascii_lowercase();
         let named = [
@@ -83,21 +82,22 @@ impl Proxy {
         }
     }
 
-    /// What to write into its configuration, for this site.
-    pub(super) fn snippet(self, place: &Place, daemon: &Daemon<'_>) -> String {
+    /// The lines for its configuration, with the names of this site.
+    pub(super) fn snippet(self, address: &PublicAddress, daemon: &Daemon<'_>) -> String {
         let (what, text) = match self {
-            Self::Nginx => ("nginx, in the server block of this site:", NGINX),
+            Self::Nginx => ("For nginx, in the server block of this site:", NGINX),
             Self::Apache => (
-                "Apache, in the VirtualHost of this site, after: a2enmod proxy_http proxy_wstunnel",
+                "For Apache, in the VirtualHost of this site, after a2enmod proxy_http \
+                 proxy_wstunnel:",
                 APACHE,
             ),
-            Self::Caddy => ("Caddy, in the block of this site:", CADDY),
-            Self::Traefik => ("Traefik, as a file of its file provider:", TRAEFIK),
+            Self::Caddy => ("For Caddy, in the block of this site:", CADDY),
+            Self::Traefik => ("For Traefik, as a file of its file provider:", TRAEFIK),
             Self::Unknown => {
                 return format!(
-                    "How nginx, Apache, Caddy and Traefik are told to pass {} on to {}: see the \
-                     files in {DOCUMENTS}",
-                    place.location(),
+                    "To forward {} to {} with nginx, Apache, Caddy or Traefik, see the files in \
+                     {DOCUMENTS}",
+                    address.location(),
                     daemon.address
                 );
             }
@@ -105,21 +105,21 @@ impl Proxy {
         let mut snippet = String::from(what);
         for line in text.lines() {
             snippet.push_str("\n  ");
-            snippet.push_str(&fill(line, place, daemon));
+            snippet.push_str(&fill(line, address, daemon));
         }
-        snippet + "\nAll of it: " + DOCUMENTS
+        snippet + "\nComplete examples: " + DOCUMENTS
     }
 }
 
 /// A line of a document with the names of this site.
-fn fill(line: &str, place: &Place, daemon: &Daemon<'_>) -> String {
-    let mut line = line.replace(TARGET, daemon.address).replace(HOST, &place.host);
+fn fill(line: &str, address: &PublicAddress, daemon: &Daemon<'_>) -> String {
+    let mut line = line.replace(TARGET, daemon.address).replace(HOST, &address.host);
     if daemon.tls {
         line = line.replace("http://", "https://").replace("ws://", "wss://");
         line =
             line.replace(&[" ", daemon.address].concat(), &[" https://", daemon.address].concat());
     }
-    match place.location() {
+    match address.location() {
         LOCATION => line,
         "/" => line.replace(LOCATION, "/"),
         location => line.replace(LOCATION, location),
@@ -131,14 +131,18 @@ mod tests {
     use super::*;
 
     fn snippet(proxy: Proxy, path: &str, tls: bool) -> String {
-        let place =
-            Place { tls: true, host: "x.example.org".to_owned(), port: 443, path: path.to_owned() };
+        let address = PublicAddress {
+            tls: true,
+            host: "x.example.org".to_owned(),
+            port: 443,
+            path: path.to_owned(),
+        };
         let daemon =
             Daemon { serves: true, address: "127.0.0.1:8081", port: 8081, tls, origins: &[] };
-        proxy.snippet(&place, &daemon)
+        proxy.snippet(&address, &daemon)
     }
 
-    /// The lines of a text that count.
+    /// The lines of a text without comments and empty lines.
     fn lines(text: &str) -> Vec<&str> {
         let lines = text.lines().map(str::trim);
         lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
@@ -153,7 +157,7 @@ mod tests {
             (TRAEFIK, include_str!("../../../docs/proxies/traefik.yml")),
         ] {
             let (mut snippet, document) = (lines(snippet), lines(document));
-            // The document has a log without tokens instead, which belongs outside of the location.
+            // The document defines a log without tokens instead, outside of the location.
             snippet.retain(|line| *line != "access_log off;");
             assert!(document.windows(snippet.len()).any(|it| it == snippet), "{snippet:#?}");
         }
@@ -161,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn snippets_have_the_names_of_the_site() {
+    fn snippets_contain_the_names_of_the_site() {
         let nginx = snippet(Proxy::Nginx, "/wss", false);
         for line in [
             "location /wss {",
@@ -205,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_known_by_its_name() {
+    fn a_proxy_is_recognized_by_its_name() {
         let files = Files::below("/nonexistent".as_ref());
         for (server, proxy) in [
             (Some("nginx/1.22.1"), Proxy::Nginx),

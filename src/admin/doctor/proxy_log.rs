@@ -1,10 +1,10 @@
-//! Whether the proxy logs access tokens, which are in the query of the URL.
+//! Whether the proxy logs access tokens, which are part of the URL's query.
 
 use super::proxy::{DOCUMENTS, Proxy};
 use super::public_url::Daemon;
 use super::report::Finding;
-use crate::admin::doctor::proxy_timeout::{Block, leading, nginx_blocks};
-use crate::admin::doctor::public_address::Place;
+use crate::admin::doctor::proxy_timeout::{Block, forwarding, nginx_blocks};
+use crate::admin::doctor::public_address::PublicAddress;
 use crate::admin::setup::Files;
 
 const STEP: &str = "proxy-log";
@@ -12,49 +12,50 @@ const STEP: &str = "proxy-log";
 /// nginx's variables that contain the query.
 const WITH_QUERY: [&str; 5] = ["request", "request_uri", "args", "query_string", "arg_authToken"];
 
-pub(super) fn look(
+pub(super) fn examine(
     files: &Files,
-    visited: Option<&(Place, Proxy)>,
+    reached: Option<&(PublicAddress, Proxy)>,
     daemon: &Daemon<'_>,
 ) -> Finding {
     let unknown = |why: &str| {
-        Finding::unknown(STEP, format!("Whether the proxy logs access tokens is not known: {why}"))
+        Finding::unknown(STEP, format!("It is unknown whether the proxy logs access tokens: {why}"))
     };
-    if visited.is_some_and(|(place, _)| place.is_direct(daemon.port, daemon.tls)) {
-        return Finding::good(STEP, "No proxy is in between that could log access tokens");
+    if reached.is_some_and(|(address, _)| address.is_direct(daemon.port, daemon.tls)) {
+        return Finding::ok(STEP, "Browsers connect without a proxy that could log access tokens");
     }
     let blocks = nginx_blocks(files, daemon.port);
-    let leading = leading(&blocks, daemon.port);
-    if leading.is_empty() {
-        return unknown("no configuration of nginx leads to the daemon");
+    let forwarding = forwarding(&blocks, daemon.port);
+    if forwarding.is_empty() {
+        return unknown("no nginx configuration forwards to the daemon");
     }
-    let log = leading.into_iter().find_map(|block| log_with_tokens(&blocks, block));
+    let log = forwarding.into_iter().find_map(|block| log_with_tokens(&blocks, block));
     judge(log.as_deref())
 }
 
 fn judge(log: Option<&str>) -> Finding {
     let Some(log) = log else {
-        return Finding::good(STEP, "nginx does not log access tokens");
+        return Finding::ok(STEP, "nginx does not log access tokens");
     };
-    Finding::doubt(
+    Finding::warning(
         STEP,
-        format!("nginx writes the access tokens of users into a log: {log}"),
+        format!("nginx writes the access tokens of users to a log: {log}"),
         format!(
-            "Everyone who can read it can act as these users. Add to the location of the daemon:\n  \
-             access_log off;\nor use a log_format without the query, as {DOCUMENTS}/nginx.conf does. \
-             Then: nginx -t && systemctl reload nginx. Delete the old logs."
+            "Anyone who can read this log can act as these users. Add to the daemon's location:\n  \
+             access_log off;\nor use a log_format without the query, as in \
+             {DOCUMENTS}/nginx.conf.\nThen: nginx -t && systemctl reload nginx\nDelete the old \
+             logs."
         ),
     )
 }
 
-/// The log that gets the tokens of requests that this block passes on.
+/// The log that receives the tokens of requests that this block forwards.
 fn log_with_tokens(blocks: &[Block], block: &Block) -> Option<String> {
     let mut current = block;
-    // Each parent stands before its children.
+    // Each parent precedes its children.
     while current.access_logs.is_empty() {
         match blocks.get(current.parent) {
             Some(parent) if !std::ptr::eq(parent, current) => current = parent,
-            _ => return Some("access.log, which is the default".to_owned()),
+            _ => return Some("access.log (the default)".to_owned()),
         }
     }
     let logs = || current.access_logs.iter();
@@ -62,7 +63,7 @@ fn log_with_tokens(blocks: &[Block], block: &Block) -> Option<String> {
         return None;
     }
     let with_tokens = logs().find(|log| {
-        // What a condition excludes is not known.
+        // A condition may exclude these requests.
         let is_conditional = log.iter().any(|word| word.starts_with("if="));
         let format = log.get(1).filter(|word| !word.contains('='));
         !is_conditional && has_query(blocks, format.map_or("combined", |name| name))
@@ -94,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_that_contain_the_query_are_known() {
+    fn variables_that_contain_the_query_are_recognized() {
         for (text, expected) in [
             ("\"$request\" $status", true),
             ("${request_uri}", true),
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_that_counts_is_the_nearest_one() {
+    fn the_innermost_access_log_applies() {
         let log = |words: &str| words.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let judged = |http: &[&str], location: &[&str]| {
             let logs = |logs: &[&str]| logs.iter().map(|words| log(words)).collect();
@@ -133,7 +134,7 @@ mod tests {
         ] {
             assert_eq!(judged(http, location).is_some(), expected, "{http:?} {location:?}");
         }
-        assert_eq!(judge(None).state, State::Good);
-        assert_eq!(judge(Some("/a.log")).state, State::Doubt);
+        assert_eq!(judge(None).state, State::Ok);
+        assert_eq!(judge(Some("/a.log")).state, State::Warning);
     }
 }

@@ -1,5 +1,5 @@
-//! After which time the proxy ends a connection on which nothing moves: more than that of our pings,
-//! or tabs are cut off again and again.
+//! The idle timeout of the proxy. It must be longer than the daemon's ping interval, or the proxy
+//! closes connections again and again.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use std::time::Duration;
 use super::proxy::Proxy;
 use super::public_url::Daemon;
 use super::report::Finding;
-use crate::admin::doctor::public_address::Place;
+use crate::admin::doctor::public_address::PublicAddress;
 use crate::admin::setup::{Files, SITES, Token, next_token};
 
-/// Where a configuration says which time it is.
+/// A configured timeout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Timeout {
     seconds: u64,
-    /// The directive, or that it is the default.
+    /// The directive, or a note that it is the default.
     by: String,
 }
 
@@ -28,39 +28,39 @@ pub(super) struct Block {
     /// The name of an upstream.
     pub upstream: Option<String>,
     pub read_timeout: Option<u64>,
-    /// Where it leads.
     pub proxy_pass: Option<String>,
-    /// It is an upstream that leads to the daemon.
-    pub leads: bool,
+    /// Whether this is an upstream with the daemon as a server.
+    pub forwards: bool,
 }
 
 const NGINX: &str = "/etc/nginx/nginx.conf";
 
-/// The files that are read, at most, and how deep they include each other.
-const MOST_FILES: usize = 500;
-const MOST_DEPTH: usize = 5;
+/// Limits on the number of files and on the depth of includes.
+const MAX_FILES: usize = 500;
+const MAX_DEPTH: usize = 5;
 
-/// What nginx and Apache have unless they are told otherwise.
+/// The default timeout of nginx and Apache, in seconds.
 const DEFAULT: u64 = 60;
 
-pub(super) fn look(
+pub(super) fn examine(
     files: &Files,
-    visited: Option<&(Place, Proxy)>,
+    reached: Option<&(PublicAddress, Proxy)>,
     daemon: &Daemon<'_>,
     ping: Duration,
 ) -> Finding {
     const STEP: &str = "idle-timeout";
-    let Some((place, proxy)) = visited else {
-        return Finding::unknown(STEP, "The proxy's time-out: the proxy was not found");
+    let Some((address, proxy)) = reached else {
+        return Finding::unknown(STEP, "Idle timeout of the proxy: the proxy was not found");
     };
-    if place.is_direct(daemon.port, daemon.tls) {
-        return Finding::good(STEP, "No proxy is in between that could end idle connections");
+    if address.is_direct(daemon.port, daemon.tls) {
+        let found = "Browsers connect without a proxy that could close idle connections";
+        return Finding::ok(STEP, found);
     }
     let timeout = match proxy {
         Proxy::Nginx => nginx(files, daemon.port),
         Proxy::Apache => apache(files, daemon.port),
         Proxy::Caddy => {
-            return Finding::good(STEP, "Caddy ends no idle connections, unless it is told to");
+            return Finding::ok(STEP, "Caddy does not close idle connections by default");
         }
         Proxy::Traefik | Proxy::Unknown => {
             nginx(files, daemon.port).or_else(|| apache(files, daemon.port))
@@ -71,8 +71,8 @@ pub(super) fn look(
             Finding::unknown(
                 STEP,
                 format!(
-                    "The proxy's time-out: nothing in /etc/nginx, /etc/apache2 or /etc/httpd leads \
-                     to port {}; 60 s is what nginx and Apache have by default",
+                    "Idle timeout of the proxy: no configuration in /etc/nginx, /etc/apache2 or \
+                     /etc/httpd forwards to port {}; the default of nginx and Apache is 60 s",
                     daemon.port
                 ),
             )
@@ -85,7 +85,7 @@ fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
     let Timeout { seconds, by } = timeout;
     let ping = ping.as_secs().max(1);
     let found = format!(
-        "The proxy ends idle connections after {seconds} s ({by}); pings come every {ping} s"
+        "The proxy closes idle connections after {seconds} s ({by}); pings are sent every {ping} s"
     );
     let wanted = (2 * ping + 10).max(DEFAULT);
     let directive = if by.contains("proxy_read_timeout") {
@@ -93,53 +93,55 @@ fn judge(step: &'static str, timeout: &Timeout, ping: Duration) -> Finding {
     } else {
         format!("ProxyPass … timeout={wanted}")
     };
-    let fix = format!("Give it more than two pings: {directive} Or lower ping_interval.");
+    let fix = format!(
+        "The timeout should be longer than two ping intervals: {directive}\nOr reduce \
+         ping_interval."
+    );
     if *seconds > 2 * ping {
-        Finding::good(step, found)
+        Finding::ok(step, found)
     } else if *seconds > ping {
-        Finding::doubt(step, found, fix)
+        Finding::warning(step, found, fix)
     } else {
-        Finding::bad(step, found, ["Each idle tab is cut off.\n", &fix].concat())
+        Finding::failure(step, found, ["Idle browser tabs lose their connection.\n", &fix].concat())
     }
 }
 
-/// The blocks of nginx's configuration on this machine.
+/// The blocks of nginx's configuration.
 pub(super) fn nginx_blocks(files: &Files, port: u16) -> Vec<Block> {
-    let mut blocks = vec![Block::default()];
-    let mut left = MOST_FILES;
+    let mut reader = Reader { files, port, blocks: vec![Block::default()], files_left: MAX_FILES };
     if files.resolve(Path::new(NGINX)).is_ok() {
-        read(files, Path::new(NGINX), 0, 0, port, &mut blocks, &mut left);
+        reader.read(Path::new(NGINX), 0, 0);
     } else {
         let sites = SITES.iter().filter(|it| it.contains("nginx"));
         for site in sites.flat_map(|pattern| files.find(pattern)) {
-            read(files, &site, 0, 0, port, &mut blocks, &mut left);
+            reader.read(&site, 0, 0);
         }
     }
-    blocks
+    reader.blocks
 }
 
-/// Those of them that lead to the daemon.
-pub(super) fn leading(blocks: &[Block], port: u16) -> Vec<&Block> {
+/// The blocks that forward to the daemon.
+pub(super) fn forwarding(blocks: &[Block], port: u16) -> Vec<&Block> {
     let upstreams: Vec<&str> = blocks
         .iter()
-        .filter(|block| block.leads)
+        .filter(|block| block.forwards)
         .filter_map(|block| block.upstream.as_deref())
         .collect();
-    let leads = |block: &&Block| {
+    let forwards = |block: &&Block| {
         block.proxy_pass.as_deref().is_some_and(|target| {
             let (_, target) = target.split_once("://").unwrap_or(("", target));
             let host = target.split('/').next().unwrap_or_default();
-            names_port(host, port) || upstreams.contains(&host)
+            has_port(host, port) || upstreams.contains(&host)
         })
     };
-    blocks.iter().filter(leads).collect()
+    blocks.iter().filter(forwards).collect()
 }
 
 fn nginx(files: &Files, port: u16) -> Option<Timeout> {
     let blocks = nginx_blocks(files, port);
     let timeout = |block: &Block| {
         let mut block = block;
-        // Each parent stands before its children.
+        // Each parent precedes its children.
         loop {
             if let Some(seconds) = block.read_timeout {
                 return Timeout { seconds, by: "proxy_read_timeout".to_owned() };
@@ -153,66 +155,68 @@ fn nginx(files: &Files, port: u16) -> Option<Timeout> {
             }
         }
     };
-    leading(&blocks, port).into_iter().map(timeout).min_by_key(|timeout| timeout.seconds)
+    forwarding(&blocks, port).into_iter().map(timeout).min_by_key(|timeout| timeout.seconds)
 }
 
-/// Reads a file into `blocks`, as if it stood in the block `current`.
-fn read(
-    files: &Files,
-    path: &Path,
-    mut current: usize,
-    depth: usize,
+/// Reads nginx's configuration files.
+struct Reader<'a> {
+    files: &'a Files,
     port: u16,
-    blocks: &mut Vec<Block>,
-    left: &mut usize,
-) {
-    if *left == 0 || depth > MOST_DEPTH {
-        return;
-    }
-    *left -= 1;
-    let text = files.read(path).unwrap_or_default();
-    let mut rest = &text[..];
-    let mut words: Vec<String> = Vec::new();
-    while let Some((token, after)) = next_token(rest) {
-        rest = after;
-        match token {
-            Token::Word(word) => words.push(String::from_utf8_lossy(&word).into_owned()),
-            Token::End(b'\n') => {}
-            Token::End(b'{') => {
-                let is_upstream = words.first().is_some_and(|it| it == "upstream");
-                let upstream = words.get(1).filter(|_| is_upstream).cloned();
-                blocks.push(Block { parent: current, upstream, ..Block::default() });
-                current = blocks.len() - 1;
-                words.clear();
-            }
-            Token::End(b'}') => {
-                current = blocks.get(current).map_or(0, |block| block.parent);
-                words.clear();
-            }
-            Token::End(_) => {
-                let (name, value) = (words.first(), words.get(1));
-                if let (Some(name), Some(value), Some(block)) =
-                    (name, value, blocks.get_mut(current))
-                {
-                    let arguments = || words.iter().skip(1).cloned().collect();
-                    match &**name {
-                        "access_log" => block.access_logs.push(arguments()),
-                        "log_format" => block.log_formats.push(arguments()),
-                        "proxy_pass" => block.proxy_pass = Some(value.clone()),
-                        "proxy_read_timeout" => block.read_timeout = seconds(value),
-                        "server" if block.upstream.is_some() => {
-                            block.leads |= names_port(value, port);
-                        }
-                        "include" => {
-                            let whole = Path::new("/etc/nginx").join(value);
-                            for path in files.find(&whole.to_string_lossy()) {
-                                read(files, &path, current, depth + 1, port, blocks, left);
-                            }
-                        }
-                        _ => {}
-                    }
+    blocks: Vec<Block>,
+    files_left: usize,
+}
+
+impl Reader<'_> {
+    /// Reads a file as part of the block `current`. `depth`: the depth of includes.
+    fn read(&mut self, path: &Path, mut current: usize, depth: usize) {
+        if self.files_left == 0 || depth > MAX_DEPTH {
+            return;
+        }
+        self.files_left -= 1;
+        let text = self.files.read(path).unwrap_or_default();
+        let mut rest = &text[..];
+        let mut words: Vec<String> = Vec::new();
+        while let Some((token, after)) = next_token(rest) {
+            rest = after;
+            match token {
+                Token::Word(word) => words.push(String::from_utf8_lossy(&word).into_owned()),
+                Token::End(b'\n') => {}
+                Token::End(b'{') => {
+                    let is_upstream = words.first().is_some_and(|it| it == "upstream");
+                    let upstream = words.get(1).filter(|_| is_upstream).cloned();
+                    self.blocks.push(Block { parent: current, upstream, ..Block::default() });
+                    current = self.blocks.len() - 1;
+                    words.clear();
                 }
-                words.clear();
+                Token::End(b'}') => {
+                    current = self.blocks.get(current).map_or(0, |block| block.parent);
+                    words.clear();
+                }
+                Token::End(_) => {
+                    let (name, value) = (words.first(), words.get(1));
+                    if let (Some(name), Some(value), Some(block)) =
+                        (name, value, self.blocks.get_mut(current))
+                    {
+                        let arguments = || words.iter().skip(1).cloned().collect();
+                        match &**name {
+                            "access_log" => block.access_logs.push(arguments()),
+                            "log_format" => block.log_formats.push(arguments()),
+                            "proxy_pass" => block.proxy_pass = Some(value.clone()),
+                            "proxy_read_timeout" => block.read_timeout = seconds(value),
+                            "server" if block.upstream.is_some() => {
+                                block.forwards |= has_port(value, self.port);
+                            }
+                            "include" => {
+                                let whole = Path::new("/etc/nginx").join(value);
+                                for path in self.files.find(&whole.to_string_lossy()) {
+                                    self.read(&path, current, depth + 1);
+                                }
+                            }
+                            _ => {}
+                        }
+                    }
+                    words.clear();
+                }
             }
         }
     }
@@ -224,27 +228,27 @@ fn apache(files: &Files, port: u16) -> Option<Timeout> {
         |path: &Path| String::from_utf8_lossy(&files.read(path).unwrap_or_default()).into_owned();
     let main: String = MAIN.iter().map(|path| text(Path::new(path))).collect();
     let sites = SITES.iter().filter(|it| !it.contains("nginx"));
-    let sites = sites.flat_map(|pattern| files.find(pattern)).take(MOST_FILES);
+    let sites = sites.flat_map(|pattern| files.find(pattern)).take(MAX_FILES);
     let timeouts = sites.filter_map(|site| in_site(&text(&site), &main, port));
     timeouts.min_by_key(|timeout| timeout.seconds)
 }
 
-/// What a site's file says, or else the main one.
+/// The timeout in a site's file, or else in the main file.
 fn in_site(site: &str, main: &str, port: u16) -> Option<Timeout> {
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let is_it = |word: &String| {
         let target = word.trim_matches(['"', '\'']);
         let (_, target) = target.split_once("://").unwrap_or_default();
-        names_port(target.split('/').next().unwrap_or_default(), port)
+        has_port(target.split('/').next().unwrap_or_default(), port)
     };
-    let mut leading = site
+    let mut forwarding = site
         .replace("\\\n", " ")
         .lines()
         .map(words)
         .filter(|words| !words.first().is_some_and(|it| it.starts_with('#')))
         .filter(|words| words.iter().any(is_it))
         .collect::<Vec<_>>();
-    let line = leading.pop()?;
+    let line = forwarding.pop()?;
     let own = line.iter().find_map(|word| seconds(word.strip_prefix("timeout=")?));
     if let Some(seconds) = own {
         return Some(Timeout { seconds, by: "timeout= of ProxyPass".to_owned() });
@@ -263,15 +267,15 @@ fn in_site(site: &str, main: &str, port: u16) -> Option<Timeout> {
     Some(Timeout { seconds: DEFAULT, by: "Timeout is not set".to_owned() })
 }
 
-/// Whether it is a host with this port.
-fn names_port(host: &str, port: u16) -> bool {
+/// Whether a host is followed by this port.
+fn has_port(host: &str, port: u16) -> bool {
     let Some((_, rest)) = host.rsplit_once(':') else { return false };
     // A variable may follow.
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest.get(..end).is_some_and(|number| number.parse() == Ok(port))
 }
 
-/// A time as nginx and Apache write it: `60`, `1m30s`, `500ms`.
+/// Parses a time in the format of nginx and Apache: `60`, `1m30s`, `500ms`.
 fn seconds(text: &str) -> Option<u64> {
     let mut total = 0_u64;
     let mut rest = text.trim_end_matches(['"', '\'']);
@@ -307,31 +311,18 @@ fn seconds(text: &str) -> Option<u64> {
 mod tests {
     use super::super::report::State;
     use super::*;
+    use crate::admin::setup::image::Image;
 
-    /// An image of a machine with these files.
-    struct Image(std::path::PathBuf);
-
-    impl Image {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let dir = format!("espocrm-idle-{name}-{}", std::process::id());
-            let image = Self(std::env::temp_dir().join(dir));
-            for (path, text) in files {
-                let path = image.0.join(path.trim_start_matches('/'));
-                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-                std::fs::write(path, text).unwrap();
-            }
-            image
+    fn image(files: &[(&str, &str)]) -> Image {
+        let image = Image::new();
+        for (path, text) in files {
+            image.put(path, text);
         }
-
-        fn files(&self) -> Files {
-            Files::below(&self.0)
-        }
+        image
     }
 
-    impl Drop for Image {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+    fn nginx_of(image: &Image, port: u16) -> Option<(u64, String)> {
+        found(nginx(&Files::below(&image.at("/")), port))
     }
 
     fn found(timeout: Option<Timeout>) -> Option<(u64, String)> {
@@ -340,46 +331,40 @@ mod tests {
 
     #[test]
     fn nginx_is_followed_through_its_includes() {
-        let image = Image::new(
-            "nginx",
-            &[
-                (
-                    "/etc/nginx/nginx.conf",
-                    "events {}\nhttp {\n proxy_read_timeout 2m;\n include conf.d/*.conf;\n\
+        let several = image(&[
+            (
+                "/etc/nginx/nginx.conf",
+                "events {}\nhttp {\n proxy_read_timeout 2m;\n include conf.d/*.conf;\n\
                      include /etc/nginx/sites-enabled/*;\n}\n",
-                ),
-                (
-                    "/etc/nginx/conf.d/a.conf",
-                    "upstream ws { server 127.0.0.1:8081; }\n\
+            ),
+            (
+                "/etc/nginx/conf.d/a.conf",
+                "upstream ws { server 127.0.0.1:8081; }\n\
                      server { location / { proxy_pass http://127.0.0.1:80; \
                      proxy_read_timeout 5s; } }",
-                ),
-                (
-                    "/etc/nginx/sites-enabled/crm",
-                    "server { listen 443 ssl;\n# proxy_read_timeout 1s;\n location /wss {\n\
+            ),
+            (
+                "/etc/nginx/sites-enabled/crm",
+                "server { listen 443 ssl;\n# proxy_read_timeout 1s;\n location /wss {\n\
                      proxy_pass http://127.0.0.1:8080; include snippets/ws.conf; }\n\
                      location /x { proxy_pass http://ws/; proxy_read_timeout \"90s\"; }\n\
                      location /y { proxy_pass http://127.0.0.1:8082; } }",
-                ),
-                ("/etc/nginx/snippets/ws.conf", "proxy_read_timeout 10s;\ninclude ws.conf;\n"),
-            ],
-        );
+            ),
+            ("/etc/nginx/snippets/ws.conf", "proxy_read_timeout 10s;\ninclude ws.conf;\n"),
+        ]);
         let own = || "proxy_read_timeout".to_owned();
-        assert_eq!(found(nginx(&image.files(), 8080)), Some((10, own())));
-        assert_eq!(found(nginx(&image.files(), 8081)), Some((90, own())));
-        assert_eq!(found(nginx(&image.files(), 8082)), Some((120, own())));
-        assert_eq!(found(nginx(&image.files(), 808)), None);
-        let bare = Image::new(
-            "bare",
-            &[("/etc/nginx/sites-enabled/x", "location /wss { proxy_pass http://a:8080; }")],
-        );
-        assert_eq!(nginx(&bare.files(), 8080).unwrap().seconds, 60);
-        let odd = Image::new("odd", &[("/etc/nginx/nginx.conf", "}}}include nginx.conf; {{{ a")]);
-        assert_eq!(found(nginx(&odd.files(), 8080)), None);
+        assert_eq!(nginx_of(&several, 8080), Some((10, own())));
+        assert_eq!(nginx_of(&several, 8081), Some((90, own())));
+        assert_eq!(nginx_of(&several, 8082), Some((120, own())));
+        assert_eq!(nginx_of(&several, 808), None);
+        let site = ("/etc/nginx/sites-enabled/x", "location /wss { proxy_pass http://a:8080; }");
+        assert_eq!(nginx_of(&image(&[site]), 8080).unwrap().0, 60);
+        let odd = ("/etc/nginx/nginx.conf", "}}}include nginx.conf; {{{ a");
+        assert_eq!(nginx_of(&image(&[odd]), 8080), None);
     }
 
     #[test]
-    fn apache_says_it_in_several_places() {
+    fn apache_has_several_directives_for_the_timeout() {
         let main = "Timeout 300\n";
         for (site, main, expected) in [
             ("ProxyPass \"/wss\" \"ws://127.0.0.1:8080/\" timeout=20 retry=0", main, Some(20)),
@@ -396,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read() {
+    fn times_are_parsed() {
         for (text, expected) in [
             ("60", Some(60)),
             ("60s", Some(60)),
@@ -415,9 +400,9 @@ mod tests {
     }
 
     #[test]
-    fn more_than_two_pings_are_wanted() {
+    fn the_timeout_should_exceed_two_ping_intervals() {
         for (seconds, state) in
-            [(10, State::Bad), (25, State::Bad), (50, State::Doubt), (60, State::Good)]
+            [(10, State::Failure), (25, State::Failure), (50, State::Warning), (60, State::Ok)]
         {
             let timeout = Timeout { seconds, by: "proxy_read_timeout".to_owned() };
             assert_eq!(judge("idle", &timeout, Duration::from_secs(25)).state, state);

@@ -1,4 +1,4 @@
-//! Where a browser opens its WebSocket.
+//! The address at which a browser opens its WebSocket.
 
 use std::fmt;
 
@@ -8,20 +8,20 @@ use serde_json::{Value, json};
 use crate::admin::health;
 use crate::engine::printable::Printable;
 
-/// Where a browser opens its WebSocket.
+/// The address at which a browser opens its WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct PublicAddress {
     pub tls: bool,
     pub host: String,
     pub port: u16,
     pub path: String,
 }
 
-impl Place {
-    /// What EspoCRM's pages make of its settings.
+impl PublicAddress {
+    /// The address that EspoCRM's pages derive from siteUrl and webSocketUrl.
     ///
     /// # Errors
-    /// Why they make nothing of them.
+    /// If a setting is invalid.
     pub(super) fn of(site: &str, url: Option<&str>) -> Result<Self, String> {
         if let Some(url) = url {
             let lower = url.to_ascii_lowercase();
@@ -37,7 +37,10 @@ impl Place {
             };
             let default = if tls { 443 } else { 80 };
             return Self::parse(tls, rest.unwrap_or_default(), default).ok_or_else(|| {
-                format!("EspoCRM's webSocketUrl is {}: that is no address", Printable(url))
+                format!(
+                    "EspoCRM's webSocketUrl is {}, which is not a valid address",
+                    Printable(url)
+                )
             });
         }
         let (tls, rest) = match site.split_once("://") {
@@ -45,22 +48,23 @@ impl Place {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
             _ => {
                 return Err(format!(
-                    "EspoCRM's siteUrl is \"{}\", which is no address",
+                    "EspoCRM's siteUrl is \"{}\", which is not a valid address",
                     Printable(site)
                 ));
             }
         };
-        let place = Self::parse(tls, rest, if tls { 443 } else { 80 });
-        let place = place
-            .ok_or_else(|| format!("EspoCRM's siteUrl is \"{}\": no address", Printable(site)))?;
+        let address = Self::parse(tls, rest, if tls { 443 } else { 80 });
+        let address = address.ok_or_else(|| {
+            format!("EspoCRM's siteUrl is \"{}\", which is not a valid address", Printable(site))
+        })?;
         let (port, path) = if tls { (443, "/wss") } else { (8080, "/") };
-        Ok(Self { port, path: path.to_owned(), ..place })
+        Ok(Self { port, path: path.to_owned(), ..address })
     }
 
     pub(super) fn parse(tls: bool, rest: &str, default: u16) -> Option<Self> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at_checked(end)?;
-        // Not to be told to anybody.
+        // User name and password must not be printed.
         let authority = authority.rsplit('@').next()?;
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
@@ -79,19 +83,19 @@ impl Place {
         matches!(&*self.host, "localhost" | "[::1]") || self.host.starts_with("127.")
     }
 
-    /// The part of the path by which a proxy knows it.
+    /// The path for a proxy's configuration, without query and trailing slash.
     pub(super) fn location(&self) -> &str {
         let path = self.path.split('?').next().unwrap_or("/");
         let trimmed = path.trim_end_matches('/');
         if trimmed.is_empty() { "/" } else { trimmed }
     }
 
-    /// Whether a browser connects to the daemon itself.
+    /// Whether a browser connects to the daemon without a proxy.
     pub(super) fn is_direct(&self, port: u16, tls: bool) -> bool {
         self.port == port && self.tls == tls
     }
 
-    /// As a browser sends it: without a default port.
+    /// The Host header as a browser sends it: without a default port.
     pub(super) fn host_header(&self) -> String {
         let default = if self.tls { 443 } else { 80 };
         if self.port == default {
@@ -109,20 +113,20 @@ impl Place {
              Upgrade: websocket\r\nOrigin: {origin}\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: wamp\r\n\r\n"
         );
-        self.visit(&request)
+        self.send(&request)
     }
 
-    /// The task of sending this request to it.
-    pub(super) fn visit(&self, request: &str) -> Value {
+    /// The script's task that sends this request to the address.
+    pub(super) fn send(&self, request: &str) -> Value {
         let request = Base64::encode_string(request.as_bytes());
         json!({
-            "task": "visit", "host": self.host, "port": self.port, "tls": self.tls,
+            "task": "connect", "host": self.host, "port": self.port, "tls": self.tls,
             "request": request,
         })
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for PublicAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "wss" } else { "ws" };
         write!(f, "{scheme}://{}{}", self.host_header(), self.path)
@@ -133,12 +137,12 @@ impl fmt::Display for Place {
 mod tests {
     use super::*;
 
-    fn place(site: &str, url: Option<&str>) -> String {
-        Place::of(site, url).map_or_else(|error| error, |place| place.to_string())
+    fn address(site: &str, url: Option<&str>) -> String {
+        PublicAddress::of(site, url).map_or_else(|error| error, |address| address.to_string())
     }
 
     #[test]
-    fn a_browser_makes_an_address_of_espocrms_settings() {
+    fn the_address_is_derived_from_espocrms_settings() {
         for (site, expected) in [
             ("https://crm.example.com", "wss://crm.example.com/wss"),
             ("https://crm.example.com/espo/", "wss://crm.example.com/wss"),
@@ -147,14 +151,14 @@ mod tests {
             ("http://[::1]", "ws://[::1]:8080/"),
             ("http://user:secret@crm", "ws://crm:8080/"),
         ] {
-            assert_eq!(place(site, None), expected);
+            assert_eq!(address(site, None), expected);
         }
         for (url, expected) in [
             ("wss://ws.example.com/socket?x=1", "wss://ws.example.com/socket?x=1"),
             ("wss://ws.example.com:8443", "wss://ws.example.com:8443/"),
             ("WS://ws.example.com", "ws://ws.example.com/"),
         ] {
-            assert_eq!(place("https://crm.example.com", Some(url)), expected);
+            assert_eq!(address("https://crm.example.com", Some(url)), expected);
         }
         for (site, url) in [
             ("", None),
@@ -165,10 +169,10 @@ mod tests {
             ("https://crm", Some("wss://")),
             ("https://crm", Some("wss://a:b")),
         ] {
-            assert!(Place::of(site, url).is_err(), "{site} {url:?}");
+            assert!(PublicAddress::of(site, url).is_err(), "{site} {url:?}");
         }
-        let place = Place::of("https://a", Some("wss://a/x/y/?q")).unwrap();
-        assert_eq!(place.location(), "/x/y");
-        assert_eq!(Place::of("http://a", None).unwrap().location(), "/");
+        let address = PublicAddress::of("https://a", Some("wss://a/x/y/?q")).unwrap();
+        assert_eq!(address.location(), "/x/y");
+        assert_eq!(PublicAddress::of("http://a", None).unwrap().location(), "/");
     }
 }

@@ -1,4 +1,4 @@
-//! Where a browser connects, and what answers there.
+//! The address that browsers connect to, and the response there.
 
 use std::fmt::Write;
 
@@ -11,99 +11,100 @@ use super::php;
 use super::proxy::Proxy;
 use super::report::{Finding, Report, State, span};
 use crate::admin::doctor::context::Context;
-use crate::admin::doctor::public_address::Place;
+use crate::admin::doctor::public_address::PublicAddress;
 use crate::admin::health;
 use crate::admin::setup::Files;
 use crate::engine::printable::printable;
 use crate::engine::protocol::origin::Origin;
 
-/// What is known of the daemon.
+/// The daemon behind the proxy.
 pub(super) struct Daemon<'a> {
     /// Whether it answers at its own port.
     pub serves: bool,
-    /// Where a proxy of this machine finds it.
+    /// Its address for a proxy on this machine.
     pub address: &'a str,
-    /// The port that it listens at.
     pub port: u16,
-    /// Whether it does TLS by itself.
+    /// Whether the daemon itself terminates TLS.
     pub tls: bool,
-    /// Origins of pages that may connect, if not all may.
+    /// Allowed origins; empty if every origin is allowed.
     pub origins: &'a [Origin],
 }
 
 const STEP: &str = "public-url";
 const ADDRESS: &str = "address";
 
-/// Ours closes a WebSocket without a token by this code (RFC 6455, section 7.4.1).
+/// The daemon closes a WebSocket without a token with this code (RFC 6455, section 7.4.1).
 const POLICY: [u8; 2] = [3, 240];
 
-/// Looks at both: which address it is, and what answers there. Returns that, if anything does.
-pub(super) fn look(
+/// Examines the address and connects to it. Returns the address and its proxy if it is reachable.
+pub(super) fn examine(
     context: &Context,
     files: &Files,
     daemon: &Daemon<'_>,
     report: &mut Report,
     stop: Stop<'_>,
-) -> Option<(Place, Proxy)> {
+) -> Option<(PublicAddress, Proxy)> {
     let site = context.espo_settings.text("siteUrl").unwrap_or_default();
     let url = pages::url(&context.espo_settings, &context.internal);
-    let (place, finding) = address(&site, url.as_deref(), daemon);
+    let (address, finding) = address(&site, url.as_deref(), daemon);
     report.add(redirected(&site, context, stop).unwrap_or(finding));
-    let Some(place) = place else {
-        report.skip(&[(STEP, "The address for browsers")], "there is none");
+    let Some(address) = address else {
+        report.skip(&[(STEP, "Response at the public address")], "the address is unknown");
         return None;
     };
-    if place.tls && !context.about.openssl {
-        let why = "PHP has no openssl, by which it would be visited";
-        report.skip(&[(STEP, &place.to_string())], why);
+    if address.tls && !context.php_info.openssl {
+        let why = "PHP has no openssl extension, which is needed to connect";
+        report.skip(&[(STEP, &address.to_string())], why);
         return None;
     }
     let origin = Origin::of(&site).map(|origin| origin.to_string()).unwrap_or_default();
-    match php::ask(&context.espocrm, &place.task(&origin), stop) {
+    match php::run_task(&context.espocrm, &address.task(&origin), stop) {
         Ok(answer) => {
-            let visit = Visit::of(&answer);
-            let proxy = Proxy::find(visit.server().as_deref(), files);
-            report.add(visit.judge(&place, daemon, &|| proxy.snippet(&place, daemon)));
-            (visit.phase != "connect").then_some((place, proxy))
+            let attempt = Attempt::of(&answer);
+            let proxy = Proxy::find(attempt.server().as_deref(), files);
+            report.add(attempt.judge(&address, daemon, &proxy.snippet(&address, daemon)));
+            (attempt.phase != "connect").then_some((address, proxy))
         }
         Err(error) => {
-            report.add(Finding::unknown(STEP, format!("{place} could not be visited: {error}")));
+            report.add(Finding::unknown(STEP, format!("{address} could not be tested: {error}")));
             None
         }
     }
 }
 
-/// EspoCRM's siteUrl is http, but browsers are sent to https: their pages may then not connect to what
-/// is made of it.
+/// EspoCRM's siteUrl is http, but the web server redirects to https: its pages may then not connect
+/// to the ws:// address derived from siteUrl.
 fn redirected(site: &str, context: &Context, stop: Stop<'_>) -> Option<Finding> {
     let (scheme, rest) = site.split_once("://")?;
-    let place = Place::parse(false, rest, 80).filter(|_| scheme.eq_ignore_ascii_case("http"))?;
-    let (path, host) = (&place.path, place.host_header());
+    let address =
+        PublicAddress::parse(false, rest, 80).filter(|_| scheme.eq_ignore_ascii_case("http"))?;
+    let (path, host) = (&address.path, address.host_header());
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    let visit = Visit::of(&php::ask(&context.espocrm, &place.visit(&request), stop).ok()?);
-    let to = visit.header("Location").filter(|it| it.starts_with("https://"))?;
-    matches!(visit.status()?, 301..=308).then(|| {
-        Finding::bad(
+    let attempt =
+        Attempt::of(&php::run_task(&context.espocrm, &address.send(&request), stop).ok()?);
+    let to = attempt.header("Location").filter(|it| it.starts_with("https://"))?;
+    matches!(attempt.status()?, 301..=308).then(|| {
+        Finding::failure(
             ADDRESS,
-            format!("EspoCRM's siteUrl is {site}, but browsers are sent on to {to}"),
-            "Their pages may then not connect to ws://. Set siteUrl to https:// in EspoCRM, \
-             Administration, Settings: pages then connect to wss://SITE/wss.",
+            format!("EspoCRM's siteUrl is {site}, but the web server redirects to {to}"),
+            "A page loaded from https:// may not connect to ws://. In EspoCRM, Administration, \
+             Settings, set siteUrl to https://…: pages then connect to wss://SITE/wss.",
         )
     })
 }
 
-/// Which address a browser makes of EspoCRM's settings, and whether it makes sense.
-fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<Place>, Finding) {
-    let place = match Place::of(site, url) {
-        Ok(place) => place,
+/// The address that a browser derives from EspoCRM's settings, and whether it can work.
+fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<PublicAddress>, Finding) {
+    let address = match PublicAddress::of(site, url) {
+        Ok(address) => address,
         Err(error) => {
-            let fix = "Set siteUrl in EspoCRM, Administration, Settings, to what users type; \
-                       webSocketUrl stands in data/config.php and is rarely needed.";
-            return (None, Finding::bad(ADDRESS, error, fix));
+            let fix = "In EspoCRM, Administration, Settings, set siteUrl to the address that users \
+                       type. webSocketUrl is in data/config.php and is rarely needed.";
+            return (None, Finding::failure(ADDRESS, error, fix));
         }
     };
     let source = if url.is_some() { "webSocketUrl" } else { "siteUrl" };
-    let found = format!("Browsers connect to {place}, by EspoCRM's {source}");
+    let found = format!("Browsers connect to {address}, according to EspoCRM's {source}");
     let is_https = site.to_ascii_lowercase().starts_with("https://");
     let behind = site.split_once("://").map_or("", |(_, rest)| rest);
     let authority = behind.split(['/', '?', '#']).next().unwrap_or_default();
@@ -111,59 +112,59 @@ fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<Place>
     let may_connect =
         daemon.origins.is_empty() || daemon.origins.iter().any(|it| it.is(site.as_bytes()));
     let finding = if !may_connect {
-        Finding::bad(
+        Finding::failure(
             ADDRESS,
-            format!("{found}; but the daemon refuses pages from EspoCRM's siteUrl, {site}"),
-            "Add its origin, or \"same-site\", to origins in our configuration.",
+            format!("{found}; but the daemon rejects the origin of EspoCRM's siteUrl, {site}"),
+            "Add this origin, or \"same-site\", to origins in the configuration file.",
         )
-    } else if is_https && !place.tls {
-        Finding::bad(
-            ADDRESS,
-            found,
-            "A page from https:// may not connect to ws://. Set webSocketUrl to an address with \
-             wss://, or remove it: then browsers use wss://SITE/wss.",
-        )
-    } else if !place.tls && daemon.tls && place.is_direct(daemon.port, false) {
-        Finding::bad(
+    } else if is_https && !address.tls {
+        Finding::failure(
             ADDRESS,
             found,
-            "There the daemon speaks TLS (webSocketUseSecureServer). Set siteUrl to https://, and \
-             webSocketUrl to wss://HOST:PORT.",
+            "A page loaded from https:// may not connect to ws://. Set webSocketUrl to a wss:// \
+             address, or remove it: browsers then use wss://SITE/wss.",
         )
-    } else if url.is_none() && !place.tls && daemon.port != place.port {
-        Finding::doubt(
+    } else if !address.tls && daemon.tls && address.is_direct(daemon.port, false) {
+        Finding::failure(
+            ADDRESS,
+            found,
+            "But the daemon requires TLS at this port (webSocketUseSecureServer). Set siteUrl to \
+             https://…, and webSocketUrl to wss://HOST:PORT.",
+        )
+    } else if url.is_none() && !address.tls && daemon.port != address.port {
+        Finding::warning(
             ADDRESS,
             found,
             format!(
-                "But the daemon listens at port {}. Set webSocketUrl to ws://{}:{} in EspoCRM's \
-                 data/config.php, or webSocketPort to 8080.",
-                daemon.port, place.host, daemon.port
+                "But the daemon listens on port {}. In EspoCRM's data/config.php, set webSocketUrl \
+                 to ws://{}:{}, or webSocketPort to 8080.",
+                daemon.port, address.host, daemon.port
             ),
         )
-    } else if place.is_here() {
-        Finding::doubt(
+    } else if address.is_here() {
+        Finding::warning(
             ADDRESS,
             found,
-            "Only a browser on this very machine finds that. Set siteUrl in EspoCRM, \
-             Administration, Settings, to what users type.",
+            "Only browsers on this machine can reach this address. In EspoCRM, Administration, \
+             Settings, set siteUrl to the address that users type.",
         )
     } else if url.is_none() && has_port {
-        Finding::doubt(
+        Finding::warning(
             ADDRESS,
             found,
-            "EspoCRM's siteUrl names a port, of which its pages make no good address for the \
-             WebSocket. Set webSocketUrl, such as wss://HOST:PORT/wss, in data/config.php.",
+            "EspoCRM's pages ignore the port in siteUrl when they derive this address. Set \
+             webSocketUrl in data/config.php, for example to wss://HOST:PORT/wss.",
         )
     } else {
-        Finding::good(ADDRESS, found)
+        Finding::ok(ADDRESS, found)
     };
-    (Some(place), finding)
+    (Some(address), finding)
 }
 
-/// What came of a visit.
+/// The result of a test connection.
 #[derive(Debug, Default)]
-struct Visit {
-    /// How far it got: connect, tls, answer.
+struct Attempt {
+    /// The last phase: connect, tls or answer.
     phase: String,
     error: String,
     answer: Vec<u8>,
@@ -177,13 +178,12 @@ struct Certificate {
     issuer: String,
     from: i64,
     until: i64,
-    /// It signs itself.
-    own: bool,
-    /// With those that were sent along.
+    self_signed: bool,
+    /// Certificates in the chain that the server sent.
     length: i64,
 }
 
-impl Visit {
+impl Attempt {
     fn of(answer: &Value) -> Self {
         let text = |value: &Value, name: &str| {
             value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
@@ -200,7 +200,7 @@ impl Visit {
                 issuer: text(it, "issuer"),
                 from: number(it, "from"),
                 until: number(it, "until"),
-                own: it.get("own") == Some(&Value::Bool(true)),
+                self_signed: it.get("self_signed") == Some(&Value::Bool(true)),
                 length: number(it, "length"),
             }),
             now: number(answer, "now"),
@@ -225,235 +225,233 @@ impl Visit {
         std::str::from_utf8(digits).ok()?.parse().ok()
     }
 
-    fn is_ours(&self) -> bool {
+    fn is_daemon(&self) -> bool {
         let end = self.answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
         let code = end.and_then(|end| self.answer.get(end + 6..end + 8));
         health::is_closed(&self.answer) && code == Some(&POLICY)
     }
 
-    fn judge(&self, place: &Place, daemon: &Daemon<'_>, snippet: &dyn Fn() -> String) -> Finding {
+    fn judge(&self, address: &PublicAddress, daemon: &Daemon<'_>, snippet: &str) -> Finding {
         match &*self.phase {
-            "connect" => self.unreached(place, daemon),
+            "connect" => self.unreached(address, daemon),
             "tls" => {
-                let finding = self.distrusted(place);
+                let finding = self.distrusted(address);
                 if self.answer.is_empty() {
                     return finding;
                 }
-                // It was visited in spite of the certificate.
-                let behind = self.answered(place, daemon, snippet);
-                if behind.state != State::Bad {
+                // The script connected again without verification.
+                let second = self.answered(address, daemon, snippet);
+                if second.state != State::Failure {
                     return finding;
                 }
-                let beginning = format!("{place}: ");
-                let more = behind.found.strip_prefix(&beginning).unwrap_or(&behind.found);
-                Finding::bad(
+                let prefix = format!("{address}: ");
+                let more = second.found.strip_prefix(&prefix).unwrap_or(&second.found);
+                Finding::failure(
                     STEP,
                     format!("{}; and {more}", finding.found),
-                    [&*finding.fix, "\n", &*behind.fix].concat(),
+                    [&*finding.fix, "\n", &*second.fix].concat(),
                 )
             }
-            "answer" => self.answered(place, daemon, snippet),
-            _ => Finding::unknown(STEP, format!("{place} could not be visited: {}", self.error)),
+            "answer" => self.answered(address, daemon, snippet),
+            _ => Finding::unknown(STEP, format!("{address} could not be tested: {}", self.error)),
         }
     }
 
-    fn unreached(&self, place: &Place, daemon: &Daemon<'_>) -> Finding {
-        let found = format!("{place} cannot be reached: {}", self.error);
-        if self.is_ours() {
-            return Finding::doubt(
+    fn unreached(&self, address: &PublicAddress, daemon: &Daemon<'_>) -> Finding {
+        let found = format!("{address} cannot be reached: {}", self.error);
+        if self.is_daemon() {
+            return Finding::warning(
                 STEP,
                 found,
-                "But this machine itself answers well under that name: most likely the way out and \
-                 back in (NAT) is what is missing. Try it by a browser from elsewhere.",
+                "But this machine answers correctly under that name. Most likely the network does \
+                 not route this machine's connections back to its own public address (NAT \
+                 loopback). Test with a browser on another machine.",
             );
         }
         if self.error.contains("getaddrinfo") || self.error.contains("not known") {
-            return Finding::bad(
+            return Finding::failure(
                 STEP,
                 found,
                 format!(
-                    "The name {} is not known here. Is EspoCRM's siteUrl what users type? Is it in \
-                     DNS?",
-                    place.host
+                    "This machine cannot resolve {}. Check that EspoCRM's siteUrl is the address \
+                     that users type, and that its name is in DNS.",
+                    address.host
                 ),
             );
         }
-        let fix = if !place.is_direct(daemon.port, daemon.tls) {
-            "Does the web server run, and listen at that port? Does a firewall keep it?"
+        let fix = if !address.is_direct(daemon.port, daemon.tls) {
+            "Check that the web server runs and listens on that port, and that no firewall blocks \
+             it."
         } else if daemon.serves {
-            "The daemon answers at its own address. Does it listen at 127.0.0.1 only (listen)? Does \
-             a firewall keep that port?"
+            "The daemon answers at its own address. Check whether it listens on 127.0.0.1 only \
+             (setting listen), and whether a firewall blocks the port."
         } else {
             "The daemon does not answer: see above."
         };
-        Finding::bad(STEP, found, fix)
+        Finding::failure(STEP, found, fix)
     }
 
-    fn distrusted(&self, place: &Place) -> Finding {
-        let host = &place.host;
-        let found = |what: &str| format!("{place}: {what}");
+    fn distrusted(&self, address: &PublicAddress) -> Finding {
+        let host = &address.host;
+        let found = |what: &str| format!("{address}: {what}");
         let error = &self.error;
         let Some(certificate) = &self.certificate else {
             let plain = error.contains("wrong version") || error.contains("packet length");
-            let what = if plain { "no TLS is spoken there" } else { "TLS fails" };
-            return Finding::bad(
+            let what =
+                if plain { "the server does not use TLS" } else { "the TLS handshake failed" };
+            return Finding::failure(
                 STEP,
                 found(what),
-                format!("{error}\nHave the web server speak TLS at port {}.", place.port),
+                format!("{error}\nConfigure TLS for port {} in the web server.", address.port),
             );
         };
-        let Certificate { names, issuer, from, until, own, length } = certificate;
-        // PHP asks for the name only after everything else was right.
+        let Certificate { names, issuer, from, until, self_signed, length } = certificate;
+        // PHP compares the name only after all other checks have passed.
         if error.contains("did not match") {
-            return Finding::bad(
+            return Finding::failure(
                 STEP,
                 found("the certificate is for another name"),
                 format!(
-                    "It is for {names}, not for {host}. Get one for {host} too (certbot --expand), \
-                     or let siteUrl be a name that it is for."
+                    "It is for {names}, not for {host}. Request a certificate that includes {host} \
+                     (certbot --expand), or set siteUrl to a name in the certificate."
                 ),
             );
         }
         if *until < self.now {
             let ago = span(self.now - until, 86_400, "day");
-            return Finding::bad(
+            return Finding::failure(
                 STEP,
                 found("the certificate has expired"),
                 format!(
-                    "It did so {ago} ago. Renew it and reload the web server: certbot renew. \
-                     Then find out why that did not happen by itself: systemctl list-timers."
+                    "It expired {ago} ago. Renew it and reload the web server: certbot renew\n\
+                     Then find out why it was not renewed automatically: systemctl list-timers"
                 ),
             );
         }
         if *from > self.now {
-            return Finding::bad(
+            return Finding::failure(
                 STEP,
                 found("the certificate is not valid yet"),
-                "Is the clock of this machine right? See: timedatectl",
+                "Check the clock of this machine: timedatectl",
             );
         }
-        if *own {
-            return Finding::bad(
+        if *self_signed {
+            return Finding::failure(
                 STEP,
-                found("the certificate signs itself"),
+                found("self-signed certificate"),
                 format!(
-                    "Browsers refuse a WebSocket to it without asking anybody. Get a certificate \
-                     for {host} (certbot), or have browsers and this machine trust this one."
+                    "Browsers reject a WebSocket with such a certificate without asking the user. \
+                     Get a certificate for {host} (certbot), or make browsers and this machine \
+                     trust this one."
                 ),
             );
         }
         let chain = if *length <= 1 {
             format!(
-                "The web server sends the certificate alone. It should send those of its authority \
-                 ({issuer}) along: fullchain.pem rather than cert.pem (nginx: ssl_certificate, \
-                 Apache: SSLCertificateFile)."
+                "The web server sends only its own certificate. It should also send the \
+                 intermediate certificates of {issuer}: use fullchain.pem instead of cert.pem \
+                 (nginx: ssl_certificate, Apache: SSLCertificateFile)."
             )
         } else {
-            format!("Its authority ({issuer}) is not known to this machine.")
+            format!("This machine does not know the issuer, {issuer}.")
         };
-        Finding::bad(
+        Finding::failure(
             STEP,
             found("the certificate is not trusted"),
             format!(
-                "{chain}\nIf that authority is your own and browsers trust it, have this machine \
-                 trust it, too: update-ca-certificates.\n{error}"
+                "{chain}\nIf the issuer is your own authority and browsers trust it, make this \
+                 machine trust it too: update-ca-certificates\n{error}"
             ),
         )
     }
 
-    fn answered(
-        &self,
-        place: &Place,
-        daemon: &Daemon<'_>,
-        snippet: &dyn Fn() -> String,
-    ) -> Finding {
+    fn answered(&self, address: &PublicAddress, daemon: &Daemon<'_>, snippet: &str) -> Finding {
         let server = self.server();
-        let who = server.as_deref().unwrap_or("a server without a name");
-        let what = |it: &str| format!("{place}: {who} {it}");
-        let bad = |found: String, fix: String| Finding::bad(STEP, found, fix);
+        let name = server.as_deref().unwrap_or("a server without a name");
+        let found = |it: &str| format!("{address}: {name} {it}");
+        let failure = |found: String, fix: String| Finding::failure(STEP, found, fix);
         let Some(status) = self.status() else {
             let begin = String::from_utf8_lossy(&self.answer);
             let line = printable(begin.lines().next().unwrap_or_default());
-            let said = if line.is_empty() {
+            let response = if line.is_empty() {
                 "does not answer".to_owned()
             } else {
-                format!("answers {line:.100}, which is no HTTP")
+                format!("answers {line:.100}, which is not HTTP")
             };
-            return bad(what(&said), "Look into the log of the web server.".to_owned());
+            return failure(found(&response), "See the log of the web server.".to_owned());
         };
-        let location = place.location();
+        let (location, target) = (address.location(), daemon.address);
         match status {
-            101 if self.is_ours() => {
-                let mut found = format!("{place} answers as it should");
+            101 if self.is_daemon() => {
+                let mut found = format!("{address} answers correctly");
                 if let Some(server) = server {
                     let _ = write!(found, ", through {server}");
                 }
                 if let Some(certificate) = &self.certificate {
                     let left = certificate.until - self.now;
-                    let days = left / 86_400;
+                    let (days, hours) = (left / 86_400, span(left, 3_600, "hour"));
                     if days < 7 {
-                        return Finding::doubt(
+                        return Finding::warning(
                             STEP,
                             found + ", with a certificate that expires soon",
-                            format!("In {}. Renew it: certbot renew", span(left, 3_600, "hour")),
+                            format!("It expires in {hours}. Renew it: certbot renew"),
                         );
                     }
-                    let _ = write!(found, ", with a certificate for {days} more days");
+                    let _ = write!(found, ", with a certificate valid for {days} more days");
                 }
-                Finding::good(STEP, found)
+                Finding::ok(STEP, found)
             }
-            101 => bad(
-                what("opens a WebSocket that is not ours"),
+            101 => failure(
+                found("opens a WebSocket, but not one of espocrm-websocket"),
                 format!(
-                    "EspoCRM's own daemon, or another: have {location} lead to {}.\n{}",
-                    daemon.address,
-                    snippet()
+                    "EspoCRM's own daemon or another program answers. Forward {location} to \
+                     {target}.\n{snippet}"
                 ),
             ),
-            301 | 302 | 303 | 307 | 308 => bad(
-                what(&format!(
+            301 | 302 | 303 | 307 | 308 => failure(
+                found(&format!(
                     "redirects to {}",
                     self.header("Location").unwrap_or_else(|| "elsewhere".to_owned())
                 )),
                 format!(
-                    "A browser's WebSocket follows no redirect. Set EspoCRM's siteUrl (or \
-                     webSocketUrl) to the final address, or except {location} from it.\n{}",
-                    snippet()
+                    "A browser does not follow redirects for a WebSocket. Set EspoCRM's siteUrl \
+                     (or webSocketUrl) to the final address, or exclude {location} from the \
+                     redirect.\n{snippet}"
                 ),
             ),
-            400 | 426 | 505 => bad(
-                what(&format!("answers {status}: the request does not arrive as an upgrade")),
+            400 | 426 | 505 => failure(
+                found(&format!("answers {status}: the daemon does not receive an upgrade request")),
                 format!(
-                    "The proxy passes {location} on, but without the headers Upgrade and \
-                     Connection, or by HTTP/1.0.\n{}",
-                    snippet()
+                    "The proxy forwards {location}, but without the headers Upgrade and \
+                     Connection, or with HTTP/1.0.\n{snippet}"
                 ),
             ),
-            401 => bad(
-                what("answers 401: it wants a password"),
-                format!("Browsers cannot be asked for one there: except {location} from it."),
-            ),
-            403 => bad(
-                what("answers 403"),
-                format!("A rule of the web server forbids {location}: allow it.\n{}", snippet()),
-            ),
-            502..=504 if daemon.serves => bad(
-                what(&format!("answers {status}: it does not reach the daemon")),
+            401 => failure(
+                found("answers 401: it requires a password"),
                 format!(
-                    "But the daemon answers at {}. Does the proxy lead there? On SELinux: setsebool \
-                     -P httpd_can_network_connect 1. Apache without retry=0 waits for a minute \
-                     after a restart of the daemon.\n{}",
-                    daemon.address,
-                    snippet()
+                    "Browsers cannot ask for a password here. Exclude {location} from \
+                     authentication."
                 ),
             ),
-            502..=504 => bad(
-                what(&format!("answers {status}: it does not reach the daemon")),
+            403 => failure(
+                found("answers 403"),
+                format!("A rule of the web server forbids {location}. Allow it.\n{snippet}"),
+            ),
+            502..=504 if daemon.serves => failure(
+                found(&format!("answers {status}: it cannot reach the daemon")),
+                format!(
+                    "The daemon answers at {target}. Check that the proxy forwards to that \
+                     address. With SELinux: setsebool -P httpd_can_network_connect 1\nApache \
+                     without retry=0 waits a minute after a restart of the daemon.\n{snippet}"
+                ),
+            ),
+            502..=504 => failure(
+                found(&format!("answers {status}: it cannot reach the daemon")),
                 "The daemon does not answer: see above.".to_owned(),
             ),
-            _ => bad(
-                what(&format!("answers {status}: it does not pass {location} on to the daemon")),
-                snippet(),
+            _ => failure(
+                found(&format!("answers {status}: it does not forward {location} to the daemon")),
+                snippet.to_owned(),
             ),
         }
     }
@@ -467,41 +465,41 @@ mod tests {
         Daemon { serves: true, address: "127.0.0.1:8080", port: 8080, tls: false, origins: &[] };
 
     #[test]
-    fn odd_addresses_are_told() {
+    fn addresses_that_cannot_work_are_reported() {
         for (site, url, state) in [
-            ("https://crm.example.com", None, State::Good),
-            ("http://crm.example.com", None, State::Good),
-            ("https://crm.example.com", Some("ws://crm.example.com"), State::Bad),
-            ("http://localhost", None, State::Doubt),
-            ("https://127.0.0.1/x", None, State::Doubt),
-            ("https://crm.example.com:8443", None, State::Doubt),
-            ("https://[2001:db8::1]", None, State::Good),
-            ("nonsense", None, State::Bad),
+            ("https://crm.example.com", None, State::Ok),
+            ("http://crm.example.com", None, State::Ok),
+            ("https://crm.example.com", Some("ws://crm.example.com"), State::Failure),
+            ("http://localhost", None, State::Warning),
+            ("https://127.0.0.1/x", None, State::Warning),
+            ("https://crm.example.com:8443", None, State::Warning),
+            ("https://[2001:db8::1]", None, State::Ok),
+            ("nonsense", None, State::Failure),
         ] {
             assert_eq!(address(site, url, &DAEMON).1.state, state, "{site} {url:?}");
         }
-        let elsewhere = Daemon { port: 8081, ..DAEMON };
-        assert_eq!(address("http://crm", None, &elsewhere).1.state, State::Doubt);
-        assert_eq!(address("https://crm", None, &elsewhere).1.state, State::Good);
+        let other_port = Daemon { port: 8081, ..DAEMON };
+        assert_eq!(address("http://crm", None, &other_port).1.state, State::Warning);
+        assert_eq!(address("https://crm", None, &other_port).1.state, State::Ok);
         let origins = [Origin::of("https://a").unwrap()];
-        let picky = Daemon { origins: &origins, ..DAEMON };
-        assert_eq!(address("https://a/x", None, &picky).1.state, State::Good);
-        assert_eq!(address("https://b", None, &picky).1.state, State::Bad);
+        let restricted = Daemon { origins: &origins, ..DAEMON };
+        assert_eq!(address("https://a/x", None, &restricted).1.state, State::Ok);
+        assert_eq!(address("https://b", None, &restricted).1.state, State::Failure);
         let secure = Daemon { tls: true, ..DAEMON };
-        assert_eq!(address("http://crm", None, &secure).1.state, State::Bad);
+        assert_eq!(address("http://crm", None, &secure).1.state, State::Failure);
     }
 
-    fn judged(visit: &Visit, daemon: &Daemon<'_>) -> Finding {
-        let place = Place::of("https://crm.example.com", None).unwrap();
-        visit.judge(&place, daemon, &|| "SNIPPET".to_owned())
+    fn judged(attempt: &Attempt, daemon: &Daemon<'_>) -> Finding {
+        let address = PublicAddress::of("https://crm.example.com", None).unwrap();
+        attempt.judge(&address, daemon, "SNIPPET")
     }
 
-    fn answer(head: &str, frame: &[u8]) -> Visit {
+    fn answer(head: &str, frame: &[u8]) -> Attempt {
         let answer = [head.as_bytes(), b"\r\nServer: nginx/1.22\r\n\r\n", frame].concat();
-        Visit { phase: "answer".to_owned(), answer, ..Visit::default() }
+        Attempt { phase: "answer".to_owned(), answer, ..Attempt::default() }
     }
 
-    /// The end of a WebSocket as our daemon sends it.
+    /// A Close frame as the daemon sends it.
     const CLOSE: &[u8] = b"\x88\x06\x03\xf0text";
 
     fn switched() -> String {
@@ -510,18 +508,19 @@ mod tests {
     }
 
     #[test]
-    fn our_own_answer_is_good_for_as_long_as_the_certificate_is() {
-        let mut visit = answer(&switched(), CLOSE);
-        assert!(judged(&visit, &DAEMON).is_good());
+    fn the_daemons_answer_is_good_unless_the_certificate_expires_soon() {
+        let mut attempt = answer(&switched(), CLOSE);
+        assert!(judged(&attempt, &DAEMON).is_ok());
         let until = |days: i64| Some(Certificate { until: days * 86_400, ..Default::default() });
-        visit.certificate = until(60);
-        assert!(judged(&visit, &DAEMON).found.contains("nginx/1.22, with a certificate for 60"));
-        visit.certificate = until(3);
-        assert_eq!(judged(&visit, &DAEMON).state, State::Doubt);
-        // Another's.
+        attempt.certificate = until(60);
+        let expected = "nginx/1.22, with a certificate valid for 60 more days";
+        assert!(judged(&attempt, &DAEMON).found.contains(expected));
+        attempt.certificate = until(3);
+        assert_eq!(judged(&attempt, &DAEMON).state, State::Warning);
+        // Another program.
         let finding = judged(&answer(&switched(), &[0x88, 2, 3, 232]), &DAEMON);
-        assert_eq!(finding.state, State::Bad);
-        assert!(finding.found.contains("not ours"), "{}", finding.found);
+        assert_eq!(finding.state, State::Failure);
+        assert!(finding.found.contains("not one of espocrm-websocket"), "{}", finding.found);
     }
 
     #[test]
@@ -529,23 +528,23 @@ mod tests {
         let down = Daemon { serves: false, ..DAEMON };
         for (head, daemon, found, fix) in [
             ("HTTP/1.1 200 OK", &DAEMON, "200", "SNIPPET"),
-            ("HTTP/1.1 404 Not Found", &DAEMON, "does not pass /wss on", "SNIPPET"),
-            ("HTTP/1.1 400 Bad Request", &DAEMON, "as an upgrade", "SNIPPET"),
-            ("HTTP/1.1 426 Upgrade Required", &DAEMON, "as an upgrade", "SNIPPET"),
-            ("HTTP/1.1 505 x", &DAEMON, "as an upgrade", "SNIPPET"),
+            ("HTTP/1.1 404 Not Found", &DAEMON, "does not forward /wss", "SNIPPET"),
+            ("HTTP/1.1 400 Bad Request", &DAEMON, "upgrade request", "SNIPPET"),
+            ("HTTP/1.1 426 Upgrade Required", &DAEMON, "upgrade request", "SNIPPET"),
+            ("HTTP/1.1 505 x", &DAEMON, "upgrade request", "SNIPPET"),
             ("HTTP/1.1 301 x\r\nLocation: https://a/b", &DAEMON, "to https://a/b", "SNIPPET"),
-            ("HTTP/1.1 401 x", &DAEMON, "password", "except /wss"),
+            ("HTTP/1.1 401 x", &DAEMON, "password", "Exclude /wss"),
             ("HTTP/1.1 403 x", &DAEMON, "403", "SNIPPET"),
-            ("HTTP/1.1 502 x", &DAEMON, "does not reach", "127.0.0.1:8080"),
-            ("HTTP/1.1 503 x", &down, "does not reach", "see above"),
-            ("it's \"x\"", &DAEMON, "answers it's \"x\", which is no HTTP", "log"),
+            ("HTTP/1.1 502 x", &DAEMON, "cannot reach", "127.0.0.1:8080"),
+            ("HTTP/1.1 503 x", &down, "cannot reach", "see above"),
+            ("it's \"x\"", &DAEMON, "answers it's \"x\", which is not HTTP", "log"),
         ] {
             let finding = judged(&answer(head, b""), daemon);
-            assert_eq!(finding.state, State::Bad);
+            assert_eq!(finding.state, State::Failure);
             assert!(finding.found.contains(found), "{}", finding.found);
             assert!(finding.fix.contains(fix), "{}", finding.fix);
         }
-        let nothing = Visit { phase: "answer".to_owned(), ..Visit::default() };
+        let nothing = Attempt { phase: "answer".to_owned(), ..Attempt::default() };
         assert!(judged(&nothing, &DAEMON).found.contains("does not answer"));
     }
 
@@ -556,44 +555,44 @@ mod tests {
             ("Peer certificate CN=`x' did not match expected CN=`y'", good(), "another name"),
             ("verify failed", Certificate { until: 50, ..good() }, "expired"),
             ("verify failed", Certificate { from: 150, ..good() }, "not valid yet"),
-            ("verify failed", Certificate { own: true, ..good() }, "signs itself"),
+            ("verify failed", Certificate { self_signed: true, ..good() }, "self-signed"),
             ("verify failed", Certificate { length: 1, ..good() }, "not trusted"),
             ("verify failed", good(), "not trusted"),
         ] {
-            let visit = Visit {
+            let attempt = Attempt {
                 phase: "tls".to_owned(),
                 error: error.to_owned(),
                 certificate: Some(certificate),
                 now: 100,
-                ..Visit::default()
+                ..Attempt::default()
             };
-            let finding = judged(&visit, &DAEMON);
-            assert_eq!(finding.state, State::Bad);
+            let finding = judged(&attempt, &DAEMON);
+            assert_eq!(finding.state, State::Failure);
             assert!(finding.found.contains(expected), "{}", finding.found);
         }
         let tls = |error: &str| {
             let (phase, error) = ("tls".to_owned(), error.to_owned());
-            judged(&Visit { phase, error, ..Visit::default() }, &DAEMON).found
+            judged(&Attempt { phase, error, ..Attempt::default() }, &DAEMON).found
         };
-        assert!(tls("SSL routines::wrong version number").contains("no TLS is spoken"));
-        assert!(tls("handshake failure").contains("TLS fails"));
+        assert!(tls("SSL routines::wrong version number").contains("does not use TLS"));
+        assert!(tls("handshake failure").contains("handshake failed"));
     }
 
     #[test]
-    fn who_cannot_be_reached_is_told() {
-        let unreached = |error: &str, answer: Vec<u8>| Visit {
+    fn an_unreachable_address_is_explained() {
+        let unreached = |error: &str, answer: Vec<u8>| Attempt {
             phase: "connect".to_owned(),
             error: error.to_owned(),
             answer,
-            ..Visit::default()
+            ..Attempt::default()
         };
         let refused = unreached("Connection refused", Vec::new());
         assert!(judged(&refused, &DAEMON).fix.contains("firewall"));
         let unknown = unreached("php_network_getaddresses: getaddrinfo failed", Vec::new());
         assert!(judged(&unknown, &DAEMON).fix.contains("DNS"));
-        let ours = [switched().as_bytes(), b"\r\n\r\n", CLOSE].concat();
-        let hairpin = unreached("Connection timed out", ours);
-        assert_eq!(judged(&hairpin, &DAEMON).state, State::Doubt);
-        assert_eq!(judged(&Visit::default(), &DAEMON).state, State::Unknown);
+        let answer = [switched().as_bytes(), b"\r\n\r\n", CLOSE].concat();
+        let hairpin = unreached("Connection timed out", answer);
+        assert_eq!(judged(&hairpin, &DAEMON).state, State::Warning);
+        assert_eq!(judged(&Attempt::default(), &DAEMON).state, State::Unknown);
     }
 }

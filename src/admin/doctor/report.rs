@@ -1,4 +1,4 @@
-//! What was found, step by step.
+//! The findings, one per step, for people or as JSON.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -8,61 +8,61 @@ use serde_json::{Map, Value};
 use crate::engine::printable::{plural, printable, printable_json};
 use crate::platform::exit::{Exit, Result};
 
-/// How a step looks.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// As it should.
-    Good,
-    /// It works, or may do so, but somebody should look at it.
-    Doubt,
-    /// Real-time does not work because of it.
-    Bad,
-    /// It could not be looked at.
+    /// Nothing to do.
+    Ok,
+    /// It works, or may work, but the administrator should check it.
+    Warning,
+    /// Real-time does not work because of this.
+    Failure,
+    /// The step could not be examined.
     Unknown,
 }
 
-/// One step, and what was found there.
+/// The finding of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
-    /// Its name, for machines.
+    /// The name of the step in JSON.
     pub step: &'static str,
     pub state: State,
     pub found: Cow<'static, str>,
-    /// What to do, in lines.
+    /// What to do: zero or more lines.
     pub fix: Cow<'static, str>,
 }
 
-/// All findings, told as they come.
+/// All findings. For people each is printed at once, as JSON all are printed at the end.
 pub(super) struct Report {
     json: bool,
     findings: Vec<Finding>,
-    /// Steps that were skipped one after the other, and why: one line for people.
+    /// The number of consecutive steps that were skipped, and why. People get one line for them.
     skipped: Option<(usize, String)>,
 }
 
 impl Finding {
-    pub(super) fn good(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(step, State::Good, found.into(), Cow::Borrowed(""))
+    pub(super) fn ok(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(step, State::Ok, found.into(), Cow::Borrowed(""))
     }
 
     pub(super) fn unknown(step: &'static str, found: impl Into<Cow<'static, str>>) -> Self {
         Self::new(step, State::Unknown, found.into(), Cow::Borrowed(""))
     }
 
-    pub(super) fn doubt(
+    pub(super) fn warning(
         step: &'static str,
         found: impl Into<Cow<'static, str>>,
         fix: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self::new(step, State::Doubt, found.into(), fix.into())
+        Self::new(step, State::Warning, found.into(), fix.into())
     }
 
-    pub(super) fn bad(
+    pub(super) fn failure(
         step: &'static str,
         found: impl Into<Cow<'static, str>>,
         fix: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self::new(step, State::Bad, found.into(), fix.into())
+        Self::new(step, State::Failure, found.into(), fix.into())
     }
 
     fn new(
@@ -74,15 +74,15 @@ impl Finding {
         Self { step, state, found, fix }
     }
 
-    pub(super) fn is_good(&self) -> bool {
-        self.state == State::Good
+    pub(super) fn is_ok(&self) -> bool {
+        self.state == State::Ok
     }
 
     fn text(&self) -> String {
         let mut text = String::from(match self.state {
-            State::Good => "\u{2713} ",
-            State::Doubt => "! ",
-            State::Bad => "\u{2717} ",
+            State::Ok => "\u{2713} ",
+            State::Warning => "! ",
+            State::Failure => "\u{2717} ",
             State::Unknown => "\u{2013} ",
         });
         text.push_str(&printable(&self.found));
@@ -97,9 +97,9 @@ impl Finding {
 
     fn json(&self) -> Value {
         let state = match self.state {
-            State::Good => "ok",
-            State::Doubt => "warning",
-            State::Bad => "failure",
+            State::Ok => "ok",
+            State::Warning => "warning",
+            State::Failure => "failure",
             State::Unknown => "unknown",
         };
         let fix = Some(&self.fix).filter(|fix| !fix.is_empty());
@@ -122,27 +122,27 @@ impl Report {
         Self { json, findings: Vec::new(), skipped: None }
     }
 
-    /// Adds a step, and tells it unless all are told together. Whether it is good.
+    /// Adds a finding and prints it for people. Returns whether it is good.
     pub(super) fn add(&mut self, finding: Finding) -> bool {
-        self.tell_skipped();
+        self.print_skipped();
         if !self.json {
-            say(&finding.text());
+            print(&finding.text());
         }
-        let is_good = finding.is_good();
+        let is_ok = finding.is_ok();
         self.findings.push(finding);
-        is_good
+        is_ok
     }
 
-    /// Adds steps that cannot be examined.
+    /// Adds steps that could not be examined.
     pub(super) fn skip(&mut self, steps: &[(&'static str, &str)], because: &str) {
-        self.tell_skipped();
+        self.print_skipped();
         for (step, what) in steps {
             self.findings.push(Finding::unknown(step, [what, ": ", because].concat()));
         }
         self.skipped = Some((steps.len(), because.to_owned()));
     }
 
-    /// Adds steps that depend on those skipped last.
+    /// Adds steps that depend on the steps that were skipped last.
     pub(super) fn skip_further(&mut self, steps: &[(&'static str, &str)], because: &str) {
         let before = self.skipped.take();
         self.skip(steps, because);
@@ -152,11 +152,11 @@ impl Report {
     }
 
     /// Prints one line for all steps that were skipped since the last one.
-    fn tell_skipped(&mut self) {
+    fn print_skipped(&mut self) {
         let Some(line) = self.skipped_line() else { return };
         self.skipped = None;
         if !self.json {
-            say(&line);
+            print(&line);
         }
     }
 
@@ -171,37 +171,37 @@ impl Report {
         }
     }
 
-    /// Tells what has not been told yet.
+    /// Prints the rest of the report and the summary.
     ///
     /// # Errors
-    /// If real-time does not work.
+    /// If a step failed.
     pub(super) fn end(mut self) -> Result<()> {
-        self.tell_skipped();
+        self.print_skipped();
         if self.json {
-            // A line for each, for those who read it after all.
+            // One line per finding keeps the output readable.
             let list: Vec<_> = self.findings.iter().map(Finding::line).collect();
-            say(&["[\n", &list.join(",\n"), "\n]\n"].concat());
+            print(&["[\n", &list.join(",\n"), "\n]\n"].concat());
         }
         let summary = self.summary()?;
         if !self.json {
-            say(&["\n", &summary, "\n"].concat());
+            print(&["\n", &summary, "\n"].concat());
         }
         Ok(())
     }
 
     fn summary(&self) -> Result<String> {
         let has = |state| self.findings.iter().any(|it| it.state == state);
-        if has(State::Bad) {
+        if has(State::Failure) {
             return Err(Exit::error(
-                "Something fails. Mend the first \u{2717} first, and try again.",
+                "At least one step failed. Fix the first \u{2717}, then run the doctor again.",
             ));
         }
-        let doubts = if has(State::Doubt) { " But have a look at what is marked by !" } else { "" };
-        Ok(["Real-time works, as far as can be seen from here.", doubts].concat())
+        let warnings = if has(State::Warning) { " Check the warnings marked with !" } else { "" };
+        Ok(["Real-time works, as far as this machine can determine.", warnings].concat())
     }
 }
 
-/// A time in whole units of so many seconds: `2 days`.
+/// A time in whole units of `length` seconds: `2 days`.
 pub(super) fn span(seconds: i64, length: i64, unit: &str) -> String {
     match u64::try_from(seconds / length) {
         Err(_) | Ok(0) => format!("less than one {unit}"),
@@ -209,8 +209,8 @@ pub(super) fn span(seconds: i64, length: i64, unit: &str) -> String {
     }
 }
 
-/// That nobody listens is no reason to stop.
-fn say(text: &str) {
+/// Prints to standard output. A closed output is no reason to stop.
+fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
@@ -220,41 +220,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_is_a_line_and_its_fix_is_indented_beneath_it() {
-        assert_eq!(Finding::good("a", "It runs").text(), "\u{2713} It runs\n");
-        assert_eq!(Finding::unknown("a", "Not seen").text(), "\u{2013} Not seen\n");
-        let doubt = Finding::doubt("a", "Odd\u{1b}[2J", "Do this:\n  so\u{7}");
-        assert_eq!(doubt.text(), "! Odd\\u{1b}[2J\n    Do this:\n      so\\u{7}\n");
+    fn a_finding_is_a_line_with_its_fix_indented_below() {
+        assert_eq!(Finding::ok("a", "It runs").text(), "\u{2713} It runs\n");
+        assert_eq!(Finding::unknown("a", "Not visible").text(), "\u{2013} Not visible\n");
+        let odd = Finding::warning("a", "Odd\u{1b}[2J", "Run:\n  x\u{7}");
+        assert_eq!(odd.text(), "! Odd\\u{1b}[2J\n    Run:\n      x\\u{7}\n");
         let line = r#"{"fix":"a\n\u202e","found":"Odd\u001b[2J","#;
-        assert!(Finding::doubt("a", "Odd\u{1b}[2J", "a\n\u{202e}").line().starts_with(line));
-        let bad = Finding::bad("a", "Broken", "Mend it");
-        assert_eq!(bad.text(), "\u{2717} Broken\n    Mend it\n");
-        let json = r#"{"step":"a","state":"failure","found":"Broken","fix":"Mend it"}"#;
-        assert_eq!(bad.json(), serde_json::from_str::<Value>(json).unwrap());
-        assert_eq!(Finding::good("a", "").json()["fix"], Value::Null);
+        assert!(Finding::warning("a", "Odd\u{1b}[2J", "a\n\u{202e}").line().starts_with(line));
+        let broken = Finding::failure("a", "Broken", "Fix it");
+        assert_eq!(broken.text(), "\u{2717} Broken\n    Fix it\n");
+        let json = r#"{"step":"a","state":"failure","found":"Broken","fix":"Fix it"}"#;
+        assert_eq!(broken.json(), serde_json::from_str::<Value>(json).unwrap());
+        assert_eq!(Finding::ok("a", "").json()["fix"], Value::Null);
     }
 
     #[test]
-    fn only_a_fault_is_a_failure() {
+    fn only_a_failed_step_makes_the_report_fail() {
         let mut report = Report::new(true);
-        assert!(report.add(Finding::good("a", "")));
-        assert!(!report.add(Finding::doubt("b", "", "")));
+        assert!(report.add(Finding::ok("a", "")));
+        assert!(!report.add(Finding::warning("b", "", "")));
         report.skip(&[("c", "The rest")], "b is odd");
         assert_eq!(report.findings[2].found, "The rest: b is odd");
         assert!(report.summary().unwrap().ends_with('!'));
-        report.add(Finding::bad("d", "", ""));
+        report.add(Finding::failure("d", "", ""));
         assert!(report.summary().is_err());
     }
 
     #[test]
-    fn times_are_whole_units() {
+    fn times_are_shown_in_whole_units() {
         let shown = [-1, 0, 3_599, 3_600, 7_300].map(|seconds| span(seconds, 3_600, "hour"));
         let less = "less than one hour";
         assert_eq!(shown, [less, less, less, "1 hour", "2 hours"]);
     }
 
     #[test]
-    fn steps_that_are_skipped_together_are_one_line() {
+    fn consecutive_skipped_steps_are_one_line() {
         let mut report = Report::new(true);
         assert_eq!(report.skipped_line(), None);
         report.skip(&[("a", "First")], "no EspoCRM");
@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(report.findings.len(), 3);
         report.skip(&[("d", "Fourth")], "no systemd");
         assert_eq!(report.skipped_line().unwrap(), "\u{2013} Fourth: no systemd\n");
-        report.add(Finding::good("e", ""));
+        report.add(Finding::ok("e", ""));
         assert_eq!(report.skipped_line(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Whether systemd runs the daemon, now and after a restart of the machine.
+//! Whether systemd runs the daemon, now and after a reboot.
 
 use super::Stop;
 use super::report::{Finding, Report};
@@ -9,12 +9,12 @@ use crate::platform::shell_word::shell_word;
 const STEP: &str = "service";
 const OLD: &str = "old-unit";
 
-/// What `systemctl show` tells of a unit.
+/// The properties of a unit that `systemctl show` prints.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Unit {
-    /// Whether there is one: loaded, not-found, masked.
+    /// loaded, not-found, masked.
     load: String,
-    /// Whether it starts with the machine: enabled, disabled.
+    /// enabled, disabled.
     file: String,
     /// active, inactive, failed, activating.
     active: String,
@@ -25,13 +25,13 @@ struct Unit {
     main_pid: u32,
 }
 
-/// The main process of a service that runs.
+/// The main process of a running service.
 pub(super) fn main_pid(files: &Files, service: &Service) -> Option<u32> {
     let unit = show(&Systemctl::of(files)?, &service.unit()).ok()?;
     (unit.active == "active" && unit.main_pid > 0).then_some(unit.main_pid)
 }
 
-pub(super) fn look(
+pub(super) fn examine(
     files: &Files,
     service: &Service,
     serves: bool,
@@ -40,7 +40,7 @@ pub(super) fn look(
 ) {
     let Some(systemctl) = Systemctl::of(files) else {
         let why = "systemd does not run here";
-        return report.skip(&[(STEP, "The service"), (OLD, "A unit of websocket.php")], why);
+        return report.skip(&[(STEP, "Service"), (OLD, "Unit for EspoCRM's websocket.php")], why);
     };
     if stop() {
         return;
@@ -51,17 +51,19 @@ pub(super) fn look(
             let has_config = files.resolve(&service.config()).is_ok();
             unit.judge(&name, &service.flag(), serves, has_config)
         }
-        Err(error) => Finding::unknown(STEP, format!("The service: {error}")),
+        Err(error) => Finding::unknown(STEP, format!("Service: {error}")),
     });
     let mut old = old_units(files).into_iter();
     let judged = |unit: OldUnit| {
         let state = show(&systemctl, &unit.name).unwrap_or_default();
         judge_old(&unit.name, &state)
     };
-    let bad = old.find_map(judged);
-    report.add(bad.unwrap_or_else(|| {
-        Finding::good(OLD, "No unit of systemd runs EspoCRM's own websocket.php")
-    }));
+    let running = old.find_map(judged);
+    report.add(
+        running.unwrap_or_else(|| {
+            Finding::ok(OLD, "No systemd unit runs EspoCRM's own websocket.php")
+        }),
+    );
 }
 
 fn show(systemctl: &Systemctl, unit: &str) -> Result<Unit, String> {
@@ -98,89 +100,92 @@ impl Unit {
         self.file.starts_with("enabled")
     }
 
-    /// `has_config`: whether there is the configuration file without which it does not start.
+    /// `has_config`: whether the configuration file exists, which the unit requires.
     fn judge(&self, name: &str, flag: &str, serves: bool, has_config: bool) -> Finding {
         let log = format!("journalctl -n 50 -u {name}");
-        let bad = |what: String, fix: String| Finding::bad(STEP, what, fix);
+        let failure = |what: String, fix: String| Finding::failure(STEP, what, fix);
         let setup = format!("As root: espocrm-websocket setup{flag}");
         let started = format!("systemctl enable --now {name}");
         match (&*self.load, &*self.active) {
-            ("masked", _) => bad(
+            ("masked", _) => failure(
                 format!("{name} is masked: systemd will not start it"),
                 format!("systemctl unmask {name} && {started}"),
             ),
-            ("loaded", "active") if self.restarts > 0 => Finding::doubt(
+            ("loaded", "active") if self.restarts > 0 => Finding::warning(
                 STEP,
-                format!("{name} runs, but had to be restarted {}", times(self.restarts.into())),
-                format!("Why, tells its log: {log}"),
+                format!("{name} runs, but systemd restarted it {}", times(self.restarts.into())),
+                format!("See its log for the reason: {log}"),
             ),
-            ("loaded", "active" | "reloading") if !self.is_enabled() => Finding::doubt(
+            ("loaded", "active" | "reloading") if !self.is_enabled() => Finding::warning(
                 STEP,
-                format!("{name} runs, but will not start with the machine ({})", self.file),
+                format!("{name} runs, but does not start at boot ({})", self.file),
                 format!("systemctl enable {name}"),
             ),
             ("loaded", "active" | "reloading") => {
-                Finding::good(STEP, format!("{name} runs, and starts with the machine"))
+                Finding::ok(STEP, format!("{name} runs, and starts at boot"))
             }
             ("loaded", "activating") if self.is_restarted() => {
                 let times = match self.restarts {
                     0 => String::new(),
                     restarts => format!(", restarted {}", times(restarts.into())),
                 };
-                bad(
-                    format!("{name} fails and is restarted by systemd ({}{times})", self.result),
-                    format!("The reason is in its log: {log}"),
+                failure(
+                    format!("{name} fails, and systemd restarts it ({}{times})", self.result),
+                    format!("See its log for the reason: {log}"),
                 )
             }
-            ("loaded", "activating") => Finding::doubt(
+            ("loaded", "activating") => Finding::warning(
                 STEP,
                 format!("{name} is starting"),
-                format!("Try again in a moment; if it stays so: {log}"),
+                format!(
+                    "Run the doctor again in a moment. If the service still starts then: {log}"
+                ),
             ),
-            ("loaded", "failed") => bad(
+            ("loaded", "failed") => failure(
                 format!("{name} has failed ({})", self.result),
-                format!("Why, tells its log: {log}\nThen: systemctl restart {name}"),
+                format!("See its log for the reason: {log}\nThen: systemctl restart {name}"),
             ),
-            ("loaded", _) if serves => Finding::doubt(
+            ("loaded", _) if serves => Finding::warning(
                 STEP,
                 format!("A daemon serves, but {name} does not run ({})", self.active),
                 format!(
-                    "Somebody has started one by hand, or another unit does. Stop that, and: \
-                     {started}"
+                    "It was started manually or by another unit. Stop that daemon, then: {started}"
                 ),
             ),
-            // That is the condition's result before the first start, too.
+            // Before the first start, the condition's result is "no" as well.
             ("loaded", _) if self.condition == "no" && !has_config => {
-                bad(format!("{name} was not started, because it is not set up"), setup)
+                failure(format!("{name} does not run, because it is not set up"), setup)
             }
-            ("loaded", _) => bad(format!("{name} does not run ({})", self.active), started),
+            ("loaded", _) => failure(format!("{name} does not run ({})", self.active), started),
             _ if serves => Finding::unknown(
                 STEP,
-                format!("A daemon serves; systemd knows no {name} and does not run it"),
+                format!("A daemon serves, but not under systemd: {name} does not exist"),
             ),
-            _ => bad(
-                format!("systemd knows no {name}"),
-                format!("Install the package of espocrm-websocket. {setup}"),
+            _ => failure(
+                format!("{name} does not exist"),
+                format!("Install the espocrm-websocket package. {setup}"),
             ),
         }
     }
 }
 
-/// A unit of the administrator's own for EspoCRM's `websocket.php`.
+/// Judges an administrator's unit for EspoCRM's `websocket.php`.
 fn judge_old(name: &str, unit: &Unit) -> Option<Finding> {
     let fix = format!(
-        "Put espocrm-websocket in its place, with a way back: espocrm-websocket adopt {}\nOr: \
-         systemctl disable --now {}",
+        "Replace it (reversible): espocrm-websocket adopt {}\nOr stop it: systemctl disable --now \
+         {}",
         shell_word(name),
         shell_word(name)
     );
     match (&*unit.active, unit.is_enabled()) {
-        ("active" | "activating" | "reloading", _) => {
-            Some(Finding::bad(OLD, format!("{name} still runs EspoCRM's own websocket.php"), fix))
-        }
-        (_, true) => Some(Finding::doubt(
+        ("active" | "activating" | "reloading", _) => Some(Finding::failure(
             OLD,
-            format!("{name} will start EspoCRM's own websocket.php with the machine"),
+            format!("{name} still runs EspoCRM's own websocket.php"),
+            fix,
+        )),
+        (_, true) => Some(Finding::warning(
+            OLD,
+            format!("{name} starts EspoCRM's own websocket.php at boot"),
             fix,
         )),
         _ => None,
@@ -197,29 +202,29 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_a_unit_is_judged() {
+    fn every_state_of_a_unit_has_a_finding() {
         for (unit, serves, state, found) in [
-            (unit("loaded", "enabled", "active", "NRestarts=0"), true, State::Good, "runs"),
-            (unit("loaded", "enabled", "active", "NRestarts=7"), true, State::Doubt, "7 times"),
+            (unit("loaded", "enabled", "active", "NRestarts=0"), true, State::Ok, "runs"),
+            (unit("loaded", "enabled", "active", "NRestarts=7"), true, State::Warning, "7 times"),
             (
                 unit("loaded", "enabled", "active", "NRestarts=1"),
                 true,
-                State::Doubt,
-                "restarted once",
+                State::Warning,
+                "restarted it once",
             ),
-            (unit("loaded", "disabled", "active", ""), true, State::Doubt, "not start with"),
-            (unit("loaded", "enabled", "inactive", ""), false, State::Bad, "does not run"),
-            (unit("loaded", "enabled", "inactive", ""), true, State::Doubt, "A daemon serves"),
+            (unit("loaded", "disabled", "active", ""), true, State::Warning, "not start at boot"),
+            (unit("loaded", "enabled", "inactive", ""), false, State::Failure, "does not run"),
+            (unit("loaded", "enabled", "inactive", ""), true, State::Warning, "A daemon serves"),
             (
                 unit("loaded", "enabled", "inactive", "ConditionResult=no"),
                 false,
-                State::Bad,
+                State::Failure,
                 "not set up",
             ),
             (
                 unit("loaded", "enabled", "failed", "Result=exit-code"),
                 false,
-                State::Bad,
+                State::Failure,
                 "failed (exit-code)",
             ),
             (
@@ -230,25 +235,25 @@ mod tests {
                     "SubState=auto-restart\nResult=exit-code\nNRestarts=3",
                 ),
                 false,
-                State::Bad,
-                "restarted by systemd (exit-code, restarted 3 times)",
+                State::Failure,
+                "systemd restarts it (exit-code, restarted 3 times)",
             ),
             (
                 unit("loaded", "enabled", "activating", "SubState=auto-restart\nResult=exit-code"),
                 false,
-                State::Bad,
-                "restarted by systemd (exit-code)",
+                State::Failure,
+                "systemd restarts it (exit-code)",
             ),
             (
                 unit("loaded", "enabled", "activating", "SubState=start"),
                 false,
-                State::Doubt,
+                State::Warning,
                 "is starting",
             ),
-            (unit("masked", "masked", "inactive", ""), false, State::Bad, "masked"),
-            (unit("not-found", "", "inactive", ""), false, State::Bad, "knows no"),
-            (unit("not-found", "", "inactive", ""), true, State::Unknown, "knows no"),
-            (Unit::default(), false, State::Bad, "knows no"),
+            (unit("masked", "masked", "inactive", ""), false, State::Failure, "masked"),
+            (unit("not-found", "", "inactive", ""), false, State::Failure, "does not exist"),
+            (unit("not-found", "", "inactive", ""), true, State::Unknown, "does not exist"),
+            (Unit::default(), false, State::Failure, "does not exist"),
         ] {
             let finding = unit.judge("x.service", " --name x", serves, false);
             assert_eq!(finding.state, state, "{unit:?}");
@@ -261,10 +266,10 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_of_the_original_must_not_run() {
+    fn a_unit_for_websocket_php_must_not_run() {
         let state = |unit: Unit| judge_old("crm.service", &unit).map(|it| it.state);
-        assert_eq!(state(unit("loaded", "disabled", "active", "")), Some(State::Bad));
-        assert_eq!(state(unit("loaded", "enabled", "inactive", "")), Some(State::Doubt));
+        assert_eq!(state(unit("loaded", "disabled", "active", "")), Some(State::Failure));
+        assert_eq!(state(unit("loaded", "enabled", "inactive", "")), Some(State::Warning));
         assert_eq!(state(unit("loaded", "disabled", "inactive", "")), None);
     }
 }

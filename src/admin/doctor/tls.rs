@@ -1,4 +1,4 @@
-//! Whether the service's user can use the certificate of the daemon's own TLS.
+//! Whether the service's user can read the daemon's TLS certificate and key.
 
 use super::report::Finding;
 use crate::admin::doctor::context::Context;
@@ -8,12 +8,9 @@ use crate::platform::sys;
 
 const STEP: &str = "tls";
 
-pub(super) fn look(context: &Context) -> Finding {
+pub(super) fn examine(context: &Context) -> Finding {
     let Some(files) = &context.settings.tls.value else {
-        return Finding::good(
-            STEP,
-            "The daemon does not do TLS itself, so that it needs no certificate",
-        );
+        return Finding::ok(STEP, "The daemon does not terminate TLS and needs no certificate");
     };
     let (root, identity) = (context.espocrm.root(), context.espocrm.identity());
     let is_service = sys::is_root() || identity.owns(&root.join("data"));
@@ -23,16 +20,16 @@ pub(super) fn look(context: &Context) -> Finding {
 /// `is_service`: whether the service most likely runs as this user.
 fn judge(loaded: Result<()>, user: &str, is_service: bool) -> Finding {
     match loaded {
-        Ok(()) => Finding::good(STEP, format!("{user} can read the certificate and key for TLS")),
-        Err(error) if is_service => Finding::bad(
+        Ok(()) => Finding::ok(STEP, format!("User {user} can read the TLS certificate and key")),
+        Err(error) if is_service => Finding::failure(
             STEP,
-            format!("The certificate or key for TLS cannot be used by {user}"),
-            format!("{error}\nThe daemon does not start without it."),
+            format!("User {user} cannot use the TLS certificate or key"),
+            format!("{error}\nThe daemon cannot start without them."),
         ),
         Err(error) => Finding::unknown(
             STEP,
             format!(
-                "Whether the service's user can use the certificate: run the doctor as root. {error}"
+                "TLS certificate: to test it as the service's user, run the doctor as root. {error}"
             ),
         ),
     }
@@ -45,10 +42,10 @@ mod tests {
     use crate::platform::exit::Exit;
 
     #[test]
-    fn only_the_services_user_counts() {
+    fn an_unreadable_certificate_is_a_failure_for_the_services_user_only() {
         let failed = || Err(Exit::error("No."));
-        assert!(judge(Ok(()), "web", false).is_good());
-        assert_eq!(judge(failed(), "web", true).state, State::Bad);
+        assert!(judge(Ok(()), "web", false).is_ok());
+        assert_eq!(judge(failed(), "web", true).state, State::Failure);
         assert_eq!(judge(failed(), "ann", false).state, State::Unknown);
     }
 }

@@ -1,4 +1,5 @@
-//! Where EspoCRM sends to, and where the daemon receives: two ZeroMQ endpoints that must meet.
+//! The ZeroMQ endpoint to which EspoCRM sends, and the one at which the daemon receives. They must
+//! match.
 
 use std::net::{IpAddr, TcpListener};
 
@@ -9,24 +10,24 @@ use super::php;
 use super::report::Finding;
 use crate::admin::doctor::context::Context;
 
-/// Where EspoCRM connects unless it is told otherwise.
+/// EspoCRM's default endpoint.
 const DEFAULT: &str = "tcp://localhost:5555";
 
 const STEP: &str = "zeromq";
 
-/// An endpoint's parts.
+/// A parsed endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint<'a> {
     Tcp { host: &'a str, port: &'a str },
     Other { transport: &'a str, path: &'a str },
 }
 
-/// Where EspoCRM sends to.
+/// The endpoint to which EspoCRM sends.
 pub(super) fn submission(context: &Context) -> String {
     context.espo_settings.text("webSocketZeroMQSubmissionDsn").unwrap_or_else(|| DEFAULT.to_owned())
 }
 
-/// The port at which messages are received.
+/// The TCP port of an endpoint.
 pub(super) fn port(zeromq: &str) -> Option<u16> {
     match parse(zeromq) {
         Endpoint::Tcp { port, .. } => port.parse().ok(),
@@ -34,7 +35,7 @@ pub(super) fn port(zeromq: &str) -> Option<u16> {
     }
 }
 
-/// Whether only this machine reaches an endpoint.
+/// Whether only this machine can reach an endpoint.
 pub(super) fn is_local(zeromq: &str) -> bool {
     match parse(zeromq) {
         Endpoint::Tcp { host, .. } => {
@@ -45,12 +46,14 @@ pub(super) fn is_local(zeromq: &str) -> bool {
     }
 }
 
-pub(super) fn look(context: &Context, stop: Stop<'_>) -> Finding {
+pub(super) fn examine(context: &Context, stop: Stop<'_>) -> Finding {
     let messager = context.espo_settings.text("webSocketMessager").filter(|text| text != "ZeroMQ");
     if let Some(messager) = messager {
-        return Finding::bad(
+        return Finding::failure(
             STEP,
-            format!("EspoCRM's webSocketMessager is {messager}, not ZeroMQ: it sends elsewhere"),
+            format!(
+                "EspoCRM's webSocketMessager is {messager}, so it does not send through ZeroMQ"
+            ),
             "Remove webSocketMessager from EspoCRM's data/config.php or config-internal.php.",
         );
     }
@@ -60,84 +63,90 @@ pub(super) fn look(context: &Context, stop: Stop<'_>) -> Finding {
             return Some(vec![address]);
         }
         let task = json!({"task": "resolve", "host": host});
-        let answer = php::ask(&context.espocrm, &task, stop).ok()?;
+        let answer = php::run_task(&context.espocrm, &task, stop).ok()?;
         let list = answer.get("addresses").and_then(Value::as_array)?;
         Some(list.iter().filter_map(|it| it.as_str()?.parse().ok()).collect())
     };
-    meet(&to, at, &mut addresses, &is_own)
+    compare(&to, at, &mut addresses, &is_own)
 }
 
-/// Whether what is sent to one endpoint arrives at another.
-fn meet(
+/// Whether messages sent to one endpoint arrive at the other.
+fn compare(
     to: &str,
     at: &str,
     addresses: &mut dyn FnMut(&str) -> Option<Vec<IpAddr>>,
     is_own: &dyn Fn(IpAddr) -> bool,
 ) -> Finding {
-    let apart = |what: String| {
-        Finding::bad(
+    let mismatch = |what: String| {
+        Finding::failure(
             STEP,
             format!("EspoCRM sends to {to}, but the daemon receives at {at}: {what}"),
             format!(
-                "Set both in EspoCRM's data/config-internal.php to what fits, such as\n  \
-                 'webSocketZeroMQSubmissionDsn' => '{DEFAULT}',\n  \
-                 'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\nand restart the daemon. \
-                 A zeromq in our own configuration, or --zeromq, wins over the latter."
+                "In EspoCRM's data/config-internal.php, set both to matching values, for \
+                 example\n  'webSocketZeroMQSubmissionDsn' => '{DEFAULT}',\n  \
+                 'webSocketZeroMQSubscriberDsn' => 'tcp://127.0.0.1:5555',\nand restart the \
+                 daemon. zeromq in the configuration file, or --zeromq, takes precedence over the \
+                 latter."
             ),
         )
     };
     let (host, bound) = match (parse(to), parse(at)) {
         (Endpoint::Tcp { host, port }, Endpoint::Tcp { host: bound, port: at_port }) => {
             if port != at_port {
-                return apart("the ports differ".to_owned());
+                return mismatch("the ports differ".to_owned());
             }
             (host, bound)
         }
         (one, other) if one == other => {
-            return Finding::good(
+            return Finding::ok(
                 STEP,
-                format!("EspoCRM sends to {to}, where the daemon receives"),
+                format!("EspoCRM sends to {to}, at which the daemon receives"),
             );
         }
         (Endpoint::Other { transport: one, .. }, Endpoint::Other { transport: other, .. })
             if one == other =>
         {
-            return apart("the paths differ".to_owned());
+            return mismatch("the paths differ".to_owned());
         }
-        _ => return apart("these are different kinds of connections".to_owned()),
+        _ => return mismatch("the transports differ".to_owned()),
     };
     if matches!(host, "*" | "") {
-        return apart("a sender has to name one host, and * is none".to_owned());
+        return mismatch("the sender needs a host name, not *".to_owned());
     }
-    let good =
-        Finding::good(STEP, format!("EspoCRM sends to {to}, and the daemon receives at {at}"));
+    let matching =
+        Finding::ok(STEP, format!("EspoCRM sends to {to}, and the daemon receives at {at}"));
     let Some(found) = addresses(host) else {
-        return Finding::unknown(STEP, format!("{}: {host} could not be looked up", good.found));
+        return Finding::unknown(STEP, format!("{}; {host} could not be resolved", matching.found));
     };
     if found.is_empty() {
-        return apart(format!("no such host as {host} is known here"));
+        return mismatch(format!("this machine cannot resolve {host}"));
     }
     if found.iter().any(IpAddr::is_unspecified) {
-        return Finding::doubt(
+        return Finding::warning(
             STEP,
-            good.found,
-            format!("{host} is where one receives. Send to 127.0.0.1, which works everywhere."),
+            matching.found,
+            format!(
+                "{host} is an address for receiving only. Set webSocketZeroMQSubmissionDsn to \
+                 127.0.0.1, which works on every system."
+            ),
         );
     }
     if !found.iter().any(|address| is_own(*address)) {
-        return Finding::bad(
+        return Finding::failure(
             STEP,
-            format!("EspoCRM sends to {to}: that is another machine than this"),
+            format!("EspoCRM sends to {to}, which is another machine"),
             format!(
-                "If the daemon runs there, ask the doctor there. If it is to be here, set\n  \
-                 'webSocketZeroMQSubmissionDsn' => '{DEFAULT}',\nin EspoCRM's \
+                "If the daemon runs on that machine, run the doctor there. If it should run here, \
+                 set\n  'webSocketZeroMQSubmissionDsn' => '{DEFAULT}',\nin EspoCRM's \
                  data/config-internal.php."
             ),
         );
     }
     // An interface's name, or every address.
-    let Some(bound) = literal(bound).filter(|bound| !bound.is_unspecified()) else { return good };
-    if found.contains(&bound) { good } else { apart("the addresses differ".to_owned()) }
+    let Some(bound) = literal(bound).filter(|bound| !bound.is_unspecified()) else {
+        return matching;
+    };
+    if found.contains(&bound) { matching } else { mismatch("the addresses differ".to_owned()) }
 }
 
 fn parse(endpoint: &str) -> Endpoint<'_> {
@@ -145,7 +154,7 @@ fn parse(endpoint: &str) -> Endpoint<'_> {
     if transport == "tcp"
         && let Some((host, port)) = path.rsplit_once(':')
     {
-        // An address of the sender's own may stand before a semicolon.
+        // The sender's source address may precede a semicolon.
         let host = host.rsplit(';').next().unwrap_or(host);
         return Endpoint::Tcp { host: host.trim_matches(['[', ']']), port };
     }
@@ -159,7 +168,7 @@ fn literal(host: &str) -> Option<IpAddr> {
     }
 }
 
-/// Whether it is an address of this machine.
+/// Whether this is an address of this machine.
 fn is_own(address: IpAddr) -> bool {
     address.is_loopback() || TcpListener::bind((address, 0)).is_ok()
 }
@@ -169,7 +178,7 @@ mod tests {
     use super::super::report::State;
     use super::*;
 
-    fn met(to: &str, at: &str) -> (State, String) {
+    fn compared(to: &str, at: &str) -> (State, String) {
         let mut addresses = |host: &str| match host {
             "daemon" => Some(vec![IpAddr::from([10, 0, 0, 5])]),
             "elsewhere" => Some(vec![IpAddr::from([10, 0, 0, 9])]),
@@ -179,12 +188,12 @@ mod tests {
         };
         let is_own =
             |address: IpAddr| address.is_loopback() || address == IpAddr::from([10, 0, 0, 5]);
-        let finding = meet(to, at, &mut addresses, &is_own);
+        let finding = compare(to, at, &mut addresses, &is_own);
         (finding.state, finding.found.into_owned())
     }
 
     #[test]
-    fn endpoints_meet() {
+    fn endpoints_match() {
         for (to, at) in [
             ("tcp://localhost:5555", "tcp://127.0.0.1:5555"),
             ("tcp://localhost:5555", "tcp://*:5555"),
@@ -196,31 +205,31 @@ mod tests {
             ("tcp://127.0.0.1:0;localhost:5555", "tcp://lo:5555"),
             ("ipc:///run/x.sock", "ipc:///run/x.sock"),
         ] {
-            assert_eq!(met(to, at).0, State::Good, "{to} {at}: {}", met(to, at).1);
+            assert_eq!(compared(to, at).0, State::Ok, "{to} {at}: {}", compared(to, at).1);
         }
     }
 
     #[test]
-    fn endpoints_do_not_meet() {
+    fn endpoints_do_not_match() {
         for (to, at, why) in [
             ("tcp://localhost:5555", "tcp://127.0.0.1:5556", "ports differ"),
             ("tcp://localhost:5555", "tcp://127.0.0.1:*", "ports differ"),
             ("tcp://localhost:5555", "tcp://10.0.0.5:5555", "addresses differ"),
             ("tcp://daemon:5555", "tcp://127.0.0.1:5555", "addresses differ"),
             ("tcp://elsewhere:5555", "tcp://*:5555", "another machine"),
-            ("tcp://unknown:5555", "tcp://*:5555", "no such host"),
-            ("tcp://*:5555", "tcp://*:5555", "* is none"),
-            ("ipc:///a", "tcp://127.0.0.1:5555", "different kinds"),
-            ("tcp://localhost:5555", "ipc:///a", "different kinds"),
+            ("tcp://unknown:5555", "tcp://*:5555", "cannot resolve unknown"),
+            ("tcp://*:5555", "tcp://*:5555", "needs a host name"),
+            ("ipc:///a", "tcp://127.0.0.1:5555", "transports differ"),
+            ("tcp://localhost:5555", "ipc:///a", "transports differ"),
             ("ipc:///a", "ipc:///b", "paths differ"),
-            ("nonsense", "tcp://127.0.0.1:5555", "different kinds"),
+            ("nonsense", "tcp://127.0.0.1:5555", "transports differ"),
         ] {
-            let (state, found) = met(to, at);
-            assert_eq!(state, State::Bad, "{to} {at}");
+            let (state, found) = compared(to, at);
+            assert_eq!(state, State::Failure, "{to} {at}");
             assert!(found.contains(why), "{found}");
         }
-        assert_eq!(met("tcp://0.0.0.0:5555", "tcp://*:5555").0, State::Doubt);
-        assert_eq!(met("tcp://slow:5555", "tcp://*:5555").0, State::Unknown);
+        assert_eq!(compared("tcp://0.0.0.0:5555", "tcp://*:5555").0, State::Warning);
+        assert_eq!(compared("tcp://slow:5555", "tcp://*:5555").0, State::Unknown);
     }
 
     #[test]

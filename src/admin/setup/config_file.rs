@@ -1,16 +1,16 @@
-//! The configuration file's line that names EspoCRM.
+//! The line `espocrm` in the configuration file.
 
 use std::path::Path;
 
 use crate::settings::Overrides;
 
-/// What a new file begins as.
+/// The template of a new file.
 pub(super) const TEMPLATE: &str = include_str!("../../../packaging/config.toml");
 
-/// The text of a configuration file with this directory in it, and all else as it was.
+/// The text of a configuration file with this directory, otherwise unchanged.
 ///
 /// # Errors
-/// What is wrong with the text, and where.
+/// If the text is invalid; the message contains the line.
 pub(super) fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
     if Overrides::from_toml(text)?.espocrm.as_deref() == Some(Path::new(dir)) {
         return Ok(text.to_owned());
@@ -18,33 +18,33 @@ pub(super) fn with_espocrm(text: &str, dir: &str) -> Result<String, String> {
     let quoted = dir.replace('\\', "\\\\").replace('"', "\\\"");
     let line = format!("espocrm = \"{quoted}\"");
     let first = text.len() - text.trim_start_matches('\u{feff}').len();
-    let place = value_of(text).or_else(|| commented_out(text));
-    let (start, end) = place.unwrap_or((first, first));
-    let after_it = if place.is_none() { "\n" } else { "" };
+    let position = value_of(text).or_else(|| commented_out(text));
+    let (start, end) = position.unwrap_or((first, first));
+    let line_break = if position.is_none() { "\n" } else { "" };
     let before = text.get(..start).unwrap_or_default();
     let after = text.get(end..).unwrap_or_default();
-    let text = [before, &line, after_it, after].concat();
+    let text = [before, &line, line_break, after].concat();
     let written = Overrides::from_toml(&text)?.espocrm;
-    // A table's head could stand before it, or a text of several lines around it.
+    // The line could follow a table header, or be inside a multi-line string.
     if written.as_deref() != Some(Path::new(dir)) {
-        return Err(format!("its espocrm line could not be changed to {line}: do it by hand"));
+        return Err(format!("the espocrm line could not be set to {line}: edit it manually"));
     }
     Ok(text)
 }
 
-/// Where the name and its value stand.
+/// The position of the name and its value.
 fn value_of(text: &str) -> Option<(usize, usize)> {
     let file = toml_span::parse(text).ok()?;
     let (key, value) = file.as_table()?.get_key_value("espocrm")?;
-    // The marks around a text may or may not be counted to it.
-    let is_mark = |byte: &u8| matches!(byte, b'"' | b'\'');
+    // A span may or may not include the quotes.
+    let is_quote = |byte: &u8| matches!(byte, b'"' | b'\'');
     let before = text.as_bytes().get(..key.span.start)?;
     let after = text.as_bytes().get(value.span.end..)?;
-    let start = key.span.start - before.iter().rev().take_while(|byte| is_mark(byte)).count();
-    Some((start, value.span.end + after.iter().take_while(|byte| is_mark(byte)).count()))
+    let start = key.span.start - before.iter().rev().take_while(|byte| is_quote(byte)).count();
+    Some((start, value.span.end + after.iter().take_while(|byte| is_quote(byte)).count()))
 }
 
-/// Where an example of the line stands.
+/// The position of a commented-out line.
 fn commented_out(text: &str) -> Option<(usize, usize)> {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_value_is_replaced_and_nothing_else() {
+    fn only_the_value_is_replaced() {
         for (text, expected) in [
             ("espocrm = \"/a\"\n", "espocrm = \"/b\"\n"),
             (
@@ -101,12 +101,12 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_left_alone() {
+    fn invalid_files_are_not_changed() {
         for (text, why) in [
             ("\nespocrm = [1]", "line 2: espocrm: array"),
             ("x", "line 1"),
             ("debug = 'maybe'", "debug"),
-            ("php = '''\n#espocrm = 1\n'''\n", "by hand"),
+            ("php = '''\n#espocrm = 1\n'''\n", "manually"),
         ] {
             let error = with_espocrm(text, "/b").unwrap_err();
             assert!(error.contains(why), "{error}");

@@ -1,4 +1,4 @@
-//! What a machine adds to the package's unit.
+//! The drop-in with the settings of this machine for the package's unit.
 
 use std::path::Path;
 
@@ -7,21 +7,21 @@ use crate::platform::shell_word::is_plain;
 
 /// The drop-in of a service.
 pub(super) struct DropIn<'a> {
-    /// Whom it runs as.
+    /// The user who runs the service.
     pub user: &'a str,
-    /// EspoCRM's `data/`, where it really is.
+    /// EspoCRM's `data/`, without symbolic links.
     pub data: &'a str,
-    /// Directories in people's homes, all of which are hidden otherwise.
+    /// Directories in home directories, which the sandbox otherwise hides.
     pub homes: &'a [&'a str],
     /// Whether systemd can increase the delay between restarts.
     pub has_restart_steps: bool,
 }
 
-/// The version of systemd that introduced `RestartSteps=`. Older ones log a warning about it whenever
+/// The version of systemd that introduced `RestartSteps=`. Older versions log a warning whenever
 /// they load the unit.
 const RESTART_STEPS_SINCE: u32 = 254;
 
-/// Where systemd's own library is. Its name contains the version.
+/// The paths of systemd's private library, whose file name contains the version.
 const LIBRARIES: [&str; 5] = [
     "/usr/lib/systemd/*.so",
     "/usr/lib/*/systemd/*.so",
@@ -42,11 +42,11 @@ fn version(library: &Path) -> Option<u32> {
 }
 
 impl DropIn<'_> {
-    /// Its text. `again` is the command that writes it anew.
-    pub(super) fn render(&self, again: &str) -> String {
+    /// The text of the file. `command`: the command that writes it.
+    pub(super) fn render(&self, command: &str) -> String {
         let mut text = format!(
-            "# Written by `{again}`, which writes it anew. Your own changes belong into another \
-             file beside it:\n# that of systemctl edit.\n[Service]\nUser={}\n",
+            "# Written by `{command}`, which overwrites it. For your own changes, use another \
+             file:\n# systemctl edit\n[Service]\nUser={}\n",
             self.user
         );
         text = text + "ReadWritePaths=" + &escape(self.data) + "\n";
@@ -57,14 +57,15 @@ impl DropIn<'_> {
             text = text + "BindPaths=" + &escape(home) + "\n";
         }
         if self.has_restart_steps {
-            // From RestartSec=3 up, so that a daemon that cannot start does not fill the journal.
+            // The delay grows from RestartSec=3, so that a daemon that cannot start does not fill
+            // the journal.
             text += "RestartSteps=6\nRestartMaxDelaySec=60\n";
         }
         text
     }
 }
 
-/// A path as systemd reads it in a list of such. It must not hold control characters.
+/// A path in systemd's syntax for lists of paths. It must not contain control characters.
 fn escape(path: &str) -> String {
     if is_plain(path) {
         return path.to_owned();
@@ -77,11 +78,11 @@ fn escape(path: &str) -> String {
 mod tests {
     use super::*;
 
-    const COMMENT: &str = "# Written by `espocrm-websocket setup`, which writes it anew. Your own \
-        changes belong into another file beside it:\n# that of systemctl edit.\n";
+    const COMMENT: &str = "# Written by `espocrm-websocket setup`, which overwrites it. For your \
+        own changes, use another file:\n# systemctl edit\n";
 
     #[test]
-    fn user_and_data_are_named() {
+    fn the_drop_in_contains_user_and_data() {
         let drop_in = DropIn {
             user: "www-data",
             data: "/var/www/html/data",
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_is_let_in() {
+    fn directories_in_homes_are_made_visible() {
         let homes = ["/home/ann/my crm", "/home/ann/data"];
         let drop_in =
             DropIn { user: "1000", data: "/home/ann/data", homes: &homes, has_restart_steps: true };
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_of_systemd_is_known_by_its_library() {
+    fn the_version_of_systemd_is_read_from_its_library() {
         for (name, expected) in [
             ("libsystemd-shared-252.so", Some(252)),
             ("libsystemd-shared-252-46.el9.so", Some(252)),
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_systemd_would_take_for_something_else_is_escaped() {
+    fn special_characters_are_escaped() {
         assert_eq!(escape("/srv/a b:c/100%/\"q\"\\"), r#""/srv/a b:c/100%%/\"q\"\\""#);
         assert_eq!(escape("/srv/\u{e9}"), "\"/srv/\u{e9}\"");
     }

@@ -1,4 +1,4 @@
-//! For the tests: a machine in a directory, with a systemd that a script plays.
+//! For tests: a system image in a directory, with a script as a fake systemd.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
@@ -9,8 +9,8 @@ use super::machine::Machine;
 use super::systemctl::Systemctl;
 use crate::platform::sys;
 
-/// Notes how it is called and answers like `systemctl`. `fails` names units that do not start,
-/// `dies` those that end again; either means ours only, not a file of the administrator's.
+/// Records its arguments and answers like `systemctl`. Units in `fails` do not start, units in
+/// `dies` end again; both apply to the package's units only, not to the administrator's files.
 const SYSTEMCTL: &str = r#"cd "$0.d" && echo "$*" >> calls
 own=../etc/systemd/system/$2
 case $1 in
@@ -23,7 +23,7 @@ restart)
     echo active > "active/$2"
     if [ -e "dies/$2" ] && [ ! -e "$own" ]; then echo activating > "active/$2"; fi ;;
 show) echo 0815 ;;
---quiet) [ "$5" = _SYSTEMD_INVOCATION_ID=0815 ] && printf 'Nothing can be served.\nMend it.\n' ;;
+--quiet) [ "$5" = _SYSTEMD_INVOCATION_ID=0815 ] && printf 'Nothing can be served.\nFix it.\n' ;;
 enable) if [ -e "missing/$2" ]; then echo "Unit file $2 does not exist." >&2; exit 1; fi ;;
 esac
 "#;
@@ -31,7 +31,7 @@ esac
 pub(crate) struct Image(PathBuf);
 
 impl Image {
-    /// With the package's units, and nothing else.
+    /// An image with the package's units only.
     pub(crate) fn new() -> Self {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -51,7 +51,7 @@ impl Image {
         image
     }
 
-    /// Who owns each EspoCRM: somebody else than root, if that can be had.
+    /// The owner of each EspoCRM: if possible, a user other than root.
     fn web(&self) -> (u32, u32) {
         let metadata = self.0.metadata().unwrap();
         if sys::is_root() { (33, 34) } else { (metadata.uid(), metadata.gid()) }
@@ -62,12 +62,12 @@ impl Image {
     }
 
     pub(crate) fn put(&self, path: &str, text: &str) {
-        let place = self.at(path);
-        fs::create_dir_all(place.parent().unwrap()).unwrap();
-        fs::write(place, text).unwrap();
+        let path = self.at(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
 
-    /// An EspoCRM, as far as it is known by its files.
+    /// Creates the files that identify an EspoCRM.
     pub(crate) fn espocrm(&self, dir: &str) {
         for file in ["bootstrap.php", "command.php", "data/config.php"] {
             self.put(&format!("{dir}/{file}"), "<?php\n");
@@ -89,28 +89,28 @@ impl Image {
         self.at(path).symlink_metadata().is_ok()
     }
 
-    /// Whether nothing was set up.
+    /// Whether no service was configured.
     pub(crate) fn is_untouched(&self) -> bool {
         !self.has("/etc/espocrm-websocket") && !self.has("/var/lib/espocrm-websocket")
     }
 
-    /// How systemd was called since the last time.
+    /// The calls of systemd since the last call of this function.
     pub(crate) fn calls(&self) -> Vec<String> {
         let calls = self.text("/systemctl.d/calls");
         let _ = fs::remove_file(self.at("/systemctl.d/calls"));
         calls.lines().map(str::to_owned).collect()
     }
 
-    /// Lets something be worked at it; tells what was said, and how it ended.
-    pub(crate) fn work<T>(&self, work: impl FnOnce(&Machine) -> T) -> (String, T) {
-        let place = self.at("/said");
+    /// Runs a command on the image. Returns its output and its result.
+    pub(crate) fn run<T>(&self, command: impl FnOnce(&Machine) -> T) -> (String, T) {
+        let output = self.at("/output");
         let machine = Machine {
             files: Files::below(&self.0),
-            systemctl: Some(Systemctl::played_by(vec!["sh".into(), self.at("/systemctl").into()])),
-            out: fs::File::create(&place).ok(),
+            systemctl: Some(Systemctl::fake(vec!["sh".into(), self.at("/systemctl").into()])),
+            out: fs::File::create(&output).ok(),
         };
-        let result = work(&machine);
-        (fs::read_to_string(place).unwrap(), result)
+        let result = command(&machine);
+        (fs::read_to_string(output).unwrap(), result)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What `setup` and `adopt` work at.
+//! The machine that `setup` and `adopt` change.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,12 +11,12 @@ use crate::engine::printable::printable_lines;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::sys;
 
-/// This machine, or an image of one.
+/// This machine, or a system image.
 pub(crate) struct Machine {
     pub files: Files,
-    /// None if systemd does not run it, as in an image.
+    /// `None` if systemd does not run, or in an image.
     pub systemctl: Option<Systemctl>,
-    /// What is told to the administrator.
+    /// The output for the administrator.
     pub out: Option<File>,
 }
 
@@ -24,7 +24,7 @@ impl Machine {
     /// This machine, or the image in `root`.
     ///
     /// # Errors
-    /// If it may not be changed, or there is none.
+    /// If the user is not root, or the image does not exist.
     pub(crate) fn open(root: Option<&Path>) -> Result<Self> {
         let out = io::stdout().as_fd().try_clone_to_owned().ok().map(File::from);
         if let Some(root) = root {
@@ -32,13 +32,13 @@ impl Machine {
             return Ok(Self { files: Files::below(&root), systemctl: None, out });
         }
         if !sys::is_root() {
-            return Err(Exit::error("This changes files in /etc: run it as root."));
+            return Err(Exit::error("This command changes files in /etc: run it as root."));
         }
         Ok(Self { files: Files::below(Path::new("/")), systemctl: Systemctl::here(), out })
     }
 
-    /// Tells something. That nobody listens is no reason to stop halfway.
-    pub(crate) fn say(&self, text: &str) {
+    /// Prints a message. A closed output is no reason to stop halfway.
+    pub(crate) fn print(&self, text: &str) {
         let text = printable_lines(text) + "\n";
         let _ = self.out.as_ref().map(|mut out| out.write_all(text.as_bytes()));
     }

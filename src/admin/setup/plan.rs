@@ -1,4 +1,4 @@
-//! What is going to be written, decided before anything is.
+//! The files that will be written. Everything is decided before the first one is written.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -7,7 +7,7 @@ use super::Setup;
 use super::config_file::{self, with_espocrm};
 use super::drop_in::{self, DropIn};
 use super::files::{Files, failed};
-use super::search::{Found, OldUnit, configured, espocrms, is_tame, old_units};
+use super::search::{Found, OldUnit, configured, espocrms, fits_unit, old_units};
 use super::service::{Service, UNITS};
 use super::unit::Unit;
 use crate::engine::printable::Printable;
@@ -18,28 +18,27 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::shell_word::shell_word;
 use crate::settings::Overrides;
 
-/// Both files of a service.
+/// The configuration file and the drop-in of a service.
 pub(crate) struct Plan {
-    /// Which.
     pub service: Service,
     /// The EspoCRM that it serves.
     pub dir: String,
-    /// Whom it runs as.
+    /// The user who runs it.
     pub user: String,
-    /// The configuration file as it was, if there is one.
+    /// The existing configuration file.
     pub old: Option<String>,
-    /// Commands for other `EspoCRMs` that were found and are not served, each in a line of its own.
+    /// Commands for other `EspoCRMs` that were found and are not served, each on its own line.
     others: String,
     config: String,
     drop_in: String,
 }
 
 impl Plan {
-    /// Decides it. `adopted` is the administrator's own unit that is about to go. None if there is
-    /// nothing to do, because each EspoCRM is served by another service.
+    /// Makes the plan. `adopted`: the administrator's unit that will be replaced. Returns `None` if
+    /// each EspoCRM is already served by another service.
     ///
     /// # Errors
-    /// Why it cannot be decided, and what to do.
+    /// If the EspoCRM or its user cannot be determined. The message contains what to do.
     pub(crate) fn make(
         files: &Files,
         setup: &Setup,
@@ -50,7 +49,7 @@ impl Plan {
         let shown = path.display();
         let old = match files.read(&path) {
             Ok(text) => Some(String::from_utf8(text).map_err(|_| {
-                Exit::error(format!("{shown} is not in UTF-8. Nothing was changed."))
+                Exit::error(format!("{shown} is not valid UTF-8. Nothing was changed."))
             })?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(&path, "read", &error)),
@@ -66,15 +65,15 @@ impl Plan {
                 None => return Ok(None),
             },
         };
-        let user = setup.user.clone().or_else(|| kept_user(files, &service, setup.at_install));
-        let again = format!("espocrm-websocket setup{}", service.flag());
-        let espocrm = Espocrm::open(files, &dir, user, &again).map_err(|error| match &named {
+        let user = setup.user.clone().or_else(|| existing_user(files, &service, setup.at_install));
+        let command = format!("espocrm-websocket setup{}", service.flag());
+        let espocrm = Espocrm::open(files, &dir, user, &command).map_err(|error| match &named {
             Some(named) if *named == dir => Exit::error(format!(
-                "{shown} names an EspoCRM that cannot be served. {error} Nothing was changed."
+                "The EspoCRM in {shown} cannot be served. {error} Nothing was changed."
             )),
             _ => error,
         })?;
-        let in_the_way: Vec<_> = units
+        let conflicting: Vec<_> = units
             .iter()
             .filter(|unit| {
                 let same = unit
@@ -88,15 +87,15 @@ impl Plan {
                 }
             })
             .collect();
-        if !in_the_way.is_empty() {
-            return Err(adopt_first(&in_the_way, &service));
+        if !conflicting.is_empty() {
+            return Err(adopt_first(&conflicting, &service));
         }
         let text = old.as_deref().unwrap_or(config_file::TEMPLATE);
         let config = match named.filter(|_| adopted.is_some()).map(|dir| files.resolve(&dir)) {
             Some(Ok(dir)) if dir != espocrm.real => {
                 return Err(Exit::error_lines(format!(
-                    "{shown} is that of another EspoCRM, in {}. Nothing was changed. Choose a name \
-                     for a second service:\n  espocrm-websocket adopt --name NAME {}",
+                    "{shown} is for another EspoCRM, in {}. Nothing was changed. Choose a name for \
+                     a second service:\n  espocrm-websocket adopt --name NAME {}",
                     dir.display(),
                     shell_word(adopted.unwrap_or_default())
                 )));
@@ -109,10 +108,10 @@ impl Plan {
         Ok(Some(Self { service, dir, user, old, others, config, drop_in }))
     }
 
-    /// Writes it. False if everything is as it was.
+    /// Writes both files. Returns false if nothing has changed.
     ///
     /// # Errors
-    /// What could not be written.
+    /// If a file could not be written.
     pub(crate) fn write(&self, files: &Files) -> Result<bool> {
         let config = self.service.config();
         files.open_dir(config.parent().unwrap_or(Path::new("/")))?;
@@ -120,16 +119,16 @@ impl Plan {
         Ok(files.write(&self.service.drop_in(), self.drop_in.as_bytes(), 0o644)? || changed)
     }
 
-    /// What was written.
+    /// The files that were written.
     pub(crate) fn summary(&self) -> String {
         let config = match &self.old {
-            None => "its settings",
-            Some(old) if *old == self.config => "its settings, left as they were",
-            Some(_) => "its settings, of which the line espocrm was changed",
+            None => "settings (new)",
+            Some(old) if *old == self.config => "settings (unchanged)",
+            Some(_) => "settings (line espocrm changed)",
         };
         let mut text = format!(
-            "{} is set up for the EspoCRM in {}, as user {}.\n  {}  {config}\n  {}  its user and what \
-             it may write",
+            "{} is configured: EspoCRM in {}, user {}.\n  {}  {config}\n  {}  \
+             user and writable directories",
             self.service.unit(),
             self.dir,
             self.user,
@@ -138,34 +137,34 @@ impl Plan {
         );
         if !self.others.is_empty() {
             text = text
-                + "\nOther EspoCRMs were found in directories that other users than root control. \
-                   They are not served. If one is to be:"
+                + "\nOther EspoCRMs were found in directories that users other than root control. \
+                   They are not served. To serve one of them:"
                 + &self.others;
         }
         text
     }
 
-    /// The service runs.
-    pub(crate) fn is_up(&self) -> String {
+    /// The message that the service runs.
+    pub(crate) fn started(&self) -> String {
         let unit = self.service.unit();
-        format!("{unit} runs, and starts with the machine. Its log: journalctl -u {unit}")
+        format!("{unit} runs, and starts at boot. Its log: journalctl -u {unit}")
     }
 
-    /// The service does not run.
-    pub(crate) fn is_down(&self, error: &Exit) -> Exit {
+    /// The message that the service does not run.
+    pub(crate) fn not_started(&self, error: &Exit) -> Exit {
         let unit = self.service.unit();
         Exit::error_lines(format!(
-            "{unit} is set up, but does not run. {error}\nLook into its log: journalctl -n 50 -u \
-             {unit}\nand at what it would do: espocrm-websocket config --config {}",
+            "{unit} is configured, but does not run. {error}\nSee its log: journalctl -n 50 -u \
+             {unit}\nShow its settings: espocrm-websocket config --config {}",
             self.service.config().display()
         ))
     }
 
-    /// Removes what was written.
+    /// Removes the drop-in and restores the configuration file.
     ///
     /// # Errors
-    /// What could not be removed.
-    pub(crate) fn take_back(&self, files: &Files) -> Result<()> {
+    /// If a file could not be removed or restored.
+    pub(crate) fn roll_back(&self, files: &Files) -> Result<()> {
         files.remove(&self.service.drop_in())?;
         let config = self.service.config();
         match &self.old {
@@ -175,16 +174,16 @@ impl Plan {
     }
 }
 
-/// The user that a service has already. An upgrade leaves it as it is.
-fn kept_user(files: &Files, service: &Service, at_install: bool) -> Option<String> {
+/// The user of an existing service. An upgrade does not change it.
+fn existing_user(files: &Files, service: &Service, at_install: bool) -> Option<String> {
     let text = files.read(&service.drop_in()).ok().filter(|_| at_install)?;
     let user = Unit::read(&text).user?;
     files.user_id(&user).is_some_and(|uid| uid != 0).then_some(user)
 }
 
-/// What a unit needs to know of an EspoCRM.
+/// An EspoCRM, as a unit needs it.
 struct Espocrm {
-    /// As it is to be written into files.
+    /// The directory to write into files.
     dir: String,
     real: PathBuf,
     data: PathBuf,
@@ -192,37 +191,37 @@ struct Espocrm {
 }
 
 impl Espocrm {
-    /// Examines the EspoCRM in `dir`. Without a `user` it is the owner of `data/` as that is now;
-    /// nothing is examined twice. `again` is the command that can name one.
-    fn open(files: &Files, dir: &Path, user: Option<String>, again: &str) -> Result<Self> {
+    /// Examines the EspoCRM in `dir`. Without a `user`, it is the present owner of `data/`; nothing
+    /// is examined twice. `command`: the command to which a user can be added.
+    fn open(files: &Files, dir: &Path, user: Option<String>, command: &str) -> Result<Self> {
         let real = files.resolve(dir).unwrap_or_else(|_| dir.to_owned());
         Installation::locate(&files.at(&real))?;
         let shown = dir.display();
-        if !dir.is_absolute() || !is_tame(dir) || !is_tame(&real) {
+        if !dir.is_absolute() || !fits_unit(dir) || !fits_unit(&real) {
             return Err(Exit::error(format!(
-                "{shown} cannot be written into a unit of systemd: a path is needed that begins \
-                 with a slash, is UTF-8 and has no control characters."
+                "{shown} cannot be used in a systemd unit: the path must begin with a slash, be \
+                 valid UTF-8 and contain no control characters."
             )));
         }
         let (user, data) = if let Some(user) = user {
             let data = files.resolve(&real.join("data"));
             let data = data.map_err(|error| failed(&dir.join("data"), "opened", &error))?;
-            (known(files, user)?, data)
+            (checked_user(files, user)?, data)
         } else {
             let owner = ownership::owner(&files.at(&real), |uid| files.primary_group(uid));
-            let owner = owner.map_err(|why| unclear(files, dir, why, again))?;
+            let owner = owner.map_err(|why| ambiguous_user(files, dir, why, command))?;
             (files.user_name(owner), real.join("data"))
         };
-        if !is_tame(&data) {
+        if !fits_unit(&data) {
             return Err(Exit::error(format!(
-                "{shown}/data cannot be written into a unit of systemd: it has control characters, \
-                 or is not UTF-8."
+                "{shown}/data cannot be used in a systemd unit: it contains control characters, or \
+                 is not valid UTF-8."
             )));
         }
-        let roundabout = dir.components().any(|it| it == Component::ParentDir);
-        let written = if roundabout || is_home(&real) { &real } else { dir };
+        let has_parent = dir.components().any(|it| it == Component::ParentDir);
+        let written = if has_parent || is_home(&real) { &real } else { dir };
         Ok(Self {
-            // Without a slash at the end.
+            // Without a trailing slash.
             dir: written.components().collect::<PathBuf>().to_string_lossy().into_owned(),
             data,
             user,
@@ -239,50 +238,51 @@ impl Espocrm {
         if is_home(&self.data) && !self.data.starts_with(&self.real) {
             homes.push(&*data);
         }
-        let again = format!("espocrm-websocket setup{}", service.flag());
+        let command = format!("espocrm-websocket setup{}", service.flag());
         let has_restart_steps = drop_in::has_restart_steps(files);
-        DropIn { user: &self.user, data: &data, homes: &homes, has_restart_steps }.render(&again)
+        DropIn { user: &self.user, data: &data, homes: &homes, has_restart_steps }.render(&command)
     }
 }
 
-/// A user that the administrator has named, if a service can run as that one.
-fn known(files: &Files, user: String) -> Result<String> {
+/// The user from the command line, if a service can run as this user.
+fn checked_user(files: &Files, user: String) -> Result<String> {
     match files.user_id(&user) {
         Some(0) => Err(Exit::error(
-            "The service does not run as root. Nothing was changed. Name the web server's user: \
+            "The service must not run as root. Nothing was changed. Specify the web server's user: \
              --user NAME (www-data, apache or nginx).",
         )),
         Some(_) => Ok(files.known_name(user)),
         None => Err(Exit::error(format!(
-            "There is no user \"{}\" in /etc/passwd. Nothing was changed. Name another one, or this one \
-             by its number.",
+            "There is no user \"{}\" in /etc/passwd. Nothing was changed. Specify another user, or \
+             this one by its number.",
             Printable(user)
         ))),
     }
 }
 
-fn unclear(files: &Files, dir: &Path, why: Ambiguity, again: &str) -> Exit {
+fn ambiguous_user(files: &Files, dir: &Path, why: Ambiguity, command: &str) -> Exit {
     let shown = dir.display();
     let word = shell_word(&dir.to_string_lossy());
     let web = web_user(files);
     Exit::error_lines(match why {
         Ambiguity::Root => format!(
-            "{shown}/data belongs to root, and the service does not run as root. EspoCRM's files \
-             belong to the web server's user:\n  chown -R {web}: {word}\nThen run this again."
+            "{shown}/data belongs to root, and the service must not run as root. EspoCRM's files \
+             must belong to the web server's user:\n  chown -R {web}: {word}\nThen run this \
+             command command."
         ),
         _ => format!(
-            "The user of the service cannot be determined safely: {shown}/data {why}. Name the user:\n  \
-             {again} --espocrm {word} --user {web}"
+            "The user of the service cannot be determined safely: {shown}/data {why}. Specify the \
+             user:\n  {command} --espocrm {word} --user {web}"
         ),
     })
 }
 
-/// Where the unit cannot see anything unless it is let in.
+/// Whether the unit's sandbox hides this path by default.
 fn is_home(path: &Path) -> bool {
     ["/home", "/root", "/run/user"].iter().any(|home| path.starts_with(home))
 }
 
-/// The user of the web server, as far as its name tells.
+/// The user of the web server, guessed by name.
 fn web_user(files: &Files) -> &'static str {
     let list = files.read(Path::new("/etc/passwd")).unwrap_or_default();
     let list = String::from_utf8_lossy(&list);
@@ -291,8 +291,8 @@ fn web_user(files: &Files) -> &'static str {
     known.into_iter().find(is_there).unwrap_or("www-data")
 }
 
-/// The only EspoCRM that root has put where it is and that nothing of ours serves, and the commands
-/// for those that other users have put there; none if all are served.
+/// The only EspoCRM in a directory that root controls and that has no service yet, and the commands
+/// for those that other users control. `None` if all are served.
 fn choose(
     files: &Files,
     service: &Service,
@@ -310,21 +310,21 @@ fn choose(
         _ if !units.is_empty() => Err(adopt_first(&units.iter().collect::<Vec<_>>(), service)),
         ([], []) if all > 0 => Ok(None),
         ([], []) => Err(Exit::error_lines(format!(
-            "No EspoCRM was found: neither in the document roots of nginx and Apache nor in \
-             /var/www, /srv, /opt, /usr/share/nginx, /home/*/public_html and the like. Nothing was \
-             changed. Name its directory:\n  espocrm-websocket setup{} --espocrm DIR",
+            "No EspoCRM was found in the document roots of nginx and Apache, or in /var/www, /srv, \
+             /opt, /usr/share/nginx, /home/*/public_html and similar directories. Nothing was \
+             changed. Specify its directory:\n  espocrm-websocket setup{} --espocrm DIR",
             service.flag()
         ))),
         ([], others) => Err(Exit::error_lines(format!(
-            "EspoCRM was found, but in a directory that other users than root control. Nothing was \
-             changed. If it is to be served:{}",
+            "EspoCRM was found, but in a directory that users other than root control. Nothing was \
+             changed. To serve it:{}",
             commands(others, service, Vec::new())
         ))),
         _ => {
             by_root.extend(by_others);
             Err(Exit::error_lines(format!(
-                "There are several EspoCRMs. Nothing was changed. Each gets a service of its own, \
-                 the first of these the usual one:{}\nTwo cannot use the same ports: see \
+                "There are several EspoCRMs. Nothing was changed. Each needs its own service; the \
+                 first one becomes the default service:{}\nEach needs its own ports: set \
                  webSocketPort, webSocketZeroMQSubmissionDsn and webSocketZeroMQSubscriberDsn in \
                  EspoCRM's data/config.php.",
                 commands(&by_root, service, Vec::new())
@@ -333,8 +333,8 @@ fn choose(
     }
 }
 
-/// The commands that set up each of these, each in a line of its own, with other names for their
-/// services than those that are `taken`.
+/// The commands that set up each of these, each on its own line. The names of their services differ
+/// from those in `taken`.
 fn commands(found: &[Found], service: &Service, mut taken: Vec<String>) -> String {
     let mut text = String::new();
     for it in found {
@@ -346,7 +346,7 @@ fn commands(found: &[Found], service: &Service, mut taken: Vec<String>) -> Strin
     text
 }
 
-/// A flag with a name for the service of the EspoCRM in this directory, unlike these.
+/// A `--name` option for the service of the EspoCRM in this directory, with an unused name.
 fn name_for(dir: &Path, taken: &[String]) -> String {
     let usual = "html public_html htdocs httpdocs www public config var srv opt";
     let mut names = dir.iter().rev().filter_map(|name| name.to_str());
@@ -366,19 +366,16 @@ fn name_for(dir: &Path, taken: &[String]) -> String {
 }
 
 fn adopt_first(units: &[&OldUnit], service: &Service) -> Exit {
-    let (is, its) = if units.len() == 1 {
-        ("A unit of your own runs", "its")
+    let (subject, object) = if units.len() == 1 {
+        ("One of your units runs", "it")
     } else {
-        ("Units of your own run", "their")
+        ("Several of your units run", "them")
     };
-    let mut text = format!("{is} EspoCRM's websocket.php:");
+    let mut text = format!("{subject} EspoCRM's websocket.php:");
     for unit in units {
         text = text + "\n  " + UNITS + "/" + &unit.name;
     }
-    text = text
-        + "\nNothing was changed. To put espocrm-websocket in "
-        + its
-        + " place, with a way back:";
+    text = text + "\nNothing was changed. To replace " + object + " (reversible):";
     let flag = if units.len() == 1 { service.flag() } else { String::new() };
     for unit in units {
         text = text + "\n  espocrm-websocket adopt" + &flag + " " + &shell_word(&unit.name);

@@ -1,4 +1,4 @@
-//! Where EspoCRM may be, and what serves it already.
+//! Searches for `EspoCRMs`, and for the units and configuration files that serve them already.
 
 use std::path::{Path, PathBuf};
 
@@ -11,26 +11,26 @@ use crate::settings::{DEFAULT_FILE, Overrides};
 /// A directory with an EspoCRM in it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// As somebody named it.
+    /// The directory as it was found.
     pub dir: PathBuf,
-    /// The same without symbolic links.
+    /// The directory without symbolic links.
     pub real: PathBuf,
-    /// Whether root has put it there: only then it may be chosen without being named.
+    /// Whether only root controls the path. Otherwise it must be named on the command line.
     pub by_root: bool,
 }
 
-/// A unit of the administrator's own that runs `websocket.php`.
+/// An administrator's unit that runs `websocket.php`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OldUnit {
     pub name: String,
-    /// The EspoCRM that it serves, if that can be told.
+    /// The EspoCRM that it serves, if its command contains it.
     pub dir: Option<PathBuf>,
     pub user: Option<String>,
-    /// Files that its output goes to.
+    /// The files to which its output is written.
     pub logs: Vec<String>,
 }
 
-/// The files of nginx and Apache in which sites are described.
+/// The files of nginx and Apache that configure sites.
 pub(crate) const SITES: [&str; 8] = [
     "/etc/nginx/sites-enabled/*",
     "/etc/nginx/conf.d/*.conf",
@@ -42,7 +42,7 @@ pub(crate) const SITES: [&str; 8] = [
     "/etc/httpd/vhosts.d/*.conf",
 ];
 
-/// Where web applications are put.
+/// Common directories of web applications.
 const USUAL: [&str; 12] = [
     "/var/www/html",
     "/var/www/*",
@@ -58,18 +58,18 @@ const USUAL: [&str; 12] = [
     "/opt/*",
 ];
 
-/// What is looked at, at most.
-const MOST_DIRS: usize = 1_000;
+/// Directories that are examined.
+const MAX_DIRS: usize = 1_000;
 
-/// The files by which EspoCRM is known, besides its directory `data`.
+/// The files that identify an EspoCRM, besides its directory `data`.
 const FILES: [&str; 2] = ["bootstrap.php", "command.php"];
 
-/// Every EspoCRM in a web server's document root or in a usual place, each once.
+/// Every EspoCRM in a document root of a web server or in a common directory, each once.
 pub(crate) fn espocrms(files: &Files) -> Vec<Found> {
     let mut dirs = Vec::new();
     for site in SITES.iter().flat_map(|pattern| files.find(pattern)) {
         for root in document_roots(&files.read(&site).unwrap_or_default()) {
-            // It may be EspoCRM's directory `public`.
+            // The document root may be EspoCRM's directory `public`.
             let parent = root.parent().map(Path::to_owned);
             dirs.push(root);
             dirs.extend(parent);
@@ -77,23 +77,23 @@ pub(crate) fn espocrms(files: &Files) -> Vec<Found> {
     }
     dirs.extend(USUAL.iter().flat_map(|pattern| files.find(pattern)));
     let mut found: Vec<Found> = Vec::new();
-    for dir in dirs.into_iter().take(MOST_DIRS) {
+    for dir in dirs.into_iter().take(MAX_DIRS) {
         if let Ok(real) = files.resolve(&dir)
             && is_espocrm(files, &real)
-            // Others cannot be written into a unit.
-            && is_tame(&dir)
-            && is_tame(&real)
+            // Other paths cannot be used in a unit.
+            && fits_unit(&dir)
+            && fits_unit(&real)
             && !found.iter().any(|found| found.real == real)
         {
-            let by_root = files.is_placed_by_root(&dir);
+            let by_root = files.is_controlled_by_root(&dir);
             found.push(Found { dir, real, by_root });
         }
     }
     found
 }
 
-/// Whether a path can be written into a file for systemd, and one of ours.
-pub(super) fn is_tame(path: &Path) -> bool {
+/// Whether a path can be used in a unit and in a configuration file.
+pub(super) fn fits_unit(path: &Path) -> bool {
     path.to_str().is_some_and(|path| !path.contains(char::is_control))
 }
 
@@ -103,7 +103,7 @@ fn is_espocrm(files: &Files, dir: &Path) -> bool {
         && at("data").is_ok_and(|path| path.is_dir())
 }
 
-/// The EspoCRM of each of our configuration files, without symbolic links.
+/// The EspoCRM of each configuration file, without symbolic links.
 pub(super) fn configured(files: &Files) -> Vec<PathBuf> {
     let dir = Path::new(DEFAULT_FILE).parent().unwrap_or(Path::new("/"));
     let own = files.find(&format!("{}/*.toml", dir.display()));
@@ -114,7 +114,7 @@ pub(super) fn configured(files: &Files) -> Vec<PathBuf> {
     own.iter().filter_map(espocrm).collect()
 }
 
-/// Every unit of the administrator's own that runs `websocket.php`, drop-ins included.
+/// The administrator's units that run `websocket.php`, with their drop-ins.
 pub(crate) fn old_units(files: &Files) -> Vec<OldUnit> {
     let paths = files.find(&format!("{UNITS}/*.service"));
     paths.iter().filter_map(|path| old_unit(files, path)).collect()
@@ -124,7 +124,7 @@ fn old_unit(files: &Files, path: &Path) -> Option<OldUnit> {
     let name = path.file_name()?.to_str().filter(|name| !name.contains(char::is_control))?;
     let real = files.resolve(path).ok()?;
     if real != path && real.starts_with(UNITS) {
-        // Another name of a unit that is found by its own.
+        // An alias of a unit that is found under its own name.
         return None;
     }
     let mut text = files.read(&real).ok()?;
@@ -137,7 +137,7 @@ fn old_unit(files: &Files, path: &Path) -> Option<OldUnit> {
     Some(OldUnit { name: name.to_owned(), dir, user: unit.user, logs: unit.logs })
 }
 
-/// A unit's drop-ins, except ours.
+/// The drop-ins of a unit, except the one that `setup` writes.
 pub(crate) fn drop_ins(files: &Files, unit: &str) -> Vec<PathBuf> {
     let mut drop_ins = files.find(&format!("{UNITS}/{unit}.d/*.conf"));
     drop_ins.retain(|path| path.file_name().is_some_and(|name| name != DROP_IN));

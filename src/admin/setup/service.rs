@@ -1,4 +1,4 @@
-//! The service that serves one EspoCRM: the usual one, or one with a name.
+//! The service of one EspoCRM: the default service, or one with a name.
 
 use std::path::{Path, PathBuf};
 
@@ -8,47 +8,48 @@ use crate::engine::printable::Printable;
 use crate::platform::exit::{Exit, Result};
 use crate::settings::DEFAULT_FILE;
 
-/// Which service.
+/// The default service, or one with a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Service(Option<String>);
 
-/// Where units that systemd was given by an administrator are.
+/// The directory of the administrator's units.
 pub(crate) const UNITS: &str = "/etc/systemd/system";
 
 /// The drop-in that `setup` writes.
 pub(super) const DROP_IN: &str = "10-setup.conf";
 
 impl Service {
-    /// The service of this name, or the usual one.
+    /// The service with this name, or the default service.
     ///
     /// # Errors
-    /// If that is no name for one.
+    /// If the name is not a valid service name.
     pub(crate) fn new(name: Option<String>) -> Result<Self> {
         if let Some(name) = &name {
             let odd = |byte: u8| !byte.is_ascii_alphanumeric() && !b"_-.".contains(&byte);
             if name.bytes().any(odd) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
                 return Err(Exit::error(format!(
-                    "\"{}\" is no name for a service: letters, digits, '-', '_' and '.' make one.",
+                    "\"{}\" is not a valid service name: it may contain letters, digits, '-', '_' \
+                     and '.', and must begin with a letter or digit.",
                     Printable(name)
                 )));
             }
             if name == "config" {
                 return Err(Exit::error(
-                    "The name config is that of the usual service's file: choose another.",
+                    "The service name config is reserved for the default service. Choose another \
+                     one.",
                 ));
             }
         }
         Ok(Self(name))
     }
 
-    /// The service that has this configuration file.
+    /// The service with this configuration file.
     pub(crate) fn of_config(config: &Path) -> Option<Self> {
         let name = config.file_stem()?.to_str()?;
         let name = Some(name.to_owned()).filter(|name| name != "config");
         Self::new(name).ok().filter(|service| service.config() == config)
     }
 
-    /// Its unit.
     pub(crate) fn unit(&self) -> String {
         match &self.0 {
             None => "espocrm-websocket.service".to_owned(),
@@ -56,12 +57,12 @@ impl Service {
         }
     }
 
-    /// The file of its unit in the package.
+    /// The unit file in the package.
     pub(crate) fn template(&self) -> &'static str {
         if self.0.is_none() { "espocrm-websocket.service" } else { "espocrm-websocket@.service" }
     }
 
-    /// Its configuration file.
+    /// The configuration file.
     pub(crate) fn config(&self) -> PathBuf {
         let mut file = PathBuf::from(DEFAULT_FILE);
         if let Some(name) = &self.0 {
@@ -70,23 +71,23 @@ impl Service {
         file
     }
 
-    /// What `setup` adds to its unit.
+    /// The drop-in that `setup` writes for its unit.
     pub(crate) fn drop_in(&self) -> PathBuf {
         drop_in_of(&self.unit())
     }
 
-    /// How `setup` and `adopt` are told that it is meant.
+    /// The option of `setup` and `adopt` that selects this service.
     pub(crate) fn flag(&self) -> String {
         self.0.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default()
     }
 }
 
-/// What `setup` adds to one of our units.
+/// The drop-in that `setup` writes for a unit.
 pub(crate) fn drop_in_of(unit: &str) -> PathBuf {
     format!("{UNITS}/{unit}.d/{DROP_IN}").into()
 }
 
-/// The user of the service of this machine that has this configuration file, as its drop-ins name it.
+/// The user of the service with this configuration file, read from the drop-ins of this machine.
 #[must_use]
 pub(crate) fn service_user(config: &Path) -> Option<String> {
     user_of(&Files::below(Path::new("/")), config)
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_user_of_a_service_is_found_by_its_configuration() {
+    fn the_user_of_a_service_is_found_from_its_configuration_file() {
         let image = Image::new();
         let files = Files::below(&image.at("/"));
         let user = |config: &str| user_of(&files, Path::new(config));
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_makes_another_service() {
+    fn a_named_service_has_its_own_files() {
         let usual = Service::default();
         assert_eq!(usual.unit(), "espocrm-websocket.service");
         assert_eq!(usual.config().to_str(), Some("/etc/espocrm-websocket/config.toml"));
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn not_every_text_is_a_name() {
+    fn invalid_names_are_rejected() {
         for name in ["", "config", "a/b", "..", "-a", "a b", "a@b", "a%b", "\u{e9}", "a\n"] {
             assert!(Service::new(Some(name.to_owned())).is_err(), "{name}");
         }

@@ -1,11 +1,11 @@
-//! Which directories a web server's configuration serves.
+//! The document roots in the configuration of a web server.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// The directories that nginx's `root` and Apache's `DocumentRoot` name, as far as they are known
-/// without the server: those with variables in them are not.
+/// The directories in nginx's `root` and Apache's `DocumentRoot`. Those that contain variables are
+/// omitted.
 pub(super) fn document_roots(text: &[u8]) -> Vec<PathBuf> {
     let mut roots = Vec::new();
     let mut rest = text;
@@ -14,7 +14,7 @@ pub(super) fn document_roots(text: &[u8]) -> Vec<PathBuf> {
     while let Some((token, after)) = next(rest) {
         rest = after;
         match token {
-            // nginx's value may stand in the next line.
+            // nginx allows the value on the next line.
             Token::End(b'\n') => begins = true,
             Token::End(_) => (begins, named) = (true, false),
             Token::Word(word) if named => {
@@ -32,15 +32,15 @@ pub(super) fn document_roots(text: &[u8]) -> Vec<PathBuf> {
     roots
 }
 
-/// What a web server's configuration is made of.
+/// A token of a web server's configuration.
 pub(crate) enum Token {
     /// A word, without its quotes.
     Word(Vec<u8>),
-    /// What ends a statement.
+    /// A byte that ends a statement.
     End(u8),
 }
 
-/// The next token, and what follows it.
+/// The next token, and the remaining text.
 pub(crate) fn next(mut text: &[u8]) -> Option<(Token, &[u8])> {
     loop {
         let (&byte, rest) = text.split_first()?;
@@ -94,17 +94,17 @@ mod tests {
     }
 
     #[test]
-    fn nginx_says_root() {
-        let text = "user www-data; # root /comment;\nhttp {\n  server { root /var/www/crm/public; }\n\
-                    server{root \"/srv/my crm\" ;location /x {root\n /srv/x;}}\n\
-                    server { root '/srv/it\\'s'; } server { root /srv/a\\ b; }\n\
-                    root html; root $dir; root /srv/$host; fastcgi_param X root /no; rooted /no;\n";
+    fn nginx_root_is_found() {
+        let text = "user www-data; # root /comment;\nhttp {\n  server { root /var/www/crm/public; \
+                    }\nserver{root \"/srv/my crm\" ;location /x {root\n /srv/x;}}\nserver { root \
+                    '/srv/it\\'s'; } server { root /srv/a\\ b; }\nroot html; root $dir; root \
+                    /srv/$host; fastcgi_param X root /no; rooted /no;\n";
         let expected = ["/var/www/crm/public", "/srv/my crm", "/srv/x", "/srv/it's", "/srv/a b"];
         assert_eq!(roots(text), expected);
     }
 
     #[test]
-    fn apache_says_document_root() {
+    fn apache_document_root_is_found() {
         let text = "# DocumentRoot /comment\n<VirtualHost *:80>\n\tDocumentRoot /var/www/html\n\
                     documentroot \"/srv/my crm/public\"\r\nDocumentRoot ${ROOT}\n\
                     DocumentRoot \\\n  /srv/b\n<Directory /var/www/html>\nOptions All\n";
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_is_survived() {
+    fn any_input_is_parsed_without_a_panic() {
         for text in ["", "root", "root ", "root \"", "root \"/x", "root \\", "#", "root /x\\"] {
             assert!(roots(text).len() <= 1, "{text}");
         }

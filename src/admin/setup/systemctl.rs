@@ -1,4 +1,4 @@
-//! Asking systemd.
+//! Runs `systemctl` and `journalctl`.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,12 +14,12 @@ pub(crate) struct Systemctl {
 }
 
 impl Systemctl {
-    /// It, if systemd runs this machine.
+    /// The commands, if systemd runs this machine.
     pub(crate) fn here() -> Option<Self> {
         Self::of(&Files::below(Path::new("/")))
     }
 
-    /// It, if systemd runs the machine with these files.
+    /// The commands, if systemd runs the machine with these files.
     pub(crate) fn of(files: &Files) -> Option<Self> {
         let runs = files.resolve(Path::new("/run/systemd/system")).is_ok();
         runs.then(|| Self {
@@ -28,18 +28,18 @@ impl Systemctl {
         })
     }
 
-    /// Another command in the place of both.
+    /// Replaces both with another command.
     #[cfg(test)]
-    pub(crate) fn played_by(words: Vec<OsString>) -> Self {
+    pub(crate) fn fake(words: Vec<OsString>) -> Self {
         Self { systemctl: words.clone(), journalctl: words }
     }
 
-    /// Runs it, and tells what it printed.
+    /// Runs `systemctl` and returns its output.
     ///
     /// # Errors
-    /// What it complained of.
+    /// If it fails, with its output.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
-        let (succeeded, text) = self.ask(arguments);
+        let (succeeded, text) = self.output(arguments);
         if succeeded {
             return Ok(text);
         }
@@ -51,65 +51,65 @@ impl Systemctl {
         self.state(unit) == "active"
     }
 
-    /// Whether a unit runs, or would if it did not fail.
+    /// Whether a unit runs or is being restarted.
     pub(crate) fn is_wanted(&self, unit: &str) -> bool {
         matches!(&*self.state(unit), "active" | "activating" | "reloading")
     }
 
     fn state(&self, unit: &str) -> String {
-        self.ask(&["is-active", unit]).1
+        self.output(&["is-active", unit]).1
     }
 
-    /// Has systemd start a unit now and with the machine.
+    /// Enables and starts a unit.
     ///
     /// # Errors
-    /// Why it does not run.
+    /// If it does not run.
     pub(crate) fn bring_up(&self, unit: &str) -> Result<()> {
         self.run(&["enable", unit])?;
-        // It may have failed too often to be started once more.
-        self.ask(&["reset-failed", unit]);
+        // systemd does not start a unit that has failed too often.
+        self.output(&["reset-failed", unit]);
         self.start(unit)
     }
 
-    /// Starts a unit, from the beginning if it runs.
+    /// Starts or restarts a unit.
     ///
     /// # Errors
-    /// Why it does not run, with what it logged last.
+    /// If it does not run. The message contains the last lines of its log.
     pub(crate) fn start(&self, unit: &str) -> Result<()> {
         let started = self.run(&["restart", unit]).and_then(|_| match &*self.state(unit) {
             "active" => Ok(()),
-            state => Err(Exit::error(format!("It did not stay up: systemd says {state}."))),
+            state => Err(Exit::error(format!("It did not stay active: systemd reports {state}."))),
         });
-        started.map_err(|error| Exit::error_lines(format!("{error}{}", self.last_words(unit))))
+        started.map_err(|error| Exit::error_lines(format!("{error}{}", self.last_log_lines(unit))))
     }
 
-    /// The last lines that a unit logged, each in a line of its own.
-    fn last_words(&self, unit: &str) -> String {
-        // What ran under this name before has another id.
-        let (_, id) = self.ask(&["show", "--value", "--property=InvocationID", unit]);
+    /// The last lines that a unit logged, each preceded by a line break.
+    fn last_log_lines(&self, unit: &str) -> String {
+        // An earlier process of this unit has another id.
+        let (_, id) = self.output(&["show", "--value", "--property=InvocationID", unit]);
         let of_this_start = format!("_SYSTEMD_INVOCATION_ID={id}");
         let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=5", &of_this_start];
-        // The journal may not have written the lines of a process that has just ended.
-        ask(&self.journalctl, &["--sync"]);
-        let (_, log) = ask(&self.journalctl, &arguments);
+        // The journal may not yet contain the lines of a process that has just ended.
+        output(&self.journalctl, &["--sync"]);
+        let (_, log) = output(&self.journalctl, &arguments);
         log.lines().flat_map(|line| ["\n  ", line]).collect()
     }
 
-    fn ask(&self, arguments: &[&str]) -> (bool, String) {
-        ask(&self.systemctl, arguments)
+    fn output(&self, arguments: &[&str]) -> (bool, String) {
+        output(&self.systemctl, arguments)
     }
 }
 
-/// Whether a command succeeded, and what it printed: its answer, if it gave one.
-fn ask(command: &[OsString], arguments: &[&str]) -> (bool, String) {
+/// Runs a command. Returns whether it succeeded, and its standard output, or else its error output.
+fn output(command: &[OsString], arguments: &[&str]) -> (bool, String) {
     let mut words = command.iter();
     let mut command = Command::new(words.next().cloned().unwrap_or_default());
     command.args(words).args(arguments).stdin(Stdio::null());
     match command.output() {
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stdout);
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            let text = if said.trim().is_empty() { complaint } else { said };
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let text = if stdout.trim().is_empty() { stderr } else { stdout };
             (output.status.success(), text.trim().to_owned())
         }
         Err(error) => (false, error.to_string()),

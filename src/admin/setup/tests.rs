@@ -1,4 +1,4 @@
-//! The whole of it, in an image of a machine.
+//! `setup` in a system image with a fake systemd.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -10,12 +10,12 @@ const UNIT: &str = "espocrm-websocket.service";
 const CONFIG: &str = "/etc/espocrm-websocket/config.toml";
 const DROP_IN: &str = "/etc/systemd/system/espocrm-websocket.service.d/10-setup.conf";
 
-/// `setup` with these flags: what it says; or its complaint, if it fails.
+/// Runs `setup` with these flags. Returns its output, or the error.
 fn setup(image: &Image, flags: &str) -> std::result::Result<String, String> {
     let mut parser = lexopt::Parser::from_args(flags.split_whitespace());
     let setup = Setup::parse(&mut parser).unwrap().unwrap();
-    let (said, result) = image.work(|machine| setup.carry_out(machine));
-    result.map(|()| said).map_err(|error| error.to_string())
+    let (output, result) = image.run(|machine| setup.run_on(machine));
+    result.map(|()| output).map_err(|error| error.to_string())
 }
 
 fn has(text: &str, parts: &[&str]) {
@@ -25,13 +25,13 @@ fn has(text: &str, parts: &[&str]) {
 }
 
 #[test]
-fn the_only_espocrm_is_set_up_and_started() {
+fn the_only_espocrm_is_configured_and_started() {
     let image = Image::new();
     image.espocrm("/var/www/html");
-    let said = setup(&image, "").unwrap();
+    let output = setup(&image, "").unwrap();
     has(
-        &said,
-        &["is set up for the EspoCRM in /var/www/html, as user web", CONFIG, DROP_IN, "journalctl"],
+        &output,
+        &["is configured: EspoCRM in /var/www/html, user web", CONFIG, DROP_IN, "journalctl"],
     );
     has(&image.text(CONFIG), &["\nespocrm = \"/var/www/html\"\n"]);
     let drop_in = "\n[Service]\nUser=web\nReadWritePaths=/var/www/html/data\n";
@@ -44,7 +44,7 @@ fn the_only_espocrm_is_set_up_and_started() {
 }
 
 #[test]
-fn the_delay_between_restarts_grows_where_systemd_can_do_that() {
+fn the_delay_between_restarts_grows_where_systemd_supports_it() {
     let image = Image::new();
     image.espocrm("/var/www/html");
     let steps = "\nRestartSteps=6\nRestartMaxDelaySec=60\n";
@@ -58,12 +58,12 @@ fn the_delay_between_restarts_grows_where_systemd_can_do_that() {
 }
 
 #[test]
-fn what_runs_unchanged_is_left_running() {
+fn a_running_service_without_changes_is_not_restarted() {
     let image = Image::new();
     image.espocrm("/srv/crm");
     setup(&image, "").unwrap();
     image.calls();
-    has(&setup(&image, "").unwrap(), &["left as they were", "runs, and starts"]);
+    has(&setup(&image, "").unwrap(), &["settings (unchanged)", "runs, and starts"]);
     assert!(!image.calls().contains(&format!("restart {UNIT}")));
     std::fs::remove_file(image.at("/systemctl.d/active").join(UNIT)).unwrap();
     setup(&image, "").unwrap();
@@ -71,21 +71,21 @@ fn what_runs_unchanged_is_left_running() {
 }
 
 #[test]
-fn a_service_that_does_not_come_up_is_told() {
+fn a_service_that_does_not_start_is_an_error_with_its_log() {
     for (how, words) in [
         (
             "fails",
-            "restart espocrm-websocket.service failed: Job for espocrm-websocket.service failed.\n  \
-             Nothing can be served.\n  Mend it.\nLook",
+            "restart espocrm-websocket.service failed: Job for espocrm-websocket.service \
+             failed.\n  Nothing can be served.\n  Fix it.\nSee",
         ),
-        ("dies", "systemd says activating.\n  Nothing can be served.\n  Mend it.\nLook"),
+        ("dies", "systemd reports activating.\n  Nothing can be served.\n  Fix it.\nSee"),
         ("missing", "Unit file espocrm-websocket.service does not exist"),
     ] {
         let image = Image::new();
         image.espocrm("/var/www/html");
         image.put(&format!("/systemctl.d/{how}/{UNIT}"), "");
         let error = setup(&image, "").unwrap_err();
-        has(&error, &["is set up, but does not run", words, "journalctl -n 50 -u", CONFIG]);
+        has(&error, &["is configured, but does not run", words, "journalctl -n 50 -u", CONFIG]);
         assert!(image.has(CONFIG) && image.has(DROP_IN));
     }
 }
@@ -101,7 +101,7 @@ fn an_installation_starts_nothing_and_an_upgrade_is_silent() {
 }
 
 #[test]
-fn what_cannot_be_decided_is_no_failure_of_an_installation() {
+fn an_ambiguous_situation_does_not_fail_the_installation() {
     let image = Image::new();
     has(&setup(&image, "").unwrap_err(), &["No EspoCRM was found", "setup --espocrm DIR"]);
     has(&setup(&image, "--at-install").unwrap(), &["No EspoCRM was found"]);
@@ -118,34 +118,34 @@ fn what_cannot_be_decided_is_no_failure_of_an_installation() {
 }
 
 #[test]
-fn each_espocrm_has_a_service_of_its_own() {
+fn each_espocrm_has_its_own_service() {
     let image = Image::new();
     image.espocrm("/var/www/a");
     image.espocrm("/var/www/b");
     setup(&image, "--espocrm /var/www/a --name a").unwrap();
-    // The other one is the only one that is left.
+    // Only the other one has no service yet.
     has(
         &setup(&image, "").unwrap(),
-        &["espocrm-websocket.service is set up for the EspoCRM in /var/www/b"],
+        &["espocrm-websocket.service is configured: EspoCRM in /var/www/b"],
     );
     has(&image.text("/etc/espocrm-websocket/a.toml"), &["espocrm = \"/var/www/a\""]);
     assert!(image.has("/etc/systemd/system/espocrm-websocket@a.service.d/10-setup.conf"));
     assert_eq!(setup(&image, "--name c --at-install").unwrap(), "");
-    has(&setup(&image, "--name c").unwrap(), &["served already"]);
+    has(&setup(&image, "--name c").unwrap(), &["already has a service"]);
     assert!(!image.has("/etc/espocrm-websocket/c.toml"));
-    assert!(setup(&image, "--name ../c").unwrap_err().contains("no name"));
+    assert!(setup(&image, "--name ../c").unwrap_err().contains("not a valid service name"));
 }
 
 #[test]
-fn a_configuration_file_is_kept_but_for_its_line() {
+fn only_the_line_espocrm_of_a_configuration_file_is_changed() {
     let image = Image::new();
     image.espocrm("/srv/a");
     image.espocrm("/srv/b");
     let text = "# mine\r\nespocrm = '/srv/a/' # here\nmax_checks = 3";
     image.put(CONFIG, text);
-    has(&setup(&image, "").unwrap(), &["EspoCRM in /srv/a, as", "left as they were"]);
+    has(&setup(&image, "").unwrap(), &["EspoCRM in /srv/a, user", "settings (unchanged)"]);
     assert_eq!(image.text(CONFIG), text);
-    has(&setup(&image, "--espocrm /srv/b").unwrap(), &["the line espocrm was changed"]);
+    has(&setup(&image, "--espocrm /srv/b").unwrap(), &["settings (line espocrm changed)"]);
     assert_eq!(image.text(CONFIG), text.replace("'/srv/a/'", "\"/srv/b\""));
     image.put(CONFIG, "espocrm = '/srv/gone'");
     has(&setup(&image, "").unwrap_err(), &[CONFIG, "/srv/gone", "Nothing was changed"]);
@@ -158,16 +158,16 @@ fn a_configuration_file_is_kept_but_for_its_line() {
 }
 
 #[test]
-fn a_configuration_file_is_read_whatever_it_is() {
+fn unusual_configuration_files_are_handled() {
     let image = Image::new();
     image.espocrm("/srv/a");
     image.put(CONFIG, "");
     std::fs::write(image.at(CONFIG), b"\xff\xfe").unwrap();
-    has(&setup(&image, "").unwrap_err(), &["not in UTF-8"]);
+    has(&setup(&image, "").unwrap_err(), &["not valid UTF-8"]);
     std::fs::write(image.at(CONFIG), vec![b'#'; 2 << 20]).unwrap();
     has(&setup(&image, "").unwrap_err(), &["larger than 1 MiB"]);
     std::fs::remove_file(image.at(CONFIG)).unwrap();
-    // A link of the administrator's stays one.
+    // A symbolic link remains one.
     image.put("/srv/settings.toml", "debug = true\n");
     image.link(CONFIG, "/srv/settings.toml");
     setup(&image, "").unwrap();
@@ -175,7 +175,7 @@ fn a_configuration_file_is_read_whatever_it_is() {
 }
 
 #[test]
-fn a_unit_of_the_administrators_is_not_disturbed() {
+fn an_administrators_unit_is_not_touched() {
     let image = Image::new();
     image.espocrm("/var/www/html");
     let unit = "[Service]\nExecStart=php /var/www/html/websocket.php\n";
@@ -188,44 +188,44 @@ fn a_unit_of_the_administrators_is_not_disturbed() {
         std::fs::remove_file(image.at(&path)).unwrap();
     }
     assert!(image.is_untouched() && image.calls().is_empty());
-    // One for another EspoCRM is no obstacle, nor is one that was turned off.
+    // A unit for another EspoCRM, or a masked unit, is no obstacle.
     image.put("/etc/systemd/system/other.service", &unit.replace("html", "other"));
     image.link("/etc/systemd/system/off.service", "/dev/null");
     setup(&image, "").unwrap();
 }
 
 #[test]
-fn a_file_that_hides_the_packaged_unit_is_told() {
+fn a_file_that_overrides_the_packages_unit_is_reported() {
     let image = Image::new();
     image.espocrm("/var/www/html");
     image.espocrm("/var/www/.old");
     let path = "/etc/systemd/system/espocrm-websocket.service";
     image.put(path, "[Service]\nExecStart=/usr/local/bin/espocrm-websocket /var/www/html\n");
-    let words = [path, "hides the package's unit"];
+    let words = [path, "overrides the package's unit"];
     has(&setup(&image, "").unwrap(), &words);
     assert_eq!(setup(&image, "--at-install").unwrap(), "");
     std::fs::remove_file(image.at(path)).unwrap();
     image.link(path, "/dev/null");
-    assert!(!setup(&image, "").unwrap().contains("hides"));
+    assert!(!setup(&image, "").unwrap().contains("overrides"));
 }
 
 #[test]
-fn units_of_several_espocrms_are_told() {
+fn units_of_several_espocrms_are_listed() {
     let image = Image::new();
     for name in ["a", "b"] {
         image.espocrm(&format!("/srv/{name}"));
         let unit = format!("[Service]\nExecStart=php /srv/{name}/websocket.php\n");
         image.put(&format!("/etc/systemd/system/{name}.service"), &unit);
     }
-    // An alias is not another one.
+    // An alias is not another unit.
     image.link("/etc/systemd/system/c.service", "/etc/systemd/system/a.service");
     let error = setup(&image, "").unwrap_err();
-    has(&error, &["Units of your own", "adopt a.service\n", "adopt b.service"]);
+    has(&error, &["Several of your units", "adopt a.service\n", "adopt b.service"]);
     assert!(!error.contains("c.service"));
 }
 
 #[test]
-fn a_drop_in_may_make_a_unit_one_that_runs_the_script() {
+fn a_drop_in_may_make_a_unit_run_the_script() {
     let image = Image::new();
     image.espocrm("/srv/a");
     image.put("/etc/systemd/system/a.service", "[Service]\nExecStart=/bin/x\n");
@@ -237,9 +237,9 @@ fn a_drop_in_may_make_a_unit_one_that_runs_the_script() {
 }
 
 #[test]
-fn roots_data_is_refused() {
+fn data_that_belongs_to_root_is_rejected() {
     if !sys::is_root() {
-        eprintln!("skipped: only root can have files belong to others");
+        eprintln!("skipped: only root can change the owner of files");
         return;
     }
     let image = Image::new();
@@ -254,7 +254,7 @@ fn roots_data_is_refused() {
 }
 
 #[test]
-fn a_link_does_not_choose_the_user() {
+fn the_target_of_a_link_does_not_determine_the_user() {
     let image = Image::new();
     image.espocrm("/srv/crm");
     let data = image.at("/srv/crm/data");
@@ -266,46 +266,46 @@ fn a_link_does_not_choose_the_user() {
     assert!(image.is_untouched());
     setup(&image, "--user web").unwrap();
     has(&image.text(DROP_IN), &["User=web\nReadWritePaths=/srv/elsewhere\n"]);
-    // An upgrade changes nothing of that.
+    // An upgrade does not change it.
     assert_eq!(setup(&image, "--at-install"), Ok(String::new()));
-    for (user, why) in [("root", "does not run as root"), ("0", "as root"), ("who", "no user")] {
+    for (user, why) in [("root", "must not run as root"), ("0", "as root"), ("who", "no user")] {
         has(&setup(&image, &format!("--user {user}")).unwrap_err(), &[why]);
     }
 }
 
 #[test]
-fn an_upgrade_leaves_the_user_as_it_is() {
+fn an_upgrade_does_not_change_the_user() {
     if !sys::is_root() {
-        eprintln!("skipped: only root can have files belong to others");
+        eprintln!("skipped: only root can change the owner of files");
         return;
     }
     let image = Image::new();
     image.espocrm("/srv/crm");
     setup(&image, "").unwrap();
-    // As by a process of the web server's user that renames another user's directory to data.
+    // A process of the web server's user could rename another user's directory to data.
     std::os::unix::fs::chown(image.at("/srv/crm/data"), Some(4711), None).unwrap();
     assert_eq!(setup(&image, "--at-install"), Ok(String::new()));
     has(&image.text(DROP_IN), &["User=web\n"]);
     setup(&image, "").unwrap();
     has(&image.text(DROP_IN), &["User=4711\n"]);
-    // Root is no user to be kept.
+    // Root is replaced.
     image.put(DROP_IN, "[Service]\nUser=root\n");
     setup(&image, "--at-install").unwrap();
     has(&image.text(DROP_IN), &["User=4711\n"]);
 }
 
 #[test]
-fn another_users_directory_does_not_choose_the_user() {
+fn the_directory_of_another_user_does_not_determine_the_user() {
     if !sys::is_root() {
-        eprintln!("skipped: only root can have files belong to others");
+        eprintln!("skipped: only root can change the owner of files");
         return;
     }
     let image = Image::new();
     image.espocrm("/srv/crm");
     let own = |path: &str, user: u32, mode: u32| {
-        let place = image.at(path);
-        std::os::unix::fs::chown(&place, Some(user), Some(user)).unwrap();
-        std::fs::set_permissions(place, std::fs::Permissions::from_mode(mode)).unwrap();
+        let target = image.at(path);
+        std::os::unix::fs::chown(&target, Some(user), Some(user)).unwrap();
+        std::fs::set_permissions(target, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     own("/srv/crm", 1000, 0o755);
     own("/srv/crm/data", 4711, 0o777);
@@ -321,9 +321,9 @@ fn another_users_directory_does_not_choose_the_user() {
 }
 
 #[test]
-fn only_what_root_has_put_there_is_chosen() {
+fn only_directories_that_root_controls_are_chosen() {
     if !sys::is_root() {
-        eprintln!("skipped: only root can have files belong to others");
+        eprintln!("skipped: only root can change the owner of files");
         return;
     }
     let image = Image::new();
@@ -331,24 +331,24 @@ fn only_what_root_has_put_there_is_chosen() {
     std::os::unix::fs::chown(image.at("/home/bob"), Some(1000), Some(1000)).unwrap();
     let command = "setup --espocrm /home/bob/public_html";
     for flags in ["", "--at-install"] {
-        let said = setup(&image, flags).unwrap_or_else(|error| error);
-        has(&said, &["other users than root control", command]);
+        let output = setup(&image, flags).unwrap_or_else(|error| error);
+        has(&output, &["users other than root control", command]);
         assert!(image.is_untouched());
     }
     // A link of root into that directory changes nothing.
     image.link("/var/www/html", "/home/bob/public_html");
-    has(&setup(&image, "--at-install").unwrap(), &["other users than root control"]);
+    has(&setup(&image, "--at-install").unwrap(), &["users other than root control"]);
     image.espocrm("/srv/crm");
-    let said = setup(&image, "--at-install").unwrap();
-    let others = "They are not served. If one is to be:\n  espocrm-websocket setup --name";
-    has(&said, &["is set up for the EspoCRM in /srv/crm", others]);
+    let output = setup(&image, "--at-install").unwrap();
+    let others = "They are not served. To serve one of them:\n  espocrm-websocket setup --name";
+    has(&output, &["is configured: EspoCRM in /srv/crm", others]);
     has(&setup(&image, &command[6..]).unwrap(), &["EspoCRM in /home/bob/public_html"]);
 }
 
 #[test]
-fn the_group_of_the_directory_is_not_taken() {
+fn the_group_of_the_directory_is_not_used() {
     if !sys::is_root() {
-        eprintln!("skipped: only root can have files belong to others");
+        eprintln!("skipped: only root can change the owner of files");
         return;
     }
     let image = Image::new();
@@ -375,33 +375,32 @@ fn links_are_kept_except_in_a_home() {
     has(&image.text(CONFIG), &["espocrm = \"/home/ann/crm 100%\""]);
     has(
         &image.text(DROP_IN),
-        &[
-            "ReadWritePaths=\"/home/ann/crm 100%%/data\"\nProtectHome=tmpfs\nBindPaths=\"/home/ann/crm 100%%\"\n",
-        ],
+        &["ReadWritePaths=\"/home/ann/crm 100%%/data\"\nProtectHome=tmpfs\n\
+             BindPaths=\"/home/ann/crm 100%%\"\n"],
     );
 }
 
 #[test]
-fn what_cannot_be_written_into_a_unit_is_refused() {
+fn paths_that_cannot_be_used_in_a_unit_are_rejected() {
     let image = Image::new();
     image.espocrm("/srv/crm\n[Service]\nUser=root");
     has(&setup(&image, "").unwrap_err(), &["No EspoCRM was found"]);
     let setup =
         Setup { espocrm: Some("/srv/crm\n[Service]\nUser=root".into()), ..Setup::default() };
-    let (_, result) = image.work(|machine| setup.carry_out(machine));
-    has(&result.unwrap_err().to_string(), &["cannot be written into a unit"]);
+    let (_, result) = image.run(|machine| setup.run_on(machine));
+    has(&result.unwrap_err().to_string(), &["cannot be used in a systemd unit"]);
     image.link("/srv/loop", "loop");
     image.link("/srv/link", "crm\n[Service]\nUser=root");
-    has(&self::setup(&image, "--espocrm /srv/link").unwrap_err(), &["cannot be written"]);
+    has(&self::setup(&image, "--espocrm /srv/link").unwrap_err(), &["cannot be used"]);
     has(&self::setup(&image, "--espocrm /srv/loop").unwrap_err(), &["/srv/loop"]);
     assert!(image.is_untouched());
     image.put(CONFIG, "espocrm = 'srv/a'");
     image.espocrm("/srv/a");
-    has(&self::setup(&image, "").unwrap_err(), &[CONFIG, "begins with a slash"]);
+    has(&self::setup(&image, "").unwrap_err(), &[CONFIG, "begin with a slash"]);
 }
 
 #[test]
-fn files_that_do_not_fit_are_passed_over() {
+fn unusable_files_are_skipped() {
     let image = Image::new();
     image.espocrm("/srv/a");
     std::fs::create_dir_all(image.at("/etc/nginx/sites-enabled/dir")).unwrap();
@@ -411,5 +410,5 @@ fn files_that_do_not_fit_are_passed_over() {
     let fifo = image.at("/etc/systemd/system/fifo.service");
     std::fs::create_dir_all(fifo.parent().unwrap()).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
-    has(&setup(&image, "--espocrm /srv/a/").unwrap(), &["/srv/a, as"]);
+    has(&setup(&image, "--espocrm /srv/a/").unwrap(), &["/srv/a, user"]);
 }

@@ -1,30 +1,30 @@
-//! A service's unit file, as far as it tells how EspoCRM's daemon is run.
+//! Parses a unit file for the settings that concern EspoCRM's own daemon.
 
 use std::mem;
 use std::path::{Path, PathBuf};
 
-/// What is read of it.
+/// The relevant settings of a unit.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Unit {
-    /// Each command of `ExecStart`, in words.
+    /// The words of each command of `ExecStart`.
     commands: Vec<Vec<String>>,
     /// `WorkingDirectory`.
     directory: PathBuf,
     /// `User`.
     pub user: Option<String>,
-    /// Files that its output goes to.
+    /// The files of `StandardOutput` and `StandardError`.
     pub logs: Vec<String>,
 }
 
 /// The script of EspoCRM's own daemon.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Script {
-    /// Where it is, if that can be told.
+    /// Its directory, if the command contains it.
     pub dir: Option<PathBuf>,
 }
 
 impl Unit {
-    /// Reads a unit file, or one and its drop-ins, one after the other.
+    /// Parses a unit file, or the concatenation of a unit file and its drop-ins.
     pub(super) fn read(text: &[u8]) -> Self {
         let mut unit = Self::default();
         let mut is_service = false;
@@ -64,7 +64,7 @@ impl Unit {
         }
     }
 
-    /// The `websocket.php` that it runs, if it runs one: by PHP, or by a shell that does.
+    /// The `websocket.php` that the unit runs, with PHP or through a shell.
     pub(super) fn script(&self) -> Option<Script> {
         self.commands.iter().find_map(|command| {
             let mut dir = self.directory.clone();
@@ -90,7 +90,7 @@ impl Unit {
     }
 }
 
-/// The lines without comments; those that a backslash continues are one.
+/// The lines without comments. Lines continued with a backslash are joined.
 fn lines(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
@@ -112,7 +112,7 @@ fn lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// Words by systemd's rules, which are nearly those of a shell.
+/// Splits words by systemd's rules, which resemble those of a shell.
 fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     // Bytes, because an escape may stand for part of a character.
@@ -140,7 +140,7 @@ fn words(text: &str) -> Vec<String> {
     words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
-/// What a backslash and these bytes stand for, and the bytes after them.
+/// The byte of an escape sequence, given the bytes after the backslash, and the remaining bytes.
 fn unescape(text: &[u8]) -> (u8, &[u8]) {
     let number = |from: usize, to: usize, radix: u32| {
         let digits = std::str::from_utf8(text.get(from..to)?).ok()?;
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_unit_is_understood() {
+    fn the_documented_unit_is_parsed() {
         let unit = Unit::read(DOCUMENTED.as_bytes());
         assert_eq!(unit.script(), Some(Script { dir: Some("/var/www/html".into()) }));
         assert_eq!(unit.user.as_deref(), Some("www-data"));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_script_is_found_however_it_is_written() {
+    fn the_script_is_found_in_every_spelling() {
         for (lines, expected) in [
             ("ExecStart = php -f  /srv/crm/websocket.php", "/srv/crm"),
             ("ExecStart=-@/usr/bin/php php /srv/crm/websocket.php", "/srv/crm"),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_is_survived() {
+    fn any_input_is_parsed_without_a_panic() {
         for lines in [
             "ExecStart=\\",
             "ExecStart=\\x",

@@ -1,4 +1,4 @@
-//! Taking connections.
+//! Accepting connections.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -27,25 +27,25 @@ use crate::engine::time::Time;
 use crate::platform::sys;
 use crate::settings::Settings;
 
-/// Where connections come from.
+/// The listener and the handshakes in progress.
 pub(super) struct Accepting {
     listener: Listener,
     acceptor: Option<Acceptor>,
-    /// More connections may wait.
+    /// More connections may be waiting.
     pending: bool,
-    /// No descriptors or no memory: not before this moment.
+    /// Out of descriptors or memory: accepting resumes at this time.
     paused_until: Option<Time>,
-    /// How many connections there have been.
+    /// Connections accepted so far (wraps).
     serial: u32,
-    /// Connections that have not completed their upgrade.
+    /// Connections that have not completed their handshake.
     handshakes: Handshakes,
 }
 
 /// Connections accepted in one turn.
 const ACCEPTS: usize = 256;
 
-/// Connections beyond the limit that get an answer (503); others are ended at once. Each costs what
-/// a connection costs that is being upgraded.
+/// Connections beyond the limit that are answered with 503; others are closed at once. Each costs
+/// as much as a connection during its handshake.
 const OVER_LIMIT: usize = 64;
 
 impl Accepting {
@@ -64,7 +64,6 @@ impl Accepting {
         self.listener.address()
     }
 
-    /// Takes no more connections before there is another listener.
     pub(super) fn close_listener(&mut self) {
         self.listener.close();
     }
@@ -89,7 +88,7 @@ impl Accepting {
         self.pending && self.paused_until.is_none()
     }
 
-    /// A descriptor may be free again.
+    /// Resumes accepting, since a descriptor may be free again.
     pub(super) fn resume(&mut self) {
         self.paused_until = None;
     }
@@ -98,7 +97,7 @@ impl Accepting {
         self.paused_until
     }
 
-    /// When there will be too many handshakes.
+    /// When the number of handshakes next has to be checked.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         self.handshakes.next_deadline()
     }
@@ -108,29 +107,30 @@ impl Accepting {
         &self.handshakes
     }
 
-    /// A stream with TLS, if that is wanted; after a proxy's header if there is an `introduction`.
-    fn stream(&self, tcp: TcpStream, introduction: bool) -> io::Result<Stream> {
+    /// Wraps a TCP stream, with TLS if configured. With `proxy_header`, TLS starts after that
+    /// header.
+    fn stream(&self, tcp: TcpStream, proxy_header: bool) -> io::Result<Stream> {
         let tls = self.acceptor.as_ref().map(Acceptor::accept).transpose()?;
-        Ok(Stream::new(tcp, tls, introduction))
+        Ok(Stream::new(tcp, tls, proxy_header))
     }
 }
 
-/// Lowers the limit of connections to what the limit of open files leaves room for.
-pub(crate) fn afford(settings: &mut Settings) {
+/// Lowers `max_connections` to what the limit of open files allows.
+pub(crate) fn limit_to_open_files(settings: &mut Settings) {
     let wanted = settings.max_connections.value;
     let affordable = affordable(wanted, sys::raise_open_files());
     if affordable < wanted {
         warn!(
-            "The limit of open files leaves room for {}, not for {wanted}. Raise LimitNOFILE in the \
-             unit, or lower max_connections.",
+            "The limit of open files allows only {}, not {wanted}. Raise LimitNOFILE in the unit, \
+             or lower max_connections.",
             plural(affordable as u64, "connection", "connections")
         );
         settings.max_connections.value = affordable;
     }
 }
 
-/// Senders for which connections leave descriptors. Half of what is left: the limit is found to be
-/// passed a moment later.
+/// Number of ZeroMQ senders for which connections leave descriptors. Only half of the remaining
+/// descriptors, since an excess is detected with a delay.
 pub(super) fn affordable_senders(settings: &Settings) -> usize {
     let left = sys::raise_open_files().saturating_sub(settings.max_connections.value as u64);
     usize::try_from(left / 2).unwrap_or(usize::MAX)
@@ -142,7 +142,7 @@ fn affordable(max_connections: usize, open_files: u64) -> usize {
 }
 
 impl Server {
-    /// Takes waiting connections, up to this turn's budget.
+    /// Accepts waiting connections, up to this turn's budget.
     pub(super) fn accept(&mut self) {
         if self.accepting.paused_until.is_some_and(|until| self.now < until) {
             return;
@@ -167,10 +167,10 @@ impl Server {
         let limit = self.settings.max_connections.value;
         let over_limit = self.conns.len() >= limit;
         if over_limit {
-            if self.bursts.begins(Cause::OverLimit, self.now) {
+            if self.log_limiter.should_log(Cause::OverLimit, self.now) {
                 warn!(
-                    "The limit of {} is reached: further ones are turned away and try again. Raise \
-                     max_connections, or find out who opens so many.",
+                    "The limit of {} is reached. New connections are rejected; browsers will \
+                     retry. Raise max_connections, or find out which client opens so many.",
                     plural(limit as u64, "connection", "connections")
                 );
             }
@@ -180,8 +180,8 @@ impl Server {
                 return;
             }
         }
-        let introduction = self.is_introduced(peer);
-        let stream = match self.accepting.stream(tcp, introduction) {
+        let proxy_header = self.expects_proxy_header(peer);
+        let stream = match self.accepting.stream(tcp, proxy_header) {
             Ok(stream) => stream,
             Err(error) => return self.pause(&error),
         };
@@ -191,7 +191,7 @@ impl Server {
         let Ok(narrow) = u32::try_from(slot) else { return };
         let id = ConnId::new(narrow, self.accepting.serial);
         let deadline = self.now.after(HANDSHAKE_DEADLINE);
-        let upgrading = Upgrading::new(peer, introduction, over_limit);
+        let upgrading = Upgrading::new(peer, proxy_header, over_limit);
         let conn = entry.insert(Connection::new(id, stream, upgrading, self.now, deadline));
         if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
             self.conns.remove(slot);
@@ -205,17 +205,17 @@ impl Server {
         let client = self.client_of_peer(peer);
         self.begin_handshake(id, client.unwrap_or(ClientKey::of(peer)));
         if let Some(client) = client {
-            self.will_belong_to(id, client);
+            self.admit_client_early(id, client);
         }
     }
 
-    /// Counts a handshake, and ends another one if there are too many.
+    /// Counts a handshake, and ends the oldest ones if there are too many.
     fn begin_handshake(&mut self, id: ConnId, client: ClientKey) {
         self.accepting.handshakes.begin(id, client, self.now);
         self.expire_handshakes();
     }
 
-    /// How many handshakes are allowed follows from how many connections are.
+    /// Derives the limit of handshakes from the limit of connections.
     pub(super) fn limit_handshakes(&mut self) {
         let limit = limits::max_new_handshakes(self.settings.max_connections.value);
         self.accepting.handshakes.set_limit_of_new(limit);
@@ -225,12 +225,12 @@ impl Server {
     pub(super) fn expire_handshakes(&mut self) {
         while let Some(Surplus { id, client, count }) = self.accepting.handshakes.surplus(self.now)
         {
-            if self.bursts.begins(Cause::Handshakes, self.now) {
+            if self.log_limiter.should_log(Cause::Handshakes, self.now) {
                 warn!(
-                    "More than {MAX_HANDSHAKES} connections have not completed their upgrade within {} \
-                     s, or far more in that time, {count} of them from {client}, more than from any \
-                     other address. The oldest of these are closed. If {client} is not a proxy of \
-                     yours, block it in the firewall.",
+                    "More than {MAX_HANDSHAKES} handshakes are incomplete after {} s, or far more \
+                     before that. {count} of them come from {client}, more than from any other \
+                     address; the oldest of these are closed. If {client} is not your proxy, block \
+                     it in the firewall.",
                     HANDSHAKE_GRACE.as_secs()
                 );
             }
@@ -239,24 +239,24 @@ impl Server {
         }
     }
 
-    /// A proxy has named the client of a connection whose handshake is in progress.
+    /// Assigns a handshake to the client named by a proxy.
     pub(super) fn assign_handshake(&mut self, id: ConnId, client: ClientKey) {
         self.accepting.handshakes.assign(id, client);
     }
 
-    /// A handshake is complete, or its connection has ended.
+    /// Removes a handshake that is complete, or has ended.
     pub(super) fn end_handshake(&mut self, id: ConnId) {
         self.accepting.handshakes.end(id);
     }
 
-    /// Out of descriptors or memory: whoever is connected is served on, and in a second we try
-    /// again.
+    /// Pauses accepting for a second, for lack of descriptors or memory. Existing connections are
+    /// served meanwhile.
     fn pause(&mut self, error: &io::Error) {
         self.stats.accept_failures += 1;
-        if self.bursts.begins(Cause::NoDescriptor, self.now) {
+        if self.log_limiter.should_log(Cause::NoDescriptor, self.now) {
             warn!(
-                "Connections cannot be accepted for the moment: {error}. Raise LimitNOFILE in the \
-                 unit, or lower max_connections."
+                "Connections cannot be accepted: {error}. Retrying every second. Raise LimitNOFILE \
+                 in the unit, or lower max_connections."
             );
         }
         self.accepting.paused_until = Some(self.now.after(Duration::from_secs(1)));
@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_leave_descriptors_for_the_rest() {
+    fn connections_leave_descriptors_for_other_purposes() {
         assert_eq!(affordable(10_000, 524_288), 10_000);
         assert_eq!(affordable(10_000, 1_024), 768);
         assert_eq!(affordable(10_000, 64), 16);

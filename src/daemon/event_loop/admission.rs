@@ -1,4 +1,4 @@
-//! Whose connection it is: limits by client address, by user, and by the page's origin.
+//! Admission: limits per client address and per user, and the check of the page's origin.
 
 use std::net::IpAddr;
 
@@ -16,12 +16,13 @@ use crate::engine::protocol::http::{Credentials, Head};
 use crate::engine::telemetry::stats::End;
 use crate::settings::Settings;
 
-/// Connections beyond the limit of an address that get an answer (503); others are ended at once.
+/// Connections beyond the limit of an address that are answered with 503; others are closed at
+/// once.
 const OVER_LIMIT: u32 = 16;
 
 impl Server {
-    /// What a connection from this address counts for, if that is known when it comes. Those of
-    /// private addresses may come from a proxy, if none is named.
+    /// The client that a connection from `peer` counts for, if that is known before its request.
+    /// `None` for a proxy; without `trusted_proxies`, any private address may be one.
     pub(super) fn client_of_peer(&self, peer: IpAddr) -> Option<ClientKey> {
         let proxies = &self.settings.trusted_proxies.value;
         let may_be_proxy =
@@ -29,7 +30,7 @@ impl Server {
         (!may_be_proxy).then(|| ClientKey::of(peer))
     }
 
-    /// The same for a connection that a trusted proxy has passed on, by what it says.
+    /// The client that a trusted proxy names in the request's headers.
     pub(super) fn client_of_head(&self, peer: IpAddr, head: &Head<'_, '_>) -> Option<ClientKey> {
         let proxies = &self.settings.trusted_proxies.value;
         if self.settings.proxy_protocol.value || !self.is_proxy(peer) {
@@ -39,8 +40,8 @@ impl Server {
         (!self.is_proxy(client)).then(|| ClientKey::of(client))
     }
 
-    /// Whether connections from this address begin with a PROXY header.
-    pub(super) fn is_introduced(&self, peer: IpAddr) -> bool {
+    /// Whether connections from this address start with a PROXY header.
+    pub(super) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
         self.settings.proxy_protocol.value && self.is_proxy(peer)
     }
 
@@ -48,17 +49,17 @@ impl Server {
         self.settings.trusted_proxies.value.iter().any(|proxy| proxy.contains(peer))
     }
 
-    /// Counts a connection for its client. False if that has too many: then it is to be told to
-    /// come back, or it has been ended.
-    pub(super) fn belongs_to(&mut self, id: ConnId, client: ClientKey) -> bool {
+    /// Counts a connection for its client. Returns false if the client has too many: the connection
+    /// is then to be answered with 503, or has been ended already.
+    pub(super) fn admit_client(&mut self, id: ConnId, client: ClientKey) -> bool {
         let limit = limit(self.settings.max_per_address.value);
         let before = self.addresses.count(client).connections;
         if before >= limit {
-            if self.bursts.begins(Cause::PerAddress, self.now) {
+            if self.log_limiter.should_log(Cause::PerAddress, self.now) {
                 warn!(
-                    "The address {client} has {}, and may have {limit}: further ones are turned \
-                     away. If it is a proxy's, name it in trusted_proxies; if it is that of many \
-                     users, raise max_per_address.",
+                    "Address {client} has {}, at its limit of {limit}. New connections from it are \
+                     rejected; browsers will retry. If it is a proxy, add it to trusted_proxies; \
+                     if many users share it, raise max_per_address.",
                     plural(before.into(), "connection", "connections")
                 );
             }
@@ -75,9 +76,10 @@ impl Server {
         before < limit
     }
 
-    /// The same for one whose request has not arrived yet.
-    pub(super) fn will_belong_to(&mut self, id: ConnId, client: ClientKey) {
-        if !self.belongs_to(id, client)
+    /// Calls [`admit_client`](Self::admit_client) before the request has arrived. A rejection is
+    /// answered once it has.
+    pub(super) fn admit_client_early(&mut self, id: ConnId, client: ClientKey) {
+        if !self.admit_client(id, client)
             && let Some(conn) = self.conn(id)
             && let Phase::Upgrading(upgrading) = &mut conn.phase
         {
@@ -85,8 +87,8 @@ impl Server {
         }
     }
 
-    /// It has ended.
-    pub(super) fn leave(&mut self, id: ConnId) {
+    /// Stops counting an ended connection for its client.
+    pub(super) fn release_client(&mut self, id: ConnId) {
         self.end_login(id);
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
         if let Some(client) = conn.and_then(|conn| conn.client.take()) {
@@ -94,9 +96,13 @@ impl Server {
         }
     }
 
-    /// Whether so many logins of its address wait, or its user has so many connections, that it is
-    /// told to come back.
-    pub(super) fn is_crowded(&mut self, id: ConnId, credentials: Option<&Credentials>) -> bool {
+    /// Whether a login is to be answered with 503, since too many logins wait, in total or from its
+    /// address, or its user has too many connections. Counts the reason.
+    pub(super) fn reject_login_if_crowded(
+        &mut self,
+        id: ConnId,
+        credentials: Option<&Credentials>,
+    ) -> bool {
         if self.check_queue.is_crowded() {
             self.count_end(id, End::CheckQueue);
             return true;
@@ -104,33 +110,34 @@ impl Server {
         let client = self.conn(id).and_then(|conn| conn.client);
         let logins = client.map_or(0, |client| self.addresses.count(client).logins);
         if let Some(client) = client.filter(|_| logins >= MAX_LOGINS_OF_ADDRESS) {
-            if self.bursts.begins(Cause::Logins, self.now) {
+            if self.log_limiter.should_log(Cause::Logins, self.now) {
                 warn!(
-                    "{MAX_LOGINS_OF_ADDRESS} logins of the address {client} wait to be checked: \
-                     further ones are told to come back."
+                    "{MAX_LOGINS_OF_ADDRESS} logins from address {client} wait to be checked. New \
+                     ones from it are rejected; browsers will retry."
                 );
             }
             self.count_end(id, End::LoginLimit);
             return true;
         }
-        let has_too_many = credentials
-            .is_some_and(|it| self.has_too_many(&it.user, self.hub.connections_of(&it.user)));
-        if has_too_many {
+        let is_over_limit = credentials.is_some_and(|it| {
+            self.reject_user_if_over_limit(&it.user, self.hub.connections_of(&it.user))
+        });
+        if is_over_limit {
             self.count_end(id, End::UserLimit);
         }
-        has_too_many
+        is_over_limit
     }
 
-    /// Whether a user who has so many connections may have no more.
-    pub(super) fn has_too_many(&mut self, user: &str, connections: usize) -> bool {
+    /// Whether a user with this many connections may open no further one. Logs the rejection.
+    pub(super) fn reject_user_if_over_limit(&mut self, user: &str, connections: usize) -> bool {
         let limit = limit(self.settings.max_per_user.value) as usize;
         if connections < limit {
             return false;
         }
-        if self.bursts.begins(Cause::PerUser, self.now) {
+        if self.log_limiter.should_log(Cause::PerUser, self.now) {
             warn!(
-                "User {} has {}, which is the limit: further ones are \
-                 turned away. Raise max_per_user if so many are wanted.",
+                "User {} has {}, the limit per user. New connections of this user are rejected; \
+                 browsers will retry. Raise max_per_user if users need more.",
                 Printable(user),
                 plural(connections as u64, "connection", "connections"),
             );
@@ -138,7 +145,7 @@ impl Server {
         true
     }
 
-    /// Its login waits to be checked.
+    /// Counts a login that waits to be checked.
     pub(super) fn begin_login(&mut self, id: ConnId) {
         let Some(conn) = self.conn(id).filter(|conn| !conn.logging_in) else { return };
         conn.logging_in = true;
@@ -147,7 +154,7 @@ impl Server {
         }
     }
 
-    /// It waits no longer.
+    /// Stops counting a login.
     pub(super) fn end_login(&mut self, id: ConnId) {
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
         if let Some(conn) = conn
@@ -158,17 +165,17 @@ impl Server {
         }
     }
 
-    /// Whether a page of the request's origin may connect.
-    pub(super) fn may_connect(&mut self, id: ConnId, head: &Head<'_, '_>) -> bool {
+    /// Whether pages of the request's origin may connect. Counts and logs a rejection.
+    pub(super) fn admit_origin(&mut self, id: ConnId, head: &Head<'_, '_>) -> bool {
         if allows(&self.settings, head) {
             return true;
         }
         self.count_end(id, End::Origin);
-        if self.bursts.begins(Cause::Origin, self.now) {
+        if self.log_limiter.should_log(Cause::Origin, self.now) {
             let origin = head.origin().map_or("none".into(), String::from_utf8_lossy);
             warn!(
-                "A page was refused whose origin is not among origins: {}. If it is one of \
-                 EspoCRM's, add it.",
+                "A page was rejected because its origin is not in the setting origins: {}. If it \
+                 is an address of this EspoCRM, add it.",
                 Printable(origin)
             );
         }
@@ -182,7 +189,7 @@ fn allows(settings: &Settings, head: &Head<'_, '_>) -> bool {
         || head.origin().is_some_and(|header| origins.iter().any(|origin| origin.is(header)))
 }
 
-/// 0 stands for none.
+/// 0 means no limit.
 fn limit(setting: usize) -> u32 {
     if setting == 0 { u32::MAX } else { u32::try_from(setting).unwrap_or(u32::MAX) }
 }

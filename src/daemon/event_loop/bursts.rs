@@ -1,5 +1,5 @@
-//! What peers can cause at will, and what of it the administrator is told: he should hear of it and not
-//! drown in it.
+//! Rate limit for log lines that peers can cause at will: the administrator should see them without
+//! being flooded.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,11 +10,11 @@ use log::{Level, log};
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::time::Time;
 
-/// How often each thing has happened since it was last told.
+/// Counts events per cause, and logs each cause at most once per [`INTERVAL`].
 #[derive(Debug, Default)]
-pub(super) struct Bursts(BTreeMap<Cause, Burst>);
+pub(super) struct LogLimiter(BTreeMap<Cause, Burst>);
 
-/// What has happened. Each for itself: one must not hide another.
+/// Kind of event. Each is limited separately, so that none hides another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Cause {
     Rejected(Rejection),
@@ -28,10 +28,10 @@ pub(super) enum Cause {
     PerUser,
     Logins,
     Origin,
-    Introduction,
-    BusSenders,
-    BusMemory,
-    BusDescriptors,
+    ProxyHeader,
+    ZmqSenders,
+    ZmqMemory,
+    ZmqDescriptors,
     Flooded,
     TooManySubscriptions,
     QueueFull,
@@ -42,44 +42,44 @@ pub(super) enum Cause {
 
 #[derive(Debug)]
 struct Burst {
-    told: Time,
-    untold: u64,
+    logged_at: Time,
+    suppressed: u64,
 }
 
-/// Between two lines about the same.
+/// Minimum time between two lines of the same cause.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-impl Bursts {
-    /// Counts it. Whether it is to be told now: it has not happened for a minute. Otherwise
-    /// [`tell`](Self::tell) tells how often it has.
-    pub(super) fn begins(&mut self, cause: Cause, now: Time) -> bool {
-        self.tell(now);
+impl LogLimiter {
+    /// Counts an event. Returns whether to log it now; if not, [`log_due`](Self::log_due) reports
+    /// the count later.
+    pub(super) fn should_log(&mut self, cause: Cause, now: Time) -> bool {
+        self.log_due(now);
         if let Some(burst) = self.0.get_mut(&cause)
-            && now.since(burst.told) < INTERVAL
+            && now.since(burst.logged_at) < INTERVAL
         {
-            burst.untold += 1;
+            burst.suppressed += 1;
             return false;
         }
-        self.0.insert(cause, Burst { told: now, untold: 0 });
+        self.0.insert(cause, Burst { logged_at: now, suppressed: 0 });
         true
     }
 
-    /// When something is to be told that has not been; never, if all has.
+    /// When the next count of suppressed lines is due, if there is any.
     pub(super) fn next_due(&self) -> Option<Time> {
-        let untold = self.0.values().filter(|burst| burst.untold > 0);
-        untold.map(|burst| burst.told.after(INTERVAL)).min()
+        let suppressed = self.0.values().filter(|burst| burst.suppressed > 0);
+        suppressed.map(|burst| burst.logged_at.after(INTERVAL)).min()
     }
 
-    /// Tells of whatever was told a minute ago how often it has happened since.
-    pub(super) fn tell(&mut self, now: Time) {
+    /// Logs the counts of suppressed lines that are due.
+    pub(super) fn log_due(&mut self, now: Time) {
         for (cause, count) in self.take_due(now) {
-            log!(cause.level(), "{count} more since that was said: {cause}.");
+            log!(cause.level(), "{count} more in the last 60 s: {cause}.");
         }
     }
 
-    /// Tells at the end what has not been told.
-    pub(super) fn tell_all(&mut self) {
-        self.tell(Time::from_millis(u64::MAX));
+    /// Logs all counts when the daemon stops.
+    pub(super) fn log_all(&mut self) {
+        self.log_due(Time::from_millis(u64::MAX));
     }
 
     fn take_due(&mut self, now: Time) -> Vec<(Cause, u64)> {
@@ -88,9 +88,9 @@ impl Bursts {
         }
         let mut due = Vec::new();
         self.0.retain(|cause, burst| {
-            let is_over = now.since(burst.told) >= INTERVAL;
-            if is_over && burst.untold > 0 {
-                due.push((*cause, burst.untold));
+            let is_over = now.since(burst.logged_at) >= INTERVAL;
+            if is_over && burst.suppressed > 0 {
+                due.push((*cause, burst.suppressed));
             }
             !is_over
         });
@@ -101,40 +101,40 @@ impl Bursts {
 impl Cause {
     fn level(self) -> Level {
         match self {
-            // Any stranger's scanner does that.
+            // Any port scanner causes these.
             Self::Refused | Self::Tls => Level::Info,
             _ => Level::Warn,
         }
     }
 }
 
-/// What has happened, so many times.
+/// A noun phrase in the plural, for a count.
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Rejected(rejection) => {
-                return write!(f, "messages that came by ZeroMQ were dropped: {rejection}");
+                return write!(f, "dropped ZeroMQ messages ({rejection})");
             }
-            Self::Refused => "requests that open no WebSocket were refused",
-            Self::OverLimit => "connections were turned away, at the limit of all",
-            Self::NoDescriptor => "attempts to accept connections failed",
-            Self::Slow => "browsers could not keep up and were disconnected",
-            Self::Memory => "connections that held the most memory were ended",
-            Self::Handshakes => "connections were ended that did not complete their upgrade",
-            Self::PerAddress => "connections were turned away, at the limit of an address",
-            Self::PerUser => "connections were turned away, at the limit of a user",
-            Self::Logins => "logins were told to come back, since those of their address wait",
-            Self::Origin => "pages were refused for their origin",
-            Self::Introduction => "connections of trusted proxies began without a PROXY header",
-            Self::BusSenders => "times the socket for EspoCRM's messages had too many senders",
-            Self::BusMemory => "times the socket for EspoCRM's messages took too much memory",
-            Self::BusDescriptors => "times EspoCRM could not be accepted",
-            Self::Flooded => "tabs sent too many messages and were closed",
-            Self::TooManySubscriptions => "subscriptions were not taken, at the limit of a tab",
-            Self::QueueFull => "tabs were disconnected because too many logins wait",
-            Self::SubscriptionsFull => "subscriptions were delayed because too many checks wait",
-            Self::UserFull => "subscriptions were delayed because too many checks of a user wait",
-            Self::Tls => "TLS handshakes failed",
+            Self::Refused => "rejected requests that are not WebSocket handshakes",
+            Self::OverLimit => "connections rejected at max_connections",
+            Self::NoDescriptor => "failed attempts to accept connections",
+            Self::Slow => "closed connections of slow browsers",
+            Self::Memory => "connections closed at max_buffered",
+            Self::Handshakes => "closed connections with incomplete handshakes",
+            Self::PerAddress => "connections rejected at max_per_address",
+            Self::PerUser => "connections rejected at max_per_user",
+            Self::Logins => "logins rejected because too many from their address wait",
+            Self::Origin => "pages rejected because of their origin",
+            Self::ProxyHeader => "connections of trusted proxies without a PROXY header",
+            Self::ZmqSenders => "restarts of the ZeroMQ socket with too many senders",
+            Self::ZmqMemory => "restarts of the ZeroMQ socket for using too much memory",
+            Self::ZmqDescriptors => "failures to accept connections of EspoCRM",
+            Self::Flooded => "connections closed for sending too many messages",
+            Self::TooManySubscriptions => "subscriptions ignored at the limit per tab",
+            Self::QueueFull => "connections closed because too many logins wait",
+            Self::SubscriptionsFull => "subscriptions delayed because too many checks wait",
+            Self::UserFull => "subscriptions delayed because too many checks of a user wait",
+            Self::Tls => "failed TLS handshakes",
         })
     }
 }
@@ -148,44 +148,44 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_told_when_it_begins_and_each_cause_for_itself() {
-        let mut bursts = Bursts::default();
-        let mut begins = |cause, millis| bursts.begins(cause, at(millis));
-        assert!(begins(Cause::Slow, 5));
-        assert!(!begins(Cause::Slow, 6));
-        assert!(begins(Cause::Memory, 7));
-        assert!(!begins(Cause::Slow, 60_004));
-        assert!(begins(Cause::Slow, 60_005));
-        assert!(!begins(Cause::Slow, 60_006));
-        assert!(begins(Cause::Slow, 900_000));
-        assert!(begins(Cause::Memory, 900_000));
+    fn each_cause_is_logged_once_per_minute() {
+        let mut limiter = LogLimiter::default();
+        let mut should_log = |cause, millis| limiter.should_log(cause, at(millis));
+        assert!(should_log(Cause::Slow, 5));
+        assert!(!should_log(Cause::Slow, 6));
+        assert!(should_log(Cause::Memory, 7));
+        assert!(!should_log(Cause::Slow, 60_004));
+        assert!(should_log(Cause::Slow, 60_005));
+        assert!(!should_log(Cause::Slow, 60_006));
+        assert!(should_log(Cause::Slow, 900_000));
+        assert!(should_log(Cause::Memory, 900_000));
     }
 
     #[test]
-    fn what_was_only_counted_is_told_at_the_end() {
-        let mut bursts = Bursts::default();
+    fn suppressed_lines_are_counted_and_reported_at_the_end() {
+        let mut limiter = LogLimiter::default();
         for millis in [5, 6, 7] {
-            bursts.begins(Cause::Slow, at(millis));
+            limiter.should_log(Cause::Slow, at(millis));
         }
-        bursts.begins(Cause::Tls, at(8));
-        assert_eq!(bursts.take_due(at(u64::MAX)), [(Cause::Slow, 2)]);
-        assert_eq!(bursts.take_due(at(u64::MAX)), []);
+        limiter.should_log(Cause::Tls, at(8));
+        assert_eq!(limiter.take_due(at(u64::MAX)), [(Cause::Slow, 2)]);
+        assert_eq!(limiter.take_due(at(u64::MAX)), []);
     }
 
     #[test]
-    fn how_a_burst_went_on_is_told_when_it_is_over() {
-        let mut bursts = Bursts::default();
-        assert_eq!(bursts.next_due(), None);
-        bursts.begins(Cause::Slow, at(1_000));
-        bursts.begins(Cause::Tls, at(2_000));
-        assert_eq!(bursts.next_due(), None);
-        bursts.begins(Cause::Tls, at(3_000));
-        assert_eq!(bursts.next_due(), Some(at(62_000)));
-        assert_eq!(bursts.take_due(at(61_999)), []);
-        assert_eq!(bursts.take_due(at(62_000)), [(Cause::Tls, 1)]);
-        assert_eq!(bursts.next_due(), None);
-        // It is told at once when it begins anew, and nothing is kept of what is over.
-        assert!(bursts.0.is_empty());
-        assert!(bursts.begins(Cause::Tls, at(62_001)));
+    fn suppressed_lines_are_reported_after_a_minute() {
+        let mut limiter = LogLimiter::default();
+        assert_eq!(limiter.next_due(), None);
+        limiter.should_log(Cause::Slow, at(1_000));
+        limiter.should_log(Cause::Tls, at(2_000));
+        assert_eq!(limiter.next_due(), None);
+        limiter.should_log(Cause::Tls, at(3_000));
+        assert_eq!(limiter.next_due(), Some(at(62_000)));
+        assert_eq!(limiter.take_due(at(61_999)), []);
+        assert_eq!(limiter.take_due(at(62_000)), [(Cause::Tls, 1)]);
+        assert_eq!(limiter.next_due(), None);
+        // Entries older than the interval are removed; the next event is logged immediately.
+        assert!(limiter.0.is_empty());
+        assert!(limiter.should_log(Cause::Tls, at(62_001)));
     }
 }

@@ -1,4 +1,4 @@
-//! Having access checked.
+//! Running access checks.
 
 use std::rc::Rc;
 
@@ -13,6 +13,7 @@ use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::espocrm::version::Convention;
 use crate::engine::id::ConnId;
 use crate::engine::limits::{MAX_WAITING_LOGINS, MAX_WAITING_SUBSCRIPTIONS};
+use crate::engine::printable::plural;
 use crate::engine::telemetry::stats::{End, LimitHit};
 use crate::espocrm::process::{Finished, Task};
 use crate::platform::logging::Outage;
@@ -30,13 +31,14 @@ impl Server {
         };
         match urgency {
             Urgency::Authentication => {
-                if self.bursts.begins(Cause::QueueFull, self.now) {
+                if self.log_limiter.should_log(Cause::QueueFull, self.now) {
                     warn!(
-                        "{MAX_WAITING_LOGINS} logins wait to be checked by PHP: further tabs are \
-                         disconnected and retry. Find out why EspoCRM answers so slowly."
+                        "{MAX_WAITING_LOGINS} logins wait for their check by PHP. Further \
+                         connections are closed; browsers will retry. Find out why EspoCRM is \
+                         slow."
                     );
                 }
-                // Without a Close frame, so that it comes back and asks again.
+                // Without a Close frame, so that the browser reconnects and tries again.
                 self.end(ticket.conn, End::CheckQueue);
             }
             Urgency::Subscription => {
@@ -55,19 +57,24 @@ impl Server {
 
     fn log_delay(&mut self, full: QueueFull, user: &str) {
         match full {
-            QueueFull::ForUser if self.bursts.begins(Cause::UserFull, self.now) => warn!(
-                "User {user} has requested so many topics at once that the access checks of further \
-                 ones are delayed."
+            QueueFull::ForUser if self.log_limiter.should_log(Cause::UserFull, self.now) => warn!(
+                "User {user} has subscribed to so many topics at once that access checks of \
+                 further ones are delayed."
             ),
-            QueueFull::ForAll if self.bursts.begins(Cause::SubscriptionsFull, self.now) => warn!(
-                "{MAX_WAITING_SUBSCRIPTIONS} access checks of subscriptions wait for PHP: further ones \
-                 are delayed. Find out why EspoCRM answers so slowly, or who requests so many topics."
-            ),
+            QueueFull::ForAll
+                if self.log_limiter.should_log(Cause::SubscriptionsFull, self.now) =>
+            {
+                warn!(
+                    "{MAX_WAITING_SUBSCRIPTIONS} access checks of subscriptions wait for PHP. \
+                     Further ones are delayed. Find out why EspoCRM is slow, or which user \
+                     subscribes to so many topics."
+                );
+            }
             QueueFull::ForUser | QueueFull::ForAll => {}
         }
     }
 
-    /// Has delayed subscriptions of a connection checked, as far as there is room for them.
+    /// Requests the checks of a connection's delayed subscriptions, as far as the queue has room.
     pub(super) fn resume_subscriptions(&mut self, id: ConnId) {
         if !self.hub.has_delayed(id) {
             return;
@@ -78,13 +85,13 @@ impl Server {
         self.carry_out();
     }
 
-    /// Starts as many checks as may run. What fails to start is answered at once.
+    /// Starts as many checks as may run. Checks that cannot start fail immediately.
     pub(super) fn start_checks(&mut self) {
         if !self.check_queue.can_start() {
             return;
         }
-        // A verdict is read by the rules of the EspoCRM that is on disk now.
-        self.look();
+        // PHP's answer is interpreted by the rules of the EspoCRM version that is on disk now.
+        self.check_for_changes();
         while self.check_queue.can_start() {
             let waiting = self.check_queue.queued().saturating_sub(1);
             let Some(runner) = self.runner(waiting) else { return };
@@ -106,8 +113,8 @@ impl Server {
         }
     }
 
-    /// Runs a check in a PHP process of its own.
-    pub(super) fn start_plainly(&mut self, id: JobId, check: &Check, convention: Convention) {
+    /// Runs a check by a plain command.
+    pub(super) fn start_plain(&mut self, id: JobId, check: &Check, convention: Convention) {
         let Backend::Espocrm(espocrm) = &self.backend else { return };
         let task = Task::Check(id, convention);
         let command = espocrm.installation.check(check);
@@ -120,7 +127,7 @@ impl Server {
         }
     }
 
-    /// Takes what PHP has answered.
+    /// Handles the PHP processes that have ended.
     pub(super) fn reap_children(&mut self) {
         let mut finished = Vec::new();
         self.children.reap(&mut finished);
@@ -139,9 +146,9 @@ impl Server {
         }
     }
 
-    /// How the outcome of a check is to be read that was started under this convention. If EspoCRM
-    /// may have become another version meanwhile, only what counts in each of them is granted or
-    /// denied.
+    /// The convention for interpreting the outcome of a check that was started under `at_start`. If
+    /// EspoCRM's version may have changed meanwhile, only outcomes that mean the same in every
+    /// version count as granted or denied.
     pub(super) fn convention(&self, at_start: Convention) -> Convention {
         if self.is_in_doubt() || at_start != self.settings.version.convention() {
             Convention::InDoubt
@@ -155,7 +162,7 @@ impl Server {
         matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt())
     }
 
-    /// Whether a check is denied without being run, since EspoCRM has no such entity type.
+    /// Whether a check is denied without running it, because EspoCRM has no such entity type.
     fn is_excluded(&self, check: &Check) -> bool {
         self.settings.entity_types.exclude(check) && !self.is_in_doubt()
     }
@@ -169,12 +176,12 @@ impl Server {
         let urgency = self.check_queue.urgency(id);
         let is_recheck = urgency == Some(Urgency::Recheck);
         if let Some((urgency, began)) = urgency.zip(self.check_queue.began(id)) {
-            // It may have ended in the turn in which it was started, at an earlier look at the clock.
+            // A check may end in the turn that started it, so this turn's time would be too early.
             let took = self.clock.now().since(began).as_millis();
             self.stats.check(urgency, verdict, u64::try_from(took).unwrap_or(u64::MAX));
-            let worked = !matches!(verdict, Verdict::Unchecked(_));
-            self.checks_fail = match self.checks_fail {
-                _ if worked => None,
+            let is_answer = !matches!(verdict, Verdict::Unchecked(_));
+            self.failing_checks = match self.failing_checks {
+                _ if is_answer => None,
                 Some((since, _)) => Some((since, self.now)),
                 None => Some((self.now, self.now)),
             };
@@ -182,8 +189,9 @@ impl Server {
         self.check_queue.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else {
             if let Some(count) = self.outage_of(check).worked() {
-                let of = if check.is_authentication() { "logins" } else { "subscriptions" };
-                info!("Access checks work again for {of}; {count} could not be made meanwhile.");
+                let kind = if check.is_authentication() { "logins" } else { "subscriptions" };
+                let failures = plural(count, "failure", "failures");
+                info!("Access checks work again for {kind}, after {failures}.");
             }
             return;
         };
@@ -191,29 +199,24 @@ impl Server {
         if !self.outage_of(check).failed(now) {
             return;
         }
-        let (what, others) = if check.is_authentication() {
-            ("A login", "logins")
-        } else {
-            ("A subscription", "subscriptions")
-        };
-        let then = if is_recheck {
-            "It was granted before, and stays so until the next recheck"
+        let kind = if check.is_authentication() { "login" } else { "subscription" };
+        let consequence = if is_recheck {
+            "It remains granted until the next recheck"
         } else if check.is_authentication() {
-            "Its tab will come back and try again"
+            "The browser will retry"
         } else if self.answers.len() > answered {
-            "It was tried several times and is given up: the tab will not see that topic before it \
-             asks again"
+            "All retries failed: the tab gets no events of this topic until it subscribes again"
         } else {
-            "It will be tried again"
+            "The check will be retried"
         };
         warn!(
-            "{what} could not be checked: {failure}. {then}. Further failures of {others} are not \
-             logged until a check of {others} succeeds. See EspoCRM's data/logs."
+            "A {kind} could not be checked: {failure}. {consequence}. Further failures are not \
+             logged until {kind} checks succeed again. See EspoCRM's data/logs."
         );
     }
 
-    /// Logins and subscriptions fail separately: a topic whose check always fails must not hide that
-    /// users cannot log in.
+    /// Logins and subscriptions are tracked separately, so that a topic with failing checks does
+    /// not hide that users cannot log in.
     fn outage_of(&mut self, check: &Check) -> &mut Outage {
         let [logins, subscriptions] = &mut self.outages;
         if check.is_authentication() { logins } else { subscriptions }

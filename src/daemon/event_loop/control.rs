@@ -1,4 +1,4 @@
-//! What the administrator asks at the control socket, and Prometheus at its port.
+//! Requests to the control socket and to the metrics port.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ use crate::engine::telemetry::stats::End;
 use crate::platform::clock;
 use crate::platform::sys;
 
-/// For so long all access checks must have failed.
+/// All access checks must have failed for this long to be reported as a problem.
 const OUTAGE: Duration = Duration::from_secs(60);
 
-/// After so long without another one that has failed nobody knows any more.
-const FORGOTTEN: Duration = Duration::from_secs(300);
+/// Without a further failed check for this long, the problem is no longer reported.
+const OUTAGE_EXPIRY: Duration = Duration::from_secs(300);
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain";
@@ -32,7 +32,7 @@ const PLAIN: &str = "text/plain";
 const METRICS: &str = "text/plain; version=0.0.4";
 
 impl Server {
-    /// Opens what is set of control socket and metrics' port.
+    /// Opens the control socket and the metrics port, as configured.
     pub(super) fn open_control(&mut self) {
         for (level, text) in self.control.open(self.poll.registry(), &self.settings) {
             log!(level, "{text}");
@@ -41,17 +41,17 @@ impl Server {
             info!("The control socket is {}.", path.display());
         }
         if let Some(address) = self.control.port() {
-            info!("Metrics are told at http://{address}/metrics.");
+            info!("Serving metrics at http://{address}/metrics.");
         }
     }
 
     pub(super) fn control_ready(&mut self, token: Token) {
-        if let Some((asker, request)) = self.control.ready(self.now, token) {
-            self.answer(asker, request);
+        if let Some((request_id, request)) = self.control.ready(self.now, token) {
+            self.answer(request_id, request);
         }
     }
 
-    fn answer(&mut self, asker: RequestId, request: Request) {
+    fn answer(&mut self, request_id: RequestId, request: Request) {
         let ok = |kind: &str, body: &str| control::response("200 OK", kind, body);
         let response = match request {
             Request::Metrics => {
@@ -76,34 +76,35 @@ impl Server {
                 }
                 Err(rejection) => Refusal::Rejected(rejection).response(),
             },
-            Request::Tail => return self.control.watch(self.now, asker),
+            Request::Tail => return self.control.watch(self.now, request_id),
             Request::Reload => {
-                self.control.wait_for_reload(self.now, asker);
+                self.control.wait_for_reload(self.now, request_id);
                 return self.reload();
             }
         };
-        self.control.answer(self.now, asker, &response);
+        self.control.answer(self.now, request_id, &response);
     }
 
-    /// Why it is not really serving, one sentence each. That it answers shows that the loop goes round.
+    /// Reasons why the daemon is not healthy, one sentence each. Answering at all proves that the
+    /// event loop runs.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.zmq_broken.is_some() {
             problems.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
         }
         if self.self_check.rejects_clients() {
-            let why = "EspoCRM accepts any token: all clients are rejected until the self-check \
+            let reason = "EspoCRM accepts any token: all clients are rejected until the self-check \
                        passes. See the log.";
-            problems.push(why.to_owned());
+            problems.push(reason.to_owned());
         }
         if self.accepting.paused_until().is_some() {
-            let why = "Connections cannot be accepted for want of descriptors or memory.";
-            problems.push(why.to_owned());
+            let reason = "Connections cannot be accepted: out of file descriptors or memory.";
+            problems.push(reason.to_owned());
         }
-        if self.checks_fail.is_some_and(|(since, last)| {
-            last.since(since) >= OUTAGE && self.now.since(last) < FORGOTTEN
+        if self.failing_checks.is_some_and(|(since, last)| {
+            last.since(since) >= OUTAGE && self.now.since(last) < OUTAGE_EXPIRY
         }) {
-            problems.push("No access check has worked for more than a minute.".to_owned());
+            problems.push("All access checks have failed for more than a minute.".to_owned());
         }
         let limit = self.settings.max_connections.value;
         if self.conns.len() >= limit {
@@ -113,21 +114,22 @@ impl Server {
         problems
     }
 
-    /// How things are at this moment.
+    /// The current gauges.
     pub(super) fn figures(&mut self) -> Figures {
         let mut subscriptions: Vec<_> =
             self.hub.categories().iter().map(|(name, _)| (name.to_owned(), 0)).collect();
         for (topic, count) in self.hub.topics() {
             let category = self.hub.categories().name_of(topic).unwrap_or_default();
-            // They are sorted.
-            let place = subscriptions.binary_search_by(|(name, _)| name.as_str().cmp(category));
-            if let Some((_, sum)) = place.ok().and_then(|place| subscriptions.get_mut(place)) {
+            // Categories are sorted.
+            let index = subscriptions.binary_search_by(|(name, _)| name.as_str().cmp(category));
+            if let Some((_, sum)) = index.ok().and_then(|index| subscriptions.get_mut(index)) {
                 *sum += count as u64;
             }
         }
-        // Of those that have ended, which came first to the kernel's sum: it never goes down.
-        let of_running = self.children.processes().chain(self.workers.processes());
-        let php_time = sys::time_of_children() + of_running.map(sys::time_of).sum::<Duration>();
+        // The kernel's sum covers reaped children only. The maximum keeps the counter from
+        // decreasing.
+        let running = self.children.processes().chain(self.workers.processes());
+        let php_time = sys::time_of_children() + running.map(sys::time_of).sum::<Duration>();
         self.php_time = self.php_time.max(php_time);
         Figures {
             espocrm: self.settings.version.to_string(),
@@ -139,7 +141,7 @@ impl Server {
             checks_running: self.check_queue.running(),
             checks_queued: self.check_queue.queued(),
             last_minute: self.rates.last_minute(&self.stats),
-            held: self.held + self.hub.held(),
+            held: self.buffered + self.hub.held(),
             resident: sys::resident(),
             worst_case: self.settings.worst_case(),
             cpu: sys::own_time(),
@@ -149,7 +151,7 @@ impl Server {
         }
     }
 
-    /// Ends the connections of a user. They come back, and are checked anew.
+    /// Ends the connections of a user. Browsers reconnect, and their logins are checked again.
     fn kick(&mut self, user: &str) -> String {
         let conns = self.hub.connections(user);
         for id in &conns {
@@ -159,7 +161,7 @@ impl Server {
         let count = conns.len();
         if count > 0 {
             info!(
-                "The administrator ended {} of user {}. Browsers reconnect, and are checked again.",
+                "The administrator closed {} of user {}. Browsers will reconnect and be checked again.",
                 plural(count as u64, "connection", "connections"),
                 Printable(user)
             );
@@ -169,16 +171,16 @@ impl Server {
         json.end()
     }
 
-    /// Tells a message of the administrator's, as if EspoCRM had sent it.
+    /// Publishes a message of the administrator as if EspoCRM had sent it.
     fn inject(&mut self, message: &[u8]) -> Result<u64, Rejection> {
-        // What is granted by now counts.
+        // Apply pending verdicts first.
         self.carry_out();
         self.stats.messages += 1;
         let published = self.publish(message);
         match published {
             Ok(receivers) => {
                 let receivers = plural(receivers, "connection", "connections");
-                info!("The administrator sent a message to {receivers}.");
+                info!("The administrator published a message to {receivers}.");
             }
             Err(rejection) => {
                 self.stats.drop(rejection);
@@ -188,7 +190,7 @@ impl Server {
         published
     }
 
-    /// The first so many users, topics or connections.
+    /// The first `limit` users, topics or connections.
     fn list(&self, list: List, limit: usize) -> String {
         match list {
             List::Users => {
@@ -231,13 +233,13 @@ impl Server {
             json.text("stage", stage);
             json.field("seconds", &second.saturating_sub(conn.since.into()));
             json.field("subscriptions", &self.hub.subscriptions(conn.id));
-            json.field("buffered_bytes", &(conn.held() + self.hub.held_by(conn.id)));
+            json.field("buffered_bytes", &(conn.buffered() + self.hub.held_by(conn.id)));
             json.end()
         });
         named_list("connections", total, conns)
     }
 
-    /// Shows a message to those who watch.
+    /// Sends a summary of a message to the clients of `tail`.
     pub(super) fn show_message(&mut self, submission: &Submission<'_>, receivers: u64) {
         if !self.control.is_watched() {
             return;
@@ -252,7 +254,7 @@ impl Server {
         self.control.show(self.now, &(json.end() + "\n"));
     }
 
-    /// The same for one that was dropped.
+    /// Sends the reason of a dropped message to the clients of `tail`.
     pub(super) fn show_rejection(&mut self, rejection: Rejection) {
         if !self.control.is_watched() {
             return;
@@ -273,7 +275,7 @@ impl Server {
     }
 }
 
-/// Those with the largest numbers, and how many there are.
+/// The total number of items, and the items with the largest counts.
 fn most(
     mut items: Vec<(&str, usize)>,
     limit: usize,
@@ -336,7 +338,7 @@ mod tests {
         server.clock = Clock::Stopped(server.now);
     }
 
-    /// A check that is made at this second.
+    /// Runs a check at this second.
     fn check(server: &mut Server, seconds: u64, verdict: &Verdict) {
         set_clock(server, seconds);
         let id = ConnId::new(0, u32::try_from(seconds).unwrap());
@@ -349,27 +351,27 @@ mod tests {
     }
 
     #[test]
-    fn only_an_outage_that_lasts_is_a_trouble_and_only_while_it_is_known() {
+    fn an_outage_is_reported_after_a_minute_and_until_it_expires() {
         let failed = Verdict::Unchecked(Failure::TimedOut);
         let mut server = server();
         check(&mut server, 100, &failed);
         assert_eq!(server.problems(), [""; 0]);
-        // Nobody has tried again.
+        // No further check.
         set_clock(&mut server, 200);
         assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 159, &failed);
         assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 160, &failed);
-        let problem = "No access check has worked for more than a minute.";
+        let problem = "All access checks have failed for more than a minute.";
         assert_eq!(server.problems(), [problem]);
         set_clock(&mut server, 459);
         assert_eq!(server.problems(), [problem]);
-        // By now it may work again: nobody has come who could tell.
+        // Without recent checks, the state is unknown.
         set_clock(&mut server, 460);
         assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 461, &failed);
         assert_eq!(server.problems(), [problem]);
-        // No is an answer.
+        // A denial ends the outage.
         check(&mut server, 462, &Verdict::Denied);
         assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 463, &failed);

@@ -1,5 +1,5 @@
-//! With the feature `echo` the demo sends back whatever message it receives, and asks nobody who he
-//! is. So a test suite can judge the very code by which browsers are served.
+//! With the feature `echo`, the demo sends back each message and requires no login, so that a
+//! conformance test suite can test the code that serves browsers.
 
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};

@@ -1,4 +1,4 @@
-//! From an HTTP request to a WebSocket.
+//! The handshake: from an HTTP request to a WebSocket.
 
 use log::{info, warn};
 
@@ -21,11 +21,11 @@ impl Server {
     pub(super) fn receive_request(&mut self, id: ConnId, bytes: &[u8]) {
         let Some(conn) = self.conn(id) else { return };
         let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
-        let is_worth_parsing = upgrading.feed(bytes);
-        if upgrading.introduction {
-            return self.receive_introduction(id);
+        let is_parse_due = upgrading.feed(bytes);
+        if upgrading.expects_proxy_header {
+            return self.receive_proxy_header(id);
         }
-        if !is_worth_parsing {
+        if !is_parse_due {
             return;
         }
         let request = std::mem::take(upgrading);
@@ -42,16 +42,16 @@ impl Server {
         match head.upgrade() {
             Ok(mut upgrade) => {
                 let client = request.peer.and_then(|peer| self.client_of_head(peer, &head));
-                let room = client.is_none_or(|client| self.belongs_to(id, client));
+                let is_admitted = client.is_none_or(|client| self.admit_client(id, client));
                 let credentials = upgrade.credentials.as_ref();
-                if !room
+                if !is_admitted
                     || request.over_limit
-                    || self.is_locked_down(id)
-                    || self.is_crowded(id, credentials)
+                    || self.reject_if_locked_down(id)
+                    || self.reject_login_if_crowded(id, credentials)
                 {
                     return self.refuse(id, Refusal::Unavailable);
                 }
-                if !self.may_connect(id, &head) {
+                if !self.admit_origin(id, &head) {
                     upgrade.credentials = None;
                 }
                 self.begin_websocket(id, upgrade);
@@ -69,20 +69,18 @@ impl Server {
         }
     }
 
-    /// A proxy says first whose connection it passes on.
-    fn receive_introduction(&mut self, id: ConnId) {
+    /// Reads the PROXY header, in which a proxy names its client.
+    fn receive_proxy_header(&mut self, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
         let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
         let (client, rest) = match proxy_header::parse(upgrading.bytes()) {
             Ok(None) => return,
-            Ok(Some(introduction)) => {
-                (introduction.client, upgrading.introduced(introduction.length))
-            }
+            Ok(Some(header)) => (header.client, upgrading.skip_proxy_header(header.length)),
             Err(Malformed) => {
-                if self.bursts.begins(Cause::Introduction, self.now) {
+                if self.log_limiter.should_log(Cause::ProxyHeader, self.now) {
                     warn!(
-                        "A trusted proxy began a connection without a header of the PROXY \
-                         protocol. Turn it on in the proxy, or proxy_protocol off here."
+                        "A trusted proxy opened a connection without a PROXY protocol header. \
+                         Enable the PROXY protocol in the proxy, or disable proxy_protocol."
                     );
                 }
                 return self.end(id, End::ProxyHeader);
@@ -91,7 +89,7 @@ impl Server {
         if let Some(client) = client {
             let client = ClientKey::of(client);
             self.assign_handshake(id, client);
-            self.will_belong_to(id, client);
+            self.admit_client_early(id, client);
         }
         let Some(conn) = self.conn(id) else { return };
         if !conn.is_tls() {
@@ -101,10 +99,10 @@ impl Server {
             return;
         }
         match conn.begin_tls(&rest) {
-            // What it has in it already is told by nobody.
-            Ok(()) => self.read_later(id),
+            // The kernel does not report the bytes that TLS has buffered already.
+            Ok(()) => self.schedule_read(id),
             Err(error) => {
-                self.no_tls(&error);
+                self.log_tls_failure(&error);
                 self.end(id, End::Tls);
             }
         }
@@ -125,36 +123,37 @@ impl Server {
                 self.begin_login(id);
                 self.hub.open(id, &credentials);
             }
-            // After the upgrade: an HTTP error would make the browser try again for ever.
+            // Only after the upgrade, since an HTTP error would make the browser retry forever.
             None => {
                 self.count_end(id, End::NoToken);
                 self.close(id, CloseReason::Refused);
             }
         }
-        // At once: whatever the check needs to be started, the browser is not kept waiting for it.
-        // It may be gone already: then the hub closes what it has opened.
+        // Immediately, so that the browser need not wait until the check has been started. If the
+        // connection ends here, the hub closes the session it has just opened.
         self.flush_one(id);
     }
 
     fn refuse(&mut self, id: ConnId, refusal: Refusal) {
-        if refusal != Refusal::Unavailable && self.bursts.begins(Cause::Refused, self.now) {
+        if refusal != Refusal::Unavailable && self.log_limiter.should_log(Cause::Refused, self.now)
+        {
             info!(
-                "A request that opens no WebSocket was refused: {refusal}. If browsers cannot \
-                 connect, the proxy in front does not pass the upgrade on."
+                "A request was rejected because it is not a WebSocket handshake: {refusal}. If \
+                 browsers cannot connect, the proxy does not forward the WebSocket upgrade."
             );
         }
-        // Of one that came when there were too many that was said before.
+        // Rejections for a limit were logged before.
         self.count_end(id, End::NotWebSocket);
         self.respond(id, refusal.response());
     }
 
-    /// Sends the last that this connection gets.
+    /// Sends an HTTP response, the last output of this connection.
     fn respond(&mut self, id: ConnId, response: String) {
         self.send(id, SharedFrame::encoded(response.into_bytes()));
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Finishing;
             self.end_handshake(id);
-            self.limit(id, CLOSE_DEADLINE);
+            self.set_deadline(id, CLOSE_DEADLINE);
         }
     }
 }

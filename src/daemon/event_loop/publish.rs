@@ -1,4 +1,4 @@
-//! What EspoCRM sends.
+//! Receiving EspoCRM's messages and publishing them.
 
 use log::{debug, warn};
 
@@ -12,19 +12,19 @@ use crate::engine::printable::Printable;
 use crate::engine::protocol::frame::SharedFrame;
 use crate::engine::protocol::wamp;
 
-/// Messages taken in one turn: under a flood a connection then gets that many in one write.
+/// Messages received in one turn; under load a connection gets that many in one write.
 const MESSAGES: usize = 256;
 
-/// Deliveries after which the turn goes on; 16 B each wait in the outboxes.
+/// Deliveries after which a turn receives no more messages; each takes 16 B in an outbound queue.
 const DELIVERIES: u64 = 64 * 1024;
 
 impl Server {
-    /// Takes messages of EspoCRM, up to this turn's budget.
+    /// Receives messages of EspoCRM, up to this turn's budget.
     pub(super) fn receive_messages(&mut self) {
         let before = self.stats.messages;
         self.take_messages();
         if self.stats.messages > before {
-            // libzmq may now read more of what has arrived long ago.
+            // libzmq may now read more of the input that arrived earlier.
             self.wake_zmq_guard();
         }
     }
@@ -33,7 +33,7 @@ impl Server {
         let enough = self.stats.deliveries + DELIVERIES;
         let mut bytes = 0;
         for _ in 0..MESSAGES {
-            let published = match self.bus.receive() {
+            let published = match self.zmq.receive() {
                 Received::Message(message) => {
                     bytes += message.len();
                     self.publish(&message).map(drop)
@@ -46,7 +46,7 @@ impl Server {
             };
             self.stats.messages += 1;
             if let Err(rejection) = published {
-                self.reject(rejection);
+                self.drop_message(rejection);
             }
             if self.stats.deliveries >= enough || bytes >= MAX_TURN || self.memory_is_short() {
                 return;
@@ -54,7 +54,7 @@ impl Server {
         }
     }
 
-    /// Tells a message to whom it is for; how many these are.
+    /// Delivers a message to its receivers and returns their number.
     pub(super) fn publish(&mut self, bytes: &[u8]) -> Result<u64, Rejection> {
         let submission = submission::parse(bytes)?;
         let mut receivers = self.hub.receivers(&submission)?.peekable();
@@ -64,7 +64,7 @@ impl Server {
             return Ok(0);
         }
         let before = self.stats.deliveries;
-        // Encoded once, whoever receives it.
+        // Encoded once for all receivers.
         let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
         let mut slow = Vec::new();
         for id in receivers {
@@ -74,7 +74,7 @@ impl Server {
                 slow.push(id);
                 continue;
             }
-            conn.update_buffered(&mut self.held);
+            conn.update_buffered(&mut self.buffered);
             if !conn.dirty {
                 conn.dirty = true;
                 self.dirty.push_back(id);
@@ -86,7 +86,7 @@ impl Server {
             debug!("message {} for user {}", Printable(&submission.topic), Printable(user));
         }
         for id in slow {
-            self.too_slow(id);
+            self.end_slow(id);
         }
         let receivers = self.stats.deliveries - before;
         self.show_message(&submission, receivers);
@@ -94,14 +94,14 @@ impl Server {
         Ok(receivers)
     }
 
-    fn reject(&mut self, rejection: Rejection) {
+    fn drop_message(&mut self, rejection: Rejection) {
         self.stats.drop(rejection);
         self.show_rejection(rejection);
-        if self.bursts.begins(Cause::Rejected(rejection), self.now) {
+        if self.log_limiter.should_log(Cause::Rejected(rejection), self.now) {
             warn!(
-                "A message that came by ZeroMQ was dropped: {rejection}. If EspoCRM did not \
-                 send it, find out who can reach {}.",
-                self.bus.endpoint()
+                "A ZeroMQ message was dropped: {rejection}. If EspoCRM did not send it, find out \
+                 which programs can reach {}.",
+                self.zmq.endpoint()
             );
         }
     }

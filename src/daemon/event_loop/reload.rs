@@ -1,4 +1,4 @@
-//! EspoCRM's settings: read at the start, and again when they have changed.
+//! EspoCRM's settings: read at startup, and reloaded when they have changed.
 
 use std::io;
 use std::path::Path;
@@ -20,70 +20,70 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
 use crate::settings::{Layers, Settings, Source};
 
-/// An EspoCRM that is served.
+/// The EspoCRM that the daemon serves.
 pub(crate) struct Espocrm {
-    /// The PHP of this one was asked for the settings in force.
+    /// The installation with the PHP that printed the settings in force.
     pub(super) installation: Installation,
-    /// That whose PHP is being asked.
-    asked: Installation,
-    /// How often EspoCRM has named another PHP than the one that was asked, in this reload.
-    detours: u32,
+    /// The same installation with the PHP that runs the probe.
+    probed: Installation,
+    /// How often the current reload has switched to another PHP.
+    php_switches: u32,
     pub(super) router: Option<Router>,
     layers: Layers,
     /// The version of its PHP.
     php_version: String,
     watch: Watch,
-    reading: Reading,
-    /// They could not be read since they have changed; when that is tried again.
-    outdated: Option<Time>,
-    /// Why they could not be read, as it was logged.
-    problem: String,
-    /// By a signal: the answer is to be logged, whatever it is.
-    asked_for: bool,
-    /// The files were looked at in this turn.
-    looked: bool,
-    /// When its files are looked at next, if anybody is connected.
-    next_look: Time,
-    /// Before that they are not looked at.
-    rest_until: Time,
+    reload: ReloadState,
+    /// Set if reading the changed settings failed: when to retry.
+    retry_at: Option<Time>,
+    /// The error of the latest reload, as logged.
+    last_error: String,
+    /// The administrator requested the reload, so its result is logged in any case.
+    requested: bool,
+    /// The files have been checked in this turn.
+    checked_files: bool,
+    /// When to check its files next while clients are connected.
+    next_file_check: Time,
+    /// No file check before this time.
+    paused_until: Time,
 }
 
-/// What the probe's answer leads to.
-enum Told {
+/// Result of a probe.
+enum ProbeResult {
     Settings(Box<Settings>),
     /// The settings of this version cannot be used.
-    Mistake(Version, Exit),
-    /// There is no answer.
-    Nothing(Exit),
-    /// Another PHP is to run the checks, and has to be asked.
-    Another(Installation),
+    Invalid(Version, Exit),
+    /// The probe failed.
+    Failed(Exit),
+    /// The settings name another PHP, which has to be probed.
+    OtherPhp(Installation),
 }
 
-/// Whether its settings are being read.
+/// State of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reading {
-    No,
-    Yes,
-    /// They changed again meanwhile.
-    Again,
+enum ReloadState {
+    Idle,
+    Running,
+    /// Another reload was requested while one is running.
+    RunAgain,
 }
 
-/// Between two looks at the files while nothing is being checked.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval of file checks while no access check is started, and of retries after a failed reload.
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often one reload asks another PHP: the one in force, one that we know of if that is no longer
-/// the command line's, and the one that EspoCRM names.
-const MAX_DETOURS: u32 = 2;
+/// How often one reload may switch to another PHP: from the one in force to the one of our own
+/// settings, and from there to the one that EspoCRM names.
+const MAX_PHP_SWITCHES: u32 = 2;
 
-/// After the settings were read, before a change is noticed: a file that is written whenever
-/// EspoCRM is asked must not keep us asking.
-const REST: Duration = Duration::from_secs(1);
+/// Pause of file checks after a reload: a file that is written by each probe must not cause endless
+/// reloads.
+const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 
 impl Espocrm {
-    /// Asks the EspoCRM that `layers` name, and waits for its answer, unless it is to `stop`.
+    /// Probes the EspoCRM that `layers` name, and waits for the result unless `stop` returns true.
     ///
     /// # Errors
-    /// If there is none, it does not answer, or its settings make no sense; [`Exit::Stopped`].
+    /// If there is no EspoCRM, the probe fails, or the settings are invalid; [`Exit::Stopped`].
     pub(crate) fn open(layers: Layers, mut stop: impl FnMut() -> bool) -> Result<(Self, Settings)> {
         let root = layers.root()?;
         let php = layers.php().unwrap_or(Path::new("php"));
@@ -92,49 +92,48 @@ impl Espocrm {
         let espo_settings = installation.ask(&mut stop)?;
         watch.has_been_read();
         let mut espocrm = Self {
-            asked: installation.clone(),
+            probed: installation.clone(),
             installation,
-            detours: 0,
+            php_switches: 0,
             router: None,
             layers,
             php_version: espo_settings.php.clone(),
             watch,
-            reading: Reading::No,
-            outdated: None,
-            problem: String::new(),
-            asked_for: false,
-            looked: false,
-            next_look: Time::default().after(LOOK_INTERVAL),
-            rest_until: Time::default(),
+            reload: ReloadState::Idle,
+            retry_at: None,
+            last_error: String::new(),
+            requested: false,
+            checked_files: false,
+            next_file_check: Time::default().after(FILE_CHECK_INTERVAL),
+            paused_until: Time::default(),
         };
         let mut settings = espocrm.resolve(&espo_settings)?;
-        if settings.php.value != espocrm.asked.php() {
-            // That one will run the checks.
-            espocrm.asked = espocrm.asked.with_php(&settings.php.value);
-            let espo_settings = espocrm.asked.ask(&mut stop)?;
+        if settings.php.value != espocrm.probed.php() {
+            // The PHP named by EspoCRM will run the checks, so it has to print the settings, too.
+            espocrm.probed = espocrm.probed.with_php(&settings.php.value);
+            let espo_settings = espocrm.probed.ask(&mut stop)?;
             settings = espocrm.resolve(&espo_settings)?;
-            if settings.php.value != espocrm.asked.php() {
-                return Err(espocrm.undecided(&settings));
+            if settings.php.value != espocrm.probed.php() {
+                return Err(espocrm.unstable_php(&settings));
             }
             espocrm.php_version = espo_settings.php;
         }
-        espocrm.installation = espocrm.asked.clone();
+        espocrm.installation = espocrm.probed.clone();
         Ok((espocrm, settings))
     }
 
-    /// EspoCRM's root directory.
     #[must_use]
     pub(crate) fn root(&self) -> &Path {
         self.installation.root()
     }
 
-    /// The EspoCRM whose settings are in force, and the PHP that checks access.
+    /// The installation with the PHP that runs access checks.
     #[must_use]
     pub(crate) fn installation(&self) -> &Installation {
         &self.installation
     }
 
-    /// The PHP that checks access, with its version if that is known.
+    /// The PHP that runs access checks, with its version if known.
     #[must_use]
     pub(crate) fn php(&self) -> String {
         let php = self.installation.php().display();
@@ -144,94 +143,99 @@ impl Espocrm {
         }
     }
 
-    /// Our configuration file, if there is one.
+    /// The daemon's configuration file, if there is one.
     #[must_use]
     pub(crate) fn file_name(&self) -> Option<&Path> {
         self.layers.file_name()
     }
 
-    /// The user as whom PHP runs.
+    /// The site user.
     #[must_use]
     pub(crate) fn identity(&self) -> &Identity {
         self.installation.identity()
     }
 
-    /// Whether by now it may be another version than the one whose settings are in force.
+    /// Whether its version may differ from the one that the settings in force belong to.
     pub(super) fn is_in_doubt(&self) -> bool {
-        self.reading != Reading::No || self.outdated.is_some() || self.watch.differs()
+        self.reload != ReloadState::Idle || self.retry_at.is_some() || self.watch.differs()
     }
 
-    /// Starts the probe by `spawn`.
-    fn ask(&mut self, mut spawn: impl FnMut(Command) -> io::Result<()>) -> Result<()> {
-        self.detours = 0;
-        self.asked = self.installation.clone();
-        let started = self.asked.probe().and_then(&mut spawn);
+    /// Starts the probe with `spawn`.
+    fn start_probe(&mut self, mut spawn: impl FnMut(Command) -> io::Result<()>) -> Result<()> {
+        self.php_switches = 0;
+        self.probed = self.installation.clone();
+        let started = self.probed.probe().and_then(&mut spawn);
         started.or_else(|_| {
             // That PHP may have been replaced by another one, which EspoCRM will name.
-            self.asked = self.known();
-            let started = self.asked.probe().and_then(&mut spawn);
-            started.map_err(|error| self.asked.no_php(&error))
+            self.probed = self.with_initial_php();
+            let started = self.probed.probe().and_then(&mut spawn);
+            started.map_err(|error| self.probed.no_php(&error))
         })
     }
 
-    /// The same EspoCRM, run by the PHP that is asked first at the start.
-    fn known(&self) -> Installation {
+    /// The installation with the PHP that runs the first probe at startup.
+    fn with_initial_php(&self) -> Installation {
         self.installation.with_php(self.layers.php().unwrap_or(Path::new("php")))
     }
 
-    /// What the answer of the PHP that was asked leads to.
-    fn told(&mut self, finished: &Finished) -> Told {
-        let may_ask = self.detours < MAX_DETOURS;
-        let espo_settings = match self.asked.read_probe(finished) {
+    /// Evaluates the output of the probe.
+    fn evaluate(&mut self, finished: &Finished) -> ProbeResult {
+        let may_switch = self.php_switches < MAX_PHP_SWITCHES;
+        let espo_settings = match self.probed.read_probe(finished) {
             Ok(espo_settings) => espo_settings,
             Err(error) => {
-                let known = self.known();
+                let initial = self.with_initial_php();
                 let is_wrong = EspoSettings::wrong_sapi(&finished.stdout).is_some();
-                // It was replaced; EspoCRM may name another one by now.
-                let other = is_wrong && self.detours == 0 && known != self.asked;
-                return if other { Told::Another(known) } else { Told::Nothing(error) };
+                // That PHP was replaced; EspoCRM may name another one by now.
+                let switch = is_wrong && self.php_switches == 0 && initial != self.probed;
+                return if switch {
+                    ProbeResult::OtherPhp(initial)
+                } else {
+                    ProbeResult::Failed(error)
+                };
             }
         };
-        match self.read(&espo_settings) {
-            Err(error) => Told::Mistake(espo_settings.version, error),
-            Ok(settings) if settings.php.value == self.asked.php() => {
-                self.installation = self.asked.clone();
+        match self.resolve_with_file(&espo_settings) {
+            Err(error) => ProbeResult::Invalid(espo_settings.version, error),
+            Ok(settings) if settings.php.value == self.probed.php() => {
+                self.installation = self.probed.clone();
                 self.php_version = espo_settings.php;
-                Told::Settings(Box::new(settings))
+                ProbeResult::Settings(Box::new(settings))
             }
-            Ok(settings) if may_ask => Told::Another(self.asked.with_php(&settings.php.value)),
-            Ok(settings) => Told::Nothing(self.undecided(&settings)),
+            Ok(settings) if may_switch => {
+                ProbeResult::OtherPhp(self.probed.with_php(&settings.php.value))
+            }
+            Ok(settings) => ProbeResult::Failed(self.unstable_php(&settings)),
         }
     }
 
-    fn undecided(&self, settings: &Settings) -> Exit {
+    fn unstable_php(&self, settings: &Settings) -> Exit {
         Exit::error(format!(
-            "Asked by PHP {}, EspoCRM names another PHP again, {}. Set phpExecutablePath to one \
-             path, or give one by --php PATH.",
-            self.asked.php().display(),
+            "EspoCRM's phpExecutablePath is not stable: run by PHP {}, EspoCRM names {}. Set it to \
+             one path, or use --php PATH.",
+            self.probed.php().display(),
             settings.php.value.display(),
         ))
     }
 
-    /// The settings in force stay, though EspoCRM's may be others.
-    fn could_not_be_read(&mut self, now: Time, error: &Exit) {
-        self.outdated = Some(now.after(LOOK_INTERVAL));
+    /// Schedules a retry after a failed reload.
+    fn reload_failed(&mut self, now: Time, error: &Exit) {
+        self.retry_at = Some(now.after(FILE_CHECK_INTERVAL));
         let error = error.to_string();
-        // A broken EspoCRM is tried again and again: that is said once.
-        if std::mem::take(&mut self.asked_for) || self.problem != error {
-            error!("{error} {STAY}");
+        // Retries that fail with the same error are not logged.
+        if std::mem::take(&mut self.requested) || self.last_error != error {
+            error!("{error} {KEEPING}");
         }
-        self.problem = error;
+        self.last_error = error;
     }
 
-    /// What EspoCRM has told, together with our own file as it is now.
-    fn read(&mut self, espo_settings: &EspoSettings) -> Result<Settings> {
+    /// Combines EspoCRM's settings with the current content of the daemon's configuration file.
+    fn resolve_with_file(&mut self, espo_settings: &EspoSettings) -> Result<Settings> {
         self.layers.read_file()?;
         let root = self.layers.root().and_then(Installation::locate)?;
         if root != self.root() {
             warn!(
-                "Another EspoCRM is to be served, that in {}: restart the daemon for that. It goes \
-                 on with {}.",
+                "EspoCRM's directory changed to {}; restart required. Still serving {}.",
                 root.display(),
                 self.root().display()
             );
@@ -244,12 +248,12 @@ impl Espocrm {
         let php = &mut settings.php;
         if php.value.is_absolute() && !php.value.exists() && php.source != Source::Flag {
             warn!(
-                "{} does not exist, though it is set as PHP by {}; {} is used instead.",
+                "PHP {} does not exist (set by {}). Using {} instead.",
                 php.value.display(),
                 php.source,
-                self.asked.php().display()
+                self.probed.php().display()
             );
-            self.asked.php().clone_into(&mut php.value);
+            self.probed.php().clone_into(&mut php.value);
             php.source = Source::Default;
         }
         let tls = settings
@@ -264,7 +268,7 @@ impl Espocrm {
 }
 
 impl Backend {
-    /// What our own TLS needs, if EspoCRM wants it.
+    /// The TLS acceptor, if TLS is configured.
     pub(super) fn acceptor(&self, settings: &Settings) -> Result<Option<Acceptor>> {
         match (self, &settings.tls.value) {
             (Self::Espocrm(espocrm), Some(files)) => {
@@ -274,57 +278,55 @@ impl Backend {
         }
     }
 
-    /// When [`Server::look_if_due`] has something to do.
-    pub(super) fn next_look(&self) -> Option<Time> {
+    /// When [`Server::check_for_changes_if_due`] has something to do.
+    pub(super) fn next_file_check(&self) -> Option<Time> {
         match self {
-            Self::Espocrm(espocrm) if espocrm.reading == Reading::No => {
-                Some(espocrm.next_look.max(espocrm.rest_until))
+            Self::Espocrm(espocrm) if espocrm.reload == ReloadState::Idle => {
+                Some(espocrm.next_file_check.max(espocrm.paused_until))
             }
             _ => None,
         }
     }
 
-    /// Whether EspoCRM's settings are being read.
-    pub(super) fn is_reading(&self) -> bool {
-        matches!(self, Self::Espocrm(espocrm) if espocrm.reading != Reading::No)
+    /// Whether a reload is running.
+    pub(super) fn is_reloading(&self) -> bool {
+        matches!(self, Self::Espocrm(espocrm) if espocrm.reload != ReloadState::Idle)
     }
 
-    /// A new turn of the event loop: what was seen of the files before may be out of date.
+    /// Starts a new turn of the event loop, in which files are checked once.
     pub(super) fn begin_turn(&mut self) {
         if let Self::Espocrm(espocrm) = self {
-            espocrm.looked = false;
+            espocrm.checked_files = false;
         }
     }
 }
 
 impl Server {
-    /// Reads the settings again if EspoCRM's files have changed, of which each turn takes one look.
-    pub(super) fn look(&mut self) {
+    /// Reloads the settings if EspoCRM's files have changed. Checks the files once per turn.
+    pub(super) fn check_for_changes(&mut self) {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
-        let busy = espocrm.reading != Reading::No || self.now < espocrm.rest_until;
-        if busy || std::mem::replace(&mut espocrm.looked, true) {
+        let busy = espocrm.reload != ReloadState::Idle || self.now < espocrm.paused_until;
+        if busy || std::mem::replace(&mut espocrm.checked_files, true) {
             return;
         }
-        espocrm.next_look = self.now.after(LOOK_INTERVAL);
+        espocrm.next_file_check = self.now.after(FILE_CHECK_INTERVAL);
         if espocrm.watch.has_changed() {
-            debug!(
-                "EspoCRM's configuration, metadata or certificate has changed: it is read again."
-            );
+            debug!("EspoCRM's configuration, metadata or certificate has changed. Reloading.");
             self.begin_reload();
-        } else if espocrm.outdated.is_some_and(|again| again <= self.now) {
+        } else if espocrm.retry_at.is_some_and(|retry_at| retry_at <= self.now) {
             self.begin_reload();
         }
     }
 
-    /// Looks now and then while somebody is connected.
-    pub(super) fn look_if_due(&mut self) {
-        let due = self.backend.next_look().is_some_and(|at| at <= self.now);
+    /// Checks the files periodically while clients are connected.
+    pub(super) fn check_for_changes_if_due(&mut self) {
+        let due = self.backend.next_file_check().is_some_and(|at| at <= self.now);
         if due && !self.conns.is_empty() {
-            self.look();
+            self.check_for_changes();
         }
     }
 
-    /// Reads the settings again because the administrator says so.
+    /// Reloads the settings at the administrator's request.
     pub(super) fn reload(&mut self) {
         self.systemd.reloading();
         if let Some(file) = &self.settings.log_file.value
@@ -332,37 +334,37 @@ impl Server {
         {
             error!("{error}");
         }
-        info!("EspoCRM's settings are read again.");
+        info!("Reloading EspoCRM's settings.");
         if let Backend::Espocrm(espocrm) = &mut self.backend {
-            espocrm.asked_for = true;
+            espocrm.requested = true;
         }
         self.self_check.announce();
         self.begin_reload();
-        self.tell_reloaded();
+        self.report_reload();
     }
 
-    /// Has EspoCRM tell its settings. Until then no check is started: the version tells how a
-    /// verdict is to be understood.
+    /// Starts a probe of EspoCRM's settings. No check is started until it ends, because EspoCRM's
+    /// version determines how PHP's answers are interpreted.
     pub(super) fn begin_reload(&mut self) {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
-        if espocrm.reading != Reading::No {
-            espocrm.reading = Reading::Again;
+        if espocrm.reload != ReloadState::Idle {
+            espocrm.reload = ReloadState::RunAgain;
             return;
         }
-        // What changes from now on is read another time.
+        // Changes from now on cause another reload.
         espocrm.watch.has_changed();
         self.reload_errors.clear();
         let (now, registry) = (self.now, self.poll.registry());
         let spawn =
             |command| self.children.spawn(registry, now, Task::Probe, command, PROBE_TIMEOUT);
-        match espocrm.ask(spawn) {
+        match espocrm.start_probe(spawn) {
             Ok(()) => {
-                espocrm.reading = Reading::Yes;
+                espocrm.reload = ReloadState::Running;
                 self.hub.begin_reload();
-                self.hold_checks();
+                self.update_check_pause();
             }
             Err(error) => {
-                espocrm.could_not_be_read(now, &error);
+                espocrm.reload_failed(now, &error);
                 self.reload_errors.push(error.to_string());
                 self.stats.reload(false);
                 self.request_self_check();
@@ -370,68 +372,67 @@ impl Server {
         }
     }
 
-    /// Asks another PHP than the one that has answered.
-    fn ask_another(&mut self, other: Installation) -> Result<()> {
+    /// Probes EspoCRM with another PHP.
+    fn probe_other_php(&mut self, other: Installation) -> Result<()> {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
-        espocrm.detours += 1;
-        espocrm.asked = other;
-        let started = espocrm.asked.probe().and_then(|command| {
+        espocrm.php_switches += 1;
+        espocrm.probed = other;
+        let started = espocrm.probed.probe().and_then(|command| {
             let registry = self.poll.registry();
             self.children.spawn(registry, self.now, Task::Probe, command, PROBE_TIMEOUT)
         });
-        started.map_err(|error| espocrm.asked.no_php(&error))
+        started.map_err(|error| espocrm.probed.no_php(&error))
     }
 
-    /// Takes what EspoCRM has told.
+    /// Handles the result of the probe.
     pub(super) fn finish_reload(&mut self, finished: &Finished) {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
-        let told = match espocrm.told(finished) {
-            Told::Another(other) => match self.ask_another(other) {
+        let result = match espocrm.evaluate(finished) {
+            ProbeResult::OtherPhp(other) => match self.probe_other_php(other) {
                 Ok(()) => return,
-                Err(error) => Told::Nothing(error),
+                Err(error) => ProbeResult::Failed(error),
             },
-            told => told,
+            result => result,
         };
         let Backend::Espocrm(espocrm) = &mut self.backend else { return };
-        let again = std::mem::replace(&mut espocrm.reading, Reading::No) == Reading::Again;
-        espocrm.rest_until = self.now.after(REST);
+        let state = std::mem::replace(&mut espocrm.reload, ReloadState::Idle);
+        espocrm.paused_until = self.now.after(RELOAD_PAUSE);
         espocrm.watch.has_been_read();
-        if let Told::Nothing(error) = &told {
-            espocrm.could_not_be_read(self.now, error);
+        if let ProbeResult::Failed(error) = &result {
+            espocrm.reload_failed(self.now, error);
             self.reload_errors.push(error.to_string());
         } else {
-            espocrm.outdated = None;
-            espocrm.problem.clear();
+            espocrm.retry_at = None;
+            espocrm.last_error.clear();
         }
-        match told {
-            Told::Settings(settings) => {
+        match result {
+            ProbeResult::Settings(settings) => {
                 self.stats.reload(true);
                 self.apply(*settings);
             }
-            Told::Mistake(version, error) => {
+            ProbeResult::Invalid(version, error) => {
                 self.stats.reload(false);
-                self.keep_old(&error);
-                // At least how verdicts are told is known.
+                self.keep_previous(&error);
+                // The version still determines how PHP's answers are interpreted.
                 self.settings.version = version;
                 self.hub.reload(None);
             }
-            Told::Nothing(_) | Told::Another(_) => {
+            ProbeResult::Failed(_) | ProbeResult::OtherPhp(_) => {
                 self.stats.reload(false);
                 self.hub.reload(None);
             }
         }
         self.request_self_check();
-        if again {
+        if state == ReloadState::RunAgain {
             self.begin_reload();
         }
-        self.tell_reloaded();
+        self.report_reload();
     }
 
-    /// Reports the end of a reload to systemd and to the clients of the control socket that wait for it.
-    fn tell_reloaded(&mut self) {
-        let is_busy =
-            matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.reading != Reading::No);
-        if is_busy {
+    /// Reports the end of a reload to systemd and to the clients of the control socket that wait
+    /// for it.
+    fn report_reload(&mut self) {
+        if self.backend.is_reloading() {
             return;
         }
         if self.systemd.is_reloading() {
@@ -440,40 +441,41 @@ impl Server {
         let response = if self.reload_errors.is_empty() {
             control::response("200 OK", "application/json", "{\"reloaded\":true}")
         } else {
-            let text = format!("{} {STAY}\n", self.reload_errors.join("\n"));
+            let text = format!("{} {KEEPING}\n", self.reload_errors.join("\n"));
             control::response("500 Internal Server Error", "text/plain", &text)
         };
         self.control.answer_reload(self.now, &response);
     }
 
-    fn keep_old(&mut self, error: &Exit) {
-        error!("{} {STAY}", one_line(error));
+    fn keep_previous(&mut self, error: &Exit) {
+        error!("{} {KEEPING}", one_line(error));
         self.reload_errors.push(error.to_string());
     }
 
-    /// Whether the administrator waits for an answer.
-    fn was_asked_for(&mut self) -> bool {
+    /// Whether the administrator requested this reload. Resets the flag.
+    fn take_requested(&mut self) -> bool {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return false };
-        std::mem::take(&mut espocrm.asked_for)
+        std::mem::take(&mut espocrm.requested)
     }
 
-    /// Puts new settings in force; nobody is disconnected. What cannot be had stays as it was.
+    /// Applies new settings without closing connections. Settings that cannot be applied keep their
+    /// previous values.
     pub(super) fn apply(&mut self, mut new: Settings) {
         new.log_doubts();
         if new.check_mode.value != self.settings.check_mode.value {
             new.log_mode();
         }
         new.categories = new.categories.or_old(&self.settings.categories);
-        // Always: a certificate is renewed under the same name.
+        // Even if the setting is unchanged, since a certificate is renewed under the same name.
         match self.backend.acceptor(&new) {
             Ok(acceptor) => self.accepting.replace_acceptor(acceptor),
             Err(error) => {
-                self.keep_old(&error);
+                self.keep_previous(&error);
                 new.tls = self.settings.tls.clone();
             }
         }
         if new.log_file != self.settings.log_file {
-            warn!("Another log_file is set: restart the daemon for that.");
+            warn!("log_file changed; restart required.");
             new.log_file = self.settings.log_file.clone();
         }
         if self.settings.port.source == Source::Systemd {
@@ -482,37 +484,37 @@ impl Server {
         if new.listen() != self.settings.listen()
             && let Err(error) = self.listen(&new)
         {
-            self.keep_old(&error);
+            self.keep_previous(&error);
             new.address = self.settings.address.clone();
             new.port = self.settings.port.clone();
         }
         if new.zeromq.value != self.settings.zeromq.value {
-            match self.bus.rebind(&new.zeromq.value) {
-                Ok(()) => info!("EspoCRM's messages are received at {}.", self.bus.endpoint()),
+            match self.zmq.rebind(&new.zeromq.value) {
+                Ok(()) => info!("EspoCRM's messages are received at {}.", self.zmq.endpoint()),
                 Err(error) => {
                     error!(
                         "{} Keeping the previous socket at {}.",
                         one_line(&error),
-                        self.bus.endpoint()
+                        self.zmq.endpoint()
                     );
                     self.reload_errors.push(error.to_string());
                     new.zeromq = self.settings.zeromq.clone();
                     self.repair_zmq();
                 }
             }
-            // libzmq may have taken in messages meanwhile, of which it tells nobody.
+            // libzmq may have received messages meanwhile without reporting them.
             self.zmq_pending = true;
         }
-        accept::afford(&mut new);
-        self.bus.limit_senders(accept::affordable_senders(&new));
-        // Whatever has changed, it is not only the settings: they may have an old version's code.
+        accept::limit_to_open_files(&mut new);
+        self.zmq.limit_senders(accept::affordable_senders(&new));
+        // Always, since EspoCRM's code may have changed, too, and workers may run an old version.
         for worker in self.pool.renew(new.workers()) {
             self.workers.stop(worker);
         }
         self.check_queue.set_limit(new.max_checks.value);
-        // What EspoCRM said before counts no longer.
+        // Also clears the check cache.
         self.check_queue.set_reuse(new.check_cache.value);
-        let asked_for = self.was_asked_for();
+        let requested = self.take_requested();
         if new != self.settings {
             let count = new.categories.iter().count() as u64;
             let count = plural(count, "category", "categories");
@@ -520,24 +522,25 @@ impl Server {
             let changes = if changes.is_empty() { changes } else { format!(" Now: {changes}.") };
             let version = &new.version;
             info!("EspoCRM's settings have changed: EspoCRM {version}, {count}.{changes}");
-        } else if asked_for {
+        } else if requested {
             info!("EspoCRM's settings have not changed.");
         }
         self.hub.reload(Some(new.categories.clone()));
-        let doors = |settings: &Settings| (settings.control.clone(), settings.metrics.clone());
-        let are_others = doors(&new) != doors(&self.settings);
+        let endpoints = |settings: &Settings| (settings.control.clone(), settings.metrics.clone());
+        let endpoints_changed = endpoints(&new) != endpoints(&self.settings);
         self.settings = new;
-        if are_others {
+        if endpoints_changed {
             self.open_control();
         }
         self.apply_to_hub();
         self.limit_handshakes();
-        // They may hold less from now on.
+        // max_buffered may be lower now.
         self.evict_largest();
     }
 
     fn listen(&mut self, settings: &Settings) -> Result<()> {
-        // As 0.0.0.0:8080 after 127.0.0.1:8080: the old one is in its way.
+        // An overlapping address, such as 0.0.0.0:8080 after 127.0.0.1:8080, requires closing the
+        // old socket first.
         let overlaps = settings.port.value == self.accepting.address().port();
         if overlaps {
             self.accepting.close_listener();
@@ -561,9 +564,9 @@ impl Server {
     }
 }
 
-/// A mistake in a file is shown where it stands, which takes several lines.
+/// Joins the lines of an error that quotes a file.
 fn one_line(error: &Exit) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-const STAY: &str = "The settings that are in force stay.";
+const KEEPING: &str = "Keeping the previous settings.";

@@ -18,55 +18,55 @@ use crate::espocrm::PROBE_TIMEOUT;
 use crate::espocrm::process::{Finished, Task};
 use crate::platform::random;
 
-/// Characters of a user's id.
+/// Length of a user id in characters.
 const ID: usize = 17;
 
 impl Server {
-    /// Has a random token checked before any other check is started.
+    /// Schedules a self-check. No other check is started before it ends.
     pub(super) fn request_self_check(&mut self) {
         if matches!(self.backend, Backend::Espocrm(_)) {
             self.self_check.request(self.now);
         }
-        self.hold_checks();
+        self.update_check_pause();
     }
 
-    /// Starts checks only when EspoCRM's settings are known and it has rejected a random token.
-    pub(super) fn hold_checks(&mut self) {
-        let held = self.backend.is_reading() || !self.self_check.allows_checks();
-        self.check_queue.set_paused(held);
+    /// Pauses the check queue while a reload runs, and until EspoCRM has rejected a random token.
+    pub(super) fn update_check_pause(&mut self) {
+        let is_paused = self.backend.is_reloading() || !self.self_check.allows_checks();
+        self.check_queue.set_paused(is_paused);
     }
 
     /// When [`self_check_if_due`](Self::self_check_if_due) has something to do.
     pub(super) fn next_self_check(&self) -> Option<Time> {
         let runs_php = matches!(self.backend, Backend::Espocrm(_));
-        self.self_check.next_deadline().filter(|_| runs_php && !self.backend.is_reading())
+        self.self_check.next_deadline().filter(|_| runs_php && !self.backend.is_reloading())
     }
 
-    /// Runs the plain command, which every check falls back to. Workers are verified when they
-    /// grant for the first time.
+    /// Runs the self-check by the plain command, which every check falls back to. Workers are
+    /// verified when they grant for the first time.
     pub(super) fn self_check_if_due(&mut self) {
         if !self.self_check.is_due(self.now) {
             return;
         }
         if self.self_check.rejects_clients() {
-            // Without connections nothing else notices that the settings were repaired.
-            self.look();
+            // Without connections, nothing else detects that the settings were fixed.
+            self.check_for_changes();
         }
         let Backend::Espocrm(espocrm) = &self.backend else { return };
-        if self.backend.is_reading() {
+        if self.backend.is_reloading() {
             return;
         }
-        let question = match random_check() {
-            Ok(question) => question,
+        let check = match random_check() {
+            Ok(check) => check,
             Err(error) => {
                 self.self_check.start(Check::authentication("", ""));
                 return self.self_check_failed(&error);
             }
         };
-        let question = self.self_check.start(question);
+        let check = self.self_check.start(check);
         let task = Task::SelfCheck(self.settings.version.convention());
-        let command = espocrm.installation.check(&question);
-        // No check is started before its end.
+        let command = espocrm.installation.check(&check);
+        // Other checks wait for it, so limit its time.
         let timeout = self.settings.check_timeout.value.min(PROBE_TIMEOUT);
         let registry = self.poll.registry();
         if let Err(error) = self.children.spawn(registry, self.now, task, command, timeout) {
@@ -74,14 +74,14 @@ impl Server {
         }
     }
 
-    /// Takes what PHP has answered.
+    /// Handles the result of the self-check.
     pub(super) fn self_checked(&mut self, at_start: Convention, finished: &Finished) {
-        let Some(question) = self.self_check.question().cloned() else { return };
+        let Some(check) = self.self_check.question().cloned() else { return };
         let convention = self.convention(at_start);
         let verdict = match &finished.exit {
             Err(failure) => Verdict::Unchecked(failure.clone()),
             Ok(exit) => {
-                let complaint = || question.redact(&finished.complaint());
+                let complaint = || check.redact(&finished.complaint());
                 self.self_check.read(convention, *exit, &finished.stdout, complaint)
             }
         };
@@ -91,14 +91,14 @@ impl Server {
     pub(super) fn finish_self_check(&mut self, verdict: &Verdict) {
         match self.self_check.finish(self.now, verdict) {
             Outcome::Superseded | Outcome::Unchanged => {}
-            Outcome::Passed if std::mem::replace(&mut self.has_passed, true) => {
+            Outcome::Passed if std::mem::replace(&mut self.self_check_passed, true) => {
                 debug!("Self-check: EspoCRM rejects a random token.");
             }
             Outcome::Passed => {
                 info!("Self-check passed: EspoCRM rejects a random token.");
             }
             Outcome::Recovered => {
-                self.has_passed = true;
+                self.self_check_passed = true;
                 info!(
                     "Self-check passed: EspoCRM rejects a random token again. Clients are accepted \
                      again."
@@ -107,19 +107,18 @@ impl Server {
             Outcome::Inconclusive => {
                 if let Verdict::Unchecked(failure) = verdict {
                     warn!(
-                        "The self-check with a random token gave no result: {failure}. It is \
-                         repeated every 10 s. See EspoCRM's data/logs, and run espocrm-websocket \
-                         doctor."
+                        "The self-check with a random token gave no result: {failure}. Retrying \
+                         every 10 s. See EspoCRM's data/logs, and run espocrm-websocket doctor."
                     );
                 }
             }
             Outcome::Accepted => self.lock_down(),
         }
-        self.hold_checks();
+        self.update_check_pause();
     }
 
-    /// Ends all connections, without a Close frame: their grants are in doubt, and browsers retry
-    /// until the self-check passes. New ones get 503.
+    /// Ends all connections without a Close frame, since their access is in doubt; browsers retry
+    /// until the self-check passes. New connections get 503.
     fn lock_down(&mut self) {
         error!(
             "Self-check failed: EspoCRM accepted a random token as a login ({} command.php {}), so \
@@ -136,20 +135,20 @@ impl Server {
         for id in open.map(|(_, conn)| conn.id).collect::<Vec<_>>() {
             self.end(id, End::SelfCheck);
         }
-        // What was granted a moment ago counts for nothing, and no worker of that time goes on.
+        // Clear the check cache and replace all workers.
         self.check_queue.set_reuse(self.settings.check_cache.value);
         for worker in self.pool.renew(self.settings.workers()) {
             self.workers.stop(worker);
         }
     }
 
-    /// Whether this client is rejected because EspoCRM accepts any token.
-    pub(super) fn is_locked_down(&mut self, id: ConnId) -> bool {
-        let rejects = self.self_check.rejects_clients();
-        if rejects {
+    /// Whether a client is to be rejected because EspoCRM accepts any token. Counts the reason.
+    pub(super) fn reject_if_locked_down(&mut self, id: ConnId) -> bool {
+        let is_rejected = self.self_check.rejects_clients();
+        if is_rejected {
             self.count_end(id, End::Untrusted);
         }
-        rejects
+        is_rejected
     }
 
     fn self_check_failed(&mut self, error: &io::Error) {
@@ -158,7 +157,7 @@ impl Server {
     }
 }
 
-/// A token and a user that look like EspoCRM's and are not.
+/// A check of a random token and user in EspoCRM's format.
 fn random_check() -> io::Result<Check> {
     let (token, user) = (random::hex()?, random::hex()?);
     Ok(Check::authentication(&token, user.get(..ID).unwrap_or(&user)))

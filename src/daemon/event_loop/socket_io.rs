@@ -17,29 +17,28 @@ use crate::engine::time::Time;
 use crate::platform::sys;
 use crate::settings::Size;
 
-/// Times that one connection is read in a turn, [`SCRATCH`](super::SCRATCH) bytes each.
+/// Reads per connection in one turn, [`SCRATCH`](super::SCRATCH) bytes each.
 const READS: usize = 4;
 
-/// Connections flushed in one turn: after a broadcast to thousands, others are heard in between.
+/// Connections flushed in one turn, so that a broadcast to thousands does not delay input.
 const FLUSHES: usize = 4_096;
 
-/// Until delayed subscriptions are tried again.
+/// Delay before delayed subscriptions are retried.
 const RESUME: Duration = Duration::from_secs(1);
 
-/// After connections that keep pace were found to hold more than all may, before that is looked at
-/// again.
-const SHED_PAUSE: Duration = Duration::from_millis(100);
+/// Pause between evictions when connections that keep pace exceed the limit.
+const EVICTION_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections whose memory is not worth being given back when the last of them has gone.
+/// Capacity in connections below which freed memory is not worth returning to the kernel.
 const FEW: usize = 64;
 
 impl Server {
-    /// The connection of this name, unless it has ended.
+    /// The connection with this id, unless it has ended.
     pub(super) fn conn(&mut self, id: ConnId) -> Option<&mut Connection> {
         self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended())
     }
 
-    /// Has a connection flushed, if it has something to be written.
+    /// Schedules a flush of a connection if it has output.
     pub(super) fn mark_dirty(&mut self, id: ConnId) {
         if let Some(conn) = self.conn(id)
             && !conn.dirty
@@ -50,11 +49,11 @@ impl Server {
         }
     }
 
-    /// Writes what waits, for up to this turn's budget of connections.
+    /// Writes the output of scheduled connections, up to this turn's budget.
     pub(super) fn flush(&mut self) {
         for _ in 0..FLUSHES {
             let Some(id) = self.dirty.pop_front() else {
-                // After a broadcast to thousands its memory is given back.
+                // Free the memory used by a broadcast to thousands.
                 return self.dirty.shrink_to(64);
             };
             if let Some(conn) = self.conn(id) {
@@ -64,7 +63,7 @@ impl Server {
         }
     }
 
-    /// Writes what waits for one connection.
+    /// Writes the output of one connection.
     pub(super) fn flush_one(&mut self, id: ConnId) {
         let Some(conn) = self.conn(id) else { return };
         let written = conn.write();
@@ -74,7 +73,7 @@ impl Server {
                 conn.written();
                 self.backpressure.remove(id);
             }
-            // Only TLS has something to write, of its own.
+            // Only TLS has output left.
             Ok((Written::Blocked, _)) if waiting == 0 => self.backpressure.remove(id),
             Ok((Written::Blocked, taken)) => {
                 self.backpressure.blocked(id, waiting, taken, self.now);
@@ -84,77 +83,77 @@ impl Server {
         self.update_buffered(id);
     }
 
-    /// Adds up anew what a connection holds: after anything that may have changed it.
+    /// Recalculates a connection's buffered bytes. To be called after each change.
     pub(super) fn update_buffered(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id) {
-            conn.update_buffered(&mut self.held);
+            conn.update_buffered(&mut self.buffered);
         }
     }
 
-    /// Until when messages wait in libzmq, since connections that read have a backlog.
-    pub(super) fn held_back_until(&self) -> Option<Time> {
+    /// Until when messages wait in libzmq because connections that keep reading have a backlog.
+    pub(super) fn backpressure_until(&self) -> Option<Time> {
         self.backpressure.until(self.now, self.memory_is_short())
     }
 
-    /// Whether connections together hold more than half of what they may.
+    /// Whether buffered bytes exceed half of the limit.
     pub(super) fn memory_is_short(&self) -> bool {
-        self.held + self.hub.held() > self.settings.max_buffered.value / 2
+        self.buffered + self.hub.held() > self.settings.max_buffered.value / 2
     }
 
-    /// Keeps memory within its limit: ends those who hold the most, until a quarter is free.
+    /// Enforces the limit of buffered bytes: ends the largest connections until a quarter is free.
     pub(super) fn evict_largest(&mut self) {
         let limit = self.settings.max_buffered.value;
-        let is_over = |server: &Self| server.held + server.hub.held() > limit;
-        if !is_over(self) || self.now < self.next_shed {
+        let is_over = |server: &Self| server.buffered + server.hub.held() > limit;
+        if !is_over(self) || self.now < self.next_eviction {
             return;
         }
-        // What was not yet offered to the kernel does not make a slow reader.
+        // Output that was not yet offered to the kernel does not count as slow reading.
         while !self.dirty.is_empty() {
             self.flush();
         }
         if !is_over(self) {
             return;
         }
-        let mut held = self.held + self.hub.held();
-        let holders = self.conns.iter().map(|(_, conn)| {
+        let mut total = self.buffered + self.hub.held();
+        let sizes = self.conns.iter().map(|(_, conn)| {
             let output = conn.outbox.held();
-            (conn.held() + self.hub.held_by(conn.id), output, conn.id)
+            (conn.buffered() + self.hub.held_by(conn.id), output, conn.id)
         });
-        let mut holders: Vec<_> = holders
-            .filter(|(holds, output, id)| {
-                let is_usual = holds.saturating_sub(*output) <= MAX_HELD_AT_PACE;
-                *holds > 0 && !(is_usual && self.backpressure.keeps_pace(*id, self.now))
+        let mut candidates: Vec<_> = sizes
+            .filter(|(size, output, id)| {
+                let is_usual = size.saturating_sub(*output) <= MAX_HELD_AT_PACE;
+                *size > 0 && !(is_usual && self.backpressure.keeps_pace(*id, self.now))
             })
-            .map(|(holds, _, id)| (holds, id))
+            .map(|(size, _, id)| (size, id))
             .collect();
-        holders.sort_unstable();
-        while held > limit / 4 * 3
-            && let Some((holds, id)) = holders.pop()
+        candidates.sort_unstable();
+        while total > limit / 4 * 3
+            && let Some((size, id)) = candidates.pop()
         {
-            held -= holds;
-            if self.bursts.begins(Cause::Memory, self.now) {
+            total -= size;
+            if self.log_limiter.should_log(Cause::Memory, self.now) {
                 let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
                 warn!(
-                    "Connections together hold more than {} of what is incomplete or waits to be \
-                     written. Those that hold the most are disconnected, first one of user {user} \
-                     with {}. Raise max_buffered if this is said often.",
+                    "Connections buffer more than {} of partial input and queued output. The \
+                     largest are closed, first one of user {user} with {}; browsers will retry. \
+                     Raise max_buffered if this is logged often.",
                     Size::bytes(limit),
-                    plural(holds as u64, "byte", "bytes")
+                    plural(size as u64, "byte", "bytes")
                 );
             }
             self.end(id, End::Memory);
         }
         if is_over(self) {
-            // The rest keep pace. To look again at each read would cost too much.
-            self.next_shed = self.now.after(SHED_PAUSE);
+            // The others keep pace. Repeating this at each read would cost too much.
+            self.next_eviction = self.now.after(EVICTION_PAUSE);
         }
     }
 
-    /// Frees the slots of connections that have ended. Not earlier: until a turn is over, events
-    /// may name them.
+    /// Frees the slots of ended connections at the end of a turn, since events of the same turn may
+    /// refer to them.
     pub(super) fn free(&mut self) {
         if !self.ended.is_empty() {
-            // A descriptor may be what accepting waits for.
+            // Accepting may be paused for lack of descriptors.
             self.accepting.resume();
         }
         for slot in self.ended.drain(..) {
@@ -166,7 +165,7 @@ impl Server {
         }
     }
 
-    /// Gives memory back that is no longer needed, some seconds after the load has fallen.
+    /// Returns unused memory to the kernel some seconds after the load has dropped.
     pub(super) fn trim_if_due(&mut self) {
         if self.trim.take_due(self.now, self.accounted()) {
             self.conns.shrink_to_fit();
@@ -178,22 +177,23 @@ impl Server {
         }
     }
 
-    /// Reads a connection, up to this turn's budget. `ended`: the peer will send nothing more.
+    /// Reads a connection, up to this turn's budget. `ended`: the kernel has reported the end of
+    /// input.
     pub(super) fn read(&mut self, id: ConnId, ended: bool) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
         self.scratch = scratch;
         self.update_buffered(id);
         self.evict_largest();
-        // An answer, or the TLS handshake's part.
+        // Answers, or output of the TLS handshake.
         self.mark_dirty(id);
         if more {
-            self.read_later(id);
+            self.schedule_read(id);
         }
     }
 
-    /// Has a connection read on in the next turn.
-    pub(super) fn read_later(&mut self, id: ConnId) {
+    /// Schedules further reading of a connection in the next turn.
+    pub(super) fn schedule_read(&mut self, id: ConnId) {
         if let Some(conn) = self.conn(id)
             && !conn.unread
         {
@@ -202,21 +202,21 @@ impl Server {
         }
     }
 
-    /// Reads on what an earlier turn has not finished.
-    pub(super) fn read_on(&mut self, id: ConnId) {
+    /// Continues the reading of an earlier turn.
+    pub(super) fn resume_reading(&mut self, id: ConnId) {
         if let Some(conn) = self.conn(id) {
             conn.unread = false;
-            // It may have ended when that was reported.
+            // The end of input may have been reported already.
             self.read(id, true);
         }
     }
 
-    /// Whether there may be more.
+    /// Reads once; returns whether more input may be available.
     fn read_once(&mut self, id: ConnId, ended: bool, scratch: &mut [u8]) -> bool {
         let Some(conn) = self.conn(id) else { return false };
         match conn.read(scratch) {
             Ok(0) => {
-                // Who says nothing more may still listen.
+                // A peer that has shut down its side may still read.
                 self.flush_one(id);
                 self.end(id, End::PeerClosed);
             }
@@ -229,7 +229,7 @@ impl Server {
             Err(error) => {
                 if error.kind() == io::ErrorKind::InvalidData {
                     self.count_end(id, End::Tls);
-                    self.no_tls(&error);
+                    self.log_tls_failure(&error);
                 }
                 self.end(id, End::PeerClosed);
             }
@@ -247,7 +247,7 @@ impl Server {
         }
     }
 
-    /// Looks at the connections whose time has come.
+    /// Handles connections with expired timers.
     pub(super) fn expire_conns(&mut self) {
         let mut fired = Vec::new();
         self.timers.take_due(self.now, &mut fired);
@@ -261,11 +261,11 @@ impl Server {
             if conn.due <= now {
                 match conn.ping(next_ping) {
                     Ok(()) => self.send(id, self.ping.clone()),
-                    // Without a Close frame: a browser that was only asleep comes back.
-                    Err(why @ (Overdue::Deadline | Overdue::Lost | Overdue::Incomplete)) => {
+                    // Without a Close frame, so that a browser that was suspended reconnects.
+                    Err(reason @ (Overdue::Deadline | Overdue::Lost | Overdue::Incomplete)) => {
                         self.end(
                             id,
-                            match why {
+                            match reason {
                                 Overdue::Lost => End::PingTimeout,
                                 Overdue::Incomplete => End::Incomplete,
                                 _ => End::HandshakeTimeout,
@@ -274,7 +274,7 @@ impl Server {
                         continue;
                     }
                     Err(Overdue::Lagging) => {
-                        self.too_slow(id);
+                        self.end_slow(id);
                         continue;
                     }
                 }
@@ -286,7 +286,7 @@ impl Server {
     }
 
     /// Sets a deadline after which a connection is ended.
-    pub(super) fn limit(&mut self, id: ConnId, after: Duration) {
+    pub(super) fn set_deadline(&mut self, id: ConnId, after: Duration) {
         let due = self.now.after(after);
         if let Some(conn) = self.conn(id) {
             conn.due = due;
@@ -294,8 +294,8 @@ impl Server {
         }
     }
 
-    /// Sets a connection's timer: for its deadline or next ping, its next recheck, or another attempt at
-    /// its delayed subscriptions, whichever comes first.
+    /// Sets a connection's timer to the earliest of its deadline or next ping, its next recheck,
+    /// and the next retry of its delayed subscriptions.
     pub(super) fn arm(&mut self, id: ConnId) {
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
         let latest = [self.hub.next_recheck(id), resume].into_iter().flatten().min();
@@ -305,20 +305,20 @@ impl Server {
         }
     }
 
-    /// Counts why a connection is refused or ends, unless that is known already.
-    pub(super) fn count_end(&mut self, id: ConnId, why: End) {
+    /// Counts the reason for a connection's rejection or end. Only the first reason counts.
+    pub(super) fn count_end(&mut self, id: ConnId, reason: End) {
         let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
         if let Some(conn) = conn
             && !std::mem::replace(&mut conn.counted, true)
         {
-            self.stats.end(why);
+            self.stats.end(reason);
         }
     }
 
-    /// Ends TCP, without a Close frame.
-    pub(super) fn end(&mut self, id: ConnId, why: End) {
+    /// Ends a connection without a Close frame.
+    pub(super) fn end(&mut self, id: ConnId, reason: End) {
         if self.conn(id).is_some() {
-            self.count_end(id, why);
+            self.count_end(id, reason);
         }
         if let Some(conn) = self.conn(id) {
             conn.phase = Phase::Ended;
@@ -327,29 +327,29 @@ impl Server {
             self.ended.push(id.slot());
             self.update_buffered(id);
             self.end_handshake(id);
-            self.leave(id);
+            self.release_client(id);
             self.hub.close(id);
         }
     }
 
-    /// A reader that cannot keep up is ended; its tab comes back.
-    pub(super) fn too_slow(&mut self, id: ConnId) {
+    /// Ends the connection of a slow reader; its browser reconnects.
+    pub(super) fn end_slow(&mut self, id: ConnId) {
         let waiting = self.conn(id).map_or(0, |conn| conn.outbox.bytes());
-        if self.bursts.begins(Cause::Slow, self.now) {
+        if self.log_limiter.should_log(Cause::Slow, self.now) {
             warn!(
-                "A browser could not keep up with what it was sent: {waiting} bytes waited for it, \
-                 of at most {MAX_OUTBOX}. It was disconnected and will come back."
+                "A browser could not keep up: {waiting} bytes are queued for it, the limit is \
+                 {MAX_OUTBOX}. Its connection was closed; the browser will retry."
             );
         }
         self.end(id, End::Slow);
     }
 
-    pub(super) fn no_tls(&mut self, error: &io::Error) {
-        if self.bursts.begins(Cause::Tls, self.now) {
+    pub(super) fn log_tls_failure(&mut self, error: &io::Error) {
+        if self.log_limiter.should_log(Cause::Tls, self.now) {
             info!(
-                "A TLS handshake failed: {error}. If browsers cannot connect: the port speaks TLS, \
-                 so the address must begin with wss://, and the certificate must be valid for the \
-                 site's name."
+                "A TLS handshake failed: {error}. If browsers cannot connect, check that the \
+                 address starts with wss://, since this port requires TLS, and that the \
+                 certificate is valid for the site's name."
             );
         }
     }

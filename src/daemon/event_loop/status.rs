@@ -1,4 +1,4 @@
-//! All that `espocrm-websocket status` shows, as JSON. Never a token.
+//! The report of `espocrm-websocket status`, as JSON. It never contains tokens.
 
 use super::Server;
 use crate::engine::espocrm::submission::Rejection;

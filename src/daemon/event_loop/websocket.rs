@@ -1,4 +1,4 @@
-//! A connection that has become a WebSocket.
+//! Connections after the handshake.
 
 use log::warn;
 
@@ -25,11 +25,11 @@ impl Server {
             _ => Default::default(),
         };
         let now = self.now;
-        // A test suite is faster than any browser.
+        // Conformance test suites send faster than any browser.
         let is_limited = cfg!(not(feature = "echo"));
         if is_limited && self.conn(id).is_some_and(|conn| !conn.count(now, frames)) {
             incoming.clear();
-            self.flooded(id);
+            self.close_flooding(id);
         }
         for incoming in incoming.drain(..) {
             match incoming {
@@ -40,7 +40,7 @@ impl Server {
                     self.echo(id, incoming);
                 }
                 Incoming::Message(text) => self.receive_message(id, &text),
-                // EspoCRM's daemon took it as text.
+                // EspoCRM's original daemon treats these as text.
                 Incoming::Binary(bytes) => match std::str::from_utf8(&bytes) {
                     Ok(text) => self.receive_message(id, text),
                     Err(_) => self.close(id, CloseReason::Malformed),
@@ -50,7 +50,7 @@ impl Server {
                 Incoming::Closed => self.finish(id),
                 Incoming::Violation(reason) => {
                     self.close(id, reason);
-                    // Whatever comes now cannot be relied on, an answer to the Close frame included.
+                    // Further input is unreliable, including an answer to the Close frame.
                     self.finish(id);
                 }
             }
@@ -63,21 +63,22 @@ impl Server {
             conn.completed();
         }
         if wamp::may_subscribe(text) {
-            // By the categories that are on disk now.
-            self.look();
+            // Subscriptions are decided by the categories that are on disk now.
+            self.check_for_changes();
         }
         self.hub.receive(id, text);
         self.carry_out();
     }
 
-    /// A peer that sends so much is no browser, or one that has gone wild.
-    fn flooded(&mut self, id: ConnId) {
-        if self.bursts.begins(Cause::Flooded, self.now) {
+    /// Closes a connection that sends too many frames: not a browser, or a script in an endless
+    /// loop.
+    fn close_flooding(&mut self, id: ConnId) {
+        if self.log_limiter.should_log(Cause::Flooded, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
             warn!(
                 "A tab of user {user} sent more than {MAX_FRAMES_PER_SECOND} messages or \
-                 {MAX_CONTROL_FRAMES_PER_SECOND} pings in a second. It was closed, and stays so until \
-                 its page is reloaded."
+                 {MAX_CONTROL_FRAMES_PER_SECOND} pings in a second. Its connection was closed; it \
+                 reconnects only when its page is reloaded."
             );
         }
         self.close(id, CloseReason::Flood);
@@ -85,26 +86,29 @@ impl Server {
 
     pub(super) fn welcome(&mut self, id: ConnId) {
         self.end_login(id);
-        // Others of the same user may have come in while it was checked.
+        // Other connections of the user may have been admitted during the check.
         if let Some(user) = self.hub.user(id).map(str::to_owned) {
             let others = self.hub.connections_of(&user).saturating_sub(1);
-            if self.has_too_many(&user, others) {
+            if self.reject_user_if_over_limit(&user, others) {
                 return self.end(id, End::UserLimit);
             }
         }
         match random::hex() {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
-                warn!("The kernel has no random numbers: {error}. A tab was sent away.");
+                warn!(
+                    "The kernel provided no random numbers: {error}. A connection was closed; the \
+                     browser will retry."
+                );
                 return self.end(id, End::CheckFailed);
             }
         }
-        // It is to be rechecked together with the user's other tabs.
+        // Schedules its recheck together with those of the user's other tabs.
         self.hub.recheck(self.now, id);
         self.arm(id);
     }
 
-    /// Has a frame written at the end of this turn. After a Close frame there are none.
+    /// Queues a frame, to be written at the end of this turn. Ignored after a Close frame.
     pub(super) fn send(&mut self, id: ConnId, frame: SharedFrame) {
         let Some(conn) = self.conn(id) else { return };
         if !matches!(conn.phase, Phase::Upgrading(_) | Phase::Open(_)) {
@@ -115,12 +119,12 @@ impl Server {
                 self.update_buffered(id);
                 self.mark_dirty(id);
             }
-            Err(Full) => self.too_slow(id),
+            Err(Full) => self.end_slow(id),
         }
     }
 
-    /// Ends a connection cleanly: a Close frame, and a while for the browser to answer it. Its tab
-    /// does not come back before it is reloaded.
+    /// Closes a connection with a Close frame, and waits a limited time for the answer. The tab
+    /// does not reconnect until it is reloaded.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
         let is_login = self.conn(id).is_some_and(|conn| conn.logging_in);
         self.count_end(
@@ -141,11 +145,11 @@ impl Server {
         let Some(conn) = self.conn(id) else { return };
         if let Phase::Open(reader) = &mut conn.phase {
             conn.phase = Phase::Closing(std::mem::take(reader));
-            self.limit(id, CLOSE_DEADLINE);
+            self.set_deadline(id, CLOSE_DEADLINE);
         }
     }
 
-    /// Both sides have closed: what waits is written, then TCP is ended.
+    /// Writes queued output and then ends TCP, since both sides have sent a Close frame.
     fn finish(&mut self, id: ConnId) {
         self.count_end(id, End::PeerClosed);
         self.end_login(id);
@@ -155,16 +159,16 @@ impl Server {
         if !conn.has_output() {
             conn.written();
         }
-        self.limit(id, CLOSE_DEADLINE);
+        self.set_deadline(id, CLOSE_DEADLINE);
     }
 
     pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
         self.stats.hit_limit(LimitHit::Subscriptions);
-        if self.bursts.begins(Cause::TooManySubscriptions, self.now) {
+        if self.log_limiter.should_log(Cause::TooManySubscriptions, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)");
             warn!(
-                "A tab of user {user} wants more than {MAX_SUBSCRIPTIONS} subscriptions: no more \
-                 are taken."
+                "A tab of user {user} requested more than {MAX_SUBSCRIPTIONS} subscriptions. \
+                 Further ones are ignored."
             );
         }
     }

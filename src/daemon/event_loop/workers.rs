@@ -1,4 +1,4 @@
-//! Having checks answered by PHP workers.
+//! Running access checks on PHP workers.
 
 use std::io;
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use crate::espocrm::workers::{Errand, Outcome, Problem};
 use crate::platform::sys;
 
 impl Server {
-    /// On what the next check is to run; `None` if it has to wait for a worker.
+    /// Selects the runner of the next check; `None` if it has to wait for a worker.
     pub(super) fn runner(&mut self, waiting: usize) -> Option<Runner> {
         if let Backend::Espocrm(_) = self.backend {
             self.pool.set_stuck(self.workers.stuck());
@@ -28,30 +28,30 @@ impl Server {
         Some(Runner::Plain)
     }
 
-    /// Runs a check; by a process of its own if the worker cannot.
+    /// Runs a check; by a plain command if the worker cannot.
     pub(super) fn start_check(&mut self, id: JobId, check: &Rc<Check>, runner: Runner) {
         let convention = self.settings.version.convention();
         let (worker, started) = match runner {
-            Runner::Plain => return self.start_plainly(id, check, convention),
+            Runner::Plain => return self.start_plain(id, check, convention),
             Runner::Idle(worker) => (worker, Ok(())),
             Runner::New(worker) => (worker, self.start_worker(worker)),
         };
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
         let errand = Errand { job: id, convention, verifies: false };
         let registry = self.poll.registry();
-        let words = &check.arguments;
-        let running =
-            started.and_then(|()| self.workers.run(registry, worker, errand, words, now, timeout));
+        let arguments = &check.arguments;
+        let running = started
+            .and_then(|()| self.workers.run(registry, worker, errand, arguments, now, timeout));
         if let Err(error) = running {
             self.workers.stop(worker);
             self.worker_failed(worker, &error.to_string());
-            self.start_plainly(id, check, convention);
+            self.start_plain(id, check, convention);
         } else {
             self.stats.run(true);
         }
     }
 
-    /// Goes on with what a worker says.
+    /// Handles I/O of a worker.
     pub(super) fn worker_ready(&mut self, token: Token) {
         #[cfg(test)]
         if let Backend::Scripted(checks) = &self.backend {
@@ -65,27 +65,27 @@ impl Server {
         self.take_outcomes(outcomes);
     }
 
-    /// Takes the workers that have ended.
+    /// Reaps the workers that have exited.
     pub(super) fn reap_workers(&mut self) {
         let (mut outcomes, mut ended) = (Vec::new(), Vec::new());
         self.workers.reap(&mut outcomes, &mut ended);
         for worker in ended {
-            self.worker_failed(worker, "it ended while it had nothing to do");
+            self.worker_failed(worker, "it exited while idle");
         }
         self.take_outcomes(outcomes);
     }
 
-    /// In a container without an init process we are PID 1: what PHP's processes leave behind becomes
-    /// our child. Called after the processes that we know have been reaped.
+    /// Reaps orphans of PHP processes when the daemon runs as PID 1, in a container without an init
+    /// process. Called after the known processes have been reaped.
     pub(super) fn reap_orphans(&self) {
         if std::process::id() == 1 {
-            let is_ours =
+            let is_known =
                 |pid| self.children.processes().chain(self.workers.processes()).any(|it| it == pid);
-            sys::reap_orphans(is_ours);
+            sys::reap_orphans(is_known);
         }
     }
 
-    /// Stops workers that take too long, and those that have nothing to do any more.
+    /// Stops workers whose check has timed out, and surplus idle workers.
     pub(super) fn expire_workers(&mut self) {
         let mut outcomes = Vec::new();
         self.workers.expire(self.now, &mut outcomes);
@@ -97,7 +97,7 @@ impl Server {
 
     fn start_worker(&mut self, id: WorkerId) -> io::Result<()> {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
-        // Systems that clean up their temporary directory may have removed it.
+        // A system that cleans up its temporary directory may have removed the script.
         let router = match espocrm.router.take().filter(Router::exists) {
             Some(router) => router,
             None => Router::write()?,
@@ -111,7 +111,7 @@ impl Server {
         self.workers.start(self.poll.registry(), self.now, id, command)
     }
 
-    fn router_is_gone(&self) -> bool {
+    fn is_router_removed(&self) -> bool {
         let Backend::Espocrm(espocrm) = &self.backend else { return false };
         !espocrm.router.as_ref().is_some_and(Router::exists)
     }
@@ -120,29 +120,29 @@ impl Server {
         for Outcome { worker, errand, mut result } in outcomes {
             let check = self.check_queue.check(errand.job);
             let answer = match &result {
-                Ok(Reply::Done(done)) => self.weigh_answer(worker, errand, check.as_deref(), done),
-                _ => Weighed::Nothing,
+                Ok(Reply::Done(done)) => self.assess_answer(worker, errand, check.as_deref(), done),
+                _ => Assessed::Unusable,
             };
-            if matches!(answer, Weighed::Granted) {
-                // It counts when the worker has rejected a random token.
+            if matches!(answer, Assessed::Granted) {
+                // The grant counts only after the worker has rejected a random token.
                 match self.verify(worker, errand) {
                     Ok(()) => continue,
                     Err(error) => result = Err(Problem::NoGood(error.to_string())),
                 }
             }
-            if matches!(answer, Weighed::Untrusted) {
+            if matches!(answer, Assessed::Untrusted) {
                 error!(
-                    "A PHP worker accepted a random token as a user's login: it is stopped, and \
-                     nothing that it granted counts. Find out what changes AuthTokenCheck only \
-                     there, or set --no-worker."
+                    "A PHP worker accepted a random token as a login. It is stopped, and its \
+                     grants are discarded. Find out why AuthTokenCheck behaves differently in a \
+                     worker, or use --no-worker."
                 );
                 self.request_self_check();
-                let why = "it accepted a random token".to_owned();
-                result = Err(Problem::NoGood(why));
+                let reason = "it accepted a random token".to_owned();
+                result = Err(Problem::NoGood(reason));
             }
             let next = match &result {
                 Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
-                Ok(Reply::Unable) if self.router_is_gone() => {
+                Ok(Reply::Unable) if self.is_router_removed() => {
                     self.worker_failed(worker, "its script was removed");
                     Next::Stop
                 }
@@ -152,9 +152,9 @@ impl Server {
                     self.worker_obstructed(worker);
                     Next::Stop
                 }
-                Err(Problem::NoGood(why)) => {
-                    let why = check.as_ref().map_or(String::new(), |check| check.redact(why));
-                    self.worker_failed(worker, &why);
+                Err(Problem::NoGood(reason)) => {
+                    let reason = check.as_ref().map_or(String::new(), |check| check.redact(reason));
+                    self.worker_failed(worker, &reason);
                     Next::Stop
                 }
             };
@@ -163,95 +163,93 @@ impl Server {
                 Next::Stop => self.workers.stop(worker),
                 Next::GiveUp => {
                     self.workers.stop(worker);
-                    give_up("it cannot run EspoCRM's commands, or not in time");
+                    warn_workers_unusable("it cannot run EspoCRM's commands, or not in time");
                 }
             }
             let Some(check) = check else { continue };
             match result {
                 Ok(Reply::Done(_)) => match answer {
-                    Weighed::Verdict(verdict) => self.finish_check(errand.job, &check, &verdict),
-                    _ => self.start_plainly(errand.job, &check, errand.convention),
+                    Assessed::Verdict(verdict) => self.finish_check(errand.job, &check, &verdict),
+                    _ => self.start_plain(errand.job, &check, errand.convention),
                 },
                 Err(Problem::TimedOut { .. }) => {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
                     self.finish_check(errand.job, &check, &verdict);
                 }
                 Ok(Reply::Unable) | Err(Problem::NoGood(_) | Problem::NotBegun) => {
-                    self.start_plainly(errand.job, &check, errand.convention);
+                    self.start_plain(errand.job, &check, errand.convention);
                 }
             }
         }
     }
 
-    /// A worker had nothing else to do and did not begin a check.
+    /// Handles an idle worker that did not begin a check.
     fn worker_obstructed(&mut self, worker: WorkerId) {
         self.stats.worker_failures += 1;
         match self.pool.obstructed(self.now, worker) {
-            Next::GiveUp => give_up(OBSTRUCTED),
+            Next::GiveUp => warn_workers_unusable(OBSTRUCTED),
             Next::Stop | Next::Wait => info!("A PHP worker was stopped: {OBSTRUCTED}."),
         }
     }
 
-    /// What an answer of a worker is worth.
-    fn weigh_answer(
+    /// Assesses an answer of a worker.
+    fn assess_answer(
         &mut self,
         worker: WorkerId,
         errand: Errand,
         check: Option<&Check>,
         done: &Done,
-    ) -> Weighed {
+    ) -> Assessed {
         let convention = self.convention(errand.convention);
         if !errand.verifies {
             return match check.map(|check| read(convention, check, done)) {
-                Some(Verdict::Granted) if !self.pool.is_verified(worker) => Weighed::Granted,
-                Some(verdict) => Weighed::Verdict(verdict),
-                None => Weighed::Nothing,
+                Some(Verdict::Granted) if !self.pool.is_verified(worker) => Assessed::Granted,
+                Some(verdict) => Assessed::Verdict(verdict),
+                None => Assessed::Unusable,
             };
         }
         let exit = ProcessExit::Status(done.status);
         match self.self_check.read(convention, exit, &done.output, String::new) {
             Verdict::Denied => {
                 self.pool.verified(worker);
-                Weighed::Verdict(Verdict::Granted)
+                Assessed::Verdict(Verdict::Granted)
             }
-            Verdict::Granted => Weighed::Untrusted,
-            Verdict::Unchecked(_) => Weighed::Nothing,
+            Verdict::Granted => Assessed::Untrusted,
+            Verdict::Unchecked(_) => Assessed::Unusable,
         }
     }
 
-    /// Asks a worker that has granted a check for a token that it must reject.
+    /// Has a worker that has granted a check run the self-check, which it must deny.
     fn verify(&mut self, worker: WorkerId, errand: Errand) -> io::Result<()> {
-        let question = self.self_check.question().cloned();
-        let question = question.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let check = self.self_check.question().cloned();
+        let check = check.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let (now, timeout) = (self.now, self.settings.check_timeout.value);
         let errand = Errand { verifies: true, ..errand };
         let registry = self.poll.registry();
-        self.workers.run(registry, worker, errand, &question.arguments, now, timeout)
+        self.workers.run(registry, worker, errand, &check.arguments, now, timeout)
     }
 
-    fn worker_failed(&mut self, worker: WorkerId, why: &str) {
+    fn worker_failed(&mut self, worker: WorkerId, reason: &str) {
         self.stats.worker_failures += 1;
         match self.pool.failed(self.now, worker) {
-            Next::GiveUp => give_up(why),
-            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {why}."),
+            Next::GiveUp => warn_workers_unusable(reason),
+            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {reason}."),
         }
     }
 }
 
-/// Both words that the log needs: for the one that was stopped, and for the end of workers.
-const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local user \
-     holds many connections to its port on 127.0.0.1 (ss -tnp shows whose they are)";
+const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local \
+     user holds many connections to its port on 127.0.0.1 (ss -tnp shows their processes)";
 
-/// What an answer of a worker is worth.
-enum Weighed {
-    /// This.
+/// Assessment of a worker's answer.
+enum Assessed {
     Verdict(Verdict),
     /// A grant by a worker that is not verified yet.
     Granted,
     /// The worker grants everything.
     Untrusted,
-    /// The check has to be run plainly, if it is still wanted.
-    Nothing,
+    /// The check has to be run by a plain command, if it is still needed.
+    Unusable,
 }
 
 fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
@@ -260,9 +258,9 @@ fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
     verdict::read(convention, &check.affirmation, exit, &done.output, line)
 }
 
-fn give_up(why: &str) {
+fn warn_workers_unusable(reason: &str) {
     warn!(
-        "PHP workers cannot be used: {why}. For the next minutes each access check is run in a \
-         PHP process of its own, which costs more. --no-worker keeps it so."
+        "PHP workers cannot be used: {reason}. For the next minutes each access check runs in its \
+         own PHP process, which costs more. Use --no-worker to make this permanent."
     );
 }

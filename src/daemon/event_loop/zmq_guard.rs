@@ -1,4 +1,4 @@
-//! Keeps libzmq, which has no limit of its own, within its limits.
+//! Limits for libzmq, which has none itself.
 
 use std::time::Duration;
 
@@ -12,128 +12,125 @@ use crate::engine::limits::MAX_ZEROMQ;
 use crate::engine::time::Time;
 use crate::platform::sys;
 
-/// Between two attempts to bind again.
+/// Interval of attempts to bind again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Bytes that are worth being given back.
+/// Free memory that is worth returning to the kernel, in bytes.
 const WORTHWHILE: usize = 8 * 1024 * 1024;
 
 impl Server {
-    /// A sender has connected to the bus, disconnected or sent something.
+    /// Called when a ZeroMQ sender has connected, disconnected or sent data.
     pub(super) fn wake_zmq_guard(&mut self) {
         let (now, accounted) = (self.now, self.accounted());
         let unaccounted = || sys::resident().saturating_sub(accounted);
-        self.bus.wake_guard(now, self.poll.registry(), unaccounted);
+        self.zmq.wake_guard(now, self.poll.registry(), unaccounted);
     }
 
-    pub(super) fn next_zmq_look(&self) -> Option<Time> {
-        [self.bus.next_look(), self.zmq_broken].into_iter().flatten().min()
+    pub(super) fn next_zmq_check(&self) -> Option<Time> {
+        [self.zmq.next_look(), self.zmq_broken].into_iter().flatten().min()
     }
 
-    /// Begins libzmq anew if it has got out of hand.
+    /// Recreates the ZeroMQ context if libzmq exceeds a limit.
     pub(super) fn guard_zmq(&mut self) {
         let (now, accounted) = (self.now, self.accounted());
         if self.zmq_broken.is_some_and(|again| again <= now) {
             return self.resume_zmq();
         }
-        let was_used = self.bus.next_look().is_some();
+        let was_used = self.zmq.next_look().is_some();
         let unaccounted = || sys::resident().saturating_sub(accounted);
-        let excess = self.bus.look(now, self.poll.registry(), unaccounted);
-        let is_over = was_used && self.bus.next_look().is_none() && !self.bus.has_senders();
+        let excess = self.zmq.look(now, self.poll.registry(), unaccounted);
+        let is_over = was_used && self.zmq.next_look().is_none() && !self.zmq.has_senders();
         if is_over && sys::resident() > accounted + WORTHWHILE {
-            // All senders have gone. What they have left half-sent libzmq has freed.
+            // All senders have disconnected, and libzmq has freed their partial messages.
             sys::trim_heap();
         }
         let Some(excess) = excess else { return };
-        self.say(excess);
+        self.log_excess(excess);
         if excess == Excess::Descriptors(0) {
-            // Nobody has them whom libzmq could send away.
-            self.bus.rest();
-            // Each call may take in messages that libzmq's descriptor reported before.
+            // There are no senders that a restart of libzmq would disconnect.
+            self.zmq.rest();
+            // The call may receive messages that libzmq's descriptor reported before.
             self.zmq_pending = true;
             self.zmq_broken = Some(now.after(RETRY));
         } else {
-            self.renew_zmq();
+            self.restart_zmq();
         }
     }
 
-    fn say(&mut self, excess: Excess) {
+    fn log_excess(&mut self, excess: Excess) {
         let cause = match excess {
-            Excess::Descriptors(_) => Cause::BusDescriptors,
-            Excess::Senders(..) => Cause::BusSenders,
-            Excess::Memory(_) => Cause::BusMemory,
+            Excess::Descriptors(_) => Cause::ZmqDescriptors,
+            Excess::Senders(..) => Cause::ZmqSenders,
+            Excess::Memory(_) => Cause::ZmqMemory,
         };
-        if !self.bursts.begins(cause, self.now) {
+        if !self.log_limiter.should_log(cause, self.now) {
             return;
         }
-        let endpoint = self.bus.endpoint();
+        let endpoint = self.zmq.endpoint();
         match excess {
             Excess::Descriptors(_) => warn!(
-                "EspoCRM cannot be accepted at {endpoint} for the moment: there are no more \
-                 descriptors, or there is no memory. Raise LimitNOFILE in the unit."
+                "EspoCRM's connections cannot be accepted at {endpoint}: out of file descriptors \
+                 or memory. Raise LimitNOFILE in the unit."
             ),
             Excess::Senders(senders, most) => warn!(
-                "The socket at {endpoint} for EspoCRM's messages is opened anew: {senders} senders \
-                 are connected to it, of at most {most}. Find out who can reach it."
+                "The ZeroMQ socket at {endpoint} is restarted: it has {senders} senders, the limit \
+                 is {most}. Find out which programs can reach it."
             ),
             Excess::Memory(bytes) => warn!(
-                "The socket at {endpoint} for EspoCRM's messages is opened anew: what it was sent \
-                 takes {bytes} bytes, of at most {MAX_ZEROMQ}. Find out who can reach it, and sends \
-                 so much."
+                "The ZeroMQ socket at {endpoint} is restarted: its input uses {bytes} bytes of \
+                 memory, the limit is {MAX_ZEROMQ}. Find out which program sends so much."
             ),
         }
     }
 
-    fn renew_zmq(&mut self) {
-        match self.bus.renew() {
-            Ok(()) => self.zmq_is_new(),
+    fn restart_zmq(&mut self) {
+        match self.zmq.renew() {
+            Ok(()) => self.zmq_restarted(),
             Err(error) => {
-                error!(
-                    "{error} EspoCRM's messages are not received. It is tried again every second."
-                );
+                error!("{error} EspoCRM's messages are not received. Retrying every second.");
                 self.zmq_broken = Some(self.now.after(RETRY));
             }
         }
     }
 
-    /// Binds the socket again later, if the previous endpoint was lost in an attempt to replace it.
+    /// Schedules binding the socket again if an attempt to replace its endpoint lost it.
     pub(super) fn repair_zmq(&mut self) {
-        if !self.bus.is_bound() {
+        if !self.zmq.is_bound() {
             self.zmq_broken.get_or_insert(self.now.after(RETRY));
         }
     }
 
     fn resume_zmq(&mut self) {
-        // As above: whether it succeeds or not.
+        // As in guard_zmq, whether it succeeds or not.
         self.zmq_pending = true;
-        match self.bus.resume() {
+        match self.zmq.resume() {
             Ok(is_new) => {
                 self.zmq_broken = None;
                 if is_new {
-                    self.zmq_is_new();
+                    self.zmq_restarted();
                 }
-                info!("EspoCRM's messages are received at {} again.", self.bus.endpoint());
+                info!("EspoCRM's messages are received at {} again.", self.zmq.endpoint());
             }
             Err(_) => self.zmq_broken = Some(self.now.after(RETRY)),
         }
     }
 
-    fn zmq_is_new(&mut self) {
+    fn zmq_restarted(&mut self) {
         self.stats.zmq_restarts += 1;
-        // For kernels on which a child cannot close what it inherits.
+        // For kernels on which a child process cannot close inherited descriptors.
         sys::mark_close_on_exec();
         sys::trim_heap();
-        if let Err(error) = self.bus.register(self.poll.registry(), ZMQ, SENDERS) {
+        if let Err(error) = self.zmq.register(self.poll.registry(), ZMQ, SENDERS) {
             error!("The kernel does not report EspoCRM's messages: {error}. Restart the daemon.");
         }
         self.zmq_pending = true;
     }
 
-    /// Bytes that this process has reason to take, without libzmq.
+    /// Expected memory use of this process without libzmq, in bytes.
     pub(super) fn accounted(&self) -> usize {
-        let held = self.held + self.hub.held();
+        let buffered = self.buffered + self.hub.held();
         let tls = self.settings.tls.value.is_some();
-        limits::accounted(self.conns.len(), tls, held, self.check_queue.queued())
+        limits::accounted(self.conns.len(), tls, buffered, self.check_queue.queued())
     }
 }
 
@@ -167,15 +164,15 @@ mod tests {
     }
 
     #[test]
-    fn messages_may_be_pending_after_the_socket_was_paused() {
+    fn messages_may_be_pending_after_a_pause_of_the_socket() {
         let mut server = server();
-        server.bus.rest();
+        server.zmq.rest();
         server.zmq_broken = Some(server.now);
         // The port becomes free a moment later.
         while server.zmq_broken.is_some() {
             server.zmq_pending = false;
             server.guard_zmq();
-            assert!(server.zmq_pending, "whether it was bound or not");
+            assert!(server.zmq_pending, "whether it is bound or not");
             server.now = server.now.after(RETRY);
         }
     }

@@ -1,4 +1,4 @@
-//! A scripted TCP connection: both the kernel's side of it and what the server holds.
+//! A scripted TCP connection: the kernel's side and the server's socket.
 
 use std::cell::{RefCell, RefMut};
 use std::io::{self, ErrorKind, IoSlice};
@@ -9,38 +9,38 @@ use mio::Token;
 
 use super::{Entry, Journal, Number, Random};
 
-/// What the server holds.
+/// The server's socket.
 pub struct Socket(Rc<RefCell<Kernel>>);
 
-/// What the kernel knows of a connection.
+/// The kernel's state of a connection.
 ///
-/// It reports as an edge-triggered epoll does: once after bytes, the end or an error have arrived,
-/// and once when there is room again after it took no more. A read that returns less than there is,
-/// or nothing, stands for bytes that arrive a moment later; so it is reported again.
-#[allow(clippy::struct_excessive_bools, reason = "TCP has so many")]
+/// It reports events like an edge-triggered epoll: once after bytes, the end or an error have
+/// arrived, and once when there is room again after a write was blocked. A read that returns less
+/// than is available, or nothing, simulates bytes that arrive a moment later and are reported
+/// again.
+#[allow(clippy::struct_excessive_bools, reason = "TCP has many independent flags")]
 pub struct Kernel {
     pub number: Number,
-    /// Under which it is reported.
     pub token: Option<Token>,
-    /// What has arrived and was not read yet.
+    /// Bytes that the server has not read.
     pub incoming: Vec<u8>,
-    /// The peer sends nothing more.
+    /// The peer has shut down its side.
     pub fin: bool,
     pub reset: bool,
-    /// What the server has written.
+    /// Bytes that the server has written.
     pub outgoing: Vec<u8>,
-    /// How many bytes more the kernel takes.
+    /// Free space of the send buffer, in bytes.
     pub room: usize,
-    /// Something is to be reported.
+    /// A readiness event is due.
     pub edge: bool,
     /// The server has shut down its side.
     pub finished: bool,
     /// The server has closed it.
     pub dropped: bool,
-    /// How often a call does less than it could, in percent.
-    pub tricks: usize,
+    /// Share of calls with a fault or a partial result, in percent.
+    pub fault_percent: usize,
     wants_room: bool,
-    /// It has ever taken no more.
+    /// A write has ever been blocked.
     pub was_blocked: bool,
     random: Random,
     journal: Journal,
@@ -59,7 +59,7 @@ impl Kernel {
             edge: false,
             finished: false,
             dropped: false,
-            tricks: 0,
+            fault_percent: 0,
             wants_room: false,
             was_blocked: false,
             random,
@@ -77,7 +77,7 @@ impl Kernel {
         self.edge = true;
     }
 
-    pub fn break_off(&mut self) {
+    pub fn abort(&mut self) {
         self.reset = true;
         self.incoming.clear();
         self.edge = true;
@@ -98,7 +98,7 @@ impl Kernel {
         self.room > 0 || self.reset
     }
 
-    /// Whether the server was told that there is no room, and not yet that there is.
+    /// Whether a write was blocked and room has not been reported since.
     pub fn is_blocked(&self) -> bool {
         self.wants_room
     }
@@ -107,18 +107,18 @@ impl Kernel {
         self.journal.borrow_mut().push_back(entry);
     }
 
-    fn tricks(&mut self) -> bool {
-        self.random.chance(self.tricks)
+    fn inject_fault(&mut self) -> bool {
+        self.random.chance(self.fault_percent)
     }
 
-    /// Some of `most`, at least one.
+    /// A part of `most`, at least one.
     fn some(&mut self, most: usize) -> usize {
-        if most > 1 && self.tricks() { 1 + self.random.below(most - 1) } else { most }
+        if most > 1 && self.inject_fault() { 1 + self.random.below(most - 1) } else { most }
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        assert!(!buffer.is_empty(), "a read for nothing");
-        if self.tricks() {
+        assert!(!buffer.is_empty(), "a read into an empty buffer");
+        if self.inject_fault() {
             return Err(ErrorKind::Interrupted.into());
         }
         if self.reset {
@@ -129,7 +129,7 @@ impl Kernel {
             self.note(Entry::Read(self.number, 0));
             return Ok(0);
         }
-        if self.incoming.is_empty() || self.tricks() {
+        if self.incoming.is_empty() || self.inject_fault() {
             self.edge |= !self.incoming.is_empty();
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -147,15 +147,15 @@ impl Kernel {
         assert!(!self.finished, "a write after the end");
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         assert!(length > 0, "a write of nothing");
-        if self.tricks() {
+        if self.inject_fault() {
             return Err(ErrorKind::Interrupted.into());
         }
         if self.reset {
             self.note(Entry::WriteFailed(self.number));
             return Err(ErrorKind::BrokenPipe.into());
         }
-        if self.room == 0 || self.tricks() {
-            // With room: that was made a moment later.
+        if self.room == 0 || self.inject_fault() {
+            // If there is room, it is reported as if freed a moment later.
             self.edge |= self.room > 0;
             self.wants_room = self.room == 0;
             self.was_blocked = true;
@@ -191,7 +191,7 @@ impl Socket {
         self.kernel().write(slices)
     }
 
-    /// What is readable or writable by now is reported.
+    /// Reports the current readiness, as epoll does for a new registration.
     pub fn register(&self, token: Token) {
         let mut kernel = self.kernel();
         assert_eq!(kernel.token.replace(token), None, "registered twice");

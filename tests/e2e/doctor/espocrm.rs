@@ -23,8 +23,8 @@ fn an_invalid_configuration_file_is_reported() {
     diagnosis.only_failure("configuration", &["config.toml", "nonsense"]);
     diagnosis.unknown("espocrm", &["configuration"]);
     diagnosis.unknown("public-url", &[]);
-    // The machine is examined all the same.
-    diagnosis.good("selinux", "not in force");
+    // The machine is looked at all the same.
+    diagnosis.good("selinux", "not enforcing");
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_directory_that_does_not_contain_espocrm_is_reported() {
     let site = Site::healthy();
     let diagnosis = Diagnosis::of(&site.run_with(&["--espocrm", "/nonexistent"], &["--json"]));
     diagnosis.only_failure("espocrm", &["/nonexistent", "--espocrm DIR"]);
-    diagnosis.unknown("php", &["no EspoCRM"]);
+    diagnosis.unknown("php", &["no usable EspoCRM"]);
     let empty = site.at("/run");
     let espocrm = ["--espocrm", empty.to_str().unwrap()];
     Diagnosis::of(&site.run_with(&espocrm, &["--json"]))
@@ -85,9 +85,8 @@ fn a_user_other_than_the_owner_is_reported() {
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
     diagnosis.warning("espocrm", &["Run the doctor as root"]);
-    // The step does not say whether the site user can write, and it does not suggest giving data/
-    // to this user.
-    diagnosis.unknown("data", &["cannot write into EspoCRM's data", "only if root runs"]);
+    // Not whether the service's user can, and no advice to give data/ to this user.
+    diagnosis.unknown("data", &["cannot write to EspoCRM's data", "run the doctor as root"]);
     for step in &diagnosis.steps {
         assert!(!step.fix.contains("chown"), "{step:?}");
     }
@@ -99,7 +98,7 @@ fn text_output_has_one_line_for_all_steps_that_need_espocrm() {
     let output = site.run_with(&["--espocrm", "/nonexistent"], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     let skipped: Vec<_> = text.lines().filter(|line| line.starts_with('\u{2013}')).collect();
-    assert_eq!(skipped, ["\u{2013} 26 steps were skipped: no EspoCRM was found"], "{text}");
+    assert_eq!(skipped, ["\u{2013} 26 steps were skipped: no usable EspoCRM was found"], "{text}");
 }
 
 #[test]
@@ -146,12 +145,12 @@ fn a_certificate_unreadable_for_the_site_user_is_reported() {
     let issued = authority.issue("server", EC);
     let mut site = Site::without_proxy();
     crate::tls::secure(&mut site.standin, &issued);
-    site.examine().good("tls", "nobody can read the certificate");
+    site.examine().good("tls", "nobody can read the TLS certificate");
     shell("chmod 600 \"$0\"", &issued.key);
     let diagnosis = site.examine();
-    let parts = ["server.key: user nobody has no permission", "deploy hook", "does not start"];
+    let parts = ["server.key: user nobody has no permission", "deploy hook", "cannot start"];
     diagnosis.first_failure("tls", &parts);
-    diagnosis.failure("daemon", &["cannot start as long as TLS fails"]);
+    diagnosis.failure("daemon", &["cannot start while TLS fails"]);
 }
 
 #[test]
@@ -173,7 +172,7 @@ fn espocrm_that_fails_to_start_is_reported() {
         let diagnosis = site.examine();
         diagnosis.only_failure("espocrm-settings", &["data/logs"]);
         diagnosis.good("php", "with opcache");
-        diagnosis.unknown("enabled", &["could not be asked"]);
+        diagnosis.unknown("enabled", &["could not be read"]);
     }
 }
 

@@ -6,8 +6,8 @@ use super::Site;
 fn the_state_of_the_service_is_reported() {
     let site = Site::healthy();
     for (from, to, found) in [
-        ("UnitFileState=enabled", "UnitFileState=disabled", "not start with the machine"),
-        ("NRestarts=0", "NRestarts=4", "restarted 4 times"),
+        ("UnitFileState=enabled", "UnitFileState=disabled", "not start at boot"),
+        ("NRestarts=0", "NRestarts=4", "restarted it 4 times"),
         ("ActiveState=active", "ActiveState=inactive", "A daemon serves, but"),
         ("ActiveState=active", "ActiveState=activating", "is starting"),
     ] {
@@ -20,14 +20,14 @@ fn the_state_of_the_service_is_reported() {
         (
             "ActiveState=active\nSubState=running",
             "ActiveState=activating\nSubState=auto-restart",
-            "restarted by systemd (success)",
+            "systemd restarts it (success)",
         ),
     ] {
         site.our_unit(from, to);
         site.examine().only_failure("service", &[found, "espocrm-websocket.service"]);
     }
     site.our_unit("LoadState=loaded", "LoadState=not-found");
-    site.examine().unknown("service", &["knows no espocrm-websocket.service"]);
+    site.examine().unknown("service", &["espocrm-websocket.service does not exist"]);
     site.program("systemctl", "echo 'Failed to connect to bus' >&2; exit 1");
     site.examine().unknown("service", &["Failed to connect to bus"]);
     std::fs::remove_dir_all(site.at("/run/systemd")).unwrap();
@@ -45,7 +45,7 @@ fn a_stopped_service_is_reported() {
     );
     site.examine().failure("service", &["not set up", "espocrm-websocket setup"]);
     site.our_unit("LoadState=loaded", "LoadState=not-found");
-    site.examine().failure("service", &["knows no", "Install the package"]);
+    site.examine().failure("service", &["does not exist", "Install the espocrm-websocket package"]);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn the_failure_of_one_of_several_services_is_reported() {
     };
     running(std::process::id());
     let diagnosis = examine();
-    let own = ["ports of its own", "webSocketPort"];
+    let own = ["its own ports", "webSocketPort"];
     diagnosis.first_failure("port", &["the daemon of another EspoCRM", own[0], own[1]]);
     diagnosis.failure("zeromq-port", &own);
     diagnosis.failure("daemon", &["serves another EspoCRM"]);
@@ -93,9 +93,9 @@ fn a_unit_of_the_original_daemon_is_reported() {
     site.unit("crm.service", "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n");
     site.examine().only_failure("old-unit", &["crm.service still runs", "adopt crm.service"]);
     site.unit("crm.service", "LoadState=loaded\nUnitFileState=enabled\nActiveState=inactive\n");
-    site.examine().only_warning("old-unit", &["crm.service will start", "disable --now"]);
+    site.examine().only_warning("old-unit", &["crm.service starts", "disable --now"]);
     site.unit("crm.service", "LoadState=loaded\nUnitFileState=disabled\nActiveState=inactive\n");
-    site.examine().good("old-unit", "No unit");
+    site.examine().good("old-unit", "No systemd unit");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn selinux_that_blocks_the_web_server_is_reported() {
     site.put("/sys/fs/selinux/booleans/httpd_can_network_connect", "0 0");
     site.examine().only_failure("selinux", &["setsebool -P httpd_can_network_connect 1"]);
     site.put("/sys/fs/selinux/booleans/httpd_can_network_connect", "1 1");
-    site.examine().good("selinux", "lets the web server connect");
+    site.examine().good("selinux", "allows the web server to connect");
 }
 
 #[test]
@@ -116,10 +116,10 @@ fn a_browser_port_reachable_from_other_machines_is_reported() {
     site.daemon.take().unwrap().stop("TERM");
     std::fs::write(site.config(), "max_checks = 2\ncontrol = 'off'\n").unwrap();
     let config = site.config().display().to_string();
-    let parts = ["through a proxy", "listen = \"127.0.0.1\"", &config];
+    let parts = ["use a proxy", "listen = \"127.0.0.1\"", &config];
     site.examine().warning("port-exposure", &parts);
     site.put("/run/.containerenv", "");
-    site.examine().good("port-exposure", "of a container");
+    site.examine().good("port-exposure", "in a container");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn an_unsynchronized_clock_is_reported() {
     site.program("timedatectl", "echo no");
     site.examine().only_warning("clock", &["set-ntp"]);
     site.program("timedatectl", "exit 1");
-    site.examine().good("clock", "may be right");
+    site.examine().good("clock", "plausible");
 }
 
 #[test]
@@ -143,9 +143,9 @@ fn more_connections_than_memory_allows_are_reported() {
     let site = Site::healthy();
     site.settings("max_connections = 1000000000");
     let diagnosis = site.examine();
-    diagnosis.only_warning("memory", &["Lower max_connections"]);
+    diagnosis.only_warning("memory", &["reduce max_connections"]);
     diagnosis.warning("open-files", &[]);
     site.settings("");
     site.put("/sys/fs/cgroup/memory.max", "1000000\n");
-    site.examine().only_warning("memory", &["Lower max_connections"]);
+    site.examine().only_warning("memory", &["reduce max_connections"]);
 }

@@ -33,7 +33,7 @@ fn a_message_without_a_receiver_is_reported() {
     diagnosis.failure(
         "message",
         &[
-            "is taken by nobody",
+            "No program receives",
             "Messages are lost",
             "PHP commands such as cron jobs wait a second",
         ],

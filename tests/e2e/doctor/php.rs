@@ -80,7 +80,7 @@ fn a_failing_check_is_reported() {
         site.standin.set("failure", failure);
         let diagnosis = site.examine();
         diagnosis.only_failure("check", &[said, "AuthTokenCheck x y", "data/logs"]);
-        diagnosis.unknown("worker", &["plain check"]);
+        diagnosis.unknown("worker", &["plain command"]);
     }
 }
 
@@ -95,7 +95,7 @@ fn a_slow_check_is_reported() {
 fn a_check_that_grants_every_token_is_reported() {
     let site = Site::healthy();
     std::fs::write(site.standin.path().join("command.php"), "<?php echo 'doctor';").unwrap();
-    site.examine().failure("check", &["A wrong token was accepted"]);
+    site.examine().failure("check", &["accepted an invalid token"]);
 }
 
 #[test]

@@ -49,9 +49,9 @@ fn a_stopped_daemon_is_reported() {
     diagnosis.good("zeromq-port", "is free");
     diagnosis.unknown("control", &["does not answer"]);
     diagnosis.unknown("message", &["does not answer"]);
-    diagnosis.failure("public-url", &["502", "does not reach the daemon"]);
+    diagnosis.failure("public-url", &["502", "cannot reach the daemon"]);
     diagnosis.good("loop", "arrives");
-    diagnosis.unknown("open-files", &["no daemon"]);
+    diagnosis.unknown("open-files", &["no running daemon"]);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_hanging_daemon_is_reported() {
     daemon.signal("STOP");
     let diagnosis = site.examine();
     daemon.signal("CONT");
-    diagnosis.first_failure("daemon", &["does not answer as it should", "systemctl restart"]);
+    diagnosis.first_failure("daemon", &["does not answer correctly", "systemctl restart"]);
     diagnosis.good("port", "espocrm-websocket");
 }
 
@@ -127,9 +127,9 @@ fn mismatched_message_endpoints_are_reported() {
     };
     let diagnosis = submission("tcp://localhost:1");
     diagnosis.only_failure("zeromq", &["the ports differ", "webSocketZeroMQSubmissionDsn"]);
-    diagnosis.unknown("message", &["not certain"]);
-    submission("ipc:///tmp/none").only_failure("zeromq", &["different kinds"]);
-    submission(&format!("tcp://*:{port}")).only_failure("zeromq", &["* is none"]);
+    diagnosis.unknown("message", &["a different endpoint"]);
+    submission("ipc:///tmp/none").only_failure("zeromq", &["transports differ"]);
+    submission(&format!("tcp://*:{port}")).only_failure("zeromq", &["needs a host name"]);
     submission(&format!("tcp://192.0.2.1:{port}")).only_failure("zeromq", &["another machine"]);
     submission(&format!("tcp://127.0.0.2:{port}")).only_failure("zeromq", &["addresses differ"]);
     submission(&format!("tcp://0.0.0.0:{port}")).only_warning("zeromq", &["127.0.0.1"]);
@@ -153,7 +153,7 @@ fn a_message_port_reachable_from_other_machines_is_reported() {
     diagnosis.failure("zeromq-exposure", &["Other machines", "tcp://127.0.0.1:5555"]);
     site.put("/.dockerenv", "");
     let diagnosis = site.examine();
-    diagnosis.warning("zeromq-exposure", &["publish it nowhere"]);
+    diagnosis.warning("zeromq-exposure", &["do not publish"]);
 }
 
 #[test]
@@ -189,6 +189,6 @@ fn a_daemon_with_different_settings_or_without_a_control_socket_is_reported() {
     std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
     let diagnosis = site.examine();
     diagnosis.unknown("control", &["control is off"]);
-    diagnosis.good("message", "is taken");
+    diagnosis.good("message", "is received");
     assert_eq!(diagnosis.status, 0);
 }

@@ -23,9 +23,9 @@ fn site_behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
 const UPGRADE: &str = "        proxy_set_header Upgrade $http_upgrade;\n";
 
 #[test]
-fn a_proxy_that_does_not_forward_the_upgrade_is_reported() {
-    let site = site_behind(Kind::Nginx, &[(UPGRADE, "")]);
-    let fix = ["nginx", "as an upgrade", "proxy_set_header Upgrade $http_upgrade;"];
+fn a_proxy_that_does_not_pass_the_upgrade_on() {
+    let site = behind(Kind::Nginx, &[(UPGRADE, "")]);
+    let fix = ["nginx", "upgrade request", "proxy_set_header Upgrade $http_upgrade;"];
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &fix);
     let target = format!("proxy_pass http://{};", site.port.address());
@@ -76,11 +76,11 @@ fn each_proxy_as_documented_is_good() {
     let site = site_behind(Kind::Apache, &[]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     let diagnosis = site.examine();
-    diagnosis.good("public-url", "answers as it should");
+    diagnosis.good("public-url", "answers correctly");
     diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
     for kind in [Kind::Caddy, Kind::Traefik] {
-        let diagnosis = site_behind(kind, &[]).examine();
-        diagnosis.good("public-url", "answers as it should");
+        let diagnosis = behind(kind, &[]).examine();
+        diagnosis.good("public-url", "answers correctly");
         assert_eq!(diagnosis.status, 0);
     }
 }
@@ -93,8 +93,8 @@ fn a_proxy_that_forwards_elsewhere_is_reported() {
     site.put_proxy(Proxy::start(Kind::Nginx, unused.address()));
     let here = site.port.address().to_string();
     let diagnosis = site.examine();
-    diagnosis.only_failure("public-url", &["502", "But the daemon answers at", &here]);
-    diagnosis.unknown("idle-timeout", &["leads to port"]);
+    diagnosis.only_failure("public-url", &["502", "The daemon answers at", &here]);
+    diagnosis.unknown("idle-timeout", &["forwards to port"]);
 }
 
 /// nginx with this directive instead of forwarding the request.
@@ -108,12 +108,12 @@ fn a_proxy_that_redirects_forbids_or_requires_a_password_is_reported() {
     for (directive, parts) in [
         (
             "return 301 https://crm.example.org/wss;",
-            ["redirects to https://crm.example.org/wss", "follows no redirect"],
+            ["redirects to https://crm.example.org/wss", "does not follow redirects"],
         ),
-        ("return 403;", ["answers 403", "allow it"]),
-        ("return 401;", ["answers 401", "except /wss"]),
+        ("return 403;", ["answers 403", "Allow it"]),
+        ("return 401;", ["answers 401", "Exclude /wss"]),
         ("return 200 page;", ["answers 200", "location /wss {"]),
-        ("return 503;", ["answers 503", "does not reach"]),
+        ("return 503;", ["answers 503", "cannot reach"]),
         ("return 444;", ["does not answer", "log"]),
     ] {
         nginx_with(directive).examine().only_failure("public-url", &parts);
@@ -145,10 +145,10 @@ fn a_websocket_of_another_server_is_reported() {
     site.serve();
     site.url(&format!("ws://localhost:{}/", other.port()));
     site.standin.config("siteUrl", "http://localhost");
-    site.examine().only_failure("public-url", &["not ours"]);
-    let nonsense = serve_response(b"SSH-2.0-OpenSSH\r\n");
+    site.examine().only_failure("public-url", &["not one of espocrm-websocket"]);
+    let nonsense = answer_by(b"SSH-2.0-OpenSSH\r\n");
     site.url(&format!("ws://localhost:{}/", nonsense.port()));
-    site.examine().only_failure("public-url", &["SSH-2.0-OpenSSH", "no HTTP"]);
+    site.examine().only_failure("public-url", &["SSH-2.0-OpenSSH", "not HTTP"]);
 }
 
 /// A site behind nginx with this certificate, whose chain is trusted.
@@ -179,11 +179,10 @@ fn the_validity_period_of_a_certificate_is_checked() {
     let issued = authority.issue("good", EC);
     let examine = || site_with_certificate(&trusted, &issued).examine();
     examine().only_warning("public-url", &["expires soon", "certbot renew"]);
-    issue_for_days(&authority, "good", 90);
-    examine().good("public-url", ", with a certificate for ");
-    // OpenSSL 3.5 does not create a certificate that expires before it becomes valid: this one
-    // expires in the current second.
-    issue_for_days(&authority, "good", 0);
+    date(&authority, "good", 90);
+    examine().good("public-url", ", with a certificate valid for ");
+    // OpenSSL 3.5 makes none that has ended before it begins: this one ends with the current second.
+    date(&authority, "good", 0);
     thread::sleep(Duration::from_secs(2));
     examine().only_failure("public-url", &["has expired", "certbot renew"]);
 }
@@ -209,11 +208,12 @@ fn a_self_signed_certificate_is_reported() {
     site.serve();
     let proxy = Proxy::start(Kind::Nginx, site.port.address());
     site.distrust(proxy);
-    site.examine().only_failure("public-url", &["signs itself", "certbot"]);
-    // Two simultaneous faults are both reported.
+    site.examine().only_failure("public-url", &["self-signed certificate", "certbot"]);
+    // Two faults at once are both reported.
     let proxy = Proxy::start_with(Kind::Nginx, site.port.address(), &[(UPGRADE, "")]);
     site.distrust(proxy);
-    let parts = ["signs itself; and nginx", "as an upgrade", "certbot", "location /wss {"];
+    let parts =
+        ["self-signed certificate; and nginx", "upgrade request", "certbot", "location /wss {"];
     site.examine().only_failure("public-url", &parts);
 }
 
@@ -235,7 +235,7 @@ fn a_plain_port_where_browsers_use_tls_is_reported() {
     site.serve();
     site.url(&format!("wss://localhost:{}/", site.port.address().port()));
     let diagnosis = site.examine();
-    diagnosis.only_failure("public-url", &["no TLS is spoken there"]);
+    diagnosis.only_failure("public-url", &["the server does not use TLS"]);
 }
 
 #[test]
@@ -256,8 +256,8 @@ fn a_daemon_without_a_proxy_is_examined() {
     site.standin.config("siteUrl", "http://localhost");
     site.url(&format!("ws://localhost:{}/", site.port.address().port()));
     let diagnosis = site.examine();
-    diagnosis.good("public-url", "answers as it should");
-    diagnosis.good("idle-timeout", "No proxy is in between");
+    diagnosis.good("public-url", "answers correctly");
+    diagnosis.good("idle-timeout", "without a proxy");
     assert_eq!(diagnosis.status, 0);
 }
 
@@ -273,12 +273,12 @@ fn a_daemon_with_its_own_tls_is_examined() {
     site.url(&format!("wss://localhost:{}/", site.port.address().port()));
     let diagnosis = site.examine();
     diagnosis.good("daemon", "answers");
-    diagnosis.good("public-url", "answers as it should, with a certificate");
+    diagnosis.good("public-url", "answers correctly, with a certificate");
     assert_eq!(diagnosis.status, 0);
     // Pages without TLS would not reach the daemon.
     site.standin.config("siteUrl", "http://localhost");
     site.url(&format!("ws://localhost:{}/", site.port.address().port()));
-    site.examine().failure("address", &["the daemon speaks TLS"]);
+    site.examine().failure("address", &["the daemon requires TLS"]);
 }
 
 #[test]
@@ -289,8 +289,9 @@ fn a_site_that_redirects_to_https_is_reported() {
     site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
     site.url(&format!("ws://localhost:{}/", site.port.address().port()));
     let diagnosis = site.examine();
-    diagnosis.only_failure("address", &["sent on to https://crm.example.org/", "siteUrl to https"]);
-    let plain = serve_response(b"HTTP/1.1 200 OK\r\n\r\n");
+    diagnosis
+        .only_failure("address", &["redirects to https://crm.example.org/", "siteUrl to https"]);
+    let plain = answer_by(b"HTTP/1.1 200 OK\r\n\r\n");
     site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
     assert_eq!(site.examine().status, 0);
 }
@@ -306,14 +307,14 @@ fn invalid_public_addresses_are_reported() {
     site.examine().only_failure("address", &["may not connect to ws://"]);
     site.url("");
     site.standin.config("siteUrl", "localhost");
-    site.examine().only_failure("address", &["siteUrl", "no address"]);
+    site.examine().only_failure("address", &["siteUrl", "not a valid address"]);
 }
 
 #[test]
 fn origins_rejected_by_the_daemon_are_reported() {
     let site = Site::healthy();
     site.settings("origins = ['https://crm.example.org']");
-    site.examine().only_failure("address", &["refuses pages", "same-site"]);
+    site.examine().only_failure("address", &["rejects the origin", "same-site"]);
 }
 
 #[test]
@@ -332,5 +333,5 @@ fn a_proxy_with_a_short_idle_timeout_is_reported() {
     site.examine().only_failure("idle-timeout", &["after 9 s", "timeout=60"]);
     let site = with("60s");
     site.settings("ping_interval = '59s'");
-    site.examine().only_warning("idle-timeout", &["pings come every 59 s"]);
+    site.examine().only_warning("idle-timeout", &["pings are sent every 59 s"]);
 }

@@ -202,7 +202,7 @@ impl Diagnosis {
         let status = output.status.code().unwrap();
         let fails = steps.iter().any(|step| step.state == "failure");
         assert_eq!(status, i32::from(fails), "{said}");
-        assert_eq!(said.contains("Something fails"), fails, "{said}");
+        assert_eq!(said.contains("At least one step failed"), fails, "{said}");
         for step in &steps {
             let needs_fix = ["failure", "warning"].contains(&&*step.state);
             assert_eq!(!step.fix.is_empty(), needs_fix, "{step:?}");

@@ -121,7 +121,7 @@ fn an_origin_is_logged_on_one_line() {
     client.send(format!("GET /?authToken=tok-alice&userId=alice HTTP/1.1\r\n{head}").as_bytes());
     client.read_head();
     client.expect_close(1008);
-    let line = daemon.wait_for("A page was refused whose origin is not among origins");
+    let line = daemon.wait_for("A page was rejected because its origin is not in");
     assert!(line.contains(r"https://x\u{9b}2J\u{202e}\u{2028}\u{e0041}y"), "{line}");
 }
 

@@ -19,8 +19,8 @@ fn without_free_descriptors_existing_connections_are_served_and_the_loop_does_no
     }
     let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
     let silent: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(&zeromq).unwrap()).collect();
-    daemon.wait_for("Connections cannot be accepted for the moment");
-    daemon.wait_for("EspoCRM cannot be accepted at");
+    daemon.wait_for("Connections cannot be accepted: ");
+    daemon.wait_for("connections cannot be accepted at");
     alice.expect_silence();
     expect_no_spinning(&daemon);
     alice.expect_silence();

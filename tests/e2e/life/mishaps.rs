@@ -121,8 +121,8 @@ fn an_error_in_the_configuration_file_keeps_the_previous_settings() {
     let mut alice = alice(&daemon);
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_checks = none\n").unwrap();
     let error = daemon.reload("own.toml");
-    assert!(error.contains("The settings that are in force stay."), "{error}");
-    // A verdict that is valid only with the current version still counts.
+    assert!(error.contains("Keeping the previous settings."), "{error}");
+    // A verdict that only the version in force explains still counts.
     daemon.subscribe(&mut alice, "alice", "quiet");
 }
 
@@ -139,7 +139,7 @@ fn switching_to_another_espocrm_requires_a_restart_and_is_logged() {
     command.arg("run").arg("--config").arg(&file);
     let mut daemon = Daemon::spawn(command);
     name(&other);
-    daemon.reload("restart the daemon for that");
+    daemon.reload("restart required. Still serving");
 }
 
 #[test]

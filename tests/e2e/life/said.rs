@@ -75,9 +75,9 @@ fn repeated_lines_are_counted_until_another_line_follows() {
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for(OFF);
-    // Each change of EspoCRM's configuration causes the warning again: the first time after other
-    // lines. Debug lines in between do not matter.
-    let read = "it is read again";
+    // Each time EspoCRM's configuration changes it is in doubt again: the first time after other
+    // lines. What is said in debug mode in between does not matter.
+    let read = "certificate has changed. Reloading";
     for number in 1..=3 {
         // The configuration differs by its length.
         standin.config("odd", "x".repeat(number));
@@ -88,12 +88,12 @@ fn repeated_lines_are_counted_until_another_line_follows() {
     }
     let lines = daemon.log().len();
     assert_eq!(daemon.count(OFF), 2);
-    daemon.reload("settings are read again");
+    daemon.reload("Reloading EspoCRM's settings");
     let log = daemon.log().split_off(lines);
     let again = log.iter().position(|line| line.contains(&format!("2 more times: {OFF}"))).unwrap();
     assert!(log[again].contains("[WARN ] "), "{log:#?}");
-    assert!(log[again + 1].contains("settings are read again"), "{log:#?}");
-    // After that line, it counts as a new one.
+    assert!(log[again + 1].contains("Reloading EspoCRM's settings"), "{log:#?}");
+    // After that line it is a new one.
     daemon.wait_for_after(lines + again + 1, OFF);
 }
 
@@ -107,10 +107,10 @@ fn a_line_repeated_once_is_counted_in_the_singular() {
         standin.config("odd", "x".repeat(number));
         eventually("the configuration is read again", || {
             daemon.connect("alice").expect_silence();
-            daemon.count("it is read again") == number
+            daemon.count("certificate has changed. Reloading") == number
         });
     }
-    daemon.reload("settings are read again");
+    daemon.reload("Reloading EspoCRM's settings");
     daemon.wait_for(&format!("1 more time: {OFF}"));
 }
 
@@ -123,8 +123,8 @@ fn send_invalid_requests(daemon: &Daemon, count: usize) {
     }
 }
 
-const REFUSED: &str = "A request that opens no WebSocket was refused";
-const MORE: &str = "more since that was said: requests that open no WebSocket were refused.";
+const REFUSED: &str = "A request was rejected because it is not a WebSocket handshake";
+const MORE: &str = "more in the last 60 s: rejected requests that are not WebSocket handshakes.";
 
 #[test]
 fn suppressed_lines_are_summarized_at_exit() {
@@ -154,7 +154,7 @@ fn suppressed_lines_are_summarized_within_about_a_minute() {
     standin.config("odd", "xx");
     eventually("the configuration is read again", || {
         daemon.connect("alice").expect_silence();
-        daemon.count("it is read again") == 2
+        daemon.count("certificate has changed. Reloading") == 2
     });
     eventually_within_minutes(|| daemon.count(&format!(" times: {OFF}")) > 0);
     // After that the daemon sleeps.

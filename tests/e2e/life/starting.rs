@@ -64,7 +64,7 @@ fn a_missing_php_is_replaced_by_the_default_php() {
     standin.config("phpExecutablePath", "/nonexistent/php");
     let mut daemon = Daemon::start(&standin);
     let warning = daemon.wait_for("/nonexistent/php does not exist");
-    assert!(warning.contains("EspoCRM: phpExecutablePath; php is used instead"), "{warning}");
+    assert!(warning.contains("EspoCRM: phpExecutablePath). Using php instead"), "{warning}");
     expect_alive(&daemon, &mut alice(&daemon), 1);
 }
 
@@ -121,7 +121,7 @@ fn a_failing_probe_is_reported() {
         ("error", "PHP ended with status 1 and said: Error: SQLSTATE"),
         ("killed", "PHP died of signal 9"),
         ("noise", "PHP ended with status 0 and said: Notice: something else"),
-        ("crash", "PHP ended with status 255 and said: PHP Exit error"),
+        ("crash", "PHP ended with status 255 and said: PHP Fatal error"),
     ] {
         let standin = Standin::new();
         standin.set("probe-failure", failure);

@@ -33,7 +33,7 @@ fn the_limit_per_address_applies_to_each_address() {
     });
     drop(second);
     other.expect_silence();
-    daemon.wait_for("The address 127.0.0.2 has 3 connections, and may have 3");
+    daemon.wait_for("Address 127.0.0.2 has 3 connections, at its limit of 3");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn the_limit_per_user_applies_to_each_user() {
     let second = daemon.connect("alice");
     expect_503(Client::tcp(daemon.address), "alice");
     daemon.connect("bob");
-    daemon.wait_for("User alice has 2 connections, which is the limit");
+    daemon.wait_for("User alice has 2 connections, the limit per user");
     drop(second);
     eventually("there is room again", || {
         let mut client = Client::tcp(daemon.address);
@@ -112,7 +112,7 @@ fn slow_handshakes_do_not_block_other_clients() {
     slow[1_000].send(b"localhost\r\n\r\n");
     assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));
     good.expect_silence();
-    daemon.wait_for("1024 connections have not completed their upgrade");
+    daemon.wait_for("1024 handshakes are incomplete");
     assert!(control.number("/connections/refused/handshake_limit") > 0);
 }
 
@@ -130,7 +130,7 @@ fn pending_logins_per_address_are_limited() {
         })
         .collect();
     expect_503(from("127.0.0.2", daemon.address), "alice");
-    daemon.wait_for("1024 logins of the address 127.0.0.2 wait to be checked");
+    daemon.wait_for("1024 logins from address 127.0.0.2 wait to be checked");
     control.expect("/connections/refused/login_limit", 1);
     // Another address has its own limit.
     let mut other = from("127.0.0.3", daemon.address);
@@ -172,7 +172,7 @@ fn expect_unharmed(
     slow.send(rest.as_bytes());
     assert!(slow.read_head().starts_with("HTTP/1.1 101 "));
     slow.expect_welcome();
-    daemon.wait_for("1024 connections have not completed their upgrade");
+    daemon.wait_for("1024 handshakes are incomplete");
     assert_eq!(flooding[0].stream.read(&mut [0]).unwrap_or(0), 0);
 }
 
@@ -184,7 +184,7 @@ fn a_flood_of_handshakes_closes_only_connections_from_its_address() {
     for flags in proxies {
         let mut daemon = Daemon::start_with(&standin, flags);
         expect_unharmed(&mut daemon, "", |daemon| flood(daemon, &["127.0.0.2"], |_| String::new()));
-        let line = daemon.wait_for("1024 connections have not completed their upgrade");
+        let line = daemon.wait_for("1024 handshakes are incomplete");
         assert!(line.contains("from 127.0.0.2, more than from any other address"), "{line}");
     }
 }

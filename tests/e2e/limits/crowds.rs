@@ -22,7 +22,7 @@ fn two_thousand_simultaneous_connections_all_stay_open() {
         assert!(tab.read_head().starts_with("HTTP/1.1 101 "));
         tab.expect_welcome();
     }
-    assert_eq!(daemon.count("have not completed their upgrade"), 0);
+    assert_eq!(daemon.count("handshakes are incomplete"), 0);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn thousands_of_subscriptions_are_granted_and_do_not_delay_logins() {
     }
     let mut another = connect(&daemon);
     another.upgrade(&target("another"));
-    daemon.wait_for("has requested so many topics at once that the access checks of further ones");
+    daemon.wait_for("has subscribed to so many topics at once that access checks of further ones");
     standin.release();
     another.expect_welcome();
     daemon.subscribe(&mut another, "another", "recordUpdate.Account.1");
@@ -56,9 +56,9 @@ fn thousands_of_subscriptions_are_granted_and_do_not_delay_logins() {
     }
 }
 
-/// Warnings that only the test environment causes.
-const ENVIRONMENT_WARNINGS: [&str; 2] =
-    ["The daemon runs as root, which it does not need", "The limit of open files leaves room for "];
+/// What a test's environment alone may cause.
+const OF_THE_ENVIRONMENT: [&str; 2] =
+    ["The daemon runs as root, which it does not need", "The limit of open files allows only "];
 
 /// Warnings and errors in the daemon's log, without those of the environment.
 fn warnings(daemon: &Daemon) -> Vec<String> {

@@ -53,8 +53,8 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
         let text = "x".repeat(20_000);
         pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
     }
-    daemon.wait_for("Those that hold the most are disconnected");
-    other_client.expect_silence();
+    daemon.wait_for("The largest are closed");
+    bystander.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;
     println!("said: {at_most} B, taken: {peak} B");
@@ -173,7 +173,7 @@ fn a_client_that_lags_for_long_is_disconnected_before_its_queue_grows() {
     pusher.send(&message);
     good.expect_event(&message);
     let line = daemon.wait_for("A browser could not keep up");
-    assert!(line.contains(" bytes waited for it, of at most 1572864"), "{line}");
+    assert!(line.contains(" bytes are queued for it, the limit is 1572864"), "{line}");
     control.expect("/connections/ended/slow", 1);
     good.expect_silence();
 }

@@ -39,7 +39,7 @@ fn a_page_of_another_origin_is_rejected_permanently() {
         let origin = origin.replace('\u{1b}', "%1b");
         ask(&daemon, &origin).expect_close(1008);
     }
-    let line = daemon.wait_for("A page was refused whose origin is not among origins");
+    let line = daemon.wait_for("A page was rejected because its origin is not in");
     assert!(line.contains("https://elsewhere.example"), "{line}");
     assert_eq!(standin.count("AuthTokenCheck tok-alice alice"), 2);
 }

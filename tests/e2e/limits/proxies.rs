@@ -93,7 +93,7 @@ fn the_proxy_protocol_header_may_arrive_in_pieces() {
     let mut client = from("127.0.0.2", daemon.address);
     client.send(request(&target("alice")).as_bytes());
     assert_eq!(client.read_to_end(), b"");
-    daemon.wait_for("A trusted proxy began a connection without a header of the PROXY protocol");
+    daemon.wait_for("A trusted proxy opened a connection without a PROXY protocol header");
 }
 
 #[test]

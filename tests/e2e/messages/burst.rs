@@ -83,7 +83,7 @@ fn expect_burst_for_all<S: Read + Write + Send>(daemon: &Daemon, tabs: Vec<Clien
         }
         burst(daemon)
     });
-    assert_eq!(daemon.count("could not keep up") + daemon.count("hold more than"), 0);
+    assert_eq!(daemon.count("could not keep up") + daemon.count("buffer more than"), 0);
 }
 
 #[test]

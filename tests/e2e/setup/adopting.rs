@@ -27,7 +27,13 @@ fn the_documented_unit_is_adopted_and_restored() {
     machine.link(wanted, UNIT);
     let before = machine.written();
     let said = machine.adopt(&[]).unwrap();
-    expect(&said, &["EspoCRM in /path/to/espocrm", "old log any more: /path/to/espocrm/data/logs"]);
+    expect(
+        &said,
+        &[
+            "EspoCRM in /path/to/espocrm",
+            "The old log is no longer written: /path/to/espocrm/data/logs",
+        ],
+    );
     expect(&said, &["systemctl enable --now espocrm-websocket.service", "adopt --undo"]);
     expect(&machine.text(CONFIG), &["\nespocrm = \"/path/to/espocrm\"\n"]);
     assert!(!machine.has(UNIT) && !machine.has(wanted) && machine.has(DROP_IN));
@@ -36,8 +42,8 @@ fn the_documented_unit_is_adopted_and_restored() {
         documented("/path/to/espocrm")
     );
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
-    expect(&machine.adopt(&["--undo"]).unwrap(), &[UNIT, "is back", "Nothing was started"]);
-    // The settings of the new service may have changed meanwhile.
+    expect(&machine.adopt(&["--undo"]).unwrap(), &[OURS, "was restored", "Nothing was started"]);
+    // Its own settings may have been changed by then.
     fs::remove_file(machine.at(CONFIG)).unwrap();
     assert_eq!(machine.written(), before);
     assert_eq!(machine.text(UNIT), documented("/path/to/espocrm"));
@@ -74,7 +80,7 @@ fn each_of_several_units_gets_a_service() {
     }
     let commands = "\n  espocrm-websocket adopt a.service\n  espocrm-websocket adopt b.service\n";
     expect(&machine.adopt(&[]).unwrap_err(), &["Several units", commands]);
-    expect(&machine.setup(&["--at-install"]).unwrap(), &["Units of your own", commands]);
+    expect(&machine.setup(&["--at-install"]).unwrap(), &["Several of your units", commands]);
     assert_eq!(machine.written().len(), 2);
     machine.adopt(&["a.service"]).unwrap();
     expect(&machine.adopt(&[]).unwrap_err(), &["adopt --name NAME b.service"]);
@@ -89,6 +95,6 @@ fn without_a_unit_nothing_is_done() {
     machine.espocrm("/var/www/html");
     let words = ["No unit in /etc/systemd/system runs", "espocrm-websocket setup"];
     expect(&machine.adopt(&[]).unwrap_err(), &words);
-    expect(&machine.adopt(&["--undo"]).unwrap_err(), &["No such unit was adopted"]);
+    expect(&machine.adopt(&["--undo"]).unwrap_err(), &["No unit was adopted"]);
     assert!(machine.written().is_empty());
 }

@@ -24,7 +24,7 @@ fn a_single_espocrm_is_found_in_any_location() {
     ] {
         let machine = Machine::new();
         machine.espocrm(dir);
-        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir}, as user web")]);
+        expect(&machine.setup(&[]).unwrap(), &[&format!("EspoCRM in {dir}, user web")]);
         expect(&machine.text(CONFIG), &[&format!("\nespocrm = \"{dir}\"\n")]);
         assert_eq!(machine.written(), [CONFIG, DROP_IN]);
     }

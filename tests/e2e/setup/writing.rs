@@ -55,10 +55,10 @@ fn every_user_can_read_the_settings() {
 fn a_second_run_writes_nothing() {
     let machine = Machine::new();
     machine.espocrm("/var/www/html");
-    expect(&machine.setup(&["--at-install"]).unwrap(), &[CONFIG, DROP_IN, "as user web"]);
+    expect(&machine.setup(&["--at-install"]).unwrap(), &[CONFIG, DROP_IN, "user web"]);
     let files = [CONFIG, DROP_IN].map(|path| machine.at(path).metadata().unwrap().ino());
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
-    expect(&machine.setup(&[]).unwrap(), &["left as they were"]);
+    expect(&machine.setup(&[]).unwrap(), &["settings (unchanged)"]);
     assert_eq!(files, [CONFIG, DROP_IN].map(|path| machine.at(path).metadata().unwrap().ino()));
     // An upgrade that writes a different drop-in reports that.
     machine.put(DROP_IN, "[Service]\nUser=old\n");

@@ -27,7 +27,7 @@ fn healthz_fails_at_the_connection_limit() {
     expect_red(&control, "The limit of 2 connections is reached.");
     assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 0\n"));
     let screen = control.say(&["status"]);
-    assert!(screen.contains("TROUBLE       The limit of 2 connections is reached."), "{screen}");
+    assert!(screen.contains("PROBLEM       The limit of 2 connections is reached."), "{screen}");
     drop(tabs);
     expect_green(&control);
 }
@@ -39,7 +39,7 @@ fn healthz_fails_without_free_descriptors_and_still_answers() {
     let _alice = daemon.connect("alice");
     daemon.leave_descriptors(0);
     let waiting = Client::tcp(daemon.address);
-    expect_red(&control, "Connections cannot be accepted for want of descriptors");
+    expect_red(&control, "Connections cannot be accepted: out of file descriptors");
     assert!(control.number("/connections/accept_failures") > 0);
     daemon.unlimit("Max open files", "nofile");
     drop(waiting);
@@ -54,7 +54,7 @@ fn healthz_fails_while_messages_are_not_received() {
     // There are no peers to disconnect, so libzmq is paused.
     let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
     let waiting = std::net::TcpStream::connect(&zeromq).unwrap();
-    daemon.wait_for("EspoCRM cannot be accepted at");
+    daemon.wait_for("connections cannot be accepted at");
     expect_red(&control, &format!("EspoCRM's messages are not received at {}", daemon.zeromq));
     daemon.unlimit("Max open files", "nofile");
     drop(waiting);

@@ -121,7 +121,7 @@ fn the_metrics_port_has_two_paths() {
     let port = Port::reserve();
     let metrics = port.address();
     let (mut daemon, control) = Control::start(&standin, &["--metrics", &metrics.to_string()]);
-    daemon.wait_for(&format!("Metrics are told at http://{metrics}/metrics."));
+    daemon.wait_for(&format!("Serving metrics at http://{metrics}/metrics."));
     let (status, text) = ask_port(metrics, "GET", "/metrics");
     assert_eq!((status, text.starts_with("# HELP ")), (200, true));
     assert_eq!(ask_port(metrics, "GET", "/healthz"), (200, "ok\n".to_owned()));

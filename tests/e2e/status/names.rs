@@ -85,23 +85,23 @@ fn a_user_is_kicked_by_name_or_by_id() {
     let probes = standin.probes();
     let said = control.say(&["kick", "ann"]);
     assert!(
-        said.starts_with(&format!("2 connections of user ann (id {ANN}) were ended")),
+        said.starts_with(&format!("2 connections of user ann (id {ANN}) were closed")),
         "{said}"
     );
     assert_eq!(standin.probes(), probes + 1);
     ann.iter_mut().for_each(Client::expect_drop);
     bob.expect_silence();
-    daemon.wait_for(&format!("The administrator ended 2 connections of user {ANN}."));
+    daemon.wait_for(&format!("The administrator closed 2 connections of user {ANN}."));
     assert_eq!(daemon.count("The administrator ended"), 1);
     // As the database compares names.
     let said = control.say(&["kick", "BOB"]);
-    assert!(said.starts_with(&format!("1 connection of user bob (id {BOB}) was ended")), "{said}");
+    assert!(said.starts_with(&format!("1 connection of user bob (id {BOB}) was closed")), "{said}");
     bob.expect_drop();
 
     let mut ann = daemon.connect(ANN);
     let probes = standin.probes();
     let said = control.say(&["kick", ANN]);
-    assert!(said.starts_with(&format!("1 connection of user {ANN} was ended")), "{said}");
+    assert!(said.starts_with(&format!("1 connection of user {ANN} was closed")), "{said}");
     assert_eq!(standin.probes(), probes);
     ann.expect_drop();
 }
@@ -115,9 +115,9 @@ fn a_name_that_cannot_be_kicked_is_an_error() {
         ("bob", format!("User bob (id {BOB}) has no connections.")),
         (
             "nobody",
-            "No user with the id nobody has connections, and EspoCRM has no user of that".into(),
+            "No user with the id nobody has connections, and EspoCRM has no user with that".into(),
         ),
-        ("' OR 1=1 --", "and EspoCRM has no user of that name".to_owned()),
+        ("' OR 1=1 --", "and EspoCRM has no user with that name".to_owned()),
     ] {
         let output = control.run(&["kick", user]);
         assert_eq!(output.status.code(), Some(1));
@@ -128,7 +128,8 @@ fn a_name_that_cannot_be_kicked_is_an_error() {
     assert_eq!(output.status.code(), Some(1));
     let said = errors(&output);
     assert!(
-        said.contains("User names are not known: EspoCRM in ") && said.contains("SQLSTATE"),
+        said.contains("User names are not available: The users of EspoCRM in ")
+            && said.contains("SQLSTATE"),
         "{said}"
     );
     ann.expect_silence();
@@ -153,7 +154,7 @@ fn without_names_users_are_listed_by_id_and_the_reason_is_given() {
         ("crash", "Error: on purpose"),
         ("exit255", "PHP ended with status 255"),
         ("noise", "PHP printed something unexpected"),
-        ("flood", "cannot be asked"),
+        ("flood", "could not be read"),
     ] {
         standin.set("probe-failure", failure);
         check(&[], why);

@@ -204,7 +204,7 @@ fn each_reason_for_rejecting_a_connection_is_counted() {
     ];
     let reasons = [("proxy_header", 1), ("address_limit", 1)];
     expect_counted(&control, "/connections/refused", &reasons);
-    // A client that sends nothing.
+    // Whoever says nothing.
     control.expect("/connections/refused/handshake_timeout", 1);
 }
 
@@ -268,7 +268,7 @@ fn reloads_and_limit_hits_are_counted() {
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.reload("EspoCRM's settings have not changed");
     standin.set("probe-failure", "exit255");
-    daemon.reload("The settings that are in force stay");
+    daemon.reload("Keeping the previous settings");
     let reloads = control.json("/status")["reloads"].clone();
     assert_eq!(reloads, json!({"done": 1, "failed": 1}));
     standin.unset("probe-failure");

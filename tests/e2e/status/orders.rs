@@ -19,7 +19,7 @@ fn a_kicked_user_reconnects_and_is_checked_again() {
     let login = "AuthTokenCheck tok-alice alice";
     assert_eq!(standin.count(login), 1);
     let said = control.say(&["kick", "alice"]);
-    assert!(said.starts_with("2 connections of user alice were ended"), "{said}");
+    assert!(said.starts_with("2 connections of user alice were closed"), "{said}");
     tabs.iter_mut().for_each(Client::expect_drop);
     bob.expect_silence();
     control.expect("/connections/ended/kicked", 2);
@@ -48,13 +48,16 @@ fn sent_messages_reach_only_permitted_users() {
     bob.subscribe(topic);
     daemon.wait_for("check access failed for topic recordUpdate.Account.1 for user bob");
 
-    assert_eq!(control.say(&["send", topic]), "It was told to 1 connection.\n");
+    assert_eq!(control.say(&["send", topic]), "The message was delivered to 1 connection.\n");
     alice.expect_event(&json!({"topicId": topic}));
     let said = control.say(&["send", "newNotification", "--user", "bob", "{\"a\": [1]}"]);
-    assert_eq!(said, "It was told to 1 connection.\n");
+    assert_eq!(said, "The message was delivered to 1 connection.\n");
     let message = json!({"a": [1], "topicId": "newNotification", "userId": "bob"});
     bob.expect_event(&message);
-    assert_eq!(control.say(&["send", "newNotification"]), "It was told to 2 connections.\n");
+    assert_eq!(
+        control.say(&["send", "newNotification"]),
+        "The message was delivered to 2 connections.\n"
+    );
     alice.expect_event(&json!({"topicId": "newNotification"}));
     bob.expect_event(&json!({"topicId": "newNotification"}));
     let said = control.say(&["send", topic, "--user", "bob"]);
@@ -173,6 +176,6 @@ fn an_unresponsive_daemon_is_distinguished_from_a_missing_one() {
     let output = run(command);
     daemon.signal("CONT");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("does not answer: it is stopped, or too busy"), "{said}");
+    assert!(said.contains("does not answer: it is stopped, or overloaded"), "{said}");
     control.get("/status");
 }

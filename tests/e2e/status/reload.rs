@@ -86,10 +86,7 @@ fn reload_fails_with_the_reason_if_a_setting_cannot_be_applied() {
         reload.arg("reload").arg("--control").arg(&control).env_remove("MAINPID");
         let output = run(reload);
         let told = errors(&output);
-        assert!(
-            told.contains(why) && told.contains("The settings that are in force stay."),
-            "{told}"
-        );
+        assert!(told.contains(why) && told.contains("Keeping the previous settings."), "{told}");
         assert_eq!(output.status.code(), Some(1));
         assert!(output.stdout.is_empty());
         drop(daemon.connect("alice"));
@@ -118,7 +115,7 @@ fn without_a_control_socket_reload_signals_the_main_process() {
     let output = run(reload(&file));
     assert!(errors(&output).contains("The control socket is turned off"), "{output:?}");
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(daemon.count("EspoCRM's settings are read again"), 0);
+    assert_eq!(daemon.count("Reloading EspoCRM's settings"), 0);
 
     // The file may contain a path that the daemon does not use yet.
     for settings in ["control = 'off'\n".to_owned(), control_at(&standin)] {

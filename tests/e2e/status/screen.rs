@@ -32,7 +32,7 @@ fn busy(standin: &Standin) -> (Daemon, Control, Vec<Client>) {
     Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
     let mut stranger = Client::tcp(daemon.address);
     stranger.send(b"GET / HTTP/1.1\r\n\r\n");
-    daemon.wait_for("A request that opens no WebSocket was refused");
+    daemon.wait_for("A request was rejected because it is not a WebSocket handshake");
     control.expect("/messages/received", 5);
     (daemon, control, tabs)
 }

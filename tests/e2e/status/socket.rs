@@ -31,8 +31,8 @@ fn the_socket_accepts_only_root_and_the_user_of_the_daemon() {
         errors(&output)
     };
     let told = as_nobody();
-    assert!(told.contains("do it as root, or as the daemon's user"), "{told}");
-    // Regardless of the file's mode.
+    assert!(told.contains("run the command as root, or as the daemon's user"), "{told}");
+    // Whatever the file's mode is.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     let told = as_nobody();
     assert!(told.contains("Only root and the daemon's user may ask it."), "{told}");

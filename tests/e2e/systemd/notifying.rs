@@ -111,7 +111,7 @@ fn a_failed_reload_is_also_notified_as_finished() {
         command.env("NOTIFY_SOCKET", &manager.name);
         let mut daemon = Daemon::spawn(command);
         break_it(&mut standin);
-        daemon.reload("The settings that are in force stay.");
+        daemon.reload("Keeping the previous settings.");
         manager.wait_for_number(2);
         repair_it(&mut standin);
         daemon.reload("have not changed");

@@ -33,7 +33,7 @@ fn a_renewed_certificate_applies_to_new_connections_and_existing_ones_stay() {
     let good = installed.der();
     std::fs::write(&installed.certificate, "renewal failed").unwrap();
     daemon.reload("server.pem: it holds no certificate in PEM format");
-    daemon.wait_for("The settings that are in force stay.");
+    daemon.wait_for("Keeping the previous settings.");
     let mut third = alice(&daemon, &client);
     assert_eq!(third.stream.conn.peer_certificates().unwrap()[0], good);
     // The same applies to one with the old key, as in the middle of a renewal.

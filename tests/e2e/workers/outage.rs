@@ -79,8 +79,8 @@ fn the_end_of_an_outage_is_logged_with_the_number_of_failed_checks() {
     standin.unset("failure");
     // A denial is an answer, too.
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
-    daemon.wait_for("Access checks work again for logins; 5 could not be made meanwhile.");
-    // The same worker continues.
+    daemon.wait_for("Access checks work again for logins, after 5 failures.");
+    // It goes on with the same worker.
     let first = worker(&daemon);
     daemon.connect("alice");
     assert_eq!(worker(&daemon), first);

@@ -23,6 +23,7 @@ use crate::choices::Choices;
 use crate::model::{self, Model};
 use crate::seen::Seen;
 
+#[expect(clippy::struct_excessive_bools, reason = "each is independent")]
 pub struct World {
     choices: Choices,
     told: bool,

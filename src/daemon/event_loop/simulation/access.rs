@@ -1,4 +1,4 @@
-//! The checks that must be made, as simply as it can be said.
+//! A simple model of the access checks that the server must run.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::time::Time;
 
-/// Who waits for a verdict: this connection, for its login or a topic. No number is used twice.
+/// A connection that waits for a verdict on its login or a topic. Numbers are unique.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub tab: Number,
@@ -15,20 +15,20 @@ pub(super) struct Ticket {
     pub number: u64,
 }
 
-/// Every check that somebody waits for or that runs.
+/// All checks that are queued, waited for or running.
 #[derive(Default)]
 pub(super) struct Checks {
     jobs: Vec<Job>,
     issued: u64,
-    /// Tickets that are wanted and have got no answer.
+    /// Tickets without an answer that were not canceled.
     live: Vec<Ticket>,
-    /// What the server has decided and not yet done.
-    wishes: Vec<Wish>,
-    /// What has been found out and is not applied yet.
+    /// Actions that the server has decided but not yet performed.
+    pending_actions: Vec<PendingAction>,
+    /// Verdicts that are not applied yet.
     answers: Vec<(Ticket, Verdict)>,
 }
 
-enum Wish {
+enum PendingAction {
     Check(Ticket, String),
     Cancel(u64),
 }
@@ -37,7 +37,7 @@ struct Job {
     command: String,
     state: State,
     tickets: Vec<Ticket>,
-    /// Whoever asks for the same waits for this one.
+    /// Further requests for the same check join this job.
     is_shared: bool,
     failures: usize,
 }
@@ -46,17 +46,17 @@ struct Job {
 enum State {
     Queued,
     Running(JobId),
-    /// It has failed and is tried again at that time.
+    /// It has failed and is retried at that time.
     Failed(JobId, Time),
-    /// That time has come, or somebody has asked.
+    /// Its retry is due, or it was requested again.
     Again(JobId),
 }
 
-/// In how many seconds a subscription's check is tried again.
+/// Delays between retries of a subscription's check, in seconds.
 const RETRIES: [u64; 4] = [1, 4, 15, 60];
 
 impl Checks {
-    /// Asks for a check, of which the ticket is returned.
+    /// Requests a check and returns the number of its ticket.
     pub(super) fn request(
         &mut self,
         tab: Number,
@@ -66,23 +66,23 @@ impl Checks {
         self.issued += 1;
         let ticket = Ticket { tab, topic, number: self.issued };
         self.live.push(ticket.clone());
-        self.wishes.push(Wish::Check(ticket, command));
+        self.pending_actions.push(PendingAction::Check(ticket, command));
         self.issued
     }
 
-    /// These tickets are not wanted any more.
+    /// Cancels the tickets that match.
     pub(super) fn cancel(&mut self, unwanted: impl Fn(&Ticket) -> bool) {
         for ticket in self.live.extract_if(.., |ticket| unwanted(ticket)) {
-            self.wishes.push(Wish::Cancel(ticket.number));
+            self.pending_actions.push(PendingAction::Cancel(ticket.number));
         }
     }
 
-    /// The server does what it has decided to do, in that order.
+    /// Performs the pending actions in order.
     pub(super) fn carry_out(&mut self) {
-        for wish in std::mem::take(&mut self.wishes) {
-            match wish {
-                Wish::Check(ticket, command) => self.add(ticket, command),
-                Wish::Cancel(number) => self.remove(number),
+        for action in std::mem::take(&mut self.pending_actions) {
+            match action {
+                PendingAction::Check(ticket, command) => self.add(ticket, command),
+                PendingAction::Cancel(number) => self.remove(number),
             }
         }
     }
@@ -111,18 +111,18 @@ impl Checks {
         });
     }
 
-    /// Whether this check is one that was to be started.
+    /// Marks a check as running; returns false if the model expects no such check.
     pub(super) fn start(&mut self, id: JobId, command: &str) -> bool {
-        let is_it = |state| move |job: &Job| job.state == state && job.command == command;
-        let index = self.jobs.iter().position(is_it(State::Again(id)));
-        let index = index.or_else(|| self.jobs.iter().position(is_it(State::Queued)));
+        let matches = |state| move |job: &Job| job.state == state && job.command == command;
+        let index = self.jobs.iter().position(matches(State::Again(id)));
+        let index = index.or_else(|| self.jobs.iter().position(matches(State::Queued)));
         let job = index.map(|index| &mut self.jobs[index]);
         job.map(|job| job.state = State::Running(id)).is_some()
     }
 
     pub(super) fn finish(&mut self, now: Time, id: JobId, verdict: &Verdict) {
         let index = self.jobs.iter().position(|job| job.state == State::Running(id));
-        let index = index.expect("only what runs can end");
+        let index = index.expect("only running checks end");
         let job = &mut self.jobs[index];
         let is_login = job.tickets.iter().any(|ticket| ticket.topic.is_none());
         let failed = matches!(verdict, Verdict::Unchecked(_));
@@ -146,7 +146,7 @@ impl Checks {
         }
     }
 
-    /// What has been found out for those who still wait for it.
+    /// Takes the verdicts of tickets that were not canceled.
     pub(super) fn take_answers(&mut self) -> Vec<(Ticket, Verdict)> {
         let mut answers = std::mem::take(&mut self.answers);
         answers.retain(|(ticket, _)| self.live.contains(ticket));

@@ -1,4 +1,4 @@
-//! What browsers send, right and wrong, and what each piece of it must mean.
+//! Valid and invalid input of browsers, and its specified effects.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,46 +10,44 @@ use crate::daemon::script::{Kernel, Random};
 pub(super) struct Browser {
     pub kernel: Rc<RefCell<Kernel>>,
     pub request: Request,
-    /// Where the request ends, in the bytes that it sends.
+    /// Offset of the request's end in the bytes sent.
     pub request_end: usize,
-    /// What follows, as far as the server has not read it.
+    /// Frames after the request that the server has not read.
     pub units: VecDeque<Unit>,
-    /// Sent, but not with the server's kernel yet.
-    pub travelling: VecDeque<u8>,
-    /// How many bytes it has sent.
+    /// Bytes sent that have not reached the server's kernel.
+    pub in_transit: VecDeque<u8>,
+    /// Number of bytes sent.
     pub sent: usize,
     /// Frames that it may still send.
-    pub appetite: usize,
-    pub manners: Manners,
-    /// It sends nothing more.
+    pub frames_left: usize,
+    pub behavior: Behavior,
+    /// It sends no more frames.
     pub silent: bool,
 }
 
-#[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
-pub(super) struct Manners {
-    /// Its bytes arrive one by one.
-    pub slow: bool,
-    /// It never answers a ping.
-    pub deaf: bool,
-    /// It never answers a Close frame.
-    pub rude: bool,
-    /// It does not read.
-    pub stuck: bool,
+#[allow(clippy::struct_excessive_bools, reason = "any combination is possible")]
+pub(super) struct Behavior {
+    /// At most two of its bytes arrive at a time.
+    pub byte_by_byte: bool,
+    pub ignores_pings: bool,
+    /// It does not answer Close frames.
+    pub ignores_close: bool,
+    pub never_reads: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// It must become a WebSocket.
+    /// It must be upgraded.
     Good { user: &'static str, token: String },
-    /// The same, and then be closed: it names no user.
-    Nameless,
-    /// It must be answered by this status.
+    /// It must be upgraded and then closed, since its user id is invalid.
+    NoUser,
+    /// It must be answered with this status.
     Bad(u16),
-    /// It never comes to its end.
+    /// It is never completed.
     Endless,
 }
 
-/// A frame, or as much of one as the server needs to refuse it.
+/// A frame, or as much of an invalid one as the server needs to reject it.
 pub(super) struct Unit {
     pub end: usize,
     pub is_control: bool,
@@ -58,9 +56,9 @@ pub(super) struct Unit {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// A part of something.
+    /// A fragment, or a pong.
     Nothing,
-    /// A message that changes nothing.
+    /// A message without effect.
     Idle,
     Subscribe(&'static str),
     Unsubscribe(&'static str),
@@ -68,9 +66,9 @@ pub(super) enum Effect {
     Publish,
     Malformed,
     Ping(Vec<u8>),
-    /// A Close frame, to be echoed with this code.
+    /// A Close frame that must be echoed with this code.
     Close(Option<u16>),
-    /// To be answered by a Close frame with this code.
+    /// A protocol violation that must be answered by a Close frame with this code.
     Violation(u16),
 }
 
@@ -78,7 +76,7 @@ pub(super) const USERS: [&str; 4] = ["ann", "bob", "cyd", "dan"];
 pub(super) const TOPICS: [&str; 8] =
     ["open", "open.more", "maybe", "late", "record.1", "record.2", "record", "nothing"];
 
-/// The key of RFC 6455's example.
+/// With the key from the example in RFC 6455.
 const HEAD: &str = "Host: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Protocol: wamp\r\n";
@@ -93,24 +91,24 @@ impl Browser {
             request,
             units: VecDeque::new(),
             sent: text.len(),
-            travelling: text.into(),
-            appetite: random.below(40),
-            manners: Manners {
-                slow: random.chance(5),
-                deaf: random.chance(10),
-                rude: random.chance(20),
-                stuck: random.chance(5),
+            in_transit: text.into(),
+            frames_left: random.below(40),
+            behavior: Behavior {
+                byte_by_byte: random.chance(5),
+                ignores_pings: random.chance(10),
+                ignores_close: random.chance(20),
+                never_reads: random.chance(5),
             },
             silent,
         }
     }
 
-    /// Sends something more, or nothing.
-    pub(super) fn say(&mut self, random: &mut Random) {
-        if self.silent || self.appetite == 0 {
+    /// Sends a random message, unless it is silent.
+    pub(super) fn send_something(&mut self, random: &mut Random) {
+        if self.silent || self.frames_left == 0 {
             return;
         }
-        self.appetite -= 1;
+        self.frames_left -= 1;
         match random.below(100) {
             0..45 => {
                 let topic = *random.pick(&TOPICS);
@@ -154,14 +152,14 @@ impl Browser {
         }
     }
 
-    /// It sends nothing more, not even what is on its way.
+    /// Shuts down its side and discards bytes in transit.
     pub(super) fn end(&mut self) {
         self.silent = true;
-        self.travelling.clear();
+        self.in_transit.clear();
         self.kernel.borrow_mut().end();
     }
 
-    /// A text message, perhaps in fragments with pings in between.
+    /// Sends a text message, possibly in fragments with pings in between.
     fn message(&mut self, random: &mut Random, text: &str, effect: Effect) {
         let (mut rest, mut first) = (text.as_bytes(), 0x01);
         while !rest.is_empty() && random.chance(15) {
@@ -175,7 +173,8 @@ impl Browser {
         self.frame(random, 0x80 | first, rest, effect);
     }
 
-    /// Of each as much as the server needs to see it, so that it is clear when it does.
+    /// Sends only as much of an invalid frame as the server needs to detect the violation, so that
+    /// the time of detection is known.
     fn violate(&mut self, random: &mut Random) {
         let violations: [(u16, &[u8]); 7] = [
             (1002, &[0x81, 0]),
@@ -187,7 +186,7 @@ impl Browser {
             (1009, &[0x81, 0xff, 0, 0, 0, 0, 0, 1, 0, 1, 1, 2, 3, 4]),
         ];
         let (code, bytes) = *random.pick(&violations);
-        self.travelling.extend(bytes);
+        self.in_transit.extend(bytes);
         self.sent += bytes.len();
         let effect = Effect::Violation(code);
         self.units.push_back(Unit { end: self.sent, is_control: false, effect });
@@ -213,9 +212,9 @@ impl Browser {
     fn frame(&mut self, random: &mut Random, first: u8, payload: &[u8], effect: Effect) {
         let mask = [0; 4].map(|_: u8| random.below(256) as u8);
         assert!(payload.len() < 126);
-        self.travelling.extend([first, 0x80 | payload.len() as u8]);
-        self.travelling.extend(mask);
-        self.travelling.extend(payload.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b));
+        self.in_transit.extend([first, 0x80 | payload.len() as u8]);
+        self.in_transit.extend(mask);
+        self.in_transit.extend(payload.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b));
         self.sent += 6 + payload.len();
         self.units.push_back(Unit { end: self.sent, is_control: first & 0x08 != 0, effect });
     }
@@ -232,7 +231,7 @@ fn request(random: &mut Random) -> (Request, Vec<u8>) {
     let cookie = format!("Cookie: {}\r\n", "c".repeat(1 + random.below(400)));
     let good = format!("GET {target} HTTP/1.1\r\n{HEAD}{cookie}\r\n");
     let (request, text) = match random.below(80) {
-        0 => (Request::Nameless, good.replace(user, "a.b")),
+        0 => (Request::NoUser, good.replace(user, "a.b")),
         1 => (Request::Bad(405), good.replace("GET", "POST")),
         2 => (Request::Bad(505), good.replace("HTTP/1.1", "HTTP/1.0")),
         3 => (Request::Bad(426), good.replace("wamp", "soap")),

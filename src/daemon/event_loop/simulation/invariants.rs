@@ -1,4 +1,4 @@
-//! What must hold whenever the server waits, and some of it at any time.
+//! Invariants that hold whenever the server waits, some of them at any time.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::daemon::connection::{Connection, Phase};
 use crate::engine::id::ConnId;
 use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE, MAX_OUTBOX};
 
-/// The server's own lists and sums.
+/// Checks the server's lists and sums.
 pub(super) fn check_lists(server: &mut Server) {
     // Some of the turns are enough: this takes most of the time.
     if server.stats.opened.is_multiple_of(4) {
@@ -22,7 +22,7 @@ pub(super) fn check_lists(server: &mut Server) {
     let dirty = set(server.dirty.iter().copied());
     let unread = set(server.unread.iter().copied());
     let ended = set(server.ended.iter().copied());
-    let mut held = 0;
+    let mut buffered = 0;
     let is_handshake = |conn: &Connection| matches!(conn.phase, Phase::Upgrading(_));
     let handshakes = server.accepting.handshakes();
     let in_progress = server.conns.iter().filter(|(_, conn)| is_handshake(conn));
@@ -30,24 +30,25 @@ pub(super) fn check_lists(server: &mut Server) {
     assert_eq!(in_progress.count(), handshakes.len());
     for (slot, conn) in &mut server.conns {
         assert_eq!(conn.id.slot(), slot);
-        assert_eq!(ended.contains(&slot), conn.has_ended(), "{slot} is to be freed");
+        assert_eq!(ended.contains(&slot), conn.has_ended(), "{slot} in the list of ended ones");
         if !conn.has_ended() {
-            assert_eq!(dirty.contains(&conn.id), conn.dirty, "{slot} is to be flushed");
-            assert_eq!(unread.contains(&conn.id), conn.unread, "{slot} is to be read on");
+            assert_eq!(dirty.contains(&conn.id), conn.dirty, "{slot} in the list of dirty ones");
+            assert_eq!(unread.contains(&conn.id), conn.unread, "{slot} in the list of unread ones");
         }
-        let before = conn.held();
-        held += before;
-        conn.update_buffered(&mut held);
-        assert_eq!(before, conn.held(), "what {slot} holds");
+        let before = conn.buffered();
+        buffered += before;
+        conn.update_buffered(&mut buffered);
+        assert_eq!(before, conn.buffered(), "buffered bytes of {slot}");
         let outbox = conn.outbox.held();
-        assert!(outbox <= MAX_OUTBOX, "the outbox of {slot} holds {outbox}");
+        assert!(outbox <= MAX_OUTBOX, "the outbound queue of {slot} has {outbox} bytes");
     }
-    assert_eq!(server.held, held);
+    assert_eq!(server.buffered, buffered);
     for id in server.backpressure.waiting() {
         let conn = server.conns.get(id.slot()).filter(|conn| conn.id == id);
-        assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} does not wait");
+        assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} has no backlog");
     }
-    // Each connection is counted when it comes, and once more when it is known why it goes.
+    // Each connection is counted when it is accepted, and again when the reason of its end is
+    // known.
     let uncounted = server.conns.iter().filter(|(_, conn)| !conn.counted).count() as u64;
     let stats = &server.stats;
     assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());
@@ -58,65 +59,64 @@ pub(super) fn check_lists(server: &mut Server) {
 fn set<T: Ord>(items: impl Iterator<Item = T>) -> BTreeSet<T> {
     let mut set = BTreeSet::new();
     for item in items {
-        assert!(set.insert(item), "twice in a list");
+        assert!(set.insert(item), "duplicate in a list");
     }
     set
 }
 
-/// The server has done all that it can do, and would wait for so long.
+/// Checks a server that has finished its work and would wait this long.
 pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration>) {
     check_lists(server);
     assert!(server.ended.is_empty() && server.answers.is_empty());
     assert_eq!(server.conns.len(), oracle.open());
     assert_eq!(server.check_queue.running(), oracle.running.len());
-    // Whoever was just found to be gone waits until the next turn.
+    // Connections found to have ended during the flush are handled in the next turn.
     if !server.hub.has_actions() {
         assert_eq!(server.check_queue.waiting(), oracle.checks.waiting());
     }
-    for tab in oracle.tabs.values().filter(|tab| tab.stage != Stage::Knocking) {
+    for tab in oracle.tabs.values().filter(|tab| tab.stage != Stage::Unaccepted) {
         let number = tab.number;
         let kernel = tab.browser.kernel.borrow();
         let slot = kernel.token.expect("it was registered").0 - FIRST_CONN;
         let id = server.conns[slot].id;
         let user = tab.is_logged_in.then(|| tab.user()).filter(|_| tab.stage == Stage::Open);
-        assert_eq!(server.hub.user(id), user, "of {number}");
-        assert!(!tab.is_overdue(oracle.now), "{number} is to be ended: {:?}", tab.stage);
+        assert_eq!(server.hub.user(id), user, "user of {number}");
+        assert!(!tab.is_overdue(oracle.now), "{number} is not ended: {:?}", tab.stage);
         if wait == Some(Duration::ZERO) || kernel.edge {
             continue;
         }
-        assert!(!kernel.is_readable(), "{number} is not read to its end");
+        assert!(!kernel.is_readable(), "{number} is not read completely");
         if !kernel.is_blocked() {
-            assert!(tab.expected.is_empty(), "to {number} is not written: {:?}", tab.expected);
-            assert!(tab.pongs.is_empty(), "{number} gets no pong");
-            assert_eq!(tab.parsed, tab.written, "{number} gets half a frame");
-            let asked = oracle.now.since(tab.pinged);
-            let is_asked = asked < oracle.ping_interval + Duration::from_secs(1);
-            assert!(tab.stage != Stage::Open || is_asked, "{number} is not pinged");
+            assert!(tab.expected.is_empty(), "{number} did not get {:?}", tab.expected);
+            assert!(tab.pongs.is_empty(), "{number} did not get a pong");
+            assert_eq!(tab.parsed, tab.written, "{number} got a partial frame");
+            let since_ping = oracle.now.since(tab.pinged);
+            let is_pinged = since_ping < oracle.ping_interval + Duration::from_secs(1);
+            assert!(tab.stage != Stage::Open || is_pinged, "{number} is not pinged");
         }
         let deadline = match tab.stage {
             Stage::Upgrading => {
-                tab.accepted.after(HANDSHAKE_DEADLINE).max(tab.heard.after(CLOSE_DEADLINE))
+                tab.accepted.after(HANDSHAKE_DEADLINE).max(tab.last_read.after(CLOSE_DEADLINE))
             }
             Stage::Open if kernel.was_blocked => continue,
             Stage::Open => tab.pinged.after(oracle.ping_interval),
             _ => tab.since.after(CLOSE_DEADLINE),
         };
-        let wake =
-            server.clock.now().after(wait.expect("not for ever, while somebody is connected"));
+        let wake = server.clock.now().after(wait.expect("a timeout while clients are connected"));
         assert!(
             wake <= deadline.after(Duration::from_secs(1)),
-            "{number} is forgotten: {:?}",
+            "{number} has no timer for its deadline: {:?}",
             tab.stage
         );
     }
 }
 
-/// Nothing may be left of anybody.
+/// Checks that nothing is left after all connections have ended.
 pub(super) fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
     assert!(server.conns.is_empty() && server.hub.is_empty() && server.check_queue.is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
-    assert!(server.held == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
+    assert!(server.buffered == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
     let mut due: Vec<ConnId> = Vec::new();
     server.timers.take_due(oracle.now.after(Duration::from_secs(3_600)), &mut due);
     assert!(server.timers.is_empty());

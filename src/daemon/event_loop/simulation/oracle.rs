@@ -1,4 +1,4 @@
-//! Follows what the server does, entry by entry, and says what must come of it.
+//! Follows the server's journal entry by entry and derives the expected results.
 
 mod reading;
 
@@ -16,18 +16,18 @@ use crate::engine::checks::verdict::Verdict;
 use crate::engine::time::Time;
 use crate::settings::Settings;
 
-#[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
+#[allow(clippy::struct_excessive_bools, reason = "any combination is possible")]
 pub(super) struct Oracle {
     pub now: Time,
     pub tabs: BTreeMap<Number, Tab>,
     pub checks: Checks,
-    /// PHP processes.
+    /// Checks that PHP is running.
     pub running: Vec<(JobId, Rc<Check>)>,
-    /// What EspoCRM has sent, as far as the server has not received it.
+    /// Messages of EspoCRM that the server has not received.
     pub sent: VecDeque<Sent>,
     pub edition: u32,
     pub is_reloading: bool,
-    /// A self-check has not ended.
+    /// A self-check is running.
     pub is_self_checking: bool,
     /// EspoCRM accepts any token.
     pub is_locked_down: bool,
@@ -36,20 +36,20 @@ pub(super) struct Oracle {
     pub max_per_user: usize,
     pub ping_interval: Duration,
     pub seen: BTreeMap<&'static str, u64>,
-    /// Entries followed.
+    /// Number of entries followed.
     pub progress: u64,
-    pub is_told: bool,
+    pub verbose: bool,
     journal: Journal,
 }
 
 /// A message of EspoCRM.
 pub(super) struct Sent {
     pub message: Message,
-    /// Of which topic and for whom it is, if it is well-formed.
+    /// Topic and user, if it is well-formed.
     pub meaning: Option<(&'static str, Option<&'static str>)>,
 }
 
-/// As the server has it.
+/// Same as in the server.
 const OVER_LIMIT: usize = 64;
 
 impl Oracle {
@@ -70,16 +70,16 @@ impl Oracle {
             ping_interval: settings.ping_interval.value,
             seen: BTreeMap::new(),
             progress: 0,
-            is_told: false,
+            verbose: false,
             journal: Rc::clone(journal),
         }
     }
 
-    /// Follows what the server has done since the last time.
+    /// Processes the journal's new entries.
     pub(super) fn follow(&mut self) {
         while let Some(entry) = self.next() {
             self.progress += 1;
-            if self.is_told {
+            if self.verbose {
                 println!("{:>9} {entry:?}", self.now.as_millis());
             }
             match entry {
@@ -87,11 +87,11 @@ impl Oracle {
                 Entry::Read(number, 0) => self.end(number, "ended by the browser"),
                 Entry::Read(number, count) => self.read(number, count),
                 Entry::Wrote(number, count) => self.wrote(number, count),
-                Entry::ReadFailed(number) => self.end(number, "reading failed"),
+                Entry::ReadFailed(number) => self.end(number, "read failed"),
                 Entry::WriteFailed(number) => {
-                    // What is decided is carried out before anything is written.
+                    // Decisions are carried out before output is written.
                     self.carry_out();
-                    self.end(number, "writing failed");
+                    self.end(number, "write failed");
                 }
                 Entry::Finished(number) => self.finished(number),
                 Entry::Dropped(number) => self.dropped(number),
@@ -106,13 +106,13 @@ impl Oracle {
         self.journal.borrow_mut().pop_front()
     }
 
-    pub(super) fn seen(&mut self, what: &'static str) {
-        *self.seen.entry(what).or_default() += 1;
+    pub(super) fn seen(&mut self, event: &'static str) {
+        *self.seen.entry(event).or_default() += 1;
     }
 
-    /// Those that are the server's.
+    /// Number of connections accepted and not freed.
     pub(super) fn open(&self) -> usize {
-        self.tabs.values().filter(|tab| tab.stage != Stage::Knocking).count()
+        self.tabs.values().filter(|tab| tab.stage != Stage::Unaccepted).count()
     }
 
     fn tab(&mut self, number: Number) -> &mut Tab {
@@ -122,17 +122,17 @@ impl Oracle {
     fn accepted(&mut self, number: Number) {
         let (now, open, limit) = (self.now, self.open(), self.max_connections);
         let address = address_of(number);
-        let there = |tab: &&Tab| !matches!(tab.stage, Stage::Knocking | Stage::Over);
-        let others = self.tabs.values().filter(there);
+        let is_open = |tab: &&Tab| !matches!(tab.stage, Stage::Unaccepted | Stage::Ended);
+        let others = self.tabs.values().filter(is_open);
         let others = others.filter(|tab| address_of(tab.number) == address).count();
-        let is_alone = others < self.max_per_address;
+        let has_room = others < self.max_per_address;
         let tab = self.tab(number);
-        assert_eq!(tab.stage, Stage::Knocking);
+        assert_eq!(tab.stage, Stage::Unaccepted);
         tab.enter(now, Stage::Upgrading);
-        (tab.accepted, tab.heard) = (now, now);
-        tab.over_limit = open >= limit || !is_alone;
+        (tab.accepted, tab.last_read) = (now, now);
+        tab.over_limit = open >= limit || !has_room;
         if open >= limit + OVER_LIMIT {
-            self.end(number, "turned away");
+            self.end(number, "rejected");
         }
     }
 
@@ -141,7 +141,7 @@ impl Oracle {
         if tab.topics.contains_key(topic) {
             return;
         }
-        tab.topics.insert(topic, Status::Held);
+        tab.topics.insert(topic, Status::Pending);
         let waits = !tab.is_logged_in;
         match model::rule(self.edition, topic) {
             Rule::Bad | Rule::Unknown if !self.is_reloading => {
@@ -152,7 +152,7 @@ impl Oracle {
         }
     }
 
-    /// Finds out what a subscription that is held has to wait for.
+    /// Determines what a pending subscription waits for.
     fn resolve(&mut self, number: Number, topic: &'static str) {
         let is_reloading = self.is_reloading;
         let rule = model::rule(self.edition, topic);
@@ -172,13 +172,13 @@ impl Oracle {
     fn resolve_all(&mut self, number: Number) {
         let topics = self.tab(number).topics.clone();
         for (topic, status) in topics {
-            if status == Status::Held {
+            if status == Status::Pending {
                 self.resolve(number, topic);
             }
         }
     }
 
-    /// The settings are another edition's now, or the same as before.
+    /// A reload has ended with this edition of the settings.
     pub(super) fn reload(&mut self, edition: u32) {
         self.is_reloading = false;
         let old = std::mem::replace(&mut self.edition, edition);
@@ -186,13 +186,13 @@ impl Oracle {
         for number in open.map(|tab| tab.number).collect::<Vec<_>>() {
             for (topic, status) in &mut self.tab(number).topics {
                 if model::rule(old, topic) != model::rule(edition, topic) {
-                    *status = Status::Held;
+                    *status = Status::Pending;
                 }
             }
             let tab = &self.tabs[&number];
             self.checks.cancel(|it| {
                 let topic = it.topic.filter(|_| it.tab == number);
-                topic.is_some_and(|topic| tab.topics.get(topic) == Some(&Status::Held))
+                topic.is_some_and(|topic| tab.topics.get(topic) == Some(&Status::Pending))
             });
             if tab.is_logged_in {
                 self.resolve_all(number);
@@ -214,14 +214,14 @@ impl Oracle {
             }
             Verdict::Denied if self.is_locked_down => {
                 self.is_locked_down = false;
-                self.seen("let in again");
+                self.seen("unlocked");
             }
-            // What was accepted before stays in doubt.
+            // A lockdown remains.
             Verdict::Denied | Verdict::Unchecked(_) => {}
         }
     }
 
-    /// What has been found out takes effect.
+    /// Applies pending verdicts.
     pub(super) fn carry_out(&mut self) {
         loop {
             self.checks.carry_out();
@@ -231,7 +231,7 @@ impl Oracle {
             }
             let mut welcome = Vec::new();
             for (ticket, verdict) in self.checks.take_answers() {
-                let tab = self.tabs.get_mut(&ticket.tab).expect("whoever waits is there");
+                let tab = self.tabs.get_mut(&ticket.tab).expect("a tab that waits is open");
                 assert_eq!(tab.stage, Stage::Open);
                 let Some(topic) = ticket.topic else {
                     self.log_in(ticket.tab, &verdict);
@@ -247,7 +247,7 @@ impl Oracle {
                     self.seen(if verdict == Verdict::Denied { "denied" } else { "given up" });
                 }
             }
-            // Of those of one user who come in together, too many are sent away.
+            // Logins of one user that end together may exceed the limit.
             for number in welcome {
                 self.welcome(number);
             }
@@ -262,8 +262,8 @@ impl Oracle {
                 tab.is_logged_in = true;
                 self.resolve_all(number);
             }
-            Verdict::Denied => self.close(number, 1008, "refused"),
-            Verdict::Unchecked(_) => self.end(number, "not checked"),
+            Verdict::Denied => self.close(number, 1008, "login denied"),
+            Verdict::Unchecked(_) => self.end(number, "check failed"),
         }
     }
 
@@ -274,7 +274,7 @@ impl Oracle {
         }
         let user = tab.user();
         if self.logged_in(user) > self.max_per_user {
-            return self.end(number, "one too many of its user");
+            return self.end(number, "over the user limit");
         }
         self.tab(number).expected.push_back(Expected::Welcome);
         self.seen("welcomed");
@@ -285,8 +285,8 @@ impl Oracle {
         open.filter(|tab| tab.user() == user).count()
     }
 
-    /// Takes the checks that are started as soon as they are asked for; the response to an upgrade
-    /// may have been written before.
+    /// Takes checks that start as soon as they are requested; the response to an upgrade may be
+    /// written before.
     fn absorb(&mut self) {
         loop {
             let mut journal = self.journal.borrow_mut();
@@ -302,13 +302,13 @@ impl Oracle {
     }
 
     fn started(&mut self, id: JobId, check: Rc<Check>) {
-        assert!(!self.is_reloading, "nothing is started while the settings are being read");
-        assert!(!self.is_locked_down, "nothing is started while EspoCRM accepts any token");
-        assert!(!self.is_self_checking, "nothing is started before the self-check has ended");
+        assert!(!self.is_reloading, "a check was started during a reload");
+        assert!(!self.is_locked_down, "a check was started while EspoCRM accepts any token");
+        assert!(!self.is_self_checking, "a check was started before the self-check has ended");
         let command = check.arguments.join(" ");
         if !self.checks.start(id, &command) {
             self.carry_out();
-            assert!(self.checks.start(id, &command), "nobody has asked for: {command}");
+            assert!(self.checks.start(id, &command), "not requested: {command}");
         }
         self.running.push((id, check));
     }
@@ -330,25 +330,25 @@ impl Oracle {
             tab.expected.push_back(Expected::Text(event));
             receivers += 1;
         }
-        self.seen(if receivers > 0 { "delivered" } else { "unheard" });
+        self.seen(if receivers > 0 { "delivered" } else { "no receiver" });
     }
 
     fn wrote(&mut self, number: Number, count: usize) {
         let now = self.now;
         let tab = self.tab(number);
         tab.written += count;
-        if tab.look(now).is_err() {
+        if tab.verify_output(now).is_err() {
             self.carry_out();
-            if let Err(error) = self.tab(number).look(now) {
-                panic!("to {number} was written: {error}");
+            if let Err(error) = self.tab(number).verify_output(now) {
+                panic!("unexpected output to {number}: {error}");
             }
         }
     }
 
     fn finished(&mut self, number: Number) {
         let tab = self.tab(number);
-        assert!(tab.is_finishing, "{number} is shut down");
-        assert!(tab.expected.is_empty(), "{number} is shut down before {:?}", tab.expected);
+        assert!(tab.is_finishing, "{number} was shut down too early");
+        assert!(tab.expected.is_empty(), "{number} was shut down before {:?}", tab.expected);
     }
 
     fn finish(&mut self, number: Number) {
@@ -358,29 +358,29 @@ impl Oracle {
     }
 
     /// The server sends a Close frame.
-    fn close(&mut self, number: Number, code: u16, why: &'static str) {
+    fn close(&mut self, number: Number, code: u16, reason: &'static str) {
         let now = self.now;
         let tab = self.tab(number);
         tab.expected.push_back(Expected::Close(Some(code)));
         tab.enter(now, Stage::Closing);
         self.checks.cancel(|ticket| ticket.tab == number);
-        self.seen(why);
+        self.seen(reason);
     }
 
-    fn end(&mut self, number: Number, why: &'static str) {
+    fn end(&mut self, number: Number, reason: &'static str) {
         let now = self.now;
-        self.tab(number).enter(now, Stage::Over);
+        self.tab(number).enter(now, Stage::Ended);
         self.checks.cancel(|ticket| ticket.tab == number);
-        self.seen(why);
+        self.seen(reason);
     }
 
     fn dropped(&mut self, number: Number) {
         let (now, ping_interval) = (self.now, self.ping_interval);
-        let excuse = self.tab(number).excuse(now, ping_interval);
-        let Some(excuse) = excuse else {
-            panic!("{number} was closed at the stage {:?}", self.tab(number).stage);
+        let reason = self.tab(number).allowed_end(now, ping_interval);
+        let Some(reason) = reason else {
+            panic!("{number} was closed in stage {:?}", self.tab(number).stage);
         };
-        self.seen(excuse);
+        self.seen(reason);
         self.tabs.remove(&number);
         self.checks.cancel(|ticket| ticket.tab == number);
     }

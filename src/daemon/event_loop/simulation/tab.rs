@@ -1,4 +1,4 @@
-//! One connection as it must be: what the server may do with it, and what it must write.
+//! The model of one connection: what the server may do, and what it must write.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -12,14 +12,14 @@ use crate::engine::limits::{
 };
 use crate::engine::time::Time;
 
-#[allow(clippy::struct_excessive_bools, reason = "each comes with any other")]
+#[allow(clippy::struct_excessive_bools, reason = "any combination is possible")]
 pub(super) struct Tab {
     pub number: Number,
     pub browser: Browser,
     pub stage: Stage,
-    /// Since it is in this stage.
+    /// Start of this stage.
     pub since: Time,
-    /// The server had nothing more to say, before it was over.
+    /// It has been in [`Stage::Finishing`].
     pub is_finishing: bool,
     pub accepted: Time,
     pub over_limit: bool,
@@ -27,25 +27,26 @@ pub(super) struct Tab {
     pub topics: BTreeMap<&'static str, Status>,
     /// Bytes that the server has read.
     pub consumed: usize,
-    /// What it must write next, pings and pongs aside.
+    /// Expected output, without pings and pongs.
     pub expected: VecDeque<Expected>,
     pub pongs: VecDeque<Vec<u8>>,
-    /// Bytes that the server has written, and how many of them have been looked at.
+    /// Bytes that the server has written.
     pub written: usize,
+    /// Bytes of these that were verified.
     pub parsed: usize,
     is_websocket: bool,
-    /// Nothing may be written after that.
+    /// The server may write nothing more.
     pub is_complete: bool,
-    pub heard: Time,
+    pub last_read: Time,
     pub pinged: Time,
     pub pings: u32,
-    /// Pings and a Close frame that the browser has got and may answer.
+    /// Pings and a Close frame that the browser has received and may answer.
     pub unanswered: Vec<Item>,
-    /// A message has begun whose last fragment has not come.
+    /// The last fragment of a message is missing.
     pub is_fragmented: bool,
-    /// Since when a part of a message is there.
+    /// Arrival time of the first part of an incomplete message.
     pub incomplete: Option<Time>,
-    /// Frames of either kind in this second.
+    /// The second that `frames` and `control_frames` belong to.
     pub second: u64,
     pub frames: u32,
     pub control_frames: u32,
@@ -53,22 +54,21 @@ pub(super) struct Tab {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// It waits to be accepted.
-    Knocking,
+    Unaccepted,
     Upgrading,
     Open,
     /// The server has sent a Close frame.
     Closing,
-    /// The server has nothing more to say.
+    /// The server has queued its last output.
     Finishing,
     /// It must be closed by the end of the turn.
-    Over,
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// It waits for the login or for the settings.
-    Held,
+    Pending,
     /// Its check has this ticket.
     Waiting(u64),
     Granted,
@@ -89,7 +89,7 @@ impl Tab {
         Self {
             number,
             browser,
-            stage: Stage::Knocking,
+            stage: Stage::Unaccepted,
             since: Time::default(),
             is_finishing: false,
             accepted: Time::default(),
@@ -103,7 +103,7 @@ impl Tab {
             parsed: 0,
             is_websocket: false,
             is_complete: false,
-            heard: Time::default(),
+            last_read: Time::default(),
             pinged: Time::default(),
             pings: 0,
             unanswered: Vec::new(),
@@ -123,7 +123,7 @@ impl Tab {
     pub(super) fn user(&self) -> &'static str {
         match &self.browser.request {
             Request::Good { user, .. } => user,
-            _ => panic!("it has no user"),
+            _ => panic!("the request has no user"),
         }
     }
 
@@ -134,8 +134,8 @@ impl Tab {
             && user.is_none_or(|user| user == self.user())
     }
 
-    /// Looks at what was written. The first thing that was not to be written, if there is one.
-    pub(super) fn look(&mut self, now: Time) -> Result<(), String> {
+    /// Verifies the output. Returns an error for the first unexpected item.
+    pub(super) fn verify_output(&mut self, now: Time) -> Result<(), String> {
         let kernel = Rc::clone(&self.browser.kernel);
         let kernel = kernel.borrow();
         loop {
@@ -157,9 +157,9 @@ impl Tab {
 
     fn accepts(&mut self, now: Time, item: &Item) -> bool {
         match item {
-            // What is wrong with a request may be seen before its end.
+            // A bad request may be detected before its end.
             Item::Response(status)
-                if matches!(self.stage, Stage::Upgrading | Stage::Over)
+                if matches!(self.stage, Stage::Upgrading | Stage::Ended)
                     && (1..self.browser.request_end).contains(&self.consumed)
                     && self.browser.request == Request::Bad(*status) =>
             {
@@ -171,27 +171,27 @@ impl Tab {
                 true
             }
             Item::Response(status) => {
-                let is_it = self.pop(&Expected::Response(*status));
-                self.is_websocket = is_it;
-                self.is_complete = is_it && *status != 101;
-                is_it
+                let matches = self.pop(&Expected::Response(*status));
+                self.is_websocket = matches;
+                self.is_complete = matches && *status != 101;
+                matches
             }
             Item::Text(text) => {
                 let front = self.expected.front();
-                let is_it = match front {
+                let matches = match front {
                     Some(Expected::Welcome) => wire::is_welcome(text),
                     Some(Expected::Text(expected)) => expected == text,
                     _ => false,
                 };
-                is_it && self.expected.pop_front().is_some()
+                matches && self.expected.pop_front().is_some()
             }
             Item::Close(code) => {
-                let is_it = self.pop(&Expected::Close(*code));
-                if is_it {
+                let matches = self.pop(&Expected::Close(*code));
+                if matches {
                     self.is_complete = true;
                     self.unanswered.push(Item::Close(*code));
                 }
-                is_it
+                matches
             }
             Item::Ping => {
                 self.pinged = now;
@@ -210,7 +210,7 @@ impl Tab {
         self.expected.front() == Some(expected) && self.expected.pop_front().is_some()
     }
 
-    /// Counts the frames of one read; whether they are too many.
+    /// Counts the frames of one read; returns whether there are too many.
     pub(super) fn count(&mut self, now: Time, frames: u32, control_frames: u32) -> bool {
         let second = now.as_millis() / 1_000;
         if self.second != second {
@@ -221,7 +221,7 @@ impl Tab {
         self.frames > 1_000 || self.control_frames > 100
     }
 
-    /// Bytes that were to be written and are not: not fewer than those.
+    /// Upper bound of the expected bytes that are not written.
     fn backlog(&self) -> usize {
         let length = |expected: &Expected| match expected {
             Expected::Text(text) => text.len(),
@@ -231,41 +231,43 @@ impl Tab {
         all + self.pongs.iter().map(|pong| 50 + pong.len()).sum::<usize>()
     }
 
-    /// Why the server may have ended it, of all that it does by the clock or by what waits.
-    pub(super) fn excuse(&self, now: Time, ping_interval: Duration) -> Option<&'static str> {
+    /// A reason why the server may end it, from timeouts and the backlog.
+    pub(super) fn allowed_end(&self, now: Time, ping_interval: Duration) -> Option<&'static str> {
         let age = now.since(self.since);
         let is_long = |since: Time| now.since(since) >= 2 * ping_interval;
         match self.stage {
-            Stage::Upgrading if now.since(self.accepted) >= HANDSHAKE_DEADLINE => Some("too late"),
-            Stage::Closing | Stage::Finishing if age >= CLOSE_DEADLINE => Some("never ended"),
-            Stage::Open if is_long(self.heard) => Some("lost"),
+            Stage::Upgrading if now.since(self.accepted) >= HANDSHAKE_DEADLINE => {
+                Some("handshake timeout")
+            }
+            Stage::Closing | Stage::Finishing if age >= CLOSE_DEADLINE => Some("close timeout"),
+            Stage::Open if is_long(self.last_read) => Some("ping timeout"),
             Stage::Open if self.incomplete.is_some_and(is_long) => Some("incomplete"),
             Stage::Open | Stage::Closing if self.backlog() > MAX_OUTBOX_LASTING => Some("slow"),
-            // When it was answered is not known.
+            // The time of the answer is unknown.
             Stage::Upgrading | Stage::Finishing
                 if matches!(self.browser.request, Request::Bad(_))
                     && now.since(self.accepted) >= CLOSE_DEADLINE =>
             {
-                Some("never ended")
+                Some("close timeout")
             }
-            Stage::Over => Some("over"),
+            Stage::Ended => Some("over"),
             _ => None,
         }
     }
 
-    /// Whether it must be gone by now. A timer fires at the end of its second.
+    /// Whether it must have ended. A timer fires at the end of its second.
     pub(super) fn is_overdue(&self, now: Time) -> bool {
         let age = now.since(self.since);
         match self.stage {
             Stage::Upgrading => {
-                // It may have been answered when it was heard last, and that not be written.
+                // The answer may have been queued at the last read and not be written yet.
                 let is_bad = matches!(self.browser.request, Request::Bad(_));
-                let is_answered = is_bad && now.since(self.heard) < CLOSE_DEADLINE + SECOND;
+                let is_answered = is_bad && now.since(self.last_read) < CLOSE_DEADLINE + SECOND;
                 now.since(self.accepted) >= HANDSHAKE_DEADLINE + SECOND && !is_answered
             }
             Stage::Closing | Stage::Finishing => age >= CLOSE_DEADLINE + SECOND,
-            Stage::Over => true,
-            Stage::Knocking | Stage::Open => false,
+            Stage::Ended => true,
+            Stage::Unaccepted | Stage::Open => false,
         }
     }
 }

@@ -1,10 +1,10 @@
-//! What a browser makes of the bytes that the server writes: written for this test alone, so that
-//! it shares no mistake with the server.
+//! A browser's parser of the server's output, written for this test so that it shares no mistakes
+//! with the server.
 
-/// The next thing in the stream.
+/// An element of the server's output.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item {
-    /// A whole HTTP response.
+    /// A complete HTTP response.
     Response(u16),
     Text(String),
     Ping,
@@ -12,7 +12,7 @@ pub(super) enum Item {
     Close(Option<u16>),
 }
 
-/// The first item of `bytes` and its length; nothing if it is not complete.
+/// The first item of `bytes` and its length; `None` if it is incomplete.
 pub(super) fn next(bytes: &[u8], is_websocket: bool) -> Option<(Item, usize)> {
     if is_websocket { frame(bytes) } else { response(bytes) }
 }
@@ -20,7 +20,7 @@ pub(super) fn next(bytes: &[u8], is_websocket: bool) -> Option<(Item, usize)> {
 fn response(bytes: &[u8]) -> Option<(Item, usize)> {
     let start = b"HTTP/1.1 ";
     let common = bytes.len().min(start.len());
-    assert_eq!(bytes[..common], start[..common], "no HTTP");
+    assert_eq!(bytes[..common], start[..common], "not HTTP");
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..end]).expect("a head is ASCII");
     let status = head[9..12].parse().expect("a status");
@@ -49,10 +49,11 @@ fn frame(bytes: &[u8]) -> Option<(Item, usize)> {
         0..=125 => (usize::from(second), 2),
         126 => (number(2, 4)?, 4),
         127 => (number(2, 10)?, 10),
-        _ => panic!("a server masks nothing"),
+        _ => panic!("a masked frame of the server"),
     };
-    assert!(header == 2 || length > 125 && (header == 4) == (length < 65_536), "not the shortest");
-    assert!(first & 0x08 == 0 || length <= 125, "a control frame is short");
+    let is_minimal = header == 2 || length > 125 && (header == 4) == (length < 65_536);
+    assert!(is_minimal, "the length is not encoded minimally");
+    assert!(first & 0x08 == 0 || length <= 125, "a control frame is too long");
     let payload = bytes.get(header..header + length)?;
     let item = match first {
         0x81 => Item::Text(String::from_utf8(payload.to_vec()).expect("UTF-8")),
@@ -63,12 +64,12 @@ fn frame(bytes: &[u8]) -> Option<(Item, usize)> {
         }
         0x89 if payload.is_empty() => Item::Ping,
         0x8a => Item::Pong(payload.to_vec()),
-        _ => panic!("no frame of ours: {first:#x}"),
+        _ => panic!("unexpected frame: {first:#x}"),
     };
     Some((item, header + length))
 }
 
-/// Whether a text welcomes a tab, which needs three elements and an id that nobody can guess.
+/// Whether a text is a WELCOME with three elements and a random session id.
 pub(super) fn is_welcome(text: &str) -> bool {
     let id = text.strip_prefix("[0,\"").and_then(|rest| rest.strip_suffix("\",1]"));
     id.is_some_and(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))

@@ -38,21 +38,21 @@ pub(super) struct World {
     connections: Number,
     /// Messages so far.
     submissions: usize,
-    /// Turns in a row that did nothing, and did not want to wait.
-    vain_turns: u32,
-    /// How often a system call does less than it could, in percent.
-    tricks: usize,
-    /// How long a message can be.
+    /// Consecutive turns that did nothing and did not wait.
+    idle_turns: u32,
+    /// Share of system calls with a fault or a partial result, in percent.
+    fault_percent: usize,
+    /// Maximum length of a message.
     longest: usize,
-    /// Nothing can be checked: the database is down.
+    /// The database is down, so most checks fail.
     is_down: bool,
 }
 
-/// Bytes of a message of which a few are too much for a browser that does not read.
+/// Length of a message such that a few exceed the queue of a browser that does not read.
 const LONG: usize = 400_000;
 
 impl World {
-    pub(super) fn new(seed: u64, mut settings: Settings, is_told: bool) -> Self {
+    pub(super) fn new(seed: u64, mut settings: Settings, verbose: bool) -> Self {
         let mut random = Random::new(seed);
         settings.max_connections.value = *random.pick(&[4, 10, 100, 100]);
         settings.max_checks.value = 1 + random.below(4);
@@ -66,7 +66,7 @@ impl World {
         settings.max_per_address.value = *random.pick(&[3, 100, 100]);
         settings.max_per_user.value = *random.pick(&[2, 100, 100]);
         let mut oracle = Oracle::new(&journal, &settings);
-        oracle.is_told = is_told;
+        oracle.verbose = verbose;
         let server = Server::assemble(
             settings.clone(),
             Backend::Scripted(checks.clone()),
@@ -85,8 +85,8 @@ impl World {
             checks,
             connections: 0,
             submissions: 0,
-            vain_turns: 0,
-            tricks: *random.pick(&[0, 10, 10, 40]),
+            idle_turns: 0,
+            fault_percent: *random.pick(&[0, 10, 10, 40]),
             longest: if random.chance(8) { LONG } else { 1_000 },
             is_down: false,
             random,
@@ -108,7 +108,7 @@ impl World {
     fn step(&mut self) {
         match self.random.below(100) {
             0..6 => self.connect(),
-            6..22 => self.with_some_tab(|tab, random| tab.browser.say(random)),
+            6..22 => self.with_some_tab(|tab, random| tab.browser.send_something(random)),
             22..50 => self.with_some_tab(deliver),
             50..60 => self.with_some_tab(drain),
             60 => self.with_some_tab(leave),
@@ -133,7 +133,7 @@ impl World {
         self.connections += 1;
         let random = Random::new(self.random.below(usize::MAX) as u64);
         let kernel = Kernel::new(number, &self.journal, random);
-        kernel.borrow_mut().tricks = self.tricks;
+        kernel.borrow_mut().fault_percent = self.fault_percent;
         if self.random.chance(if self.longest == LONG { 80 } else { 30 }) {
             kernel.borrow_mut().room = self.random.below(5_000);
         }
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    /// PHP answers one check, of those that run whichever.
+    /// PHP answers one of the running checks.
     fn answer(&mut self) {
         let count = self.oracle.running.len();
         if count == 0 {
@@ -208,7 +208,7 @@ impl World {
     }
 
     fn reload(&mut self) {
-        // As it happens among a turn's events: nothing is left to be applied.
+        // A reload happens among a turn's events, when nothing is pending.
         self.settle();
         if !self.oracle.is_reloading {
             self.oracle.is_reloading = true;
@@ -219,14 +219,14 @@ impl World {
         let edition = self.random.below(24) as u32;
         self.settings.categories = Categories::from_json(&model::categories(edition));
         self.server.apply(self.settings.clone());
-        self.server.hold_checks();
+        self.server.update_check_pause();
         self.oracle.reload(edition);
     }
 
-    /// Begins a self-check, or ends the one that runs.
+    /// Starts a self-check, or ends the running one.
     fn self_check(&mut self) {
         self.settle();
-        // It waits for the settings.
+        // A self-check waits for the reload.
         if self.oracle.is_reloading {
             return;
         }
@@ -235,7 +235,7 @@ impl World {
             self.oracle.is_self_checking = true;
             self.server.self_check.request(now);
             self.server.self_check.start(Check::authentication("token", "nobody"));
-            self.server.hold_checks();
+            self.server.update_check_pause();
             return;
         }
         let verdict = match self.random.below(10) {
@@ -270,9 +270,9 @@ impl World {
         if wait != Some(Duration::ZERO) {
             let is_paused = self.server.accepting.paused_until().is_some();
             assert!(is_paused || !self.arrivals.is_stuck(), "a connection is not accepted");
-            let held_back = self.server.held_back_until();
+            let backpressure = self.server.backpressure_until();
             assert!(
-                held_back.is_some_and(|until| until > self.server.now) && wait.is_some()
+                backpressure.is_some_and(|until| until > self.server.now) && wait.is_some()
                     || !self.messages.is_stuck(),
                 "a message is not received"
             );
@@ -284,8 +284,8 @@ impl World {
         if self.oracle.is_reloading && self.random.chance(15) {
             self.reload();
         }
-        let is_held = self.oracle.is_self_checking || self.oracle.is_locked_down;
-        if is_held && self.random.chance(15) {
+        let is_paused = self.oracle.is_self_checking || self.oracle.is_locked_down;
+        if is_paused && self.random.chance(15) {
             self.self_check();
         }
         let before = self.oracle.progress;
@@ -297,21 +297,21 @@ impl World {
         let events = self.events();
         let now = self.server.clock.now();
         let is_quiet = events.is_empty() && now == self.oracle.now;
-        if self.oracle.is_told {
+        if self.oracle.verbose {
             println!("{:>9} the kernel reports {events:?}", now.as_millis());
         }
-        self.server.take(events.into_iter());
+        self.server.process(events.into_iter());
         self.oracle.now = now;
         self.oracle.follow();
         self.oracle.checks.expire(now);
         check_lists(&mut self.server);
-        let is_vain = is_quiet && wait == Some(Duration::ZERO) && self.oracle.progress == before;
-        self.vain_turns = if is_vain { self.vain_turns + 1 } else { 0 };
-        assert!(self.vain_turns < 3, "the loop spins");
+        let is_idle = is_quiet && wait == Some(Duration::ZERO) && self.oracle.progress == before;
+        self.idle_turns = if is_idle { self.idle_turns + 1 } else { 0 };
+        assert!(self.idle_turns < 3, "the event loop spins");
         self.react();
     }
 
-    /// What the kernel reports: everything that is to be reported, now or later, and more.
+    /// The kernel's events: all that are due, now or later, and spurious ones.
     fn events(&mut self) -> Vec<Ready> {
         let mut events = Vec::new();
         for tab in self.oracle.tabs.values() {
@@ -341,7 +341,7 @@ impl World {
             events.push(ready(Token(FIRST_WORKER)));
         }
         if self.random.chance(5) {
-            // Of nobody, or nothing new.
+            // A spurious event, possibly for an unknown token.
             let slot = FIRST_CONN + self.random.below(20);
             let tokens = [LISTENER, ZMQ, Token(slot), Token(slot)];
             events.push(ready(*self.random.pick(&tokens)));
@@ -352,15 +352,15 @@ impl World {
         events
     }
 
-    /// Browsers answer what they have got.
+    /// Browsers answer pings and Close frames.
     fn react(&mut self) {
         let random = &mut self.random;
         for tab in self.oracle.tabs.values_mut() {
             for item in std::mem::take(&mut tab.unanswered) {
-                let manners = &tab.browser.manners;
+                let behavior = &tab.browser.behavior;
                 match item {
-                    Item::Ping if !manners.deaf => tab.browser.pong(random),
-                    Item::Close(code) if !manners.rude => tab.browser.close(random, code),
+                    Item::Ping if !behavior.ignores_pings => tab.browser.pong(random),
+                    Item::Close(code) if !behavior.ignores_close => tab.browser.close(random, code),
                     _ => {}
                 }
             }
@@ -371,7 +371,7 @@ impl World {
         }
     }
 
-    /// Everybody leaves.
+    /// All browsers disconnect, or the daemon stops.
     fn end(&mut self) {
         self.is_down = false;
         if self.oracle.is_reloading {
@@ -384,7 +384,7 @@ impl World {
             return self.stop();
         }
         for tab in self.oracle.tabs.values_mut() {
-            tab.browser.kernel.borrow_mut().tricks = 0;
+            tab.browser.kernel.borrow_mut().fault_percent = 0;
             tab.browser.end();
         }
         let mut rounds = VecDeque::from([0; 200]);
@@ -398,12 +398,12 @@ impl World {
         check_empty(&mut self.server, &self.oracle);
     }
 
-    /// The daemon is stopped: nobody gets a Close frame.
+    /// The daemon stops without sending Close frames.
     fn stop(&mut self) {
         self.settle();
         self.server.stop();
-        for tab in self.oracle.tabs.values_mut().filter(|tab| tab.stage != Stage::Knocking) {
-            tab.stage = Stage::Over;
+        for tab in self.oracle.tabs.values_mut().filter(|tab| tab.stage != Stage::Unaccepted) {
+            tab.stage = Stage::Ended;
         }
         self.oracle.follow();
         assert_eq!(self.oracle.open(), 0);
@@ -415,22 +415,22 @@ fn ready(token: Token) -> Ready {
     Ready { token, readable: true, writable: true, ended: false }
 }
 
-/// Some of what the browser has sent arrives.
+/// Some bytes in transit arrive.
 fn deliver(tab: &mut Tab, random: &mut Random) {
     let browser = &mut tab.browser;
     let mut kernel = browser.kernel.borrow_mut();
-    if browser.travelling.is_empty() || kernel.fin || kernel.reset {
+    if browser.in_transit.is_empty() || kernel.fin || kernel.reset {
         return;
     }
-    let most = if browser.manners.slow { 2 } else { browser.travelling.len() };
+    let most = if browser.behavior.byte_by_byte { 2 } else { browser.in_transit.len() };
     let count = if random.chance(60) { most } else { random.below(most + 1) };
-    let bytes: Vec<u8> = browser.travelling.drain(..count.min(browser.travelling.len())).collect();
+    let bytes: Vec<u8> = browser.in_transit.drain(..count.min(browser.in_transit.len())).collect();
     kernel.arrive(&bytes);
 }
 
-/// The browser reads, so that there is room for more.
+/// The browser reads, which frees space in the kernel's buffer.
 fn drain(tab: &mut Tab, random: &mut Random) {
-    if !tab.browser.manners.stuck {
+    if !tab.browser.behavior.never_reads {
         let bytes = *random.pick(&[10, 1_000, 100_000, usize::MAX]);
         tab.browser.kernel.borrow_mut().make_room(random.below(bytes));
     }
@@ -440,6 +440,6 @@ fn leave(tab: &mut Tab, random: &mut Random) {
     if random.chance(50) {
         tab.browser.end();
     } else {
-        tab.browser.kernel.borrow_mut().break_off();
+        tab.browser.kernel.borrow_mut().abort();
     }
 }

@@ -1,4 +1,4 @@
-//! What must come of the bytes that the server has read.
+//! The specified effects of the bytes that the server has read.
 
 use super::super::browser::{Effect, Request, Unit};
 use super::super::tab::{Expected, Stage};
@@ -9,13 +9,13 @@ impl Oracle {
     pub(super) fn read(&mut self, number: Number, count: usize) {
         let now = self.now;
         let tab = self.tab(number);
-        (tab.heard, tab.pings) = (now, 0);
+        (tab.last_read, tab.pings) = (now, 0);
         tab.consumed += count;
         match tab.stage {
             Stage::Upgrading if tab.consumed >= tab.browser.request_end => self.upgrade(number),
             Stage::Open | Stage::Closing => {}
             Stage::Upgrading | Stage::Finishing => return,
-            Stage::Knocking | Stage::Over => panic!("{number} is read from at the wrong time"),
+            Stage::Unaccepted | Stage::Ended => panic!("{number} was read at the wrong time"),
         }
         self.read_frames(number);
     }
@@ -44,11 +44,11 @@ impl Oracle {
                 self.checks.request(number, None, format!("AuthTokenCheck {token} {user}"));
                 self.seen("upgraded");
             }
-            _ => self.close(number, 1008, "nameless"),
+            _ => self.close(number, 1008, "no user"),
         }
     }
 
-    /// Takes the frames that are complete by now.
+    /// Processes the complete frames.
     fn read_frames(&mut self, number: Number) {
         let now = self.now;
         let tab = self.tab(number);
@@ -74,7 +74,7 @@ impl Oracle {
                 tab.is_fragmented = effect == Effect::Nothing;
             }
             match effect {
-                _ if tab.stage == Stage::Over => return,
+                _ if tab.stage == Stage::Ended => return,
                 Effect::Ping(payload) => pongs.push(payload),
                 Effect::Close(code) => {
                     self.pong(number, std::mem::take(&mut pongs));
@@ -84,7 +84,7 @@ impl Oracle {
                 Effect::Violation(code) => {
                     self.pong(number, std::mem::take(&mut pongs));
                     if self.tab(number).stage == Stage::Open {
-                        self.close(number, code, "violated");
+                        self.close(number, code, "protocol violation");
                     }
                     self.finish(number);
                 }
@@ -126,7 +126,7 @@ impl Oracle {
             Effect::Call => {
                 let error = "[4,\"id\",\"proc\",\"You are not allowed to make calls\"]".to_owned();
                 self.tab(number).expected.push_back(Expected::Text(error));
-                self.close(number, 1008, "called");
+                self.close(number, 1008, "RPC call");
             }
             Effect::Publish => self.close(number, 1008, "published"),
             Effect::Malformed => self.close(number, 1007, "malformed"),
