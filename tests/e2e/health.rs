@@ -57,11 +57,11 @@ fn no_server_or_another_server_is_reported() {
     other.join().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&address) && said.contains("HTTP/1.1 418 teapot"), "{said}");
-    assert_eq!(told.status.code(), Some(1));
-    let told = health(&standin, &["--listen", &address]);
-    let said = String::from_utf8_lossy(&told.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    let output = health(&standin, &["--listen", &address]);
+    let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&format!("The daemon does not answer at {address}")), "{said}");
-    assert_eq!(told.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

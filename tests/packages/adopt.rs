@@ -121,7 +121,7 @@ fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     let listener = TcpListener::bind(tab::address(5555)).unwrap();
     let said = container.fail("espocrm-websocket adopt");
     assert!(said.contains("was restored") && said.contains("journalctl"), "{said}");
-    // What it logged is quoted.
+    // The command quotes the daemon's log.
     let words = "EspoCRM's messages cannot be received at tcp://127.0.0.1:5555: it is in use";
     assert!(said.contains(words), "{said}");
     assert!(container.logged(UNIT, "5555") > 0);

@@ -112,7 +112,7 @@ fn a_token_printed_by_php_is_not_logged() {
         // As the message of an extension.
         "echo 'Error: bad token ', $token; exit(1);",
         "fwrite(STDERR, \"PHP Fatal error:  check('$token', '$user')\"); exit(255);",
-        // As a trace shows it, which cuts at 15 characters if it is not told otherwise.
+        // As in a stack trace, which cuts arguments off at 15 characters by default.
         "fwrite(STDERR, '#0 command.php(1): check(\\'' . substr($token, 0, 15) . '...\\')'); exit(255);",
         "fwrite(STDERR, implode(' ', $argv)); exit(3);",
         "fwrite(STDERR, \"$token$token\\n\"); exit(255);",

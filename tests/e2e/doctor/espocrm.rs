@@ -23,7 +23,7 @@ fn an_invalid_configuration_file_is_reported() {
     diagnosis.only_failure("configuration", &["config.toml", "nonsense"]);
     diagnosis.unknown("espocrm", &["configuration"]);
     diagnosis.unknown("public-url", &[]);
-    // The machine is looked at all the same.
+    // The machine is examined all the same.
     diagnosis.good("selinux", "not enforcing");
 }
 
@@ -85,7 +85,8 @@ fn a_user_other_than_the_owner_is_reported() {
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
     diagnosis.warning("espocrm", &["Run the doctor as root"]);
-    // Not whether the service's user can, and no advice to give data/ to this user.
+    // The step does not say whether the site user can write, and it does not suggest giving data/
+    // to this user.
     diagnosis.unknown("data", &["cannot write to EspoCRM's data", "run the doctor as root"]);
     for step in &diagnosis.steps {
         assert!(!step.fix.contains("chown"), "{step:?}");

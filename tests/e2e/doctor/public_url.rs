@@ -23,8 +23,8 @@ fn site_behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
 const UPGRADE: &str = "        proxy_set_header Upgrade $http_upgrade;\n";
 
 #[test]
-fn a_proxy_that_does_not_pass_the_upgrade_on() {
-    let site = behind(Kind::Nginx, &[(UPGRADE, "")]);
+fn a_proxy_that_does_not_forward_the_upgrade_is_reported() {
+    let site = site_behind(Kind::Nginx, &[(UPGRADE, "")]);
     let fix = ["nginx", "upgrade request", "proxy_set_header Upgrade $http_upgrade;"];
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &fix);
@@ -79,7 +79,7 @@ fn each_proxy_as_documented_is_good() {
     diagnosis.good("public-url", "answers correctly");
     diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
     for kind in [Kind::Caddy, Kind::Traefik] {
-        let diagnosis = behind(kind, &[]).examine();
+        let diagnosis = site_behind(kind, &[]).examine();
         diagnosis.good("public-url", "answers correctly");
         assert_eq!(diagnosis.status, 0);
     }
@@ -146,7 +146,7 @@ fn a_websocket_of_another_server_is_reported() {
     site.url(&format!("ws://localhost:{}/", other.port()));
     site.standin.config("siteUrl", "http://localhost");
     site.examine().only_failure("public-url", &["not one of espocrm-websocket"]);
-    let nonsense = answer_by(b"SSH-2.0-OpenSSH\r\n");
+    let nonsense = serve_response(b"SSH-2.0-OpenSSH\r\n");
     site.url(&format!("ws://localhost:{}/", nonsense.port()));
     site.examine().only_failure("public-url", &["SSH-2.0-OpenSSH", "not HTTP"]);
 }
@@ -179,10 +179,11 @@ fn the_validity_period_of_a_certificate_is_checked() {
     let issued = authority.issue("good", EC);
     let examine = || site_with_certificate(&trusted, &issued).examine();
     examine().only_warning("public-url", &["expires soon", "certbot renew"]);
-    date(&authority, "good", 90);
+    issue_for_days(&authority, "good", 90);
     examine().good("public-url", ", with a certificate valid for ");
-    // OpenSSL 3.5 makes none that has ended before it begins: this one ends with the current second.
-    date(&authority, "good", 0);
+    // OpenSSL 3.5 does not create a certificate that expires before it becomes valid: this one
+    // expires in the current second.
+    issue_for_days(&authority, "good", 0);
     thread::sleep(Duration::from_secs(2));
     examine().only_failure("public-url", &["has expired", "certbot renew"]);
 }
@@ -209,7 +210,7 @@ fn a_self_signed_certificate_is_reported() {
     let proxy = Proxy::start(Kind::Nginx, site.port.address());
     site.distrust(proxy);
     site.examine().only_failure("public-url", &["self-signed certificate", "certbot"]);
-    // Two faults at once are both reported.
+    // Two simultaneous faults are both reported.
     let proxy = Proxy::start_with(Kind::Nginx, site.port.address(), &[(UPGRADE, "")]);
     site.distrust(proxy);
     let parts =
@@ -291,7 +292,7 @@ fn a_site_that_redirects_to_https_is_reported() {
     let diagnosis = site.examine();
     diagnosis
         .only_failure("address", &["redirects to https://crm.example.org/", "siteUrl to https"]);
-    let plain = answer_by(b"HTTP/1.1 200 OK\r\n\r\n");
+    let plain = serve_response(b"HTTP/1.1 200 OK\r\n\r\n");
     site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
     assert_eq!(site.examine().status, 0);
 }

@@ -122,7 +122,7 @@ fn an_error_in_the_configuration_file_keeps_the_previous_settings() {
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_checks = none\n").unwrap();
     let error = daemon.reload("own.toml");
     assert!(error.contains("Keeping the previous settings."), "{error}");
-    // A verdict that only the version in force explains still counts.
+    // A verdict that is valid only with the current version still counts.
     daemon.subscribe(&mut alice, "alice", "quiet");
 }
 

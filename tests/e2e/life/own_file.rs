@@ -155,7 +155,7 @@ fn max_buffered_applies_after_a_reload() {
     assert!(told.contains("max_buffered 4MiB (configuration file)"), "{told}");
     let told = daemon.wait_for_after(lines, "The largest are closed");
     assert!(told.contains("more than 4MiB of"), "{told}");
-    // A quarter is free after that; the others are still there.
+    // A quarter of the memory is free after that; the other clients are still connected.
     let is_there = |tab: &mut Client| {
         let _ = tab.stream.write_all(&<Client>::frame(0x89, b"there?"));
         tab.next().is_some()

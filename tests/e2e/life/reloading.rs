@@ -14,7 +14,7 @@ const GATES: &str = "case $# in 0) gate=probe-gate;; *) gate=gate;; esac; \
     while [ -e data/standin/$gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 const CHANGED: &str = "EspoCRM's settings have changed";
-const STAY: &str = "Keeping the previous settings.";
+const SETTINGS_KEPT: &str = "Keeping the previous settings.";
 
 fn message(number: u32) -> Value {
     json!({"topicId": "news", "number": number})
@@ -51,7 +51,7 @@ fn a_removed_category_is_no_longer_delivered() {
     daemon.subscribe(&mut alice, "alice", "news");
     standin.custom_categories(&json!({"other": {}}));
     daemon.reload(CHANGED);
-    Php::send(&daemon.zeromq, &[news(1)]);
+    Php::send(&daemon.zeromq, &[message(1)]);
     daemon.wait_for("A ZeroMQ message was dropped");
     expect_alive(&daemon, &mut alice, 1);
 }

@@ -75,8 +75,8 @@ fn repeated_lines_are_counted_until_another_line_follows() {
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for(OFF);
-    // Each time EspoCRM's configuration changes it is in doubt again: the first time after other
-    // lines. What is said in debug mode in between does not matter.
+    // Each change of EspoCRM's configuration causes the warning again: the first time after other
+    // lines. Debug lines in between do not matter.
     let read = "certificate has changed. Reloading";
     for number in 1..=3 {
         // The configuration differs by its length.
@@ -93,7 +93,7 @@ fn repeated_lines_are_counted_until_another_line_follows() {
     let again = log.iter().position(|line| line.contains(&format!("2 more times: {OFF}"))).unwrap();
     assert!(log[again].contains("[WARN ] "), "{log:#?}");
     assert!(log[again + 1].contains("Reloading EspoCRM's settings"), "{log:#?}");
-    // After that line it is a new one.
+    // After that line, it counts as a new one.
     daemon.wait_for_after(lines + again + 1, OFF);
 }
 

@@ -56,8 +56,8 @@ fn thousands_of_subscriptions_are_granted_and_do_not_delay_logins() {
     }
 }
 
-/// What a test's environment alone may cause.
-const OF_THE_ENVIRONMENT: [&str; 2] =
+/// Warnings that only the test environment causes.
+const ENVIRONMENT_WARNINGS: [&str; 2] =
     ["The daemon runs as root, which it does not need", "The limit of open files allows only "];
 
 /// Warnings and errors in the daemon's log, without those of the environment.

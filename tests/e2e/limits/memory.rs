@@ -54,7 +54,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
         pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
     }
     daemon.wait_for("The largest are closed");
-    bystander.expect_silence();
+    other_client.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;
     println!("said: {at_most} B, taken: {peak} B");

@@ -42,8 +42,8 @@ fn the_documented_unit_is_adopted_and_restored() {
         documented("/path/to/espocrm")
     );
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
-    expect(&machine.adopt(&["--undo"]).unwrap(), &[OURS, "was restored", "Nothing was started"]);
-    // Its own settings may have been changed by then.
+    expect(&machine.adopt(&["--undo"]).unwrap(), &[UNIT, "was restored", "Nothing was started"]);
+    // The settings of the new service may have changed meanwhile.
     fs::remove_file(machine.at(CONFIG)).unwrap();
     assert_eq!(machine.written(), before);
     assert_eq!(machine.text(UNIT), documented("/path/to/espocrm"));

@@ -204,7 +204,7 @@ fn each_reason_for_rejecting_a_connection_is_counted() {
     ];
     let reasons = [("proxy_header", 1), ("address_limit", 1)];
     expect_counted(&control, "/connections/refused", &reasons);
-    // Whoever says nothing.
+    // A client that sends nothing.
     control.expect("/connections/refused/handshake_timeout", 1);
 }
 

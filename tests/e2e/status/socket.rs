@@ -32,7 +32,7 @@ fn the_socket_accepts_only_root_and_the_user_of_the_daemon() {
     };
     let told = as_nobody();
     assert!(told.contains("run the command as root, or as the daemon's user"), "{told}");
-    // Whatever the file's mode is.
+    // Regardless of the file's mode.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     let told = as_nobody();
     assert!(told.contains("Only root and the daemon's user may ask it."), "{told}");

@@ -118,9 +118,9 @@ fn the_log_file_is_relative_to_espocrm_and_contains_everything() {
     let (mut unlogged, mut stderr) = with_log_file(&standin, "data/logs/websocket.log");
     let mut alice = unlogged.alice();
     standin.set("failure", "crash");
-    let _bob = Client::open(mute.address(), "bob", "tok-bob");
+    let _bob = Client::open(unlogged.address(), "bob", "tok-bob");
     wait_for(&file, "PHP Fatal error");
-    mute.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 1);
     let text = read(&file);
     assert!(text.starts_with("what was there before\n20"), "{text}");
     assert!(text.contains("[INFO ] espocrm-websocket ") && text.contains("Browsers are"), "{text}");
@@ -148,7 +148,7 @@ fn a_rotated_log_file_is_reopened() {
     wait_for(&path("log"), "unknown.2");
     let old = read(&path("log.1"));
     assert!(!old.contains("Reloading EspoCRM") && !old.contains("unknown.2"), "{old}");
-    mute.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 1);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn the_end_of_an_outage_is_logged_with_the_number_of_failed_checks() {
     // A denial is an answer, too.
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     daemon.wait_for("Access checks work again for logins, after 5 failures.");
-    // It goes on with the same worker.
+    // The same worker continues.
     let first = worker(&daemon);
     daemon.connect("alice");
     assert_eq!(worker(&daemon), first);
