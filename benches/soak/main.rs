@@ -174,7 +174,7 @@ fn stop(site: &mut Site, tally: &mut Tally) {
     if !status.success() {
         tally.violation(format!("{} exited with {status}", site.name));
     }
-    site.daemon.wait_for("Stopped, with ");
+    site.daemon.wait_for("Stopped by ");
 }
 
 fn wait(tally: &Mutex<Tally>, what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {

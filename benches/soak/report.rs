@@ -130,7 +130,7 @@ impl Report {
             if level != "INFO" {
                 *kinds.entry(format!("{level} {}", kind(text))).or_default() += 1;
             }
-            let is_permitted = text.contains("The settings that are in force stay.");
+            let is_permitted = text.contains("Keeping the previous settings.");
             errors += u64::from(is_permitted && level == "ERROR");
             if (level == "ERROR" && !is_permitted) || text.contains("panicked") {
                 tally.violation(format!("in the log of {}: {text}", site.name));
