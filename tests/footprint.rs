@@ -1,13 +1,13 @@
-//! Budgets of the release binary that hold on any machine: what an administrator is promised.
-//! `cargo test --test footprint -- --nocapture` shows what was measured; `cargo bench --bench
-//! footprint` measures more.
+//! Budgets of the release binary that hold on any machine, as documented for administrators. `cargo
+//! test --test footprint -- --nocapture` prints the measurements; `cargo bench --bench footprint`
+//! measures more.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::unchecked_time_subtraction,
-    reason = "a test that cannot go on shall say so"
+    reason = "a failing test panics"
 )]
 
 #[expect(dead_code, reason = "the benchmark uses all of it")]
@@ -23,19 +23,19 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crowd::{Crowd, Visit};
+use crowd::{Crowd, TabSetup};
 use espocrm_websocket::platform::sys;
 use process::Process;
 
-/// The binary as it is shipped: the budgets are not those of a debug build.
+/// The binary as it is shipped: the budgets do not apply to a debug build.
 static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
     let tested = PathBuf::from(env!("CARGO_BIN_EXE_espocrm-websocket"));
     let target = tested.ancestors().nth(2).unwrap();
     // Plain cargo lacks the flags of release builds, and would compile all crates again.
     let mut build = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/cargo"));
     build.args(["build", "--release", "--locked", "--bin", "espocrm-websocket", "--target-dir"]);
-    // ring's build script depends on these, which cargo sets for a test: ring and all that uses it would
-    // be compiled again, here and in the next build.
+    // ring's build script depends on these variables, which cargo sets for tests: ring and
+    // everything that uses it would be recompiled, here and in the next build.
     for (name, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|it| name.to_string_lossy().starts_with(it))
         {
@@ -43,12 +43,12 @@ static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         }
     }
     assert!(build.arg(target).status().unwrap().success());
-    // A page of it that is not on disk yet would count as memory that it has made.
+    // A page of the binary that is not on disk yet would count as allocated by the process.
     assert!(Command::new("sync").status().unwrap().success());
     target.join("release/espocrm-websocket")
 });
 
-/// The demo answers checks itself: PHP's processes come on top, while they run.
+/// The demo answers checks itself: the memory of running PHP processes is additional.
 fn demo() -> Process {
     Process::demo(&*BINARY, &[])
 }
@@ -61,7 +61,7 @@ fn the_binary_is_at_most_3_mb() {
 }
 
 #[test]
-fn at_rest_it_takes_at_most_5_mb_and_3_threads() {
+fn an_idle_daemon_uses_at_most_5_mb_and_3_threads() {
     let daemon = demo();
     daemon.settle();
     let (memory, threads) = (daemon.memory(), daemon.threads());
@@ -71,9 +71,9 @@ fn at_rest_it_takes_at_most_5_mb_and_3_threads() {
 }
 
 #[test]
-fn with_nobody_connected_it_sleeps() {
+fn without_connections_the_daemon_sleeps() {
     let daemon = demo();
-    // Its own sender has connected a moment ago, which is checked once.
+    // The demo's own sender has just connected, which causes one check.
     std::thread::sleep(Duration::from_secs(1));
     daemon.settle();
     let (sleeps, cpu) = (daemon.sleeps(), daemon.cpu());
@@ -84,9 +84,9 @@ fn with_nobody_connected_it_sleeps() {
 }
 
 #[test]
-fn idle_senders_wake_nothing() {
+fn idle_senders_cause_no_wake_ups() {
     let daemon = demo();
-    // As php-fpm's processes: some have sent a message and stay, some have not sent anything yet.
+    // Like php-fpm processes: some have sent a message and stay, some have not sent anything yet.
     let context = zmq::Context::new();
     let senders = (0..20).map(|number| {
         let sender = context.socket(zmq::PUSH).unwrap();
@@ -97,7 +97,7 @@ fn idle_senders_wake_nothing() {
         sender
     });
     let senders: Vec<_> = senders.collect();
-    // What they have set off ends.
+    // Waits until the effects of their messages are over.
     let start = Instant::now();
     let (mut woken, mut cpu) = (1, Duration::ZERO);
     while woken > 0 && start.elapsed() < Duration::from_secs(60) {
@@ -110,21 +110,21 @@ fn idle_senders_wake_nothing() {
 }
 
 #[test]
-fn a_connection_with_four_subscriptions_takes_at_most_2_kib() {
+fn a_connection_with_four_subscriptions_uses_at_most_2_kib() {
     let files = usize::try_from(sys::raise_open_files()).unwrap();
     let count = files.saturating_sub(512).min(2_000);
     let daemon = demo();
     let mut crowd = Crowd::new();
-    let visit = |n: usize| Visit::record(format!("user{n}"), &format!("6b030f5b{n:09x}"));
-    // The first ones make it touch what it then has for all.
-    crowd.grow(daemon.address, 10, visit);
+    let setup = |n: usize| TabSetup::record(format!("user{n}"), &format!("6b030f5b{n:09x}"));
+    // The first connections make the process allocate what all of them share.
+    crowd.grow(daemon.address, 10, setup);
     daemon.settle();
     let before = daemon.memory().dirty;
-    crowd.grow(daemon.address, count, visit);
+    crowd.grow(daemon.address, count, setup);
     daemon.settle();
     let each = daemon.memory().dirty.saturating_sub(before) / (count as u64 - 10);
     println!("{count} connections: {each} B each");
-    // Less than this no connection can take: then it is the measurement that is broken.
+    // No connection can use less than this: then the measurement is wrong.
     assert!((64..=2 * 1024).contains(&each), "{each} B");
     assert_eq!(daemon.threads(), 3);
 }

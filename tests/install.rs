@@ -1,12 +1,12 @@
-//! `tools/install` and `tools/cargo` on machines that lack something: packages, root's rights, Rust. The
-//! package managers, `sudo`, `id` and Rust are scripts here, and nothing is installed.
+//! `tools/install` and `tools/cargo` on machines without the required packages, root privileges or
+//! Rust. The package managers, `sudo`, `id` and Rust are scripts here, and nothing is installed.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that cannot go on shall say so"
+    reason = "a failing test panics"
 )]
 
 use std::fs;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// What the scripts use of a minimal system.
+/// The programs of a minimal system that the scripts use.
 const SYSTEM: &[&str] = &[
     "sh", "cat", "dirname", "getent", "env", "find", "grep", "head", "id", "install", "mktemp",
     "paste", "realpath", "rm", "sed", "sleep", "sort", "touch", "tr",
@@ -24,7 +24,7 @@ const SYSTEM: &[&str] = &[
 
 const NEW: &str = "echo 'cargo 1.99.0 (abc 2030-01-01)'";
 
-/// A Debian with no more than that.
+/// A Debian with only these programs.
 struct Machine {
     dir: PathBuf,
 }
@@ -54,7 +54,7 @@ impl Machine {
         self.dir.join(name)
     }
 
-    /// A program there, which notes each of its calls.
+    /// Adds a program that records each of its calls.
     fn program(&self, name: &str, script: &str) {
         let calls = self.path("calls");
         let (file, calls) = (self.path("bin").join(name), calls.display());
@@ -64,7 +64,7 @@ impl Machine {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Somebody without root's rights.
+    /// Makes the user an unprivileged one.
     fn without_root(&self) {
         fs::remove_file(self.path("bin/sudo")).unwrap();
         self.program("id", "echo 1000");
@@ -81,7 +81,7 @@ impl Machine {
         calls.flat_map(|line| line.split(' ').skip(2).map(str::to_owned)).collect()
     }
 
-    /// What keeps services from starting.
+    /// The file that keeps services from starting.
     fn policy(&self) -> PathBuf {
         self.path("policy-rc.d")
     }
@@ -92,11 +92,11 @@ impl Machine {
         command.env("HOME", self.path("home")).env("INSTALL_POLICY", self.policy());
         command.env("TMPDIR", &self.dir);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // As a terminal has it, whose Ctrl-C goes to all of it.
+        // As in a terminal, where Ctrl-C reaches the whole process group.
         command.process_group(0).spawn().unwrap()
     }
 
-    /// Its exit code, and what it has printed on standard error.
+    /// The exit code and the output on standard error.
     fn install(&self, targets: &[&str]) -> (Option<i32>, String) {
         let child = self.start(&root(), "install", targets);
         said(&child.wait_with_output().unwrap())
@@ -126,7 +126,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn services_can_start_again_whatever_ends_it() {
+fn services_can_start_again_after_any_interruption() {
     for (signal, status) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let machine = Machine::new(&format!("ended-by-{signal}"));
         machine.program("cargo", NEW);
@@ -154,7 +154,7 @@ fn services_can_start_again_after_success_and_failure() {
         let machine = Machine::new(&format!("ends-with-{status}"));
         machine.program("cargo", NEW);
         machine.program("apt-get", script);
-        // A former one was killed.
+        // An earlier run was killed.
         fs::write(
             machine.policy(),
             "#!/bin/sh\n# By tools/install of espocrm-websocket, until it is done.\nexit 101\n",
@@ -168,7 +168,7 @@ fn services_can_start_again_after_success_and_failure() {
 }
 
 #[test]
-fn a_policy_of_the_machine_is_kept() {
+fn an_existing_policy_of_the_machine_is_kept() {
     let machine = Machine::new("own-policy");
     machine.program("cargo", NEW);
     fs::write(machine.policy(), "#!/bin/sh\nexit 101\n").unwrap();
@@ -193,7 +193,7 @@ fn without_root_it_prints_one_command_for_all_packages() {
     assert!(!machine.calls().contains("apt-get"), "{}", machine.calls());
 }
 
-/// One message, and nothing is installed.
+/// Expects one message, and that nothing is installed.
 fn expect_refusal(machine: &Machine, parts: &[&str]) {
     let (code, text) = machine.install(&["test"]);
     assert_eq!(code, Some(1));
@@ -208,14 +208,14 @@ fn expect_refusal(machine: &Machine, parts: &[&str]) {
 const REQUIRED: [&str; 2] = ["Rust 1.88 or later is required", "https://rustup.rs"];
 
 #[test]
-fn without_rust_where_no_package_has_rustup() {
+fn without_rust_and_without_a_rustup_package_it_prints_instructions() {
     // Debian 12.
     expect_refusal(&Machine::new("no-rust"), &REQUIRED);
 }
 
 #[test]
-fn with_a_rust_that_is_too_old() {
-    // Debian 13 has rustup, but it would remove this.
+fn an_outdated_rust_is_reported() {
+    // Debian 13 has rustup, but installing it would remove this Rust.
     let machine = Machine::new("old-rust");
     machine.program("apt-cache", "");
     machine.program("cargo", "echo 'cargo 1.85.1 (d73d2caf9 2024-12-31)'");
@@ -223,7 +223,7 @@ fn with_a_rust_that_is_too_old() {
 }
 
 #[test]
-fn with_a_rustup_that_cannot_install() {
+fn a_failing_rustup_is_reported() {
     let machine = Machine::new("no-toolchain");
     machine.program("c++", "");
     machine.program("rustup", "exit 1");
@@ -235,7 +235,7 @@ fn with_a_rustup_that_cannot_install() {
 }
 
 #[test]
-fn without_rust_where_a_package_has_rustup() {
+fn without_rust_rustup_is_installed_from_a_package() {
     // Debian 13.
     let machine = Machine::new("packaged-rustup");
     machine.program("apt-cache", "");
@@ -260,7 +260,7 @@ fn without_rust_where_a_package_has_rustup() {
 }
 
 #[test]
-fn rustups_cargo_is_taken_if_the_one_of_the_distribution_is_too_old() {
+fn rustups_cargo_is_used_if_the_distributions_is_too_old() {
     let machine = Machine::new("two-rusts");
     machine.program("cargo", "echo 'cargo 1.85.1 (d73d2caf9 2024-12-31)'");
     machine.program("cargo.new", NEW);
@@ -314,7 +314,7 @@ fn paths_with_spaces_are_one_flag_each() {
     assert_eq!(flags[0], format!("--remap-path-prefix={place}=espocrm-websocket"));
     assert_eq!(flags[1], format!("--remap-path-prefix={place}/target=espocrm-websocket/target"));
     assert_eq!(flags.len(), 3);
-    // The compiler's are words of a shell.
+    // The compiler flags are words of a shell.
     let words = Command::new("sh")
         .args(["-c", "eval \"set -- $1\"; printf '%s\\n' \"$@\"", "sh", &value("CFLAGS")])
         .output()

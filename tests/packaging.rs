@@ -1,12 +1,12 @@
-//! What packages contain besides the binary: units, man pages, completions. They say what the binary
-//! says, and hold what they promise. `tools/check-packages` looks at the packages themselves.
+//! Units, man pages and completions, which packages contain besides the binary. They must agree
+//! with the binary and work as documented. `tools/check-packages` checks the packages themselves.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that cannot go on shall say so"
+    reason = "a failing test panics"
 )]
 
 use std::collections::BTreeSet;
@@ -39,12 +39,12 @@ fn read(file: &str) -> String {
 fn run(program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(path(""));
-    // For man: no pager, and text as it is.
+    // For man: no pager, and plain text.
     command.env("LC_ALL", "C.UTF-8").env("MANWIDTH", "80");
     command.output().unwrap_or_else(|error| panic!("{program}: {error}; see tools/install test"))
 }
 
-/// Runs a program that must succeed and have nothing to complain about.
+/// Runs a program that must succeed without warnings.
 fn run_without_complaint(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -90,7 +90,7 @@ fn the_manual_has_every_command_and_no_other() {
 #[test]
 fn manuals_are_well_formed() {
     for file in [MANUAL, SETTINGS_MANUAL] {
-        // Its style depends on which other manuals are installed.
+        // Its style warnings depend on the other installed manuals.
         let complaints = run("mandoc", &["-T", "lint", "-W", "warning", file]);
         assert_eq!(String::from_utf8_lossy(&complaints.stdout), "");
         let text = run_without_complaint("man", &["--warnings", "-E", "UTF-8", "-l", file]);
@@ -99,7 +99,7 @@ fn manuals_are_well_formed() {
 }
 
 #[test]
-fn shells_understand_what_they_are_given() {
+fn completions_work_in_each_shell() {
     run_without_complaint("bash", &["-n", BASH]);
     run_without_complaint("bash", &["-c", &format!(". {BASH}; complete -p espocrm-websocket")]);
     run_without_complaint("zsh", &["-n", ZSH]);
@@ -115,14 +115,14 @@ fn shells_understand_what_they_are_given() {
     }
 }
 
-/// The settings of a unit, in their order, without comments.
+/// The settings of a unit in their order, without comments.
 fn unit(file: &str) -> String {
     let text = read(file);
     text.split_inclusive('\n').filter(|line| !line.starts_with(['#', '\n'])).collect()
 }
 
 #[test]
-fn the_services_differ_in_nothing_but_their_name() {
+fn the_service_units_differ_only_in_their_name() {
     let expected = unit(SERVICE)
         .replace("/config.toml", "/%i.toml")
         .replace("of EspoCRM\n", "of EspoCRM (%i)\n")
@@ -133,7 +133,7 @@ fn the_services_differ_in_nothing_but_their_name() {
 }
 
 #[test]
-fn the_sockets_differ_in_nothing_but_their_name() {
+fn the_socket_units_differ_only_in_their_name() {
     let expected = unit(SOCKET)
         .replace("/config.toml", "/%i.toml")
         .replace("of EspoCRM\n", "of EspoCRM (%i)\n");
@@ -154,7 +154,7 @@ fn packages_contain_every_unit() {
 }
 
 #[test]
-fn units_run_what_there_is() {
+fn units_run_existing_commands() {
     let units = unit(SERVICE);
     let (used, known) = (words_after(&units, " --"), flags());
     assert!(used.is_subset(&known), "{used:?}");
@@ -164,7 +164,7 @@ fn units_run_what_there_is() {
 }
 
 #[test]
-fn the_limit_of_open_files_is_enough_for_the_default_number_of_connections() {
+fn the_open_file_limit_suffices_for_the_default_number_of_connections() {
     let after = |text: &str, prefix: &str| {
         let (_, rest) = text.split_once(prefix).unwrap_or_else(|| panic!("{prefix} is missing"));
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
@@ -174,12 +174,12 @@ fn the_limit_of_open_files_is_enough_for_the_default_number_of_connections() {
     let reserved = espocrm_websocket::engine::limits::RESERVED_DESCRIPTORS;
     let accept = read("src/daemon/event_loop/accept.rs");
     let over_limit = after(&accept, "const OVER_LIMIT: usize = ");
-    // The soft limit alone; the daemon raises it to the hard one.
+    // The soft limit alone; the daemon raises it to the hard limit.
     let granted = after(&unit(SERVICE), "\nLimitNOFILE=");
     assert!(connections + reserved + over_limit <= granted, "{granted}");
 }
 
-/// A directory with the units as they are after `setup`, and this binary in them.
+/// A directory with the units as they are after `setup`, which run this binary.
 struct Configured {
     dir: PathBuf,
 }
@@ -219,7 +219,7 @@ impl Drop for Configured {
 }
 
 #[test]
-fn systemd_understands_all_of_the_units() {
+fn systemd_accepts_all_units() {
     let units = Configured::new("units-verified");
     for unit in [
         "espocrm-websocket.service",
@@ -229,13 +229,13 @@ fn systemd_understands_all_of_the_units() {
     ] {
         let output = run("systemd-analyze", &["verify", "--man=no", &units.unit(unit)]);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        // It looks at the machine's units as well.
+        // systemd-analyze also checks the machine's own units.
         let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
         assert!(output.status.success() && ours.is_empty(), "{stderr}");
     }
 }
 
-/// The files that a text in Markdown links to.
+/// The files that a Markdown text links to.
 fn links(text: &str) -> Vec<String> {
     let targets = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
     let files = targets.filter(|it| !it.contains("://") && !it.starts_with('#'));
@@ -243,7 +243,7 @@ fn links(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn documents_in_the_packages_link_to_files_in_the_packages_only() {
+fn packaged_documents_link_only_to_packaged_files() {
     let has = |file: &str| {
         let is_shipped = ["README.md", "SECURITY.md"].contains(&file) || file.starts_with("docs/");
         is_shipped && !file.starts_with("docs/development/") && path(file).exists()
@@ -273,7 +273,7 @@ fn documents_in_the_packages_link_to_files_in_the_packages_only() {
     for page in pages {
         assert!(linked.contains(&page), "no page links to {page}");
     }
-    // What else they ship of docs/.
+    // The other files of docs/ that the packages contain.
     for file in ["packaging/deb/espocrm-websocket.install", "packaging/rpm/espocrm-websocket.spec"]
     {
         for dir in ["docs/images", "docs/monitoring", "docs/proxies"] {
@@ -309,7 +309,7 @@ fn documented(kind: &str) -> String {
 }
 
 #[test]
-fn the_unit_in_the_documentation_is_sound_and_has_what_commands_need() {
+fn the_documented_unit_is_valid_and_has_the_directives_that_commands_need() {
     let documented = documented("ini");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unit-documented");
     let _ = fs::remove_dir_all(&dir);
@@ -321,7 +321,7 @@ fn the_unit_in_the_documentation_is_sound_and_has_what_commands_need() {
     let ours: Vec<_> = stderr.lines().filter(|line| line.contains("espocrm")).collect();
     assert!(output.status.success() && ours.is_empty(), "{stderr}");
     fs::remove_dir_all(&dir).unwrap();
-    // Nothing that the unit of the packages does not say, but for paths.
+    // Except for paths, it contains only what the packaged unit contains.
     let (packaged, mut own) = (unit(SERVICE), BTreeSet::new());
     for line in documented.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if !packaged.lines().any(|it| it == line) {
@@ -340,7 +340,7 @@ fn the_unit_in_the_documentation_is_sound_and_has_what_commands_need() {
 }
 
 #[test]
-fn logrotate_understands_the_documented_rotation() {
+fn logrotate_accepts_the_documented_configuration() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logrotate");
     fs::create_dir_all(&dir).unwrap();
     let log = dir.join("websocket.log");
@@ -353,17 +353,19 @@ fn logrotate_understands_the_documented_rotation() {
     let file = dir.join("espocrm-websocket");
     fs::write(&file, text).unwrap();
     let output = run("logrotate", &["-d", file.to_str().unwrap()]);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !told.contains("error:"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !printed.contains("error:"), "{printed}");
     assert!(
-        ["weekly ", "(8 rotations)", log.to_str().unwrap()].iter().all(|part| told.contains(part)),
-        "{told}"
+        ["weekly ", "(8 rotations)", log.to_str().unwrap()]
+            .iter()
+            .all(|part| printed.contains(part)),
+        "{printed}"
     );
     fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]
-fn the_services_exposure_is_at_most_2_of_10() {
+fn the_exposure_of_the_service_is_at_most_2_of_10() {
     let units = Configured::new("units-secured");
     for unit in ["espocrm-websocket.service", "espocrm-websocket@crm.service"] {
         let arguments = ["security", "--offline=true", "--threshold=20", &units.unit(unit)];
@@ -385,7 +387,7 @@ fn packages_have_the_version_of_the_binary() {
     let changelog = run_without_complaint("tools/package", &["changelog", "rpm"]);
     let head = changelog.lines().next().unwrap();
     assert!(head.starts_with("* ") && head.ends_with(&format!(" - {version}-1")), "{changelog}");
-    // No other place has it.
+    // The version occurs in no other place.
     let spec = read("packaging/rpm/espocrm-websocket.spec");
     assert!(spec.contains("\nVersion: %{package_version}\n"));
 }

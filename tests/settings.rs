@@ -251,7 +251,7 @@ fn quoted(text: &str) -> String {
 }
 
 #[test]
-fn the_document_has_every_parameter_of_espocrm_that_is_asked_for() {
+fn the_document_lists_every_espocrm_parameter_that_the_probe_reads() {
     let probe = include_str!("../src/espocrm/php/probe.php");
     let (_, list) = probe.split_once("foreach (array(\n").unwrap();
     let (list, _) = list.split_once(") as $name").unwrap();

@@ -1,4 +1,4 @@
-//! The daemon under measurement, and tabs that come to it.
+//! The measured daemon, and its clients.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 pub struct Daemon {
     process: Child,
     address: SocketAddr,
-    /// Topics that were granted so far.
+    /// Topics granted so far.
     topics: Arc<AtomicUsize>,
 }
 
-/// A tab's connection, kept open.
-pub struct Tab(#[expect(dead_code, reason = "it is only to stay open")] TcpStream);
+/// The connection of a tab, which stays open.
+pub struct Tab(#[expect(dead_code, reason = "it only stays open")] TcpStream);
 
-/// Longer than anything takes.
+/// Longer than any operation takes.
 const DEADLINE: Duration = Duration::from_secs(600);
 
 impl Daemon {
@@ -26,7 +26,7 @@ impl Daemon {
         let mut command = Command::new(binary);
         command.arg("run").arg("--espocrm").arg(espocrm).args(["--config", "/dev/null", "--debug"]);
         command.args(["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"]);
-        // Tabs answer no pings.
+        // Tabs do not answer pings.
         command.args(["--check-cache", "0", "--ping-interval", "1h"]).args(mode);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
@@ -51,7 +51,7 @@ impl Daemon {
         self.process.id()
     }
 
-    /// Logs in, waits for the welcome, and leaves.
+    /// Logs in, waits for the welcome, and disconnects.
     pub fn log_in(&self, user: &str) {
         let mut tab = TcpStream::connect(self.address).unwrap();
         tab.write_all(request(user).as_bytes()).unwrap();
@@ -63,7 +63,7 @@ impl Daemon {
         }
     }
 
-    /// A tab comes, and wants the topics of a page that shows a record of its own.
+    /// Opens a tab and subscribes to the topics of a page with a record of its own.
     pub fn open(&self, user: usize) -> Tab {
         let mut tab = TcpStream::connect(self.address).unwrap();
         let mut bytes = request(&format!("user{user}")).into_bytes();
@@ -90,7 +90,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // So that it ends its workers, too.
+        // SIGTERM, so that it ends its workers, too.
         let pid = self.process.id().to_string();
         let _ = Command::new("kill").arg(pid).status();
         let _ = self.process.wait();
@@ -105,7 +105,7 @@ fn request(user: &str) -> String {
     )
 }
 
-/// A short text frame; its mask is zero.
+/// A short text frame with a zero mask.
 fn frame(payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).unwrap();
     [&[0x81, 0x80 | length, 0, 0, 0, 0], payload].concat()

@@ -1,16 +1,16 @@
-//! What access checks cost: by warm workers, by a PHP process each, and by as many of these at a
-//! time as there are checks, as EspoCRM's own daemon runs them. `cargo bench --bench checks`
+//! The cost of access checks: in warm workers, in one PHP process each, and in one PHP process each
+//! without a limit, as EspoCRM's own daemon runs them. `cargo bench --bench checks`
 //!
-//! EspoCRM is the tests' stand-in, made as heavy as the real one: so many classes to be loaded and
-//! compiled that a plain check takes about 80 ms of processor time. `CHECKS_ALL=1` also has 2,000
-//! tabs come back to plain checks, which takes minutes.
+//! EspoCRM is the stand-in of the tests, made as expensive as the real one: it loads and compiles
+//! so many classes that a plain check takes about 80 ms of processor time. `CHECKS_ALL=1` also runs
+//! plain checks for 2,000 reconnecting tabs, which takes minutes.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
     clippy::unchecked_time_subtraction,
-    reason = "a benchmark that cannot go on shall say so, and its numbers are small"
+    reason = "a failing benchmark panics, and its numbers are small"
 )]
 
 mod daemon;
@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 
 use daemon::{Daemon, Tab};
 
-/// Classes of the stand-in.
+/// Number of classes of the stand-in.
 const WEIGHT: &str = "700";
 
-/// Checks that are made one after another.
+/// Number of consecutive checks.
 const CHECKS: usize = 40;
 
 const WORKER: &[&str] = &[];
@@ -34,7 +34,7 @@ const PLAIN: &[&str] = &["--no-worker"];
 const UNBOUND: &[&str] = &["--no-worker", "--max-checks", "100000", "--check-timeout", "10m"];
 
 fn main() {
-    // `cargo test --all-targets` runs this too, without this argument.
+    // `cargo test --all-targets` also runs this, but without this argument.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -43,7 +43,7 @@ fn main() {
     let cores = std::thread::available_parallelism().unwrap();
     println!("\n{}, {cores} cores\n", binary().display());
 
-    println!("{:<44}{:>10}{:>10}", "A login, one after another", "CPU", "wall");
+    println!("{:<44}{:>10}{:>10}", "One login, sequentially", "CPU", "wall");
     let [plain, worker] = [PLAIN, WORKER].map(|mode| one_by_one(&dir, mode));
     for (name, (cpu, wall)) in [("plain", plain), ("by a worker", worker)] {
         println!("{name:<44}{:>10}{:>10}", millis(cpu), millis(wall));
@@ -52,9 +52,9 @@ fn main() {
 
     println!(
         "\n{:<44}{:>10}{:>10}{:>10}{:>6}",
-        "Tabs come back, each with four topics", "served", "CPU", "memory", "PHP"
+        "Reconnecting tabs, each with four topics", "served", "CPU", "memory", "PHP"
     );
-    let unbound = storm(&dir, "500, plain without bound (the original)", UNBOUND, 500, 1, None);
+    let unbound = storm(&dir, "500, plain without a limit (the original)", UNBOUND, 500, 1, None);
     storm(&dir, "500, plain", PLAIN, 500, 1, Some(&unbound));
     storm(&dir, "500, workers", WORKER, 500, 1, Some(&unbound));
     storm(&dir, "500 of 100 users, workers", WORKER, 500, 5, Some(&unbound));
@@ -65,19 +65,19 @@ fn main() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// What a storm has taken.
+/// The cost of a storm.
 struct Storm {
     served: Duration,
     cpu: Duration,
-    /// Most of the daemon and its children at a time, in bytes.
+    /// Peak memory of the daemon and its children, in bytes.
     memory: u64,
-    /// Most PHP processes at a time.
+    /// Peak number of PHP processes.
     php: usize,
 }
 
 fn one_by_one(dir: &Path, mode: &[&str]) -> (Duration, Duration) {
     let daemon = Daemon::start(&binary(), dir, mode);
-    // The first one starts the worker.
+    // The first login starts the worker.
     daemon.log_in("first");
     let (before, start) = (tree::cpu(daemon.pid()), Instant::now());
     for number in 0..CHECKS {
@@ -93,7 +93,7 @@ fn storm(
     mode: &[&str],
     tabs: usize,
     of_each_user: usize,
-    beside: Option<&Storm>,
+    reference: Option<&Storm>,
 ) -> Storm {
     let daemon = Daemon::start(&binary(), dir, mode);
     let peak = tree::Peak::watch(daemon.pid());
@@ -110,14 +110,14 @@ fn storm(
         format!("{:.1} s", cpu.as_secs_f64()),
         format!("{:.0} MB", memory as f64 / 1e6),
     );
-    if let Some(beside) = beside {
+    if let Some(reference) = reference {
         println!(
             "{:<44}{:>9.1}×{:>9.1}×{:>9.1}×{:>5.0}×",
             "",
-            ratio(beside.served, storm.served),
-            ratio(beside.cpu, storm.cpu),
-            beside.memory as f64 / storm.memory as f64,
-            beside.php as f64 / storm.php as f64
+            ratio(reference.served, storm.served),
+            ratio(reference.cpu, storm.cpu),
+            reference.memory as f64 / storm.memory as f64,
+            reference.php as f64 / storm.php as f64
         );
     }
     storm
@@ -128,12 +128,12 @@ fn prepare(dir: &Path) {
     let run = |command: &mut Command| assert!(command.status().unwrap().success());
     run(Command::new("cp").arg("-r").arg(standin).arg(dir));
     std::fs::write(dir.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
-    run(Command::new("php").arg(dir.join("update_buffered.php")).arg(dir).arg(WEIGHT));
+    run(Command::new("php").arg(dir.join("weigh.php")).arg(dir).arg(WEIGHT));
     // Root does not run the PHP of a site.
     if dir.metadata().unwrap().uid() == 0 {
         run(Command::new("chown").args(["-R", "65534:65534"]).arg(dir));
     }
-    // opcache keeps no file that is younger.
+    // opcache does not store files that are younger.
     std::thread::sleep(Duration::from_secs(3));
 }
 

@@ -1,4 +1,4 @@
-//! A process and what it has started, as `/proc` tells.
+//! A process and its descendants, according to `/proc`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The processor time of a process, of its children that have ended, and of those that live.
+/// The processor time of a process, of its ended children, and of its living children.
 pub fn cpu(pid: u32) -> Duration {
     let own = Stat::read(pid).unwrap();
     let children = descendants(pid).into_iter().filter_map(Stat::read);
     let ticks = own.ticks + own.ended_ticks + children.map(|child| child.ticks).sum::<u64>();
-    // Of 10 ms on every Linux of today.
+    // 10 ms on every current Linux.
     Duration::from_millis(10 * ticks)
 }
 
-/// The most that a process and its descendants take at a time.
+/// The peak resource usage of a process and its descendants.
 pub struct Peak {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(u64, usize)>,
@@ -39,7 +39,7 @@ impl Peak {
         Self { stop, thread }
     }
 
-    /// Bytes (shared ones divided among those who share them), and descendants.
+    /// Bytes (shared memory is divided among its users), and the number of descendants.
     pub fn end(self) -> (u64, usize) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
@@ -55,7 +55,7 @@ struct Stat {
 impl Stat {
     fn read(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name stands in parentheses and may hold anything.
+        // The name is in parentheses and may contain any character.
         let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
         let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
         Some(Self {

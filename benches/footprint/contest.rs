@@ -1,4 +1,4 @@
-//! The daemon and the floor under it, each with a crowd: both do the same deliveries.
+//! The daemon and the baseline, each with its clients; both perform the same deliveries.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,49 +7,49 @@ use std::time::{Duration, Instant};
 
 use zmq::{Context, Socket, SocketType};
 
-use crate::crowd::{Crowd, Visit};
+use crate::crowd::{Crowd, TabSetup};
 use crate::process::Process;
 use crate::table::{median, micros, row};
 
-/// The record that everybody looks at.
+/// The record that everyone views.
 const RECORD: &str = "6b030f5b6b56fd2fd";
 
-/// One of the two, with its tabs.
-pub struct Contestant {
+/// One of the two servers, with its tabs.
+pub struct Server {
     pub process: Process,
     pub crowd: Crowd,
     channel: Channel,
 }
 
-/// Which of the two.
+/// Identifies one of the two servers.
 #[derive(Clone, Copy)]
-pub enum Side {
-    Ours,
-    Floor,
+pub enum ServerKind {
+    Daemon,
+    Baseline,
 }
 
-/// Measurements of both, in turns.
+/// Alternating measurements of both servers.
 #[derive(Default)]
-pub struct Duel {
+pub struct Comparison {
     times: [Vec<Duration>; 2],
 }
 
-/// How it is told to deliver.
+/// How the server receives messages.
 enum Channel {
     Zeromq(Socket),
     Stdin,
 }
 
-/// Whom a message reaches.
+/// The receivers of a message.
 #[derive(Clone, Copy)]
 pub enum Audience {
-    Everybody,
+    All,
     /// The first tab.
     One,
 }
 
-impl Contestant {
-    /// The daemon. It is given no reason to ping, so that all that is written are events.
+impl Server {
+    /// The daemon. It has no reason to send pings, so it only writes events.
     pub fn daemon(binary: &Path) -> Self {
         let process = Process::demo(binary, &["--ping-interval", "1h"]);
         let socket = socket();
@@ -58,21 +58,21 @@ impl Contestant {
     }
 
     /// The bare loop, with frames of the same length.
-    pub fn floor(binary: &Path) -> Self {
-        let length = Audience::Everybody.frame_length().to_string();
+    pub fn baseline(binary: &Path) -> Self {
+        let length = Audience::All.frame_length().to_string();
         let process = Process::with_stdin(Command::new(binary).arg(length));
         Self { process, crowd: Crowd::new(), channel: Channel::Stdin }
     }
 
-    /// Has `count` tabs come, all at the same record; returns the processor time for each.
+    /// Connects `count` tabs, all at the same record; returns the processor time per tab.
     pub fn fill(&mut self, count: usize) -> Duration {
         let before = self.process.cpu();
-        self.crowd.grow(self.process.address, count, |n| Visit::record(user(n), RECORD));
+        self.crowd.grow(self.process.address, count, |n| TabSetup::record(user(n), RECORD));
         (self.process.cpu() - before) / u32::try_from(count).unwrap()
     }
 
-    /// Sends messages one by one, each when the last has been received; returns the processor time
-    /// for each delivery, and appends to `latencies` how long each took.
+    /// Sends messages one by one, each when the last one was received; returns the processor time
+    /// per delivery, and appends the duration of each to `latencies`.
     pub fn one_by_one(
         &mut self,
         times: usize,
@@ -90,7 +90,7 @@ impl Contestant {
         self.share(before, times, to)
     }
 
-    /// Sends messages as fast as it takes them; returns the processor time for each delivery.
+    /// Sends messages as fast as the server accepts them; returns the processor time per delivery.
     pub fn flood(&mut self, times: usize, to: Audience) -> Duration {
         let before = self.process.cpu();
         let received = self.crowd.received() + self.bytes(times, to);
@@ -99,7 +99,7 @@ impl Contestant {
         self.share(before, times, to)
     }
 
-    /// Sends each message by a connection of its own, as PHP does.
+    /// Sends each message over its own connection, as PHP does.
     pub fn like_php(&mut self, times: usize) -> Duration {
         let before = self.process.cpu();
         for _ in 0..times {
@@ -122,19 +122,20 @@ impl Contestant {
                 }
             }
             Channel::Stdin => {
-                let whom = match to {
-                    Audience::Everybody => -1_i32,
+                let receiver = match to {
+                    Audience::All => -1_i32,
                     Audience::One => 0,
                 };
-                let order = [i32::try_from(times).unwrap(), whom].map(i32::to_ne_bytes).concat();
-                self.process.stdin().write_all(&order).unwrap();
+                let command =
+                    [i32::try_from(times).unwrap(), receiver].map(i32::to_ne_bytes).concat();
+                self.process.stdin().write_all(&command).unwrap();
             }
         }
     }
 
     fn deliveries(&self, times: usize, to: Audience) -> usize {
         match to {
-            Audience::Everybody => times * self.crowd.len(),
+            Audience::All => times * self.crowd.len(),
             Audience::One => times,
         }
     }
@@ -142,7 +143,7 @@ impl Contestant {
     fn bytes(&self, times: usize, to: Audience) -> u64 {
         let length = match self.channel {
             Channel::Zeromq(_) => to.frame_length(),
-            Channel::Stdin => Audience::Everybody.frame_length(),
+            Channel::Stdin => Audience::All.frame_length(),
         };
         (self.deliveries(times, to) * length) as u64
     }
@@ -153,38 +154,42 @@ impl Contestant {
     }
 }
 
-impl Duel {
-    /// Both in turns, so that what else the machine does meets both.
-    pub fn fight(rounds: usize, mut turn: impl FnMut(Side) -> Duration) -> Self {
-        let mut duel = Self::default();
+impl Comparison {
+    /// Measures both alternately, so that other activity of the machine affects both.
+    pub fn alternate(rounds: usize, mut turn: impl FnMut(ServerKind) -> Duration) -> Self {
+        let mut comparison = Self::default();
         for _ in 0..rounds {
-            for side in [Side::Ours, Side::Floor] {
-                duel.push(side, turn(side));
+            for kind in [ServerKind::Daemon, ServerKind::Baseline] {
+                comparison.push(kind, turn(kind));
             }
         }
-        duel
+        comparison
     }
 
-    pub fn push(&mut self, side: Side, time: Duration) {
-        self.times[side as usize].push(time);
+    pub fn push(&mut self, kind: ServerKind, time: Duration) {
+        self.times[kind as usize].push(time);
     }
 
-    /// Shows the medians of the times, and that of the ratios of each round.
-    pub fn show(&self, name: &str, to_beat: &str) {
-        let [ours, floor] = &self.times;
-        let ratios = ours.iter().zip(floor).map(|(ours, floor)| ours.div_duration_f64(*floor));
+    /// Prints the medians of the times, and the median of the ratios of the rounds.
+    pub fn show(&self, name: &str, reference: &str) {
+        let [daemon, baseline] = &self.times;
+        let ratios = daemon
+            .iter()
+            .zip(baseline)
+            .map(|(daemon, baseline)| daemon.div_duration_f64(*baseline));
         let mut ratios: Vec<f64> = ratios.collect();
         ratios.sort_unstable_by(f64::total_cmp);
         let ratio = format!("{:.2}", ratios[ratios.len() / 2]);
-        let [ours, floor] = [ours, floor].map(|times| micros(median(times.iter().copied())));
-        row(name, [&ours, &floor, &ratio, to_beat]);
+        let [daemon, baseline] =
+            [daemon, baseline].map(|times| micros(median(times.iter().copied())));
+        row(name, [&daemon, &baseline, &ratio, reference]);
     }
 }
 
 impl Audience {
     fn topic(self) -> String {
         match self {
-            Self::Everybody => format!("recordUpdate.Account.{RECORD}"),
+            Self::All => format!("recordUpdate.Account.{RECORD}"),
             Self::One => "newNotification".to_owned(),
         }
     }
@@ -193,23 +198,24 @@ impl Audience {
     fn message(self) -> String {
         let topic = self.topic();
         match self {
-            Self::Everybody => format!("{{\"topicId\":\"{topic}\"}}"),
+            Self::All => format!("{{\"topicId\":\"{topic}\"}}"),
             Self::One => format!("{{\"userId\":\"{}\",\"topicId\":\"{topic}\"}}", user(0)),
         }
     }
 
-    /// Of the frame `[8,"topic",message]` with its header; all are shorter than 126 bytes.
+    /// The length of the frame `[8,"topic",message]` with its header; all are shorter than 126
+    /// bytes.
     fn frame_length(self) -> usize {
         format!("..[8,\"{}\",{}]", self.topic(), self.message()).len()
     }
 }
 
-/// The `n`-th tab's user, each another one: an id of 17 characters, as EspoCRM's are.
+/// The user of the `n`-th tab: a distinct id of 17 characters, like those of EspoCRM.
 pub fn user(n: usize) -> String {
     format!("6b030ec8{n:09x}")
 }
 
-/// A socket that queues without limit: the sender must be able to go on to reading.
+/// A socket with an unlimited queue: the sender must be able to continue with reading.
 fn socket() -> Socket {
     let socket = Context::new().socket(SocketType::PUSH).unwrap();
     socket.set_sndhwm(0).unwrap();

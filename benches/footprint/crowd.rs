@@ -1,4 +1,5 @@
-//! Many browser tabs in one thread: they upgrade, subscribe, answer pings, and count what they get.
+//! Many browser tabs in one thread: they upgrade, subscribe, answer pings, and count received
+//! bytes.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -8,25 +9,25 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-/// Tabs of one server.
+/// The tabs of one server.
 pub struct Crowd {
     poll: Poll,
     events: Events,
     buffer: Box<[u8]>,
     tabs: Vec<Tab>,
-    /// Tabs that are on their way in.
-    arriving: usize,
+    /// Tabs that have not finished subscribing.
+    connecting: usize,
     /// Bytes of events so far.
     received: u64,
-    /// When they were read.
+    /// When events were read.
     reads: Vec<Instant>,
 }
 
-/// What a tab is about to do.
-pub struct Visit {
-    /// Whose it is.
+/// The user and the subscriptions of a tab.
+pub struct TabSetup {
+    /// The user of the tab.
     pub user: String,
-    /// To what it subscribes, all at once.
+    /// The topics to which it subscribes, all at once.
     pub topics: Vec<String>,
 }
 
@@ -36,17 +37,17 @@ struct Tab {
 }
 
 enum Stage {
-    /// Awaits the response to its upgrade, and the welcome; then sends this.
+    /// Waits for the upgrade response and the welcome; then sends this.
     Upgrading(Vec<u8>),
-    /// Awaits the answer to the ping that followed its subscriptions.
+    /// Waits for the answer to the ping that followed its subscriptions.
     Subscribing,
     Open,
 }
 
-/// Upgrades at a time: some tabs come back together, but not all.
-const ARRIVING: usize = 256;
+/// Concurrent upgrades: some tabs reconnect together, but not all.
+const MAX_CONNECTING: usize = 256;
 
-/// Far more than anything takes.
+/// Far more than any operation takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 const PING: [u8; 2] = [0x89, 0];
@@ -59,21 +60,23 @@ impl Crowd {
             events: Events::with_capacity(1_024),
             buffer: vec![0; 256 * 1024].into_boxed_slice(),
             tabs: Vec::new(),
-            arriving: 0,
+            connecting: 0,
             received: 0,
             reads: Vec::new(),
         }
     }
 
-    /// Brings the crowd to `count` tabs and waits until they have subscribed.
-    pub fn grow(&mut self, server: SocketAddr, count: usize, visit: impl Fn(usize) -> Visit) {
+    /// Increases the number of tabs to `count` and waits until they have subscribed.
+    pub fn grow(&mut self, server: SocketAddr, count: usize, setup: impl Fn(usize) -> TabSetup) {
         for number in self.tabs.len()..count {
-            self.open(server, &visit(number));
-            if self.arriving == ARRIVING {
-                self.pump_until("half of them came in", |it| it.arriving <= ARRIVING / 2);
+            self.open(server, &setup(number));
+            if self.connecting == MAX_CONNECTING {
+                self.pump_until("half of the tabs have subscribed", |it| {
+                    it.connecting <= MAX_CONNECTING / 2
+                });
             }
         }
-        self.pump_until("everybody came in", |it| it.arriving == 0);
+        self.pump_until("all tabs have subscribed", |it| it.connecting == 0);
     }
 
     pub fn len(&self) -> usize {
@@ -85,8 +88,8 @@ impl Crowd {
         self.received
     }
 
-    /// Reads until this many bytes of events have been received; `meanwhile` is called in between.
-    /// Returns when each of the last reads took place.
+    /// Reads until this many bytes of events have been received; calls `meanwhile` in between.
+    /// Returns the times of the last reads.
     pub fn receive(&mut self, received: u64, mut meanwhile: impl FnMut()) -> &[Instant] {
         self.reads.clear();
         self.pump_until("everything was received", |it| {
@@ -97,31 +100,31 @@ impl Crowd {
         &self.reads
     }
 
-    /// Answers pings for a while, and expects nothing else.
+    /// Answers pings for a while; no other input is expected.
     pub fn idle(&mut self, time: Duration) {
         let (end, received) = (Instant::now() + time, self.received);
         while let Some(rest) = end.checked_duration_since(Instant::now()) {
             self.pump(rest);
         }
-        assert_eq!(self.received, received, "something else than pings was received");
+        assert_eq!(self.received, received, "something other than pings was received");
     }
 
-    fn open(&mut self, server: SocketAddr, visit: &Visit) {
+    fn open(&mut self, server: SocketAddr, setup: &TabSetup) {
         let mut stream = std::net::TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.write_all(request(&visit.user).as_bytes()).unwrap();
+        stream.write_all(request(&setup.user).as_bytes()).unwrap();
         stream.set_nonblocking(true).unwrap();
         let mut stream = TcpStream::from_std(stream);
         let token = Token(self.tabs.len());
         self.poll.registry().register(&mut stream, token, Interest::READABLE).unwrap();
-        self.tabs.push(Tab { stream, stage: Stage::Upgrading(visit.subscriptions()) });
-        self.arriving += 1;
+        self.tabs.push(Tab { stream, stage: Stage::Upgrading(setup.subscriptions()) });
+        self.connecting += 1;
     }
 
     fn pump_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
-            assert!(start.elapsed() < DEADLINE, "it did not happen: {what}");
+            assert!(start.elapsed() < DEADLINE, "timed out: {what}");
             self.pump(Duration::from_millis(1));
         }
     }
@@ -136,14 +139,14 @@ impl Crowd {
             loop {
                 match tab.stream.read(&mut self.buffer) {
                     Ok(0) => {
-                        panic!("the server has ended the connection of tab {:?}", event.token())
+                        panic!("the server closed the connection of tab {:?}", event.token())
                     }
                     Ok(length) => {
                         self.reads.push(Instant::now());
                         let (events, arrived) = tab.take(&self.buffer[..length]);
                         self.received += events;
-                        self.arriving -= usize::from(arrived);
-                        // There was no more, or there will be another event.
+                        self.connecting -= usize::from(arrived);
+                        // The socket is drained, or there will be another event.
                         if length < self.buffer.len() {
                             break;
                         }
@@ -157,12 +160,13 @@ impl Crowd {
 }
 
 impl Tab {
-    /// Takes what was read; returns how many bytes of it are events, and whether the tab has just
-    /// come in. Small answers come in one piece, as the kernel's own interface has no seams.
+    /// Processes what was read; returns how many bytes of it are events, and whether the tab has
+    /// just subscribed. Small messages are never split, since the loopback interface does not split
+    /// them.
     fn take(&mut self, bytes: &[u8]) -> (u64, bool) {
         match &self.stage {
             Stage::Upgrading(subscriptions) => {
-                // The end of the welcome; the response to the upgrade may come alone.
+                // The end of the welcome; the upgrade response may arrive alone.
                 if bytes.ends_with(b",1]") {
                     self.stream.write_all(subscriptions).unwrap();
                     self.stage = Stage::Subscribing;
@@ -183,7 +187,7 @@ impl Tab {
     }
 }
 
-impl Visit {
+impl TabSetup {
     /// A page of EspoCRM that shows a record.
     pub fn record(user: String, id: &str) -> Self {
         let mut topics = vec!["newNotification".to_owned(), "popupNotifications.event".to_owned()];
@@ -191,7 +195,7 @@ impl Visit {
         Self { user, topics }
     }
 
-    /// The frames that subscribe, and a ping.
+    /// The subscription frames, and a ping.
     fn subscriptions(&self) -> Vec<u8> {
         let texts = self.topics.iter().map(|topic| format!("[5,\"{topic}\"]"));
         let mut frames: VecDeque<Vec<u8>> =
@@ -201,7 +205,7 @@ impl Visit {
     }
 }
 
-/// An upgrade of Chromium's, in the demo's name for a user's token.
+/// An upgrade request as sent by Chromium, with the demo's token for a user.
 fn request(user: &str) -> String {
     format!(
         "GET /?authToken=tok-{user}&userId={user} HTTP/1.1\r\n\
@@ -223,7 +227,7 @@ fn request(user: &str) -> String {
     )
 }
 
-/// A short frame, masked.
+/// A short masked frame.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let length = u8::try_from(payload.len()).ok().filter(|length| *length < 126).unwrap();

@@ -1,12 +1,12 @@
 /*
- * The floor: what the kernel alone costs. A bare epoll loop that takes connections, answers them with
- * bytes prepared beforehand, keeps 8 B for each, and writes a ready-made frame on a trigger. It
- * parses nothing, checks nothing, and copes with nothing.
+ * The baseline: the cost of the kernel alone. A bare epoll loop that accepts connections, answers them
+ * with prepared bytes, keeps 8 B for each, and writes a prepared frame on a trigger. It does not parse
+ * or check anything, and has no error handling.
  *
  *     floor FRAME_LENGTH
  *
- * prints the port on which it listens, then takes triggers from standard input: two native 32-bit
- * numbers, how often, and to which connection (or -1: to every one).
+ * prints the port on which it listens, then reads triggers from standard input: two native 32-bit
+ * numbers, the number of repetitions, and the connection (or -1: all connections).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -44,8 +44,8 @@ static void fail(const char *what)
     exit(1);
 }
 
-/* Like a loop that knows nothing better, it waits for a reader that is full. */
-static void put(int fd, const char *bytes, size_t length)
+/* Without any queue, it waits until the socket is writable. */
+static void write_all(int fd, const char *bytes, size_t length)
 {
     while (length > 0) {
         ssize_t written = write(fd, bytes, length);
@@ -61,7 +61,7 @@ static void put(int fd, const char *bytes, size_t length)
     }
 }
 
-static void take(int listener, int loop)
+static void accept_all(int listener, int loop)
 {
     int fd;
     while (count < MAX && (fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
@@ -72,33 +72,33 @@ static void take(int listener, int loop)
     }
 }
 
-static void hear(struct conn *conn)
+static void receive(struct conn *conn)
 {
     static char bytes[16384];
     ssize_t length = read(conn->fd, bytes, sizeof bytes);
     if (length <= 0) {
-        /* Its place is not used again: a run of the benchmark has room for all. */
+        /* Its slot is not reused: there are enough slots for a run of the benchmark. */
         close(conn->fd);
     } else if (!conn->greeted) {
         conn->greeted = 1;
-        put(conn->fd, greeting, sizeof greeting - 1);
+        write_all(conn->fd, greeting, sizeof greeting - 1);
     } else {
-        put(conn->fd, pong, 2);
+        write_all(conn->fd, pong, 2);
     }
 }
 
 static void trigger(const char *frame, size_t length)
 {
-    int32_t order[2];
-    if (read(0, order, sizeof order) != sizeof order)
+    int32_t command[2];
+    if (read(0, command, sizeof command) != sizeof command)
         exit(0);
-    for (; order[0] > 0; order[0]--) {
-        if (order[1] >= 0) {
-            put(conns[order[1]].fd, frame, length);
+    for (; command[0] > 0; command[0]--) {
+        if (command[1] >= 0) {
+            write_all(conns[command[1]].fd, frame, length);
             continue;
         }
         for (int i = 0; i < count; i++)
-            put(conns[i].fd, frame, length);
+            write_all(conns[i].fd, frame, length);
     }
 }
 
@@ -133,11 +133,11 @@ int main(int argc, char **argv)
         for (int i = 0; i < ready; i++) {
             uint32_t which = events[i].data.u32;
             if (which == MAX)
-                take(listener, loop);
+                accept_all(listener, loop);
             else if (which == MAX + 1)
                 trigger(frame, length);
             else
-                hear(&conns[which]);
+                receive(&conns[which]);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! What the daemon costs: memory, processor time, latency. `cargo bench --bench footprint`
+//! The daemon's memory, processor time and latency. `cargo bench --bench footprint`
 //!
-//! It measures the release binary from outside, as it is shipped. Checks are answered in the
-//! process (`demo`): what PHP needs for them is EspoCRM's. Beside the daemon stands a floor that is
-//! measured in turns with it, a bare epoll loop in C that writes ready-made frames (`floor.c`). The
-//! ratio of the two says what the daemon adds to the kernel's work, on any machine.
+//! It measures the release binary as it is shipped, from outside. Checks are answered in the
+//! process (`demo`): the cost of PHP depends on EspoCRM. As a baseline, a bare epoll loop in C that
+//! writes prepared frames (`floor.c`) is measured alternately with the daemon. The ratio of the two
+//! shows what the daemon adds to the kernel's work, on any machine.
 //!
 //! `FOOTPRINT_BINARY=path` measures another build.
 
@@ -13,7 +13,7 @@
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
     clippy::unchecked_time_subtraction,
-    reason = "a benchmark that cannot go on shall say so, and its numbers are small"
+    reason = "a failing benchmark panics, and its numbers are small"
 )]
 
 mod contest;
@@ -27,29 +27,29 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use contest::{Audience, Contestant, Duel, Side, user};
-use crowd::{Crowd, Visit};
+use contest::{Audience, Comparison, Server, ServerKind, user};
+use crowd::{Crowd, TabSetup};
 use espocrm_websocket::platform::sys;
 use process::Process;
 use table::{count, median, mega, micros, millis, percentile, row, title};
 
-/// How often the daemon and the floor take turns.
+/// Number of rounds that alternate between the daemon and the baseline.
 const ROUNDS: usize = 15;
 
-/// The same where each turn begins with thousands of connections.
+/// The same if each round begins with thousands of connections.
 const BIG_ROUNDS: usize = 5;
 
 struct Bench {
     binary: PathBuf,
-    floor: PathBuf,
-    /// For what it needs on disk.
+    baseline: PathBuf,
+    /// Directory for temporary files.
     dir: PathBuf,
-    /// Connections of a full house: 10,000, if the limit of open files allows.
+    /// The largest number of connections: 10,000, if the limit of open files permits.
     many: usize,
 }
 
 fn main() {
-    // `cargo test --all-targets` runs this too, without this argument.
+    // `cargo test --all-targets` also runs this, but without this argument.
     if std::env::args().any(|argument| argument == "--bench") {
         let bench = Bench::prepare();
         bench.at_rest();
@@ -68,24 +68,24 @@ impl Bench {
         let binary = std::env::var_os("FOOTPRINT_BINARY");
         let bench = Self {
             binary: binary.unwrap_or(env!("CARGO_BIN_EXE_espocrm-websocket").into()).into(),
-            floor: build_floor(&dir),
+            baseline: build_baseline(&dir),
             dir,
             many: files.saturating_sub(512).min(10_000),
         };
-        // A page of a new binary that is not on disk yet would count as memory that it has made.
+        // A page of a new binary that is not on disk yet would count as allocated by the process.
         let _ = Command::new("sync").status();
         println!("\n{}\nChecks are answered in the process.", bench.binary.display());
         bench
     }
 
     fn at_rest(&self) {
-        title("At rest", ["", "", "", "to beat"]);
+        title("At rest", ["", "", "", "reference"]);
         row("binary", [&mega(fs::metadata(&self.binary).unwrap().len()), "", "", ""]);
         let starts = (0..ROUNDS).map(|_| Process::demo(&self.binary, &[]).startup);
         row("start until browsers can connect", [&millis(median(starts)), "", "", ""]);
         let process = match self.serve_standin() {
             Some(process) => {
-                row("  with PHP telling the settings", [&millis(process.startup), "", "", ""]);
+                row("  with the PHP probe", [&millis(process.startup), "", "", ""]);
                 process
             }
             None => Process::demo(&self.binary, &[]),
@@ -95,7 +95,7 @@ impl Bench {
         row("RSS", [&mega(memory.rss), "", "", "PHP 37 MB"]);
         row("PSS", [&mega(memory.pss), "", "", "PHP 26 MB"]);
         row("private", [&mega(memory.private), "", "", ""]);
-        row("  of it not the binary's file", [&mega(memory.dirty), "", "", ""]);
+        row("  without the binary's file", [&mega(memory.dirty), "", "", ""]);
         row("threads", [&process.threads().to_string(), "", "", "PHP 3"]);
         let (cpu, sleeps) = (process.cpu(), process.sleeps());
         std::thread::sleep(Duration::from_secs(5));
@@ -112,97 +112,98 @@ impl Bench {
         crowd.idle(time);
         let woken = (process.sleeps() - sleeps) as f64 / time.as_secs_f64();
         let cpu = (process.cpu() - cpu).mul_f64(60.0 / time.as_secs_f64());
-        title("1,000 idle connections, pinged every 25 s", ["", "", "", "to beat"]);
+        title("1,000 idle connections, pinged every 25 s", ["", "", "", "reference"]);
         row("wake-ups per second", [&format!("{woken:.1}"), "", "", ""]);
         row("processor time per minute", [&millis(cpu), "", "", "PHP 36 ms, every 60 s"]);
     }
 
     fn memory(&self) {
         let many = format!("at {}", count(self.many));
-        title("Private memory of a connection", ["at 1,000", &many, "", "to beat"]);
-        let same = |n| Visit::record(user(n), "6b030f5b6b56fd2fd");
-        let none = |n| Visit { user: user(n), topics: Vec::new() };
+        title("Private memory of a connection", ["at 1,000", &many, "", "reference"]);
+        let same = |n| TabSetup::record(user(n), "6b030f5b6b56fd2fd");
+        let none = |n| TabSetup { user: user(n), topics: Vec::new() };
         self.memory_of("4 subscriptions, each its own record", "PHP 24 KB", own_record);
         self.memory_of("4 subscriptions, all at one record", "PHP 24 KB", same);
         self.memory_of("no subscription", "uWebSockets 458 B", none);
     }
 
-    fn memory_of(&self, name: &str, to_beat: &str, visit: impl Fn(usize) -> Visit) {
+    fn memory_of(&self, name: &str, reference: &str, setup: impl Fn(usize) -> TabSetup) {
         let process = Process::demo(&self.binary, &[]);
         let mut crowd = Crowd::new();
-        // The first ones make the process touch what it then has for all.
-        crowd.grow(process.address, 10, &visit);
+        // The first connections make the process allocate what all of them share.
+        crowd.grow(process.address, 10, &setup);
         process.settle();
         let before = process.memory().dirty;
         let [some, many] = [1_000, self.many].map(|tabs| {
-            crowd.grow(process.address, tabs, &visit);
+            crowd.grow(process.address, tabs, &setup);
             process.settle();
             let grown = process.memory().dirty.saturating_sub(before);
             format!("{} B", grown / (tabs - 10) as u64)
         });
-        row(name, [&some, &many, "", to_beat]);
+        row(name, [&some, &many, "", reference]);
         drop(crowd);
         std::thread::sleep(Duration::from_secs(1));
         process.settle();
         let kept = process.memory().dirty.saturating_sub(before);
-        row("  kept when all have left", ["", &mega(kept), "", ""]);
+        row("  after all have disconnected", ["", &mega(kept), "", ""]);
     }
 
     fn processor_time(&self) {
-        title("Processor time", ["ours", "floor", "ratio", "to beat"]);
-        let mut connections = Duel::default();
-        let full = Duel::fight(BIG_ROUNDS, |side| {
-            let mut contestant = self.contestant(side);
-            connections.push(side, contestant.fill(self.many));
-            contestant.one_by_one(10, Audience::Everybody, &mut Vec::new())
+        title("Processor time", ["daemon", "baseline", "ratio", "reference"]);
+        let mut connections = Comparison::default();
+        let full = Comparison::alternate(BIG_ROUNDS, |kind| {
+            let mut server = self.server(kind);
+            connections.push(kind, server.fill(self.many));
+            server.one_by_one(10, Audience::All, &mut Vec::new())
         });
         connections.show("connection: upgrade, login, 4 subscriptions", "");
         full.show(&format!("delivery, a message to {}", count(self.many)), "");
 
-        let mut both = [Side::Ours, Side::Floor].map(|side| self.contestant(side));
-        for contestant in &mut both {
-            contestant.fill(100);
+        let mut both = [ServerKind::Daemon, ServerKind::Baseline].map(|kind| self.server(kind));
+        for server in &mut both {
+            server.fill(100);
         }
-        let saturated = Duel::fight(ROUNDS, |side| {
-            let contestant = &mut both[side as usize];
-            contestant.flood(2_000, Audience::Everybody)
+        let saturated = Comparison::alternate(ROUNDS, |kind| {
+            let server = &mut both[kind as usize];
+            server.flood(2_000, Audience::All)
         });
-        for contestant in &mut both {
-            contestant.fill(1_000);
+        for server in &mut both {
+            server.fill(1_000);
         }
         let mut to_all = [Vec::new(), Vec::new()];
-        let broadcast = Duel::fight(ROUNDS, |side| {
-            let (contestant, times) = (&mut both[side as usize], &mut to_all[side as usize]);
-            contestant.one_by_one(15, Audience::Everybody, times)
+        let broadcast = Comparison::alternate(ROUNDS, |kind| {
+            let (server, times) = (&mut both[kind as usize], &mut to_all[kind as usize]);
+            server.one_by_one(15, Audience::All, times)
         });
         let mut to_one = [Vec::new(), Vec::new()];
-        let single = Duel::fight(ROUNDS, |side| {
-            let (contestant, times) = (&mut both[side as usize], &mut to_one[side as usize]);
-            contestant.one_by_one(100, Audience::One, times)
+        let single = Comparison::alternate(ROUNDS, |kind| {
+            let (server, times) = (&mut both[kind as usize], &mut to_one[kind as usize]);
+            server.one_by_one(100, Audience::One, times)
         });
         let php = median((0..ROUNDS).map(|_| both[0].like_php(20)));
         broadcast.show("delivery, a message to 1,000", "uWebSockets 1.2, PHP 16.5 µs");
         saturated.show("delivery, a flood of messages to 100", "uWebSockets 0.31, PHP 1.2 µs");
         single.show("message to 1 of 1,000", "");
-        row("  each by a new connection, as PHP sends", [&micros(php), "", "", ""]);
+        row("  each over a new connection, as PHP sends", [&micros(php), "", "", ""]);
 
-        title("From sending to receipt", ["ours", "floor", "", ""]);
+        title("From sending to receipt", ["daemon", "baseline", "", ""]);
         for (name, mut times) in [("message to 1 of 1,000", to_one), ("message to 1,000", to_all)] {
             for rank in [50, 99] {
-                let [ours, floor] = times.each_mut().map(|times| micros(percentile(times, rank)));
-                row(&format!("{name}, p{rank}"), [&ours, &floor, "", ""]);
+                let [daemon, baseline] =
+                    times.each_mut().map(|times| micros(percentile(times, rank)));
+                row(&format!("{name}, p{rank}"), [&daemon, &baseline, "", ""]);
             }
         }
     }
 
-    fn contestant(&self, side: Side) -> Contestant {
-        match side {
-            Side::Ours => Contestant::daemon(&self.binary),
-            Side::Floor => Contestant::floor(&self.floor),
+    fn server(&self, kind: ServerKind) -> Server {
+        match kind {
+            ServerKind::Daemon => Server::daemon(&self.binary),
+            ServerKind::Baseline => Server::baseline(&self.baseline),
         }
     }
 
-    /// The daemon for the tests' EspoCRM, if there is a PHP.
+    /// The daemon for the stand-in of the tests, if PHP is installed.
     fn serve_standin(&self) -> Option<Process> {
         Command::new("php").arg("-v").stdout(Stdio::null()).status().ok()?;
         let root = self.dir.join("standin");
@@ -221,13 +222,13 @@ impl Bench {
     }
 }
 
-fn own_record(n: usize) -> Visit {
-    Visit::record(user(n), &format!("6b030f5b{n:09x}"))
+fn own_record(n: usize) -> TabSetup {
+    TabSetup::record(user(n), &format!("6b030f5b{n:09x}"))
 }
 
-fn build_floor(dir: &Path) -> PathBuf {
+fn build_baseline(dir: &Path) -> PathBuf {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/footprint/floor.c");
-    let binary = dir.join("floor");
+    let binary = dir.join("baseline");
     assert!(
         Command::new("cc").args(["-O2", source, "-o"]).arg(&binary).status().unwrap().success()
     );

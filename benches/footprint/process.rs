@@ -1,4 +1,4 @@
-//! A server under measurement, as the kernel sees it.
+//! A measured server, as the kernel reports it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,32 +8,33 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running process, killed when it is dropped.
+/// A running process, which is killed when it is dropped.
 pub struct Process {
     child: Child,
-    /// Where browsers connect.
+    /// The address for browsers.
     pub address: SocketAddr,
-    /// Where EspoCRM connects, if it can.
+    /// The endpoint for EspoCRM, if there is one.
     pub zeromq: String,
-    /// From its start until a browser could connect.
+    /// The time from its start until a browser could connect.
     pub startup: Duration,
 }
 
 /// Bytes, from `/proc/PID/smaps_rollup`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
-    /// In the memory now.
+    /// Resident memory.
     pub rss: u64,
-    /// The same, with what it shares with others divided among them.
+    /// Resident memory with shared pages divided among their users.
     pub pss: u64,
-    /// What nobody else has: with the binary's file, as long as nobody else runs it.
+    /// Memory that no other process uses: includes the binary's file unless another process runs
+    /// it.
     pub private: u64,
-    /// What it has made itself.
+    /// Memory that the process has written.
     pub dirty: u64,
 }
 
 impl Process {
-    /// Starts a daemon and waits until it serves. It must say so on standard error.
+    /// Starts a daemon and waits until it serves. It must log this to standard error.
     pub fn daemon(command: &mut Command) -> Self {
         let start = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -41,7 +42,7 @@ impl Process {
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut find = |text: &str| {
             let line = log.find(|line| line.contains(text));
-            let line = line.unwrap_or_else(|| panic!("the daemon did not say {text:?}"));
+            let line = line.unwrap_or_else(|| panic!("the daemon did not log {text:?}"));
             line.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned()
         };
         let browsers = find("Browsers are served at ");
@@ -49,17 +50,17 @@ impl Process {
         drop(TcpStream::connect(address).unwrap());
         let startup = start.elapsed();
         let zeromq = find("EspoCRM's messages are received at ");
-        // Whatever it says later must not block it.
+        // Later log lines must not block it.
         std::thread::spawn(move || log.for_each(|line| eprintln!("{line}")));
         Self { child, address, zeromq, startup }
     }
 
-    /// The demo: the real daemon, but for the checks, which it answers itself.
+    /// The demo: the real daemon, except that it answers checks itself.
     pub fn demo(binary: impl AsRef<OsStr>, flags: &[&str]) -> Self {
         Self::daemon(Command::new(binary).args(["demo", "--listen", "127.0.0.1:0"]).args(flags))
     }
 
-    /// Starts a program that prints its port, and is told what to do on standard input.
+    /// Starts a program that prints its port and is controlled through standard input.
     pub fn with_stdin(command: &mut Command) -> Self {
         let start = Instant::now();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -69,7 +70,6 @@ impl Process {
         Self { child, address, zeromq: String::new(), startup: start.elapsed() }
     }
 
-    /// Its standard input.
     pub fn stdin(&mut self) -> &mut impl std::io::Write {
         self.child.stdin.as_mut().unwrap()
     }
@@ -84,7 +84,7 @@ impl Process {
         Duration::from_nanos(nanoseconds.sum())
     }
 
-    /// How often its threads have gone to sleep of their own accord, and so been woken.
+    /// The number of voluntary context switches of its threads, and so of wake-ups.
     pub fn sleeps(&self) -> u64 {
         let tasks = self.tasks();
         let sleeps =
@@ -92,12 +92,10 @@ impl Process {
         sleeps.sum()
     }
 
-    /// How many threads it has.
     pub fn threads(&self) -> usize {
         self.tasks().len()
     }
 
-    /// Its memory now.
     pub fn memory(&self) -> Memory {
         let rollup = PathBuf::from(format!("/proc/{}/smaps_rollup", self.child.id()));
         let bytes = |name| 1024 * number(rollup.clone(), name);
@@ -109,7 +107,7 @@ impl Process {
         }
     }
 
-    /// Waits until every thread sleeps: what the last message has set off is done by then.
+    /// Waits until every thread sleeps: the effects of the last message are over by then.
     pub fn settle(&self) {
         let is_asleep = || {
             self.tasks().iter().all(|task| {

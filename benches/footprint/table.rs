@@ -7,9 +7,9 @@ pub fn title(name: &str, columns: [&str; 4]) {
     row(name, columns);
 }
 
-/// A name, two numbers, a ratio, and what others need.
-pub fn row(name: &str, [first, second, ratio, to_beat]: [&str; 4]) {
-    let line = format!("{name:<46}{first:>11}{second:>11}{ratio:>7}   {to_beat}");
+/// A name, two numbers, a ratio, and the numbers of other servers.
+pub fn row(name: &str, [first, second, ratio, reference]: [&str; 4]) {
+    let line = format!("{name:<46}{first:>11}{second:>11}{ratio:>7}   {reference}");
     println!("{}", line.trim_end());
 }
 
@@ -25,7 +25,7 @@ pub fn micros(time: Duration) -> String {
     format!("{:.2} µs", time.as_secs_f64() * 1e6)
 }
 
-/// With a comma between the thousands.
+/// With commas as thousands separators.
 pub fn count(number: usize) -> String {
     match number / 1_000 {
         0 => number.to_string(),

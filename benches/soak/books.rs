@@ -1,4 +1,4 @@
-//! What has been sent, when, by whom, and what a message says about itself.
+//! Which messages were sent, when, and by which sender; and what a message states about itself.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -6,24 +6,25 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
-/// Whom a message is for, in one house: a topic, and a user if not everybody.
+/// The receivers of a message in one site: a topic, and a user unless it is for everyone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Channel {
     pub topic: String,
     pub user: Option<String>,
 }
 
-/// Names a sender in its house. What one sends over one connection arrives in that order.
+/// Identifies a sender in its site. Messages over one connection arrive in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 pub struct Stream {
     pub number: u16,
-    /// Over one connection for all, not one for each.
+    /// One connection for all messages, not one for each.
     pub in_order: bool,
 }
 
-/// Of one house: when each message was about to be sent, by its number in stream and channel.
+/// The records of one site: when each message was about to be sent, by its number in stream and
+/// channel.
 #[derive(Default)]
-pub struct Books(Mutex<HashMap<(Stream, Channel), Vec<Instant>>>);
+pub struct SentLog(Mutex<HashMap<(Stream, Channel), Vec<Instant>>>);
 
 /// A message as it arrives.
 #[derive(Deserialize)]
@@ -32,48 +33,49 @@ pub struct Message {
     pub topic_id: String,
     pub user_id: Option<String>,
     pub stream: Stream,
-    /// Among all of its stream.
+    /// Number in its stream.
     pub serial: u64,
-    /// Among those of its stream and channel.
+    /// Number in its stream and channel.
     pub number: usize,
-    /// How long `padding` is to be.
+    /// Expected length of `padding`.
     pub length: usize,
     pub padding: String,
 }
 
-impl Books {
-    /// Notes a message that is about to be sent, and returns its number in its stream and channel.
-    pub fn note(&self, stream: Stream, channel: &Channel) -> usize {
-        let mut books = self.0.lock().unwrap();
-        let times = books.entry((stream, channel.clone())).or_default();
+impl SentLog {
+    /// Records a message that is about to be sent, and returns its number in its stream and
+    /// channel.
+    pub fn record(&self, stream: Stream, channel: &Channel) -> usize {
+        let mut sent_log = self.0.lock().unwrap();
+        let times = sent_log.entry((stream, channel.clone())).or_default();
         times.push(Instant::now());
         times.len() - 1
     }
 
     /// When a message was about to be sent.
     pub fn sent(&self, stream: Stream, channel: &Channel, number: usize) -> Option<Instant> {
-        let books = self.0.lock().unwrap();
-        books.get(&(stream, channel.clone()))?.get(number).copied()
+        let sent_log = self.0.lock().unwrap();
+        sent_log.get(&(stream, channel.clone()))?.get(number).copied()
     }
 
-    /// What was sent to a channel after a moment: the first number of each stream, and the number
-    /// after its last.
+    /// The messages sent to a channel after a moment: for each stream, the first number and the
+    /// number after the last.
     pub fn sent_after(&self, channel: &Channel, moment: Instant) -> Vec<(Stream, usize, usize)> {
-        let books = self.0.lock().unwrap();
-        let streams = books.iter().filter(|((_, other), _)| other == channel);
+        let sent_log = self.0.lock().unwrap();
+        let streams = sent_log.iter().filter(|((_, other), _)| other == channel);
         let after = streams.map(|((stream, _), times)| {
             (*stream, times.partition_point(|time| *time <= moment), times.len())
         });
         after.filter(|(_, first, end)| first < end).collect()
     }
 
-    /// How many messages were sent.
+    /// The number of messages sent.
     pub fn total(&self) -> usize {
         self.0.lock().unwrap().values().map(Vec::len).sum()
     }
 }
 
-/// A message as EspoCRM would send it, with what the soak wants to know about it.
+/// A message as EspoCRM would send it, with the data that the soak test needs.
 pub fn message(
     channel: &Channel,
     stream: Stream,

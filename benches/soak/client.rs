@@ -1,5 +1,5 @@
-//! One browser, or one who pretends to be: what it does next, and whether what happens to it may
-//! happen.
+//! One browser, or a client that pretends to be one: what it does next, and whether what happens to
+//! it is permitted.
 
 use std::time::{Duration, Instant};
 
@@ -7,58 +7,58 @@ use mio::{Registry, Token};
 use serde::Deserialize;
 
 use crate::books::Message;
-use crate::house::{Door, House};
+use crate::house::{Endpoint, Site};
 use crate::random::Random;
 use crate::tab::{DENIED, Tab};
 use crate::tally::Tally;
 use crate::wire::{Item, Wire};
 
 pub struct Client {
-    pub house: usize,
-    pub door: usize,
+    pub site: usize,
+    pub endpoint: usize,
     pub user: String,
     /// Stays until the end.
-    pub stays: bool,
+    pub is_permanent: bool,
     plan: Plan,
     stage: Stage,
     wire: Option<Wire>,
     pub tab: Tab,
-    /// When it does the next thing.
+    /// The time of its next action.
     wake: Instant,
     opened: Instant,
-    /// The pings that were answered.
+    /// Number of answered pings.
     answered: u32,
-    /// What it still has to do before it leaves.
-    acts: usize,
+    /// Number of actions before it leaves.
+    remaining_actions: usize,
     /// The last `Close` frame.
     closed: Option<u16>,
-    /// It was told no by HTTP: what follows is a page.
-    refused: bool,
+    /// It was rejected by HTTP: the rest is a page.
+    rejected: bool,
     random: Random,
 }
 
-/// What a connection is opened for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Plan {
     Stay,
-    /// Looks at records, and leaves in one way or another.
+    /// Views records, and leaves in one way or another.
     Visit(Leave),
-    /// Looks at one thing for minutes: long enough for a logout or a denial to have its effect.
+    /// Views one record for minutes: long enough for a logout or a denial to take effect.
     Linger,
-    /// Stops to read for a while.
+    /// Stops reading for a while.
     Stall,
-    /// Sends many pings, but fewer than anybody may.
+    /// Sends many pings, but fewer than the limit.
     Pings,
-    /// Sends far more at once, for which it may be ended, and leaves.
+    /// Sends far more at once, for which it may be closed, and leaves.
     Flood,
-    /// Sends what is not allowed: the number of the kind.
+    /// Sends forbidden input; the index of its kind.
     Forbidden(usize),
     BadToken,
-    /// Sends no request of a WebSocket: the number of the kind.
+    /// Sends something other than a WebSocket request; the index of its kind.
     Garbage(usize),
     /// Sends its request too slowly.
     Drip,
-    /// Sends a message byte by byte, which is allowed.
+    /// Sends a message byte by byte, which is permitted.
     Slow,
 }
 
@@ -72,31 +72,31 @@ pub enum Leave {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Away,
-    /// Awaits the response, and the welcome.
-    Coming {
+    Disconnected,
+    /// Waits for the response and the welcome.
+    Connecting {
         upgraded: bool,
     },
     Open,
-    /// Reads nothing.
+    /// Does not read.
     Stalled,
-    /// Reads again, if it is still allowed to.
+    /// Reads again, if it is still connected.
     Recovering,
-    /// Has done what must make the server end it, or has left.
+    /// Has done what must make the server close the connection, or has left.
     Ending,
 }
 
-/// What an event of the server's begins with.
+/// The beginning of an event from the server.
 #[derive(Deserialize)]
 struct Event<'a>(u8, &'a str, Message);
 
-/// EspoCRM's client comes back after this.
-const BACK: Duration = Duration::from_secs(3);
+/// EspoCRM's client reconnects after this time.
+const RECONNECT_DELAY: Duration = Duration::from_secs(3);
 
-/// Far more than anything takes.
+/// Far more than any operation takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What is not allowed once one is in: first byte and payload of a frame.
+/// Forbidden after the welcome: first byte and payload of a frame.
 const FORBIDDEN: [(u8, &[u8]); 9] = [
     (0x81, b"[7,\"newNotification\",1]"),
     (0x81, b"[2,\"call\",\"procedure\"]"),
@@ -119,28 +119,28 @@ const GARBAGE: [&[u8]; 5] = [
 
 impl Client {
     pub fn new(
-        house: usize,
-        door: usize,
+        site: usize,
+        endpoint: usize,
         user: &str,
-        stays: bool,
+        is_permanent: bool,
         now: Instant,
         mut random: Random,
     ) -> Self {
         Self {
-            house,
-            door,
+            site,
+            endpoint,
             user: user.to_owned(),
-            stays,
+            is_permanent,
             plan: Plan::Stay,
-            stage: Stage::Away,
+            stage: Stage::Disconnected,
             wire: None,
             tab: Tab::new(user),
             wake: now + random.millis(0, 3000),
             opened: now,
             answered: 0,
-            acts: 0,
+            remaining_actions: 0,
             closed: None,
-            refused: false,
+            rejected: false,
             random,
         }
     }
@@ -149,133 +149,134 @@ impl Client {
         self.stage == Stage::Open
     }
 
-    /// The connection can be read or written.
-    pub fn ready(&mut self, house: &House, tally: &mut Tally, buffer: &mut [u8]) {
+    /// The connection is readable or writable.
+    pub fn ready(&mut self, site: &Site, tally: &mut Tally, buffer: &mut [u8]) {
         if self.stage == Stage::Stalled {
             return;
         }
         let Some(wire) = &mut self.wire else { return };
         let mut ended = wire.fill(buffer);
-        if self.refused {
+        if self.rejected {
             wire.discard();
         }
-        match wire.take(!matches!(self.stage, Stage::Coming { upgraded: false })) {
+        match wire.take(!matches!(self.stage, Stage::Connecting { upgraded: false })) {
             Ok(items) => {
                 for item in items {
-                    if let Err(why) = self.receive(item, house, tally) {
-                        tally.violation(format!("{}: {why}", self.describe(house)));
+                    if let Err(why) = self.receive(item, site, tally) {
+                        tally.violation(format!("{}: {why}", self.describe(site)));
                     }
                 }
             }
-            Err(why) => tally.violation(format!("{}: {why}", self.describe(house))),
+            Err(why) => tally.violation(format!("{}: {why}", self.describe(site))),
         }
         ended |= self.flush().is_err();
         if ended && self.wire.is_some() {
-            self.ended(house, tally);
+            self.ended(site, tally);
         }
     }
 
-    /// Does what is due.
+    /// Performs actions that are due.
     pub fn tick(
         &mut self,
         now: Instant,
-        house: &House,
+        site: &Site,
         tally: &mut Tally,
         registry: &Registry,
         token: Token,
-        comes_back: bool,
+        reconnects: bool,
     ) {
-        if self.wire.is_some() && self.stage != Stage::Away && self.flush().is_err() {
-            // What the server has said before its end is read first.
+        if self.wire.is_some() && self.stage != Stage::Disconnected && self.flush().is_err() {
+            // Input that the server sent before its end is read first.
             let mut buffer = [0; 4096];
-            self.ready(house, tally, &mut buffer);
+            self.ready(site, tally, &mut buffer);
         }
-        if self.wire.is_some() && house.weather.must_refuse(&self.user) && self.is_open() {
-            tally.violation(format!("{} is still open, though logged out", self.describe(house)));
-            self.leave(Leave::Fin, house);
+        if self.wire.is_some() && site.active_faults.must_reject(&self.user) && self.is_open() {
+            tally.violation(format!("{} is still open after the logout", self.describe(site)));
+            self.leave(Leave::Fin, site);
             return;
         }
         if now < self.wake {
             return;
         }
         match self.stage {
-            Stage::Away if comes_back => self.come(now, house, tally, registry, token),
-            Stage::Away => {}
-            Stage::Coming { .. } | Stage::Recovering | Stage::Ending => {
-                tally.violation(format!("{}: nothing happened for long", self.describe(house)));
-                self.away(house, BACK);
+            Stage::Disconnected if reconnects => self.connect(now, site, tally, registry, token),
+            Stage::Disconnected => {}
+            Stage::Connecting { .. } | Stage::Recovering | Stage::Ending => {
+                tally
+                    .violation(format!("{}: no activity before the deadline", self.describe(site)));
+                self.disconnect(site, RECONNECT_DELAY);
             }
             Stage::Stalled => {
                 self.stage = Stage::Recovering;
                 self.wake = now + DEADLINE;
                 let ping = self.tab.next_ping();
                 self.ping(ping);
-                self.ready(house, tally, &mut [0; 4096]);
+                self.ready(site, tally, &mut [0; 4096]);
             }
-            Stage::Open => self.act(now, house, tally),
+            Stage::Open => self.perform_action(now, site, tally),
         }
     }
 
-    /// Ends it in any way.
-    pub fn leave_for_good(&mut self, house: &House) {
+    /// Closes the connection in any way.
+    pub fn close(&mut self, site: &Site) {
         if self.wire.is_some() {
-            self.away(house, BACK);
+            self.disconnect(site, RECONNECT_DELAY);
         }
     }
 
-    fn come(
+    fn connect(
         &mut self,
         now: Instant,
-        house: &House,
+        site: &Site,
         tally: &mut Tally,
         registry: &Registry,
         token: Token,
     ) {
-        self.plan = if self.stays { Plan::Stay } else { self.choose_plan(house) };
-        let door = &house.doors[self.door];
-        let little_room = self.plan == Plan::Stall;
-        let connected = Wire::connect(door.address, door.tls.as_ref(), little_room);
+        self.plan = if self.is_permanent { Plan::Stay } else { self.choose_plan(site) };
+        let endpoint = &site.endpoints[self.endpoint];
+        let small_buffers = self.plan == Plan::Stall;
+        let connected = Wire::connect(endpoint.address, endpoint.tls.as_ref(), small_buffers);
         let registered = connected.and_then(|mut wire| {
             wire.register(registry, token)?;
             Ok(wire)
         });
         let Ok(mut wire) = registered else {
-            tally.count("connects that failed", 1);
-            self.wake = now + BACK;
+            tally.count("failed connects", 1);
+            self.wake = now + RECONNECT_DELAY;
             return;
         };
         match self.plan {
             Plan::Garbage(kind) => {
                 wire.send(GARBAGE[kind]);
-                self.stage = Stage::Coming { upgraded: false };
+                self.stage = Stage::Connecting { upgraded: false };
             }
             plan => {
                 let token = match plan {
                     Plan::BadToken => "guessed".to_owned(),
                     _ => format!("tok-{}", self.user),
                 };
-                wire.upgrade(door.path, &self.user, &token);
-                self.stage = Stage::Coming { upgraded: false };
+                wire.upgrade(endpoint.path, &self.user, &token);
+                self.stage = Stage::Connecting { upgraded: false };
             }
         }
         self.wire = Some(wire);
         self.tab = Tab::new(&self.user);
         (self.opened, self.wake) = (now, now + DEADLINE);
-        (self.answered, self.closed, self.refused) = (0, None, false);
-        self.acts = self.random.between(1, 8);
-        house.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        tally.opened(self.plan, door.name);
+        (self.answered, self.closed, self.rejected) = (0, None, false);
+        self.remaining_actions = self.random.between(1, 8);
+        site.connections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        tally.opened(self.plan, endpoint.name);
     }
 
-    fn choose_plan(&mut self, house: &House) -> Plan {
-        let direct = house.doors[self.door].proxy.is_none();
-        let plain = house.doors[self.door].tls.is_none();
+    fn choose_plan(&mut self, site: &Site) -> Plan {
+        let direct = site.endpoints[self.endpoint].proxy.is_none();
+        let plain = site.endpoints[self.endpoint].tls.is_none();
         let leave = *self.random.choose(&[Leave::Close, Leave::Fin, Leave::Reset]);
-        // What a proxy makes of a half-closed connection is its own affair.
+        // How a proxy handles a half-closed connection is not tested.
         let leave = if direct && self.random.below(5) == 0 { Leave::HalfClose } else { leave };
         let forbidden = self.random.below(FORBIDDEN.len());
         let garbage = self.random.below(GARBAGE.len());
-        self.random.update_buffered(&[
+        self.random.choose_weighted(&[
             (60, Plan::Visit(leave)),
             (12, Plan::Linger),
             (6, Plan::Stall),
@@ -289,17 +290,17 @@ impl Client {
         ])
     }
 
-    fn receive(&mut self, item: Item, house: &House, tally: &mut Tally) -> Result<(), String> {
+    fn receive(&mut self, item: Item, site: &Site, tally: &mut Tally) -> Result<(), String> {
         match item {
-            Item::Response(101) => self.stage = Stage::Coming { upgraded: true },
+            Item::Response(101) => self.stage = Stage::Connecting { upgraded: true },
             Item::Response(status) => {
                 tally.count(&format!("HTTP responses {status}"), 1);
-                let door = &house.doors[self.door];
+                let endpoint = &site.endpoints[self.endpoint];
                 let expected = matches!(self.plan, Plan::Garbage(_) | Plan::Drip)
-                    || (door.proxy.is_some() && door.may_have_ended(self.opened));
-                (self.stage, self.refused) = (Stage::Ending, true);
+                    || (endpoint.proxy.is_some() && endpoint.may_have_ended(self.opened));
+                (self.stage, self.rejected) = (Stage::Ending, true);
                 if !expected {
-                    return Err(format!("it got the status {status}"));
+                    return Err(format!("unexpected HTTP status {status}"));
                 }
             }
             Item::Frame(9, payload) => {
@@ -312,10 +313,10 @@ impl Client {
                 let code =
                     payload.get(..2).map_or(0, |it| u16::from(it[0]) << 8 | u16::from(it[1]));
                 self.closed = Some(code);
-                let is_asked =
+                let needs_answer =
                     self.stage != Stage::Ending || matches!(self.plan, Plan::Forbidden(_));
                 if let Some(wire) = &mut self.wire
-                    && is_asked
+                    && needs_answer
                 {
                     wire.send_frame(0x88, &payload[..2.min(payload.len())]);
                 }
@@ -324,43 +325,48 @@ impl Client {
                 if let Ok(Event(8, topic, message)) = serde_json::from_slice(&payload) {
                     tally.delivered += 1;
                     tally.bytes += payload.len() as u64;
-                    self.tab.receive(topic, &message, &house.books)?;
+                    self.tab.receive(topic, &message, &site.sent_log)?;
                     let sent = || {
                         let user = message.user_id.clone();
                         let channel = crate::books::Channel { topic: topic.to_owned(), user };
-                        house.books.sent(message.stream, &channel, message.number)
+                        site.sent_log.sent(message.stream, &channel, message.number)
                     };
                     if topic == "recordUpdate.Account.flux"
-                        && sent().is_some_and(|sent| house.weather.must_withhold(sent))
+                        && sent().is_some_and(|sent| site.active_faults.must_not_deliver(sent))
                     {
-                        return Err(format!("{topic} was delivered, though it is denied by now"));
+                        return Err(format!(
+                            "{topic} was delivered, although access has been denied"
+                        ));
                     }
                 } else if payload.starts_with(b"[0,") {
-                    return self.welcome(house);
+                    return self.welcome(site);
                 } else if !payload.starts_with(b"[4,") {
                     let text = String::from_utf8_lossy(&payload);
-                    return Err(format!("it got {}", text.chars().take(200).collect::<String>()));
+                    return Err(format!(
+                        "unexpected message {}",
+                        text.chars().take(200).collect::<String>()
+                    ));
                 }
             }
-            Item::Frame(opcode, _) => return Err(format!("it got a frame of type {opcode}")),
+            Item::Frame(opcode, _) => return Err(format!("unexpected frame with opcode {opcode}")),
         }
         Ok(())
     }
 
-    fn welcome(&mut self, house: &House) -> Result<(), String> {
-        if !matches!(self.stage, Stage::Coming { upgraded: true }) {
-            return Err("it was welcomed at the wrong time".to_owned());
+    fn welcome(&mut self, site: &Site) -> Result<(), String> {
+        if !matches!(self.stage, Stage::Connecting { upgraded: true }) {
+            return Err("unexpected welcome".to_owned());
         }
         self.stage = Stage::Open;
         let number = self.user.bytes().map(usize::from).sum::<usize>();
         if self.plan == Plan::Stay {
-            let first = number % house.records;
+            let first = number % site.records;
             for topic in [
                 "newNotification".to_owned(),
                 "calendarUpdate".to_owned(),
                 "appParamsUpdate".to_owned(),
                 format!("recordUpdate.Account.r{first}"),
-                format!("streamUpdate.Account.r{}", (first + 1) % house.records),
+                format!("streamUpdate.Account.r{}", (first + 1) % site.records),
                 format!("recordUpdate.Account{DENIED}1"),
             ] {
                 self.subscribe(&topic);
@@ -376,7 +382,7 @@ impl Client {
         }
         self.wake = Instant::now() + self.random.millis(100, 3000);
         if matches!(self.plan, Plan::BadToken | Plan::Drip | Plan::Garbage(_)) {
-            return Err("it was welcomed".to_owned());
+            return Err("welcomed without access".to_owned());
         }
         Ok(())
     }
@@ -395,7 +401,7 @@ impl Client {
         Ok(())
     }
 
-    fn act(&mut self, now: Instant, house: &House, tally: &mut Tally) {
+    fn perform_action(&mut self, now: Instant, site: &Site, tally: &mut Tally) {
         self.wake = now + self.random.millis(200, 6000);
         match self.plan {
             Plan::Stay => {
@@ -404,8 +410,8 @@ impl Client {
                 self.wake = now + Duration::from_secs(60);
             }
             Plan::Stall => {
-                if self.acts > 1 {
-                    self.acts = 1;
+                if self.remaining_actions > 1 {
+                    self.remaining_actions = 1;
                     self.stage = Stage::Stalled;
                     self.wake = now + self.random.millis(1000, 25_000);
                 }
@@ -415,7 +421,7 @@ impl Client {
                 self.wake = now + self.random.millis(1500, 6000);
             }
             Plan::Flood => {
-                self.acts = 1;
+                self.remaining_actions = 1;
                 self.pings(2000);
             }
             Plan::Forbidden(kind) => {
@@ -428,30 +434,30 @@ impl Client {
                 return;
             }
             Plan::Linger => {
-                self.acts = self.acts.min(3);
+                self.remaining_actions = self.remaining_actions.min(3);
                 self.text("[7,\"\",\"\"]");
                 self.wake = now + self.random.millis(20_000, 50_000);
             }
-            _ => self.look_around(house),
+            _ => self.browse(site),
         }
-        if self.stays || self.stage == Stage::Stalled {
+        if self.is_permanent || self.stage == Stage::Stalled {
             return;
         }
-        self.acts -= 1;
-        if self.acts == 0 {
+        self.remaining_actions -= 1;
+        if self.remaining_actions == 0 {
             let leave = match self.plan {
                 Plan::Visit(leave) => leave,
                 _ => Leave::Close,
             };
             tally.count(&format!("left by {leave:?}"), 1);
-            self.leave(leave, house);
+            self.leave(leave, site);
         }
     }
 
-    /// Goes from one record to another.
-    fn look_around(&mut self, house: &House) {
+    /// Changes from one record to another.
+    fn browse(&mut self, site: &Site) {
         let known: Vec<String> = self.tab.topics().map(str::to_owned).collect();
-        let record = format!("Account.r{}", self.random.below(house.records));
+        let record = format!("Account.r{}", self.random.below(site.records));
         let kind = *self.random.choose(&["recordUpdate", "streamUpdate"]);
         let topic = format!("{kind}.{record}");
         match self.random.below(8) {
@@ -460,7 +466,7 @@ impl Client {
                 let ping = self.tab.next_ping();
                 self.ping(ping);
             }
-            // Once more: changes nothing.
+            // A repeated subscription has no effect.
             2 => {
                 let again = self.random.choose(&known).clone();
                 self.subscribe(&again);
@@ -482,7 +488,7 @@ impl Client {
         }
     }
 
-    fn leave(&mut self, leave: Leave, house: &House) {
+    fn leave(&mut self, leave: Leave, site: &Site) {
         self.stage = Stage::Ending;
         self.wake = Instant::now() + DEADLINE;
         let Some(wire) = &mut self.wire else { return };
@@ -494,55 +500,55 @@ impl Client {
             }
             Leave::Reset => {
                 wire.reset();
-                self.away(house, BACK);
+                self.disconnect(site, RECONNECT_DELAY);
             }
-            Leave::Fin => self.away(house, BACK),
+            Leave::Fin => self.disconnect(site, RECONNECT_DELAY),
         }
     }
 
-    /// The server, or a proxy, has ended the connection.
-    fn ended(&mut self, house: &House, tally: &mut Tally) {
-        let door = &house.doors[self.door];
-        let weather = &house.weather;
-        let by_proxy = door.may_have_ended(self.opened);
-        let was_in = matches!(self.stage, Stage::Open | Stage::Recovering);
-        let is_fine = match (self.plan, self.closed) {
+    /// The server, or a proxy, has closed the connection.
+    fn ended(&mut self, site: &Site, tally: &mut Tally) {
+        let endpoint = &site.endpoints[self.endpoint];
+        let active_faults = &site.active_faults;
+        let by_proxy = endpoint.may_have_ended(self.opened);
+        let was_open = matches!(self.stage, Stage::Open | Stage::Recovering);
+        let is_permitted = match (self.plan, self.closed) {
             _ if by_proxy => true,
-            // Its own Close frame is answered by one.
+            // Its own Close frame is answered with one.
             _ if self.stage == Stage::Ending => true,
             (Plan::BadToken, Some(code)) => code == 1008,
             (Plan::Garbage(_) | Plan::Drip, None) => true,
-            (_, Some(code)) => code == 1008 && weather.may_refuse(&self.user, self.opened),
-            // Before and after, too: what is sent to it at once is more than it has room for.
-            (Plan::Stall, None) if !matches!(self.stage, Stage::Coming { .. }) => true,
-            (_, None) => !was_in && weather.may_have_failed(self.opened),
+            (_, Some(code)) => code == 1008 && active_faults.may_reject(&self.user, self.opened),
+            // Also before and after the stall: a burst can exceed its buffers.
+            (Plan::Stall, None) if !matches!(self.stage, Stage::Connecting { .. }) => true,
+            (_, None) => !was_open && active_faults.may_have_failed(self.opened),
         };
         let how = match (self.stage, self.closed) {
-            (Stage::Ending, _) => "as it had to be",
+            (Stage::Ending, _) => "expected",
             (Stage::Recovering | Stage::Open, None) if self.plan == Plan::Stall => "too slow",
-            (Stage::Coming { .. }, Some(_)) => "refused by a Close frame",
-            (Stage::Coming { .. }, None) => "sent away before the welcome",
+            (Stage::Connecting { .. }, Some(_)) => "rejected with a Close frame",
+            (Stage::Connecting { .. }, None) => "disconnected before the welcome",
             (_, Some(_)) if by_proxy => "closed by a proxy",
             (_, Some(_)) => "logged out",
             (_, None) if by_proxy => "dropped by a proxy",
             _ => "dropped",
         };
         tally.count(&format!("ended: {how}"), 1);
-        if !is_fine {
+        if !is_permitted {
             tally.violation(format!(
-                "{} was ended, which it should not have been ({how}, {:?})",
-                self.describe(house),
+                "{} was disconnected without a permitted reason ({how}, {:?})",
+                self.describe(site),
                 self.closed
             ));
         }
-        self.away(house, BACK);
+        self.disconnect(site, RECONNECT_DELAY);
     }
 
-    fn away(&mut self, house: &House, back: Duration) {
+    fn disconnect(&mut self, site: &Site, back: Duration) {
         if self.wire.take().is_some() {
-            house.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            site.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         }
-        self.stage = Stage::Away;
+        self.stage = Stage::Disconnected;
         self.wake = Instant::now() + back.mul_f64(self.random.between(70, 130) as f64 / 100.0);
     }
 
@@ -578,20 +584,20 @@ impl Client {
 
     fn flush(&mut self) -> std::io::Result<()> {
         let Some(wire) = &mut self.wire else { return Ok(()) };
-        let coming = matches!(self.stage, Stage::Coming { .. });
+        let connecting = matches!(self.stage, Stage::Connecting { .. });
         match self.plan {
-            Plan::Drip if coming => wire.flush(1),
-            Plan::Slow if !coming => wire.flush(3),
+            Plan::Drip if connecting => wire.flush(1),
+            Plan::Slow if !connecting => wire.flush(3),
             _ => wire.flush(usize::MAX),
         }
     }
 
-    fn describe(&self, house: &House) -> String {
-        let Door { name, .. } = house.doors[self.door];
+    fn describe(&self, site: &Site) -> String {
+        let Endpoint { name, .. } = site.endpoints[self.endpoint];
         let age = self.opened.elapsed().as_secs();
         format!(
             "{} ({}, {name}, {:?}, {:?}, {age} s old)",
-            self.user, house.name, self.plan, self.stage
+            self.user, site.name, self.plan, self.stage
         )
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 
 use crate::client::Client;
-use crate::house::House;
+use crate::house::Site;
 use crate::random::Random;
 use crate::tab::Balance;
 use crate::tally::Tally;
@@ -21,53 +21,54 @@ pub struct Crowd {
 
 struct State {
     phase: AtomicU8,
-    /// Of those who stay: subscriptions by which nothing has come yet, and messages that are
-    /// missing; more than any if somebody is not even connected.
+    /// For the permanent clients: the number of subscriptions without any message and of missing
+    /// messages; a huge number if a client is not even connected.
     silent: AtomicUsize,
     missing: AtomicUsize,
 }
 
-/// Guests come and go; nobody new comes, but those who stay are counted; everybody leaves.
+/// Temporary clients come and go; no new clients connect, and permanent clients are counted; all
+/// clients leave.
 const RUN: u8 = 0;
 const SETTLE: u8 = 1;
 const LEAVE: u8 = 2;
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// Of those who stay, and of guests, at each door.
-const AT_DOOR: [(usize, usize); 4] = [(60, 100), (20, 12), (20, 12), (20, 12)];
-const AT_TLS: (usize, usize) = (32, 12);
+/// Number of permanent and of temporary clients at each endpoint.
+const CLIENTS_PER_ENDPOINT: [(usize, usize); 4] = [(60, 100), (20, 12), (20, 12), (20, 12)];
+const TLS_CLIENTS: (usize, usize) = (32, 12);
 
 impl Crowd {
-    pub fn start(houses: &Arc<Vec<House>>, tally: &Arc<Mutex<Tally>>, random: &mut Random) -> Self {
-        let clients = invite(houses, random);
+    pub fn start(sites: &Arc<Vec<Site>>, tally: &Arc<Mutex<Tally>>, random: &mut Random) -> Self {
+        let clients = create_clients(sites, random);
         let state = State {
             phase: AtomicU8::new(RUN),
             silent: AtomicUsize::new(usize::MAX),
             missing: AtomicUsize::new(usize::MAX),
         };
         let state = Arc::new(state);
-        let (houses, tally, shared) = (Arc::clone(houses), Arc::clone(tally), Arc::clone(&state));
-        let thread = std::thread::spawn(move || run(clients, &houses, &tally, &shared));
+        let (sites, tally, shared) = (Arc::clone(sites), Arc::clone(tally), Arc::clone(&state));
+        let thread = std::thread::spawn(move || run(clients, &sites, &tally, &shared));
         Self { state, thread: Some(thread) }
     }
 
-    /// Whether all who stay have got something by each subscription.
+    /// Whether all permanent clients have received a message for each subscription.
     pub fn is_settled(&self) -> bool {
         self.state.silent.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether they have got all that was sent.
+    /// Whether they have received everything that was sent.
     pub fn is_complete(&self) -> bool {
         self.is_settled() && self.state.missing.load(Ordering::Relaxed) == 0
     }
 
-    /// Lets guests go, and no new ones in.
+    /// Closes temporary clients and opens no new ones.
     pub fn settle(&self) {
         self.state.phase.store(SETTLE, Ordering::Relaxed);
     }
 
-    /// Has everybody leave; tells what each who stayed has got.
+    /// Closes all clients; returns what each permanent one has received.
     pub fn leave(mut self) -> Vec<Balance> {
         self.state.phase.store(LEAVE, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
@@ -80,19 +81,20 @@ impl Drop for Crowd {
     }
 }
 
-fn invite(houses: &[House], random: &mut Random) -> Vec<Client> {
+fn create_clients(sites: &[Site], random: &mut Random) -> Vec<Client> {
     let now = Instant::now();
     let mut clients = Vec::new();
-    for (index, house) in houses.iter().enumerate() {
-        let at_doors = if house.issued.is_some() { &[AT_TLS][..] } else { &AT_DOOR };
-        for (door, &(stay, visit)) in at_doors.iter().enumerate() {
+    for (index, site) in sites.iter().enumerate() {
+        let per_endpoint =
+            if site.issued.is_some() { &[TLS_CLIENTS][..] } else { &CLIENTS_PER_ENDPOINT };
+        for (endpoint, &(stay, visit)) in per_endpoint.iter().enumerate() {
             for number in 0..stay {
-                let user = &house.stayers[number % house.stayers.len()];
-                clients.push(Client::new(index, door, user, true, now, random.fork()));
+                let user = &site.permanent_users[number % site.permanent_users.len()];
+                clients.push(Client::new(index, endpoint, user, true, now, random.fork()));
             }
             for number in 0..visit {
-                let user = &house.guests[number % house.guests.len()];
-                clients.push(Client::new(index, door, user, false, now, random.fork()));
+                let user = &site.temporary_users[number % site.temporary_users.len()];
+                clients.push(Client::new(index, endpoint, user, false, now, random.fork()));
             }
         }
     }
@@ -101,7 +103,7 @@ fn invite(houses: &[House], random: &mut Random) -> Vec<Client> {
 
 fn run(
     mut clients: Vec<Client>,
-    houses: &[House],
+    sites: &[Site],
     tally: &Mutex<Tally>,
     state: &State,
 ) -> Vec<Balance> {
@@ -117,7 +119,7 @@ fn run(
         let mut tally = tally.lock().unwrap();
         for event in &events {
             let client = &mut clients[event.token().0];
-            client.ready(&houses[client.house], &mut tally, &mut buffer);
+            client.ready(&sites[client.site], &mut tally, &mut buffer);
         }
         if ticked.elapsed() < TICK {
             continue;
@@ -125,21 +127,21 @@ fn run(
         ticked = Instant::now();
         let phase = state.phase.load(Ordering::Relaxed);
         for (index, client) in clients.iter_mut().enumerate() {
-            let house = &houses[client.house];
-            let comes_back = phase == RUN || client.stays;
-            client.tick(ticked, house, &mut tally, poll.registry(), Token(index), comes_back);
+            let site = &sites[client.site];
+            let reconnects = phase == RUN || client.is_permanent;
+            client.tick(ticked, site, &mut tally, poll.registry(), Token(index), reconnects);
         }
         drop(tally);
         if counted.elapsed() > Duration::from_secs(1) || phase == LEAVE {
             counted = Instant::now();
-            let balances = balances(&clients, houses, phase != RUN);
+            let balances = balances(&clients, sites, phase != RUN);
             let silent = balances.iter().map(|it| it.silent).sum();
             let missing = balances.iter().map(|it| it.missing.len()).sum();
             state.silent.store(silent, Ordering::Relaxed);
             state.missing.store(missing, Ordering::Relaxed);
             if phase == LEAVE {
                 for client in &mut clients {
-                    client.leave_for_good(&houses[client.house]);
+                    client.close(&sites[client.site]);
                 }
                 return balances;
             }
@@ -147,11 +149,11 @@ fn run(
     }
 }
 
-/// Of those who stay. Without `all`, only whether they get anything.
-fn balances(clients: &[Client], houses: &[House], all: bool) -> Vec<Balance> {
-    let stay = clients.iter().filter(|client| client.stays);
+/// The balances of the permanent clients. Without `all`, only whether they receive anything.
+fn balances(clients: &[Client], sites: &[Site], all: bool) -> Vec<Balance> {
+    let stay = clients.iter().filter(|client| client.is_permanent);
     let balance = |client: &Client| match client.is_open() {
-        true if all => client.tab.balance(&houses[client.house].books),
+        true if all => client.tab.balance(&sites[client.site].sent_log),
         true => Balance { silent: client.tab.silent(), ..Balance::default() },
         false => Balance { silent: 1, ..Balance::default() },
     };

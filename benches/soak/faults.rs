@@ -1,23 +1,23 @@
-//! What goes wrong while the daemon serves, one thing after another.
+//! Faults that occur one after another while the daemon serves.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::house::{EFFECT, House};
+use crate::house::{Site, TIME_TO_EFFECT};
 use crate::random::Random;
 use crate::support::{Process, Standin};
 use crate::tally::Tally;
 
 pub struct Faults {
-    houses: Arc<Vec<House>>,
+    sites: Arc<Vec<Site>>,
     tally: Arc<Mutex<Tally>>,
     random: Random,
-    /// A user is logged out and a record denied, until then.
+    /// A user is logged out and access to a record is denied, until then.
     revoked: Option<(usize, Instant)>,
-    /// When that may happen next.
+    /// The earliest time of the next revocation.
     next_revocation: Instant,
-    /// How often settings were made unreadable: each may be told as an error.
+    /// How often settings were made unreadable: each may be logged as an error.
     pub unreadable: u64,
     categories: u64,
 }
@@ -26,7 +26,7 @@ pub struct Faults {
 enum Fault {
     /// SIGHUP.
     Reload,
-    /// EspoCRM writes its configuration anew, without a change.
+    /// EspoCRM rewrites its configuration without a change.
     Configuration,
     /// An extension is installed, changed or removed.
     Categories,
@@ -34,23 +34,23 @@ enum Fault {
     Cache,
     /// A role changes, and is changed back.
     Role,
-    /// PHP that runs a check is killed.
+    /// A PHP process that runs a check is killed.
     Kill,
     /// EspoCRM's database cannot be reached.
     Outage,
-    /// EspoCRM cannot tell its settings.
+    /// EspoCRM cannot report its settings.
     Unreadable,
     /// Each command takes long.
     Slow,
     /// The daemon is stopped for a moment.
     Stop,
-    /// A proxy reads its configuration again.
+    /// A proxy reloads its configuration.
     Proxy,
     /// The certificate is renewed.
     Certificate,
 }
 
-/// How often each happens.
+/// The relative frequency of each fault.
 const ALL: [(usize, Fault); 12] = [
     (4, Fault::Reload),
     (3, Fault::Configuration),
@@ -66,13 +66,13 @@ const ALL: [(usize, Fault); 12] = [
     (1, Fault::Certificate),
 ];
 
-/// Between two revocations.
+/// Time between two revocations.
 const PAUSE: Duration = Duration::from_secs(60);
 
 impl Faults {
-    pub fn new(houses: &Arc<Vec<House>>, tally: &Arc<Mutex<Tally>>, random: Random) -> Self {
+    pub fn new(sites: &Arc<Vec<Site>>, tally: &Arc<Mutex<Tally>>, random: Random) -> Self {
         Self {
-            houses: Arc::clone(houses),
+            sites: Arc::clone(sites),
             tally: Arc::clone(tally),
             random,
             revoked: None,
@@ -82,85 +82,88 @@ impl Faults {
         }
     }
 
-    /// Has things go wrong until `end`, and puts them right again.
-    pub fn rage(&mut self, end: Instant) {
+    /// Causes faults until `end`, and repairs everything.
+    pub fn run(&mut self, end: Instant) {
         while let Some(rest) = end.checked_duration_since(Instant::now()) {
             std::thread::sleep(self.random.millis(300, 4000).min(rest));
             self.revoke_if_due(end);
-            // Most of it where most happens.
-            let house = usize::from(self.random.below(3) == 0);
-            let fault = self.random.update_buffered(&ALL);
-            if self.happen(house, fault) {
+            // Most faults affect the site with the most traffic.
+            let site = usize::from(self.random.below(3) == 0);
+            let fault = self.random.choose_weighted(&ALL);
+            if self.cause(site, fault) {
                 self.count(&format!("{fault:?}"));
             }
         }
-        self.pardon();
+        self.restore_access();
     }
 
-    /// Whether it could happen.
-    fn happen(&mut self, index: usize, fault: Fault) -> bool {
-        let houses = Arc::clone(&self.houses);
-        let house = &houses[index];
+    /// Returns whether the fault could be caused.
+    fn cause(&mut self, index: usize, fault: Fault) -> bool {
+        let sites = Arc::clone(&self.sites);
+        let site = &sites[index];
         let revoked = self.revoked.is_some_and(|(other, _)| other == index);
         if revoked && matches!(fault, Fault::Kill | Fault::Outage | Fault::Slow | Fault::Stop) {
-            // A recheck that fails would leave all as it is.
+            // A recheck that fails would revoke nothing.
             return false;
         }
         match fault {
-            Fault::Reload => house.daemon.signal("HUP"),
+            Fault::Reload => site.daemon.signal("HUP"),
             Fault::Configuration => {
                 let value = self.random.below(1000);
-                house.standin.lock().unwrap().config("soak", value);
+                site.standin.lock().unwrap().config("soak", value);
             }
-            Fault::Categories => self.change_categories(house),
+            Fault::Categories => self.change_categories(site),
             Fault::Cache => {
-                let cache = path(house).join("data/cache/application");
+                let cache = path(site).join("data/cache/application");
                 let _ = std::fs::remove_file(cache.join("metadata.php"));
             }
             Fault::Role => {
-                let user = self.random.choose(&house.guests).clone();
-                let standin = house.standin.lock().unwrap();
+                let user = self.random.choose(&site.temporary_users).clone();
+                let standin = site.standin.lock().unwrap();
                 let table = format!("data/cache/application/acl/{user}.php");
                 for denied in ["nothing", "of-interest", ""] {
                     standin.set(&format!("denied-{user}"), denied);
                     let _ = std::fs::remove_file(standin.path().join(&table));
                 }
             }
-            Fault::Kill => return self.kill(house),
+            Fault::Kill => return self.kill(site),
             Fault::Outage => {
                 let failure = *self.random.choose(&["error", "exit255", "crash", "killed"]);
-                house.weather.begins_to_fail();
-                self.for_a_while(house, "failure", failure, 6000);
-                house.weather.works_again();
+                site.active_faults.start_failing();
+                self.set_temporarily(site, "failure", failure, 6000);
+                site.active_faults.stop_failing();
             }
             Fault::Unreadable => {
-                house.standin.lock().unwrap().set("probe-failure", "exit255");
-                house.daemon.signal("HUP");
+                site.standin.lock().unwrap().set("probe-failure", "exit255");
+                site.daemon.signal("HUP");
                 self.unreadable += 1;
-                self.for_a_while(house, "probe-failure", "exit255", 4000);
-                house.daemon.signal("HUP");
+                self.set_temporarily(site, "probe-failure", "exit255", 4000);
+                site.daemon.signal("HUP");
             }
-            Fault::Slow => self.for_a_while(house, "delay", "250", 4000),
+            Fault::Slow => self.set_temporarily(site, "delay", "250", 4000),
             Fault::Stop => {
-                house.daemon.signal("STOP");
+                site.daemon.signal("STOP");
                 std::thread::sleep(self.random.millis(200, 2000));
-                house.daemon.signal("CONT");
+                site.daemon.signal("CONT");
             }
             Fault::Proxy => {
-                let doors: Vec<_> = house.doors.iter().filter(|it| it.proxy.is_some()).collect();
-                let Some(number) = (!doors.is_empty()).then(|| self.random.below(doors.len()))
+                let endpoints: Vec<_> =
+                    site.endpoints.iter().filter(|it| it.proxy.is_some()).collect();
+                let Some(number) =
+                    (!endpoints.is_empty()).then(|| self.random.below(endpoints.len()))
                 else {
                     return false;
                 };
-                // Caddy ends its WebSockets each time.
-                if doors[number].name == "caddy" && self.random.below(3) > 0 {
+                // Caddy closes its WebSockets each time.
+                if endpoints[number].name == "caddy" && self.random.below(3) > 0 {
                     return false;
                 }
-                doors[number].reload();
+                endpoints[number].reload();
             }
             Fault::Certificate => {
-                let Some((authority, installed)) = &house.issued else { return false };
-                // It is looked at while only one of its two files is new: that is told.
+                let Some((authority, installed)) = &site.issued else { return false };
+                // The daemon may check the files while only one of the two is new, which it logs as
+                // an error.
                 self.unreadable += 1;
                 authority.issue("renewed", crate::authority::EC).replace(installed);
             }
@@ -168,21 +171,21 @@ impl Faults {
         true
     }
 
-    /// Kills PHP that runs a check. What is asked for settings is left alone: that would be an error.
-    fn kill(&mut self, house: &House) -> bool {
+    /// Kills a PHP process that runs a check. Probes are not killed: that would be an error.
+    fn kill(&mut self, site: &Site) -> bool {
         let start = Instant::now();
-        // Plain children live for a moment only.
+        // Plain commands live only for a moment.
         while start.elapsed() < Duration::from_millis(500) {
-            let checks = house.daemon.children().into_iter().filter(|child| {
+            let checks = site.daemon.children().into_iter().filter(|child| {
                 let arguments = Process::arguments(child.pid);
                 let is_worker = arguments.iter().any(|word| word == "-S");
                 child.state != 'Z' && (is_worker || arguments.iter().any(|it| it == "command.php"))
             });
             let checks: Vec<Process> = checks.collect();
             if !checks.is_empty() {
-                house.weather.begins_to_fail();
+                site.active_faults.start_failing();
                 Process::signal(self.random.choose(&checks).pid, "KILL");
-                house.weather.works_again();
+                site.active_faults.stop_failing();
                 return true;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -190,16 +193,16 @@ impl Faults {
         false
     }
 
-    fn for_a_while(&mut self, house: &House, name: &str, value: &str, most: usize) {
-        house.standin.lock().unwrap().set(name, value);
+    fn set_temporarily(&mut self, site: &Site, name: &str, value: &str, most: usize) {
+        site.standin.lock().unwrap().set(name, value);
         std::thread::sleep(self.random.millis(200, most));
-        house.standin.lock().unwrap().unset(name);
+        site.standin.lock().unwrap().unset(name);
     }
 
-    fn change_categories(&mut self, house: &House) {
+    fn change_categories(&mut self, site: &Site) {
         self.categories += 1;
         let action = ["read", "stream", ""][usize::try_from(self.categories % 3).unwrap()];
-        let dir = path(house).join("custom/Espo/Custom/Resources/metadata/app");
+        let dir = path(site).join("custom/Espo/Custom/Resources/metadata/app");
         std::fs::create_dir_all(&dir).unwrap();
         let text = match action {
             "" => "{\"categories\":{}}".to_owned(),
@@ -208,44 +211,45 @@ impl Faults {
                  \"AclCheck --userId=:userId --scope=Account --id=:id --action={action}\"}}}}}}"
             ),
         };
-        // In one step: somebody may read it meanwhile.
+        // Atomically, since the file may be read meanwhile.
         std::fs::write(dir.join("webSocket.new"), text).unwrap();
         std::fs::rename(dir.join("webSocket.new"), dir.join("webSocket.json")).unwrap();
-        let _ = std::fs::remove_file(path(house).join("data/cache/application/metadata.php"));
+        let _ = std::fs::remove_file(path(site).join("data/cache/application/metadata.php"));
     }
 
-    /// Logs a guest out and denies a record for long enough that it must have had its effect.
+    /// Logs out a user and denies access to a record for long enough that it must have taken
+    /// effect.
     fn revoke_if_due(&mut self, end: Instant) {
         let now = Instant::now();
         if let Some((_, until)) = self.revoked {
             if until <= now {
-                self.pardon();
+                self.restore_access();
             }
             return;
         }
-        if now < self.next_revocation || end < now + EFFECT + Duration::from_secs(20) {
+        if now < self.next_revocation || end < now + TIME_TO_EFFECT + Duration::from_secs(20) {
             return;
         }
         let index = usize::from(self.random.below(4) == 0);
-        let house = &self.houses[index];
-        let user = self.random.choose(&house.guests);
+        let site = &self.sites[index];
+        let user = self.random.choose(&site.temporary_users);
         {
-            let standin = house.standin.lock().unwrap();
+            let standin = site.standin.lock().unwrap();
             standin.set("bad-tokens", &format!("tok-{user}\n"));
             standin.set("denied", "flux\n");
         }
-        house.weather.log_out(user);
-        house.weather.deny(true);
-        self.revoked = Some((index, now + EFFECT + Duration::from_secs(15)));
-        self.count(&format!("Logout and denial, {}", house.name));
+        site.active_faults.log_out(user);
+        site.active_faults.set_denied(true);
+        self.revoked = Some((index, now + TIME_TO_EFFECT + Duration::from_secs(15)));
+        self.count(&format!("Logout and denial, {}", site.name));
     }
 
-    fn pardon(&mut self) {
+    fn restore_access(&mut self) {
         let Some((index, _)) = self.revoked.take() else { return };
-        let house = &self.houses[index];
-        house.weather.deny(false);
-        house.weather.log_in_again();
-        let standin = house.standin.lock().unwrap();
+        let site = &self.sites[index];
+        site.active_faults.set_denied(false);
+        site.active_faults.log_in();
+        let standin = site.standin.lock().unwrap();
         standin.unset("bad-tokens");
         standin.unset("denied");
         self.next_revocation = Instant::now() + PAUSE;
@@ -256,8 +260,8 @@ impl Faults {
     }
 }
 
-fn path(house: &House) -> std::path::PathBuf {
-    let standin: &Standin = &house.standin.lock().unwrap();
+fn path(site: &Site) -> std::path::PathBuf {
+    let standin: &Standin = &site.standin.lock().unwrap();
     let path: &Path = standin.path();
     path.to_owned()
 }

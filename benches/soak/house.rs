@@ -1,4 +1,4 @@
-//! A daemon with its EspoCRM, the doors by which browsers come to it, and its weather.
+//! A site: a daemon with its EspoCRM, the endpoints for browsers, and its current faults.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,73 +9,73 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 
 use crate::authority::{Authority, EC, Issued};
-use crate::books::{Books, Channel};
+use crate::books::{Channel, SentLog};
 use crate::support::{Daemon, Kind, Process, Proxy, Standin, program};
 use crate::tab::{DENIED, VOLATILE};
 
-pub struct House {
+pub struct Site {
     pub name: &'static str,
     pub daemon: Daemon,
     pub standin: Mutex<Standin>,
-    pub doors: Vec<Door>,
-    pub books: Books,
-    pub weather: Weather,
-    /// Connections that our clients have open.
+    pub endpoints: Vec<Endpoint>,
+    pub sent_log: SentLog,
+    pub active_faults: ActiveFaults,
+    /// Number of open connections of the clients.
     pub connections: AtomicUsize,
-    /// Its own TLS.
+    /// The certificate of the daemon's own TLS.
     pub issued: Option<(Authority, Issued)>,
-    /// Users of tabs that stay, and of others.
-    pub stayers: Vec<String>,
-    pub guests: Vec<String>,
+    /// Users of permanent tabs, and of others.
+    pub permanent_users: Vec<String>,
+    pub temporary_users: Vec<String>,
     pub records: usize,
 }
 
-/// Where browsers connect.
-pub struct Door {
+/// An address for browsers: the daemon itself or a proxy.
+pub struct Endpoint {
     pub name: &'static str,
     pub address: SocketAddr,
     pub path: &'static str,
     pub tls: Option<Arc<ClientConfig>>,
     pub proxy: Option<Proxy>,
-    /// When the proxy was reloaded last.
+    /// When the proxy was last reloaded.
     reloaded: Mutex<Option<Instant>>,
 }
 
-/// What connections may suffer from for now.
+/// Faults that may affect connections.
 #[derive(Default)]
-pub struct Weather {
-    /// Until when checks may have failed; `None` before any has.
+pub struct ActiveFaults {
+    /// Until when checks may have failed; `None` before the first failure.
     failing_until: Mutex<Option<Instant>>,
-    /// The user who is logged out, since when, and, once logged in again, until when.
+    /// The user who is logged out, since when, and, after the next login, until when.
     logged_out: Mutex<Option<(String, Instant, Option<Instant>)>>,
-    /// Since when the volatile record is denied.
+    /// Since when access to the volatile record is denied.
     denied: Mutex<Option<Instant>>,
 }
 
-/// After a fault is over, what it has set off may still be on its way.
-const AFTERMATH: Duration = Duration::from_secs(5);
+/// How long the effects of a fault may continue after its end.
+const SETTLING_TIME: Duration = Duration::from_secs(5);
 
-/// A logout or a denial that is older than this has had its effect: the recheck's interval, a ping's,
-/// and time to be checked.
-pub const EFFECT: Duration = Duration::from_secs(45);
+/// After this time, a logout or a denial has taken effect: the intervals of rechecks and pings, and
+/// the time for a check.
+pub const TIME_TO_EFFECT: Duration = Duration::from_secs(45);
 
-impl House {
-    /// With workers, plain, behind proxies.
+impl Site {
+    /// A site with workers, direct and behind proxies.
     pub fn with_workers() -> Self {
         let standin = Standin::new();
         let daemon = start(&standin, &[]);
         let address = daemon.address;
-        let mut doors = vec![Door::new("direct", address, None, None)];
+        let mut endpoints = vec![Endpoint::new("direct", address, None, None)];
         for (name, kind) in
             [("nginx", Kind::Nginx), ("apache", Kind::Apache), ("caddy", Kind::Caddy)]
         {
             let proxy = Proxy::start(kind, address);
-            doors.push(Door::new(name, proxy.address(), Some(proxy.trust()), Some(proxy)));
+            endpoints.push(Endpoint::new(name, proxy.address(), Some(proxy.trust()), Some(proxy)));
         }
-        Self::new("workers, plain", standin, daemon, doors, None, 40, 12)
+        Self::new("workers, plain", standin, daemon, endpoints, None, 40, 12)
     }
 
-    /// With its own TLS, and a PHP process for each check.
+    /// A site with the daemon's own TLS, and a PHP process for each check.
     pub fn with_tls() -> Self {
         let mut standin = Standin::new();
         let authority = Authority::new();
@@ -85,42 +85,42 @@ impl House {
         standin.config("webSocketSslCertificateLocalPrivateKey", issued.key.to_str());
         let daemon = start(&standin, &["--no-worker"]);
         let trust = authority.client(&[&rustls::version::TLS12, &rustls::version::TLS13]);
-        let doors = vec![Door::new("direct, TLS", daemon.address, Some(trust), None)];
-        Self::new("no worker, TLS", standin, daemon, doors, Some((authority, issued)), 8, 4)
+        let endpoints = vec![Endpoint::new("direct, TLS", daemon.address, Some(trust), None)];
+        Self::new("no worker, TLS", standin, daemon, endpoints, Some((authority, issued)), 8, 4)
     }
 
     fn new(
         name: &'static str,
         standin: Standin,
         daemon: Daemon,
-        doors: Vec<Door>,
+        endpoints: Vec<Endpoint>,
         issued: Option<(Authority, Issued)>,
-        stayers: usize,
-        guests: usize,
+        permanent_users: usize,
+        temporary_users: usize,
     ) -> Self {
         Self {
             name,
             daemon,
             standin: Mutex::new(standin),
-            doors,
-            books: Books::default(),
-            weather: Weather::default(),
+            endpoints,
+            sent_log: SentLog::default(),
+            active_faults: ActiveFaults::default(),
             connections: AtomicUsize::new(0),
             issued,
-            stayers: (0..stayers).map(|n| format!("6b030ec8stay{n:05}")).collect(),
-            guests: (0..guests).map(|n| format!("6b030ec8guest{n:04}")).collect(),
-            records: stayers / 4,
+            permanent_users: (0..permanent_users).map(|n| format!("6b030ec8stay{n:05}")).collect(),
+            temporary_users: (0..temporary_users).map(|n| format!("6b030ec8guest{n:04}")).collect(),
+            records: permanent_users / 4,
         }
     }
 
-    /// What is sent to, in classes: each is chosen as often.
+    /// The channels for messages, in classes that are chosen equally often.
     pub fn channels(&self) -> Vec<Vec<Channel>> {
         let to_all = |topic: String| Channel { topic, user: None };
         let records = |kind: &str| {
             (0..self.records).map(|n| to_all(format!("{kind}.Account.r{n}"))).collect::<Vec<_>>()
         };
         let users = |topic: &str| {
-            let users = self.stayers.iter().chain(&self.guests);
+            let users = self.permanent_users.iter().chain(&self.temporary_users);
             let channel = |user: &String| Channel { topic: topic.into(), user: Some(user.clone()) };
             users.map(channel).collect::<Vec<_>>()
         };
@@ -141,7 +141,7 @@ impl House {
         ]
     }
 
-    /// What many are subscribed to, by messages that are long.
+    /// The channel with many subscribers that receives long messages.
     pub fn bulk() -> Channel {
         Channel { topic: "streamUpdate.Account.bulk".to_owned(), user: None }
     }
@@ -156,7 +156,7 @@ impl House {
     }
 }
 
-impl Door {
+impl Endpoint {
     fn new(
         name: &'static str,
         address: SocketAddr,
@@ -167,33 +167,33 @@ impl Door {
         Self { name, address, path, tls, proxy, reloaded: Mutex::new(None) }
     }
 
-    /// Has its proxy read its configuration again.
+    /// Makes the proxy reload its configuration.
     pub fn reload(&self) {
         if let Some(proxy) = &self.proxy {
             *self.reloaded.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
             proxy.reload();
-            *self.reloaded.lock().unwrap() = Some(Instant::now() + AFTERMATH);
+            *self.reloaded.lock().unwrap() = Some(Instant::now() + SETTLING_TIME);
         }
     }
 
-    /// Whether the proxy may have ended a connection that was opened then.
+    /// Whether the proxy may have closed a connection that was opened at that time.
     pub fn may_have_ended(&self, opened: Instant) -> bool {
         self.reloaded.lock().unwrap().is_some_and(|reloaded| opened <= reloaded)
     }
 }
 
-impl Weather {
+impl ActiveFaults {
     /// Checks fail from now on.
-    pub fn begins_to_fail(&self) {
+    pub fn start_failing(&self) {
         *self.failing_until.lock().unwrap() = Some(Instant::now() + Duration::from_secs(3600));
     }
 
-    /// They fail no more, but for those under way.
-    pub fn works_again(&self) {
-        *self.failing_until.lock().unwrap() = Some(Instant::now() + AFTERMATH);
+    /// Checks no longer fail, except those in progress.
+    pub fn stop_failing(&self) {
+        *self.failing_until.lock().unwrap() = Some(Instant::now() + SETTLING_TIME);
     }
 
-    /// Whether a check may have failed that was wanted at that moment.
+    /// Whether a check that was requested at that time may have failed.
     pub fn may_have_failed(&self, opened: Instant) -> bool {
         self.failing_until.lock().unwrap().is_some_and(|until| opened <= until)
     }
@@ -202,39 +202,39 @@ impl Weather {
         *self.logged_out.lock().unwrap() = Some((user.to_owned(), Instant::now(), None));
     }
 
-    pub fn log_in_again(&self) {
+    pub fn log_in(&self) {
         if let Some((_, _, until)) = &mut *self.logged_out.lock().unwrap() {
-            *until = Some(Instant::now() + AFTERMATH);
+            *until = Some(Instant::now() + SETTLING_TIME);
         }
     }
 
-    /// Whether a user's connection that was opened then may have been refused.
-    pub fn may_refuse(&self, user: &str, opened: Instant) -> bool {
+    /// Whether a user's connection that was opened at that time may have been rejected.
+    pub fn may_reject(&self, user: &str, opened: Instant) -> bool {
         let logged_out = self.logged_out.lock().unwrap();
         logged_out.as_ref().is_some_and(|(name, _, until)| {
             name == user && until.is_none_or(|until| opened <= until)
         })
     }
 
-    /// Whether a user's connections must have been refused by now.
-    pub fn must_refuse(&self, user: &str) -> bool {
+    /// Whether a user's connections must have been rejected by now.
+    pub fn must_reject(&self, user: &str) -> bool {
         let logged_out = self.logged_out.lock().unwrap();
         logged_out.as_ref().is_some_and(|(name, since, until)| {
-            name == user && until.is_none() && since.elapsed() > EFFECT
+            name == user && until.is_none() && since.elapsed() > TIME_TO_EFFECT
         })
     }
 
-    pub fn deny(&self, denied: bool) {
+    pub fn set_denied(&self, denied: bool) {
         *self.denied.lock().unwrap() = denied.then(Instant::now);
     }
 
-    /// Whether what was sent then to the volatile record must not arrive.
-    pub fn must_withhold(&self, sent: Instant) -> bool {
-        self.denied.lock().unwrap().is_some_and(|since| sent > since + EFFECT)
+    /// Whether a message to the volatile record that was sent at that time must not arrive.
+    pub fn must_not_deliver(&self, sent: Instant) -> bool {
+        self.denied.lock().unwrap().is_some_and(|since| sent > since + TIME_TO_EFFECT)
     }
 }
 
-/// As it is shipped, but for intervals that make more happen.
+/// As shipped, except for shorter intervals.
 fn start(standin: &Standin, flags: &[&str]) -> Daemon {
     let mut command = program(binary().to_str().unwrap());
     command.arg("run").arg("--espocrm").arg(standin.path());

@@ -1,4 +1,4 @@
-//! Choices that a seed repeats.
+//! Random choices that are repeatable with a seed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ impl Random {
         Self(seed)
     }
 
-    /// Another one, whose choices do not depend on how often this one is asked later.
+    /// A separate generator, whose choices do not depend on later use of this one.
     pub fn fork(&mut self) -> Self {
         Self(self.next())
     }
@@ -40,8 +40,8 @@ impl Random {
         &of[self.below(of.len())]
     }
 
-    /// One of these, each as often as its weight says.
-    pub fn update_buffered<T: Copy>(&mut self, of: &[(usize, T)]) -> T {
+    /// One of these, with the given weights.
+    pub fn choose_weighted<T: Copy>(&mut self, of: &[(usize, T)]) -> T {
         let mut rest = self.below(of.iter().map(|(weight, _)| weight).sum());
         for (weight, choice) in of {
             match rest.checked_sub(*weight) {

@@ -1,34 +1,34 @@
-//! Whether it went well, and the table that says so.
+//! Whether the run succeeded, and the table of its results.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::house::House;
+use crate::house::Site;
 use crate::sampler::{Sample, percentile, to_text};
 use crate::tab::Balance;
 use crate::tally::Tally;
 
 type Of = fn(&Sample) -> u64;
 
-/// What the whole run has come to.
+/// The results of the whole run.
 pub struct Report {
     pub seconds: u64,
     pub seed: u64,
     pub text: String,
 }
 
-/// The least memory may be higher in the last third by so many KiB, or by a twentieth.
-const LEAST: u64 = 512;
+/// The lowest memory may be higher in the last third by this many KiB, or by a twentieth.
+const LOWEST_MEMORY: u64 = 512;
 
-/// The same of what it mostly takes: glibc gives back what is free in large steps, and at times
-/// keeps a MiB or two.
-const MOSTLY: u64 = 1024;
+/// The same for the median: glibc returns free memory in large steps, and sometimes keeps a MiB or
+/// two.
+const MEDIAN_MEMORY: u64 = 1024;
 
-/// Processes come and go with checks.
+/// Processes start and end with checks.
 const PROCESSES: u64 = 3;
 
-/// Descriptors with connections: the daemon, or a proxy, may see the end of one later than we.
+/// Descriptors of connections: the daemon, or a proxy, may see a close later than the client.
 const DESCRIPTORS: u64 = 6;
 
 impl Report {
@@ -36,10 +36,10 @@ impl Report {
         Self { seconds, seed, text: format!("\nSoak of {seconds} s, SEED={seed}\n") }
     }
 
-    pub fn traffic(&mut self, tally: &mut Tally, houses: &[House], balances: &[Balance]) {
+    pub fn traffic(&mut self, tally: &mut Tally, sites: &[Site], balances: &[Balance]) {
         let sum = |of: fn(&Balance) -> u64| balances.iter().map(of).sum::<u64>();
         let (expected, received) = (sum(|it| it.expected), sum(|it| it.received));
-        let sent: usize = houses.iter().map(|house| house.books.total()).sum();
+        let sent: usize = sites.iter().map(|site| site.sent_log.total()).sum();
         let missing = balances.iter().flat_map(|balance| &balance.missing);
         for what in missing {
             tally.violation(what.clone());
@@ -52,26 +52,26 @@ impl Report {
             (total, parts.collect::<Vec<_>>().join(", "))
         };
         let (connections, by_plan) = opened("to ");
-        let (_, by_door) = opened("at ");
-        self.line("connections", &format!("{connections}: {by_door}"));
+        let (_, by_endpoint) = opened("at ");
+        self.line("connections", &format!("{connections}: {by_endpoint}"));
         self.line("", &by_plan);
         self.line("messages sent", &sent.to_string());
         self.line(
             "deliveries",
             &format!("{} in all, {:.1} MB", tally.delivered, tally.bytes as f64 / 1e6),
         );
-        let stayed = balances.len();
+        let permanent = balances.len();
         self.line(
-            "to those who stayed",
-            &format!("{received} of {expected} expected, {stayed} connections at the end"),
+            "to permanent clients",
+            &format!("{received} of {expected} expected, {permanent} connections at the end"),
         );
         for (name, count) in &tally.counts {
             self.line(name, &count.to_string());
         }
     }
 
-    /// What a daemon took in each third of the run.
-    pub fn resources(&mut self, tally: &mut Tally, house: &House, samples: &[Sample]) {
+    /// The resources that a daemon used in each third of the run.
+    pub fn resources(&mut self, tally: &mut Tally, site: &Site, samples: &[Sample]) {
         let third = Duration::from_secs(self.seconds) / 3;
         let in_third = |number: u32| {
             let these = samples
@@ -83,18 +83,18 @@ impl Report {
         let _ = writeln!(
             self.text,
             "\n{:<28}{:>12}{:>12}{:>12}",
-            format!("Daemon ({})", house.name),
+            format!("Daemon ({})", site.name),
             "1st third",
             "2nd third",
             "3rd third"
         );
         let rows: [(&str, Of, usize, Option<u64>); 8] = [
-            ("memory of its own, KiB", |it| it.made, 50, Some(MOSTLY)),
-            // What it does not give back when less is going on.
-            ("  lowest tenth", |it| it.made, 10, Some(LEAST)),
+            ("private memory, KiB", |it| it.dirty, 50, Some(MEDIAN_MEMORY)),
+            // The memory that it does not return when there is less traffic.
+            ("  lowest tenth", |it| it.dirty, 10, Some(LOWEST_MEMORY)),
             ("resident, KiB", |it| it.rss, 50, None),
             ("descriptors", |it| it.descriptors, 50, None),
-            ("  of its own", |it| it.spare, 50, Some(DESCRIPTORS)),
+            ("  other", |it| it.spare, 50, Some(DESCRIPTORS)),
             ("children", |it| it.children, 50, Some(PROCESSES)),
             ("  not reaped", |it| it.zombies, 50, Some(0)),
             ("threads", |it| it.threads, 50, Some(0)),
@@ -103,10 +103,11 @@ impl Report {
             let [first, second, last] =
                 [0, 1, 2].map(|number| percentile(&thirds[number], of, rank));
             let _ = writeln!(self.text, "{name:<28}{first:>12}{second:>12}{last:>12}");
-            // Memory is given leave by a twentieth, too.
-            let leave = tolerance.map(|it| if it >= LEAST { it.max(first / 20) } else { it });
-            if leave.is_some_and(|leave| last > first + leave) {
-                tally.violation(format!("{name} of {}: {first}, then {last}", house.name));
+            // Memory may also grow by a twentieth.
+            let allowance =
+                tolerance.map(|it| if it >= LOWEST_MEMORY { it.max(first / 20) } else { it });
+            if allowance.is_some_and(|allowance| last > first + allowance) {
+                tally.violation(format!("{name} of {}: {first}, then {last}", site.name));
             }
         }
         let cpu = thirds.map(|samples| match (samples.first(), samples.last()) {
@@ -117,35 +118,35 @@ impl Report {
         let _ = writeln!(self.text, "{:<28}{first:>12}{second:>12}{last:>12}", "processor time, s");
     }
 
-    /// What a daemon's log must not hold, and a summary of its warnings.
-    pub fn log(&mut self, tally: &mut Tally, house: &House, log: &[String], excused: u64) {
+    /// Checks a daemon's log for forbidden lines, and summarizes its warnings.
+    pub fn log(&mut self, tally: &mut Tally, site: &Site, log: &[String], permitted_errors: u64) {
         let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
         let mut errors = 0;
         for line in log {
-            // 2026-01-31T12:34:56.789Z [WARN ] What has happened.
+            // 2026-01-31T12:34:56.789Z [WARN ] Text of the line.
             let text = line.split_once("Z [").map_or(line.as_str(), |(_, text)| text);
             let (level, text) = text.split_once("] ").unwrap_or(("", text));
             let level = level.trim_end();
             if level != "INFO" {
                 *kinds.entry(format!("{level} {}", kind(text))).or_default() += 1;
             }
-            let is_excused = text.contains("The settings that are in force stay.");
-            errors += u64::from(is_excused && level == "ERROR");
-            if (level == "ERROR" && !is_excused) || text.contains("panicked") {
-                tally.violation(format!("the log of {} says: {text}", house.name));
+            let is_permitted = text.contains("Keeping the previous settings.");
+            errors += u64::from(is_permitted && level == "ERROR");
+            if (level == "ERROR" && !is_permitted) || text.contains("panicked") {
+                tally.violation(format!("in the log of {}: {text}", site.name));
             }
             if text.contains("tok-") {
-                tally.violation(format!("the log of {} has a token", house.name));
+                tally.violation(format!("the log of {} contains a token", site.name));
             }
         }
-        if errors > excused {
-            tally.violation(format!("{errors} errors in the log of {}", house.name));
+        if errors > permitted_errors {
+            tally.violation(format!("{errors} errors in the log of {}", site.name));
         }
         let rest = log.len() as u64 - kinds.values().sum::<u64>();
         let _ = writeln!(
             self.text,
-            "\nWhat the daemon said ({}), but for {rest} lines of information",
-            house.name
+            "\nLog of the daemon ({}), without {rest} information lines",
+            site.name
         );
         for (kind, count) in kinds {
             let _ = writeln!(self.text, "{count:>7} {kind}");
@@ -169,7 +170,7 @@ impl Report {
     }
 }
 
-/// A line of the log without what differs each time.
+/// A log line without its variable parts.
 fn kind(text: &str) -> String {
     let mut kind = String::new();
     for char in text.chars() {
@@ -181,7 +182,7 @@ fn kind(text: &str) -> String {
     kind.chars().take(130).collect()
 }
 
-/// Samples of the last run, and the end of the log if that went wrong.
+/// Writes the samples of the last run, and the end of the log if the run failed.
 pub fn keep(dir: &std::path::Path, name: &str, samples: &[Sample], log: &[String]) {
     let name = name.replace([' ', ','], "-");
     std::fs::write(dir.join(format!("{name}.samples")), to_text(samples)).unwrap();

@@ -1,4 +1,4 @@
-//! What a daemon takes, second by second.
+//! The resources that a daemon uses, second by second.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,19 +6,19 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::house::House;
+use crate::house::Site;
 use crate::tally::Tally;
 
-/// A daemon at one moment.
+/// The resources of a daemon at one moment.
 #[derive(Clone, Copy)]
 pub struct Sample {
     pub at: Duration,
-    /// KiB that it has made itself. Not `Private_Dirty`, which is the same but for moments in which a
-    /// child is being started: that shares them.
-    pub made: u64,
+    /// KiB that the process has written. Not `Private_Dirty`, which is the same except while a
+    /// child is being started, when these pages are shared.
+    pub dirty: u64,
     pub rss: u64,
     pub descriptors: u64,
-    /// Those that are not for connections of our clients, nor for children.
+    /// Descriptors that are neither for connections of the clients nor for children.
     pub spare: u64,
     pub children: u64,
     pub zombies: u64,
@@ -27,7 +27,7 @@ pub struct Sample {
     pub cpu: u64,
 }
 
-/// A child's two outputs, and a worker's call.
+/// Descriptors per child: its two outputs, and the connection to a worker.
 pub const PER_CHILD: u64 = 3;
 
 pub struct Sampler {
@@ -36,18 +36,18 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    pub fn start(houses: &Arc<Vec<House>>, tally: &Arc<Mutex<Tally>>) -> Self {
+    pub fn start(sites: &Arc<Vec<Site>>, tally: &Arc<Mutex<Tally>>) -> Self {
         let end = Arc::new(AtomicBool::new(false));
-        let (houses, tally, ended) = (Arc::clone(houses), Arc::clone(tally), Arc::clone(&end));
+        let (sites, tally, ended) = (Arc::clone(sites), Arc::clone(tally), Arc::clone(&end));
         let thread = std::thread::spawn(move || {
             let start = Instant::now();
-            let mut all: Vec<Vec<Sample>> = vec![Vec::new(); houses.len()];
+            let mut all: Vec<Vec<Sample>> = vec![Vec::new(); sites.len()];
             while !ended.load(Ordering::Relaxed) {
-                for (house, samples) in houses.iter().zip(&mut all) {
-                    if let Some(sample) = Sample::take(house, start.elapsed()) {
+                for (site, samples) in sites.iter().zip(&mut all) {
+                    if let Some(sample) = Sample::take(site, start.elapsed()) {
                         samples.push(sample);
                     } else {
-                        let what = format!("the daemon has ended: {}", house.name);
+                        let what = format!("the daemon exited: {}", site.name);
                         tally.lock().unwrap().violation(what);
                         return all;
                     }
@@ -59,7 +59,7 @@ impl Sampler {
         Self { end, thread: Some(thread) }
     }
 
-    /// All samples of each house.
+    /// All samples of each site.
     pub fn end(mut self) -> Vec<Vec<Sample>> {
         self.end.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
@@ -73,13 +73,13 @@ impl Drop for Sampler {
 }
 
 impl Sample {
-    /// `None` if the daemon has ended.
-    pub fn take(house: &House, at: Duration) -> Option<Self> {
-        let pid = house.daemon.pid();
-        if !house.is_up() {
+    /// `None` if the daemon has exited.
+    pub fn take(site: &Site, at: Duration) -> Option<Self> {
+        let pid = site.daemon.pid();
+        if !site.is_up() {
             return None;
         }
-        let connections = house.open() as u64;
+        let connections = site.open() as u64;
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
         let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
@@ -89,10 +89,10 @@ impl Sample {
             let stat = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
             nanoseconds += stat.split(' ').next().and_then(|it| it.parse().ok()).unwrap_or(0_u64);
         }
-        let children = house.daemon.children();
+        let children = site.daemon.children();
         Some(Self {
             at,
-            made: number(&rollup, "Anonymous:")?,
+            dirty: number(&rollup, "Anonymous:")?,
             rss: number(&rollup, "Rss:")?,
             descriptors,
             spare: descriptors.saturating_sub(connections + PER_CHILD * children.len() as u64),
@@ -104,20 +104,20 @@ impl Sample {
     }
 }
 
-/// As a file to be looked at later.
+/// As the text of a file for later analysis.
 pub fn to_text(samples: &[Sample]) -> String {
-    let mut text = "seconds made rss descriptors spare children zombies threads cpu\n".to_owned();
-    for Sample { at, made, rss, descriptors, spare, children, zombies, threads, cpu } in samples {
+    let mut text = "seconds dirty rss descriptors spare children zombies threads cpu\n".to_owned();
+    for Sample { at, dirty, rss, descriptors, spare, children, zombies, threads, cpu } in samples {
         let _ = writeln!(
             text,
-            "{:.1} {made} {rss} {descriptors} {spare} {children} {zombies} {threads} {cpu}",
+            "{:.1} {dirty} {rss} {descriptors} {spare} {children} {zombies} {threads} {cpu}",
             at.as_secs_f64()
         );
     }
     text
 }
 
-/// The one in the middle of what `of` tells about each, or another one by its rank in percent.
+/// The percentile of the values that `of` returns for the samples.
 pub fn percentile(samples: &[Sample], of: impl Fn(&Sample) -> u64, rank: usize) -> u64 {
     let mut values: Vec<u64> = samples.iter().map(of).collect();
     values.sort_unstable();

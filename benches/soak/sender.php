@@ -1,9 +1,9 @@
 <?php
 // php sender.php DSN stay|each: sends each line of standard input, and prints a line when ZeroMQ has
-// it. By one connection for all, or by one for each, as EspoCRM does. A line that begins with "b"
-// goes on in hexadecimal, any other is sent but for its first character. It waits for half a minute until
-// a message is taken, where EspoCRM waits for a second: a daemon that is stopped for longer is part
-// of the soak, and what EspoCRM then gives up is not what is to be shown.
+// accepted it. Uses one connection for all messages, or one for each, as EspoCRM does. A line that begins
+// with "b" continues in hexadecimal; any other line is sent without its first character. It waits up to
+// 30 seconds until a message is accepted, where EspoCRM waits for a second: the soak test stops the daemon
+// for longer than that, and the messages that EspoCRM then drops are not what it tests.
 
 function open($dsn)
 {
@@ -27,7 +27,7 @@ while (($line = fgets(STDIN)) !== false) {
     } else {
         $once = open($argv[1]);
         $once->send($message);
-        // It ends with its context when that has handed it over.
+        // It is closed with its context, once the message was handed over.
         unset($once);
     }
     echo "\n";

@@ -1,4 +1,4 @@
-//! PHP processes that send, one thread for each.
+//! PHP processes that send messages, one thread for each.
 
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -8,21 +8,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::books::{Channel, Stream, message};
-use crate::house::House;
+use crate::house::Site;
 use crate::random::Random;
 use crate::support::{Process, program};
 use crate::tally::Tally;
 
-/// One that sends until it is told to end.
+/// A sender that runs until it is stopped.
 pub struct Sender {
     end: Arc<AtomicBool>,
     pid: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Desk {
-    houses: Arc<Vec<House>>,
-    house: usize,
+struct SenderThread {
+    sites: Arc<Vec<Site>>,
+    site: usize,
     stream: Stream,
     serial: u64,
     channels: Vec<Vec<Channel>>,
@@ -36,33 +36,33 @@ struct Php {
     output: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
-/// A PHP process that sends by a connection for each message is replaced after this.
+/// A PHP process that opens a connection per message is replaced after this time.
 const AGE: Duration = Duration::from_secs(60);
 
 impl Sender {
     pub fn start(
-        houses: &Arc<Vec<House>>,
-        house: usize,
+        sites: &Arc<Vec<Site>>,
+        site: usize,
         stream: Stream,
         tally: &Arc<Mutex<Tally>>,
         random: &mut Random,
     ) -> Self {
         let (end, pid) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let mut desk = Desk {
-            houses: Arc::clone(houses),
-            house,
+        let mut sender = SenderThread {
+            sites: Arc::clone(sites),
+            site,
             stream,
             serial: 0,
-            channels: houses[house].channels(),
+            channels: sites[site].channels(),
             random: random.fork(),
             tally: Arc::clone(tally),
         };
         let (ended, number) = (Arc::clone(&end), Arc::clone(&pid));
-        let thread = std::thread::spawn(move || desk.run(&ended, &number));
+        let thread = std::thread::spawn(move || sender.run(&ended, &number));
         Self { end, pid, thread: Some(thread) }
     }
 
-    /// Asks it to end, which it does after a last message to each channel.
+    /// Requests its end, which follows after a last message to each channel.
     pub fn end(&self) {
         self.end.store(true, Ordering::Relaxed);
     }
@@ -85,7 +85,7 @@ impl Drop for Sender {
     }
 }
 
-impl Desk {
+impl SenderThread {
     fn run(&mut self, end: &AtomicBool, pid: &AtomicU32) {
         while !end.load(Ordering::Relaxed) {
             let mut php = self.start();
@@ -107,7 +107,7 @@ impl Desk {
             drop(php.input);
             let status = php.process.wait().unwrap();
             if !status.success() {
-                let what = format!("a PHP sender of {:?} has ended: {status}", self.stream);
+                let what = format!("a PHP sender of {:?} exited: {status}", self.stream);
                 self.tally.lock().unwrap().violation(what);
                 return;
             }
@@ -118,7 +118,7 @@ impl Desk {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/soak/sender.php");
         let mut command: Command = program("/usr/bin/php");
         let how = if self.stream.in_order { "stay" } else { "each" };
-        let zeromq = &self.houses[self.house].daemon.zeromq;
+        let zeromq = &self.sites[self.site].daemon.zeromq;
         command.args([script, zeromq, how]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let input = BufWriter::new(process.stdin.take().unwrap());
@@ -127,17 +127,17 @@ impl Desk {
         Php { process, input, output }
     }
 
-    /// The next messages: mostly a few, at times hundreds, rarely long or no good.
+    /// The next messages: mostly a few, sometimes hundreds, rarely long or invalid ones.
     fn burst(&mut self) -> Vec<String> {
         let random = &mut self.random;
         let kind = if self.stream.in_order { random.below(100) } else { random.below(80) };
         let count = match kind {
             0..75 => random.between(1, 5),
-            75..80 => return self.nonsense(),
+            75..80 => return self.invalid_messages(),
             80..93 => random.between(20, 60),
             93..97 => random.between(150, 400),
             _ => {
-                let bulk = House::bulk();
+                let bulk = Site::bulk();
                 let length = random.between(20_000, 200_000);
                 return (0..12).map(|_| self.line(&bulk, length)).collect();
             }
@@ -152,13 +152,13 @@ impl Desk {
     }
 
     fn line(&mut self, channel: &Channel, length: usize) -> String {
-        let number = self.houses[self.house].books.note(self.stream, channel);
+        let number = self.sites[self.site].sent_log.record(self.stream, channel);
         self.serial += 1;
         format!("m{}", message(channel, self.stream, self.serial, number, length))
     }
 
-    /// What is no message of EspoCRM.
-    fn nonsense(&mut self) -> Vec<String> {
+    /// Invalid messages.
+    fn invalid_messages(&mut self) -> Vec<String> {
         let deep = "[".repeat(2_000);
         let bad: [&[u8]; 9] = [
             b"",
@@ -182,7 +182,7 @@ impl Desk {
 }
 
 impl Php {
-    /// Sends lines and waits until ZeroMQ has them all. Whether the process still runs.
+    /// Sends lines and waits until ZeroMQ has all of them. Returns whether the process still runs.
     fn send(&mut self, lines: &[String]) -> bool {
         // In parts, so that neither side waits for the other to read.
         for part in lines.chunks(100) {

@@ -1,4 +1,4 @@
-//! What is counted, and what went wrong.
+//! Counters and violations.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -7,18 +7,18 @@ use crate::client::Plan;
 
 pub struct Tally {
     start: Instant,
-    /// Connections by what they were opened for, and by the door.
+    /// Number of connections by purpose and endpoint.
     pub opened: BTreeMap<String, u64>,
     pub counts: BTreeMap<String, u64>,
     pub delivered: u64,
-    /// Of the messages delivered.
+    /// Bytes of the delivered messages.
     pub bytes: u64,
     pub violations: Vec<String>,
-    /// Those that are not kept in words.
+    /// Number of violations without a description.
     pub more_violations: u64,
 }
 
-/// Kept in words: the first ones tell what is wrong.
+/// Number of violations with a description: the first ones show the cause.
 const MAX_VIOLATIONS: usize = 50;
 
 impl Tally {
@@ -34,10 +34,10 @@ impl Tally {
         }
     }
 
-    pub fn opened(&mut self, plan: Plan, door: &str) {
+    pub fn opened(&mut self, plan: Plan, endpoint: &str) {
         let plan = format!("{plan:?}");
         let kind = plan.split('(').next().unwrap_or_default();
-        for name in [format!("to {kind}"), format!("at {door}")] {
+        for name in [format!("to {kind}"), format!("at {endpoint}")] {
             *self.opened.entry(name).or_default() += 1;
         }
     }

@@ -1,4 +1,4 @@
-//! Bytes of a connection that never blocks, with TLS or without.
+//! A connection that never blocks, with TLS or without, at byte level.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -14,7 +14,7 @@ use crate::support::{Client, GOOD_HEAD};
 
 pub struct Wire {
     stream: Stream,
-    /// Read, and not yet taken.
+    /// Read, but not processed yet.
     inbox: Vec<u8>,
     /// To be written.
     outbox: Vec<u8>,
@@ -25,7 +25,7 @@ enum Stream {
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
-/// What has been read.
+/// A received item.
 #[derive(Debug)]
 pub enum Item {
     /// The status of an HTTP response.
@@ -34,14 +34,14 @@ pub enum Item {
 }
 
 impl Wire {
-    /// Connects; at loopback that takes no time, even if nobody accepts.
+    /// Connects; on loopback this takes no time, even if the server does not accept.
     pub fn connect(
         address: SocketAddr,
         tls: Option<&Arc<ClientConfig>>,
-        little_room: bool,
+        small_buffers: bool,
     ) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        if little_room {
+        if small_buffers {
             socket.set_recv_buffer_size(8 * 1024)?;
         }
         socket.connect(&address.into())?;
@@ -63,7 +63,7 @@ impl Wire {
         registry.register(self.tcp(), token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    /// An upgrade as a browser's.
+    /// An upgrade request as a browser sends it.
     pub fn upgrade(&mut self, path: &str, user: &str, token: &str) {
         let target = format!("{path}?authToken={token}&userId={user}");
         self.send(format!("GET {target} HTTP/1.1\r\n{GOOD_HEAD}").as_bytes());
@@ -81,7 +81,7 @@ impl Wire {
         self.send_frame(0x81, text.as_bytes());
     }
 
-    /// Writes what can be written, up to `most` bytes.
+    /// Writes as much as possible, up to `most` bytes.
     pub fn flush(&mut self, most: usize) -> io::Result<()> {
         let mut rest = most.min(self.outbox.len());
         while rest > 0 {
@@ -102,7 +102,7 @@ impl Wire {
         }
     }
 
-    /// Reads what there is. Whether TCP has ended.
+    /// Reads the available bytes. Returns whether TCP has ended.
     pub fn fill(&mut self, buffer: &mut [u8]) -> bool {
         loop {
             match self.stream.reader().read(buffer) {
@@ -117,7 +117,7 @@ impl Wire {
         }
     }
 
-    /// Takes all that is complete; `upgraded` tells whether the head of the response was taken
+    /// Parses all complete items; `upgraded` is true if the head of the response was parsed
     /// already.
     pub fn take(&mut self, mut upgraded: bool) -> Result<Vec<Item>, String> {
         let (mut items, mut at) = (Vec::new(), 0);
@@ -130,7 +130,7 @@ impl Wire {
             let is_error = matches!(item, Item::Response(status) if status != 101);
             items.push(item);
             if is_error {
-                // Whatever follows is a page.
+                // The rest is a page.
                 at = self.inbox.len();
                 break;
             }
@@ -142,17 +142,17 @@ impl Wire {
         Ok(items)
     }
 
-    /// Forgets what was read.
+    /// Discards what was read.
     pub fn discard(&mut self) {
         self.inbox.clear();
     }
 
-    /// Says nothing more.
+    /// Shuts down the sending side.
     pub fn half_close(&mut self) {
         let _ = self.tcp().shutdown(Shutdown::Write);
     }
 
-    /// Has it end by a reset.
+    /// Resets the connection.
     pub fn reset(&mut self) {
         let _ = SockRef::from(&*self.tcp()).set_linger(Some(std::time::Duration::ZERO));
     }

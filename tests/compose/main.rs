@@ -1,6 +1,6 @@
-//! The recipe for Docker Compose of docs/install.md, by a real engine: what an administrator copies,
-//! with no more around it than every EspoCRM in Docker has. `make test-compose` starts an engine of its
-//! own and runs this.
+//! The recipe for Docker Compose of docs/install.md in a real engine: what an administrator copies,
+//! surrounded only by what every EspoCRM in Docker has. `make test-compose` starts its own engine
+//! and runs this.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,7 +9,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "a test that cannot go on shall say so"
+    reason = "a failing test panics"
 )]
 
 #[expect(dead_code, unused_imports, reason = "the tests of the daemon use all of it")]
@@ -27,13 +27,13 @@ use support::{Standin, eventually};
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn the_daemon_is_healthy_and_tabs_get_what_php_sends() {
+fn the_daemon_is_healthy_and_tabs_receive_messages_from_php() {
     let standin = espocrm();
     let project = Project::up(&standin);
-    eventually("it is healthy", || project.health() == "healthy");
+    eventually("the container is healthy", || project.health() == "healthy");
     let mut tab = project.connect();
     project.expect_event(&mut tab, 1);
-    // PHP of the image answers, as the web server's user.
+    // The image's PHP answers, as the web server's user.
     let runs = standin.path().join("data/standin/runs");
     let owner = Command::new("stat").args(["-c", "%u"]).arg(runs).output().unwrap();
     assert_eq!(String::from_utf8(owner.stdout).unwrap(), "33\n");
@@ -45,7 +45,7 @@ fn the_daemon_is_healthy_and_tabs_get_what_php_sends() {
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn tabs_come_back_after_a_restart_and_after_a_kill() {
+fn tabs_reconnect_after_a_restart_and_after_a_kill() {
     let standin = espocrm();
     let project = Project::up(&standin);
     let mut tab = project.connect();
@@ -58,14 +58,14 @@ fn tabs_come_back_after_a_restart_and_after_a_kill() {
     }
     project.stop();
     tab.expect_drop();
-    // It was not killed after the time in which it may end by itself.
+    // It exited within the stop timeout and was not killed.
     assert_eq!(project.inspect("{{.State.ExitCode}}"), "0");
     assert!(project.log().contains("[INFO ] Stopped by SIGTERM, with 1 connection open."));
 }
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn before_espocrm_is_installed_it_is_started_again_and_again() {
+fn the_container_restarts_until_espocrm_is_installed() {
     let standin = espocrm();
     let (config, away) = ("data/config.php", "data/config.away");
     let rename = |from: &str, to: &str| {
@@ -75,7 +75,7 @@ fn before_espocrm_is_installed_it_is_started_again_and_again() {
     rename(config, away);
     rename(bootstrap.0, bootstrap.1);
     let project = Project::up(&standin);
-    eventually("it was restarted", || {
+    eventually("the service was restarted", || {
         project.inspect("{{.RestartCount}}").parse::<u32>().unwrap() >= 2
     });
     assert!(project.log().contains("/var/www/html"), "{}", project.log());
@@ -87,17 +87,17 @@ fn before_espocrm_is_installed_it_is_started_again_and_again() {
 
 #[test]
 #[ignore = "needs a Docker engine: make test-compose"]
-fn a_daemon_that_is_stuck_is_unhealthy() {
+fn a_stopped_daemon_process_is_unhealthy() {
     let standin = espocrm();
     let project = Project::up(&standin);
-    eventually("it is healthy", || project.health() == "healthy");
+    eventually("the container is healthy", || project.health() == "healthy");
     project.signal("STOP");
-    eventually("it is unhealthy", || project.health() == "unhealthy");
+    eventually("the container is unhealthy", || project.health() == "unhealthy");
     project.signal("CONT");
-    eventually("it is healthy again", || project.health() == "healthy");
+    eventually("the container is healthy again", || project.health() == "healthy");
 }
 
-/// An EspoCRM as one in Docker is configured.
+/// An EspoCRM with the configuration of one in Docker.
 fn espocrm() -> Standin {
     let mut standin = Standin::new();
     standin.config("webSocketPort", json!(null));

@@ -1,4 +1,4 @@
-//! One project of Docker Compose.
+//! One Docker Compose project.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,17 +6,17 @@ use std::process::{Command, Output, Stdio};
 
 use crate::support::{Client, Port, Standin, TempDir, eventually, notification};
 
-/// The service of the recipe.
-const OURS: &str = "espocrm-websocket";
+/// The name of the service in the recipe.
+const SERVICE: &str = "espocrm-websocket";
 
-/// The recipe, as it is started.
+/// A project started from the recipe.
 pub struct Project {
     dir: TempDir,
     port: Port,
 }
 
-/// What every EspoCRM in Docker has beside the recipe: its web server's service, which sends, and the
-/// volume.
+/// The parts that every EspoCRM in Docker has besides the recipe: the web server's service, which
+/// sends messages, and the volume.
 const ESPOCRM: &str = "
   espocrm:
     image: espocrm/espocrm
@@ -60,14 +60,14 @@ impl Project {
     }
 
     pub fn restart(&self) {
-        self.compose(&["restart", OURS]);
+        self.compose(&["restart", SERVICE]);
     }
 
     pub fn stop(&self) {
-        self.compose(&["stop", OURS]);
+        self.compose(&["stop", SERVICE]);
     }
 
-    /// Runs `docker-compose`, and returns what it printed.
+    /// Runs `docker-compose` and returns its output.
     fn compose(&self, arguments: &[&str]) -> String {
         self.compose_with_input(arguments, "")
     }
@@ -78,9 +78,9 @@ impl Project {
         said(command, input)
     }
 
-    /// What the engine knows of the daemon's container.
+    /// What `docker inspect` reports about the daemon's container.
     pub fn inspect(&self, format: &str) -> String {
-        let id = self.compose(&["ps", "-q", "-a", OURS]);
+        let id = self.compose(&["ps", "-q", "-a", SERVICE]);
         let mut command = Command::new("docker");
         command.args(["inspect", "--format", format, id.trim()]);
         said(command, "").trim().to_owned()
@@ -90,12 +90,13 @@ impl Project {
         self.inspect("{{.State.Health.Status}}")
     }
 
-    /// All that the daemon has logged.
+    /// The complete log of the daemon.
     pub fn log(&self) -> String {
-        self.compose(&["logs", "--no-color", OURS])
+        self.compose(&["logs", "--no-color", SERVICE])
     }
 
-    /// Sends the daemon a signal; not its container's first process, which is Docker's init.
+    /// Sends a signal to the daemon, not to the first process of its container, which is Docker's
+    /// init.
     pub fn signal(&self, name: &str) {
         let init = self.inspect("{{.State.Pid}}");
         let mut pgrep = Command::new("pgrep");
@@ -105,7 +106,7 @@ impl Project {
         said(kill, "");
     }
 
-    /// A tab of alice's, which tries until it is welcome.
+    /// A tab of alice, which retries until it receives its welcome.
     pub fn connect(&self) -> Client {
         let mut tab = None;
         eventually("a tab is welcome", || {
@@ -115,7 +116,7 @@ impl Project {
         tab.unwrap()
     }
 
-    /// Shows that the tab gets what EspoCRM sends, by the name of the daemon's service.
+    /// Expects that the tab receives what EspoCRM sends to the name of the daemon's service.
     pub fn expect_event(&self, tab: &mut Client, number: usize) {
         tab.subscribe("newNotification");
         tab.expect_silence();
@@ -140,7 +141,7 @@ impl Drop for Project {
     }
 }
 
-/// What docs/install.md tells to write.
+/// The recipe in docs/install.md.
 fn recipe() -> String {
     let document = include_str!("../../docs/install.md");
     let (_, rest) = document.split_once("```yaml\n").unwrap();

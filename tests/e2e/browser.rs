@@ -1,11 +1,11 @@
-//! A real Chromium with the demo's page, and with a real PHP behind the daemon.
+//! Tests with a real Chromium that shows the demo page, and with a real PHP behind the daemon.
 
 use serde_json::{Value, json};
 
 use crate::support::{Chromium, Daemon, Kind, Page, Php, Port, Proxy, Standin, eventually};
 
 #[test]
-fn the_demo_loads_from_the_daemon_alone_and_its_tabs_connect() {
+fn the_demo_page_loads_only_from_the_daemon_and_its_tabs_connect() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
@@ -21,7 +21,7 @@ fn the_demo_loads_from_the_daemon_alone_and_its_tabs_connect() {
 }
 
 #[test]
-fn what_is_clicked_reaches_exactly_the_tabs_that_may_see_it() {
+fn demo_messages_reach_exactly_the_permitted_tabs() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
@@ -35,7 +35,7 @@ fn what_is_clicked_reaches_exactly_the_tabs_that_may_see_it() {
     let (alice, bob) = (json!(["newNotification", record]), json!([record]));
     page.eventually(EVENTS, &json!([alice, alice, bob]));
 
-    // Nobody may see this record, though every tab asks for it.
+    // Access to this record is denied, although every tab subscribes to it.
     page.evaluate("document.getElementById('record').value = 'deny7'");
     page.evaluate(&click("document", "open the account"));
     eventually("it is denied to all tabs", || {
@@ -51,7 +51,7 @@ fn what_is_clicked_reaches_exactly_the_tabs_that_may_see_it() {
     let bob = json!([record, "appParamsUpdate"]);
     page.eventually(EVENTS, &json!([alice, alice, bob]));
 
-    // Only the tab that has subscribed to the calendar, and to a record, hears of them.
+    // Only the tab that has subscribed to the calendar and to a record receives these messages.
     page.evaluate("document.querySelector('input[data-topic=calendarUpdate]').click()");
     eventually("the calendar is subscribed to", || count(&demo, "add topic calendarUpdate") == 1);
     page.evaluate(
@@ -75,7 +75,7 @@ fn what_is_clicked_reaches_exactly_the_tabs_that_may_see_it() {
     first.as_array_mut().unwrap().insert(3, json!("calendarUpdate"));
     page.eventually(EVENTS, &json!([first, second, [record, "appParamsUpdate", stream]]));
 
-    // Each with the time that it has taken.
+    // Each line contains the time of the message.
     let times =
         "[...document.querySelectorAll('.ms')].every(it => /^\\d+\\.\\d ms$/.test(it.textContent))";
     assert_eq!(page.evaluate(times), true);
@@ -83,7 +83,7 @@ fn what_is_clicked_reaches_exactly_the_tabs_that_may_see_it() {
 }
 
 #[test]
-fn tabs_come_back_by_themselves_after_a_restart_of_the_daemon() {
+fn demo_tabs_reconnect_after_a_restart_of_the_daemon() {
     let port = Port::reserve();
     let address = port.address().to_string();
     let mut demo = Daemon::demo_at(&address);
@@ -107,7 +107,7 @@ fn tabs_come_back_by_themselves_after_a_restart_of_the_daemon() {
 }
 
 #[test]
-fn tabs_that_are_closed_cleanly_give_up_for_good() {
+fn demo_tabs_do_not_reconnect_after_a_clean_close() {
     let port = Port::reserve();
     let address = port.address().to_string();
     let demo = Daemon::demo_at(&address);
@@ -125,7 +125,7 @@ fn tabs_that_are_closed_cleanly_give_up_for_good() {
     let call = "clean close 1008 “not allowed” error: You are not allowed to make calls";
     assert_eq!(page.evaluate(ends), json!([call, "clean close 1008 “access denied” "]));
 
-    // The others come back. Had these two tried to, they would have done so before.
+    // The other tabs reconnect. If these two had tried to, they would have done so earlier.
     demo.stop("TERM");
     let demo = Daemon::demo_at(&address);
     eventually("both are subscribed", || count(&demo, "add topic") == 10);
@@ -137,17 +137,17 @@ fn tabs_that_are_closed_cleanly_give_up_for_good() {
 }
 
 #[test]
-fn a_browser_gets_what_php_sends_and_knows_clean_from_unclean_ends() {
+fn a_browser_receives_messages_and_distinguishes_clean_from_unclean_closes() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
     let mut service = Service::start();
     let url = format!("ws://{}/", service.port.address());
-    gets_what_php_sends_and_knows_clean_from_unclean_ends(&mut page, &mut service, &url);
+    expect_delivery_and_correct_closes(&mut page, &mut service, &url);
 }
 
 #[test]
-fn the_same_holds_behind_each_proxy() {
+fn a_browser_behind_each_proxy_receives_messages_and_distinguishes_clean_from_unclean_closes() {
     let demo = Daemon::demo();
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
@@ -155,11 +155,11 @@ fn the_same_holds_behind_each_proxy() {
     for kind in [Kind::Nginx, Kind::Apache, Kind::Caddy] {
         let proxy = Proxy::start(kind, service.port.address());
         let url = format!("wss://localhost:{}/wss", proxy.address().port());
-        gets_what_php_sends_and_knows_clean_from_unclean_ends(&mut page, &mut service, &url);
+        expect_delivery_and_correct_closes(&mut page, &mut service, &url);
     }
 }
 
-/// A daemon with PHP behind it, always at the same port.
+/// A daemon with PHP behind it that always uses the same port.
 struct Service {
     standin: Standin,
     port: Port,
@@ -173,7 +173,7 @@ impl Service {
         service
     }
 
-    /// The daemon; a new one if it has been stopped.
+    /// The daemon; starts a new one if the previous one was stopped.
     fn daemon(&mut self) -> &mut Daemon {
         let address = self.port.address().to_string();
         let start = || Daemon::start_with(&self.standin, &["--listen", &address]);
@@ -185,11 +185,7 @@ impl Service {
     }
 }
 
-fn gets_what_php_sends_and_knows_clean_from_unclean_ends(
-    page: &mut Page,
-    service: &mut Service,
-    url: &str,
-) {
+fn expect_delivery_and_correct_closes(page: &mut Page, service: &mut Service, url: &str) {
     let good = connect(&format!("{url}?authToken=tok-alice&userId=alice"));
     let bad = connect(&format!("{url}?authToken=tok-bob&userId=alice"));
     for signal in ["TERM", "KILL"] {
@@ -205,7 +201,7 @@ fn gets_what_php_sends_and_knows_clean_from_unclean_ends(
         // A stopped daemon.
         service.stop(signal);
         assert_eq!(page.evaluate("socket.end"), json!([false, 1006]));
-        // None at all.
+        // No daemon.
         page.evaluate(&good);
         assert_eq!(page.evaluate("socket.end"), json!([false, 1006]));
         service.daemon();
@@ -215,7 +211,7 @@ fn gets_what_php_sends_and_knows_clean_from_unclean_ends(
     page.evaluate(&good);
     assert_eq!(page.evaluate("socket.end"), json!([false, 1006]));
     service.standin.unset("failure");
-    // A token that is refused.
+    // A denied token.
     for _ in 0..20 {
         page.evaluate(&bad);
         assert_eq!(page.evaluate("socket.end"), json!([true, 1008]));
@@ -232,10 +228,10 @@ fn connect(url: &str) -> String {
     )
 }
 
-/// The states of the page's tabs, as the page calls them.
+/// The states of the page's tabs, with the page's names for them.
 const STATES: &str = "[...document.querySelectorAll('.tab')].map(tab => tab.dataset.state)";
 
-/// The topics of what each tab has received, the oldest first.
+/// The topics of the messages that each tab has received, oldest first.
 const EVENTS: &str = "[...document.querySelectorAll('.tab')].map(tab => \
     [...tab.querySelectorAll('.events li')].map(line => line.dataset.topic).reverse())";
 
@@ -247,13 +243,13 @@ fn click(part: &str, text: &str) -> String {
     )
 }
 
-/// Clicks the button that sends this, and waits until it has been sent.
+/// Clicks the button for this kind of message and waits until the message was sent.
 fn send(page: &mut Page, kind: &str) {
     page.evaluate(&format!("document.querySelector('[data-kind=\"{kind}\"]').click()"));
     assert_eq!(page.status("/send?"), 202);
 }
 
-/// Waits until the page's three tabs have all that they subscribe to at first.
+/// Waits until the page's three tabs have their initial subscriptions.
 fn all_subscribed(demo: &Daemon) {
     eventually("all tabs are subscribed", || count(demo, "add topic") == 15);
 }

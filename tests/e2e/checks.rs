@@ -7,12 +7,12 @@ use serde_json::json;
 
 use crate::support::{Client, DEADLINE, Daemon, Php, Process, Standin, eventually, request};
 
-/// A PHP of [`Standin::php`] that lets no check begin while `data/standin/gate` exists.
+/// A PHP of [`Standin::php`] in which no check starts while `data/standin/gate` exists.
 const GATE: &str = "case $1 in command.php) \
     while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
 
-/// How a check can fail, and what the log then says. `missing` and `no-command` take away a file;
-/// the others are the stand-in's.
+/// The ways in which a check can fail, and what the log then contains. `missing` and `no-command`
+/// remove a file; the others are implemented by the stand-in.
 const FAILURES: [(&str, &str); 9] = [
     ("exit255", "PHP exited with status 255"),
     ("error", "PHP exited with status 1: Error: SQLSTATE"),
@@ -25,11 +25,11 @@ const FAILURES: [(&str, &str); 9] = [
     ("no-command", "PHP exited with status 1: Could not open input file: command.php"),
 ];
 
-/// Tells `tok-…` from everything else even in its first 15 characters, which is what PHP shows.
+/// Differs from `tok-…` even in its first 15 characters, which are what PHP prints.
 const USER: &str = "0123456789abcdef0";
 
 #[test]
-fn a_check_is_run_with_exactly_its_arguments() {
+fn a_check_runs_with_exactly_its_arguments() {
     let standin = Standin::new();
     standin.custom_categories(&json!({
         "quoted": {"paramList": ["id"], "accessCheckCommand":
@@ -78,29 +78,29 @@ fn a_check_is_run_with_exactly_its_arguments() {
 }
 
 #[test]
-fn at_most_as_many_checks_run_at_a_time_as_are_allowed() {
+fn max_checks_limits_concurrent_checks() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "2"]);
-    assert_eq!(most_at_a_time(&standin, &daemon, 7), 2);
+    assert_eq!(max_concurrent_checks(&standin, &daemon, 7), 2);
 }
 
 #[test]
-fn two_checks_per_core_run_at_a_time_if_nothing_else_is_said() {
+fn two_concurrent_checks_per_core_are_the_default() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
     let cores = std::thread::available_parallelism().unwrap().get();
-    assert_eq!(most_at_a_time(&standin, &daemon, 2 * cores + 3), 2 * cores);
+    assert_eq!(max_concurrent_checks(&standin, &daemon, 2 * cores + 3), 2 * cores);
 }
 
-/// Has so many users log in, and counts PHP meanwhile.
-fn most_at_a_time(standin: &Standin, daemon: &Daemon, users: usize) -> usize {
+/// Logs in this many users and counts the concurrent PHP processes.
+fn max_concurrent_checks(standin: &Standin, daemon: &Daemon, users: usize) -> usize {
     standin.set("gate", "");
     let open =
         |number| Client::open(daemon.address, &format!("u{number}"), &format!("tok-u{number}"));
     let mut tabs: Vec<Client> = (0..users).map(open).collect();
-    // What has been answered has been heard: each check runs or waits.
+    // An answer shows that the input was processed: each check runs or is queued.
     for tab in &mut tabs {
         tab.expect_silence();
     }
@@ -118,7 +118,7 @@ fn most_at_a_time(standin: &Standin, daemon: &Daemon, users: usize) -> usize {
 }
 
 #[test]
-fn identical_checks_that_wait_share_one_run() {
+fn identical_queued_checks_share_one_run() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "1"]);
@@ -134,7 +134,9 @@ fn identical_checks_that_wait_share_one_run() {
         tab.expect_welcome();
     }
     let granted = |line: &&String| line.contains("add topic recordUpdate.Account.1");
-    eventually("all are granted", || daemon.log().iter().filter(granted).count() == 8);
+    eventually("all subscriptions are granted", || {
+        daemon.log().iter().filter(granted).count() == 8
+    });
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
     assert_eq!(standin.runs(), ["AuthTokenCheck tok-alice alice", check]);
     let event = json!({"topicId": "recordUpdate.Account.1"});
@@ -142,7 +144,7 @@ fn identical_checks_that_wait_share_one_run() {
     for tab in &mut tabs {
         tab.expect_event(&event);
     }
-    // Another user's is another check, and so is one that comes later.
+    // A check for another user is not identical, nor is a later one.
     let mut bob = daemon.connect("bob");
     daemon.subscribe(&mut bob, "bob", "recordUpdate.Account.1");
     tabs[0].unsubscribe("recordUpdate.Account.1");
@@ -171,7 +173,7 @@ fn logins_are_checked_before_subscriptions() {
 }
 
 #[test]
-fn a_check_that_nobody_waits_for_any_more_is_not_run() {
+fn a_check_without_waiting_clients_is_not_run() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "1"]);
@@ -192,7 +194,7 @@ fn a_check_that_nobody_waits_for_any_more_is_not_run() {
 }
 
 #[test]
-fn a_verdict_is_not_for_whoever_comes_next_on_the_same_slot() {
+fn a_verdict_does_not_apply_to_a_later_connection_in_the_same_slot() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -209,7 +211,7 @@ fn a_verdict_is_not_for_whoever_comes_next_on_the_same_slot() {
 }
 
 #[test]
-fn a_check_that_takes_too_long_is_killed_with_all_that_it_started() {
+fn a_check_that_exceeds_its_timeout_is_killed_with_its_children() {
     let standin = Standin::new();
     let start_another = "case $1 in command.php) \
         sleep 120 & echo $! > data/standin/sleeper; echo $$ > data/standin/leader;; esac";
@@ -226,7 +228,7 @@ fn a_check_that_takes_too_long_is_killed_with_all_that_it_started() {
 }
 
 #[test]
-fn a_login_that_cannot_be_checked_ends_without_a_close_frame_and_is_welcome_later() {
+fn a_failed_login_check_ends_without_a_close_frame_and_a_later_login_succeeds() {
     for (failure, reason) in FAILURES {
         let (standin, mut daemon) = failing(failure);
         fail(&standin, failure);
@@ -237,7 +239,7 @@ fn a_login_that_cannot_be_checked_ends_without_a_close_frame_and_is_welcome_late
         daemon.wait_for(&format!("A login could not be checked: {reason}"));
         repair(&standin, failure);
         daemon.connect(USER).expect_silence();
-        // Denied is another thing: the browser is not to come back.
+        // A denial is different: the browser must not reconnect.
         Client::open(daemon.address, USER, "tok-other").expect_close(1008);
         assert_eq!(daemon.children().len(), 0, "a zombie");
         expect_no_token(&daemon);
@@ -245,8 +247,8 @@ fn a_login_that_cannot_be_checked_ends_without_a_close_frame_and_is_welcome_late
 }
 
 #[test]
-fn a_subscription_that_cannot_be_checked_is_tried_again() {
-    // Each waits for a second.
+fn a_subscription_whose_check_fails_is_retried() {
+    // Each takes a second.
     std::thread::scope(|scope| {
         for (failure, reason) in FAILURES {
             scope.spawn(move || {
@@ -264,7 +266,7 @@ fn a_subscription_that_cannot_be_checked_is_tried_again() {
                 let event = json!({"topicId": "recordUpdate.Account.1", "again": true});
                 Php::send(&daemon.zeromq, std::slice::from_ref(&event));
                 tab.expect_event(&event);
-                eventually("no zombie is left", || daemon.children().is_empty());
+                eventually("all children are reaped", || daemon.children().is_empty());
                 expect_no_token(&daemon);
             });
         }
@@ -272,7 +274,7 @@ fn a_subscription_that_cannot_be_checked_is_tried_again() {
 }
 
 #[test]
-fn the_upgrade_is_answered_before_anything_is_checked() {
+fn the_upgrade_response_does_not_wait_for_a_check() {
     let standin = Standin::new();
     let php = standin.php("php", "");
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -280,9 +282,9 @@ fn the_upgrade_is_answered_before_anything_is_checked() {
     Client::open(daemon.address, "alice", "tok-alice").expect_drop();
 }
 
-/// A stand-in in which this failure can be had, and a daemon that serves it.
+/// A stand-in that supports this failure, and a daemon that serves it.
 fn failing(failure: &str) -> (Standin, Daemon) {
-    // Since 9.2 it does not matter what is printed.
+    // Since 9.2, the output does not matter.
     let standin = Standin::version(if failure == "noise" { "9.1.0" } else { "9.2.7" });
     let php = standin.php("php", "");
     let timeout = if failure == "hang" { "3s" } else { "60s" };
@@ -291,7 +293,7 @@ fn failing(failure: &str) -> (Standin, Daemon) {
 }
 
 fn fail(standin: &Standin, failure: &str) {
-    match file_to_be_missed(failure) {
+    match file_to_remove(failure) {
         Some(file) => {
             let path = standin.path().join(file);
             std::fs::rename(&path, path.with_extension("away")).unwrap();
@@ -301,7 +303,7 @@ fn fail(standin: &Standin, failure: &str) {
 }
 
 fn repair(standin: &Standin, failure: &str) {
-    match file_to_be_missed(failure) {
+    match file_to_remove(failure) {
         Some(file) => {
             let path = standin.path().join(file);
             std::fs::rename(path.with_extension("away"), &path).unwrap();
@@ -310,7 +312,7 @@ fn repair(standin: &Standin, failure: &str) {
     }
 }
 
-fn file_to_be_missed(failure: &str) -> Option<&str> {
+fn file_to_remove(failure: &str) -> Option<&str> {
     match failure {
         "missing" => Some("php"),
         "no-command" => Some("command.php"),
@@ -319,20 +321,22 @@ fn file_to_be_missed(failure: &str) -> Option<&str> {
 }
 
 fn expect_no_token(daemon: &Daemon) {
-    let told = daemon.log().into_iter().find(|line| line.contains("tok-0123456789a"));
-    assert_eq!(told, None);
+    let leaked = daemon.log().into_iter().find(|line| line.contains("tok-0123456789a"));
+    assert_eq!(leaked, None);
 }
 
 #[test]
-fn a_subscription_that_fails_again_waits_longer_and_is_granted_in_the_end() {
+fn repeated_check_failures_back_off_until_the_subscription_is_granted() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
     standin.set("failure", "error");
     alice.subscribe("recordUpdate.Account.1");
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
-    eventually("it is tried again", || standin.count(check) == 2 && daemon.children().is_empty());
-    // While it waits for the third attempt it is neither forgotten nor asked twice.
+    eventually("the check is retried", || {
+        standin.count(check) == 2 && daemon.children().is_empty()
+    });
+    // While the subscription waits for the third attempt it is neither dropped nor checked twice.
     alice.subscribe("recordUpdate.Account.1");
     alice.expect_silence();
     standin.unset("failure");
@@ -341,14 +345,16 @@ fn a_subscription_that_fails_again_waits_longer_and_is_granted_in_the_end() {
 }
 
 #[test]
-fn a_tab_that_comes_after_the_recovery_does_not_wait_for_the_next_attempt() {
+fn a_tab_that_connects_after_the_recovery_does_not_wait_for_the_next_retry() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-checks", "1"]);
     let mut before = daemon.connect("alice");
     standin.set("failure", "error");
     before.subscribe("recordUpdate.Account.1");
     let check = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
-    eventually("it is tried again", || standin.count(check) == 2 && daemon.children().is_empty());
+    eventually("the check is retried", || {
+        standin.count(check) == 2 && daemon.children().is_empty()
+    });
     standin.unset("failure");
     let mut after = daemon.connect("alice");
     after.subscribe("recordUpdate.Account.1");
@@ -358,14 +364,14 @@ fn a_tab_that_comes_after_the_recovery_does_not_wait_for_the_next_attempt() {
 }
 
 #[test]
-fn what_is_denied_is_not_tried_again() {
+fn a_denied_subscription_is_not_retried() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
     alice.subscribe("recordUpdate.Account.deny1");
     let line = "check access failed for topic recordUpdate.Account.deny1 for user alice";
     daemon.wait_for(line);
-    // It is forgotten: asking again is a new question.
+    // The denied subscription was removed: subscribing again causes a new check.
     let lines = daemon.log().len();
     alice.subscribe("recordUpdate.Account.deny1");
     daemon.wait_for_after(lines, line);
@@ -375,7 +381,7 @@ fn what_is_denied_is_not_tried_again() {
 }
 
 #[test]
-fn what_php_complains_of_is_logged_without_the_token() {
+fn errors_of_php_are_logged_without_the_token() {
     let standin = Standin::new();
     let complain = "case $1 in command.php) \
         echo \"#0 check('$3', '$4') of $(printf %.15s \"$3\")...\" >&2; exit 255;; esac";
@@ -388,10 +394,10 @@ fn what_php_complains_of_is_logged_without_the_token() {
 }
 
 #[test]
-fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
+fn php_inherits_only_its_standard_streams_and_no_service_manager_variables() {
     let standin = Standin::new();
-    let look = "name=data/standin/${1:-probe}; ls -l /proc/self/fd > $name.fd; env > $name.env";
-    let php = standin.php("php", look);
+    let record = "name=data/standin/${1:-probe}; ls -l /proc/self/fd > $name.fd; env > $name.env";
+    let php = standin.php("php", record);
     let ours = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"];
     let mut command = crate::support::serving(&standin);
     command.args(["--listen", "127.0.0.1", "--debug", "--no-worker", "--php"]).arg(php);
@@ -399,7 +405,7 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
     command.env("NOTIFY_SOCKET", standin.path().join("nobody"));
     command.envs(ours[1..].iter().map(|name| (name, "60000000")));
     let mut daemon = Daemon::spawn(command);
-    // Sockets of each kind that must not be inherited.
+    // Sockets of each kind, none of which may be inherited.
     let mut alice = daemon.connect("alice");
     Php::send(&daemon.zeromq, &[json!({"topicId": "newNotification"})]);
     daemon.reload("have not changed");
@@ -412,7 +418,8 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
         let links = read("fd");
         let links: Vec<&str> =
             links.lines().filter_map(|line| Some(line.split_once(" -> ")?.1)).collect();
-        // The shell has put the output of `ls` into a file; the last is the directory itself.
+        // The shell redirected the output of `ls` into a file; the last entry is the directory
+        // itself.
         assert_eq!(links.len(), 4, "{links:?}");
         assert!(links[0].starts_with(stdin) && links[2].starts_with("pipe:"), "{links:?}");
         assert!(links[3].ends_with("/fd"), "{links:?}");
@@ -425,9 +432,9 @@ fn php_gets_its_standard_streams_and_nothing_of_the_service_manager() {
 }
 
 #[test]
-fn checks_end_with_the_daemon() {
+fn running_checks_end_with_the_daemon() {
     let standin = Standin::new();
-    // It does not wait for them.
+    // The daemon does not wait for running checks.
     let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);
     standin.set("failure", "hang");
     let mut tab = Client::open(daemon.address, "alice", "tok-alice");
@@ -443,7 +450,7 @@ fn checks_end_with_the_daemon() {
 }
 
 #[test]
-fn php_that_is_asked_for_the_settings_at_the_start_ends_with_the_daemon() {
+fn the_php_probe_at_startup_ends_with_the_daemon() {
     let standin = Standin::new();
     standin.set("probe-failure", "hang");
     let mut process = crate::support::serving(&standin).spawn().unwrap();
@@ -456,7 +463,7 @@ fn php_that_is_asked_for_the_settings_at_the_start_ends_with_the_daemon() {
     assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
     process.wait().unwrap();
     let php = children[0].pid;
-    // Not `eventually`: if it does not end, it is to be ended here.
+    // Not `eventually`: a process that does not end must be killed here.
     let start = Instant::now();
     while Process::is_running(php) && start.elapsed() < DEADLINE {
         std::thread::sleep(Duration::from_millis(10));

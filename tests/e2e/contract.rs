@@ -1,4 +1,4 @@
-//! Line by line what EspoCRM's client relies on, over raw sockets.
+//! The behavior that EspoCRM's client relies on, line by line, over raw sockets.
 
 mod authentication;
 mod debug_log;

@@ -1,4 +1,4 @@
-//! `espocrm-websocket doctor`: what is well is said to be, and each link that is broken is named.
+//! `espocrm-websocket doctor` reports what is in order and names each cause of a failure.
 
 mod espocrm;
 mod machine;
@@ -11,9 +11,9 @@ mod undisturbed;
 
 use site::Site;
 
-/// A site at localhost is none that others could use: that alone is told here.
+/// A site at localhost is not reachable for other machines; only this is reported here.
 #[test]
-fn a_healthy_chain_is_good_at_every_step() {
+fn every_step_is_good_for_a_healthy_site() {
     let site = Site::healthy();
     let diagnosis = site.examine();
     let odd: Vec<_> = diagnosis.steps.iter().filter(|step| step.state != "ok").collect();
@@ -27,9 +27,9 @@ fn a_healthy_chain_is_good_at_every_step() {
 }
 
 #[test]
-fn people_get_a_line_for_each_step_with_the_fix_beneath_it() {
+fn text_output_has_a_line_per_step_with_the_fix_below() {
     let site = Site::healthy();
-    let text = site.told(&[]);
+    let text = site.text_output(&[]);
     assert!(text.contains("\u{2713} useWebSocket is on\n"), "{text}");
     assert!(text.contains("! Browsers connect to wss://localhost:"), "{text}");
     assert!(text.contains("\n    Only browsers on this machine can reach this address."), "{text}");
@@ -41,7 +41,7 @@ fn people_get_a_line_for_each_step_with_the_fix_beneath_it() {
 }
 
 #[test]
-fn what_is_not_understood_is_told() {
+fn unknown_arguments_are_reported() {
     let site = Site::healthy();
     let output = site.run(&["--port", "1"]);
     assert_eq!(output.status.code(), Some(2));

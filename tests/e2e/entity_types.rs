@@ -1,10 +1,10 @@
-//! Topics of entity types that EspoCRM does not have, which any user can request.
+//! Topics of entity types that do not exist in EspoCRM; any user can request them.
 
 use crate::support::{Client, Daemon, Standin, eventually};
 
 const UNKNOWN: &str = "recordUpdate.Unknown.1";
 
-/// An EspoCRM that tells its entity types.
+/// An EspoCRM that reports its entity types.
 fn standin(types: &[&str]) -> Standin {
     let mut standin = Standin::new();
     standin.config("useCache", true);
@@ -34,7 +34,7 @@ fn a_record_of_an_unknown_type_is_denied_without_a_check() {
 }
 
 #[test]
-fn a_type_that_was_added_a_moment_ago_is_checked() {
+fn a_newly_added_type_is_checked() {
     let standin = standin(&["Account"]);
     let mut daemon = Daemon::start_with(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -43,8 +43,8 @@ fn a_type_that_was_added_a_moment_ago_is_checked() {
         standin.entity_types(&["Account", &name]);
         daemon.subscribe(&mut alice, "alice", &format!("recordUpdate.{name}.1"));
     }
-    // What is no longer a type is denied, as soon as the types are read again.
-    eventually("it is denied", || {
+    // A removed type is denied as soon as the list of types was read again.
+    eventually("the topic is denied", || {
         alice.unsubscribe("recordUpdate.CThing0.1");
         alice.subscribe("recordUpdate.CThing0.1");
         daemon.count("check access failed for topic recordUpdate.CThing0.1 for user alice") > 0
@@ -53,7 +53,7 @@ fn a_type_that_was_added_a_moment_ago_is_checked() {
 }
 
 #[test]
-fn an_unknown_type_is_checked_if_the_types_are_not_known() {
+fn every_type_is_checked_if_the_list_of_types_is_unavailable() {
     let mut standin = standin(&["Account"]);
     standin.config("useCache", false);
     let mut daemon = Daemon::start_with(&standin, &[]);
@@ -63,7 +63,7 @@ fn an_unknown_type_is_checked_if_the_types_are_not_known() {
 }
 
 #[test]
-fn a_database_that_is_down_denies_nothing() {
+fn a_database_outage_denies_nothing() {
     let standin = standin(&["Account"]);
     let mut daemon = Daemon::start_with(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -76,7 +76,7 @@ fn a_database_that_is_down_denies_nothing() {
 }
 
 #[test]
-fn a_topic_whose_check_always_fails_does_not_hide_that_logins_fail() {
+fn a_permanently_failing_topic_does_not_hide_failing_logins() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--check-cache", "0"]);
     let mut alice = daemon.connect("alice");
@@ -86,7 +86,7 @@ fn a_topic_whose_check_always_fails_does_not_hide_that_logins_fail() {
     Client::open(daemon.address, "bob", "tok-bob").expect_drop();
     daemon.wait_for("A login could not be checked: PHP exited with status 1: Error: SQLSTATE");
     standin.unset("failure");
-    // One failure of either kind ends by a success of its kind.
+    // A success of one kind ends only failures of that kind.
     eventually("bob is welcome", || Client::attempt(daemon.address).is_some());
     daemon.wait_for("Access checks work again for logins, after 1 failure.");
     assert_eq!(daemon.count("work again for subscriptions"), 0);

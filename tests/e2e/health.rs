@@ -1,4 +1,4 @@
-//! `espocrm-websocket health`, by which a container finds out whether its daemon serves.
+//! `espocrm-websocket health`, with which a container checks its daemon.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -25,7 +25,7 @@ fn expect_good(output: &Output) {
 }
 
 #[test]
-fn a_daemon_that_serves_is_healthy_and_runs_no_check_for_that() {
+fn a_running_daemon_is_healthy_and_the_health_command_causes_no_check() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     expect_good(&of(&daemon, &standin, &[]));
@@ -33,7 +33,7 @@ fn a_daemon_that_serves_is_healthy_and_runs_no_check_for_that() {
 }
 
 #[test]
-fn an_origin_or_a_proxys_header_that_the_daemon_wants_is_given() {
+fn health_sends_the_required_origin_and_proxy_header() {
     let standin = Standin::new();
     let flags = ["--origin", "https://crm.example.com"];
     let daemon = Daemon::start_with(&standin, &flags);
@@ -45,7 +45,7 @@ fn an_origin_or_a_proxys_header_that_the_daemon_wants_is_given() {
 }
 
 #[test]
-fn where_nobody_or_somebody_else_serves_is_told() {
+fn no_server_or_another_server_is_reported() {
     let standin = Standin::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -53,19 +53,19 @@ fn where_nobody_or_somebody_else_serves_is_told() {
         let (mut tcp, _) = listener.accept().unwrap();
         tcp.write_all(b"HTTP/1.1 418 teapot\r\n\r\n").unwrap();
     });
-    let told = health(&standin, &["--listen", &address]);
+    let output = health(&standin, &["--listen", &address]);
     other.join().unwrap();
-    let said = String::from_utf8_lossy(&told.stderr);
+    let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&address) && said.contains("HTTP/1.1 418 teapot"), "{said}");
-    assert_eq!(told.status.code(), Some(1));
-    let told = health(&standin, &["--listen", &address]);
-    let said = String::from_utf8_lossy(&told.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    let output = health(&standin, &["--listen", &address]);
+    let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&format!("The daemon does not answer at {address}")), "{said}");
-    assert_eq!(told.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
-fn through_the_daemons_own_tls_a_websocket_is_opened() {
+fn health_opens_a_websocket_over_tls() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));
@@ -79,11 +79,12 @@ fn through_the_daemons_own_tls_a_websocket_is_opened() {
 }
 
 #[test]
-fn with_tls_the_daemon_must_do_more_than_answer() {
+fn with_tls_any_response_is_not_enough() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));
-    // An alert, as any TLS server answers to what is not TLS; and nothing.
+    // A TLS alert, which any TLS server sends in response to plain text; an HTTP response; and
+    // nothing.
     for answer in [&[21, 3, 3, 0, 2, 2, 40][..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b""] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! An environment that means harm, or has run out of what the daemon needs.
+//! A hostile environment, or one that lacks what the daemon needs.
 
 mod drips;
 mod endpoints;
@@ -16,7 +16,7 @@ use crate::support::{
     Client, DEADLINE, Daemon, Php, alice, eventually, expect_alive, notification,
 };
 
-/// A message gets through, though while libzmq is begun anew one may be lost.
+/// Expects that a message is delivered; one may be lost while the ZeroMQ context is recreated.
 fn expect_served(daemon: &Daemon, alice: &mut Client) {
     alice.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut number = 1_000;
@@ -30,7 +30,7 @@ fn expect_served(daemon: &Daemon, alice: &mut Client) {
     alice.expect_silence();
 }
 
-/// Shows that the daemon does nothing in vain: a loop that did would use a whole core.
+/// Expects that the event loop does not spin: a spinning loop would use a whole core.
 fn expect_no_spinning(daemon: &Daemon) {
     let before = daemon.cpu();
     std::thread::sleep(Duration::from_secs(2));

@@ -1,4 +1,4 @@
-//! As whom a site's PHP runs when root starts the program: never as root.
+//! The user who runs a site's PHP when root starts the program: never root.
 
 use std::fs;
 use std::os::unix::fs::{chown, symlink};
@@ -11,10 +11,10 @@ use crate::support::{Client, Daemon, Standin, TempDir, command, eventually, is_r
 const COMMANDS: [&[&str]; 5] =
     [&["run"], &["config"], &["config", "--check"], &["health"], &["doctor"]];
 
-/// A site whose code records as whom it runs.
+/// A site whose code records the user who runs it.
 struct Site {
     standin: Standin,
-    /// Anyone may write there.
+    /// A directory that every user may write.
     record: TempDir,
 }
 
@@ -56,7 +56,7 @@ impl Site {
         entries.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect()
     }
 
-    /// The values of a line of `/proc/PID/status` in each run.
+    /// The values of a line of `/proc/PID/status`, one per run.
     fn values(&self, name: &str) -> Vec<String> {
         let value = |run: &String| {
             let line = run.lines().find_map(|line| line.strip_prefix(&format!("{name}:"))).unwrap();
@@ -74,8 +74,8 @@ impl Site {
     }
 }
 
-/// Root is the only one whom this is about.
-fn skips() -> bool {
+/// These tests apply only to root.
+fn is_not_root() -> bool {
     if !is_root() {
         eprintln!("skipped: only root could run PHP as root");
     }
@@ -83,8 +83,8 @@ fn skips() -> bool {
 }
 
 #[test]
-fn linked_data_does_not_make_root_run_the_sites_code() {
-    if skips() {
+fn a_linked_data_directory_does_not_make_root_run_site_code() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();
@@ -102,8 +102,8 @@ fn linked_data_does_not_make_root_run_the_sites_code() {
 }
 
 #[test]
-fn data_of_root_does_not_make_root_run_the_sites_code() {
-    if skips() {
+fn a_data_directory_owned_by_root_does_not_make_root_run_site_code() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();
@@ -115,7 +115,7 @@ fn data_of_root_does_not_make_root_run_the_sites_code() {
             assert_eq!(site.runs(), Vec::<String>::new(), "{words:?} {flags:?}");
         }
     }
-    // The administrator names a user, or allows it.
+    // The administrator names a user, or permits root.
     assert!(run(site.command(&["config", "--user", "nobody"])).status.success());
     site.expect_user("65534");
     let output = run(site.command(&["config", "--allow-root"]));
@@ -124,12 +124,12 @@ fn data_of_root_does_not_make_root_run_the_sites_code() {
 }
 
 #[test]
-fn the_user_who_runs_php_is_the_owner_with_its_own_group_and_nothing_of_roots() {
-    if skips() {
+fn php_runs_as_the_owner_with_its_own_group_and_no_root_privileges() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();
-    // Of the group shadow, which can read passwords.
+    // The group shadow, which can read password hashes.
     chown(site.data(), None, Some(42)).unwrap();
     let mut config = site.command(&["config"]);
     config.env("SECRET_OF_ROOT", "x").env("LC_ALL", "C").env("ESPOCRM_TEST", "y");
@@ -143,10 +143,10 @@ fn the_user_who_runs_php_is_the_owner_with_its_own_group_and_nothing_of_roots() 
     assert!(!environment.contains("SECRET_OF_ROOT"), "{environment}");
 }
 
-/// Whatever happens to the directory while the daemon runs.
+/// Changes of the directory's owner while the daemon runs have no effect.
 #[test]
 fn a_running_daemon_keeps_the_user() {
-    if skips() {
+    if is_not_root() {
         return;
     }
     let site = Site::new();
@@ -155,7 +155,7 @@ fn a_running_daemon_keeps_the_user() {
         let mut daemon = Daemon::with_workers(&site.standin, flags);
         daemon.wait_for("PHP runs as nobody");
         daemon.connect("alice");
-        // As www-data can do it, by a link to a directory of root.
+        // As www-data could do it, with a link to a directory owned by root.
         let elsewhere = site.standin.path().join("elsewhere");
         fs::rename(site.data(), &elsewhere).unwrap();
         symlink(&elsewhere, site.data()).unwrap();
@@ -172,9 +172,9 @@ fn a_running_daemon_keeps_the_user() {
     }
 }
 
-/// What an administrator copies from a message runs the site's code as the site's user.
+/// A command copied from a message runs the site's code as the site user.
 #[test]
-fn a_command_that_a_message_shows_is_not_one_for_root() {
+fn commands_suggested_in_messages_do_not_run_site_code_as_root() {
     let site = Site::new();
     fs::write(site.standin.path().join("bootstrap.php"), "<?php exit(7);").unwrap();
     let output = run(site.command(&["config"]));
@@ -184,7 +184,7 @@ fn a_command_that_a_message_shows_is_not_one_for_root() {
 }
 
 #[test]
-fn nothing_of_another_system_is_executed() {
+fn nothing_in_another_root_directory_is_executed() {
     let (site, image) = (Site::new(), TempDir::new("image"));
     let crm = image.path().join("var/www/html");
     fs::create_dir_all(crm.parent().unwrap()).unwrap();
@@ -209,7 +209,7 @@ fn nothing_of_another_system_is_executed() {
             assert!(said.contains("a directory of another system"), "{said}");
         }
     }
-    // The site of this system was examined; that of the image has the same code.
+    // The site of this system was examined; the image contains the same code.
     let runs = site.runs();
     assert!(!runs.is_empty());
     let mut doctor = command();

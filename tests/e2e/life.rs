@@ -1,4 +1,4 @@
-//! Starting, reloading, stopping.
+//! Starting, reloading and stopping.
 
 mod mishaps;
 mod own_file;

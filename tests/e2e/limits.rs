@@ -1,4 +1,4 @@
-//! What one client, one address or one user may take from the others: nothing that they notice.
+//! Limits per client, address and user; other clients are not affected.
 
 mod clients;
 mod crowds;
@@ -25,19 +25,19 @@ fn from(address: &str, to: SocketAddr) -> Client {
     Client::over(stream)
 }
 
-/// What this user is asked to connect by.
+/// The request target for this user.
 fn target(user: &str) -> String {
     format!("/?authToken=tok-{user}&userId={user}")
 }
 
-/// Upgrades and is welcomed.
+/// Upgrades and expects the welcome.
 fn enter(mut client: Client, user: &str) -> Client {
     client.upgrade(&target(user));
     client.expect_welcome();
     client
 }
 
-/// Asks to upgrade, and is told to come back.
+/// Requests the upgrade and expects a 503 response.
 fn expect_503(mut client: Client, user: &str) {
     client.send(request(&target(user)).as_bytes());
     let answer = String::from_utf8(client.read_to_end()).unwrap();

@@ -1,5 +1,5 @@
-//! The real binary with real parts around it: PHP with its ZeroMQ extension, raw sockets, proxies,
-//! a browser. EspoCRM itself is the stand-in in `tests/standin`.
+//! End-to-end tests of the real binary with real components: PHP with its ZeroMQ extension, raw
+//! sockets, proxies, a browser. EspoCRM itself is the stand-in in `tests/standin`.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,7 +8,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "a test that cannot go on shall say so"
+    reason = "a failing test panics"
 )]
 
 mod support;

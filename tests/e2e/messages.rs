@@ -1,4 +1,4 @@
-//! From EspoCRM's PHP to browsers.
+//! Messages from EspoCRM's PHP to browsers.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -10,19 +10,19 @@ use crate::support::{Client, Daemon, Php, Pusher, Standin};
 mod burst;
 mod flood;
 
-/// Bytes that a message may have, and levels of nesting.
+/// The limits of a message: bytes, and levels of nesting.
 const MAX_MESSAGE: usize = 1024 * 1024;
 const MAX_DEPTH: usize = 512;
 
 /// Logged once per burst.
 const REJECTED: &str = "A ZeroMQ message was dropped";
 
-/// How often bad messages were logged.
+/// The number of log lines about invalid messages.
 fn warnings(daemon: &Daemon) -> usize {
     daemon.log().iter().filter(|line| line.contains("WARN") && line.contains(REJECTED)).count()
 }
 
-/// A user with the topic of notifications.
+/// A user who is subscribed to notifications.
 fn notified(daemon: &mut Daemon, user: &str) -> Client {
     let mut client = daemon.connect(user);
     daemon.subscribe(&mut client, user, "newNotification");
@@ -30,7 +30,7 @@ fn notified(daemon: &mut Daemon, user: &str) -> Client {
 }
 
 #[test]
-fn the_topics_of_espocrm_reach_those_who_may_see_them() {
+fn the_topics_of_espocrm_are_delivered_to_permitted_users() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
@@ -70,7 +70,7 @@ fn the_topics_of_espocrm_reach_those_who_may_see_them() {
 }
 
 #[test]
-fn a_message_for_a_user_reaches_all_tabs_of_that_user_that_want_it() {
+fn a_message_for_a_user_reaches_all_subscribed_tabs_of_that_user() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut tabs = [notified(&mut daemon, "alice"), notified(&mut daemon, "alice")];
@@ -80,7 +80,7 @@ fn a_message_for_a_user_reaches_all_tabs_of_that_user_that_want_it() {
     let message = json!({"userId": "alice", "topicId": "newNotification"});
     pusher.send(&message);
     pusher.send(&json!({"userId": "nobody", "topicId": "newNotification"}));
-    // To PHP as well as to us these are no user.
+    // PHP and the daemon treat these values as no user.
     let to_all = [
         json!({"topicId": "newNotification", "n": 1}),
         json!({"topicId": "newNotification", "n": 2, "userId": null}),
@@ -96,7 +96,7 @@ fn a_message_for_a_user_reaches_all_tabs_of_that_user_that_want_it() {
 }
 
 #[test]
-fn a_broadcast_reaches_only_those_whose_own_check_has_succeeded() {
+fn a_broadcast_reaches_only_users_with_a_granted_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let [mut denied, mut unchecked] = ["alice", "bob"].map(|user| daemon.connect(user));
@@ -114,7 +114,7 @@ fn a_broadcast_reaches_only_those_whose_own_check_has_succeeded() {
     let pusher = Pusher::connect(&daemon.zeromq);
     let record = json!({"topicId": "recordUpdate.Account.1"});
     pusher.send(&record);
-    // Not even if it is sent to the user: the check is about the topic.
+    // Not even if the message is sent to the user: the check is about the topic.
     for user in ["alice", "bob"] {
         pusher.send(&json!({"topicId": "recordUpdate.Account.1", "userId": user}));
     }
@@ -131,7 +131,7 @@ fn a_broadcast_reaches_only_those_whose_own_check_has_succeeded() {
 }
 
 #[test]
-fn a_message_is_passed_on_as_it_is() {
+fn a_message_is_delivered_unchanged() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -144,7 +144,7 @@ fn a_message_is_passed_on_as_it_is() {
         r#"{"topicId":"recordUpdate.Account.1","numbers":[1.50,-0,1e2,12345678901234567890]}"#,
         r#"{ "topicId" : "newNotification" , "nested" : { "topicId" : 1 , "userId" : [ ] } }"#,
     ] {
-        // By PHP, as all of it comes.
+        // Sent by PHP, like all messages of EspoCRM.
         Php::send_raw(&daemon.zeromq, text);
         let frame = client.next().unwrap();
         let payload = String::from_utf8(frame.payload).unwrap();
@@ -156,7 +156,7 @@ fn a_message_is_passed_on_as_it_is() {
 }
 
 #[test]
-fn whatever_arrives_the_daemon_lives_and_says_each_reason_once() {
+fn invalid_messages_are_dropped_and_each_reason_is_logged_once() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -214,13 +214,13 @@ fn whatever_arrives_the_daemon_lives_and_says_each_reason_once() {
     pusher.send_parts(&[&bytes, b"", b""]);
     pusher.send(&good);
     client.expect_event(&good);
-    // The limit itself: this one is as deep as it may be.
+    // The limit itself: the deepest permitted message.
     let deepest = nested(MAX_DEPTH - 1);
     pusher.send_bytes(deepest.as_bytes());
     let frame = client.next().unwrap();
     assert!(String::from_utf8(frame.payload).unwrap().contains(&deepest));
     client.expect_silence();
-    // Malformed, of no category, nested too deeply, of several parts.
+    // Malformed, without a category, nested too deeply, multipart.
     assert_eq!(warnings(&daemon), 4);
     daemon.signal("TERM");
     assert!(daemon.wait().success());
@@ -242,7 +242,7 @@ fn a_message_of_1_mib_is_delivered() {
 }
 
 #[test]
-fn a_message_over_1_mib_harms_no_other() {
+fn a_message_over_1_mib_affects_no_other_message() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -272,7 +272,7 @@ fn a_message_over_1_mib_is_logged() {
 }
 
 #[test]
-fn messages_are_delivered_in_the_order_of_their_arrival() {
+fn messages_are_delivered_in_order_of_arrival() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = notified(&mut daemon, "alice");
@@ -285,7 +285,7 @@ fn messages_are_delivered_in_the_order_of_their_arrival() {
         _ => json!({"topicId": "appParamsUpdate", "n": number}),
     };
     let messages: Vec<Value> = (0..6000).map(message).collect();
-    // Together less than what may wait for a reader.
+    // Together these are smaller than the outbound queue.
     pusher.send_all(&messages);
     alice.expect_events(&messages);
     bob.expect_events(messages.iter().step_by(3));
@@ -294,7 +294,7 @@ fn messages_are_delivered_in_the_order_of_their_arrival() {
 }
 
 #[test]
-fn many_php_processes_at_once_lose_nothing() {
+fn many_concurrent_php_processes_lose_no_message() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -306,7 +306,7 @@ fn many_php_processes_at_once_lose_nothing() {
             scope.spawn(move || Php::send(zeromq, &messages));
         }
     });
-    // Each comes by a connection of its own, so that their order is open.
+    // Each message has its own connection, so their order is undefined.
     let mut numbers: Vec<u64> =
         (0..200).map(|_| client.next_message()[2]["n"].as_u64().unwrap()).collect();
     numbers.sort_unstable();
@@ -315,7 +315,7 @@ fn many_php_processes_at_once_lose_nothing() {
 }
 
 #[test]
-fn what_does_not_speak_zeromq_at_its_port_does_no_harm() {
+fn other_protocols_on_the_zeromq_port_do_no_harm() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -332,7 +332,7 @@ fn what_does_not_speak_zeromq_at_its_port_does_no_harm() {
         b"",
     ] {
         let mut stream = TcpStream::connect(port).unwrap();
-        // It may be ended before it has said everything.
+        // The connection may be closed before everything was sent.
         let _ = stream.write_all(bytes);
         strangers.push(stream);
     }

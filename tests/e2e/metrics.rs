@@ -1,4 +1,4 @@
-//! Metrics, as a real Prometheus reads them; dashboard, alerts and documentation know no others.
+//! Metrics as a real Prometheus reads them; dashboard, alerts and documentation use no other names.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -25,7 +25,7 @@ fn promtool() -> Command {
     promtool
 }
 
-/// A daemon to which something has happened.
+/// A daemon with some traffic.
 fn used(standin: &Standin, metrics: SocketAddr) -> (Daemon, Client) {
     let mut daemon = Daemon::start_with(standin, &["--metrics", &metrics.to_string()]);
     let mut alice = daemon.connect("alice");
@@ -46,7 +46,7 @@ fn names(metrics: &str) -> BTreeSet<String> {
     series.map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect()
 }
 
-/// The names of ours, and of the process's, in a text.
+/// The names of the daemon's and the process's metrics that a text mentions.
 fn mentioned(text: &str) -> BTreeSet<String> {
     let words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
     let ours = |word: &&str| {
@@ -57,7 +57,7 @@ fn mentioned(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn promtool_has_nothing_to_say_against_the_metrics() {
+fn promtool_accepts_the_metrics() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (_daemon, _alice) = used(&standin, port.address());
@@ -70,14 +70,14 @@ fn promtool_has_nothing_to_say_against_the_metrics() {
     let output = check.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     assert_eq!((output.status.success(), String::from_utf8_lossy(&said).trim()), (true, ""));
-    // What users and messages choose is not in there.
+    // Values from users and messages do not appear in it.
     for word in ["alice", "bob", "Account", "127.0.0.1"] {
         assert!(!text.contains(word), "{word} is in\n{text}");
     }
 }
 
 #[test]
-fn dashboard_alerts_and_documentation_know_the_metrics_that_there_are() {
+fn dashboard_alerts_and_documentation_match_the_exported_metrics() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (_daemon, _alice) = used(&standin, port.address());
@@ -111,7 +111,7 @@ fn dashboard_alerts_and_documentation_know_the_metrics_that_there_are() {
 }
 
 #[test]
-fn the_alerts_are_well_formed_and_fire_when_they_should_and_only_then() {
+fn the_alerts_are_well_formed_and_fire_only_when_expected() {
     for arguments in [
         &["check", "rules", "alerts.yml"][..],
         &["test", "rules", "alerts_test.yml"],
@@ -123,7 +123,7 @@ fn the_alerts_are_well_formed_and_fire_when_they_should_and_only_then() {
         let said = [output.stdout, output.stderr].concat();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
     }
-    // None is forgotten by the test.
+    // The test covers every alert.
     let alerts = fs::read_to_string(docs("alerts.yml")).unwrap();
     let test = fs::read_to_string(docs("alerts_test.yml")).unwrap();
     for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
@@ -132,7 +132,7 @@ fn the_alerts_are_well_formed_and_fire_when_they_should_and_only_then() {
     }
 }
 
-/// A real Prometheus with the configuration of the documentation, for this daemon.
+/// A real Prometheus with the documented configuration, for this daemon.
 struct Prometheus {
     _process: Group,
     port: Port,
@@ -156,7 +156,7 @@ impl Prometheus {
         Self { _process: Group::start(command), port, _dir: dir }
     }
 
-    /// The values of a query, with the label that tells them apart.
+    /// The values of a query, each with the label that distinguishes it.
     fn query(&self, query: &str) -> Vec<(String, f64)> {
         let Some(body) = self.get(&format!("/api/v1/query?query={query}")) else {
             return Vec::new();
@@ -170,7 +170,7 @@ impl Prometheus {
         results.iter().map(value).collect()
     }
 
-    /// The series that an expression yields now. Anything but a successful evaluation fails.
+    /// The current series of an expression. Panics unless the evaluation succeeds.
     fn evaluate(&self, expression: &str) -> Vec<Value> {
         let body = self.get(&format!("/api/v1/query?query={}", encoded(expression)));
         let body = body.unwrap_or_else(|| panic!("not evaluated: {expression}"));
@@ -179,7 +179,7 @@ impl Prometheus {
         answer["data"]["result"].as_array().unwrap().clone()
     }
 
-    /// Nothing while it does not listen.
+    /// `None` while Prometheus does not listen.
     fn get(&self, target: &str) -> Option<String> {
         use std::io::Read;
         let mut stream = std::net::TcpStream::connect(self.port.address()).ok()?;
@@ -194,20 +194,20 @@ impl Prometheus {
     fn expect(&self, query: &str, expected: &[(&str, f64)]) {
         let expected: Vec<_> =
             expected.iter().map(|(label, value)| ((*label).to_owned(), *value)).collect();
-        let mut told = Vec::new();
+        let mut current = Vec::new();
         eventually(&format!("{query} is {expected:?}"), || {
             let is = self.query(query);
-            if is != told {
+            if is != current {
                 println!("{query} is {is:?}");
-                told = is;
+                current = is;
             }
-            told == expected
+            current == expected
         });
     }
 }
 
 #[test]
-fn a_real_prometheus_reads_what_has_happened() {
+fn prometheus_scrapes_correct_values() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (daemon, alice) = used(&standin, port.address());
@@ -261,7 +261,7 @@ fn queries_of_the_dashboard() -> Vec<(String, String)> {
     targets.map(query).collect()
 }
 
-/// What an alert compares, without the comparison.
+/// The expression that an alert compares, without the comparison.
 fn compared(expression: &str) -> &str {
     let end = expression.rfind([' ']).unwrap();
     let expression = expression[..end].trim_end();
@@ -269,7 +269,7 @@ fn compared(expression: &str) -> &str {
 }
 
 #[test]
-fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
+fn prometheus_evaluates_every_query_of_the_dashboard_and_the_alerts() {
     let standin = Standin::new();
     let port = Port::reserve();
     let (daemon, mut alice) = used(&standin, port.address());
@@ -280,8 +280,8 @@ fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
         alice.subscribe(&format!("newNotification.{number}"));
     }
     let mut number = 130;
-    // Rates are those of the last seconds: something has to happen all the time.
-    let mut stir = || {
+    // Rates cover the last seconds, so there must be constant activity.
+    let mut cause_traffic = || {
         Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
         Client::tcp(daemon.address).send(b"GET / HTTP/1.1\r\n\r\n");
         pusher.send(&json!({"topicId": "newNotification", "userId": "bob"}));
@@ -293,7 +293,7 @@ fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
     let mut expect_a_number = |expression: &str, legend: &str| {
         let mut series = Vec::new();
         eventually(&format!("{expression} has a number"), || {
-            stir();
+            cause_traffic();
             series = prometheus.evaluate(expression);
             has_a_number(&series)
         });
@@ -310,7 +310,7 @@ fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
     assert!(queries.len() > 30, "{queries:?}");
     for (expression, legend) in queries {
         if expression.contains("accept_failures") {
-            // There are none: only whether it can be evaluated.
+            // There are no series, so only the evaluation is tested.
             prometheus.evaluate(&expression);
         } else {
             expect_a_number(&expression, &legend);
@@ -325,14 +325,14 @@ fn a_real_prometheus_evaluates_each_query_of_the_dashboard_and_of_the_alerts() {
         prometheus.evaluate(expression);
         expect_a_number(compared(expression), "");
     }
-    // By which the dashboard finds its jobs.
+    // The dashboard uses this to find its jobs.
     let jobs = prometheus.get("/api/v1/label/job/values?match[]=espocrm_websocket_healthy");
     let jobs: Value = serde_json::from_str(&jobs.unwrap()).unwrap();
     assert_eq!(jobs["data"], json!(["espocrm-websocket"]));
 }
 
 #[test]
-fn the_control_socket_tells_the_same_metrics() {
+fn the_control_socket_returns_the_same_metrics() {
     let standin = Standin::new();
     let (_daemon, control) = Control::start(&standin, &[]);
     let mut check = promtool();

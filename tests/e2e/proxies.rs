@@ -1,10 +1,10 @@
-//! Behind the proxies that administrators use, configured as documented in `docs/proxies`.
+//! The daemon behind common proxies, configured as documented in `docs/proxies`.
 
 use serde_json::json;
 
 use crate::support::{Daemon, Kind, Php, Port, Proxy, Standin, eventually, request};
 
-/// Each is a test with each proxy.
+/// Runs each test with each proxy.
 macro_rules! with_each_proxy {
     ($($test:ident)*) => {
         mod nginx {
@@ -23,17 +23,17 @@ macro_rules! with_each_proxy {
 }
 
 with_each_proxy! {
-    a_tab_gets_what_php_sends
-    a_refused_token_is_a_clean_close
-    a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards
+    a_tab_receives_messages_from_php
+    a_denied_token_is_a_clean_close
+    a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwards
     pings_keep_an_idle_tab_connected
-    large_cookies_pass
-    a_head_that_is_too_large_is_told_so
-    no_token_gets_into_its_logs
-    its_usual_logs_would_have_the_token
+    requests_with_large_cookies_are_accepted
+    an_oversized_head_gets_an_error_response
+    its_logs_contain_no_token
+    its_default_logs_would_contain_the_token
 }
 
-fn a_tab_gets_what_php_sends(kind: Kind) {
+fn a_tab_receives_messages_from_php(kind: Kind) {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -50,7 +50,7 @@ fn a_tab_gets_what_php_sends(kind: Kind) {
     }
 }
 
-fn a_refused_token_is_a_clean_close(kind: Kind) {
+fn a_denied_token_is_a_clean_close(kind: Kind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -63,7 +63,7 @@ fn a_refused_token_is_a_clean_close(kind: Kind) {
     tab.expect_close(1008);
 }
 
-fn a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards(kind: Kind) {
+fn a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwards(kind: Kind) {
     let standin = Standin::new();
     let port = Port::reserve();
     let start = || Daemon::start_with(&standin, &["--listen", &port.address().to_string()]);
@@ -73,7 +73,7 @@ fn a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards
         let mut tab = proxy.connect("alice");
         daemon.stop(signal);
         tab.expect_drop();
-        // The browser tries again all the while.
+        // The browser retries all the while.
         for _ in 0..3 {
             let mut early = proxy.tls();
             early.send(request("/wss?authToken=tok-alice&userId=alice").as_bytes());
@@ -90,13 +90,13 @@ fn a_restart_of_the_daemon_is_an_unclean_end_and_new_connections_work_afterwards
     }
 }
 
-/// Shortens the time after which an idle connection is cut off to four seconds.
+/// Reduces the timeout of idle connections to four seconds.
 fn impatient(kind: Kind) -> &'static [(&'static str, &'static str)] {
     match kind {
         Kind::Nginx => &[("proxy_read_timeout 60s", "proxy_read_timeout 4s")],
         Kind::Apache => &[("timeout=60", "timeout=4"), ("ServerName", "Timeout 4\nServerName")],
-        // By default it has none.
-        // Nor does this one know any for a WebSocket, not even when it is asked.
+        // By default there is no timeout. Traefik has none for WebSockets even if one is
+        // configured.
         Kind::Traefik => &[],
         Kind::Caddy => &[(
             "reverse_proxy /wss* 127.0.0.1:8080",
@@ -111,7 +111,7 @@ fn pings_keep_an_idle_tab_connected(kind: Kind) {
     let proxy = Proxy::start_with(kind, daemon.address, impatient(kind));
     let mut tab = proxy.connect("alice");
     daemon.subscribe(&mut tab, "alice", "newNotification");
-    // The six of them take more than five seconds.
+    // The six pings take more than five seconds.
     for _ in 0..6 {
         let frame = tab.next_raw().expect("a ping, not the end of TCP");
         assert_eq!(frame.opcode, 9);
@@ -123,7 +123,7 @@ fn pings_keep_an_idle_tab_connected(kind: Kind) {
 }
 
 #[test]
-fn without_pings_an_idle_tab_is_cut_off() {
+fn without_pings_the_proxy_disconnects_an_idle_tab() {
     let standin = Standin::new();
     for kind in [Kind::Nginx, Kind::Apache, Kind::Caddy] {
         let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "1h"]);
@@ -134,14 +134,14 @@ fn without_pings_an_idle_tab_is_cut_off() {
     }
 }
 
-/// Two headers of that size; what a proxy accepts by default is 8 KiB each.
+/// Two headers of this size; by default a proxy accepts 8 KiB each.
 fn request_with_cookies(size: usize) -> String {
     let cookie = "x".repeat(size);
     let headers = format!("Cookie: a={cookie}\r\nX-Single-Sign-On: {cookie}\r\nHost:");
     request("/wss?authToken=tok-alice&userId=alice").replace("Host:", &headers)
 }
 
-fn large_cookies_pass(kind: Kind) {
+fn requests_with_large_cookies_are_accepted(kind: Kind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -152,7 +152,7 @@ fn large_cookies_pass(kind: Kind) {
     tab.expect_welcome();
 }
 
-fn a_head_that_is_too_large_is_told_so(kind: Kind) {
+fn an_oversized_head_gets_an_error_response(kind: Kind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -162,21 +162,21 @@ fn a_head_that_is_too_large_is_told_so(kind: Kind) {
     assert!(response.starts_with("HTTP/1.1 431 "), "{response}");
 }
 
-fn no_token_gets_into_its_logs(kind: Kind) {
+fn its_logs_contain_no_token(kind: Kind) {
     let logs = logs_of_good_and_bad_times(kind, &[]);
     assert!(!logs.contains("tok-"), "{logs}");
     assert!(!logs.contains("authToken"), "{logs}");
 }
 
-/// Without any one of the measures that are documented.
-fn its_usual_logs_would_have_the_token(kind: Kind) {
+/// Without any one of the documented measures.
+fn its_default_logs_would_contain_the_token(kind: Kind) {
     let measures: &[(&str, &str)] = match kind {
         Kind::Nginx => {
             &[("access.log without_token", "access.log combined"), ("error_log /dev/null;", "")]
         }
         Kind::Apache => &[("combined \"expr=%{REQUEST_URI} !~ m#^/wss#\"", "combined")],
         Kind::Caddy => &[
-            // The default log is another one.
+            // The default log is a different one.
             ("\tlog {\n\t\tformat", "\tlog unused {\n\t\tinclude unused\n\t\tformat"),
             (
                 "access.log\n\t\tformat filter {\n\t\t\twrap json\n\t\t\tfields {\n\
@@ -193,18 +193,19 @@ fn its_usual_logs_would_have_the_token(kind: Kind) {
     }
 }
 
-/// What a proxy logs about a tab that is welcomed, one whose token is refused, one whose cookies
-/// are (by nginx and Apache themselves), one that loses the daemon and one that does not find it.
+/// The log lines of a proxy about a tab that is welcomed, one whose token is denied, one whose
+/// cookies are rejected (by nginx and Apache themselves), one that loses the daemon, and one that
+/// finds no daemon.
 fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start_with(kind, daemon.address, changes);
     drop(proxy.connect("alice"));
     proxy.open("alice", "tok-bob").expect_close(1008);
-    let mut greedy = proxy.tls();
-    greedy.send(request_with_cookies(9_000).as_bytes());
-    assert!(greedy.read_head().starts_with("HTTP/1.1 4"));
-    drop(greedy);
+    let mut oversized = proxy.tls();
+    oversized.send(request_with_cookies(9_000).as_bytes());
+    assert!(oversized.read_head().starts_with("HTTP/1.1 4"));
+    drop(oversized);
     let mut lost = proxy.connect("alice");
     daemon.stop("TERM");
     lost.expect_drop();
@@ -258,7 +259,7 @@ fn a_reload_keeps_tabs_connected(kind: Kind) {
 }
 
 #[test]
-fn when_nginx_apache_or_traefik_is_stopped_tabs_end_uncleanly() {
+fn stopping_nginx_apache_or_traefik_ends_tabs_uncleanly() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for kind in [Kind::Nginx, Kind::Apache, Kind::Traefik] {
@@ -269,9 +270,9 @@ fn when_nginx_apache_or_traefik_is_stopped_tabs_end_uncleanly() {
     }
 }
 
-/// Apache then does not look at the WebSocket's time-outs, but that is all.
+/// Apache then ignores the WebSocket timeouts, but everything else works.
 #[test]
-fn apache_needs_no_mod_proxy_http() {
+fn apache_works_without_mod_proxy_http() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let modules = [("ssl proxy_http proxy_wstunnel", "ssl proxy_wstunnel")];
@@ -286,9 +287,9 @@ fn apache_needs_no_mod_proxy_http() {
     tab.expect_drop();
 }
 
-/// Nobody wants that, but administrators should know it.
+/// Undesirable behavior that administrators should know.
 #[test]
-fn when_caddy_is_reloaded_or_stopped_it_closes_tabs_cleanly_as_documented() {
+fn reloading_or_stopping_caddy_closes_tabs_cleanly_as_documented() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(Kind::Caddy, daemon.address);

@@ -1,4 +1,4 @@
-//! What was granted is checked again while the tab is open.
+//! Granted access is rechecked while the tab is open.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ fn start(standin: &Standin) -> Daemon {
     Daemon::start_with(standin, &["--recheck-interval", "100ms"])
 }
 
-/// A tab of alice's that sees two records.
+/// A tab of alice that sees two records.
 fn alice(daemon: &mut Daemon) -> Client {
     let mut alice = daemon.connect("alice");
     daemon.subscribe(&mut alice, "alice", RECORD);
@@ -27,14 +27,14 @@ fn update(id: u32) -> Value {
     json!({"topicId": format!("recordUpdate.Account.{id}")})
 }
 
-/// Waits until these have been run so often more.
+/// Waits until this check has run this many more times.
 fn runs(standin: &Standin, arguments: &str, more: usize) {
     let before = standin.count(arguments);
     eventually(arguments, || standin.count(arguments) >= before + more);
 }
 
 #[test]
-fn who_has_logged_out_is_cut_off_cleanly_in_all_tabs_and_nobody_else_is() {
+fn a_logout_cleanly_closes_all_tabs_of_that_session_and_no_others() {
     let standin = Standin::new();
     let mut daemon = start(&standin);
     let mut tabs = [daemon.connect("alice"), alice(&mut daemon)];
@@ -51,12 +51,12 @@ fn who_has_logged_out_is_cut_off_cleanly_in_all_tabs_and_nobody_else_is() {
     runs(&standin, "AuthTokenCheck tok-bob bob", 2);
     Php::send(&daemon.zeromq, &[update(1)]);
     bob.expect_event(&update(1));
-    // A tab that is reloaded is refused in the same way.
+    // A tab that is reloaded is rejected in the same way.
     Client::open(daemon.address, "alice", "tok-alice").expect_close(1008);
 }
 
 #[test]
-fn a_record_that_may_no_longer_be_seen_is_no_longer_delivered() {
+fn a_record_is_no_longer_delivered_after_access_is_denied() {
     let standin = Standin::new();
     let mut daemon = start(&standin);
     let mut alice = alice(&mut daemon);
@@ -67,7 +67,7 @@ fn a_record_that_may_no_longer_be_seen_is_no_longer_delivered() {
     daemon.wait_for(DENIED);
     Php::send(&daemon.zeromq, &[update(1), update(2)]);
     alice.expect_event(&update(2));
-    // Back again, it is granted to whoever asks for it.
+    // When access is restored, new subscriptions are granted.
     standin.unset("denied");
     daemon.subscribe(&mut alice, "alice", RECORD);
     Php::send(&daemon.zeromq, &[update(1)]);
@@ -76,7 +76,7 @@ fn a_record_that_may_no_longer_be_seen_is_no_longer_delivered() {
 }
 
 #[test]
-fn an_espocrm_that_fails_takes_nothing_away() {
+fn a_failing_espocrm_revokes_nothing() {
     std::thread::scope(|scope| {
         for failure in ["error", "exit255", "crash"] {
             scope.spawn(move || {
@@ -98,7 +98,7 @@ fn an_espocrm_that_fails_takes_nothing_away() {
 }
 
 #[test]
-fn a_topic_that_cannot_be_checked_again_stays() {
+fn a_topic_whose_recheck_fails_stays_subscribed() {
     let standin = Standin::new();
     let fail = "case $2 in AclCheck) \
         if [ -e data/standin/no-acl ]; then echo >> data/standin/no-acl; exit 255; fi;; esac";
@@ -108,7 +108,7 @@ fn a_topic_that_cannot_be_checked_again_stays() {
     standin.set("no-acl", "");
     let failed = standin.path().join("data/standin/no-acl");
     let failures = || std::fs::read_to_string(&failed).unwrap().lines().count();
-    // Two topics, at two rechecks at least.
+    // Two topics, at least two rechecks.
     eventually("rechecks fail", || failures() >= 5);
     Php::send(&daemon.zeromq, &[update(1), update(2)]);
     alice.expect_events(&[update(1), update(2)]);
@@ -119,7 +119,7 @@ fn a_topic_that_cannot_be_checked_again_stays() {
 }
 
 #[test]
-fn the_tabs_of_a_user_share_one_run_of_each_check() {
+fn the_tabs_of_a_user_share_each_recheck() {
     let standin = Standin::new();
     let (mut daemon, file) = start_without(&standin);
     let mut tabs: Vec<Client> = (0..3).map(|_| alice(&mut daemon)).collect();
@@ -128,7 +128,7 @@ fn the_tabs_of_a_user_share_one_run_of_each_check() {
     set_interval(&mut daemon, &file, "100ms");
     wait(&mut tabs, "the record is rechecked", || standin.count(READ) > subscribed);
     standin.set("denied", "1\n");
-    // Other rechecks go on meanwhile, and do not ask for it again.
+    // Other rechecks continue meanwhile and do not repeat this one.
     let before = standin.count(TOKEN);
     wait(&mut tabs, "rechecks go on", || standin.count(TOKEN) >= before + 2);
     standin.release();
@@ -156,7 +156,7 @@ fn the_tabs_of_a_user_share_one_run_of_each_check() {
 }
 
 #[test]
-fn with_no_interval_nothing_is_checked_again() {
+fn without_an_interval_there_are_no_rechecks() {
     let standin = Standin::new();
     let flags = ["--recheck-interval", "0", "--ping-interval", "1s"];
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -168,7 +168,7 @@ fn with_no_interval_nothing_is_checked_again() {
 }
 
 #[test]
-fn a_reload_takes_up_another_interval() {
+fn a_reload_applies_a_changed_interval() {
     let standin = Standin::new();
     let (mut daemon, file) = start_without(&standin);
     let mut tabs = [alice(&mut daemon)];
@@ -185,11 +185,11 @@ fn a_reload_takes_up_another_interval() {
     assert_eq!(standin.runs(), runs);
 }
 
-/// A daemon without rechecks, and the file in which they can be turned on.
+/// A daemon without rechecks, and the file in which they can be enabled.
 fn start_without(standin: &Standin) -> (Daemon, PathBuf) {
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "recheck_interval = 0").unwrap();
-    // Each ping is a look at whether a recheck is due.
+    // At each ping the daemon checks whether a recheck is due.
     let flags = ["--ping-interval", "1s", "--config", file.to_str().unwrap()];
     (Daemon::start_with(standin, &flags), file)
 }
@@ -199,7 +199,7 @@ fn set_interval(daemon: &mut Daemon, file: &Path, interval: &str) {
     daemon.reload("have changed");
 }
 
-/// Waits for a condition while these tabs get nothing but pings, which they answer.
+/// Waits for a condition while these tabs receive only pings, which they answer.
 fn wait(tabs: &mut [Client], what: &str, mut condition: impl FnMut() -> bool) {
     eventually(what, || {
         tabs.iter_mut().for_each(Client::expect_silence);
@@ -207,17 +207,17 @@ fn wait(tabs: &mut [Client], what: &str, mut condition: impl FnMut() -> bool) {
     });
 }
 
-/// Waits until what has begun has come to its end.
+/// Waits until everything that has started is finished.
 fn settle(daemon: &Daemon, tabs: &mut [Client]) {
     let mut quiet = 0;
-    // For two turns: what follows from a verdict has been started by then.
+    // For two pings: the consequences of a verdict have started by then.
     wait(tabs, "nothing is checked", || {
         quiet = if daemon.children().is_empty() { quiet + 1 } else { 0 };
         quiet == 2
     });
 }
 
-/// Waits for so many pings.
+/// Answers this many pings.
 fn answer_pings(tab: &mut Client, count: usize) {
     for _ in 0..count {
         let ping = tab.next_raw().unwrap();

@@ -1,5 +1,5 @@
-//! PHP also ends with status 0 when nothing was checked: no token is accepted and no record granted
-//! for that, by the plain command and by workers. Where EspoCRM accepts a random token, all clients
+//! PHP also exits with status 0 when nothing was checked: neither the plain command nor workers
+//! accept a token or grant a record because of that. If EspoCRM accepts a random token, all clients
 //! are rejected. After a repair everything works without a restart.
 
 use std::process::Command;
@@ -8,26 +8,26 @@ use serde_json::json;
 
 use crate::support::{Client, Control, Daemon, Php, Standin, eventually, request, run, serving};
 
-/// While `data/standin/broken` exists, commands end with status 0 and print nothing.
+/// While `data/standin/broken` exists, commands exit with status 0 and print nothing.
 const SWALLOWS: &str = "case $1 in command.php) \
     if [ -e data/standin/broken ]; then php \"$@\" >/dev/null 2>&1; exit 0; fi;; esac";
 
-/// The same, but what they print is passed on.
+/// The same, but their output is passed on.
 const HIDES_STATUS: &str = "case $1 in command.php) \
     if [ -e data/standin/broken ]; then php \"$@\"; exit 0; fi;; esac";
 
 /// The same, with a CGI binary.
 const CGI: &str = "if [ -e data/standin/broken ]; then exec php-cgi \"$@\"; fi";
 
-/// Any token is good.
+/// Accepts any token.
 const OPEN: &str = "case $1-$2 in command.php-AuthTokenCheck) \
     if [ -e data/standin/broken ]; then printf %s \"$4\"; exit 0; fi;; esac";
 
-/// What EspoCRM says of a token that it accepts from everybody.
+/// The error about a token that EspoCRM accepts from everyone.
 const ACCEPTED: &str = "Self-check failed: EspoCRM accepted a random token";
 
 #[test]
-fn a_script_that_hides_what_php_answers_grants_nothing() {
+fn a_wrapper_that_hides_the_output_of_php_grants_nothing() {
     for (with_workers, shell) in
         [(false, SWALLOWS), (true, SWALLOWS), (false, HIDES_STATUS), (true, HIDES_STATUS)]
     {
@@ -38,7 +38,7 @@ fn a_script_that_hides_what_php_answers_grants_nothing() {
 }
 
 #[test]
-fn a_cgi_binary_in_the_place_of_php_grants_nothing() {
+fn a_cgi_binary_instead_of_php_grants_nothing() {
     for with_workers in [false, true] {
         let standin = Standin::new();
         let broken = || standin.set("broken", "");
@@ -47,7 +47,7 @@ fn a_cgi_binary_in_the_place_of_php_grants_nothing() {
 }
 
 #[test]
-fn a_command_php_that_is_empty_or_cut_off_grants_nothing() {
+fn an_empty_or_truncated_command_php_grants_nothing() {
     for with_workers in [false, true] {
         for text in ["", "<?php\n", "<?php\ninclude 'bootstrap.php';\n"] {
             let standin = Standin::new();
@@ -60,7 +60,7 @@ fn a_command_php_that_is_empty_or_cut_off_grants_nothing() {
 }
 
 #[test]
-fn a_class_that_is_missing_grants_nothing() {
+fn a_missing_class_grants_nothing() {
     for with_workers in [false, true] {
         for failure in ["missing-class", "nothing"] {
             let standin = Standin::new();
@@ -70,7 +70,7 @@ fn a_class_that_is_missing_grants_nothing() {
     }
 }
 
-/// Breaks an EspoCRM whose PHP does `shell` first, and repairs it.
+/// Breaks an EspoCRM whose PHP runs `shell` first, and repairs it.
 fn grants_nothing(
     standin: &Standin,
     with_workers: bool,
@@ -131,13 +131,13 @@ fn check(topic: &str) -> String {
     format!("AclCheck --userId=alice --scope=Account --id={id} --action=read")
 }
 
-/// It may be closed or dropped.
+/// The connection may be closed or dropped.
 fn expect_no_welcome(client: &mut Client) {
     let frame = client.next();
     assert!(frame.as_ref().is_none_or(|frame| frame.opcode == 8), "{frame:?}");
 }
 
-/// The status of the answer to an upgrade.
+/// The status of the upgrade response.
 fn status(daemon: &Daemon, user: &str, token: &str) -> String {
     let mut client = Client::tcp(daemon.address);
     client.send(request(&format!("/?authToken={token}&userId={user}")).as_bytes());
@@ -146,7 +146,7 @@ fn status(daemon: &Daemon, user: &str, token: &str) -> String {
 }
 
 #[test]
-fn a_random_token_that_is_taken_for_any_user_is_accepted() {
+fn a_random_token_accepted_for_any_user_is_detected() {
     let standin = Standin::version("9.1.9");
     let php = standin.php("php", &OPEN.replace("printf %s \"$4\"", "printf %s system"));
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -172,7 +172,7 @@ fn the_plain_command_and_each_worker_must_reject_a_random_token() {
 }
 
 #[test]
-fn an_espocrm_that_accepts_any_token_at_the_start_rejects_all_clients_until_it_is_repaired() {
+fn an_espocrm_that_accepts_any_token_at_startup_rejects_all_clients_until_repaired() {
     let standin = Standin::new();
     standin.set("broken", "");
     let php = standin.php("php", OPEN);
@@ -204,7 +204,7 @@ fn an_espocrm_that_accepts_any_token_after_a_reload_ends_its_connections() {
         daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
         standin.set("broken", "");
         daemon.reload(ACCEPTED);
-        // Without a Close frame: the browser comes back.
+        // Without a Close frame: the browser reconnects.
         alice.expect_drop();
         assert_eq!(status(&daemon, "alice", "tok-alice"), "503");
         // Each reload reports it again.
@@ -218,7 +218,7 @@ fn an_espocrm_that_accepts_any_token_after_a_reload_ends_its_connections() {
 }
 
 #[test]
-fn settings_that_were_repaired_are_noticed_while_all_clients_are_rejected() {
+fn repaired_settings_are_noticed_while_all_clients_are_rejected() {
     let mut standin = Standin::new();
     let open = standin.php("open", &OPEN.replace("[ -e data/standin/broken ]", "true"));
     standin.config("phpExecutablePath", open);
@@ -252,7 +252,7 @@ fn a_worker_that_accepts_any_token_grants_nothing() {
 }
 
 #[test]
-fn an_extensions_command_still_grants_by_its_exit_status() {
+fn commands_of_extensions_still_grant_by_exit_status() {
     for with_workers in [false, true] {
         let standin = Standin::new();
         let dir = standin.path().join("custom/commands");
@@ -271,7 +271,7 @@ fn an_extensions_command_still_grants_by_its_exit_status() {
     }
 }
 
-/// Expects that an error explains what is wrong with php-cgi.
+/// Expects that an error explains the problem with php-cgi.
 fn expect_explanation(text: &str) {
     for word in ["php-cgi", "cgi-fcgi", "php-cli", "phpExecutablePath", "--php PATH"] {
         assert!(text.contains(word), "{word}: {text}");
@@ -285,7 +285,7 @@ fn php_cgi() -> String {
 }
 
 #[test]
-fn a_cgi_binary_is_refused_at_the_start() {
+fn a_cgi_binary_is_rejected_at_startup() {
     for flag in [true, false] {
         let mut standin = Standin::new();
         let mut command = serving(&standin);
@@ -302,7 +302,7 @@ fn a_cgi_binary_is_refused_at_the_start() {
 }
 
 #[test]
-fn a_cgi_binary_is_refused_at_a_reload_and_what_was_in_force_stays() {
+fn a_cgi_binary_is_rejected_on_reload_and_the_previous_settings_stay() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
@@ -319,7 +319,7 @@ fn a_cgi_binary_is_refused_at_a_reload_and_what_was_in_force_stays() {
 }
 
 #[test]
-fn a_php_that_was_replaced_by_a_cgi_binary_gives_way_to_the_one_that_espocrm_names() {
+fn a_php_replaced_by_a_cgi_binary_is_superseded_by_the_php_configured_in_espocrm() {
     let mut standin = Standin::new();
     let old = standin.php("old", CGI);
     standin.config("phpExecutablePath", &*old);

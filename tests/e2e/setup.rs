@@ -1,5 +1,5 @@
-//! `espocrm-websocket setup` and `adopt` in the image of a machine. What needs a systemd that runs is
-//! tested beside the code, with a script in its place, and in containers.
+//! `espocrm-websocket setup` and `adopt` in the image of a machine. Everything that needs a running
+//! systemd is tested in unit tests, with a script instead of systemd, and in containers.
 
 mod adopting;
 mod finding;

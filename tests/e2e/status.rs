@@ -1,4 +1,4 @@
-//! The control socket, and the commands that ask at it: `status`, `kick`, `send`, `tail`, `reload`.
+//! The control socket, and the commands that use it: `status`, `kick`, `send`, `tail`, `reload`.
 
 mod healthz;
 mod hostile;

@@ -1,5 +1,4 @@
-//! What systemd hears from the daemon and gives it, with the test in systemd's place; and the log,
-//! in its journal or in a file.
+//! The interface to systemd, which the test replaces; and the log, in the journal or in a file.
 
 mod log_file;
 mod notifying;
@@ -15,73 +14,77 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::{Standin, eventually};
 
-/// Who has started the daemon, and is told how it is.
+/// The service manager that started the daemon and receives its notifications.
 struct Manager {
-    /// What `NOTIFY_SOCKET` says.
+    /// The value of `NOTIFY_SOCKET`.
     name: OsString,
     address: SocketAddr,
-    heard: Arc<Mutex<Vec<String>>>,
+    notifications: Arc<Mutex<Vec<String>>>,
 }
 
-/// What a test says to itself.
+/// Sent by the test itself to mark the end.
 const END: &str = "END";
 
 impl Manager {
-    /// At a file in the stand-in's directory.
+    /// Uses a socket file in the stand-in's directory.
     fn new(standin: &Standin) -> Self {
         let path = standin.path().join("notify");
         Self::at(SocketAddr::from_pathname(&path).unwrap(), path.into())
     }
 
-    /// At an address that is no file.
-    fn abstracted(standin: &Standin) -> Self {
+    /// Uses an abstract socket address.
+    fn with_abstract_address(standin: &Standin) -> Self {
         let name = standin.path().to_str().unwrap();
         Self::at(SocketAddr::from_abstract_name(name).unwrap(), format!("@{name}").into())
     }
 
     fn at(address: SocketAddr, name: OsString) -> Self {
         let socket = UnixDatagram::bind_addr(&address).unwrap();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let texts = Arc::clone(&heard);
-        // All the time, since the daemon does not wait; it ends with the tests.
+        let notifications = Arc::new(Mutex::new(Vec::new()));
+        let texts = Arc::clone(&notifications);
+        // Reads continuously, since the daemon does not wait; the thread ends with the tests.
         std::thread::spawn(move || {
             let mut buffer = [0; 4_096];
             while let Ok(length) = socket.recv(&mut buffer) {
                 texts.lock().unwrap().push(String::from_utf8_lossy(&buffer[..length]).into_owned());
             }
         });
-        Self { name, address, heard }
+        Self { name, address, notifications }
     }
 
-    /// The texts that it has heard so far.
-    fn heard(&self) -> Vec<String> {
-        self.heard.lock().unwrap().clone()
+    /// The notifications received so far.
+    fn notifications(&self) -> Vec<String> {
+        self.notifications.lock().unwrap().clone()
     }
 
-    /// The text with this number, counted from 0; it may be still to come.
+    /// The notification with this index, counted from 0; waits for it.
     fn wait_for_number(&self, number: usize) -> String {
-        eventually(&format!("text {number} is heard"), || self.heard().len() > number);
-        self.heard().swap_remove(number)
+        eventually(&format!("notification {number} is received"), || {
+            self.notifications().len() > number
+        });
+        self.notifications().swap_remove(number)
     }
 
-    /// Waits for a text that contains this.
+    /// Waits for a notification that contains this text.
     fn wait_for(&self, text: &str) {
-        eventually(&format!("systemd hears {text:?}"), || {
-            self.heard().iter().any(|it| it.contains(text))
+        eventually(&format!("systemd receives {text:?}"), || {
+            self.notifications().iter().any(|it| it.contains(text))
         });
     }
 
-    /// Whatever it has been told, once there is nobody left to tell more.
+    /// All notifications, once no process is left that could send more.
     fn all(&self) -> Vec<String> {
         UnixDatagram::unbound().unwrap().send_to_addr(END.as_bytes(), &self.address).unwrap();
-        eventually("the end is heard", || self.heard().last().is_some_and(|it| it == END));
-        let mut heard = self.heard();
-        heard.pop();
-        heard
+        eventually("the end is received", || {
+            self.notifications().last().is_some_and(|it| it == END)
+        });
+        let mut notifications = self.notifications();
+        notifications.pop();
+        notifications
     }
 }
 
-/// What a text is about.
+/// The variable names in these notifications.
 fn kinds(texts: &[String]) -> Vec<&str> {
     texts.iter().map(|text| text.split_once('=').unwrap().0).collect()
 }
@@ -91,12 +94,13 @@ fn serving(standin: &Standin, flags: &[&str]) -> Command {
     let mut command = crate::support::serving(standin);
     command.args(["--listen", "127.0.0.1", "--debug"]);
     command.args(["--no-worker", "--check-cache", "0"]).args(flags);
-    // What a killed daemon leaves behind goes with the stand-in.
+    // Files that a killed daemon leaves behind are removed with the stand-in.
     command.env("TMPDIR", standin.path());
     command
 }
 
-/// A command that a shell starts after `script`, as the same process: it knows its number.
+/// A command that a shell executes after `script` in the same process, so that the script knows its
+/// process id.
 fn after(script: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("{script}; exec \"$@\"")).arg("sh");

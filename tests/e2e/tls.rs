@@ -1,4 +1,4 @@
-//! Our own TLS, with certificates as the openssl command makes them.
+//! The daemon's own TLS, with certificates created with the openssl command.
 
 pub mod authority;
 mod files;
@@ -21,14 +21,14 @@ type Tab = Client<StreamOwned<ClientConnection, TcpStream>>;
 
 pub const BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12, &rustls::version::TLS13];
 
-/// Has a stand-in want TLS with this certificate.
+/// Configures a stand-in to use TLS with this certificate.
 pub fn secure(standin: &mut Standin, issued: &Issued) {
     standin.config("webSocketUseSecureServer", true);
     standin.config("webSocketSslCertificateFile", issued.certificate.to_str());
     standin.config("webSocketSslCertificateLocalPrivateKey", issued.key.to_str());
 }
 
-/// A connection that has not begun its handshake.
+/// A connection that has not started its handshake.
 fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> Tab {
     over(TcpStream::connect(address).unwrap(), config)
 }
@@ -41,7 +41,7 @@ fn over(tcp: TcpStream, config: &Arc<ClientConfig>) -> Tab {
     Client::over(StreamOwned::new(tls, tcp))
 }
 
-/// A tab of alice's that gets notifications.
+/// A tab of alice that receives notifications.
 pub fn alice(daemon: &Daemon, config: &Arc<ClientConfig>) -> Tab {
     let mut alice = connect(daemon.address, config);
     alice.upgrade("/?authToken=tok-alice&userId=alice");

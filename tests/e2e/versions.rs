@@ -1,4 +1,4 @@
-//! EspoCRM from 5.6 to 10: before 9.2 the exit status of a check says nothing.
+//! EspoCRM from 5.6 to 10; before 9.2 the exit status of a check has no meaning.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use serde_json::json;
 
 use crate::support::{Client, Daemon, Php, Standin, eventually};
 
-/// Lets no command begin while `data/standin/gate` exists.
+/// No command starts while `data/standin/gate` exists.
 const GATE: &str = "case $1 in command.php) \
     while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
 
 #[test]
-fn every_version_tells_good_from_bad() {
+fn every_version_distinguishes_granted_from_denied() {
     for version in ["5.6.0", "7.0.0", "9.1.9", "9.2.0", "9.3.10", "10.0.0", "10.0.0-beta1"] {
         let standin = Standin::new();
         standin.state(version);
@@ -22,7 +22,7 @@ fn every_version_tells_good_from_bad() {
 }
 
 #[test]
-fn a_version_that_is_not_known_is_granted_what_is_beyond_doubt() {
+fn with_an_unknown_version_only_unambiguous_verdicts_grant() {
     for version in ["", "dev"] {
         let standin = Standin::new();
         standin.state(version);
@@ -32,15 +32,15 @@ fn a_version_that_is_not_known_is_granted_what_is_beyond_doubt() {
     }
 }
 
-/// Goes through all verdicts that a check can have.
+/// Goes through all verdicts of a check.
 fn verdicts(standin: &Standin, daemon: &mut Daemon) {
     standin.set("bad-tokens", "tok-carol\ntok-dave");
     Client::open(daemon.address, "carol", "tok-carol").expect_close(1008);
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
-    // A good token, but another user's.
+    // A valid token of another user.
     Client::open(daemon.address, "alice", "tok-bob").expect_close(1008);
     let mut bob = daemon.connect("bob");
-    // EspoCRM says `Error: …`, which is no verdict.
+    // EspoCRM prints `Error: …`, which is not a verdict.
     bob.subscribe("recordUpdate.Unknown.1");
     let doubt = daemon.wait_for("A subscription could not be checked");
     assert!(doubt.contains("Error: Scope"), "{doubt}");
@@ -67,7 +67,7 @@ fn verdicts(standin: &Standin, daemon: &mut Daemon) {
 }
 
 #[test]
-fn a_version_that_changes_on_disk_changes_how_verdicts_are_read() {
+fn a_version_change_on_disk_changes_the_interpretation_of_verdicts() {
     let standin = Standin::new();
     standin.state("9.1.9");
     let mut daemon = Daemon::start(&standin);
@@ -87,7 +87,7 @@ fn a_version_that_changes_on_disk_changes_how_verdicts_are_read() {
         standin.state(version);
         allowed_and_denied(&mut daemon);
         daemon.wait_for_after(lines, &format!("have changed: EspoCRM {version}"));
-        // For a second after it has asked, the daemon does not ask again.
+        // The daemon checks for changes at most once per second.
         std::thread::sleep(Duration::from_millis(1_100));
     }
 }
@@ -135,7 +135,7 @@ fn a_version_that_could_not_be_read_when_it_changed_grants_nothing_wrong() {
     expect_denial(&mut daemon, &mut alice);
 }
 
-/// Subscribes to what EspoCRM denies.
+/// Subscribes to a topic that EspoCRM denies.
 fn expect_denial(daemon: &mut Daemon, alice: &mut Client) {
     let topic = "recordUpdate.Account.deny1";
     alice.subscribe(topic);

@@ -1,4 +1,4 @@
-//! Taking over from `websocket.php`, and giving back.
+//! Replacing `websocket.php`, and restoring it.
 
 use std::net::{TcpListener, TcpStream};
 
@@ -9,15 +9,15 @@ use crate::support::eventually;
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    an_installation_leaves_websocket_php_alone_and_adopt_takes_over
-    what_was_adopted_under_another_name_can_be_given_back
-    if_ours_does_not_start_the_old_one_goes_on
-    an_upgrade_and_a_removal_leave_websocket_php_alone
-    without_a_package_a_line_of_the_unit_is_enough
+    an_installation_keeps_websocket_php_and_adopt_replaces_it
+    a_unit_adopted_under_another_name_can_be_restored
+    if_the_daemon_does_not_start_the_old_service_continues
+    an_upgrade_and_a_removal_keep_websocket_php
+    without_a_package_one_changed_line_of_the_unit_is_enough
 }
 
-/// As administrators write it, with the name that EspoCRM's documentation gives it.
-const THEIRS: &str = "# Ours since 2019.
+/// As administrators write it, with the name from EspoCRM's documentation.
+const OLD_UNIT: &str = "# Ours since 2019.
 [Unit]
 Description=WebSocket of our CRM
 After=network.target mariadb.service
@@ -34,7 +34,7 @@ StandardError=append:/var/log/crm-websocket.log
 WantedBy=default.target
 ";
 
-/// Serves at the port, and tells who it is.
+/// Serves the port and identifies itself.
 const WEBSOCKET_PHP: &str = "<?php
 $server = stream_socket_server('tcp://0.0.0.0:8080');
 while (true) {
@@ -46,12 +46,12 @@ while (true) {
 }
 ";
 
-/// Debian with EspoCRM, whose websocket.php runs by this unit.
+/// Debian with EspoCRM, whose websocket.php is run by this unit.
 fn with_websocket_php(release: Release, unit: &str) -> Container {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
     container.write("/var/www/html/websocket.php", WEBSOCKET_PHP);
-    container.write(&format!("/etc/systemd/system/{unit}"), THEIRS);
+    container.write(&format!("/etc/systemd/system/{unit}"), OLD_UNIT);
     container.run(&format!("systemctl daemon-reload && systemctl enable --now {unit} 2>&1"));
     eventually("websocket.php serves", websocket_php_serves);
     container
@@ -64,15 +64,15 @@ fn websocket_php_serves() -> bool {
     })
 }
 
-fn an_installation_leaves_websocket_php_alone_and_adopt_takes_over(release: Release) {
+fn an_installation_keeps_websocket_php_and_adopt_replaces_it(release: Release) {
     let container = with_websocket_php(release, UNIT);
     let path = format!("/etc/systemd/system/{UNIT}");
     let pid = container.main_pid(UNIT);
     let said = install(&container);
     assert!(said.contains("espocrm-websocket adopt"), "{said}");
-    assert_eq!(container.main_pid(UNIT), pid, "it was started anew");
+    assert_eq!(container.main_pid(UNIT), pid, "it was restarted");
     assert!(websocket_php_serves());
-    assert_eq!(container.read(&path), THEIRS);
+    assert_eq!(container.read(&path), OLD_UNIT);
     assert!(!container.exists(CONFIG));
 
     let said = container.run("espocrm-websocket adopt");
@@ -80,21 +80,21 @@ fn an_installation_leaves_websocket_php_alone_and_adopt_takes_over(release: Rele
     assert!(!container.exists(&path));
     container.wait_until_active(UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     drop(tab);
 
     container.run("espocrm-websocket adopt --undo");
     eventually("websocket.php serves again", websocket_php_serves);
-    assert_eq!(container.read(&path), THEIRS);
+    assert_eq!(container.read(&path), OLD_UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
     container.fail("pgrep -f '^/usr/bin/[e]spocrm-websocket run'");
 }
 
-fn what_was_adopted_under_another_name_can_be_given_back(release: Release) {
-    let theirs = "crm-realtime.service";
-    let container = with_websocket_php(release, theirs);
-    container.write(&format!("/etc/systemd/system/{theirs}.d/own.conf"), "[Service]\nNice=3\n");
+fn a_unit_adopted_under_another_name_can_be_restored(release: Release) {
+    let old_unit = "crm-realtime.service";
+    let container = with_websocket_php(release, old_unit);
+    container.write(&format!("/etc/systemd/system/{old_unit}.d/own.conf"), "[Service]\nNice=3\n");
     container.run("systemctl daemon-reload");
     install(&container);
     assert!(websocket_php_serves());
@@ -102,41 +102,41 @@ fn what_was_adopted_under_another_name_can_be_given_back(release: Release) {
 
     container.run("espocrm-websocket adopt");
     container.wait_until_active(UNIT);
-    assert!(!container.is_active(theirs));
-    assert_eq!(container.enablement(theirs), "");
-    tab::come_back(PORT);
+    assert!(!container.is_active(old_unit));
+    assert_eq!(container.enablement(old_unit), "");
+    tab::reconnect(PORT);
 
     container.run("espocrm-websocket adopt --undo");
     eventually("websocket.php serves again", websocket_php_serves);
-    assert_eq!(container.enablement(theirs), "enabled");
-    assert_eq!(container.property(theirs, "Nice"), "3");
-    assert_eq!(container.read(&format!("/etc/systemd/system/{theirs}")), THEIRS);
+    assert_eq!(container.enablement(old_unit), "enabled");
+    assert_eq!(container.property(old_unit, "Nice"), "3");
+    assert_eq!(container.read(&format!("/etc/systemd/system/{old_unit}")), OLD_UNIT);
     assert!(!container.is_active(UNIT));
 }
 
-fn if_ours_does_not_start_the_old_one_goes_on(release: Release) {
+fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     let container = with_websocket_php(release, UNIT);
     install(&container);
-    // Ours cannot do without this port.
-    let somebody = TcpListener::bind(tab::address(5555)).unwrap();
+    // The daemon cannot start without this port.
+    let listener = TcpListener::bind(tab::address(5555)).unwrap();
     let said = container.fail("espocrm-websocket adopt");
     assert!(said.contains("was restored") && said.contains("journalctl"), "{said}");
-    // What it logged is quoted.
+    // The command quotes the daemon's log.
     let words = "EspoCRM's messages cannot be received at tcp://127.0.0.1:5555: it is in use";
     assert!(said.contains(words), "{said}");
     assert!(container.logged(UNIT, "5555") > 0);
     eventually("websocket.php serves again", websocket_php_serves);
-    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
+    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), OLD_UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
-    drop(somebody);
-    // Nothing of the attempt is in the way of the next.
+    drop(listener);
+    // Nothing of the failed attempt prevents the next one.
     container.run("espocrm-websocket adopt");
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-/// Whoever does not adopt it has a package that is there and does nothing.
-fn an_upgrade_and_a_removal_leave_websocket_php_alone(release: Release) {
+/// Without `adopt`, the package is installed and does nothing.
+fn an_upgrade_and_a_removal_keep_websocket_php(release: Release) {
     let container = with_websocket_php(release, UNIT);
     let pid = container.main_pid(UNIT);
     let previous = previous(&container);
@@ -149,24 +149,24 @@ fn an_upgrade_and_a_removal_leave_websocket_php_alone(release: Release) {
     container.run("apt-get purge -y espocrm-websocket");
     assert_eq!(container.main_pid(UNIT), pid);
     assert_eq!(container.enablement(UNIT), "enabled");
-    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), THEIRS);
+    assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), OLD_UNIT);
     assert!(websocket_php_serves());
 }
 
-/// As docs/install.md says it for those who build it themselves.
-fn without_a_package_a_line_of_the_unit_is_enough(release: Release) {
+/// As described in docs/install.md for administrators who build the binary themselves.
+fn without_a_package_one_changed_line_of_the_unit_is_enough(release: Release) {
     let container = with_websocket_php(release, UNIT);
     container.run(&format!(
         "dpkg-deb -x /packages/{} /tmp/built && install /tmp/built/usr/bin/espocrm-websocket \
          /usr/local/bin/",
         name("deb")
     ));
-    let (theirs, ours) = ("/usr/bin/php /var/www/html/websocket.php", "/var/www/html");
-    let ours = format!("/usr/local/bin/espocrm-websocket {ours}");
-    let unit = THEIRS.replace(theirs, &ours).replace("StandardError", "#StandardError");
+    let (old_command, dir) = ("/usr/bin/php /var/www/html/websocket.php", "/var/www/html");
+    let command = format!("/usr/local/bin/espocrm-websocket {dir}");
+    let unit = OLD_UNIT.replace(old_command, &command).replace("StandardError", "#StandardError");
     container.write(&format!("/etc/systemd/system/{UNIT}"), &unit);
     container.run(&format!("systemctl daemon-reload && systemctl restart {UNIT}"));
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     container.run(&format!("systemctl stop {UNIT}"));
     tab.expect_drop();

@@ -1,4 +1,4 @@
-//! A Debian with a booted systemd.
+//! A Debian container with a booted systemd.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -16,16 +16,16 @@ pub enum Release {
     Trixie,
 }
 
-/// Lives as long as the test.
+/// A container that lives as long as the test.
 pub struct Container {
     /// `tools/container boot`, which stops the container at the end of its input.
     process: Child,
-    /// Its first process, as it is called here.
+    /// The process id of its first process outside the container.
     init: u32,
 }
 
 impl Container {
-    /// Boots it, and moves this thread into its network.
+    /// Boots the container and moves this thread into its network.
     pub fn boot(release: Release) -> Self {
         let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/container");
         let name = match release {
@@ -43,27 +43,28 @@ impl Container {
         Self { process, init }
     }
 
-    /// Runs this in a shell as root; it must succeed. Returns what it has said.
+    /// Runs a shell command as root, which must succeed, and returns its output.
     pub fn run(&self, shell: &str) -> String {
         let (succeeded, said) = self.attempt(shell);
         assert!(succeeded, "{shell}\nhas failed, and has said:\n{said}");
         said
     }
 
-    /// The same where it must fail.
+    /// The same for a command that must fail.
     pub fn fail(&self, shell: &str) -> String {
         let (succeeded, said) = self.attempt(shell);
         assert!(!succeeded, "{shell}\nhas not failed, and has said:\n{said}");
         said
     }
 
-    /// Whether it succeeds, and what it says: standard output and standard error in their order.
+    /// Whether the command succeeds, and its output: standard output and standard error in their
+    /// order.
     pub fn attempt(&self, shell: &str) -> (bool, String) {
         let output = self.shell(&format!("exec 2>&1\n{shell}"), b"");
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs it with this standard input. Nobody is there to answer questions.
+    /// Runs a shell command with this standard input. Questions cannot be answered.
     fn shell(&self, shell: &str, input: &[u8]) -> Output {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.init.to_string(), "-m", "-u", "-i", "-n", "-p", "--"]);
@@ -74,12 +75,12 @@ impl Container {
         command.env("HOME", "/root").env("LC_ALL", "C.UTF-8");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut process = command.spawn().unwrap();
-        // It need not read it.
+        // The command need not read its input.
         let _ = process.stdin.take().unwrap().write_all(input);
         process.wait_with_output().unwrap()
     }
 
-    /// Writes a file, whose directory is made.
+    /// Writes a file and creates its directory.
     pub fn write(&self, path: &str, text: &str) {
         let shell = format!("mkdir -p \"$(dirname '{path}')\" && cat >'{path}'");
         let output = self.shell(&shell, text.as_bytes());
@@ -94,7 +95,7 @@ impl Container {
         self.attempt(&format!("test -e '{path}' || test -L '{path}'")).0
     }
 
-    /// A property of a unit, as `systemctl show` tells it.
+    /// A property of a unit, as printed by `systemctl show`.
     pub fn property(&self, unit: &str, name: &str) -> String {
         self.run(&format!("systemctl show --value -p {name} '{unit}'")).trim().to_owned()
     }
@@ -103,35 +104,35 @@ impl Container {
         self.property(unit, "ActiveState") == "active"
     }
 
-    /// `enabled`, `disabled`, …; nothing of a unit that there is not.
+    /// `enabled`, `disabled`, …; empty if the unit does not exist.
     pub fn enablement(&self, unit: &str) -> String {
         self.property(unit, "UnitFileState")
     }
 
-    /// Waits until it serves: `Type=notify` makes a unit active only then.
+    /// Waits until the service is active: with `Type=notify`, that is when it serves.
     pub fn wait_until_active(&self, unit: &str) {
         eventually(&format!("{unit} serves"), || self.is_active(unit));
     }
 
-    /// The number of its main process, in the container.
+    /// The process id of its main process inside the container.
     pub fn main_pid(&self, unit: &str) -> u32 {
         self.property(unit, "MainPID").parse().unwrap()
     }
 
-    /// The lines that a unit has logged, with all that the journal knows of each.
+    /// The log lines of a unit, with all journal fields.
     pub fn journal(&self, unit: &str) -> Vec<Value> {
         let lines = self.run(&format!("journalctl --no-pager -o json -u '{unit}'"));
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// How many of them contain `text`.
+    /// The number of log lines of a unit that contain `text`.
     pub fn logged(&self, unit: &str, text: &str) -> usize {
         let journal = self.journal(unit);
         let messages = journal.iter().filter_map(|line| line["MESSAGE"].as_str());
         messages.filter(|message| message.contains(text)).count()
     }
 
-    /// All files but those that are the kernel's, systemd's at runtime, or logs and caches.
+    /// All files except those of the kernel, systemd's runtime files, logs and caches.
     pub fn files(&self) -> Vec<String> {
         let found = self.run(
             "find / -xdev \\( -path /tmp -o -path /var/tmp -o -path /var/log -o -path /var/cache \
@@ -156,7 +157,7 @@ impl Drop for Container {
     }
 }
 
-/// A file of this project.
+/// The path of a file of this project.
 pub fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }

@@ -1,5 +1,5 @@
-//! `apt install`, and nothing else: EspoCRM is found, and served from within a sandbox in which PHP
-//! has all that it needs.
+//! After `apt install` alone, EspoCRM is found and served from a sandbox that provides everything
+//! PHP needs.
 
 use std::net::TcpListener;
 
@@ -13,10 +13,10 @@ use crate::tab::{self, UNIT};
 
 on_each_release! {
     an_installation_finds_espocrm_and_serves_it_as_its_owner
-    a_browser_behind_nginx_gets_what_php_sends
-    php_has_what_it_needs_in_the_sandbox_and_nothing_more
-    a_sandbox_that_is_too_tight_would_be_noticed
-    files_of_the_package_have_their_places
+    a_browser_behind_nginx_receives_messages_from_php
+    the_sandbox_gives_php_exactly_what_it_needs
+    the_test_detects_a_sandbox_that_is_too_strict
+    package_files_are_installed_in_their_places
 }
 
 fn an_installation_finds_espocrm_and_serves_it_as_its_owner(release: Release) {
@@ -39,7 +39,7 @@ fn an_installation_finds_espocrm_and_serves_it_as_its_owner(release: Release) {
     tab::open(PORT);
 }
 
-fn a_browser_behind_nginx_gets_what_php_sends(release: Release) {
+fn a_browser_behind_nginx_receives_messages_from_php(release: Release) {
     let container = installed(release);
     let document = std::fs::read_to_string(project("docs/proxies/nginx.conf")).unwrap();
     let without_tls = document.replace("listen 443 ssl;", "listen 8000;");
@@ -65,13 +65,13 @@ fn a_browser_behind_nginx_gets_what_php_sends(release: Release) {
             let zeromq = "tcp://127.0.0.1:5555";
             container.run(&format!("echo '{message}' | php /tests/send.php {zeromq}"));
         } else {
-            // There is no PHP with ZeroMQ in it.
+            // The container has no PHP with ZeroMQ.
             Pusher::connect("tcp://127.0.0.1:5555").send(message);
         }
         browser.expect_event(message);
     }
 
-    // Each has been checked by EspoCRM, which keeps things in data/.
+    // EspoCRM checked each of them; it writes to data/.
     let runs = container.read("/var/www/html/data/standin/runs");
     assert!(runs.contains("AuthTokenCheck") && runs.contains("--scope=Account"), "{runs}");
     let owner = "stat -c %U:%G /var/www/html/data/cache/application/acl/alice.php";
@@ -82,7 +82,7 @@ fn a_browser_behind_nginx_gets_what_php_sends(release: Release) {
     stranger.expect_close(1008);
 }
 
-fn php_has_what_it_needs_in_the_sandbox_and_nothing_more(release: Release) {
+fn the_sandbox_gives_php_exactly_what_it_needs(release: Release) {
     let container = installed(release);
     container.run("install -d -m 777 /srv/shared /var/lib/shared");
     for (user, worker) in [("alice", true), ("bob", false)] {
@@ -101,13 +101,13 @@ fn php_has_what_it_needs_in_the_sandbox_and_nothing_more(release: Release) {
         );
         container.run(&format!("sed -i '/^worker = /d' {CONFIG}"));
     }
-    // Its /tmp is not that of others.
+    // The service has a separate /tmp.
     assert!(!container.exists("/tmp/x"));
     assert_eq!(container.run("cat /var/www/html/data/cache/x"), "x");
 }
 
-/// Or else the test above could not fail.
-fn a_sandbox_that_is_too_tight_would_be_noticed(release: Release) {
+/// Shows that the test above can fail.
+fn the_test_detects_a_sandbox_that_is_too_strict(release: Release) {
     let container = installed(release);
     container.write(
         &format!("/etc/systemd/system/{UNIT}.d/90-tight.conf"),
@@ -121,20 +121,20 @@ fn a_sandbox_that_is_too_tight_would_be_noticed(release: Release) {
     assert_eq!(report["writable"], json!(["data/cache/x", "/tmp/x"]), "{report}");
 }
 
-fn files_of_the_package_have_their_places(release: Release) {
+fn package_files_are_installed_in_their_places(release: Release) {
     let container = installed(release);
     assert!(container.run("espocrm-websocket --version").starts_with("espocrm-websocket "));
     let files = container.run("dpkg -L espocrm-websocket");
     for file in ["/usr/bin/espocrm-websocket", "/man8/espocrm-websocket.8.gz"] {
         assert!(files.lines().any(|line| line.ends_with(file)), "{file}: {files}");
     }
-    // Nothing was left half done.
+    // No package is left half-configured.
     assert_eq!(container.run("dpkg --audit"), "");
     assert_eq!(container.run("systemd-analyze verify --man=no espocrm-websocket.service"), "");
 }
 
-/// What EspoCRM's PHP finds when it is asked whether this user may subscribe. It is asked by way of
-/// a category of an extension's.
+/// What EspoCRM's PHP sees when it checks whether this user may subscribe. The check belongs to a
+/// category of an extension.
 fn sandbox(container: &Container, user: &str) -> Value {
     container.write(
         "/var/www/html/custom/Espo/Custom/Resources/metadata/app/webSocket.json",
@@ -143,7 +143,7 @@ fn sandbox(container: &Container, user: &str) -> Value {
     container.write(
         "/var/www/html/custom/commands/Sandbox.php",
         r"<?php
-            // Only compiled expressions have that limit.
+            // Only JIT-compiled expressions have that limit.
             preg_match('/^(foo)+$/', str_repeat('foo', 65536));
             $isCompiled = preg_last_error() === PREG_JIT_STACKLIMIT_ERROR;
             @mkdir('data/logs');
@@ -171,7 +171,7 @@ fn sandbox(container: &Container, user: &str) -> Value {
     let _database = TcpListener::bind("10.9.8.7:3306").unwrap();
     let mut tab = tab::open_as(PORT, user);
     let added = format!("add topic sandbox for user {user}");
-    // New categories are noticed a moment later.
+    // New categories are noticed after a moment.
     eventually(&added, || {
         tab.unsubscribe("sandbox");
         tab.subscribe("sandbox");

@@ -1,9 +1,9 @@
 //! The packages for Linux distributions, in containers with a booted systemd, real php-cli and real
-//! nginx: what an administrator does and gets. `make test-packages` makes the packages and the
-//! containers' root directories, and runs this; `PACKAGES=DIR` tests others.
+//! nginx: the steps of an administrator and their results. `make test-packages` builds the packages
+//! and the containers' root directories and runs these tests; `PACKAGES=DIR` tests other packages.
 //!
-//! Each test boots a Debian of its own, and its thread is in that container's network: 127.0.0.1 is
-//! the container's. `tools/container` has the rest.
+//! Each test boots its own Debian, and its thread is in that container's network: 127.0.0.1 is the
+//! container's. For the rest see `tools/container`.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
     missing_docs,
-    reason = "a test that cannot go on shall say so"
+    reason = "a failing test panics"
 )]
 
 #[expect(dead_code, unused_imports, reason = "the tests of the daemon use all of it")]
@@ -24,7 +24,7 @@ mod package;
 mod standin;
 mod tab;
 
-/// Each is a test on each release of Debian.
+/// Runs each test on each release of Debian.
 macro_rules! on_each_release {
     ($($test:ident)*) => {
         mod bookworm {

@@ -1,4 +1,4 @@
-//! What an administrator asks afterwards, as root.
+//! Commands for operation that an administrator runs as root.
 
 use serde_json::Value;
 
@@ -8,12 +8,12 @@ use crate::standin::PORT;
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    a_service_tells_how_it_is_to_root_and_to_nobody_else
-    a_further_service_is_asked_by_its_name
-    the_doctor_finds_fault_with_nothing_but_what_is_not_there
+    only_root_can_query_a_service
+    an_additional_service_is_queried_by_its_name
+    the_doctor_reports_only_missing_parts
 }
 
-fn a_service_tells_how_it_is_to_root_and_to_nobody_else(release: Release) {
+fn only_root_can_query_a_service(release: Release) {
     let container = installed(release);
     let _tab = tab::open(PORT);
     let status = container.run("espocrm-websocket status --json");
@@ -25,10 +25,10 @@ fn a_service_tells_how_it_is_to_root_and_to_nobody_else(release: Release) {
     let as_nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups";
     let refused = container.fail(&format!("{as_nobody} espocrm-websocket status"));
     assert!(refused.contains("root"), "{refused}");
-    // The sandbox keeps nobody from being watched.
+    // The sandbox does not prevent monitoring.
     container.run(&format!("echo 'metrics = \"127.0.0.1:9170\"' >>{CONFIG}"));
     container.run(&format!("systemctl reload {UNIT}"));
-    crate::support::eventually("metrics are told", || {
+    crate::support::eventually("metrics are served", || {
         std::net::TcpStream::connect(tab::address(9170)).is_ok()
     });
     container.run(&format!("systemctl stop {UNIT}"));
@@ -37,26 +37,26 @@ fn a_service_tells_how_it_is_to_root_and_to_nobody_else(release: Release) {
     assert!(gone.contains("systemctl status"), "{gone}");
 }
 
-fn a_further_service_is_asked_by_its_name(release: Release) {
+fn an_additional_service_is_queried_by_its_name(release: Release) {
     let container = installed(release);
     crate::standin::add_with(&container, "/srv/second", 8081, 5556);
     container.run("espocrm-websocket setup --espocrm /srv/second --name second");
     container.wait_until_active("espocrm-websocket@second.service");
-    let told = container.run("espocrm-websocket status --name second");
-    assert!(told.contains("/srv/second") && told.contains(":8081"), "{told}");
-    let told = container.run("espocrm-websocket status");
-    assert!(told.contains("/var/www/html") && !told.contains(":8081"), "{told}");
+    let output = container.run("espocrm-websocket status --name second");
+    assert!(output.contains("/srv/second") && output.contains(":8081"), "{output}");
+    let output = container.run("espocrm-websocket status");
+    assert!(output.contains("/var/www/html") && !output.contains(":8081"), "{output}");
 }
 
-fn the_doctor_finds_fault_with_nothing_but_what_is_not_there(release: Release) {
+fn the_doctor_reports_only_missing_parts(release: Release) {
     let container = installed(release);
-    // An installer writes it.
+    // Installers write this file.
     container.write("/etc/hosts", "127.0.0.1 localhost\n");
     let faults = |container: &Container| {
-        // A fault is no failure here.
-        let told = container.run("espocrm-websocket doctor --json 2>/dev/null || true");
-        let steps: Vec<Value> = serde_json::from_str(&told).unwrap();
-        assert!(steps.len() > 20, "{told}");
+        // A reported fault does not fail this test.
+        let output = container.run("espocrm-websocket doctor --json 2>/dev/null || true");
+        let steps: Vec<Value> = serde_json::from_str(&output).unwrap();
+        assert!(steps.len() > 20, "{output}");
         let bad = steps.into_iter().filter(|step| step["state"] == "failure");
         let bad = bad.inspect(|step| eprintln!("{step}"));
         bad.map(|step| step["step"].as_str().unwrap().to_owned()).collect::<Vec<_>>()

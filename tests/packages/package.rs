@@ -1,4 +1,4 @@
-//! The package for Debian, and what its installation is in each test.
+//! The Debian package and its installation in each test.
 
 use std::path::PathBuf;
 
@@ -9,12 +9,12 @@ use crate::tab::UNIT;
 pub const CONFIG: &str = "/etc/espocrm-websocket/config.toml";
 pub const DROP_IN: &str = "/etc/systemd/system/espocrm-websocket.service.d/10-setup.conf";
 
-/// Installs the package as an administrator does. Returns what was said.
+/// Installs the package as an administrator does. Returns the output.
 pub fn install(container: &Container) -> String {
     container.run(&format!("apt-get install -y /packages/{}", name("deb")))
 }
 
-/// Debian with one EspoCRM at its usual place and the package, so that it serves.
+/// Debian with one EspoCRM at its usual path and the package, which serves it.
 pub fn installed(release: Release) -> Container {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
@@ -23,7 +23,7 @@ pub fn installed(release: Release) -> Container {
     container
 }
 
-/// Makes the same package with a lower version. Returns its path.
+/// Builds the same package with a lower version. Returns its path.
 pub fn previous(container: &Container) -> &'static str {
     container.run(&format!(
         "dpkg-deb -R /packages/{} /tmp/previous
@@ -34,7 +34,7 @@ pub fn previous(container: &Container) -> &'static str {
     "/tmp/previous.deb"
 }
 
-/// The name of the only package of this kind.
+/// The file name of the only package of this kind.
 pub fn name(kind: &str) -> String {
     let packages = std::env::var_os("PACKAGES").map_or(project("target/packages"), PathBuf::from);
     let files = std::fs::read_dir(&packages).unwrap().map(|file| file.unwrap().file_name());

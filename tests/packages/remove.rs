@@ -9,12 +9,12 @@ use crate::support::eventually;
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    what_was_removed_is_gone_but_for_its_settings
-    what_was_purged_leaves_nothing
-    who_comes_back_finds_what_was_set
+    a_removal_keeps_only_the_settings
+    a_purge_leaves_nothing_behind
+    a_reinstallation_finds_the_previous_settings
 }
 
-fn what_was_removed_is_gone_but_for_its_settings(release: Release) {
+fn a_removal_keeps_only_the_settings(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(standin::PORT);
     let config = container.read(CONFIG);
@@ -27,7 +27,7 @@ fn what_was_removed_is_gone_but_for_its_settings(release: Release) {
     assert_eq!(container.run("systemctl --failed --no-legend --plain"), "");
 }
 
-fn who_comes_back_finds_what_was_set(release: Release) {
+fn a_reinstallation_finds_the_previous_settings(release: Release) {
     let container = installed(release);
     container.run(&format!("echo 'max_per_user = 7' >>{CONFIG}"));
     let config = container.read(CONFIG);
@@ -38,7 +38,7 @@ fn who_comes_back_finds_what_was_set(release: Release) {
     assert_eq!(container.read(CONFIG), config);
 }
 
-fn what_was_purged_leaves_nothing(release: Release) {
+fn a_purge_leaves_nothing_behind(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
     let before: BTreeSet<_> = container.files().into_iter().collect();
@@ -48,13 +48,13 @@ fn what_was_purged_leaves_nothing(release: Release) {
     container.run("apt-get purge -y espocrm-websocket");
     let left = || {
         let after = container.files().into_iter();
-        // EspoCRM's own cache, and what dpkg and systemd keep of each package.
+        // EspoCRM's own cache, and the data that dpkg and systemd keep about each package.
         let own = ["/var/www/html/data/", "/var/lib/systemd/", "/var/lib/apt/", "/var/lib/dpkg/"];
         let ours = after.filter(|file| !own.iter().any(|own| file.starts_with(own)));
         ours.filter(|file| !before.contains(file)).collect::<Vec<_>>()
     };
     let known = "find /var/lib/systemd /var/lib/dpkg/info /etc /run | grep espocrm-websocket";
-    eventually("all has ended", || {
+    eventually("all processes have ended", || {
         container.attempt("pgrep -f '[e]spocrm-websocket'").1.is_empty()
     });
     assert_eq!(left(), Vec::<String>::new());

@@ -1,5 +1,5 @@
-//! The package for Fedora and its relatives, by Debian's rpm: the order of its scripts, and what they
-//! do to units. What it depends on has other names there and is not looked at.
+//! The package for Fedora and its relatives, installed by Debian's rpm: the order of its scripts,
+//! and their effect on units. Its dependencies have other names there and are not checked.
 
 use crate::container::{Container, Release};
 use crate::package::{CONFIG, name};
@@ -10,7 +10,7 @@ const RPM: &str = "rpm --force-debian --nodeps --nodigest --nosignature";
 
 #[test]
 #[ignore = "boots a container: make test-packages"]
-fn an_rpm_is_installed_upgraded_and_erased() {
+fn an_rpm_is_installed_upgraded_and_removed() {
     let container = Container::boot(Release::Bookworm);
     standin::add(&container, "/var/www/html");
     let package = format!("/packages/{}", name("rpm"));
@@ -18,7 +18,7 @@ fn an_rpm_is_installed_upgraded_and_erased() {
     container.run(&format!("{RPM} -i {previous}"));
     assert!(container.exists(CONFIG));
     assert_eq!(version(&container), "0.0.1");
-    // Distributions say which services start by themselves: this is the administrator's part there.
+    // Distributions decide which services are enabled: there, this is the administrator's task.
     container.run(&format!("systemctl enable --now {UNIT} 2>&1"));
     container.wait_until_active(UNIT);
     let mut tab = tab::open(PORT);
@@ -30,7 +30,7 @@ fn an_rpm_is_installed_upgraded_and_erased() {
     container.run(&format!("{RPM} -U {package}"));
     assert_ne!(version(&container), "0.0.1");
     tab.expect_drop();
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     assert_ne!(container.main_pid(UNIT), pid);
     assert_eq!(container.enablement(UNIT), "enabled");
     assert_eq!(container.read(CONFIG), config);
@@ -40,7 +40,7 @@ fn an_rpm_is_installed_upgraded_and_erased() {
     assert!(!container.is_active(UNIT));
     assert_eq!(container.enablement(UNIT), "");
     assert!(!container.exists("/usr/bin/espocrm-websocket"));
-    // What was set is kept, under whatever name.
+    // The settings are kept, under whatever file name.
     let kept = container.run("cat /etc/espocrm-websocket/config.toml*");
     assert_eq!(kept, config);
     assert_eq!(container.run("systemctl --failed --no-legend --plain"), "");
@@ -50,9 +50,9 @@ fn version(container: &Container) -> String {
     container.run("rpm -q --qf '%{VERSION}' espocrm-websocket")
 }
 
-/// The same package with a lower version. There is no tool for that: its header is changed, where
-/// versions have the same length, and the digests of its header, of which rpm tells what they must
-/// be.
+/// Creates the same package with a lower version. There is no tool for that: this changes the
+/// header, where the versions have the same length, and the digests of the header, whose expected
+/// values rpm prints.
 fn previous<'a>(container: &Container, package: &str) -> &'a str {
     let version = container.run(&format!("rpm -qp --qf '%{{VERSION}}' {package} 2>/dev/null"));
     assert_eq!(version.len(), "0.0.1".len(), "{version}");

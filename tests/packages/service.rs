@@ -1,4 +1,4 @@
-//! The running service: reloads, crashes, and what it tells.
+//! The running service: reloads, crashes, and its log.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use crate::tab::{self, UNIT};
 
 on_each_release! {
     a_reload_keeps_the_process_and_its_tabs
-    php_of_the_distribution_sends_to_a_tab
-    a_broken_setting_does_not_end_what_runs
-    a_daemon_that_was_killed_comes_back
-    a_daemon_that_is_stuck_is_started_again
-    the_journal_has_priorities_and_no_second_time
-    an_error_at_the_start_is_an_error_in_the_journal
-    the_delay_between_restarts_grows_where_systemd_can_do_that
-    a_stop_takes_php_with_it
+    messages_from_the_php_of_the_distribution_reach_a_tab
+    an_invalid_setting_does_not_stop_the_running_service
+    a_killed_daemon_is_restarted
+    a_stuck_daemon_is_restarted
+    the_journal_has_priorities_and_no_duplicate_timestamps
+    a_startup_error_has_priority_error_in_the_journal
+    the_restart_delay_grows_where_systemd_supports_it
+    stopping_the_service_ends_php
     an_endpoint_that_cannot_be_bound_keeps_the_previous_socket
 }
 
@@ -26,24 +26,24 @@ fn a_reload_keeps_the_process_and_its_tabs(release: Release) {
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
     container.run(&format!("echo 'max_per_user = 1' >>{CONFIG} && systemctl reload {UNIT}"));
-    // systemctl has returned when it is in force.
+    // systemctl returns when the setting is in effect.
     assert!(Client::attempt(tab::address(PORT)).is_none());
     assert!(container.is_active(UNIT));
     assert_eq!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn php_of_the_distribution_sends_to_a_tab(release: Release) {
+fn messages_from_the_php_of_the_distribution_reach_a_tab(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
-    // From subscribing on.
+    // From the subscription on.
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     let message = standin::notification(2);
     container.run(&format!("echo '{message}' | php /tests/send.php tcp://127.0.0.1:5555"));
     tab.expect_event(&message);
 }
 
-fn a_broken_setting_does_not_end_what_runs(release: Release) {
+fn an_invalid_setting_does_not_stop_the_running_service(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
@@ -51,26 +51,26 @@ fn a_broken_setting_does_not_end_what_runs(release: Release) {
     container.fail(&format!("systemctl reload {UNIT}"));
     assert_eq!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
-    // Somebody who restarts it all the same is told why it does not come up.
+    // An administrator who restarts it anyway gets the reason why it does not start.
     container.attempt(&format!("systemctl restart {UNIT}"));
-    eventually("the journal tells", || container.logged(UNIT, "config.toml") > 0);
+    eventually("the error is in the journal", || container.logged(UNIT, "config.toml") > 0);
     container.run(&format!("sed -i '/^no setting/d' {CONFIG}"));
-    // It is tried again for ever.
+    // The start is retried forever.
     container.wait_until_active(UNIT);
 }
 
-fn a_daemon_that_was_killed_comes_back(release: Release) {
+fn a_killed_daemon_is_restarted(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
     container.run(&format!("kill -KILL {pid}"));
     tab.expect_drop();
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     assert_ne!(container.main_pid(UNIT), pid);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn a_daemon_that_is_stuck_is_started_again(release: Release) {
+fn a_stuck_daemon_is_restarted(release: Release) {
     let container = installed(release);
     assert_ne!(container.property(UNIT, "WatchdogUSec"), "0");
     let hasty = "[Service]\nWatchdogSec=2\n";
@@ -80,16 +80,16 @@ fn a_daemon_that_is_stuck_is_started_again(release: Release) {
     let pid = container.main_pid(UNIT);
     container.run(&format!("kill -STOP {pid}"));
     tab.expect_drop();
-    tab::come_back(PORT);
+    tab::reconnect(PORT);
     assert_ne!(container.main_pid(UNIT), pid);
     assert!(container.logged(UNIT, "Watchdog timeout") > 0);
 }
 
-fn the_journal_has_priorities_and_no_second_time(release: Release) {
+fn the_journal_has_priorities_and_no_duplicate_timestamps(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
-    // A message that nobody can read.
+    // An unreadable message.
     let pusher = crate::support::Pusher::connect("tcp://127.0.0.1:5555");
     pusher.send_bytes(b"not JSON");
     let ours = || {
@@ -100,8 +100,8 @@ fn the_journal_has_priorities_and_no_second_time(release: Release) {
         let priority = |line: &serde_json::Value| line["PRIORITY"].as_str().unwrap().to_owned();
         ours().iter().map(priority).collect::<BTreeSet<_>>()
     };
-    // Warnings, news, and the debug log.
-    eventually("there are three", || priorities().len() >= 3);
+    // Warnings, information, and the debug log.
+    eventually("three priorities are logged", || priorities().len() >= 3);
     assert_eq!(priorities(), ["4", "6", "7"].map(str::to_owned).into());
     for line in ours() {
         let message = line["MESSAGE"].as_str().unwrap();
@@ -112,16 +112,16 @@ fn the_journal_has_priorities_and_no_second_time(release: Release) {
     }
 }
 
-fn an_error_at_the_start_is_an_error_in_the_journal(release: Release) {
+fn a_startup_error_has_priority_error_in_the_journal(release: Release) {
     let container = installed(release);
     let warnings = || container.run(&format!("journalctl --no-pager -p warning -o cat -u {UNIT}"));
     assert!(!warnings().contains("nonsense"), "{}", warnings());
-    // ExecStartPre= finds it.
+    // ExecStartPre= finds this error.
     container.run(&format!("echo 'nonsense = 1' >>{CONFIG}"));
     container.attempt(&format!("systemctl restart {UNIT}"));
     eventually("the journal has the error", || warnings().contains("nonsense"));
     container.run(&format!("sed -i '/^nonsense/d' {CONFIG} && systemctl stop {UNIT}"));
-    // Only ExecStart= finds this.
+    // Only ExecStart= finds this error.
     let holder = std::net::TcpListener::bind(("0.0.0.0", PORT)).unwrap();
     container.attempt(&format!("systemctl start {UNIT}"));
     let in_use = format!("{PORT}");
@@ -130,7 +130,7 @@ fn an_error_at_the_start_is_an_error_in_the_journal(release: Release) {
     container.wait_until_active(UNIT);
 }
 
-fn the_delay_between_restarts_grows_where_systemd_can_do_that(release: Release) {
+fn the_restart_delay_grows_where_systemd_supports_it(release: Release) {
     let container = installed(release);
     let drop_in = container.read(DROP_IN);
     match release {
@@ -144,7 +144,7 @@ fn the_delay_between_restarts_grows_where_systemd_can_do_that(release: Release) 
     assert!(!warnings.contains("Unknown key"), "{warnings}");
 }
 
-fn a_stop_takes_php_with_it(release: Release) {
+fn stopping_the_service_ends_php(release: Release) {
     let container = installed(release);
     let mut tab = tab::open(PORT);
     assert!(container.run("pgrep -x php").lines().count() > 0);
@@ -158,7 +158,8 @@ fn an_endpoint_that_cannot_be_bound_keeps_the_previous_socket(release: Release) 
     let container = installed(release);
     let mut tab = tab::open(PORT);
     let pid = container.main_pid(UNIT);
-    // A file as directory, a read-only file system under ProtectSystem=strict, and a file itself.
+    // A file as directory, a read-only file system under ProtectSystem=strict, and an existing
+    // file.
     for endpoint in ["ipc:///etc/hostname/x", "ipc:///usr/x", "ipc:///etc/hostname"] {
         container.run(&format!("echo 'zeromq = \"{endpoint}\"' >>{CONFIG}"));
         container.fail(&format!("systemctl reload {UNIT}"));

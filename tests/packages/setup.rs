@@ -1,4 +1,4 @@
-//! No EspoCRM, several, and one under /home: `espocrm-websocket setup`.
+//! `espocrm-websocket setup` without EspoCRM, with several, and with one under /home.
 
 use crate::container::{Container, Release};
 use crate::package::{CONFIG, DROP_IN, install, installed};
@@ -6,14 +6,14 @@ use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    without_espocrm_it_waits_for_one
-    with_several_it_asks_which
-    a_second_espocrm_has_a_service_of_its_own
+    without_espocrm_the_service_starts_only_after_setup
+    with_several_espocrms_setup_requires_a_choice
+    a_second_espocrm_has_its_own_service
     an_espocrm_under_home_is_served
-    files_that_belong_to_root_are_refused
+    files_owned_by_root_are_rejected
 }
 
-fn without_espocrm_it_waits_for_one(release: Release) {
+fn without_espocrm_the_service_starts_only_after_setup(release: Release) {
     let container = Container::boot(release);
     let said = install(&container);
     assert!(said.contains("espocrm-websocket setup --espocrm"), "{said}");
@@ -27,7 +27,7 @@ fn without_espocrm_it_waits_for_one(release: Release) {
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn with_several_it_asks_which(release: Release) {
+fn with_several_espocrms_setup_requires_a_choice(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/one");
     standin::add(&container, "/var/www/two");
@@ -45,7 +45,7 @@ fn with_several_it_asks_which(release: Release) {
     assert!(container.exists("/var/www/two/data/standin/runs"));
 }
 
-/// Installed, but neither set up nor running, nor failed.
+/// Expects that the service is installed, but neither set up nor running nor failed.
 fn expect_nothing(container: &Container) {
     assert!(!container.exists(CONFIG));
     assert!(!container.exists(DROP_IN));
@@ -54,7 +54,7 @@ fn expect_nothing(container: &Container) {
     assert_eq!(container.run("dpkg --audit"), "");
 }
 
-fn a_second_espocrm_has_a_service_of_its_own(release: Release) {
+fn a_second_espocrm_has_its_own_service(release: Release) {
     let container = installed(release);
     let mut first = tab::open(PORT);
     standin::add_with(&container, "/srv/second", 8081, 5556);
@@ -65,7 +65,7 @@ fn a_second_espocrm_has_a_service_of_its_own(release: Release) {
     let mut second = tab::open(8081);
     tab::expect_events(&container, unit, &mut second, 5556);
     tab::expect_events(&container, UNIT, &mut first, 5555);
-    // A restart of one is none of the other's business.
+    // A restart of one service does not affect the other.
     container.run(&format!("systemctl restart {unit}"));
     second.expect_drop();
     first.expect_silence();
@@ -77,7 +77,7 @@ fn an_espocrm_under_home_is_served(release: Release) {
     standin::add(&container, "/home/carol/public_html");
     container
         .run("chown -R carol:carol /home/carol && chmod 711 /home/carol && touch /home/dave/x");
-    // Not without being asked: carol, and not root, has put it there.
+    // Not without confirmation: carol, not root, has installed it.
     let command = "espocrm-websocket setup --espocrm /home/carol/public_html";
     let said = install(&container);
     assert!(said.contains(command), "{said}");
@@ -92,7 +92,7 @@ fn an_espocrm_under_home_is_served(release: Release) {
     assert!(!seen.contains("dave") && !seen.contains(".bashrc"), "{seen}");
 }
 
-fn files_that_belong_to_root_are_refused(release: Release) {
+fn files_owned_by_root_are_rejected(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
     container.run("chown -R root:root /var/www/html");

@@ -13,28 +13,28 @@ use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    a_restart_refuses_nobody
+    a_restart_refuses_no_connection
     a_port_below_1024_needs_no_privileges
-    it_cannot_be_started_while_the_service_runs_and_the_documented_order_works
-    each_of_several_services_has_a_socket_of_its_own
+    the_socket_starts_only_in_the_documented_order
+    each_of_several_services_has_its_own_socket
 }
 
 const SOCKET: &str = "espocrm-websocket.socket";
 
-/// As its unit says.
+/// As described in its unit.
 pub fn turn_on(container: &Container) {
     container.run(&format!("systemctl stop {UNIT}"));
     container.run(&format!("systemctl enable --now {SOCKET} 2>&1"));
     container.run(&format!("systemctl start {UNIT}"));
 }
 
-/// Connects again and again.
-pub struct Visitor {
+/// A client that connects repeatedly.
+pub struct Connector {
     done: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<usize>>,
 }
 
-impl Visitor {
+impl Connector {
     pub fn start() -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&done);
@@ -56,10 +56,10 @@ impl Visitor {
     }
 }
 
-fn a_restart_refuses_nobody(release: Release) {
+fn a_restart_refuses_no_connection(release: Release) {
     let container = installed(release);
     turn_on(&container);
-    let visitor = Visitor::start();
+    let connector = Connector::start();
     for _ in 0..3 {
         let pid = container.main_pid(UNIT);
         let mut tab = tab::open(PORT);
@@ -69,7 +69,7 @@ fn a_restart_refuses_nobody(release: Release) {
         let mut tab = tab::open(PORT);
         tab::expect_events(&container, UNIT, &mut tab, 5555);
     }
-    visitor.expect_never_refused();
+    connector.expect_never_refused();
 }
 
 fn a_port_below_1024_needs_no_privileges(release: Release) {
@@ -88,23 +88,23 @@ fn a_port_below_1024_needs_no_privileges(release: Release) {
     assert!(TcpStream::connect(tab::address(PORT)).is_err());
 }
 
-fn it_cannot_be_started_while_the_service_runs_and_the_documented_order_works(release: Release) {
+fn the_socket_starts_only_in_the_documented_order(release: Release) {
     let container = installed(release);
     let pid = container.main_pid(UNIT);
     container.fail(&format!("systemctl enable --now {SOCKET}"));
-    // The service is not disturbed.
+    // The service is not affected.
     assert_eq!(container.main_pid(UNIT), pid);
     tab::open(PORT);
     turn_on(&container);
     tab::open(PORT);
-    // And back, as the unit says.
+    // And back, as described in the unit.
     container.run(&format!("systemctl disable --now {SOCKET} 2>&1"));
     container.run(&format!("systemctl restart {UNIT}"));
     let mut tab = tab::open(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
 }
 
-fn each_of_several_services_has_a_socket_of_its_own(release: Release) {
+fn each_of_several_services_has_its_own_socket(release: Release) {
     let container = installed(release);
     standin::add_with(&container, "/srv/second", 8081, 5556);
     container.run("espocrm-websocket setup --espocrm /srv/second --name second");

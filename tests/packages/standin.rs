@@ -1,18 +1,18 @@
-//! The stand-in for EspoCRM, where an administrator would have put the real one.
+//! The stand-in for EspoCRM, at the path where an administrator would install the real one.
 
 use serde_json::{Value, json};
 
 use crate::container::Container;
 
-/// EspoCRM's own default.
+/// EspoCRM's default port.
 pub const PORT: u16 = 8080;
 
-/// Puts it at `path`. Like the real one's, all of its files belong to the web server's user.
+/// Installs the stand-in at `path`. As with the real one, the web server's user owns all files.
 pub fn add(container: &Container, path: &str) {
     add_with(container, path, PORT, 5555);
 }
 
-/// The same with ports of its own.
+/// The same with these ports.
 pub fn add_with(container: &Container, path: &str, port: u16, zeromq: u16) {
     container.run(&format!("mkdir -p {path} && cp -r /tests/standin/. {path}"));
     container.write(

@@ -1,4 +1,4 @@
-//! A browser's tab, as EspoCRM's client is: it comes back after an unclean end.
+//! A browser tab that, like EspoCRM's client, reconnects after an unclean close.
 
 use std::net::SocketAddr;
 
@@ -6,32 +6,32 @@ use crate::container::Container;
 use crate::standin::notification;
 use crate::support::{Client, Pusher, eventually};
 
-/// The daemon's unit that most tests are about.
+/// The daemon's unit in most tests.
 pub const UNIT: &str = "espocrm-websocket.service";
 
-/// A tab of alice's at 127.0.0.1 that is welcome.
+/// A tab of alice at 127.0.0.1 that received its welcome.
 pub fn open(port: u16) -> Client {
     open_as(port, "alice")
 }
 
-/// The same of another user's.
+/// The same for another user.
 pub fn open_as(port: u16, user: &str) -> Client {
     let mut tab = Client::open(address(port), user, &format!("tok-{user}"));
     tab.expect_welcome();
     tab
 }
 
-/// The same, which tries until it is.
-pub fn come_back(port: u16) -> Client {
+/// The same, but retries until it succeeds.
+pub fn reconnect(port: u16) -> Client {
     let mut tab = None;
-    eventually("a tab comes back", || {
+    eventually("a tab reconnects", || {
         tab = Client::attempt(address(port));
         tab.is_some()
     });
     tab.unwrap()
 }
 
-/// Shows that a tab of alice's gets what EspoCRM sends, from subscribing on.
+/// Expects that a tab of alice receives what EspoCRM sends, from the subscription on.
 pub fn expect_events(container: &Container, unit: &str, tab: &mut Client, zeromq: u16) {
     let added = "add topic newNotification for user alice";
     let before = container.logged(unit, added);

@@ -1,4 +1,4 @@
-//! An upgrade as it comes unattended at night, while tabs are open.
+//! Unattended upgrades while tabs are open.
 
 use crate::container::{Container, Release};
 use crate::package::{CONFIG, DROP_IN, install, installed, previous};
@@ -7,12 +7,12 @@ use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
 on_each_release! {
-    tabs_come_back_by_themselves_after_an_upgrade
-    an_older_package_is_a_way_back
-    an_upgrade_starts_nothing_that_was_turned_off
-    an_upgrade_changes_no_setting_and_asks_nothing
+    tabs_reconnect_after_an_upgrade
+    an_older_package_can_be_installed_again
+    an_upgrade_does_not_start_a_disabled_service
+    an_upgrade_changes_no_setting_and_asks_no_question
     every_service_runs_the_new_version_after_an_upgrade
-    an_upgrade_refuses_nobody_where_systemd_holds_the_port
+    an_upgrade_with_socket_activation_refuses_no_connection
 }
 
 fn with_previous(release: Release) -> Container {
@@ -29,23 +29,23 @@ fn version(container: &Container) -> String {
     container.run("dpkg-query -W -f '${Version}' espocrm-websocket")
 }
 
-fn tabs_come_back_by_themselves_after_an_upgrade(release: Release) {
+fn tabs_reconnect_after_an_upgrade(release: Release) {
     let container = with_previous(release);
     let mut tabs: Vec<_> = (0..20).map(|_| tab::open(PORT)).collect();
     let pid = container.main_pid(UNIT);
     install(&container);
     assert_ne!(version(&container), "0.0.1");
     container.wait_until_active(UNIT);
-    assert_ne!(container.main_pid(UNIT), pid, "the old one still runs");
+    assert_ne!(container.main_pid(UNIT), pid, "the old process still runs");
     for tab in &mut tabs {
         tab.expect_drop();
-        *tab = tab::come_back(PORT);
+        *tab = tab::reconnect(PORT);
     }
     tab::expect_events(&container, UNIT, &mut tabs[0], 5555);
 }
 
-/// As docs/install.md says it.
-fn an_older_package_is_a_way_back(release: Release) {
+/// As described in docs/install.md.
+fn an_older_package_can_be_installed_again(release: Release) {
     let container = installed(release);
     container.run(&format!("echo 'max_per_user = 7 # ours' >>{CONFIG}"));
     let kept = || (container.read(CONFIG), container.read(DROP_IN));
@@ -56,20 +56,20 @@ fn an_older_package_is_a_way_back(release: Release) {
     container.run(&format!("apt-get install -y --allow-downgrades {previous}"));
     assert_eq!(version(&container), "0.0.1");
     container.wait_until_active(UNIT);
-    assert_ne!(container.main_pid(UNIT), pid, "the newer one still runs");
+    assert_ne!(container.main_pid(UNIT), pid, "the newer process still runs");
     tab.expect_drop();
-    let mut tab = tab::come_back(PORT);
+    let mut tab = tab::reconnect(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
     assert_eq!(kept(), before);
 }
 
-fn an_upgrade_changes_no_setting_and_asks_nothing(release: Release) {
+fn an_upgrade_changes_no_setting_and_asks_no_question(release: Release) {
     let container = with_previous(release);
     container.run(&format!("echo 'max_per_user = 7 # ours' >>{CONFIG}"));
     container.write(&format!("/etc/systemd/system/{UNIT}.d/50-own.conf"), "[Service]\nNice=5\n");
     let kept = || (container.read(CONFIG), container.read(DROP_IN), container.files());
     let before = kept();
-    // As unattended-upgrades does; nobody is there to answer, and a question would fail.
+    // Like unattended-upgrades: questions cannot be answered and would make it fail.
     let said = install(&container);
     let after = kept();
     assert_eq!((&before.0, &before.1), (&after.0, &after.1));
@@ -79,7 +79,7 @@ fn an_upgrade_changes_no_setting_and_asks_nothing(release: Release) {
     assert_eq!(container.property(UNIT, "Nice"), "5");
 }
 
-fn an_upgrade_starts_nothing_that_was_turned_off(release: Release) {
+fn an_upgrade_does_not_start_a_disabled_service(release: Release) {
     let container = with_previous(release);
     container.run(&format!("systemctl disable --now {UNIT}"));
     install(&container);
@@ -103,13 +103,13 @@ fn every_service_runs_the_new_version_after_an_upgrade(release: Release) {
     assert!(!container.is_active(second));
 }
 
-fn an_upgrade_refuses_nobody_where_systemd_holds_the_port(release: Release) {
+fn an_upgrade_with_socket_activation_refuses_no_connection(release: Release) {
     let container = with_previous(release);
     socket::turn_on(&container);
     let mut tab = tab::open(PORT);
-    let visitor = socket::Visitor::start();
+    let connector = socket::Connector::start();
     install(&container);
     tab.expect_drop();
     tab::open(PORT);
-    visitor.expect_never_refused();
+    connector.expect_never_refused();
 }

@@ -1,4 +1,4 @@
-//! Who the browser is: its parameters, the check of its token, the welcome.
+//! Authentication: the query parameters, the check of the token, and the welcome message.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::support::{Client, Daemon, Pusher, Standin, eventually};
 
 #[test]
-fn the_parameters_come_in_any_order_and_encoding() {
+fn the_parameters_are_accepted_in_any_order_and_encoding() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let long = "u".repeat(124);
@@ -35,7 +35,7 @@ fn the_parameters_come_in_any_order_and_encoding() {
 }
 
 #[test]
-fn parameters_that_cannot_be_right_are_refused_without_running_anything() {
+fn invalid_parameters_are_rejected_without_a_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let long = "a".repeat(129);
@@ -70,11 +70,11 @@ fn parameters_that_cannot_be_right_are_refused_without_running_anything() {
     targets.push("/?authtoken=tok-alice&userid=alice".to_owned());
     for target in targets {
         let mut client = Client::tcp(daemon.address);
-        // An HTTP error would make the browser try again for ever.
+        // After an HTTP error the browser would reconnect forever.
         client.upgrade(&target);
         client.expect_close(1008);
     }
-    // What had been asked before would have been run before this.
+    // A check requested earlier would have run before this one.
     let mut alice = daemon.connect("alice");
     daemon.subscribe(&mut alice, "alice", "calendarUpdate");
     let check = "AclCheck --userId=alice --scope=Calendar";
@@ -95,7 +95,7 @@ fn the_check_runs_in_espocrms_root() {
 }
 
 #[test]
-fn each_connection_is_welcomed_once_with_an_id_of_its_own() {
+fn each_connection_gets_one_welcome_with_its_own_session_id() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let open = |_| Client::open(daemon.address, "alice", "tok-alice");
@@ -109,7 +109,7 @@ fn each_connection_is_welcomed_once_with_an_id_of_its_own() {
 }
 
 #[test]
-fn what_a_client_sends_during_the_check_is_held_and_nothing_is_delivered_before_its_end() {
+fn input_during_the_login_check_is_buffered_and_nothing_is_delivered_before_the_verdict() {
     let standin = Standin::new();
     standin.hold("tok-alice");
     let mut daemon = Daemon::start(&standin);
@@ -150,7 +150,7 @@ fn what_a_client_sends_during_the_check_is_held_and_nothing_is_delivered_before_
 }
 
 #[test]
-fn a_refused_token_ends_in_a_clean_close() {
+fn a_denied_token_ends_with_a_clean_close() {
     let standin = Standin::new();
     standin.set("bad-tokens", "tok-bob");
     let daemon = Daemon::start(&standin);
@@ -163,16 +163,16 @@ fn a_refused_token_ends_in_a_clean_close() {
 }
 
 #[test]
-fn after_a_clean_close_tcp_waits_for_the_browsers_answer() {
+fn after_a_clean_close_tcp_stays_open_until_the_browser_answers() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut other = daemon.connect("alice");
-    eventually("it was seen within the deadline for the answer", || {
+    eventually("the state was observed before the deadline for the answer", || {
         let mut client = Client::open(daemon.address, "alice", "wrong");
         let closed = client.next().unwrap();
         let start = Instant::now();
         assert_eq!(closed.opcode, 8);
-        // The loop has gone round meanwhile.
+        // The event loop has completed an iteration meanwhile.
         other.expect_silence();
         other.expect_silence();
         client.stream.set_nonblocking(true).unwrap();
@@ -189,15 +189,15 @@ fn after_a_clean_close_tcp_waits_for_the_browsers_answer() {
 }
 
 #[test]
-fn a_browser_that_does_not_answer_our_close_is_ended_anyway() {
+fn a_browser_that_does_not_answer_the_close_frame_is_disconnected() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut silent = Client::open(daemon.address, "alice", "wrong");
     let mut busy = Client::open(daemon.address, "alice", "wrong");
     assert_eq!(silent.next().unwrap().opcode, 8);
     assert_eq!(busy.next().unwrap().opcode, 8);
-    // Nor does it help to send other things instead.
+    // Other input must not extend the deadline.
     let ping = <Client>::frame(0x89, b"still here");
-    eventually("it is ended", || busy.stream.write_all(&ping).is_err());
+    eventually("the connection is closed", || busy.stream.write_all(&ping).is_err());
     assert_eq!(silent.next(), None);
 }

@@ -1,13 +1,13 @@
-//! What administrators read when they turn debugging on, and what nobody may ever read there.
+//! The debug log: what it contains for administrators, and what it must never contain.
 
 use serde_json::json;
 
 use crate::support::{Client, Daemon, Pusher, Standin, serving};
 
-/// As long as a real one, and nothing else in the log looks like a part of it.
+/// As long as a real token; no part of it occurs elsewhere in the log.
 const TOKEN: &str = "zqxj7kvw9yzqjxk4vwqz8xjkqvzw3xqj";
 
-/// The debug lines, without their time.
+/// The debug lines without their timestamps.
 fn lines(daemon: &Daemon) -> Vec<String> {
     let log = daemon.log();
     let lines = log.iter().filter_map(|line| line.split_once(" [DEBUG] "));
@@ -15,7 +15,7 @@ fn lines(daemon: &Daemon) -> Vec<String> {
 }
 
 #[test]
-fn the_debug_log_has_the_lines_that_administrators_know() {
+fn the_debug_log_has_the_lines_known_to_administrators() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -50,7 +50,7 @@ fn the_debug_log_has_the_lines_that_administrators_know() {
 }
 
 #[test]
-fn without_debug_mode_there_are_no_such_lines() {
+fn without_debug_mode_debug_lines_are_absent() {
     for debug in [false, true] {
         let mut standin = Standin::new();
         standin.config("webSocketDebugMode", debug);
@@ -71,7 +71,7 @@ fn without_debug_mode_there_are_no_such_lines() {
 }
 
 #[test]
-fn what_a_peer_chose_cannot_forge_a_line_of_the_log() {
+fn input_of_a_peer_cannot_forge_log_lines() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -105,14 +105,14 @@ fn a_token_is_never_logged() {
     expect_no_token(daemon);
 }
 
-/// What PHP says when it fails, with its arguments in it.
+/// The output of a failing PHP that contains its arguments.
 #[test]
-fn a_token_that_php_prints_is_not_logged() {
+fn a_token_printed_by_php_is_not_logged() {
     let shapes = [
-        // As an extension's own message.
+        // As the message of an extension.
         "echo 'Error: bad token ', $token; exit(1);",
         "fwrite(STDERR, \"PHP Fatal error:  check('$token', '$user')\"); exit(255);",
-        // As a trace shows it, which cuts at 15 characters if it is not told otherwise.
+        // As in a stack trace, which cuts arguments off at 15 characters by default.
         "fwrite(STDERR, '#0 command.php(1): check(\\'' . substr($token, 0, 15) . '...\\')'); exit(255);",
         "fwrite(STDERR, implode(' ', $argv)); exit(3);",
         "fwrite(STDERR, \"$token$token\\n\"); exit(255);",
@@ -120,27 +120,27 @@ fn a_token_that_php_prints_is_not_logged() {
         "trigger_error(\"no $token\", E_USER_ERROR);",
     ];
     for shape in shapes {
-        expect_no_token_if_php_says(shape);
+        expect_no_token_if_php_prints(shape);
     }
 }
 
 #[test]
-fn a_token_at_the_end_of_what_is_logged_of_a_long_line_is_not_logged_in_part() {
-    // As in the SQL of a database's error.
+fn a_token_cut_off_at_the_end_of_a_long_line_is_not_logged_in_part() {
+    // As in the SQL text of a database error.
     for before in [270, 280, 290] {
         let shape = format!("echo 'Error: ', str_repeat('.', {before}), $token; exit(1);");
-        expect_no_token_if_php_says(&shape);
+        expect_no_token_if_php_prints(&shape);
     }
 }
 
 #[test]
-fn a_token_of_which_php_prints_more_than_usual_is_not_logged_in_part() {
-    // zend.exception_string_param_max_len may be set to any length.
+fn a_longer_than_usual_token_prefix_printed_by_php_is_not_logged() {
+    // zend.exception_string_param_max_len may have any value.
     let shape = "fwrite(STDERR, 'check(\\'' . substr($token, 0, 25) . '...\\')'); exit(255);";
-    expect_no_token_if_php_says(shape);
+    expect_no_token_if_php_prints(shape);
 }
 
-fn expect_no_token_if_php_says(shape: &str) {
+fn expect_no_token_if_php_prints(shape: &str) {
     let standin = Standin::new();
     let script = format!("<?php\n[, , $token, $user] = $argv;\n{shape}\n");
     std::fs::write(standin.path().join("command.php"), script).unwrap();

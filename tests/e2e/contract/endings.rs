@@ -1,6 +1,7 @@
-//! How connections end. A Close frame is final to EspoCRM's client; without one it comes back
-//! after three seconds, which is right whenever the reason may pass by itself. (The clean ends are
-//! where their reasons are: refused tokens, forbidden messages, violations.)
+//! How connections end. EspoCRM's client does not reconnect after a Close frame; without one it
+//! reconnects after three seconds, which is right whenever the cause may be temporary. (Clean
+//! closes are tested where their causes are: denied tokens, forbidden messages, protocol
+//! violations.)
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -11,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use crate::support::{Client, DEADLINE, Daemon, Pusher, Standin, eventually, request};
 
 #[test]
-fn a_stop_ends_every_connection_without_a_close_frame() {
+fn stopping_the_daemon_ends_every_connection_without_a_close_frame() {
     for signal in ["TERM", "INT"] {
         let standin = Standin::new();
         standin.hold("carol");
@@ -35,7 +36,7 @@ fn a_stop_ends_every_connection_without_a_close_frame() {
 }
 
 #[test]
-fn a_login_that_could_not_be_checked_ends_without_a_close_frame() {
+fn a_login_whose_check_fails_ends_without_a_close_frame() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("alice");
@@ -52,7 +53,7 @@ fn a_login_that_could_not_be_checked_ends_without_a_close_frame() {
 }
 
 #[test]
-fn a_login_whose_check_never_ends_ends_without_a_close_frame() {
+fn a_login_whose_check_times_out_ends_without_a_close_frame() {
     let standin = Standin::new();
     standin.set("failure", "hang");
     let mut daemon = Daemon::start_with(&standin, &["--check-timeout", "1s"]);
@@ -63,20 +64,20 @@ fn a_login_whose_check_never_ends_ends_without_a_close_frame() {
 }
 
 #[test]
-fn a_login_for_which_there_is_no_php_ends_without_a_close_frame() {
-    let answer = answer_without_php();
+fn a_login_without_php_ends_without_a_close_frame() {
+    let answer = response_without_php();
     let (_, frames) = answer.split_once("\r\n\r\n").unwrap_or_default();
     assert_eq!(frames, "", "{answer}");
 }
 
 #[test]
-fn a_login_for_which_there_is_no_php_is_upgraded_before_it_ends() {
-    let answer = answer_without_php();
+fn a_login_without_php_is_upgraded_before_it_ends() {
+    let answer = response_without_php();
     assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\n"), "{answer:?}");
 }
 
-/// All that a browser gets if PHP is gone.
-fn answer_without_php() -> String {
+/// Everything that a browser receives if PHP is missing.
+fn response_without_php() -> String {
     let standin = Standin::new();
     let php = standin.path().join("php");
     std::os::unix::fs::symlink("/usr/bin/php", &php).unwrap();
@@ -91,10 +92,10 @@ fn answer_without_php() -> String {
 }
 
 #[test]
-fn a_reader_that_never_reads_is_dropped_and_nobody_else_misses_anything() {
+fn a_client_that_never_reads_is_disconnected_and_others_miss_nothing() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
-    let mut slow = small(&daemon);
+    let mut slow = with_small_buffers(&daemon);
     slow.upgrade("/?authToken=tok-alice&userId=alice");
     slow.expect_welcome();
     let mut good = daemon.connect("alice");
@@ -104,7 +105,7 @@ fn a_reader_that_never_reads_is_dropped_and_nobody_else_misses_anything() {
     let pusher = Pusher::connect(&daemon.zeromq);
     let text = "x".repeat(50_000);
     let mut number = 0;
-    eventually("it is dropped", || {
+    eventually("the connection is closed", || {
         let message =
             json!({"topicId": "newNotification", "userId": "alice", "n": number, "text": text});
         pusher.send(&message);
@@ -115,7 +116,7 @@ fn a_reader_that_never_reads_is_dropped_and_nobody_else_misses_anything() {
     good.expect_silence();
     let seen = opcodes(&slow.read_to_end());
     assert!(!seen.is_empty() && seen.iter().all(|opcode| *opcode == 1), "{seen:?}");
-    // It comes back, and is served again.
+    // The client reconnects and is served again.
     let mut back = daemon.connect("alice");
     daemon.subscribe(&mut back, "alice", "newNotification");
     let message = json!({"topicId": "newNotification", "userId": "alice"});
@@ -125,7 +126,7 @@ fn a_reader_that_never_reads_is_dropped_and_nobody_else_misses_anything() {
 }
 
 #[test]
-fn a_client_that_floods_pings_or_messages_is_closed() {
+fn a_client_that_floods_pings_or_messages_is_disconnected() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("bob");
@@ -133,7 +134,7 @@ fn a_client_that_floods_pings_or_messages_is_closed() {
         [<Client>::frame(0x89, b"").repeat(5_000), <Client>::frame(0x81, KEEP_ALIVE).repeat(5_000)]
     {
         let mut client = daemon.connect("alice");
-        // Written by another thread: it may be cut off in the middle.
+        // Another thread writes the flood, since it may be cut off in the middle.
         let mut writing = client.stream.try_clone().unwrap();
         let writer = std::thread::spawn(move || writing.write_all(&flood).is_ok());
         let last = std::iter::from_fn(|| client.next()).find(|frame| frame.opcode == 8);
@@ -148,8 +149,8 @@ fn a_client_that_floods_pings_or_messages_is_closed() {
 /// What EspoCRM's client sends every minute.
 const KEEP_ALIVE: &[u8] = br#"[7,"",""]"#;
 
-/// A connection whose kernel buffers hold little.
-fn small(daemon: &Daemon) -> Client {
+/// A connection with small kernel buffers.
+fn with_small_buffers(daemon: &Daemon) -> Client {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&daemon.address.into()).unwrap();
@@ -159,7 +160,7 @@ fn small(daemon: &Daemon) -> Client {
     Client::over(stream)
 }
 
-/// The opcodes of frames of which the last may be cut off.
+/// The opcodes of these frames; the last frame may be truncated.
 fn opcodes(bytes: &[u8]) -> Vec<u8> {
     let mut opcodes = Vec::new();
     let mut rest = bytes;

@@ -1,4 +1,4 @@
-//! RFC 6455: frames, right and wrong.
+//! RFC 6455 frames, valid and invalid.
 
 use std::io::Write;
 
@@ -6,14 +6,14 @@ use serde_json::json;
 
 use crate::support::{Client, Daemon, Frame, Pusher, Standin};
 
-/// Bytes of a message that is still accepted.
+/// The largest accepted message, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
 
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     <Client>::frame(first, payload)
 }
 
-/// Expects that this subscribes the connection.
+/// Expects that these bytes subscribe the connection.
 fn expect_subscription(daemon: &mut Daemon, user: &str, topic: &str, bytes: &[u8]) {
     let mut client = daemon.connect(user);
     client.send(bytes);
@@ -30,14 +30,14 @@ fn pings_are_answered_with_their_payload() {
         client.send_frame(0x89, payload);
         assert_eq!(client.next(), Some(Frame { opcode: 10, payload: payload.to_vec() }));
     }
-    // Those that nobody asked for are ignored.
+    // Unsolicited pongs are ignored.
     client.send_frame(0x8a, b"");
     client.send_frame(0x8a, b"unasked");
     client.expect_silence();
 }
 
 #[test]
-fn fragments_are_joined_and_control_frames_come_in_between() {
+fn fragments_are_joined_even_with_control_frames_in_between() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -47,7 +47,7 @@ fn fragments_are_joined_and_control_frames_come_in_between() {
     client.send_frame(0x00, b"");
     client.send_frame(0x8a, b"");
     client.send_frame(0x00, b"fication.");
-    // Cut within a character.
+    // Split within a character.
     client.send_frame(0x00, &"ü".as_bytes()[..1]);
     client.expect_silence();
     client.send_frame(0x80, &["ü".as_bytes()[1], b'"', b']']);
@@ -58,7 +58,7 @@ fn fragments_are_joined_and_control_frames_come_in_between() {
 }
 
 #[test]
-fn frames_may_come_in_any_pieces() {
+fn frames_may_arrive_in_pieces_of_any_size() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let long = format!("[5,\"newNotification\"{}]", " ".repeat(1000));
@@ -83,7 +83,7 @@ fn frames_may_come_in_any_pieces() {
 }
 
 #[test]
-fn binary_frames_are_read_as_text() {
+fn binary_frames_are_treated_as_text() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let bytes = frame(0x82, b"[5,\"newNotification\"]");
@@ -91,7 +91,7 @@ fn binary_frames_are_read_as_text() {
 }
 
 #[test]
-fn a_message_of_64_kib_is_accepted_and_one_byte_more_is_not() {
+fn the_message_limit_is_exactly_64_kib() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let subscription = |length: usize| {
@@ -111,7 +111,7 @@ fn a_message_of_64_kib_is_accepted_and_one_byte_more_is_not() {
         frame(0x81, &subscription(MAX_MESSAGE + 1)),
         fragmented(MAX_MESSAGE + 1),
         frame(0x81, &vec![b' '; 1_000_000]),
-        // Refused by its header: more than anybody could send.
+        // Rejected because of its header: a length that cannot be sent.
         vec![0x81, 0xff, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4],
     ] {
         let mut client = daemon.connect("carol");
@@ -121,7 +121,7 @@ fn a_message_of_64_kib_is_accepted_and_one_byte_more_is_not() {
 }
 
 #[test]
-fn the_clients_close_is_echoed_and_tcp_ended() {
+fn the_close_frame_of_the_client_is_echoed_and_tcp_closed() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut payloads =
@@ -139,13 +139,13 @@ fn the_clients_close_is_echoed_and_tcp_ended() {
 }
 
 #[test]
-fn nothing_is_sent_or_heard_after_a_close() {
+fn nothing_is_sent_or_processed_after_a_close_frame() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("bob");
     let mut client = daemon.connect("alice");
     daemon.subscribe(&mut client, "alice", "newNotification");
-    // Both in one piece: what follows the Close frame does not count.
+    // Both in one write: bytes after the Close frame are ignored.
     let close = frame(0x88, &1000_u16.to_be_bytes());
     let rest = [frame(0x89, b"ping"), frame(0x81, b"[5,\"appParamsUpdate\"]")].concat();
     client.send(&[close, rest].concat());
@@ -154,7 +154,7 @@ fn nothing_is_sent_or_heard_after_a_close() {
     while let Some(frame) = client.next_raw() {
         opcodes.push(frame.opcode);
     }
-    // The message may have been faster.
+    // The message may have been sent first.
     assert!(opcodes == [8] || opcodes == [1, 8], "{opcodes:?}");
     other.expect_silence();
     assert!(!daemon.log().iter().any(|line| line.contains("add topic appParamsUpdate")));
@@ -212,7 +212,7 @@ fn each_violation_has_its_close_code() {
         assert_eq!((frame.opcode, got), (8, Some(*code)), "{what}: {bytes:x?}");
     }
     for client in &mut clients {
-        // It may have been ended already: some of these are Close frames themselves.
+        // The connection may have been closed already: some of these are Close frames themselves.
         let close = frame(0x88, &1002_u16.to_be_bytes());
         let _ = client.stream.write_all(&close);
         assert_eq!(client.next(), None);
@@ -221,7 +221,7 @@ fn each_violation_has_its_close_code() {
 }
 
 #[test]
-fn who_stops_sending_is_ended() {
+fn a_client_that_shuts_down_its_sending_side_is_disconnected() {
     let standin = Standin::new();
     standin.hold("carol");
     let mut daemon = Daemon::start(&standin);

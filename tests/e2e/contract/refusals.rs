@@ -1,10 +1,10 @@
-//! Requests that open no WebSocket: short and proper HTTP responses, and the end of TCP.
+//! Requests that do not open a WebSocket get short and valid HTTP responses, and TCP is closed.
 
 use serde_json::json;
 
 use crate::support::{Client, Daemon, Pusher, Standin, eventually, request};
 
-/// A whole HTTP response.
+/// A complete HTTP response.
 #[derive(Debug)]
 struct Response {
     status: u16,
@@ -14,7 +14,7 @@ struct Response {
 }
 
 impl Response {
-    /// Reads everything up to the end of TCP, which must be one proper response.
+    /// Reads up to the end of TCP, which must yield exactly one valid response.
     fn read(client: &mut Client) -> Self {
         let text = String::from_utf8(client.read_to_end()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").expect(&text);
@@ -35,7 +35,7 @@ impl Response {
         response
     }
 
-    /// What all of them have in common.
+    /// The properties that all responses share.
     fn check(&self) {
         assert_eq!(self.header("content-length"), self.body.len().to_string(), "{self:?}");
         let mut connection = self.header("connection").split(',').map(str::trim);
@@ -48,7 +48,7 @@ impl Response {
         }
     }
 
-    /// The value of a header that comes once; empty without it.
+    /// The value of a header that occurs at most once; empty if it is missing.
     fn header(&self, name: &str) -> &str {
         let mut values = self.headers.iter().filter(|(other, _)| other == name);
         let value = values.next().map_or("", |(_, value)| value);
@@ -57,8 +57,8 @@ impl Response {
     }
 }
 
-/// The answer to these bytes.
-fn ask(daemon: &Daemon, bytes: &[u8]) -> Response {
+/// The response to these bytes.
+fn response_to(daemon: &Daemon, bytes: &[u8]) -> Response {
     let mut client = Client::tcp(daemon.address);
     client.send(bytes);
     Response::read(&mut client)
@@ -89,26 +89,26 @@ fn an_invalid_handshake_is_answered_400() {
         "hello\r\n\r\n".to_owned(),
         "GET\r\n\r\n".to_owned(),
     ] {
-        assert_eq!(ask(&daemon, request.as_bytes()).status, 400, "{request}");
+        assert_eq!(response_to(&daemon, request.as_bytes()).status, 400, "{request}");
     }
 }
 
 #[test]
-fn another_method_is_answered_405_and_told_which_is_allowed() {
+fn another_method_is_answered_405_with_an_allow_header() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for method in ["POST", "HEAD", "OPTIONS", "get"] {
-        let response = ask(&daemon, changed("GET", method).as_bytes());
+        let response = response_to(&daemon, changed("GET", method).as_bytes());
         assert_eq!((response.status, response.header("allow")), (405, "GET"), "{method}");
     }
-    // The answer is not lost because there is more than is read of a request.
+    // The response is not lost if the request is longer than the part that is read.
     let mut post = changed("GET", "POST").into_bytes();
     post.resize(200_000, b'x');
-    assert_eq!(ask(&daemon, &post).status, 405);
+    assert_eq!(response_to(&daemon, &post).status, 405);
 }
 
 #[test]
-fn whoever_wants_something_else_than_wamp_is_answered_426() {
+fn requests_without_a_wamp_websocket_are_answered_426() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for request in [
@@ -120,7 +120,7 @@ fn whoever_wants_something_else_than_wamp_is_answered_426() {
         changed("Sec-WebSocket-Protocol: wamp\r\n", ""),
         changed("Sec-WebSocket-Protocol: wamp", "Sec-WebSocket-Protocol: wamp.2.json, mqtt"),
     ] {
-        let response = ask(&daemon, request.as_bytes());
+        let response = response_to(&daemon, request.as_bytes());
         let version = response.header("sec-websocket-version");
         assert_eq!((response.status, version), (426, "13"), "{request}");
         assert_eq!(response.header("upgrade"), "websocket", "{request}");
@@ -128,42 +128,42 @@ fn whoever_wants_something_else_than_wamp_is_answered_426() {
 }
 
 #[test]
-fn too_large_a_head_is_answered_431_even_if_it_does_not_end() {
+fn an_oversized_head_is_answered_431_even_if_incomplete() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let cookie = format!("Cookie: {}", "c".repeat(20_000));
     assert_eq!(
-        ask(&daemon, changed("Origin", &format!("{cookie}\r\nOrigin")).as_bytes()).status,
+        response_to(&daemon, changed("Origin", &format!("{cookie}\r\nOrigin")).as_bytes()).status,
         431
     );
     let endless = format!("GET / HTTP/1.1\r\n{cookie}");
-    assert_eq!(ask(&daemon, endless.as_bytes()).status, 431);
-    assert_eq!(ask(&daemon, &endless.as_bytes()[..16 * 1024]).status, 431);
+    assert_eq!(response_to(&daemon, endless.as_bytes()).status, 431);
+    assert_eq!(response_to(&daemon, &endless.as_bytes()[..16 * 1024]).status, 431);
 }
 
 #[test]
-fn another_version_of_http_is_answered_505() {
+fn an_unsupported_http_version_is_answered_505() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let http2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned();
     for request in [changed("HTTP/1.1", "HTTP/1.0"), changed("HTTP/1.1", "HTTP/1.2"), http2] {
-        assert_eq!(ask(&daemon, request.as_bytes()).status, 505, "{request}");
+        assert_eq!(response_to(&daemon, request.as_bytes()).status, 505, "{request}");
     }
 }
 
 #[test]
-fn beyond_the_limit_the_answer_is_503_until_somebody_leaves() {
+fn beyond_the_connection_limit_requests_are_answered_503_until_a_client_leaves() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--max-connections", "2"]);
     let mut first = daemon.connect("alice");
     let mut second = daemon.connect("bob");
     let request = request("/?authToken=tok-carol&userId=carol");
     for _ in 0..3 {
-        let response = ask(&daemon, request.as_bytes());
+        let response = response_to(&daemon, request.as_bytes());
         assert_eq!((response.status, response.header("retry-after")), (503, "3"));
     }
-    // A wrong request is told so, and the limit does not run a check.
-    assert_eq!(ask(&daemon, b"hello\r\n\r\n").status, 400);
+    // Invalid requests still get their own status, and rejected requests cause no check.
+    assert_eq!(response_to(&daemon, b"hello\r\n\r\n").status, 400);
     assert_eq!(standin.count("AuthTokenCheck tok-carol carol"), 0);
     first.expect_silence();
     second.expect_silence();
@@ -177,7 +177,7 @@ fn beyond_the_limit_the_answer_is_503_until_somebody_leaves() {
 }
 
 #[test]
-fn a_client_that_sends_nothing_more_gets_its_answer_too() {
+fn a_half_closed_client_still_gets_its_response() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     // As `nc -N` does.
@@ -188,12 +188,12 @@ fn a_client_that_sends_nothing_more_gets_its_answer_too() {
 }
 
 #[test]
-fn garbage_and_tls_on_the_plain_port_end_that_connection_only() {
+fn garbage_and_tls_on_the_plain_port_affect_only_that_connection() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
     daemon.subscribe(&mut alice, "alice", "newNotification");
-    // The beginning of a TLS 1.3 ClientHello, as a browser sends to a port that it takes for wss.
+    // The beginning of a TLS 1.3 ClientHello, as a browser sends it to a port that it uses for wss.
     let mut hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
     hello.extend((0..506).map(|i: u16| u8::try_from(i * 7 % 251).unwrap()));
     let frame = <Client>::frame(0x81, b"[5,\"newNotification\"]");

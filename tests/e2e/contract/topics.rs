@@ -1,4 +1,4 @@
-//! Topics, the categories that they are of, and the checks that these demand.
+//! Topics, their categories, and the access checks that these require.
 
 use serde_json::{Value, json};
 
@@ -6,14 +6,14 @@ use espocrm_websocket::engine::printable::printable;
 
 use crate::support::{Client, Daemon, Pusher, Standin};
 
-/// The checks of topics so far, as argument vectors.
+/// The topic checks so far, as argument vectors.
 fn checks(standin: &Standin) -> Vec<Vec<String>> {
     let mut checks = standin.arguments();
     checks.retain(|words| words[0] != "AuthTokenCheck");
     checks
 }
 
-/// Expects all of these to be denied.
+/// Expects that all these topics are denied.
 fn expect_denials(daemon: &mut Daemon, client: &mut Client, topics: &[&str]) {
     for topic in topics {
         client.subscribe(topic);
@@ -51,7 +51,7 @@ fn the_topics_of_espocrm_are_checked_by_its_commands() {
 }
 
 #[test]
-fn segments_beyond_the_parameters_just_make_another_topic() {
+fn extra_topic_segments_make_a_distinct_topic() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"myExtension": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -81,7 +81,7 @@ fn segments_beyond_the_parameters_just_make_another_topic() {
 }
 
 #[test]
-fn a_category_may_have_dots_in_its_name_and_parameters() {
+fn category_names_and_parameters_may_contain_dots() {
     let standin = Standin::new();
     let check = |name: &str| json!(format!("AclCheck --userId=:userId --scope={name} --id=:id"));
     standin.custom_categories(&json!({
@@ -121,7 +121,7 @@ fn a_category_may_have_dots_in_its_name_and_parameters() {
     let expected =
         [vector("My", "1"), vector("My", "groups"), vector("Group", "3"), whole("4"), whole("5")];
     assert_eq!(checks(&standin), expected);
-    // The longest name counts even if it leaves too little.
+    // The longest matching category name is used even if it leaves too few parameters.
     expect_denials(
         &mut daemon,
         &mut client,
@@ -131,7 +131,7 @@ fn a_category_may_have_dots_in_its_name_and_parameters() {
 }
 
 #[test]
-fn a_topic_with_other_parameters_is_refused_without_running_anything() {
+fn a_topic_with_invalid_parameters_is_denied_without_a_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-checks", "1"]);
     let mut client = daemon.connect("alice");
@@ -171,7 +171,7 @@ fn a_topic_with_other_parameters_is_refused_without_running_anything() {
             &too_long,
         ],
     );
-    // The limits themselves, and what is allowed.
+    // The limits themselves, and the permitted characters.
     let longest = "1".repeat(128);
     for topic in
         [&too_long[..512], &format!("recordUpdate.My_Entity-2.{longest}"), "recordUpdate._._"]
@@ -192,7 +192,7 @@ fn a_topic_with_other_parameters_is_refused_without_running_anything() {
 }
 
 #[test]
-fn a_category_whose_definition_is_broken_is_served_to_nobody() {
+fn a_category_with_an_invalid_definition_is_denied_to_everyone() {
     let standin = Standin::new();
     let commands = [
         json!("AclCheck --id=:id; touch data/owned"),
@@ -243,7 +243,7 @@ fn a_category_whose_definition_is_broken_is_served_to_nobody() {
 }
 
 #[test]
-fn quotation_marks_keep_words_together_as_in_a_shell() {
+fn quotation_marks_group_words_as_in_a_shell() {
     let standin = Standin::new();
     standin.custom_categories(&json!({
         "quoted": {"paramList": ["id"], "accessCheckCommand": "CustomCheck  'a $(b)' \"c :id\" ''"},
@@ -264,7 +264,7 @@ fn before_9_2_the_output_is_the_verdict() {
     let mut client = daemon.connect("alice");
     daemon.subscribe(&mut client, "alice", "recordUpdate.Account.1");
     expect_denials(&mut daemon, &mut client, &["recordUpdate.Account.deny1"]);
-    // A token that is good, but another user's.
+    // A valid token of another user.
     Client::open(daemon.address, "bob", "tok-alice").expect_close(1008);
     Client::open(daemon.address, "bob", "wrong").expect_close(1008);
     standin.set("failure", "noise");
@@ -272,7 +272,7 @@ fn before_9_2_the_output_is_the_verdict() {
 }
 
 #[test]
-fn from_9_2_on_an_exit_status_without_the_answer_grants_nothing() {
+fn since_9_2_an_exit_status_without_output_grants_nothing() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -286,7 +286,7 @@ fn from_9_2_on_an_exit_status_without_the_answer_grants_nothing() {
 }
 
 #[test]
-fn a_subscription_that_could_not_be_checked_is_tried_again() {
+fn a_subscription_is_retried_after_a_failed_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");

@@ -1,4 +1,4 @@
-//! The upgrade from HTTP: what is accepted, and what the answer is.
+//! The HTTP upgrade: accepted requests and their responses.
 
 use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use crate::support::{Client, DEADLINE, Daemon, Frame, GOOD_HEAD, Pusher, Standin
 
 const TARGET: &str = "/?authToken=tok-alice&userId=alice";
 
-/// Bytes that a head may have.
+/// The largest accepted head, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// The usual request with one of its parts changed.
@@ -34,7 +34,7 @@ fn expect_upgrades(daemon: &Daemon, requests: &[String]) {
     }
 }
 
-/// The values of a header, whatever the case of its name.
+/// The values of a header; its name is compared case-insensitively.
 fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
     let lines = head.lines().filter_map(|line| line.split_once(':'));
     let named = lines.filter(|(other, _)| other.eq_ignore_ascii_case(name));
@@ -50,7 +50,7 @@ fn any_path_is_upgraded() {
 }
 
 #[test]
-fn the_headers_of_all_browsers_and_proxies_are_understood() {
+fn headers_as_sent_by_all_browsers_and_proxies_are_accepted() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let wamp = "Sec-WebSocket-Protocol: wamp";
@@ -75,7 +75,7 @@ fn the_headers_of_all_browsers_and_proxies_are_understood() {
 }
 
 #[test]
-fn the_answer_accepts_wamp_and_no_extension_and_names_no_product() {
+fn the_response_accepts_wamp_and_no_extension_and_names_no_product() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let client = daemon.connect("alice");
@@ -83,7 +83,7 @@ fn the_answer_accepts_wamp_and_no_extension_and_names_no_product() {
     assert_eq!(head.lines().next(), Some("HTTP/1.1 101 Switching Protocols"));
     assert_eq!(values(head, "Upgrade"), ["websocket"]);
     assert_eq!(values(head, "Connection"), ["Upgrade"]);
-    // The pair of RFC 6455, section 1.3.
+    // The example of RFC 6455, section 1.3.
     assert!(GOOD_HEAD.contains("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="));
     assert_eq!(values(head, "Sec-WebSocket-Accept"), ["s3pPLMBiTxaQ9kYGzzhZRbK+xOo="]);
     assert_eq!(values(head, "Sec-WebSocket-Protocol"), ["wamp"]);
@@ -92,7 +92,7 @@ fn the_answer_accepts_wamp_and_no_extension_and_names_no_product() {
 }
 
 #[test]
-fn a_request_may_come_in_pieces() {
+fn a_request_may_arrive_in_pieces() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let request = request(TARGET);
@@ -130,7 +130,7 @@ fn a_head_of_16_kib_is_accepted() {
 }
 
 #[test]
-fn what_follows_the_blank_line_is_websocket_data() {
+fn bytes_after_the_blank_line_are_websocket_data() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut bytes = request(TARGET).into_bytes();
@@ -143,7 +143,7 @@ fn what_follows_the_blank_line_is_websocket_data() {
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     assert_eq!(client.next(), Some(Frame { opcode: 10, payload: b"at once".to_vec() }));
     client.send(&rest[9..]);
-    // The welcome may come before the second answer.
+    // The welcome may be sent before the second response.
     let frames = [client.next().unwrap(), client.next().unwrap()];
     assert!(frames.iter().any(|frame| frame.payload == b"in two parts"), "{frames:?}");
     assert!(frames.iter().any(|frame| frame.payload.starts_with(b"[0,")), "{frames:?}");
@@ -172,15 +172,15 @@ fn the_upgrade_does_not_wait_for_the_access_check() {
     wrong.expect_close(1008);
 }
 
-/// All of them in one test, so that the suite waits for the deadline once.
+/// All cases are in one test so that the suite waits for the deadline only once.
 #[test]
-fn an_upgrade_that_is_not_complete_in_time_is_cut_off_and_no_other_connection_is() {
+fn a_slow_upgrade_times_out_and_other_connections_do_not() {
     let standin = Standin::new();
     standin.hold("bob");
     let daemon = Daemon::start_with(&standin, &["--check-timeout", "1h"]);
     let start = Instant::now();
     let mut welcomed = daemon.connect("alice");
-    let mut held = Client::open(daemon.address, "bob", "tok-bob");
+    let mut checking = Client::open(daemon.address, "bob", "tok-bob");
     let mut silent = Client::tcp(daemon.address);
     let mut blank = Client::tcp(daemon.address);
     blank.send(b"\r\n\r\n");
@@ -193,23 +193,23 @@ fn an_upgrade_that_is_not_complete_in_time_is_cut_off_and_no_other_connection_is
         assert_eq!(cut.read_to_end(), b"");
     }
     for lived in [lived, start.elapsed()] {
-        assert!(lived >= Duration::from_millis(9_900), "cut off after {lived:?}");
+        assert!(lived >= Duration::from_millis(9_900), "closed after {lived:?}");
     }
     welcomed.expect_silence();
-    held.expect_silence();
+    checking.expect_silence();
     standin.release();
-    held.expect_welcome();
+    checking.expect_welcome();
 }
 
-/// Sends a head byte by byte until the connection is ended, and says when that was.
+/// Sends a head byte by byte until the connection is closed, and returns how long that took.
 fn drip(client: &Client, start: Instant) -> Duration {
     let mut stream = &client.stream;
     stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     for byte in b"GET /".iter().chain(std::iter::repeat(&b'x')) {
-        assert!(start.elapsed() < DEADLINE, "it was never cut off");
+        assert!(start.elapsed() < DEADLINE, "the connection was not closed");
         match stream.write(&[*byte]).and_then(|_| stream.read(&mut [0])) {
             Ok(0) => break,
-            Ok(_) => panic!("it was answered"),
+            Ok(_) => panic!("unexpected response"),
             Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
             Err(_) => break,
         }

@@ -1,4 +1,4 @@
-//! WAMP v1: each message that a browser can send.
+//! WAMP v1: every message that a browser can send.
 
 use serde_json::{Value, json};
 
@@ -7,13 +7,13 @@ use crate::support::{Client, Daemon, Pusher, Standin, eventually};
 const RECORD: &str = "recordUpdate.Account.1";
 const RECORD_CHECK: &str = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
 
-/// A message for whoever is subscribed.
+/// A message for all subscribers.
 fn to_all(topic: &str) -> Value {
     json!({ "topicId": topic })
 }
 
 #[test]
-fn subscribing_and_unsubscribing_are_never_answered() {
+fn subscribe_and_unsubscribe_get_no_response() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -36,7 +36,7 @@ fn subscribing_and_unsubscribing_are_never_answered() {
 }
 
 #[test]
-fn the_clients_keep_alive_is_not_answered() {
+fn the_keep_alive_of_the_client_gets_no_response() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -48,7 +48,7 @@ fn the_clients_keep_alive_is_not_answered() {
 }
 
 #[test]
-fn any_other_publication_ends_in_a_clean_close_and_reaches_nobody() {
+fn any_other_publication_ends_in_a_clean_close_and_is_not_delivered() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut bob = daemon.connect("bob");
@@ -70,7 +70,7 @@ fn any_other_publication_ends_in_a_clean_close_and_reaches_nobody() {
 }
 
 #[test]
-fn a_call_is_answered_by_an_error_and_a_clean_close() {
+fn a_call_is_answered_with_an_error_and_a_clean_close() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for (call, id, procedure) in [
@@ -115,7 +115,7 @@ fn a_prefix_is_stored_silently_and_expanded_in_later_messages() {
 }
 
 #[test]
-fn prefixes_are_bounded_in_number_and_do_not_lead_around_the_access_check() {
+fn prefixes_are_limited_in_number_and_do_not_bypass_the_access_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -126,7 +126,7 @@ fn prefixes_are_bounded_in_number_and_do_not_lead_around_the_access_check() {
     client.subscribe("p199:x");
     daemon.wait_for("add topic newNotification.#x for user alice");
     daemon.wait_for("check access failed for topic p199:x for user alice");
-    // Of another connection it means nothing.
+    // On another connection the prefix is undefined.
     let mut other = daemon.connect("bob");
     other.subscribe("p0:x");
     daemon.wait_for("check access failed for topic p0:x for user bob");
@@ -141,7 +141,7 @@ fn prefixes_are_bounded_in_number_and_do_not_lead_around_the_access_check() {
 }
 
 #[test]
-fn whatever_else_is_sent_ends_in_a_clean_close_1007() {
+fn any_other_message_ends_in_a_clean_close_1007() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut other = daemon.connect("bob");
@@ -210,7 +210,7 @@ fn whatever_else_is_sent_ends_in_a_clean_close_1007() {
 }
 
 #[test]
-fn a_fault_during_the_check_is_not_forgiven() {
+fn a_protocol_violation_during_the_login_check_closes_the_connection() {
     let standin = Standin::new();
     standin.hold("");
     let daemon = Daemon::start(&standin);
@@ -223,19 +223,19 @@ fn a_fault_during_the_check_is_not_forgiven() {
 }
 
 #[test]
-fn a_duplicate_subscription_causes_no_second_check_and_no_second_delivery() {
+fn a_repeated_subscription_causes_no_second_check_and_no_second_delivery() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-checks", "1"]);
     let mut client = daemon.connect("alice");
     standin.hold("AclCheck");
     client.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
     client.subscribe(RECORD);
     client.expect_silence();
     standin.release();
     daemon.wait_for(&format!("add topic {RECORD} for user alice"));
     client.subscribe(RECORD);
-    // With one check at a time a second one would have come before this.
+    // With one concurrent check, a second check would have run before this one.
     daemon.subscribe(&mut client, "alice", "calendarUpdate");
     assert_eq!(standin.count(RECORD_CHECK), 1);
     let pusher = Pusher::connect(&daemon.zeromq);
@@ -243,7 +243,7 @@ fn a_duplicate_subscription_causes_no_second_check_and_no_second_delivery() {
     pusher.send(&to_all("calendarUpdate"));
     client.expect_event(&to_all(RECORD));
     client.expect_event(&to_all("calendarUpdate"));
-    // And one withdrawal is enough.
+    // One unsubscription is enough.
     client.unsubscribe(RECORD);
     client.expect_silence();
     pusher.send(&to_all(RECORD));
@@ -252,7 +252,7 @@ fn a_duplicate_subscription_causes_no_second_check_and_no_second_delivery() {
 }
 
 #[test]
-fn who_unsubscribes_and_subscribes_is_checked_anew() {
+fn unsubscribing_and_subscribing_causes_a_new_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
@@ -272,13 +272,13 @@ fn who_unsubscribes_and_subscribes_is_checked_anew() {
 }
 
 #[test]
-fn who_unsubscribes_and_subscribes_during_the_check_is_checked_anew() {
+fn unsubscribing_and_subscribing_during_the_check_causes_a_new_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = daemon.connect("alice");
     standin.hold("AclCheck");
     client.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
     client.unsubscribe(RECORD);
     client.subscribe(RECORD);
     client.expect_silence();
@@ -288,7 +288,7 @@ fn who_unsubscribes_and_subscribes_during_the_check_is_checked_anew() {
 }
 
 #[test]
-fn who_was_denied_may_ask_again() {
+fn a_denied_subscription_may_be_requested_again() {
     let standin = Standin::new();
     standin.set("denied", "1");
     let mut daemon = Daemon::start(&standin);
@@ -307,7 +307,7 @@ fn unsubscribing_during_the_check_cancels_it() {
     let mut client = daemon.connect("alice");
     standin.hold("AclCheck");
     client.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
     client.subscribe("recordUpdate.Account.queued");
     client.subscribe("recordUpdate.Account.wanted");
     client.unsubscribe(RECORD);
@@ -320,36 +320,36 @@ fn unsubscribing_during_the_check_cancels_it() {
         pusher.send(&to_all(topic));
     }
     client.expect_event(&to_all("recordUpdate.Account.wanted"));
-    // What had not begun was not run at all.
+    // The queued check was not run at all.
     let queued = "AclCheck --userId=alice --scope=Account --id=queued --action=read";
     assert_eq!(standin.count(queued), 0);
 }
 
 #[test]
-fn a_verdict_for_a_connection_that_is_gone_does_not_welcome_its_successor() {
+fn a_verdict_for_a_closed_connection_does_not_welcome_its_successor() {
     let standin = Standin::new();
     standin.hold("");
     let mut daemon = Daemon::start(&standin);
-    let gone = Client::open(daemon.address, "alice", "tok-alice");
-    eventually("the check has begun", || standin.count("AuthTokenCheck tok-alice alice") == 1);
-    drop(gone);
+    let closed = Client::open(daemon.address, "alice", "tok-alice");
+    eventually("the check has started", || standin.count("AuthTokenCheck tok-alice alice") == 1);
+    drop(closed);
     daemon.wait_for("1: close");
     let mut successor = Client::open(daemon.address, "mallory", "wrong");
     successor.subscribe("newNotification");
-    eventually("its check has begun", || standin.count("AuthTokenCheck wrong mallory") == 1);
+    eventually("its check has started", || standin.count("AuthTokenCheck wrong mallory") == 1);
     standin.release();
     successor.expect_close(1008);
 }
 
 #[test]
-fn a_verdict_for_a_connection_that_is_gone_subscribes_its_successor_to_nothing() {
+fn a_verdict_for_a_closed_connection_subscribes_its_successor_to_nothing() {
     let standin = Standin::new();
     standin.hold("AclCheck");
     let mut daemon = Daemon::start(&standin);
-    let mut gone = daemon.connect("alice");
-    gone.subscribe(RECORD);
-    eventually("the check has begun", || standin.count(RECORD_CHECK) == 1);
-    drop(gone);
+    let mut closed = daemon.connect("alice");
+    closed.subscribe(RECORD);
+    eventually("the check has started", || standin.count(RECORD_CHECK) == 1);
+    drop(closed);
     daemon.wait_for("1: close");
     let mut successor = daemon.connect("mallory");
     successor.subscribe("recordUpdate.Account.deny1");

@@ -1,4 +1,4 @@
-//! EspoCRM cannot be found, read or understood, or does not want real-time.
+//! EspoCRM cannot be found, read or understood, or its real-time updates are disabled.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,25 +10,25 @@ use super::site::Diagnosis;
 use crate::support::{command_as_nobody, is_root, run};
 use crate::tls::authority::{Authority, EC};
 
-/// Runs a line of shell on a file.
+/// Runs a shell command on a file.
 fn shell(line: &str, path: &Path) {
     assert!(Command::new("sh").arg("-c").arg(line).arg(path).status().unwrap().success());
 }
 
 #[test]
-fn a_configuration_file_that_makes_no_sense() {
+fn an_invalid_configuration_file_is_reported() {
     let site = Site::healthy();
     site.settings("nonsense = 1");
     let diagnosis = site.examine();
     diagnosis.only_failure("configuration", &["config.toml", "nonsense"]);
     diagnosis.unknown("espocrm", &["configuration"]);
     diagnosis.unknown("public-url", &[]);
-    // The machine is looked at all the same.
+    // The machine is examined all the same.
     diagnosis.good("selinux", "not enforcing");
 }
 
 #[test]
-fn a_directory_without_espocrm() {
+fn a_directory_that_does_not_contain_espocrm_is_reported() {
     let site = Site::healthy();
     let diagnosis = Diagnosis::of(&site.run_with(&["--espocrm", "/nonexistent"], &["--json"]));
     diagnosis.only_failure("espocrm", &["/nonexistent", "--espocrm DIR"]);
@@ -40,7 +40,7 @@ fn a_directory_without_espocrm() {
 }
 
 #[test]
-fn no_name_and_nothing_or_several_to_be_found() {
+fn no_directory_given_and_none_or_several_found_is_reported() {
     let site = Site::healthy();
     let unnamed = || Diagnosis::of(&site.run_with(&[], &["--json"]));
     unnamed().only_failure("espocrm", &["Which EspoCRM?"]);
@@ -50,14 +50,15 @@ fn no_name_and_nothing_or_several_to_be_found() {
         }
     }
     unnamed().only_failure("espocrm", &["--espocrm /var/www/html", "--espocrm /var/www/crm"]);
-    // One that only root can have put there is chosen; that of another system is not executed.
+    // A directory that only root can have created is chosen; the code of another root directory is
+    // not executed.
     site.remove("/var/www/crm/command.php");
     let diagnosis = unnamed();
     diagnosis.unknown("espocrm", &["/var/www/html", "another system"]);
 }
 
 #[test]
-fn a_user_who_may_not_read_it() {
+fn a_user_without_read_permission_is_reported() {
     let site = Site::healthy();
     if !is_root() {
         return;
@@ -73,7 +74,7 @@ fn a_user_who_may_not_read_it() {
 }
 
 #[test]
-fn another_user_than_its_owner() {
+fn a_user_other_than_the_owner_is_reported() {
     let site = Site::healthy();
     if !is_root() {
         return;
@@ -84,7 +85,8 @@ fn another_user_than_its_owner() {
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
     diagnosis.warning("espocrm", &["Run the doctor as root"]);
-    // Not whether the service's user can, and no advice to give data/ to this user.
+    // The step does not say whether the site user can write, and it does not suggest giving data/
+    // to this user.
     diagnosis.unknown("data", &["cannot write to EspoCRM's data", "run the doctor as root"]);
     for step in &diagnosis.steps {
         assert!(!step.fix.contains("chown"), "{step:?}");
@@ -92,7 +94,7 @@ fn another_user_than_its_owner() {
 }
 
 #[test]
-fn people_get_one_line_for_all_that_needs_an_espocrm() {
+fn text_output_has_one_line_for_all_steps_that_need_espocrm() {
     let site = Site::healthy();
     let output = site.run_with(&["--espocrm", "/nonexistent"], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -101,7 +103,7 @@ fn people_get_one_line_for_all_that_needs_an_espocrm() {
 }
 
 #[test]
-fn parameters_that_pages_do_not_receive() {
+fn parameters_that_pages_do_not_receive_are_reported() {
     let mut site = Site::healthy();
     let internal = |text: &str| {
         site.standin.write_raw("config-internal.php", &format!("<?php return [{text}];"));
@@ -110,7 +112,7 @@ fn parameters_that_pages_do_not_receive() {
     let diagnosis = site.examine();
     diagnosis.good("pages", "receive useWebSocket and webSocketUrl");
     assert_eq!(diagnosis.status, 0);
-    // Even if another file defines it as well.
+    // Even if another file defines the parameter as well.
     internal("'useWebSocket' => true");
     let parts = ["useWebSocket (data/config-internal.php)", "to data/config.php", "Settings"];
     site.examine().only_failure("pages", &parts);
@@ -118,15 +120,15 @@ fn parameters_that_pages_do_not_receive() {
     internal(&format!("'webSocketUrl' => '{address}'"));
     let diagnosis = site.examine();
     diagnosis.failure("pages", &["webSocketUrl", "pages connect to wss://localhost/wss"]);
-    // What pages use is what is visited.
+    // The examined address is the one that pages use.
     let address = diagnosis.step("address");
     assert!(address.found.contains("wss://localhost/wss"), "{address:?}");
-    // The file that an administrator writes by hand.
+    // The file that administrators edit by hand.
     internal("");
     let text = "<?php $file = $name = 7; return ['useWebSocket' => true];";
     site.standin.write_raw("config-internal-override.php", text);
     site.examine().only_failure("pages", &["data/config-internal-override.php"]);
-    // One that PHP cannot run on its own.
+    // A file that PHP cannot run on its own.
     let text = "<?php return ['x' => class_exists('Espo\\\\Core\\\\Application') ? 1 : missing()];";
     site.standin.write_raw("config-internal-override.php", text);
     site.examine().unknown("pages", &["missing()"]);
@@ -136,7 +138,7 @@ fn parameters_that_pages_do_not_receive() {
 }
 
 #[test]
-fn a_certificate_that_the_services_user_cannot_read() {
+fn a_certificate_unreadable_for_the_site_user_is_reported() {
     if !is_root() {
         return;
     }
@@ -153,7 +155,7 @@ fn a_certificate_that_the_services_user_cannot_read() {
 }
 
 #[test]
-fn espocrm_that_belongs_to_root() {
+fn espocrm_owned_by_root_is_reported() {
     let site = Site::healthy();
     if is_root() {
         shell("chown 0:0 \"$0\"", &site.standin.path().join("data"));
@@ -164,7 +166,7 @@ fn espocrm_that_belongs_to_root() {
 }
 
 #[test]
-fn espocrm_that_does_not_start() {
+fn espocrm_that_fails_to_start_is_reported() {
     let site = Site::healthy();
     for failure in ["crash", "exit255", "killed"] {
         site.standin.set("probe-failure", failure);
@@ -176,7 +178,7 @@ fn espocrm_that_does_not_start() {
 }
 
 #[test]
-fn settings_that_make_no_sense() {
+fn invalid_settings_are_reported() {
     let mut site = Site::healthy();
     site.standin.config("webSocketPort", "many");
     let diagnosis = site.examine();
@@ -184,14 +186,14 @@ fn settings_that_make_no_sense() {
 }
 
 #[test]
-fn categories_that_are_not_served() {
+fn invalid_categories_are_reported() {
     let site = Site::healthy();
     site.standin.custom_categories(&json!({"odd": 7}));
     site.examine().only_warning("espocrm-settings", &["odd", "app/webSocket.json"]);
 }
 
 #[test]
-fn versions_that_are_too_old_too_new_or_unknown() {
+fn unsupported_and_unknown_versions_are_reported() {
     let mut site = Site::healthy();
     site.standin.config("version", "5.5.3");
     site.examine().first_failure("version", &["5.5.3", "too old"]);
@@ -202,14 +204,14 @@ fn versions_that_are_too_old_too_new_or_unknown() {
 }
 
 #[test]
-fn real_time_that_is_off() {
+fn disabled_real_time_updates_are_reported() {
     let mut site = Site::healthy();
     site.standin.config("useWebSocket", false);
     site.examine().only_failure("enabled", &["Administration, Settings"]);
 }
 
 #[test]
-fn directories_that_cannot_be_written() {
+fn directories_that_are_not_writable_are_reported() {
     let site = Site::healthy();
     let cache = site.standin.path().join("data/cache");
     std::fs::create_dir_all(&cache).unwrap();

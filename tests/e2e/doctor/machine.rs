@@ -3,7 +3,7 @@
 use super::Site;
 
 #[test]
-fn states_of_the_service() {
+fn the_state_of_the_service_is_reported() {
     let site = Site::healthy();
     for (from, to, found) in [
         ("UnitFileState=enabled", "UnitFileState=disabled", "not start at boot"),
@@ -35,7 +35,7 @@ fn states_of_the_service() {
 }
 
 #[test]
-fn a_service_that_does_not_run() {
+fn a_stopped_service_is_reported() {
     let site = Site::without_proxy();
     site.our_unit("ActiveState=active", "ActiveState=inactive");
     site.examine().failure("service", &["does not run", "systemctl enable --now"]);
@@ -49,7 +49,7 @@ fn a_service_that_does_not_run() {
 }
 
 #[test]
-fn a_service_that_was_never_started() {
+fn a_service_that_was_never_started_is_reported() {
     let site = Site::without_proxy();
     site.our_unit(
         "ActiveState=active\nSubState=running\nResult=success\nNRestarts=0\nConditionResult=yes",
@@ -61,14 +61,14 @@ fn a_service_that_was_never_started() {
 }
 
 #[test]
-fn one_of_several_services() {
+fn the_failure_of_one_of_several_services_is_reported() {
     let site = Site::healthy();
     let unit = "espocrm-websocket@sales.service";
     let examine = || super::site::Diagnosis::of(&site.run(&["--json", "--name", "sales"]));
     let diagnosis = examine();
     diagnosis.unknown("service", &[unit]);
     diagnosis.good("port", "espocrm-websocket");
-    // Its own daemon is another process than the one that holds the ports.
+    // Its own daemon is a different process from the one that uses the ports.
     let running = |pid: u32| {
         let text = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\n";
         site.unit(unit, &format!("{text}NRestarts=0\nMainPID={pid}\n"));
@@ -86,7 +86,7 @@ fn one_of_several_services() {
 }
 
 #[test]
-fn a_unit_of_the_original_that_is_still_there() {
+fn a_unit_of_the_original_daemon_is_reported() {
     let site = Site::healthy();
     let unit = "[Service]\nExecStart=/usr/bin/php /var/www/html/websocket.php\n";
     site.put("/etc/systemd/system/crm.service", unit);
@@ -99,7 +99,7 @@ fn a_unit_of_the_original_that_is_still_there() {
 }
 
 #[test]
-fn selinux_that_keeps_the_web_server_away() {
+fn selinux_that_blocks_the_web_server_is_reported() {
     let site = Site::healthy();
     site.put("/sys/fs/selinux/enforce", "1");
     site.put("/sys/fs/selinux/booleans/httpd_can_network_connect", "0 0");
@@ -109,9 +109,9 @@ fn selinux_that_keeps_the_web_server_away() {
 }
 
 #[test]
-fn a_port_for_browsers_that_others_reach() {
+fn a_browser_port_reachable_from_other_machines_is_reported() {
     let site = Site::healthy();
-    // As it would be after a restart.
+    // As after a restart.
     let mut site = site;
     site.daemon.take().unwrap().stop("TERM");
     std::fs::write(site.config(), "max_checks = 2\ncontrol = 'off'\n").unwrap();
@@ -123,7 +123,7 @@ fn a_port_for_browsers_that_others_reach() {
 }
 
 #[test]
-fn a_clock_that_nobody_keeps_right() {
+fn an_unsynchronized_clock_is_reported() {
     let site = Site::healthy();
     site.program("timedatectl", "echo no");
     site.examine().only_warning("clock", &["set-ntp"]);
@@ -132,14 +132,14 @@ fn a_clock_that_nobody_keeps_right() {
 }
 
 #[test]
-fn limits_of_the_running_daemon() {
+fn a_low_open_file_limit_of_the_running_daemon_is_reported() {
     let site = Site::healthy();
     site.daemon.as_ref().unwrap().limit("--nofile=1024:");
     site.examine().only_warning("open-files", &["1024", "LimitNOFILE=10256"]);
 }
 
 #[test]
-fn more_connections_than_there_is_memory_for() {
+fn more_connections_than_memory_allows_are_reported() {
     let site = Site::healthy();
     site.settings("max_connections = 1000000000");
     let diagnosis = site.examine();

@@ -1,11 +1,11 @@
-//! Messages that do not get through.
+//! Messages that are not delivered.
 
 use super::Site;
 use crate::support::Port;
 
-/// PHP has the extension, but cannot send.
+/// PHP has the extension but cannot send.
 #[test]
-fn php_that_cannot_send() {
+fn php_that_cannot_send_is_reported() {
     let site = Site::healthy();
     let shell = "case \"$ESPOCRM_WEBSOCKET_DOCTOR\" in *'\"send\"'*) echo no >&2; exit 9;; esac";
     let php = site.standin.php("php", shell);
@@ -15,15 +15,15 @@ fn php_that_cannot_send() {
     diagnosis.failure("message", &["status 9: no"]);
 }
 
-/// Where nobody listens PHP waits for a second, and so does every user who saves something.
+/// Without a listener, PHP waits for a second, and so does every user who saves a record.
 #[test]
-fn a_message_that_nobody_takes() {
+fn a_message_without_a_receiver_is_reported() {
     let mut site = Site::healthy();
-    let nobody = Port::reserve().address().port();
+    let unused = Port::reserve().address().port();
     for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {
-        site.standin.config(name, format!("tcp://127.0.0.1:{nobody}"));
+        site.standin.config(name, format!("tcp://127.0.0.1:{unused}"));
     }
-    // So the daemon was not told.
+    // The daemon was not notified.
     std::fs::write(
         site.config(),
         format!("listen = '127.0.0.1:{}'\ncontrol = 'off'\n", site.port.address().port()),
@@ -40,16 +40,16 @@ fn a_message_that_nobody_takes() {
     );
 }
 
-/// Two daemons: messages go to one, and browsers to the other.
+/// Two daemons: messages go to one, browsers connect to the other.
 #[test]
-fn a_message_that_another_daemon_takes() {
+fn a_message_received_by_another_daemon_is_reported() {
     let mut site = Site::healthy();
     let other = crate::support::Daemon::demo();
     for name in ["webSocketZeroMQSubmissionDsn", "webSocketZeroMQSubscriberDsn"] {
         site.standin.config(name, other.zeromq.clone());
     }
     let daemon = site.daemon.as_ref().unwrap();
-    // It reads its settings again by itself only when somebody needs them.
+    // The daemon reloads its settings by itself only when they are needed.
     assert_eq!(daemon.count("tell"), 0);
     let diagnosis = site.examine();
     diagnosis.only_failure("message", &["not by this daemon"]);

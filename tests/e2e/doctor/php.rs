@@ -1,16 +1,16 @@
-//! PHP is missing, broken, or lacks what is needed; its access checks fail.
+//! PHP is missing or broken or lacks an extension, or its access checks fail.
 
 use super::Site;
 use super::site::shell_script;
 
-/// A site whose PHP does something else first.
+/// Makes PHP run this shell command first.
 fn with_php(site: &Site, shell: &str) {
     let php = site.standin.php("php", shell);
     site.settings(&format!("php = '{php}'"));
 }
 
 #[test]
-fn php_that_is_missing_or_dies() {
+fn a_missing_or_crashing_php_is_reported() {
     let site = Site::healthy();
     site.settings("php = '/nonexistent/php'");
     let diagnosis = site.examine();
@@ -27,14 +27,14 @@ fn php_that_is_missing_or_dies() {
 }
 
 #[test]
-fn the_php_that_espocrm_names_counts() {
+fn the_php_configured_in_espocrm_is_examined() {
     let mut site = Site::healthy();
     site.standin.config("phpExecutablePath", "/nonexistent/php8");
     site.examine().only_failure("php", &["/nonexistent/php8", "phpExecutablePath"]);
 }
 
 #[test]
-fn php_without_opcache() {
+fn php_without_opcache_is_a_warning() {
     let site = Site::healthy();
     with_php(&site, "exec php -n -d extension=zmq.so -d extension=posix.so \"$@\"");
     let diagnosis = site.examine();
@@ -43,7 +43,7 @@ fn php_without_opcache() {
 }
 
 #[test]
-fn php_without_zeromq() {
+fn php_without_zeromq_is_a_failure() {
     let site = Site::healthy();
     with_php(&site, "exec php -n \"$@\"");
     site.put("/etc/os-release", "ID=debian\n");
@@ -54,7 +54,7 @@ fn php_without_zeromq() {
 }
 
 #[test]
-fn a_web_servers_php_without_zeromq() {
+fn a_web_server_php_without_zeromq_is_reported() {
     let site = Site::healthy();
     site.put("/etc/os-release", "ID=\"fedora\"\n");
     site.put("/etc/php/8.2/fpm/conf.d/20-zmq.ini", "; extension=zmq.so\n");
@@ -63,13 +63,13 @@ fn a_web_servers_php_without_zeromq() {
     site.examine().only_warning("zmq-web", &["fpm 8.2", "apache2 8.4"]);
     site.remove("/etc/php/8.4/apache2/conf.d/20-zmq.ini");
     std::fs::remove_dir_all(site.at("/etc/php")).unwrap();
-    // Nothing of another system is executed.
+    // Programs in another root directory are not executed.
     shell_script(&site.at("/usr/sbin/php-fpm8.2"), "printf '[PHP Modules]\\nzmq\\n'");
     site.examine().unknown("zmq-web", &["phpinfo"]);
 }
 
 #[test]
-fn a_check_that_fails() {
+fn a_failing_check_is_reported() {
     let site = Site::healthy();
     for (failure, said) in [
         ("exit255", "status 255"),
@@ -85,28 +85,28 @@ fn a_check_that_fails() {
 }
 
 #[test]
-fn a_check_that_takes_long() {
+fn a_slow_check_is_reported() {
     let site = Site::healthy();
     site.standin.set("delay", "2100");
     site.examine().only_warning("check", &["only after", "overloaded"]);
 }
 
 #[test]
-fn a_check_that_lets_everybody_in() {
+fn a_check_that_grants_every_token_is_reported() {
     let site = Site::healthy();
     std::fs::write(site.standin.path().join("command.php"), "<?php echo 'doctor';").unwrap();
     site.examine().failure("check", &["accepted an invalid token"]);
 }
 
 #[test]
-fn a_worker_that_fails() {
+fn a_failing_worker_is_reported() {
     let site = Site::healthy();
     with_php(&site, "case \" $* \" in *' -S '*) echo no >&2; exit 3;; esac");
     site.examine().only_warning("worker", &["exit status: 3", "worker = false"]);
 }
 
 #[test]
-fn workers_that_nobody_wants() {
+fn disabled_workers_are_not_examined() {
     let site = Site::healthy();
     site.settings("worker = false");
     site.examine().unknown("worker", &["so it is set"]);

@@ -1,4 +1,4 @@
-//! Somebody else is where the daemon should be, or it does not answer.
+//! Another program uses the daemon's ports, or the daemon does not respond.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -6,15 +6,15 @@ use std::process::{Child, Command, Stdio};
 use super::Site;
 use crate::support::{Daemon, Port, command, eventually};
 
-/// Listens at a port that somebody has reserved.
-fn hold(port: &Port) -> TcpListener {
+/// Listens on a reserved port.
+fn listen_on(port: &Port) -> TcpListener {
     TcpListener::bind(port.address()).unwrap()
 }
 
-/// EspoCRM's own daemon, as far as it listens.
-struct Original(Child);
+/// EspoCRM's own daemon, reduced to its listening sockets.
+struct OriginalDaemon(Child);
 
-impl Original {
+impl OriginalDaemon {
     fn start(site: &Site, port: &Port) -> Self {
         let path = site.standin.path().join("websocket.php");
         let script = format!(
@@ -25,12 +25,14 @@ impl Original {
         let mut php = Command::new("php");
         let child = php.arg(path).stdin(Stdio::null()).spawn().unwrap();
         let original = Self(child);
-        eventually("it listens", || std::net::TcpStream::connect(port.address()).is_ok());
+        eventually("the port accepts connections", || {
+            std::net::TcpStream::connect(port.address()).is_ok()
+        });
         original
     }
 }
 
-impl Drop for Original {
+impl Drop for OriginalDaemon {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -38,7 +40,7 @@ impl Drop for Original {
 }
 
 #[test]
-fn a_daemon_that_does_not_run() {
+fn a_stopped_daemon_is_reported() {
     let mut site = Site::healthy();
     site.daemon.take().unwrap().stop("TERM");
     let diagnosis = site.examine();
@@ -53,7 +55,7 @@ fn a_daemon_that_does_not_run() {
 }
 
 #[test]
-fn a_daemon_that_hangs() {
+fn a_hanging_daemon_is_reported() {
     let site = Site::healthy();
     let daemon = site.daemon.as_ref().unwrap();
     daemon.signal("STOP");
@@ -64,19 +66,19 @@ fn a_daemon_that_hangs() {
 }
 
 #[test]
-fn another_program_at_the_port_for_browsers() {
+fn another_program_on_the_browser_port_is_reported() {
     let site = Site::without_proxy();
-    let _other = hold(&site.port);
+    let _other = listen_on(&site.port);
     let diagnosis = site.examine();
     diagnosis.first_failure("port", &["e2e", "webSocketPort", "ss -ltnp"]);
     diagnosis.failure("daemon", &["not espocrm-websocket"]);
 }
 
 #[test]
-fn a_daemon_of_another_name() {
+fn a_daemon_binary_with_another_name_is_recognized() {
     let mut site = Site::without_proxy();
     let binary = site.at("/renamed");
-    // A link has the same inode; over file systems it is a copy.
+    // A hard link has the same inode; across file systems a copy is made.
     let original = env!("CARGO_BIN_EXE_espocrm-websocket");
     let is_link = std::fs::hard_link(original, &binary).is_ok();
     if !is_link {
@@ -91,7 +93,7 @@ fn a_daemon_of_another_name() {
     diagnosis.good("port", "/renamed");
     diagnosis.good("zeromq-port", "/renamed");
     diagnosis.good("control", "0 connections");
-    // By its inode alone.
+    // Recognized by its inode alone.
     if is_link {
         std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
         site.examine().good("port", "/renamed");
@@ -99,24 +101,24 @@ fn a_daemon_of_another_name() {
 }
 
 #[test]
-fn another_program_at_the_port_for_messages() {
+fn another_program_on_the_message_port_is_reported() {
     let site = Site::without_proxy();
-    let _other = hold(&site.zeromq);
+    let _other = listen_on(&site.zeromq);
     let diagnosis = site.examine();
     diagnosis.first_failure("zeromq-port", &["e2e", "webSocketZeroMQSubmissionDsn"]);
     diagnosis.unknown("message", &[]);
 }
 
 #[test]
-fn espocrms_own_daemon_that_still_runs() {
+fn a_running_original_daemon_is_reported() {
     let site = Site::without_proxy();
-    let _original = Original::start(&site, &site.port);
+    let _original = OriginalDaemon::start(&site, &site.port);
     let diagnosis = site.examine();
     diagnosis.first_failure("port", &["EspoCRM's own daemon", "espocrm-websocket adopt"]);
 }
 
 #[test]
-fn endpoints_that_do_not_meet() {
+fn mismatched_message_endpoints_are_reported() {
     let mut site = Site::healthy();
     let port = site.zeromq.address().port();
     let mut submission = |dsn: &str| {
@@ -136,14 +138,14 @@ fn endpoints_that_do_not_meet() {
 }
 
 #[test]
-fn our_own_setting_for_messages_counts() {
+fn the_zeromq_setting_of_the_daemon_takes_precedence() {
     let site = Site::healthy();
     site.settings("zeromq = 'tcp://127.0.0.1:1'");
     site.examine().only_failure("zeromq", &["the ports differ", "tcp://127.0.0.1:1"]);
 }
 
 #[test]
-fn a_port_for_messages_that_others_reach() {
+fn a_message_port_reachable_from_other_machines_is_reported() {
     let mut site = Site::without_proxy();
     let port = site.zeromq.address().port();
     site.standin.config("webSocketZeroMQSubscriberDsn", format!("tcp://*:{port}"));
@@ -155,7 +157,7 @@ fn a_port_for_messages_that_others_reach() {
 }
 
 #[test]
-fn a_daemon_with_other_settings_or_without_a_control_socket() {
+fn a_daemon_with_different_settings_or_without_a_control_socket_is_reported() {
     let mut site = Site::healthy();
     let listen = site.port.address().port();
     site.settings("check_cache = '0'");
@@ -177,13 +179,13 @@ fn a_daemon_with_other_settings_or_without_a_control_socket() {
     )
     .unwrap();
     site.examine().warning("control", &["it serves the EspoCRM in", "--name"]);
-    // It runs, but its socket is elsewhere.
+    // The daemon runs, but its control socket has another path.
     let pid = site.daemon.as_ref().unwrap().pid();
     let none = site.at("/none.sock");
     let output = site.run(&["--json", "--control", none.to_str().unwrap()]);
     let diagnosis = super::site::Diagnosis::of(&output);
     diagnosis.unknown("control", &[&format!("process {pid} runs, but"), "--control PATH"]);
-    // Then it is at least seen that the message is taken.
+    // The doctor still sees that the message is accepted.
     std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
     let diagnosis = site.examine();
     diagnosis.unknown("control", &["control is off"]);

@@ -1,4 +1,4 @@
-//! What browsers meet: names, certificates, proxies.
+//! The public address as browsers use it: names, certificates, proxies.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,8 +11,8 @@ use super::Site;
 use crate::support::{Kind, Port, Proxy};
 use crate::tls::authority::{Authority, EC, Issued};
 
-/// A site that serves, whose proxy is made for its daemon.
-fn behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
+/// A running site whose proxy forwards to its daemon.
+fn site_behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
     let proxy = Proxy::start_with(kind, site.port.address(), changes);
@@ -23,28 +23,28 @@ fn behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
 const UPGRADE: &str = "        proxy_set_header Upgrade $http_upgrade;\n";
 
 #[test]
-fn a_proxy_that_does_not_pass_the_upgrade_on() {
-    let site = behind(Kind::Nginx, &[(UPGRADE, "")]);
+fn a_proxy_that_does_not_forward_the_upgrade_is_reported() {
+    let site = site_behind(Kind::Nginx, &[(UPGRADE, "")]);
     let fix = ["nginx", "upgrade request", "proxy_set_header Upgrade $http_upgrade;"];
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &fix);
     let target = format!("proxy_pass http://{};", site.port.address());
     diagnosis.failure("public-url", &["location /wss {", &target]);
-    let site = behind(Kind::Nginx, &[("        proxy_http_version 1.1;\n", "")]);
+    let site = site_behind(Kind::Nginx, &[("        proxy_http_version 1.1;\n", "")]);
     site.examine().only_failure("public-url", &fix);
 }
 
 #[test]
 fn the_printed_snippet_is_indented() {
-    let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
-    let text = site.told(&[]);
+    let site = site_behind(Kind::Nginx, &[("location /wss", "location /other")]);
+    let text = site.text_output(&[]);
     for line in ["      location /wss {\n          proxy_pass http", ";\n      }\n"] {
         assert!(text.contains(line), "{line:?}: {text}");
     }
 }
 
 #[test]
-fn a_proxy_that_logs_tokens() {
+fn a_proxy_that_logs_tokens_is_reported() {
     for (from, to, log) in [
         ("/access.log without_token;", "/crm.log;", "/crm.log"),
         ("\"$request_without_token\"", "\"$request\"", "/access.log"),
@@ -62,49 +62,49 @@ fn a_proxy_that_logs_tokens() {
 }
 
 #[test]
-fn a_proxy_that_knows_nothing_of_it() {
-    let site = behind(Kind::Nginx, &[("location /wss", "location /other")]);
+fn a_proxy_without_a_websocket_location_is_reported() {
+    let site = site_behind(Kind::Nginx, &[("location /wss", "location /other")]);
     site.examine().only_failure("public-url", &["404", "location /wss {"]);
-    let site = behind(Kind::Apache, &[("\"/wss\"", "\"/other\"")]);
+    let site = site_behind(Kind::Apache, &[("\"/wss\"", "\"/other\"")]);
     site.examine().only_failure("public-url", &["Apache", "404", "ProxyPass \"/wss\""]);
-    let site = behind(Kind::Caddy, &[("reverse_proxy /wss*", "reverse_proxy /other*")]);
+    let site = site_behind(Kind::Caddy, &[("reverse_proxy /wss*", "reverse_proxy /other*")]);
     site.examine().only_failure("public-url", &["Caddy", "reverse_proxy /wss* 127.0.0.1:"]);
 }
 
 #[test]
-fn each_proxy_as_it_is_documented() {
-    let site = behind(Kind::Apache, &[]);
+fn each_proxy_as_documented_is_good() {
+    let site = site_behind(Kind::Apache, &[]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     let diagnosis = site.examine();
     diagnosis.good("public-url", "answers correctly");
     diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
     for kind in [Kind::Caddy, Kind::Traefik] {
-        let diagnosis = behind(kind, &[]).examine();
+        let diagnosis = site_behind(kind, &[]).examine();
         diagnosis.good("public-url", "answers correctly");
         assert_eq!(diagnosis.status, 0);
     }
 }
 
 #[test]
-fn a_proxy_that_leads_elsewhere() {
+fn a_proxy_that_forwards_elsewhere_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
-    let nobody = Port::reserve();
-    site.put_proxy(Proxy::start(Kind::Nginx, nobody.address()));
+    let unused = Port::reserve();
+    site.put_proxy(Proxy::start(Kind::Nginx, unused.address()));
     let here = site.port.address().to_string();
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &["502", "The daemon answers at", &here]);
     diagnosis.unknown("idle-timeout", &["forwards to port"]);
 }
 
-/// nginx, with something else in the place of passing it on.
-fn instead(directive: &str) -> Site {
+/// nginx with this directive instead of forwarding the request.
+fn nginx_with(directive: &str) -> Site {
     let line = "proxy_pass http://127.0.0.1:8080;";
-    behind(Kind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
+    site_behind(Kind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
 }
 
 #[test]
-fn a_proxy_that_redirects_forbids_or_wants_a_password() {
+fn a_proxy_that_redirects_forbids_or_requires_a_password_is_reported() {
     for (directive, parts) in [
         (
             "return 301 https://crm.example.org/wss;",
@@ -116,12 +116,12 @@ fn a_proxy_that_redirects_forbids_or_wants_a_password() {
         ("return 503;", ["answers 503", "cannot reach"]),
         ("return 444;", ["does not answer", "log"]),
     ] {
-        instead(directive).examine().only_failure("public-url", &parts);
+        nginx_with(directive).examine().only_failure("public-url", &parts);
     }
 }
 
-/// Answers each connection by these bytes, once its request has come.
-fn answer_by(bytes: &'static [u8]) -> SocketAddr {
+/// Answers each connection with these bytes once its request has arrived.
+fn serve_response(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -136,8 +136,8 @@ fn answer_by(bytes: &'static [u8]) -> SocketAddr {
 }
 
 #[test]
-fn a_websocket_that_is_not_ours() {
-    let other = answer_by(
+fn a_websocket_of_another_server_is_reported() {
+    let other = serve_response(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x88\x02\x03\xe8",
     );
@@ -146,13 +146,13 @@ fn a_websocket_that_is_not_ours() {
     site.url(&format!("ws://localhost:{}/", other.port()));
     site.standin.config("siteUrl", "http://localhost");
     site.examine().only_failure("public-url", &["not one of espocrm-websocket"]);
-    let nonsense = answer_by(b"SSH-2.0-OpenSSH\r\n");
+    let nonsense = serve_response(b"SSH-2.0-OpenSSH\r\n");
     site.url(&format!("ws://localhost:{}/", nonsense.port()));
     site.examine().only_failure("public-url", &["SSH-2.0-OpenSSH", "not HTTP"]);
 }
 
-/// A site behind nginx with this certificate, if it is good.
-fn certified(trusted: &Path, issued: &Issued) -> Site {
+/// A site behind nginx with this certificate, whose chain is trusted.
+fn site_with_certificate(trusted: &Path, issued: &Issued) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
     let proxy = Proxy::start_as(Kind::Nginx, site.port.address(), &[], |dir| {
@@ -164,8 +164,8 @@ fn certified(trusted: &Path, issued: &Issued) -> Site {
     site
 }
 
-/// Has an authority's certificate be valid for another time.
-fn date(authority: &Authority, name: &str, days: i32) {
+/// Issues this certificate again, valid for this many days.
+fn issue_for_days(authority: &Authority, name: &str, days: i32) {
     authority.openssl(&format!(
         "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -set_serial 77 -extfile openssl.cnf \
          -extensions server -days {days} -out {name}.pem"
@@ -173,42 +173,44 @@ fn date(authority: &Authority, name: &str, days: i32) {
 }
 
 #[test]
-fn a_certificate_of_an_authority_for_as_long_as_it_is_valid() {
+fn the_validity_period_of_a_certificate_is_checked() {
     let authority = Authority::new();
     let trusted = authority.path("ca.pem");
     let issued = authority.issue("good", EC);
-    let examine = || certified(&trusted, &issued).examine();
+    let examine = || site_with_certificate(&trusted, &issued).examine();
     examine().only_warning("public-url", &["expires soon", "certbot renew"]);
-    date(&authority, "good", 90);
+    issue_for_days(&authority, "good", 90);
     examine().good("public-url", ", with a certificate valid for ");
-    // OpenSSL 3.5 makes none that has ended before it begins: this one ends with the current second.
-    date(&authority, "good", 0);
+    // OpenSSL 3.5 does not create a certificate that expires before it becomes valid: this one
+    // expires in the current second.
+    issue_for_days(&authority, "good", 0);
     thread::sleep(Duration::from_secs(2));
     examine().only_failure("public-url", &["has expired", "certbot renew"]);
 }
 
 #[test]
-fn a_certificate_that_nobody_trusts() {
+fn an_untrusted_certificate_is_reported() {
     let authority = Authority::new();
     let issued = authority.issue("good", EC);
     let stranger = Authority::new();
-    let site = certified(&stranger.path("ca.pem"), &issued);
+    let site = site_with_certificate(&stranger.path("ca.pem"), &issued);
     site.examine().only_failure("public-url", &["not trusted", "fullchain.pem", "Authority"]);
-    // Its authority has another one above it, which is trusted, but is not sent along.
+    // The intermediate certificate's issuer is trusted, but the server does not send the
+    // intermediate certificate.
     authority.issue_authority("middle");
     let leaf = authority.issue_by("middle", "leaf", EC, "server");
-    let site = certified(&authority.path("ca.pem"), &leaf);
+    let site = site_with_certificate(&authority.path("ca.pem"), &leaf);
     site.examine().only_failure("public-url", &["not trusted", "fullchain.pem", "middle"]);
 }
 
 #[test]
-fn a_certificate_that_signs_itself() {
+fn a_self_signed_certificate_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
     let proxy = Proxy::start(Kind::Nginx, site.port.address());
     site.distrust(proxy);
     site.examine().only_failure("public-url", &["self-signed certificate", "certbot"]);
-    // Two faults at once are both reported.
+    // Two simultaneous faults are both reported.
     let proxy = Proxy::start_with(Kind::Nginx, site.port.address(), &[(UPGRADE, "")]);
     site.distrust(proxy);
     let parts =
@@ -217,19 +219,19 @@ fn a_certificate_that_signs_itself() {
 }
 
 #[test]
-fn a_certificate_for_another_name() {
+fn a_certificate_for_another_name_is_reported() {
     let authority = Authority::new();
     let config = authority.path("openssl.cnf");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(config, text.replace("DNS:localhost", "DNS:crm.example.org")).unwrap();
     let issued = authority.issue("other", EC);
-    let site = certified(&authority.path("ca.pem"), &issued);
+    let site = site_with_certificate(&authority.path("ca.pem"), &issued);
     let parts = ["another name", "It is for crm.example.org, not for localhost"];
     site.examine().only_failure("public-url", &parts);
 }
 
 #[test]
-fn no_tls_where_browsers_speak_it() {
+fn a_plain_port_where_browsers_use_tls_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
     site.url(&format!("wss://localhost:{}/", site.port.address().port()));
@@ -238,18 +240,18 @@ fn no_tls_where_browsers_speak_it() {
 }
 
 #[test]
-fn nobody_where_browsers_connect() {
+fn a_public_address_without_a_server_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
-    let nobody = Port::reserve();
-    site.url(&format!("wss://localhost:{}/", nobody.address().port()));
+    let unused = Port::reserve();
+    site.url(&format!("wss://localhost:{}/", unused.address().port()));
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &["cannot be reached", "Connection refused", "firewall"]);
     diagnosis.unknown("idle-timeout", &["was not found"]);
 }
 
 #[test]
-fn a_daemon_that_browsers_meet_without_a_proxy() {
+fn a_daemon_without_a_proxy_is_examined() {
     let mut site = Site::without_proxy();
     site.serve();
     site.standin.config("siteUrl", "http://localhost");
@@ -261,11 +263,11 @@ fn a_daemon_that_browsers_meet_without_a_proxy() {
 }
 
 #[test]
-fn a_daemon_with_tls_of_its_own() {
+fn a_daemon_with_its_own_tls_is_examined() {
     let authority = Authority::new();
     let issued = authority.issue("good", EC);
     let mut site = Site::without_proxy();
-    date(&authority, "good", 90);
+    issue_for_days(&authority, "good", 90);
     crate::tls::secure(&mut site.standin, &issued);
     site.serve();
     site.trust(authority.path("ca.pem"));
@@ -274,15 +276,15 @@ fn a_daemon_with_tls_of_its_own() {
     diagnosis.good("daemon", "answers");
     diagnosis.good("public-url", "answers correctly, with a certificate");
     assert_eq!(diagnosis.status, 0);
-    // Pages without TLS would not find it.
+    // Pages without TLS would not reach the daemon.
     site.standin.config("siteUrl", "http://localhost");
     site.url(&format!("ws://localhost:{}/", site.port.address().port()));
     site.examine().failure("address", &["the daemon requires TLS"]);
 }
 
 #[test]
-fn a_site_that_sends_browsers_on_to_https() {
-    let plain = answer_by(b"HTTP/1.1 301 Moved\r\nLocation: https://crm.example.org/\r\n\r\n");
+fn a_site_that_redirects_to_https_is_reported() {
+    let plain = serve_response(b"HTTP/1.1 301 Moved\r\nLocation: https://crm.example.org/\r\n\r\n");
     let mut site = Site::without_proxy();
     site.serve();
     site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
@@ -290,13 +292,13 @@ fn a_site_that_sends_browsers_on_to_https() {
     let diagnosis = site.examine();
     diagnosis
         .only_failure("address", &["redirects to https://crm.example.org/", "siteUrl to https"]);
-    let plain = answer_by(b"HTTP/1.1 200 OK\r\n\r\n");
+    let plain = serve_response(b"HTTP/1.1 200 OK\r\n\r\n");
     site.standin.config("siteUrl", format!("http://localhost:{}", plain.port()));
     assert_eq!(site.examine().status, 0);
 }
 
 #[test]
-fn addresses_that_make_no_sense() {
+fn invalid_public_addresses_are_reported() {
     let mut site = Site::healthy();
     site.url("https://localhost/wss");
     let diagnosis = site.examine();
@@ -310,21 +312,24 @@ fn addresses_that_make_no_sense() {
 }
 
 #[test]
-fn pages_that_the_daemon_refuses() {
+fn origins_rejected_by_the_daemon_are_reported() {
     let site = Site::healthy();
     site.settings("origins = ['https://crm.example.org']");
     site.examine().only_failure("address", &["rejects the origin", "same-site"]);
 }
 
 #[test]
-fn a_proxy_that_is_impatient() {
+fn a_proxy_with_a_short_idle_timeout_is_reported() {
     let with = |time: &str| {
-        behind(Kind::Nginx, &[("proxy_read_timeout 60s", &format!("proxy_read_timeout {time}"))])
+        site_behind(
+            Kind::Nginx,
+            &[("proxy_read_timeout 60s", &format!("proxy_read_timeout {time}"))],
+        )
     };
     let diagnosis = with("10s").examine();
     diagnosis.only_failure("idle-timeout", &["after 10 s", "proxy_read_timeout 60s;"]);
     with("40s").examine().only_warning("idle-timeout", &["after 40 s"]);
-    let site = behind(Kind::Apache, &[("timeout=60", "timeout=9")]);
+    let site = site_behind(Kind::Apache, &[("timeout=60", "timeout=9")]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     site.examine().only_failure("idle-timeout", &["after 9 s", "timeout=60"]);
     let site = with("60s");

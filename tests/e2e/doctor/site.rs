@@ -1,4 +1,4 @@
-//! An EspoCRM with its daemon, a proxy in front of it, and what else there is on its machine.
+//! An EspoCRM with its daemon, a proxy in front of it, and the relevant parts of its machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,13 +15,13 @@ pub struct Site {
     pub proxy: Option<Proxy>,
     pub port: Port,
     pub zeromq: Port,
-    /// The machine's files, and programs that stand in for its own.
+    /// Files of the machine, and scripts that replace its programs.
     dir: TempDir,
-    /// Whose certificates are trusted.
+    /// The trusted certificates.
     trusted: Option<PathBuf>,
 }
 
-/// What was told of one step.
+/// The report on one step.
 #[derive(Debug)]
 pub struct Step {
     pub name: String,
@@ -39,7 +39,7 @@ const UNIT: &str = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\
     SubState=running\nResult=success\nNRestarts=0\nConditionResult=yes\n";
 
 impl Site {
-    /// Everything is as it should.
+    /// A site without any problem.
     pub fn healthy() -> Self {
         let mut site = Self::without_proxy();
         site.serve();
@@ -48,7 +48,7 @@ impl Site {
         site
     }
 
-    /// The same, but nothing runs.
+    /// The same, but without a daemon and a proxy.
     pub fn without_proxy() -> Self {
         let mut standin = Standin::new();
         let (port, zeromq) = (Port::reserve(), Port::reserve());
@@ -81,7 +81,7 @@ impl Site {
         self.path("config.toml")
     }
 
-    /// Our own settings, besides the usual ones.
+    /// Settings of the daemon in addition to the usual ones.
     pub fn settings(&self, more: &str) {
         let control = self.path("control.sock");
         let text = format!(
@@ -100,30 +100,30 @@ impl Site {
         self.daemon = Some(Daemon::spawn(command));
     }
 
-    /// Has browsers come by this proxy, whose certificate is trusted.
+    /// Makes browsers use this proxy and trusts its certificate.
     pub fn put_proxy(&mut self, proxy: Proxy) {
         self.trusted = Some(proxy.certificate());
         self.distrust(proxy);
     }
 
-    /// The same, but for the certificate.
+    /// The same, but without trusting the certificate.
     pub fn distrust(&mut self, proxy: Proxy) {
         self.url(&format!("wss://localhost:{}/wss", proxy.address().port()));
         self.put("/etc/nginx/nginx.conf", &format!("http {{\n{}\n}}\n", proxy.site()));
         self.proxy = Some(proxy);
     }
 
-    /// Certificates that are trusted.
+    /// Trusts these certificates.
     pub fn trust(&mut self, certificates: PathBuf) {
         self.trusted = Some(certificates);
     }
 
-    /// Where browsers connect.
+    /// Sets the address that browsers connect to.
     pub fn url(&mut self, url: &str) {
         self.standin.config("webSocketUrl", url);
     }
 
-    /// A file of the machine.
+    /// Writes a file of the machine.
     pub fn put(&self, path: &str, text: &str) {
         let path = self.path("root").join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -134,25 +134,25 @@ impl Site {
         fs::remove_file(self.path("root").join(path.trim_start_matches('/'))).unwrap();
     }
 
-    /// What systemd says of a unit.
+    /// Sets what systemd reports about a unit.
     pub fn unit(&self, name: &str, text: &str) {
         let dir = self.path("units");
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join(name), text).unwrap();
     }
 
-    /// What systemd says of our unit, with some of it replaced.
+    /// Replaces a part of what systemd reports about the daemon's unit.
     pub fn our_unit(&self, from: &str, to: &str) {
         assert!(UNIT.contains(from));
         self.unit("espocrm-websocket.service", &UNIT.replace(from, to));
     }
 
-    /// A program of the machine, as a shell script.
+    /// Adds a program to the machine, as a shell script.
     pub fn program(&self, name: &str, script: &str) {
         shell_script(&self.path("bin").join(name), script);
     }
 
-    /// Where a file of the machine is.
+    /// The path of a file of the machine.
     pub fn at(&self, path: &str) -> PathBuf {
         self.path("root").join(path.trim_start_matches('/'))
     }
@@ -175,12 +175,12 @@ impl Site {
         run(command)
     }
 
-    /// What people are told.
-    pub fn told(&self, flags: &[&str]) -> String {
+    /// The output for people.
+    pub fn text_output(&self, flags: &[&str]) -> String {
         String::from_utf8(self.run(flags).stdout).unwrap()
     }
 
-    /// What machines are told.
+    /// The output for programs.
     pub fn examine(&self) -> Diagnosis {
         Diagnosis::of(&self.run(&["--json"]))
     }
@@ -210,7 +210,7 @@ impl Diagnosis {
         let mut names: Vec<_> = steps.iter().map(|step| &step.name).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 32, "each step is told once: {steps:#?}");
+        assert_eq!(names.len(), 32, "each step is reported once: {steps:#?}");
         Self { status, steps }
     }
 
@@ -228,7 +228,7 @@ impl Diagnosis {
         }
     }
 
-    /// The step fails, which is the first to do so, and is told with these words.
+    /// The step is the first to fail and is reported with these words.
     pub fn first_failure(&self, name: &str, parts: &[&str]) {
         self.expect(name, "failure", parts);
         let first = self.steps.iter().find(|step| step.state == "failure").unwrap();
@@ -236,7 +236,7 @@ impl Diagnosis {
         assert_eq!(self.status, 1);
     }
 
-    /// The step alone fails.
+    /// The step is the only one to fail.
     pub fn only_failure(&self, name: &str, parts: &[&str]) {
         self.first_failure(name, parts);
         let count = self.steps.iter().filter(|step| step.state == "failure").count();
@@ -251,7 +251,7 @@ impl Diagnosis {
         self.expect(name, "warning", parts);
     }
 
-    /// Nothing fails, but the step is worth a look.
+    /// No step fails, and the only warning is about this step.
     pub fn only_warning(&self, name: &str, parts: &[&str]) {
         self.warning(name, parts);
         assert_eq!(self.status, 0, "{:#?}", self.steps);
@@ -266,7 +266,7 @@ impl Diagnosis {
     }
 }
 
-/// A program that is a shell script.
+/// Writes a program that is a shell script.
 pub fn shell_script(path: &Path, script: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();

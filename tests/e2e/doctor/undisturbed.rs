@@ -1,4 +1,4 @@
-//! Nothing that the doctor does is noticed by those who work.
+//! The doctor does not affect the running system.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -7,7 +7,7 @@ use super::Site;
 use crate::support::{Process, alice, command, eventually, expect_alive};
 
 #[test]
-fn tabs_notice_nothing_and_the_log_tells_of_a_refused_login_only() {
+fn tabs_are_not_affected_and_the_log_mentions_only_a_rejected_login() {
     let site = Site::healthy();
     let daemon = site.daemon.as_ref().unwrap();
     let mut tab = alice(daemon);
@@ -20,7 +20,7 @@ fn tabs_notice_nothing_and_the_log_tells_of_a_refused_login_only() {
     tab.expect_silence();
     through.expect_silence();
     expect_alive(daemon, &mut tab, 1);
-    // Asked by the doctor itself, once for each.
+    // The doctor itself runs the probe once per examination.
     assert_eq!(site.standin.probes(), probes + 3);
     let log = daemon.log().split_off(before);
     for line in &log {
@@ -30,9 +30,9 @@ fn tabs_notice_nothing_and_the_log_tells_of_a_refused_login_only() {
     assert!(warnings.iter().sum::<usize>() <= 1, "only that it runs as root: {log:?}");
 }
 
-/// A token in what it says would be found by `run`, which every other test here uses.
+/// `run`, which all other tests here use, would find a token in the output.
 #[test]
-fn its_own_checks_are_for_nobody() {
+fn the_logins_of_the_doctor_use_no_real_user() {
     let site = Site::healthy();
     site.examine();
     let logins: Vec<_> = site
@@ -42,7 +42,7 @@ fn its_own_checks_are_for_nobody() {
         .filter(|words| words.first().is_some_and(|word| word == "AuthTokenCheck"))
         .collect();
     assert_eq!(logins.len(), 3, "{logins:?}");
-    let text = site.told(&[]);
+    let text = site.text_output(&[]);
     for words in logins {
         assert_eq!((words[1].len(), &*words[2]), (32, "doctor"));
         assert!(!text.contains(&words[1]));
@@ -51,7 +51,7 @@ fn its_own_checks_are_for_nobody() {
 }
 
 #[test]
-fn nothing_is_left_of_it() {
+fn the_doctor_leaves_no_files_behind() {
     let site = Site::healthy();
     site.examine();
     let left = std::fs::read_dir(site.standin.path()).unwrap().flatten();
@@ -62,9 +62,9 @@ fn nothing_is_left_of_it() {
     assert_eq!(left.len(), 0, "{left:?}");
 }
 
-/// Whatever it has started ends with it, even if it is killed.
+/// All child processes end with the doctor, even if it is killed.
 #[test]
-fn a_doctor_that_is_stopped_or_killed_leaves_nothing_running() {
+fn a_stopped_or_killed_doctor_leaves_no_processes_behind() {
     for signal in ["INT", "KILL"] {
         let site = Site::healthy();
         site.standin.set("failure", "hang");

@@ -1,4 +1,4 @@
-//! Senders that are always just about to finish.
+//! Clients that send so slowly that they never finish.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,28 +10,29 @@ use rustls::{ClientConnection, StreamOwned};
 use crate::support::{Client, DEADLINE, Daemon, Standin, request};
 use crate::tls::{BOTH, authority, secure};
 
-/// Sends these bytes, one a second, until the connection is ended, and returns how long that took.
+/// Sends these bytes, one per second, until the connection is closed, and returns how long that
+/// took.
 fn drip(stream: &mut (impl Read + Write), bytes: &[u8]) -> Duration {
     let start = Instant::now();
     for byte in bytes {
-        assert!(start.elapsed() < DEADLINE, "it was never cut off");
+        assert!(start.elapsed() < DEADLINE, "the connection was not closed");
         let _ = stream.write_all(&[*byte]).and_then(|()| stream.flush());
         // Read until a second has passed.
         match stream.read(&mut [0; 64]) {
             Ok(0) => return start.elapsed(),
-            Ok(length) => panic!("it was answered by {length} bytes after {:?}", start.elapsed()),
+            Ok(length) => panic!("{length} bytes were received after {:?}", start.elapsed()),
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
                 _ => return start.elapsed(),
             },
         }
     }
-    panic!("it was never cut off");
+    panic!("the connection was not closed");
 }
 
-/// All of them in one test, so that the suite waits for the deadline once.
+/// All cases are in one test so that the suite waits for the deadline only once.
 #[test]
-fn one_byte_a_second_is_too_slow_for_an_upgrade_and_for_tls() {
+fn one_byte_per_second_times_out_the_upgrade_and_the_tls_handshake() {
     let authority = authority::Authority::new();
     let (mut standin, other) = (Standin::new(), Standin::new());
     let plain = Daemon::start(&other);

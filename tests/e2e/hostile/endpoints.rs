@@ -1,4 +1,4 @@
-//! Endpoints that cannot be bound: an error at the start, and on a reload nothing changes.
+//! Endpoints that cannot be bound: a startup error, and no effect on a reload.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, symlink};
@@ -13,7 +13,7 @@ use crate::support::{Daemon, Standin, command, run};
 
 const DSN: &str = "webSocketZeroMQSubscriberDsn";
 
-/// Endpoints in `dir` and elsewhere, and why they cannot be bound.
+/// Endpoints in `dir` and elsewhere, and the reason why they cannot be bound.
 fn endpoints(dir: &Path) -> Vec<(String, &'static str)> {
     fs::write(dir.join("file"), "content").unwrap();
     fs::create_dir(dir.join("directory")).unwrap();
@@ -30,7 +30,7 @@ fn endpoints(dir: &Path) -> Vec<(String, &'static str)> {
         (within(&"x".repeat(300)), "name too long"),
         ("ipc:///proc/zeromq.sock".to_owned(), "No such file or directory"),
         ("ipc:///proc/self/status/zeromq.sock".to_owned(), "Not a directory"),
-        // Not permitted, or on a read-only file system: it depends on the machine.
+        // Not permitted, or on a read-only file system, depending on the machine.
         ("ipc:///sys/zeromq.sock".to_owned(), " (os error "),
         (within("file"), "not a socket"),
         (within("directory"), "not a socket"),
@@ -42,7 +42,7 @@ fn endpoints(dir: &Path) -> Vec<(String, &'static str)> {
     ]
 }
 
-/// What was there still is.
+/// Expects that the existing files are unchanged.
 fn expect_untouched(dir: &Path) {
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"content");
     assert_eq!(fs::read(dir.join("link")).unwrap(), b"content");
@@ -68,7 +68,7 @@ fn expect_failed_start(standin: &Standin, endpoint: &str, why: &str) {
 }
 
 #[test]
-fn an_endpoint_that_cannot_be_bound_is_an_error_at_the_start() {
+fn an_endpoint_that_cannot_be_bound_is_a_startup_error() {
     let mut standin = Standin::new();
     let dir = standin.path().to_owned();
     for (endpoint, why) in endpoints(&dir) {
@@ -79,7 +79,7 @@ fn an_endpoint_that_cannot_be_bound_is_an_error_at_the_start() {
 }
 
 #[test]
-fn on_a_reload_an_endpoint_that_cannot_be_bound_changes_nothing() {
+fn a_reload_with_an_endpoint_that_cannot_be_bound_changes_nothing() {
     let mut standin = Standin::new();
     let dir = standin.path().to_owned();
     let mut daemon = Daemon::start(&standin);
@@ -96,7 +96,7 @@ fn on_a_reload_an_endpoint_that_cannot_be_bound_changes_nothing() {
 }
 
 #[test]
-fn a_listener_with_a_full_backlog_is_in_use_and_blocks_nothing() {
+fn a_listener_with_a_full_backlog_counts_as_in_use_and_does_not_block() {
     let mut standin = Standin::new();
     let path = standin.path().join("busy.sock");
     let address = SockAddr::unix(&path).unwrap();
@@ -134,7 +134,7 @@ fn sockets_of_other_types_are_not_replaced() {
 }
 
 #[test]
-fn a_file_that_has_taken_the_place_of_the_socket_is_not_deleted() {
+fn a_file_that_replaced_the_socket_is_not_deleted() {
     let mut standin = Standin::new();
     let path = standin.path().join("zeromq.sock");
     standin.config(DSN, format!("ipc://{}", path.display()));

@@ -1,5 +1,5 @@
-//! What others have chosen neither steers a terminal nor forges lines: command line, errors, answers
-//! of a running daemon, the doctor, the log.
+//! Untrusted text neither controls a terminal nor forges lines: command line, errors, command
+//! output, the doctor, the log.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,27 +9,27 @@ use std::process::Output;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Client, Control, Daemon, GOOD_HEAD, Php, Standin, alice, command, indiscretion, readable, run,
+    Client, Control, Daemon, GOOD_HEAD, Php, Standin, alice, command, find_leak, readable, run,
 };
 
-/// Some characters of each kind that is not printable; how they are shown, and how JSON has them.
+/// Some characters of each kind that is not printable, their escaped form, and their form in JSON.
 const BAD: &str = "x\u{1b}[31m\u{9b}2J\u{7f}\u{202e}\u{2066}\u{200b}\u{2028}\u{e0041}\u{e000}y";
 const SHOWN: &str = r"x\u{1b}[31m\u{9b}2J\u{7f}\u{202e}\u{2066}\u{200b}\u{2028}\u{e0041}\u{e000}y";
 const JSON: &str = r"x\u001b[31m\u009b2J\u007f\u202e\u2066\u200b\u2028\udb40\udc41\ue000y";
 
-/// Three mistakes.
+/// Three errors.
 const TOML: &str = r#"
 "x\u001b[31m" = 1
 listen = "x\u001b[31m\u202e\nespocrm-websocket: all is well"
 max_checks = "\u009b2J"
 "#;
 
-/// A line that someone wants to be taken for ours.
+/// A forged line that imitates the program's own output.
 const FORGED: &str = "espocrm-websocket: all is well";
 
 fn stderr(output: Output) -> String {
     let text = readable(output.stderr);
-    text.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+    text.lines().for_each(|line| assert_eq!(find_leak(line), None));
     text
 }
 
@@ -40,7 +40,7 @@ fn said(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn arguments_are_repeated_without_their_control_characters() {
+fn arguments_are_quoted_without_control_characters() {
     let standin = Standin::new();
     let forging = format!("/nowhere/{BAD}\n{FORGED}");
     let missing = standin.path().join(format!("{BAD}\n{FORGED}"));
@@ -65,20 +65,20 @@ fn arguments_are_repeated_without_their_control_characters() {
         assert!(error.contains(r"x\u{1b}[31m"), "{arguments:?}: {error}");
         assert_eq!(error.matches("\nespocrm-websocket: ").count(), 0, "{arguments:?}: {error}");
     }
-    // What is not even UTF-8.
+    // Not even valid UTF-8.
     let mut command = command();
     command.args(["run", "--config", "/dev/null", "--espocrm"]);
     command.arg(OsStr::from_bytes(b"/nowhere/\xff\x9b2J\x1b[31m"));
     let error = stderr(run(command));
     assert!(error.contains(r"2J\u{1b}[31m"), "{error}");
-    // Lines of our own stay lines.
+    // Line breaks of the program's own texts are kept.
     assert!(said(&["run", "--nothing"]).ends_with("\nTry: espocrm-websocket --help\n"));
     let error = said(&["config", "--config", missing.to_str().unwrap()]);
     assert_eq!(error.lines().count(), 3, "{error}");
 }
 
 #[test]
-fn what_users_have_chosen_is_escaped_in_answers() {
+fn user_input_is_escaped_in_command_output() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = alice(&daemon);
@@ -96,26 +96,26 @@ fn what_users_have_chosen_is_escaped_in_answers() {
     let (status, raw) = control.ask("POST", "/kick?user=%c2%9b2J%7f%e2%80%ae", "");
     assert_eq!(status, 200);
     assert!(raw.contains(r"\u009b2J\u007f\u202e"), "{raw}");
-    // Such a user has no connections.
+    // This user has no connections.
     let kicked = control.run(&["kick", BAD]);
     assert_eq!(kicked.status.code(), Some(1));
     let kicked = String::from_utf8(kicked.stderr).unwrap();
     assert!(kicked.contains(SHOWN), "{kicked}");
     for text in [control.say(&["status"]), control.say(&["status", "--json"])] {
-        text.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+        text.lines().for_each(|line| assert_eq!(find_leak(line), None));
     }
-    // What is sent to browsers stays as it was.
+    // Messages to browsers are not changed.
     let event = json!({"topicId": topic, "userId": "alice"});
     Php::send(&daemon.zeromq, std::slice::from_ref(&event));
     assert_eq!(alice.next_message()[1], *topic);
 }
 
 #[test]
-fn an_origin_is_one_line_of_the_log() {
+fn an_origin_is_logged_on_one_line() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--origin", "https://crm.example.com"]);
     let mut client = Client::tcp(daemon.address);
-    // Control characters are no part of a header's value.
+    // Control characters are not permitted in header values.
     let origin = "https://x\u{9b}2J\u{202e}\u{2028}\u{e0041}y";
     let head = GOOD_HEAD.replace("http://localhost", origin);
     client.send(format!("GET /?authToken=tok-alice&userId=alice HTTP/1.1\r\n{head}").as_bytes());
@@ -137,14 +137,14 @@ fn espocrms_settings_are_shown_escaped() {
     config.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let shown = run(config);
     for text in [&shown.stdout, &shown.stderr] {
-        readable(text.clone()).lines().for_each(|line| assert_eq!(indiscretion(line), None));
+        readable(text.clone()).lines().for_each(|line| assert_eq!(find_leak(line), None));
     }
     for flags in [&[][..], &["--json"]] {
         let mut doctor = command();
         doctor.args(["doctor", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
         let output = run(doctor_with(doctor, flags));
         let text = readable(output.stdout);
-        text.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+        text.lines().for_each(|line| assert_eq!(find_leak(line), None));
         assert!(text.contains(r"x\u"), "{text}");
         assert!(!text.lines().any(|line| line.trim_start().starts_with("rm -rf")), "{text}");
         if flags == ["--json"] {

@@ -1,5 +1,5 @@
-//! Descriptors and processes run out while the daemon runs: whoever is connected is served on, and
-//! it recovers by itself.
+//! Descriptors and processes run out while the daemon runs: existing connections are still served,
+//! and the daemon recovers by itself.
 
 use std::net::TcpStream;
 
@@ -7,12 +7,12 @@ use super::{alice, expect_alive, expect_no_spinning, expect_served};
 use crate::support::{Client, Daemon, Standin, command_as_nobody, request};
 
 #[test]
-fn without_descriptors_whoever_is_connected_is_served_and_nothing_spins() {
+fn without_free_descriptors_existing_connections_are_served_and_the_loop_does_not_spin() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
     daemon.leave_descriptors(0);
-    // More come, to both ports.
+    // More clients connect, to both ports.
     let mut waiting: Vec<Client> = (0..20).map(|_| Client::tcp(daemon.address)).collect();
     for client in &mut waiting {
         client.send(request("/?authToken=tok-bob&userId=bob").as_bytes());
@@ -34,11 +34,11 @@ fn without_descriptors_whoever_is_connected_is_served_and_nothing_spins() {
 }
 
 #[test]
-fn peers_of_zeromq_that_have_used_up_the_descriptors_are_sent_away() {
+fn zeromq_peers_that_exhaust_the_descriptors_are_disconnected() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
-    // Room for ten of them.
+    // Ten descriptors are left.
     daemon.leave_descriptors(10);
     let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
     let _silent: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&zeromq).unwrap()).collect();
@@ -48,13 +48,13 @@ fn peers_of_zeromq_that_have_used_up_the_descriptors_are_sent_away() {
 }
 
 #[test]
-fn a_check_that_finds_no_descriptors_is_made_later() {
+fn a_check_without_free_descriptors_runs_later() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
-    // Room for a connection, and not for PHP's pipes.
+    // One descriptor for the connection, but none for PHP's pipes.
     daemon.leave_descriptors(1);
-    // It comes back, as after any end without a Close frame.
+    // The client reconnects, as after any end without a Close frame.
     Client::open(daemon.address, "bob", "tok-bob").expect_drop();
     daemon.wait_for("A login could not be checked: PHP could not be started");
     alice.subscribe("recordUpdate.Account.1");
@@ -68,7 +68,7 @@ fn a_check_that_finds_no_descriptors_is_made_later() {
 }
 
 #[test]
-fn where_no_process_can_be_started_tabs_come_back_until_there_can() {
+fn tabs_retry_while_no_process_can_be_started() {
     for workers in [false, true] {
         let standin = Standin::new();
         let mut command = command_as_nobody(&standin);

@@ -1,27 +1,27 @@
-//! Nothing leaks: neither into the log, which is looked at whenever a test's daemon ends, nor into a
-//! core file.
+//! Secrets are leaked neither into the log, which is checked whenever a test's daemon ends, nor
+//! into a core file.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
 use crate::support::{
-    Client, Daemon, Process, Standin, command, indiscretion, keep_secret, readable,
+    Client, Daemon, Process, Standin, command, find_leak, readable, register_secret,
 };
 
 #[test]
-fn a_token_or_an_unprintable_character_in_a_log_would_be_found() {
-    assert_eq!(indiscretion("2026-01-31T12:59:59.999Z [INFO ] 1: user alice, it's \"Київ\""), None);
-    let found = |text: &str| indiscretion(text).is_some();
+fn the_log_check_finds_tokens_and_unprintable_characters() {
+    assert_eq!(find_leak("2026-01-31T12:59:59.999Z [INFO ] 1: user alice, it's \"Київ\""), None);
+    let found = |text: &str| find_leak(text).is_some();
     assert!(found("1: user alice tok-alice"));
     for text in ["a\nb", "a\r", "\u{1b}[2J", "\u{202e}", "\u{200b}", "\u{85}", "a\tb"] {
         assert!(found(text), "{text:?}");
     }
     assert!(found(&readable(b"\xff".into())));
 
-    assert!(!found("sh4ll n0t be told"));
-    keep_secret("sh4ll n0t");
-    assert!(found("sh4ll n0t be told"));
-    // What a client has sent as its token, wherever that is.
+    assert!(!found("sh4ll n0t be exposed"));
+    register_secret("sh4ll n0t");
+    assert!(found("sh4ll n0t be exposed"));
+    // A token sent by a client is found anywhere in the log.
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     Client::open(daemon.address, "alice", "Zq8gu3553d").expect_close(1008);
@@ -29,7 +29,7 @@ fn a_token_or_an_unprintable_character_in_a_log_would_be_found() {
 }
 
 #[test]
-fn what_a_worker_is_asked_with_would_be_found_in_a_log() {
+fn the_log_check_finds_worker_secrets() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     daemon.connect("alice");
@@ -37,9 +37,9 @@ fn what_a_worker_is_asked_with_would_be_found_in_a_log() {
     let environment = fs::read_to_string(format!("/proc/{worker}/environ")).unwrap();
     let (_, rest) = environment.split_once("ESPOCRM_WEBSOCKET_SECRET=").unwrap();
     let secret = rest.split('\0').next().unwrap();
-    assert_eq!(indiscretion(secret), None);
+    assert_eq!(find_leak(secret), None);
     drop(daemon);
-    assert!(indiscretion(secret).is_some());
+    assert!(find_leak(secret).is_some());
 }
 
 #[test]
@@ -51,15 +51,16 @@ fn a_crash_leaves_no_core_file() {
     shell.current_dir(standin.path()).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(shell);
     daemon.connect("alice");
-    // The limit of PHP's processes, too, which are given tokens. With 1 there is neither a file nor
-    // a dump for systemd.
+    // The limit also applies to PHP processes, which receive tokens. With a limit of 1 there is
+    // neither a file nor a dump for systemd.
     let worker = daemon.workers()[0];
     for pid in [daemon.pid(), worker] {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
         let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         assert!(matches!(line.split_whitespace().nth(4), Some("0" | "1")), "{line}");
     }
-    // What a failed assertion ends with. Rust looks at a SIGSEGV first, and goes on if it was sent.
+    // A failed assertion ends with SIGABRT. Rust handles SIGSEGV itself and continues if it was
+    // sent by a process.
     daemon.signal("ABRT");
     assert_eq!(daemon.wait().signal(), Some(6));
     let files = fs::read_dir(standin.path()).unwrap().flatten();

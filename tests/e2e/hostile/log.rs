@@ -1,4 +1,4 @@
-//! Standard error does not take the log: full, stuck or gone.
+//! Standard error does not accept the log: full, blocked or closed.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, PipeReader};
@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Client, Daemon, Mute, Php, Standin, command, eventually, is_root};
+use crate::support::{Client, Daemon, Php, Standin, UnloggedDaemon, command, eventually, is_root};
 
-/// Has many long lines logged.
-fn chatter(client: &mut Client) {
+/// Causes many long log lines.
+fn log_many_lines(client: &mut Client) {
     for number in 0..300 {
         client.subscribe(&format!("unknown.{number}.{}", "x".repeat(400)));
     }
@@ -18,21 +18,21 @@ fn chatter(client: &mut Client) {
 }
 
 #[test]
-fn a_full_device_and_a_reader_that_is_gone_do_not_matter() {
+fn a_full_device_or_closed_pipe_for_the_log_has_no_effect() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let full = File::options().write(true).open("/dev/full").unwrap();
     for stderr in [Stdio::from(full), writer.into()] {
         let standin = Standin::new();
-        let mut mute = Mute::start(&standin, command(), stderr);
-        let mut alice = mute.alice();
-        chatter(&mut alice);
-        mute.expect_alive(&mut alice, 1);
+        let mut unlogged = UnloggedDaemon::start(&standin, command(), stderr);
+        let mut alice = unlogged.alice();
+        log_many_lines(&mut alice);
+        unlogged.expect_alive(&mut alice, 1);
     }
 }
 
 #[test]
-fn what_cannot_be_said_anywhere_is_still_a_failure() {
+fn an_error_without_a_writable_output_is_still_a_failure() {
     for arguments in [&["run", "--port"][..], &["run", "--espocrm", "/nonexistent"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let status = command().args(arguments).stderr(full).status().unwrap();
@@ -41,18 +41,18 @@ fn what_cannot_be_said_anywhere_is_still_a_failure() {
 }
 
 #[test]
-fn a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_was_lost() {
+fn a_blocked_log_reader_delays_nothing_and_lost_lines_are_counted() {
     let standin = Standin::new();
     let (reader, writer) = std::io::pipe().unwrap();
-    let mut mute = Mute::start(&standin, command(), writer);
-    let mut alice = mute.alice();
-    // A pipe takes 64 KiB.
-    chatter(&mut alice);
-    mute.expect_alive(&mut alice, 1);
-    mute.expect_alive(&mut alice, 2);
+    let mut unlogged = UnloggedDaemon::start(&standin, command(), writer);
+    let mut alice = unlogged.alice();
+    // A pipe holds 64 KiB.
+    log_many_lines(&mut alice);
+    unlogged.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 2);
     let lines = read_in_background(reader);
     eventually("it is read", || !lines.lock().unwrap().is_empty());
-    eventually("it says what was lost", || {
+    eventually("lost lines are reported", || {
         alice.subscribe("unknown.after");
         alice.expect_silence();
         lines.lock().unwrap().iter().any(|line| line.ends_with("unknown.after for user alice"))
@@ -64,7 +64,7 @@ fn a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_was_lost() {
 
 const LOST: &str = " lost here.";
 
-/// No line begins within another one.
+/// Expects that no line begins within another one.
 fn expect_whole_lines(lines: &[String]) {
     for line in lines {
         let (time, rest) = line.split_once(' ').unwrap();
@@ -86,9 +86,9 @@ fn read_in_background(reader: PipeReader) -> Lines {
     lines
 }
 
-/// On a file system of its own, of 64 KiB; only root can make one.
+/// Uses its own file system of 64 KiB, which only root can create.
 #[test]
-fn a_full_disk_loses_lines_and_no_more() {
+fn a_full_disk_loses_only_log_lines() {
     if !is_root() {
         return;
     }
@@ -96,25 +96,25 @@ fn a_full_disk_loses_lines_and_no_more() {
     let disk = standin.path().join("disk");
     fs::create_dir(&disk).unwrap();
     let mut command = Command::new("unshare");
-    // Nobody but the daemon sees it, and it goes with it.
+    // The file system is visible only to the daemon and ends with it.
     let script = "mount -t tmpfs -o size=64k none \"$0\" && exec \"$@\" 2>>\"$0/log\"";
     command.args(["--mount", "--propagation=private", "sh", "-c", script]).arg(&disk);
     command.arg(crate::support::command().get_program());
-    let mut mute = Mute::start(&standin, command, Stdio::inherit());
-    let mut alice = mute.alice();
-    let seen = format!("/proc/{}/root{}", mute.pid(), disk.display());
+    let mut unlogged = UnloggedDaemon::start(&standin, command, Stdio::inherit());
+    let mut alice = unlogged.alice();
+    let seen = format!("/proc/{}/root{}", unlogged.pid(), disk.display());
     let log = Path::new(&seen).join("log");
-    chatter(&mut alice);
-    mute.expect_alive(&mut alice, 1);
+    log_many_lines(&mut alice);
+    unlogged.expect_alive(&mut alice, 1);
     let size = fs::metadata(&log).unwrap().len();
     assert!(size >= 60_000, "{size}");
     // As logrotate does with copytruncate.
     let before = fs::read_to_string(&log).unwrap();
     File::options().write(true).open(&log).unwrap().set_len(0).unwrap();
     alice.subscribe("unknown.after");
-    mute.expect_alive(&mut alice, 2);
+    unlogged.expect_alive(&mut alice, 2);
     let after = fs::read_to_string(&log).unwrap();
-    // What had been written of a line when the disk was full is one by itself.
+    // A line that was truncated because the disk was full stays a separate line.
     assert_ne!(before.ends_with('\n'), after.starts_with('\n'), "{after:?}");
     let lines: Vec<String> = after.trim_start().lines().map(str::to_owned).collect();
     expect_whole_lines(&lines);
@@ -122,9 +122,9 @@ fn a_full_disk_loses_lines_and_no_more() {
     assert!(lines[1].ends_with("unknown.after for user alice"), "{lines:?}");
 }
 
-/// Topics and users of EspoCRM's messages, paths of requests: whatever a peer has chosen.
+/// Topics and users of EspoCRM's messages, request paths, and everything else that a peer chooses.
 #[test]
-fn whatever_a_peer_sends_a_record_is_one_line_of_printable_characters() {
+fn every_log_record_is_one_line_of_printable_characters() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = super::alice(&daemon);
@@ -162,16 +162,16 @@ fn whatever_a_peer_sends_a_record_is_one_line_of_printable_characters() {
         Client::open(daemon.address, "alice", &hex(bad)).expect_close(1008);
         Client::open(daemon.address, &hex(bad), "tok-alice").expect_close(1008);
     }
-    // Not even UTF-8.
+    // Not even valid UTF-8.
     alice.send_frame(0x81, b"[5,\"\xff\xfe\"]");
     alice.expect_close(1007);
-    // Each of them was logged, and what was logged is looked at when the daemon is dropped.
+    // Each of them was logged, and the log is checked when the daemon is dropped.
     daemon.wait_for("\\u{202e}backwards");
     daemon.wait_for("\\u{1b}[31mred");
     daemon.wait_for("message newNotification.a\\r\\nb for user alice");
 }
 
-/// Granted without a check, and silently.
+/// Granted without a check, and without a log line.
 fn daemon_subscribe(client: &mut Client, topic: &str) {
     client.subscribe(topic);
     client.expect_silence();

@@ -1,4 +1,4 @@
-//! Where EspoCRM's messages are received: who can reach that port, and who should.
+//! The endpoint for EspoCRM's messages: who can reach it, and who should.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -8,7 +8,7 @@ use crate::support::{Daemon, Standin, command, eventually, run};
 
 const WARNING: &str = " can send messages to EspoCRM's users. Keep that port behind a firewall";
 
-/// What `config` says of an endpoint, on standard output and on standard error.
+/// What `config` prints about an endpoint, on standard output and on standard error.
 fn config(endpoint: &str) -> (String, String) {
     let mut standin = Standin::new();
     standin.config("webSocketZeroMQSubscriberDsn", endpoint);
@@ -21,7 +21,7 @@ fn config(endpoint: &str) -> (String, String) {
 }
 
 #[test]
-fn an_endpoint_that_others_can_reach_is_warned_of() {
+fn an_endpoint_reachable_by_others_causes_a_warning() {
     for (endpoint, is_open) in [
         ("tcp://*:5555", true),
         ("tcp://0.0.0.0:5555", true),
@@ -44,7 +44,7 @@ fn an_endpoint_that_others_can_reach_is_warned_of() {
 }
 
 #[test]
-fn every_way_to_write_an_endpoint_is_served_and_an_open_one_is_warned_of() {
+fn every_endpoint_notation_is_served_and_open_ones_cause_a_warning() {
     for (endpoint, bound, is_open) in
         [("tcp://*:*", "tcp://0.0.0.0:", true), ("tcp://localhost:*", "tcp://127.0.0.1:", false)]
     {
@@ -59,12 +59,12 @@ fn every_way_to_write_an_endpoint_is_served_and_an_open_one_is_warned_of() {
 }
 
 #[test]
-fn a_socket_file_is_for_its_user_and_group_and_lives_as_long_as_the_daemon() {
+fn a_socket_file_is_limited_to_its_user_and_group_and_removed_with_the_daemon() {
     let mut standin = Standin::new();
     let path = standin.path().join("zeromq.sock");
     let endpoint = format!("ipc://{}", path.display());
     standin.config("webSocketZeroMQSubscriberDsn", &*endpoint);
-    // One that a daemon has left behind which could not clean up.
+    // A stale socket file of a daemon that could not clean up.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     for signal in ["KILL", "TERM"] {
         let daemon = Daemon::start(&standin);
@@ -75,7 +75,7 @@ fn a_socket_file_is_for_its_user_and_group_and_lives_as_long_as_the_daemon() {
         assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
         let mut alice = alice(&daemon);
         expect_alive(&daemon, &mut alice, 1);
-        // Another one does not take it away.
+        // A second daemon does not replace it.
         let mut second = command();
         second.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
         let output = run({
@@ -90,7 +90,7 @@ fn a_socket_file_is_for_its_user_and_group_and_lives_as_long_as_the_daemon() {
 }
 
 #[test]
-fn it_moves_between_a_port_and_a_socket_file() {
+fn a_reload_moves_between_a_port_and_a_socket_file() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -101,7 +101,7 @@ fn it_moves_between_a_port_and_a_socket_file() {
         line.trim_end_matches('.').rsplit_once(' ').unwrap().1.clone_into(&mut daemon.zeromq);
         expect_alive(&daemon, &mut alice, number);
     }
-    // libzmq does that in its own thread.
+    // libzmq removes the file in its own thread.
     let path = standin.path().join("zeromq.sock");
-    eventually("the socket file is gone", || !path.exists());
+    eventually("the socket file is removed", || !path.exists());
 }

@@ -1,10 +1,11 @@
-//! Code of the site that wants the terminal of the administrator who has started us.
+//! Code of the site that tries to use the terminal of the administrator who started the daemon.
 
 use std::process::{Command, Stdio};
 
 use crate::support::{Daemon, Standin, command, eventually};
 
-/// Notes what it could do, and leaves a mark on the terminal if it can: as output, and as input.
+/// Records what the code could do, and leaves traces on the terminal if possible: as output and as
+/// input.
 const HOSTILE: &str = r#"
 (function () {
     $terminal = @fopen('/dev/tty', 'r+');
@@ -26,17 +27,17 @@ fn standin() -> Standin {
     standin
 }
 
-fn found(standin: &Standin) -> Vec<String> {
+fn traces(standin: &Standin) -> Vec<String> {
     let text = std::fs::read_to_string(standin.path().join("data/standin/terminal"));
     text.unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// A command that runs in a terminal of its own, whose output becomes that of the command.
+/// A command that runs in its own terminal and outputs what appears there.
 fn in_terminal(standin: &Standin, arguments: &str) -> Command {
     let program = command().get_program().to_str().unwrap().to_owned();
     let root = standin.path().display();
     let mut script = Command::new("script");
-    // Injected input is echoed; lines end as they do elsewhere.
+    // Injected input is echoed; line ends are the same as elsewhere.
     let line = format!("stty -onlcr; exec {program} {arguments} --espocrm {root}");
     script.args(["-q", "-e", "-c", &line, "/dev/null"]);
     script.env("TMPDIR", standin.path());
@@ -51,7 +52,7 @@ fn php_has_no_terminal_when_settings_are_read() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("max_connections"), "{text}");
     assert!(!text.contains("HOSTILE"), "{text}");
-    assert_eq!(found(&standin), ["cli has none"]);
+    assert_eq!(traces(&standin), ["cli has none"]);
 }
 
 #[test]
@@ -68,8 +69,8 @@ fn php_has_no_terminal_when_access_is_checked() {
         tab.subscribe("recordUpdate.Account.1");
         eventually("it is granted", || daemon.count("add topic recordUpdate.Account.1") == 1);
         assert_eq!(daemon.count("HOSTILE"), 0, "{:?}", daemon.log());
-        let found = found(&standin);
-        assert_eq!(found.last().map(String::as_str), Some(check), "{found:?}");
-        assert!(found.iter().all(|line| line.ends_with("has none")), "{found:?}");
+        let traces = traces(&standin);
+        assert_eq!(traces.last().map(String::as_str), Some(check), "{traces:?}");
+        assert!(traces.iter().all(|line| line.ends_with("has none")), "{traces:?}");
     }
 }

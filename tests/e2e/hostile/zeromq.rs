@@ -1,5 +1,5 @@
-//! Who connects where EspoCRM's PHP does: peers of every version, and those that want to harm. Nobody
-//! else notices them.
+//! ZeroMQ peers on the port for EspoCRM's PHP: peers of every version, and hostile peers. Other
+//! clients are not affected.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -10,29 +10,29 @@ use serde_json::Value;
 use super::{alice, expect_alive, expect_no_spinning, expect_served, notification};
 use crate::support::{Client, DEADLINE, Daemon, Pusher, Standin, eventually};
 
-/// With this all begin that know of versions.
+/// The signature with which all peers that support versions begin.
 const SIGNATURE: &[u8] = b"\xff\0\0\0\0\0\0\0\x01\x7f";
 
-/// What a peer of 3.x says of itself.
+/// The READY command of a 3.x peer.
 const READY: &[u8] = b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04PUSH";
 
-/// Peers that are kept at a time.
+/// The maximum number of concurrent peers.
 const MAX_SENDERS: usize = 1024;
 
-/// What libzmq may hold, and what may come in between two looks at it, in kB. The whole is far more
-/// than libzmq takes by itself.
+/// The memory that libzmq may hold, plus what may arrive between two measurements, in kB. The sum
+/// is far more than libzmq normally uses.
 const MAX_ZEROMQ: u64 = 400 * 1024;
 
-/// Bytes of a message.
+/// The largest accepted message, in bytes.
 const MAX_MESSAGE: usize = 1024 * 1024;
 
-/// A ZeroMQ peer of bytes.
+/// A ZeroMQ peer at byte level.
 struct Peer(TcpStream);
 
 impl Peer {
     fn connect(daemon: &Daemon) -> Self {
         let mut peer = None;
-        eventually("somebody listens", || {
+        eventually("the port accepts connections", || {
             peer = Self::try_connect(daemon).ok();
             peer.is_some()
         });
@@ -47,7 +47,7 @@ impl Peer {
         Ok(Self(stream))
     }
 
-    /// One of ZMTP 3, ready to send messages.
+    /// A ZMTP 3 peer that is ready to send messages.
     fn ready(daemon: &Daemon, minor: u8) -> Self {
         let mut peer = Self::connect(daemon);
         peer.send(SIGNATURE);
@@ -68,7 +68,7 @@ impl Peer {
         self.0.write_all(bytes).unwrap();
     }
 
-    /// Sends, unless it is sent away meanwhile.
+    /// Sends, unless the daemon has disconnected the peer.
     fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.0.write_all(bytes);
     }
@@ -80,7 +80,7 @@ impl Peer {
     }
 }
 
-/// A frame since ZMTP 2.0.
+/// A frame of ZMTP 2.0 or later.
 fn frame(flags: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len() as u64;
     [&[flags | 2][..], &length.to_be_bytes(), content].concat()
@@ -93,12 +93,12 @@ fn old_frame(message: &Value) -> Vec<u8> {
 }
 
 #[test]
-fn peers_of_every_version_of_zeromq_are_understood() {
+fn peers_of_every_zeromq_version_are_supported() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
 
-    // libzmq 2: it takes our signature for a name.
+    // libzmq 2 interprets the daemon's signature as a name.
     let mut peer = Peer::connect(&daemon);
     peer.send(b"\x01\0");
     peer.expect(SIGNATURE);
@@ -143,7 +143,7 @@ fn peers_of_every_version_of_zeromq_are_understood() {
 }
 
 #[test]
-fn whoever_does_not_speak_zeromq_disturbs_nobody() {
+fn peers_that_do_not_speak_zeromq_affect_no_other_peer() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -176,7 +176,7 @@ fn whoever_does_not_speak_zeromq_disturbs_nobody() {
 }
 
 #[test]
-fn a_message_of_parts_without_end_takes_a_bounded_memory() {
+fn an_endless_multipart_message_uses_bounded_memory() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -196,7 +196,7 @@ fn a_message_of_parts_without_end_takes_a_bounded_memory() {
     assert!(grown < MAX_ZEROMQ, "{grown} kB");
     expect_alive(&daemon, &mut alice, 1);
     daemon.connect("bob");
-    eventually("the memory is given back", || daemon.status("VmRSS") < start + 16 * 1024);
+    eventually("the memory is returned", || daemon.status("VmRSS") < start + 16 * 1024);
     expect_no_spinning(&daemon);
 }
 
@@ -204,7 +204,7 @@ fn a_message_of_parts_without_end_takes_a_bounded_memory() {
 fn senders_that_stay_connected_and_idle_cause_no_wake_ups() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
-    // As php-fpm's processes: some have sent a message, some have not sent anything yet.
+    // Like php-fpm processes: some have sent a message, some have not sent anything yet.
     let idle: Vec<Pusher> = (0..20).map(|_| Pusher::connect(&daemon.zeromq)).collect();
     idle.iter().step_by(2).for_each(|pusher| pusher.send(&notification(1)));
     eventually("the daemon sleeps", || {
@@ -212,21 +212,21 @@ fn senders_that_stay_connected_and_idle_cause_no_wake_ups() {
         std::thread::sleep(Duration::from_secs(2));
         daemon.status("voluntary_ctxt_switches") == before
     });
-    // It is still watched who sends.
+    // New messages are still noticed.
     let mut alice = alice(&daemon);
     idle[0].send(&notification(2));
     alice.expect_event(&notification(2));
 }
 
 #[test]
-fn a_message_without_end_that_pauses_takes_a_bounded_memory() {
+fn an_endless_message_with_pauses_uses_bounded_memory() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
     let part = frame(1, &vec![b'x'; MAX_MESSAGE]);
     let start = daemon.status("VmHWM");
     let mut peer = Peer::ready(&daemon, 1);
-    // In each pause the daemon goes to sleep.
+    // The daemon sleeps during each pause.
     for _ in 0..40 {
         for _ in 0..10 {
             peer.try_send(&part);
@@ -243,7 +243,7 @@ fn a_message_without_end_that_pauses_takes_a_bounded_memory() {
 }
 
 #[test]
-fn a_message_that_is_too_long_ends_its_sender() {
+fn an_oversized_message_disconnects_its_sender() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -251,7 +251,7 @@ fn a_message_that_is_too_long_ends_its_sender() {
     for length in [3 * MAX_MESSAGE as u64, u64::MAX / 2, u64::MAX] {
         let mut peer = Peer::ready(&daemon, 1);
         peer.send(&[&[2][..], &length.to_be_bytes()].concat());
-        eventually("it is ended", || peer.0.write_all(&[b'x'; 1_000]).is_err());
+        eventually("the connection is closed", || peer.0.write_all(&[b'x'; 1_000]).is_err());
         expect_alive(&daemon, &mut alice, 1);
     }
     let grown = daemon.status("VmHWM").saturating_sub(memory);
@@ -259,7 +259,7 @@ fn a_message_that_is_too_long_ends_its_sender() {
 }
 
 #[test]
-fn ten_thousand_peers_that_say_nothing_keep_nobody_out() {
+fn ten_thousand_silent_peers_do_not_block_other_peers() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -267,11 +267,11 @@ fn ten_thousand_peers_that_say_nothing_keep_nobody_out() {
     let mut silent = Vec::new();
     for number in 0..10_000 {
         let Ok(mut peer) = Peer::try_connect(&daemon) else {
-            // Between two lives of libzmq nobody listens.
+            // While libzmq restarts, the port does not accept connections.
             std::thread::sleep(Duration::from_millis(10));
             continue;
         };
-        // Silent from the beginning, within the greeting, or with all said but a message.
+        // Silent from the beginning, within the greeting, or after everything except a message.
         match number % 4 {
             0 => {}
             1 => peer.try_send(&SIGNATURE[..5]),
@@ -279,7 +279,7 @@ fn ten_thousand_peers_that_say_nothing_keep_nobody_out() {
             _ => peer.try_send(SIGNATURE),
         }
         silent.push(peer);
-        // As many as a test may hold, and more than are kept.
+        // As many as a test may hold open, and more than the daemon keeps.
         if silent.len() > 3_000 {
             silent.drain(..500);
         }
@@ -289,14 +289,14 @@ fn ten_thousand_peers_that_say_nothing_keep_nobody_out() {
     expect_served(&daemon, &mut alice);
     daemon.connect("bob");
     drop(silent);
-    eventually("all is given back", || daemon.descriptors() == descriptors);
+    eventually("all descriptors are closed", || daemon.descriptors() == descriptors);
     expect_no_spinning(&daemon);
     let grown = daemon.status("VmHWM").saturating_sub(memory);
     assert!(grown < 64 * 1024, "{grown} kB");
 }
 
 #[test]
-fn a_peer_that_pings_without_reading_disturbs_nobody() {
+fn a_peer_that_pings_without_reading_affects_no_other_peer() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -318,7 +318,7 @@ fn a_burst_of_php_processes_loses_nothing() {
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
     let count = 500_usize;
-    // The daemon comes late, and then finds them all at once.
+    // The daemon is stopped and then finds all messages at once.
     daemon.signal("STOP");
     let pushers: Vec<Pusher> = (0..count).map(|_| Pusher::connect(&daemon.zeromq)).collect();
     for (number, pusher) in pushers.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What goes wrong around the daemon.
+//! Faults in the environment of the daemon.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::support::{
 };
 
 #[test]
-fn connections_that_are_reset_at_once_leave_nothing_behind() {
+fn connections_that_are_reset_immediately_leave_nothing_behind() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     for number in 1..=50 {
         let mut client = Client::tcp(daemon.address);
         client.send(request(&format!("/?authToken=tok-u{number}&userId=u{number}")).as_bytes());
-        // Ends TCP by a reset.
+        // Makes closing the connection reset it.
         socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
     }
@@ -25,7 +25,7 @@ fn connections_that_are_reset_at_once_leave_nothing_behind() {
         daemon.log().iter().filter(|line| line.ends_with(what)).count()
     };
     daemon.connect("bob");
-    eventually("each that was opened is closed", || {
+    eventually("every opened connection is closed", || {
         count(&daemon, ": open") == count(&daemon, ": close")
     });
     eventually("no check is left", || daemon.children().is_empty());
@@ -34,7 +34,7 @@ fn connections_that_are_reset_at_once_leave_nothing_behind() {
 }
 
 #[test]
-fn a_signal_during_the_start_is_obeyed() {
+fn a_signal_during_startup_is_handled() {
     for signal in ["HUP", "TERM", "INT"] {
         let standin = Standin::new();
         let gate = "while [ -e data/standin/gate ]; do sleep 0.02; done";
@@ -45,11 +45,11 @@ fn a_signal_during_the_start_is_obeyed() {
         command.arg("--espocrm").arg(standin.path()).stderr(Stdio::null());
         let mut process = command.spawn().unwrap();
         let mut children = Vec::new();
-        eventually("it asks for the settings", || {
+        eventually("the probe runs", || {
             children = Process::children_of(process.id());
             children.len() == 1
         });
-        // It is PHP by now, or about to be: signals are taken before it is started.
+        // The process is PHP by now or becomes it soon: signals are handled before PHP is started.
         let pid = process.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
         if signal == "HUP" {
@@ -64,7 +64,7 @@ fn a_signal_during_the_start_is_obeyed() {
 }
 
 #[test]
-fn what_a_check_has_left_behind_ends_with_it() {
+fn child_processes_of_a_check_end_with_it() {
     let standin = Standin::new();
     let php = standin.php("php", "case $1 in command.php) sleep 1000 & echo $! > data/left;; esac");
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -75,7 +75,7 @@ fn what_a_check_has_left_behind_ends_with_it() {
 }
 
 #[test]
-fn the_same_port_can_be_served_at_another_address() {
+fn a_reload_can_move_the_port_to_another_address() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     let port = free_port();
@@ -90,7 +90,7 @@ fn the_same_port_can_be_served_at_another_address() {
     listen("0.0.0.0");
     daemon.reload(&format!("Browsers are served at 0.0.0.0:{port}."));
     let mut after = alice(&daemon);
-    // One that cannot be had leaves the old one in force.
+    // An unavailable address keeps the previous one.
     listen("192.0.2.1");
     daemon.reload("this machine has no such address");
     let mut third = alice(&daemon);
@@ -101,7 +101,7 @@ fn the_same_port_can_be_served_at_another_address() {
 }
 
 #[test]
-fn a_mistake_in_our_file_changes_nothing_else() {
+fn an_error_in_the_configuration_file_keeps_the_previous_settings() {
     let standin = Standin::new();
     let commands = standin.path().join("custom/commands");
     std::fs::create_dir_all(&commands).unwrap();
@@ -122,12 +122,12 @@ fn a_mistake_in_our_file_changes_nothing_else() {
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_checks = none\n").unwrap();
     let error = daemon.reload("own.toml");
     assert!(error.contains("Keeping the previous settings."), "{error}");
-    // A verdict that only the version in force explains still counts.
+    // A verdict that is valid only with the current version still counts.
     daemon.subscribe(&mut alice, "alice", "quiet");
 }
 
 #[test]
-fn another_espocrm_needs_a_restart_and_that_is_said() {
+fn switching_to_another_espocrm_requires_a_restart_and_is_logged() {
     let (standin, other) = (Standin::new(), Standin::new());
     let file = standin.path().join("own.toml");
     let name = |standin: &Standin| {
@@ -143,7 +143,7 @@ fn another_espocrm_needs_a_restart_and_that_is_said() {
 }
 
 #[test]
-fn what_nobody_reads_does_not_make_it_panic() {
+fn an_unwritable_standard_output_does_not_cause_a_panic() {
     for arguments in [&["--help"][..], &["--version"]] {
         let full = std::fs::File::create("/dev/full").unwrap();
         let output = command().args(arguments).stdout(full).stderr(Stdio::piped()).output();
@@ -154,7 +154,7 @@ fn what_nobody_reads_does_not_make_it_panic() {
 }
 
 #[test]
-fn a_version_cannot_forge_lines_of_the_log() {
+fn a_version_string_cannot_forge_log_lines() {
     let mut standin = Standin::new();
     standin.config("version", "9.2.7\n2026-01-01 [ERROR] forged");
     let mut command = command();
@@ -166,7 +166,7 @@ fn a_version_cannot_forge_lines_of_the_log() {
 }
 
 #[test]
-fn messages_that_do_not_come_here_are_warned_of() {
+fn messages_sent_to_another_endpoint_cause_a_warning() {
     for (name, value, warning) in [
         ("webSocketMessager", json!("Redis"), "webSocketMessager is \"Redis\""),
         (
@@ -185,7 +185,7 @@ fn messages_that_do_not_come_here_are_warned_of() {
 }
 
 #[test]
-fn an_espocrm_without_data_is_none() {
+fn a_directory_without_data_is_not_an_espocrm() {
     let standin = Standin::new();
     std::fs::remove_dir_all(standin.path().join("data")).unwrap();
     let mut command = command();

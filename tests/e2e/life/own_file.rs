@@ -1,4 +1,4 @@
-//! Our own settings: slips are told with what was meant, values have units.
+//! The configuration file and the command line: errors come with suggestions, values have units.
 
 use std::io::Write;
 use std::process::{Command, Output};
@@ -7,7 +7,7 @@ use super::settings::{config, row};
 use super::{alice, expect_alive};
 use crate::support::{Client, Daemon, Standin, command, run};
 
-/// What `espocrm-websocket config --check` says about a file with this text.
+/// The output of `espocrm-websocket config --check` for a file with this text.
 fn check(standin: &Standin, text: &str) -> Output {
     let file = standin.path().join("own.toml");
     std::fs::write(&file, text).unwrap();
@@ -18,7 +18,7 @@ fn check(standin: &Standin, text: &str) -> Output {
 }
 
 #[test]
-fn all_mistakes_of_a_file_are_told_at_once_each_with_its_line() {
+fn all_errors_of_a_file_are_reported_at_once_with_their_lines() {
     let standin = Standin::new();
     let output = check(
         &standin,
@@ -43,7 +43,7 @@ fn all_mistakes_of_a_file_are_told_at_once_each_with_its_line() {
 }
 
 #[test]
-fn a_file_without_a_mistake_is_passed_over_in_silence() {
+fn a_valid_file_is_checked_without_output() {
     let standin = Standin::new();
     let output = check(&standin, "max_connections = 10_000\nmax_buffered = \"32 MiB\"\n");
     assert!(output.status.success(), "{output:?}");
@@ -51,7 +51,7 @@ fn a_file_without_a_mistake_is_passed_over_in_silence() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_is_found_without_a_start() {
+fn an_unusable_certificate_is_found_by_the_check() {
     let mut standin = Standin::new();
     standin.config("webSocketUseSecureServer", true);
     standin.config("webSocketSslCertificateFile", "missing.pem");
@@ -90,7 +90,7 @@ fn values_have_units() {
 }
 
 #[test]
-fn slips_on_the_command_line_are_told_with_what_was_meant() {
+fn command_line_errors_suggest_the_intended_word() {
     for (arguments, words) in [
         (
             &["run", "--max-conections", "7"][..],
@@ -131,7 +131,7 @@ fn a_directory_may_follow_its_command() {
 }
 
 #[test]
-fn max_buffered_counts_from_a_reload_on() {
+fn max_buffered_applies_after_a_reload() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "max_buffered = '16MiB'\n").unwrap();
@@ -139,7 +139,7 @@ fn max_buffered_counts_from_a_reload_on() {
     command.args(["run", "--no-worker", "--listen", "127.0.0.1", "--espocrm"]).arg(standin.path());
     command.arg("--config").arg(&file).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(command);
-    // Each has a message of which the end is missing, of 60 KB: 6 MB in all.
+    // Each client sends an incomplete message of 60 KB: 6 MB in total.
     let mut tabs: Vec<_> = (0..100)
         .map(|_| {
             let mut tab = daemon.connect("alice");
@@ -147,7 +147,7 @@ fn max_buffered_counts_from_a_reload_on() {
             tab
         })
         .collect();
-    // All of it has been read, and is held.
+    // All of it has been read and is buffered.
     tabs.iter_mut().for_each(Client::expect_silence);
     std::fs::write(&file, "max_buffered = '4MiB'\n").unwrap();
     let lines = daemon.log().len();
@@ -155,7 +155,7 @@ fn max_buffered_counts_from_a_reload_on() {
     assert!(told.contains("max_buffered 4MiB (configuration file)"), "{told}");
     let told = daemon.wait_for_after(lines, "The largest are closed");
     assert!(told.contains("more than 4MiB of"), "{told}");
-    // A quarter is free after that; the others are still there.
+    // A quarter of the memory is free after that; the other clients are still connected.
     let is_there = |tab: &mut Client| {
         let _ = tab.stream.write_all(&<Client>::frame(0x89, b"there?"));
         tab.next().is_some()

@@ -1,10 +1,10 @@
-//! As the only process of a container, which has no init process.
+//! The daemon as the first process of a container without an init process.
 
 use std::process::{Command, Stdio};
 
 use crate::support::{Daemon, Process, Standin, command, eventually, serving_by};
 
-/// Leaves a process behind that nothing of ours knows: it has left the process group.
+/// Leaves behind a process that the daemon does not know: it has left the process group.
 const ORPHAN: &str = "
 shell_exec('setsid sh -c \"echo >> data/standin/orphans; sleep 0.2\" > /dev/null 2>&1 &');
 ";
@@ -12,7 +12,7 @@ shell_exec('setsid sh -c \"echo >> data/standin/orphans; sleep 0.2\" > /dev/null
 const UNSHARE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
 
 #[test]
-fn as_pid_1_it_reaps_what_php_leaves_behind() {
+fn as_pid_1_the_daemon_reaps_orphans_of_php() {
     let mut probe = Command::new("unshare");
     let probe = probe.args(UNSHARE).arg("true").stderr(Stdio::null()).status();
     if !probe.is_ok_and(|status| status.success()) {
@@ -35,17 +35,17 @@ fn as_pid_1_it_reaps_what_php_leaves_behind() {
             daemon.subscribe(&mut tab, "alice", &format!("recordUpdate.Account.{id}"));
         }
         let orphans = std::fs::read_to_string(standin.path().join("data/standin/orphans")).unwrap();
-        // Some were killed before they had left the group, and are orphans all the same.
+        // Some processes were killed before they had left the group; they are orphans all the same.
         assert!(!orphans.is_empty());
         let children = daemon.children();
         let [init] = &children[..] else { panic!("{} children of unshare", children.len()) };
-        eventually("nothing but workers is left", || {
+        eventually("only workers are left", || {
             let children = Process::children_of(init.pid);
             let is_worker =
                 |it: &Process| Process::arguments(it.pid).iter().any(|word| word == "-S");
             children.iter().all(|it| it.state != 'Z' && is_worker(it))
         });
-        // No status of our own was lost.
+        // No exit status of the daemon's own children was lost.
         assert_eq!(daemon.count("could not be checked"), 0);
         daemon.connect("bob");
     }

@@ -1,4 +1,4 @@
-//! Settings that change while the daemon runs: nobody is dropped for that.
+//! Settings that change while the daemon runs; no connection is closed because of that.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
@@ -8,26 +8,26 @@ use serde_json::{Value, json};
 use super::{alice, expect_alive, free_port, notification};
 use crate::support::{Client, Daemon, Php, Standin, command, eventually, run};
 
-/// A PHP of [`Standin::php`] that lets no check begin while `data/standin/gate` exists, and does
-/// not tell the settings while `data/standin/probe-gate` does.
+/// A PHP of [`Standin::php`] in which no check starts while `data/standin/gate` exists, and which
+/// does not report the settings while `data/standin/probe-gate` exists.
 const GATES: &str = "case $# in 0) gate=probe-gate;; *) gate=gate;; esac; \
     while [ -e data/standin/$gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 const CHANGED: &str = "EspoCRM's settings have changed";
-const STAY: &str = "Keeping the previous settings.";
+const SETTINGS_KEPT: &str = "Keeping the previous settings.";
 
-fn news(number: u32) -> Value {
+fn message(number: u32) -> Value {
     json!({"topicId": "news", "number": number})
 }
 
-/// Where in the log `text` stands first.
+/// The position of `text` in the log.
 fn position(daemon: &Daemon, text: &str) -> usize {
     let log = daemon.log();
     log.iter().position(|line| line.contains(text)).unwrap_or_else(|| panic!("{text}: {log:#?}"))
 }
 
 #[test]
-fn a_new_category_can_be_used_by_a_tab_that_is_open() {
+fn a_new_category_is_available_to_open_tabs() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -36,14 +36,14 @@ fn a_new_category_can_be_used_by_a_tab_that_is_open() {
     standin.custom_categories(&json!({"news": {}}));
     daemon.reload("have changed: EspoCRM 9.2.7, 7 categories");
     daemon.subscribe(&mut alice, "alice", "news");
-    Php::send(&daemon.zeromq, &[news(1)]);
-    alice.expect_event(&news(1));
+    Php::send(&daemon.zeromq, &[message(1)]);
+    alice.expect_event(&message(1));
     expect_alive(&daemon, &mut alice, 1);
     daemon.reload("have not changed");
 }
 
 #[test]
-fn a_category_that_is_gone_is_no_longer_delivered() {
+fn a_removed_category_is_no_longer_delivered() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}, "other": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -51,13 +51,13 @@ fn a_category_that_is_gone_is_no_longer_delivered() {
     daemon.subscribe(&mut alice, "alice", "news");
     standin.custom_categories(&json!({"other": {}}));
     daemon.reload(CHANGED);
-    Php::send(&daemon.zeromq, &[news(1)]);
+    Php::send(&daemon.zeromq, &[message(1)]);
     daemon.wait_for("A ZeroMQ message was dropped");
     expect_alive(&daemon, &mut alice, 1);
 }
 
 #[test]
-fn what_a_changed_command_has_not_allowed_yet_is_not_delivered() {
+fn after_a_changed_access_command_nothing_is_delivered_until_granted_again() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}}));
     let php = standin.php("php", GATES);
@@ -68,31 +68,33 @@ fn what_a_changed_command_has_not_allowed_yet_is_not_delivered() {
     standin.set("gate", "");
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
     daemon.reload(CHANGED);
-    Php::send(&daemon.zeromq, &[news(1)]);
+    Php::send(&daemon.zeromq, &[message(1)]);
     expect_alive(&daemon, &mut alice, 1);
     let lines = daemon.log().len();
     standin.unset("gate");
     daemon.wait_for_after(lines, "add topic news");
-    Php::send(&daemon.zeromq, &[news(2)]);
-    alice.expect_event(&news(2));
+    Php::send(&daemon.zeromq, &[message(2)]);
+    alice.expect_event(&message(2));
 
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck no"}}));
     daemon.reload(CHANGED);
     daemon.wait_for("check access failed for topic news");
-    Php::send(&daemon.zeromq, &[news(3)]);
+    Php::send(&daemon.zeromq, &[message(3)]);
     expect_alive(&daemon, &mut alice, 2);
     assert_eq!(standin.runs()[1..], ["CustomCheck yes", "CustomCheck no"]);
 }
 
 #[test]
-fn a_category_that_breaks_keeps_its_definition() {
+fn a_category_that_becomes_invalid_keeps_its_definition() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
     daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
     standin.custom_categories(&json!({"recordUpdate": {"accessCheckCommand": "AclCheck | true"}}));
     daemon.signal("HUP");
-    eventually("they are read again", || standin.probes() == 2 && daemon.children().is_empty());
+    eventually("the settings are read again", || {
+        standin.probes() == 2 && daemon.children().is_empty()
+    });
     let event = json!({"topicId": "recordUpdate.Account.1"});
     Php::send(&daemon.zeromq, std::slice::from_ref(&event));
     alice.expect_event(&event);
@@ -103,7 +105,7 @@ fn a_category_that_breaks_keeps_its_definition() {
 }
 
 #[test]
-fn a_category_that_breaks_is_said() {
+fn a_category_that_becomes_invalid_is_logged() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     standin.custom_categories(&json!({"recordUpdate": {"accessCheckCommand": "AclCheck | true"}}));
@@ -112,7 +114,7 @@ fn a_category_that_breaks_is_said() {
 }
 
 #[test]
-fn an_espocrm_that_is_broken_keeps_its_settings() {
+fn a_broken_espocrm_keeps_the_previous_settings() {
     type Step<'a> = &'a dyn Fn(&mut Standin);
     let away = |standin: &Standin, from: &str, to: &str| {
         std::fs::rename(standin.path().join(from), standin.path().join(to)).unwrap();
@@ -162,7 +164,7 @@ fn an_espocrm_that_is_broken_keeps_its_settings() {
         let mut alice = alice(&daemon);
         break_it(&mut standin);
         let lines = daemon.log().len();
-        daemon.reload(STAY);
+        daemon.reload(SETTINGS_KEPT);
         let error = daemon.wait_for_after(lines, why);
         assert!(error.contains("[ERROR]"), "{error}");
         expect_alive(&daemon, &mut alice, 1);
@@ -174,20 +176,20 @@ fn an_espocrm_that_is_broken_keeps_its_settings() {
 }
 
 #[test]
-fn a_php_that_hangs_keeps_the_settings_and_delays_nobody_who_is_there() {
+fn a_hanging_php_keeps_the_settings_and_does_not_delay_existing_connections() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
     standin.set("probe-failure", "hang");
     daemon.signal("HUP");
-    eventually("it hangs", || standin.probes() == 2);
+    eventually("the probe hangs", || standin.probes() == 2);
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
     alice.subscribe("calendarUpdate");
-    // Without the settings a verdict could not be understood, so that these wait.
+    // Without the settings a verdict could not be interpreted, so these logins wait.
     expect_alive(&daemon, &mut alice, 1);
     bob.expect_silence();
 
-    // A start does not wait for ever, either.
+    // Startup does not wait forever either.
     let mut command = command();
     command.args(["run", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let output = run(command);
@@ -196,7 +198,7 @@ fn a_php_that_hangs_keeps_the_settings_and_delays_nobody_who_is_there() {
     assert!(String::from_utf8_lossy(&output.stderr).contains(hangs), "{output:?}");
 
     let error = daemon.wait_for(hangs);
-    assert!(error.contains(STAY), "{error}");
+    assert!(error.contains(SETTINGS_KEPT), "{error}");
     bob.expect_welcome();
     daemon.wait_for("add topic calendarUpdate");
     expect_alive(&daemon, &mut alice, 2);
@@ -204,7 +206,7 @@ fn a_php_that_hangs_keeps_the_settings_and_delays_nobody_who_is_there() {
 }
 
 #[test]
-fn logins_wait_while_the_settings_are_read() {
+fn logins_wait_while_settings_are_read() {
     let standin = Standin::new();
     let php = standin.php("php", GATES);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
@@ -212,26 +214,28 @@ fn logins_wait_while_the_settings_are_read() {
     standin.set("probe-gate", "");
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
     daemon.signal("HUP");
-    eventually("they are being read", || daemon.children().len() == 1);
+    eventually("the probe runs", || daemon.children().len() == 1);
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
-    // It may be a topic in a moment.
+    // The topic may become valid in a moment.
     bob.subscribe("news");
     alice.subscribe("news");
     bob.expect_silence();
     expect_alive(&daemon, &mut alice, 1);
-    // Asked again meanwhile, it reads them another time.
+    // After another signal meanwhile, the settings are read once more.
     daemon.signal("HUP");
     alice.expect_silence();
     standin.unset("probe-gate");
     bob.expect_welcome();
     daemon.wait_for("add topic news for user bob");
     daemon.wait_for("add topic news for user alice");
-    eventually("they are read twice", || standin.probes() == 3 && daemon.children().is_empty());
+    eventually("the settings are read twice", || {
+        standin.probes() == 3 && daemon.children().is_empty()
+    });
     expect_alive(&daemon, &mut alice, 2);
 }
 
 #[test]
-fn many_signals_drop_nobody() {
+fn many_reload_signals_close_no_connection() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -239,13 +243,13 @@ fn many_signals_drop_nobody() {
         daemon.signal("HUP");
         expect_alive(&daemon, &mut alice, number);
     }
-    eventually("it comes to rest", || daemon.children().is_empty());
+    eventually("the reloads are finished", || daemon.children().is_empty());
     daemon.connect("bob").expect_silence();
     expect_alive(&daemon, &mut alice, 20);
 }
 
 #[test]
-fn a_new_connection_notices_a_change_at_once() {
+fn a_new_connection_triggers_the_check_for_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     standin.custom_categories(&json!({"news": {}}));
@@ -257,7 +261,7 @@ fn a_new_connection_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_new_subscription_notices_a_change_at_once() {
+fn a_new_subscription_triggers_the_check_for_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -269,7 +273,7 @@ fn a_new_subscription_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_subscription_to_a_category_that_is_new_notices_a_change_at_once() {
+fn a_subscription_to_a_new_category_triggers_the_check_for_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -280,7 +284,7 @@ fn a_subscription_to_a_category_that_is_new_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_subscription_to_a_category_that_was_open_notices_a_change_at_once() {
+fn a_subscription_to_a_formerly_open_category_triggers_the_check_for_changes() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -292,7 +296,7 @@ fn a_subscription_to_a_category_that_was_open_notices_a_change_at_once() {
 }
 
 #[test]
-fn a_change_is_noticed_even_if_nobody_asks_for_anything() {
+fn changes_are_noticed_without_any_requests() {
     let standin = Standin::new();
     standin.custom_categories(&json!({"news": {}}));
     let mut daemon = Daemon::start(&standin);
@@ -300,12 +304,12 @@ fn a_change_is_noticed_even_if_nobody_asks_for_anything() {
     daemon.subscribe(&mut alice, "alice", "news");
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck no"}}));
     daemon.wait_for("check access failed for topic news");
-    Php::send(&daemon.zeromq, &[news(1)]);
+    Php::send(&daemon.zeromq, &[message(1)]);
     expect_alive(&daemon, &mut alice, 1);
 }
 
 #[test]
-fn a_cleared_cache_is_read_once() {
+fn a_cleared_cache_causes_one_probe() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -313,7 +317,7 @@ fn a_cleared_cache_is_read_once() {
     daemon.connect("bob");
     assert_eq!(standin.probes(), 2);
     assert!(standin.path().join("data/cache/application/metadata.php").exists());
-    // For a second after it has asked, it would not ask again anyway.
+    // The daemon checks for changes at most once per second.
     std::thread::sleep(Duration::from_millis(1_100));
     daemon.connect("carol");
     assert_eq!(standin.probes(), 2);
@@ -321,7 +325,7 @@ fn a_cleared_cache_is_read_once() {
 }
 
 #[test]
-fn another_port_serves_and_old_connections_live_on() {
+fn a_new_port_is_served_and_existing_connections_stay() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut before = alice(&daemon);
@@ -338,7 +342,7 @@ fn another_port_serves_and_old_connections_live_on() {
 }
 
 #[test]
-fn another_dsn_receives_and_old_connections_live_on() {
+fn a_new_dsn_is_served_and_existing_connections_stay() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut alice = alice(&daemon);
@@ -348,11 +352,11 @@ fn another_dsn_receives_and_old_connections_live_on() {
     standin.config("webSocketZeroMQSubscriberDsn", &*daemon.zeromq);
     daemon.reload(&format!("EspoCRM's messages are received at {}.", daemon.zeromq));
     expect_alive(&daemon, &mut alice, 2);
-    eventually("the old one is gone", || TcpStream::connect(&old).is_err());
+    eventually("the old endpoint is closed", || TcpStream::connect(&old).is_err());
 }
 
 #[test]
-fn ports_that_are_taken_leave_the_old_ones_in_force() {
+fn occupied_ports_keep_the_previous_ones() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut before = alice(&daemon);
@@ -364,27 +368,27 @@ fn ports_that_are_taken_leave_the_old_ones_in_force() {
     daemon.reload(CHANGED);
     let kept = format!("Keeping the previous socket at {}.", daemon.zeromq);
     for (what, kept) in [
-        (format!("Browsers cannot be served at {browsers}"), STAY),
+        (format!("Browsers cannot be served at {browsers}"), SETTINGS_KEPT),
         (format!("EspoCRM's messages cannot be received at tcp://{messages}"), &*kept),
     ] {
         let error = daemon.wait_for(&what);
         assert!(error.contains(kept), "{error}");
     }
     let mut after = alice(&daemon);
-    // What else has changed counts.
+    // The other changes are applied.
     daemon.subscribe(&mut after, "alice", "news");
     Php::send(&daemon.zeromq, &[notification(1)]);
     for tab in [&mut before, &mut after] {
         tab.expect_event(&notification(1));
     }
-    // Once the ports are free, asking is enough.
+    // Once the ports are free, a signal is enough.
     drop(taken);
     daemon.reload(&format!("EspoCRM's messages are received at tcp://{messages}."));
     daemon.wait_for(&format!("Browsers are served at {browsers}."));
 }
 
 #[test]
-fn another_spelling_of_the_same_dsn_is_taken() {
+fn another_spelling_of_the_same_dsn_is_accepted() {
     let mut standin = Standin::new();
     let port = free_port();
     standin.config("webSocketZeroMQSubscriberDsn", format!("tcp://127.0.0.1:{port}"));
@@ -397,7 +401,7 @@ fn another_spelling_of_the_same_dsn_is_taken() {
 }
 
 #[test]
-fn our_own_file_is_read_again_and_the_flags_still_win() {
+fn the_configuration_file_is_reloaded_and_flags_take_precedence() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "").unwrap();
@@ -423,7 +427,7 @@ fn our_own_file_is_read_again_and_the_flags_still_win() {
 }
 
 #[test]
-fn debug_mode_is_turned_on_and_off() {
+fn debug_mode_can_be_turned_on_and_off() {
     let mut standin = Standin::new();
     let mut command = command();
     command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm"]);
@@ -437,14 +441,14 @@ fn debug_mode_is_turned_on_and_off() {
     standin.config("webSocketDebugMode", false);
     daemon.reload(CHANGED);
     daemon.connect("carol");
-    // The line of a reload stands after whatever the login has said.
+    // The line of the reload follows everything that the login has logged.
     daemon.reload("have not changed");
     let log = daemon.log().join("\n");
     assert!(!log.contains("user alice") && !log.contains("user carol"), "{log}");
 }
 
 #[test]
-fn another_php_runs_the_checks_from_then_on() {
+fn a_changed_php_path_applies_to_later_checks() {
     let mut standin = Standin::new();
     let note = |name| format!("case $3 in tok-*) echo {name} >> data/standin/php;; esac");
     let (old, new) = (standin.php("old", &note("old")), standin.php("new", &note("new")));
@@ -454,7 +458,7 @@ fn another_php_runs_the_checks_from_then_on() {
     standin.config("phpExecutablePath", new);
     daemon.reload(CHANGED);
     daemon.connect("bob");
-    // One that does not exist leaves the present one in force.
+    // A missing PHP keeps the current one in use.
     standin.config("phpExecutablePath", "/nonexistent/php");
     daemon.reload("/nonexistent/php does not exist");
     daemon.connect("carol");
@@ -463,7 +467,7 @@ fn another_php_runs_the_checks_from_then_on() {
 }
 
 #[test]
-fn a_php_that_was_replaced_by_another_is_found() {
+fn a_replaced_php_binary_is_found() {
     let mut standin = Standin::new();
     let (old, new) = (standin.php("php8.1", ""), standin.php("php8.3", ""));
     standin.config("phpExecutablePath", &*old);

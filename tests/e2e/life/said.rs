@@ -1,4 +1,4 @@
-//! What the log says of the daemon itself, and how it is kept short.
+//! What the daemon logs about itself, and how repeated lines are limited.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Client, DEADLINE, Daemon, Standin, command, eventually};
 
 #[test]
-fn the_start_tells_what_was_found_and_what_will_be_done() {
+fn the_startup_log_lists_findings_and_settings() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_connections = 500\n").unwrap();
@@ -30,9 +30,9 @@ fn the_start_tells_what_was_found_and_what_will_be_done() {
     }
 }
 
-/// The one that checks is another than the one that was asked first.
+/// The PHP that runs checks is not the one that was tried first.
 #[test]
-fn of_the_php_that_checks_the_version_is_told() {
+fn the_version_of_the_php_that_runs_checks_is_logged() {
     let mut standin = Standin::new();
     let php = standin.php("named", "");
     standin.config("phpExecutablePath", &*php);
@@ -43,7 +43,7 @@ fn of_the_php_that_checks_the_version_is_told() {
 }
 
 #[test]
-fn a_reload_tells_what_has_changed_by_it() {
+fn a_reload_logs_the_changes() {
     let mut standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "listen = '127.0.0.1'\nmax_per_user = 7\n").unwrap();
@@ -60,7 +60,7 @@ fn a_reload_tells_what_has_changed_by_it() {
         "debug true (EspoCRM: webSocketDebugMode), max_per_user 250 (default), \
          origins http://localhost (configuration file)."
     );
-    // Other categories are no setting of ours.
+    // Categories are not a setting of the daemon.
     standin.custom_categories(&serde_json::json!({"more": {}}));
     standin.clear_cache();
     let told = daemon.reload("settings have changed");
@@ -70,18 +70,18 @@ fn a_reload_tells_what_has_changed_by_it() {
 const OFF: &str = "EspoCRM's useWebSocket is off";
 
 #[test]
-fn a_line_that_comes_again_is_counted_until_another_one_comes() {
+fn repeated_lines_are_counted_until_another_line_follows() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for(OFF);
-    // Each time EspoCRM's configuration changes it is in doubt again: the first time after other
-    // lines. What is said in debug mode in between does not matter.
+    // Each change of EspoCRM's configuration causes the warning again: the first time after other
+    // lines. Debug lines in between do not matter.
     let read = "certificate has changed. Reloading";
     for number in 1..=3 {
-        // It differs by its length.
+        // The configuration differs by its length.
         standin.config("odd", "x".repeat(number));
-        eventually("it is read again", || {
+        eventually("the configuration is read again", || {
             daemon.connect("alice").expect_silence();
             daemon.count(read) == number
         });
@@ -93,19 +93,19 @@ fn a_line_that_comes_again_is_counted_until_another_one_comes() {
     let again = log.iter().position(|line| line.contains(&format!("2 more times: {OFF}"))).unwrap();
     assert!(log[again].contains("[WARN ] "), "{log:#?}");
     assert!(log[again + 1].contains("Reloading EspoCRM's settings"), "{log:#?}");
-    // After that line it is a new one.
+    // After that line, it counts as a new one.
     daemon.wait_for_after(lines + again + 1, OFF);
 }
 
 #[test]
-fn a_line_that_comes_again_once_is_counted_in_the_singular() {
+fn a_line_repeated_once_is_counted_in_the_singular() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for(OFF);
     for number in 1..=2 {
         standin.config("odd", "x".repeat(number));
-        eventually("it is read again", || {
+        eventually("the configuration is read again", || {
             daemon.connect("alice").expect_silence();
             daemon.count("certificate has changed. Reloading") == number
         });
@@ -114,8 +114,8 @@ fn a_line_that_comes_again_once_is_counted_in_the_singular() {
     daemon.wait_for(&format!("1 more time: {OFF}"));
 }
 
-/// Requests that open no WebSocket.
-fn refused(daemon: &Daemon, count: usize) {
+/// Sends requests that do not open a WebSocket.
+fn send_invalid_requests(daemon: &Daemon, count: usize) {
     for _ in 0..count {
         let mut client = Client::tcp(daemon.address);
         client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -127,10 +127,10 @@ const REFUSED: &str = "A request was rejected because it is not a WebSocket hand
 const MORE: &str = "more in the last 60 s: rejected requests that are not WebSocket handshakes.";
 
 #[test]
-fn what_was_only_counted_is_told_at_the_end() {
+fn suppressed_lines_are_summarized_at_exit() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
-    refused(&daemon, 4);
+    send_invalid_requests(&daemon, 4);
     assert_eq!(daemon.count(REFUSED), 1);
     daemon.signal("TERM");
     daemon.wait();
@@ -140,31 +140,31 @@ fn what_was_only_counted_is_told_at_the_end() {
 
 #[test]
 #[ignore = "takes more than a minute"]
-fn what_was_only_counted_is_told_within_a_minute_or_so_though_nothing_more_comes() {
+fn suppressed_lines_are_summarized_within_about_a_minute() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     let mut daemon = Daemon::start(&standin);
     daemon.wait_for(OFF);
-    refused(&daemon, 3);
-    patiently(|| daemon.count(MORE) > 0);
+    send_invalid_requests(&daemon, 3);
+    eventually_within_minutes(|| daemon.count(MORE) > 0);
     assert_eq!(daemon.count(&format!("2 {MORE}")), 1);
-    // And a line that came again, by a fold.
+    // Also a repeated line that was suppressed.
     standin.config("odd", "x");
     daemon.connect("alice").expect_silence();
     standin.config("odd", "xx");
-    eventually("it is read again", || {
+    eventually("the configuration is read again", || {
         daemon.connect("alice").expect_silence();
         daemon.count("certificate has changed. Reloading") == 2
     });
-    patiently(|| daemon.count(&format!(" times: {OFF}")) > 0);
-    // Then it sleeps.
+    eventually_within_minutes(|| daemon.count(&format!(" times: {OFF}")) > 0);
+    // After that the daemon sleeps.
     let cpu = daemon.cpu();
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(daemon.cpu(), cpu);
 }
 
-/// Waits for what comes after a minute.
-fn patiently(condition: impl Fn() -> bool) {
+/// Waits for something that happens after a minute.
+fn eventually_within_minutes(condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < Duration::from_secs(60) + DEADLINE);

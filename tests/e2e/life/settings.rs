@@ -1,4 +1,4 @@
-//! What `espocrm-websocket config` says about the settings in force.
+//! `espocrm-websocket config` prints the settings in effect.
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ fn every_setting_is_shown_with_its_default() {
 }
 
 #[test]
-fn ports_that_nobody_sets_are_those_of_espocrm() {
+fn default_ports_are_those_of_espocrm() {
     let mut standin = Standin::new();
     standin.config("webSocketPort", Value::Null);
     standin.config("webSocketZeroMQSubscriberDsn", "");
@@ -74,7 +74,7 @@ fn the_passphrase_is_never_shown() {
 }
 
 #[test]
-fn a_long_value_is_told_from_its_source() {
+fn a_long_value_is_separated_from_its_source() {
     let mut standin = Standin::new();
     let certificate = "/etc/letsencrypt/live/crm.example.com/fullchain.pem";
     standin.config("webSocketUseSecureServer", true);
@@ -84,7 +84,7 @@ fn a_long_value_is_told_from_its_source() {
 }
 
 #[test]
-fn flags_win_over_our_file_and_that_over_espocrm() {
+fn flags_override_the_configuration_file_which_overrides_espocrm() {
     let mut standin = Standin::new();
     standin.config("webSocketPort", 8081);
     standin.config("webSocketDebugMode", true);
@@ -130,12 +130,12 @@ fn flags_win_over_our_file_and_that_over_espocrm() {
         assert_eq!(row(&shown, name), (value, "command line"));
     }
     assert_eq!(row(&shown, "debug"), ("true", "command line"));
-    // An address without a port leaves that to whoever comes next: as a whole.
+    // An address without a port leaves the port to the next source, as a unit.
     assert_eq!(row(&shown, "port"), ("8082", "configuration file"));
 }
 
 #[test]
-fn espocrms_values_are_as_loose_as_php() {
+fn espocrm_values_are_converted_as_loosely_as_in_php() {
     let mut standin = Standin::new();
     for (value, expected) in [
         (json!(true), "true"),
@@ -165,7 +165,7 @@ fn espocrms_values_are_as_loose_as_php() {
 }
 
 #[test]
-fn espocrms_later_files_win() {
+fn later_files_of_espocrm_take_precedence() {
     let standin = Standin::new();
     for (number, file) in
         ["config-internal.php", "config-override.php", "config-internal-override.php", "state.php"]
@@ -179,7 +179,7 @@ fn espocrms_later_files_win() {
     }
 }
 
-/// What is shown for a stand-in.
+/// The output of `config` for a stand-in.
 pub fn config(standin: &Standin, flags: &[&str]) -> String {
     let mut command = command();
     command.arg("config").arg("--espocrm").arg(standin.path()).args(flags);
@@ -191,7 +191,7 @@ pub fn config(standin: &Standin, flags: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Value and source in the line of this name.
+/// The value and the source of this setting.
 pub fn row<'a>(shown: &'a str, name: &str) -> (&'a str, &'a str) {
     let line = shown.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
     let (_, rest) = line.split_at(name.len());
@@ -200,7 +200,7 @@ pub fn row<'a>(shown: &'a str, name: &str) -> (&'a str, &'a str) {
 }
 
 #[test]
-fn the_memory_of_extreme_settings_is_the_largest_number() {
+fn the_memory_estimate_of_extreme_settings_saturates() {
     let standin = Standin::new();
     let most = usize::MAX.to_string();
     let flags = ["--max-connections", "--max-buffered", "--max-checks", "--max-per-user"];

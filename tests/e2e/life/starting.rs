@@ -1,4 +1,4 @@
-//! The beginning, and what keeps it from happening.
+//! Startup, and what prevents it.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use super::{alice, expect_alive};
 use crate::support::{Client, Daemon, Php, Standin, TempDir, command, command_as_nobody, run};
 
 #[test]
-fn a_directory_alone_is_served() {
+fn a_directory_is_the_only_required_argument() {
     let standin = Standin::new();
     let mut by_path = command();
     by_path.arg(standin.path());
@@ -25,7 +25,7 @@ fn a_directory_alone_is_served() {
 }
 
 #[test]
-fn two_daemons_serve_two_espocrms() {
+fn two_daemons_serve_two_sites() {
     let standins = [Standin::new(), Standin::new()];
     standins[1].set("bad-tokens", "tok-alice");
     let mut daemons = standins.each_ref().map(Daemon::start);
@@ -45,7 +45,7 @@ fn two_daemons_serve_two_espocrms() {
 }
 
 #[test]
-fn what_is_in_doubt_is_served_and_said() {
+fn questionable_settings_are_served_with_a_warning() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     standin.custom_categories(&json!({"broken": {"accessCheckCommand": "A | B"}}));
@@ -61,7 +61,7 @@ fn what_is_in_doubt_is_served_and_said() {
 }
 
 #[test]
-fn a_php_that_does_not_exist_is_replaced_by_the_usual_one() {
+fn a_missing_php_is_replaced_by_the_default_php() {
     let mut standin = Standin::new();
     standin.config("phpExecutablePath", "/nonexistent/php");
     let mut daemon = Daemon::start(&standin);
@@ -71,7 +71,7 @@ fn a_php_that_does_not_exist_is_replaced_by_the_usual_one() {
 }
 
 #[test]
-fn checks_are_run_by_the_php_that_espocrm_names() {
+fn checks_run_with_the_php_configured_in_espocrm() {
     let mut standin = Standin::new();
     let php = standin.php("named", "[ $# = 0 ] || echo > data/standin/named");
     standin.config("phpExecutablePath", php);
@@ -81,7 +81,7 @@ fn checks_are_run_by_the_php_that_espocrm_names() {
 }
 
 #[test]
-fn a_directory_that_is_no_espocrm_is_explained() {
+fn a_directory_without_espocrm_is_reported() {
     let empty = TempDir::new("empty");
     let half = Standin::new();
     std::fs::remove_file(half.path().join("command.php")).unwrap();
@@ -100,7 +100,7 @@ fn a_directory_that_is_no_espocrm_is_explained() {
 }
 
 #[test]
-fn a_php_that_cannot_be_started_is_explained() {
+fn a_php_that_cannot_be_started_is_reported() {
     let standin = Standin::new();
     let not_executable = standin.path().join("bootstrap.php");
     for php in ["/nonexistent/php", "no-such-php", not_executable.to_str().unwrap()] {
@@ -117,7 +117,7 @@ fn a_php_that_cannot_be_started_is_explained() {
 }
 
 #[test]
-fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
+fn a_failing_probe_is_reported() {
     for (failure, words) in [
         ("exit255", "PHP ended with status 255 (no output)"),
         ("error", "PHP ended with status 1 and printed: Error: SQLSTATE"),
@@ -137,7 +137,7 @@ fn an_espocrm_that_cannot_tell_its_settings_is_explained() {
 }
 
 #[test]
-fn files_that_may_not_be_read_are_explained() {
+fn unreadable_files_are_reported() {
     let allow = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
@@ -158,7 +158,7 @@ fn files_that_may_not_be_read_are_explained() {
 }
 
 #[test]
-fn a_port_for_browsers_that_is_taken_is_named_with_its_parameter() {
+fn an_occupied_browser_port_is_reported_with_its_parameter() {
     let mut standin = Standin::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -178,7 +178,7 @@ fn a_port_for_browsers_that_is_taken_is_named_with_its_parameter() {
 }
 
 #[test]
-fn a_port_for_zeromq_that_is_taken_is_named_with_its_parameter() {
+fn an_occupied_zeromq_port_is_reported_with_its_parameter() {
     let mut standin = Standin::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let dsn = format!("tcp://{}", taken.local_addr().unwrap());
@@ -193,7 +193,7 @@ fn a_port_for_zeromq_that_is_taken_is_named_with_its_parameter() {
 }
 
 #[test]
-fn values_of_espocrm_that_make_no_sense_are_named() {
+fn invalid_values_of_espocrm_are_reported() {
     for (name, value, words) in [
         ("webSocketPort", json!("eighty"), ["webSocketPort", "\"eighty\"", "no port number"]),
         ("webSocketPort", json!(80_800), ["webSocketPort", "\"80800\"", "no port number"]),
@@ -224,7 +224,7 @@ fn values_of_espocrm_that_make_no_sense_are_named() {
 }
 
 #[test]
-fn mistakes_in_our_own_file_are_named_with_their_line() {
+fn errors_in_the_configuration_file_are_reported_with_their_line() {
     let standin = Standin::new();
     let file = standin.path().join("own.toml");
     let path = file.to_str().unwrap();
@@ -244,7 +244,7 @@ fn mistakes_in_our_own_file_are_named_with_their_line() {
 }
 
 #[test]
-fn mistakes_on_the_command_line_are_named() {
+fn command_line_errors_are_reported() {
     let standin = Standin::new();
     for (flags, words) in [
         (["--port", "8080"], ["--port", "--help"]),
@@ -261,7 +261,7 @@ fn mistakes_on_the_command_line_are_named() {
     expect_refusal(command, &["there is no command html", "a directory is written with a slash"]);
 }
 
-/// The command that would serve a stand-in.
+/// The command that serves a stand-in.
 fn at(standin: &Standin, flags: &[&str]) -> Command {
     let mut command = command();
     command.arg("run").arg("--espocrm").arg(standin.path());
@@ -275,7 +275,7 @@ fn at(standin: &Standin, flags: &[&str]) -> Command {
     command
 }
 
-/// Runs what must not start, and says so in these words.
+/// Runs a command that must not start and must print these words.
 fn expect_refusal(command: Command, words: &[&str]) {
     let output = run(command);
     assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");

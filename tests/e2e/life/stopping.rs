@@ -1,4 +1,4 @@
-//! The end.
+//! Stopping the daemon.
 
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -27,7 +27,7 @@ fn sigterm_and_sigint_end_all_connections_without_a_close_frame() {
         open.expect_silence();
 
         daemon.signal(signal);
-        // None of the above delays it.
+        // None of the above delays the exit.
         assert_eq!(daemon.wait().code(), Some(0));
         daemon.wait_for(&format!("Stopped by SIG{signal}, with 3 connections open"));
         for tab in [&mut open, &mut half, &mut waiting] {
@@ -41,12 +41,12 @@ fn sigterm_and_sigint_end_all_connections_without_a_close_frame() {
 }
 
 #[test]
-fn a_port_can_be_served_again_at_once() {
+fn a_port_can_be_reused_immediately() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let address = daemon.address.to_string();
     let mut tab = alice(&daemon);
-    // The side that ends TCP first is left with the port in TIME_WAIT: the daemon.
+    // The side that closes TCP first, here the daemon, leaves the port in TIME_WAIT.
     daemon.signal("TERM");
     tab.expect_drop();
     daemon.wait();
@@ -56,7 +56,7 @@ fn a_port_can_be_served_again_at_once() {
 
 /// The demo has nothing to reload.
 #[test]
-fn the_demo_ends_when_its_terminal_is_closed() {
+fn the_demo_exits_when_its_terminal_is_closed() {
     let standin = Standin::new();
     let (pid, log) = (standin.path().join("pid"), standin.path().join("log"));
     let line = format!(
@@ -65,7 +65,7 @@ fn the_demo_ends_when_its_terminal_is_closed() {
         command().get_program().display(),
         log.display()
     );
-    // The demo leads the session of this terminal.
+    // The demo is the session leader of this terminal.
     let mut terminal = Command::new("script");
     terminal.args(["-q", "-c", &line, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::null());
     let mut terminal = terminal.spawn().unwrap();
@@ -80,7 +80,7 @@ fn the_demo_ends_when_its_terminal_is_closed() {
 }
 
 #[test]
-fn a_demo_started_by_nohup_outlives_its_terminal() {
+fn a_demo_started_with_nohup_survives_its_terminal() {
     let mut nohup = Command::new("sh");
     nohup.args(["-c", "trap '' HUP; exec \"$0\" demo --debug --listen 127.0.0.1:0"]);
     nohup.arg(command().get_program());

@@ -1,4 +1,4 @@
-//! Limits of one address, of one user, and of handshakes.
+//! Limits per address, per user, and for handshakes.
 
 use std::io::{Read, Write};
 
@@ -6,7 +6,7 @@ use super::{enter, expect_503, from, target};
 use crate::support::{Client, Control, Daemon, Standin, eventually, request};
 
 #[test]
-fn an_address_has_its_limit_and_others_have_theirs() {
+fn the_limit_per_address_applies_to_each_address() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "3", "--trusted-proxy", "192.0.2.1"];
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -24,7 +24,7 @@ fn an_address_has_its_limit_and_others_have_theirs() {
     for client in &mut first {
         client.expect_silence();
     }
-    // Whoever leaves makes room.
+    // A client that leaves makes room for another.
     drop(first.pop());
     eventually("there is room again", || {
         let mut client = from("127.0.0.2", daemon.address);
@@ -37,12 +37,12 @@ fn an_address_has_its_limit_and_others_have_theirs() {
 }
 
 #[test]
-fn far_beyond_the_limit_of_an_address_it_is_not_even_answered() {
+fn far_beyond_the_limit_per_address_connections_get_no_response() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "1", "--trusted-proxy", "192.0.2.1"];
     let daemon = Daemon::start_with(&standin, &flags);
     let mut first = enter(from("127.0.0.2", daemon.address), "alice");
-    // Those that send nothing count, too.
+    // Clients that send nothing count, too.
     let silent: Vec<_> = (0..16).map(|_| from("127.0.0.2", daemon.address)).collect();
     let mut next = from("127.0.0.2", daemon.address);
     assert_eq!(next.read_to_end(), b"");
@@ -52,7 +52,7 @@ fn far_beyond_the_limit_of_an_address_it_is_not_even_answered() {
 }
 
 #[test]
-fn private_addresses_may_be_a_proxys_and_have_no_limit_unless_proxies_are_named() {
+fn private_addresses_have_no_limit_unless_proxies_are_configured() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--max-per-address", "1"]);
     let mut clients = ["alice", "bob", "carol"].map(|user| daemon.connect(user));
@@ -62,7 +62,7 @@ fn private_addresses_may_be_a_proxys_and_have_no_limit_unless_proxies_are_named(
 }
 
 #[test]
-fn a_user_has_a_limit_and_other_users_have_theirs() {
+fn the_limit_per_user_applies_to_each_user() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--max-per-user", "2"]);
     let mut first = daemon.connect("alice");
@@ -80,7 +80,7 @@ fn a_user_has_a_limit_and_other_users_have_theirs() {
 }
 
 #[test]
-fn those_who_come_in_while_others_are_checked_do_not_pass_the_limit_of_a_user() {
+fn concurrent_logins_do_not_exceed_the_limit_per_user() {
     let standin = Standin::new();
     let daemon = Daemon::start_with(&standin, &["--max-per-user", "2"]);
     standin.hold("alice");
@@ -92,13 +92,13 @@ fn those_who_come_in_while_others_are_checked_do_not_pass_the_limit_of_a_user() 
         })
         .collect();
     standin.release();
-    // Without a Close frame: the tab may come back when there is room.
+    // Without a Close frame: the tab may reconnect when there is room.
     let welcomed = clients.iter_mut().filter_map(Client::next).count();
     assert_eq!(welcomed, 2);
 }
 
 #[test]
-fn slow_handshakes_keep_nobody_from_connecting() {
+fn slow_handshakes_do_not_block_other_clients() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     let mut slow: Vec<_> = (0..1_100).map(|_| Client::tcp(daemon.address)).collect();
@@ -106,7 +106,8 @@ fn slow_handshakes_keep_nobody_from_connecting() {
         client.send(b"GET / HTTP/1.1\r\nHost: ");
     }
     let mut good = daemon.connect("alice");
-    // Those that have had some seconds make room, the oldest first; the next ones still have their time.
+    // Handshakes that have had some seconds are evicted, the oldest first; newer ones keep their
+    // time.
     assert_eq!(slow[0].read_to_end(), b"");
     slow[1_000].send(b"localhost\r\n\r\n");
     assert!(slow[1_000].read_head().starts_with("HTTP/1.1 426 "));
@@ -116,7 +117,7 @@ fn slow_handshakes_keep_nobody_from_connecting() {
 }
 
 #[test]
-fn only_so_many_logins_of_an_address_wait_at_a_time() {
+fn pending_logins_per_address_are_limited() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "0", "--trusted-proxy", "192.0.2.1"];
     let (mut daemon, control) = Control::start(&standin, &flags);
@@ -138,7 +139,7 @@ fn only_so_many_logins_of_an_address_wait_at_a_time() {
     other.expect_welcome();
 }
 
-/// More than 1,024 connections that send only this, from each address in turn.
+/// Opens more than 1,024 connections that send only this, from each address in turn.
 fn flood(
     daemon: &Daemon,
     addresses: &[&str],
@@ -147,14 +148,14 @@ fn flood(
     let mut clients = Vec::new();
     for number in 0..2_500 {
         let mut client = from(addresses[number % addresses.len()], daemon.address);
-        // It may have been ended already.
+        // The connection may have been closed already.
         let _ = client.stream.write_all(introduction(number).as_bytes());
         clients.push(client);
     }
     clients
 }
 
-/// Begins a handshake, and completes it when the flood is over and was taken in.
+/// Starts a handshake, and completes it when the flood is over and was processed.
 fn expect_unharmed(
     daemon: &mut Daemon,
     introduction: &str,
@@ -176,9 +177,9 @@ fn expect_unharmed(
 }
 
 #[test]
-fn a_flood_of_handshakes_from_one_address_ends_only_its_own() {
+fn a_flood_of_handshakes_closes_only_connections_from_its_address() {
     let standin = Standin::new();
-    // Addresses that may be a proxy's, and others.
+    // Addresses that may belong to a proxy, and others.
     let proxies: [&[&str]; 2] = [&[], &["--max-per-address", "0", "--trusted-proxy", "192.0.2.1"]];
     for flags in proxies {
         let mut daemon = Daemon::start_with(&standin, flags);
@@ -189,12 +190,12 @@ fn a_flood_of_handshakes_from_one_address_ends_only_its_own() {
 }
 
 #[test]
-fn behind_a_proxy_a_flood_counts_for_the_client_that_it_names() {
+fn behind_a_proxy_a_flood_counts_against_the_forwarded_client_address() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "0", "--trusted-proxy", "127.0.0.0/8", "--proxy-protocol"];
     let proxies = ["127.0.0.1", "127.0.0.2", "127.0.0.3"];
     let slow = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 80\r\n";
-    // One address, or one network of IPv6.
+    // One address, or one IPv6 network.
     let clients: [fn(usize) -> String; 2] = [
         |_| "PROXY TCP4 198.51.100.9 192.0.2.1 4711 80\r\n".to_owned(),
         |number| {

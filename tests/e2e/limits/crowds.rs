@@ -1,20 +1,20 @@
-//! Many tabs and many topics at once, without anything being lost.
+//! Many tabs and many topics at once, without any loss.
 
 use serde_json::json;
 
 use super::target;
 use crate::support::{Client, Daemon, Pusher, Standin, eventually, request};
 
-/// A tab that has connected, and will send its request.
-fn knock(daemon: &Daemon) -> Client {
+/// A tab that has connected and has not sent its request yet.
+fn connect(daemon: &Daemon) -> Client {
     Client::tcp(daemon.address)
 }
 
 #[test]
-fn of_two_thousand_tabs_that_connect_at_once_none_is_ended() {
+fn two_thousand_simultaneous_connections_all_stay_open() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--max-per-user", "0"]);
-    let mut tabs: Vec<Client> = (0..2_000).map(|_| knock(&daemon)).collect();
+    let mut tabs: Vec<Client> = (0..2_000).map(|_| connect(&daemon)).collect();
     for (number, tab) in tabs.iter_mut().enumerate() {
         tab.send(request(&target(&format!("u{}", number % 10))).as_bytes());
     }
@@ -26,7 +26,7 @@ fn of_two_thousand_tabs_that_connect_at_once_none_is_ended() {
 }
 
 #[test]
-fn users_who_want_thousands_of_topics_get_them_all_and_let_others_log_in_meanwhile() {
+fn thousands_of_subscriptions_are_granted_and_do_not_delay_logins() {
     const USERS: usize = 13;
     const TABS: usize = 9;
     const RECORDS: usize = 120;
@@ -43,39 +43,39 @@ fn users_who_want_thousands_of_topics_get_them_all_and_let_others_log_in_meanwhi
     for tab in &mut tabs {
         tab.expect_silence();
     }
-    let mut another = knock(&daemon);
+    let mut another = connect(&daemon);
     another.upgrade(&target("another"));
     daemon.wait_for("has subscribed to so many topics at once that access checks of further ones");
     standin.release();
     another.expect_welcome();
     daemon.subscribe(&mut another, "another", "recordUpdate.Account.1");
     let granted = || daemon.count("add topic recordUpdate.Account.");
-    eventually("all are granted", || granted() == USERS * TABS * RECORDS + 1);
+    eventually("all subscriptions are granted", || granted() == USERS * TABS * RECORDS + 1);
     for tab in &mut tabs {
         tab.expect_silence();
     }
 }
 
-/// What a test's environment alone may cause.
-const OF_THE_ENVIRONMENT: [&str; 2] =
+/// Warnings that only the test environment causes.
+const ENVIRONMENT_WARNINGS: [&str; 2] =
     ["The daemon runs as root, which it does not need", "The limit of open files allows only "];
 
-/// Warnings and errors in a daemon's log, other than those of the environment.
+/// Warnings and errors in the daemon's log, without those of the environment.
 fn warnings(daemon: &Daemon) -> Vec<String> {
     let is_one = |line: &String| {
         let is_bad = line.contains("[WARN ]") || line.contains("[ERROR]");
-        is_bad && !OF_THE_ENVIRONMENT.iter().any(|text| line.contains(text))
+        is_bad && !ENVIRONMENT_WARNINGS.iter().any(|text| line.contains(text))
     };
     daemon.log().into_iter().filter(is_one).collect()
 }
 
-/// All tabs at once: first they connect, then they ask to upgrade, then they subscribe, and only then
-/// does PHP answer the first check, as with cold caches.
-fn arrive(standin: &Standin, daemon: &Daemon) -> Vec<Client> {
+/// All tabs at once: first they connect, then they request the upgrade, then they subscribe, and
+/// only then does PHP answer the first check, as with cold caches.
+fn connect_and_subscribe_all(standin: &Standin, daemon: &Daemon) -> Vec<Client> {
     const TABS: usize = 300;
     const USERS: usize = 100;
     standin.hold("AuthTokenCheck");
-    let mut tabs: Vec<Client> = (0..TABS).map(|_| knock(daemon)).collect();
+    let mut tabs: Vec<Client> = (0..TABS).map(|_| connect(daemon)).collect();
     for (number, tab) in tabs.iter_mut().enumerate() {
         tab.send(request(&target(&format!("u{}", number % USERS))).as_bytes());
     }
@@ -90,16 +90,16 @@ fn arrive(standin: &Standin, daemon: &Daemon) -> Vec<Client> {
         }
     }
     let granted = || daemon.count(": add topic recordUpdate.Account.1 for user u");
-    eventually("all are granted", || granted() == TABS);
+    eventually("all subscriptions are granted", || granted() == TABS);
     tabs
 }
 
 #[test]
-fn a_restart_with_hundreds_of_tabs_causes_no_warning() {
+fn hundreds_of_tabs_that_reconnect_after_a_restart_cause_no_warning() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &[]);
     let address = daemon.address.to_string();
-    let mut tabs = arrive(&standin, &daemon);
+    let mut tabs = connect_and_subscribe_all(&standin, &daemon);
     daemon.signal("TERM");
     daemon.wait();
     daemon.wait_for("Stopped");
@@ -109,7 +109,7 @@ fn a_restart_with_hundreds_of_tabs_causes_no_warning() {
     assert_eq!(warnings(&daemon), Vec::<String>::new());
 
     let mut daemon = Daemon::with_workers(&standin, &["--listen", &address]);
-    let mut tabs = arrive(&standin, &daemon);
+    let mut tabs = connect_and_subscribe_all(&standin, &daemon);
     let message = json!({"topicId": "recordUpdate.Account.1"});
     Pusher::connect(&daemon.zeromq).send(&message);
     for tab in &mut tabs {

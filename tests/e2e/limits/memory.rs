@@ -1,4 +1,4 @@
-//! Whatever peers do, the daemon takes no more memory than it says when it starts.
+//! Whatever peers do, the daemon uses no more memory than it logs at startup.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -15,7 +15,7 @@ const USERS: usize = 20;
 const CONNECTIONS: usize = 800;
 
 #[test]
-fn with_every_limit_reached_it_takes_no_more_than_it_says() {
+fn memory_stays_within_the_estimate_with_every_limit_reached() {
     let standin = Standin::new();
     let mut program = command();
     let control = Control::path(&standin);
@@ -28,12 +28,12 @@ fn with_every_limit_reached_it_takes_no_more_than_it_says() {
     let unit = words.iter().position(|word| *word == "MB").unwrap();
     let at_most = words[unit - 1].parse::<u64>().unwrap() * 1_000_000;
 
-    let mut bystander = daemon.connect("bystander");
+    let mut other_client = daemon.connect("bystander");
     let mut clients: Vec<_> = (0..CONNECTIONS - 2)
         .map(|number| {
             let mut client = Client::tcp(daemon.address);
             client.upgrade(&super::target(&format!("user{}", number % USERS)));
-            // What is not read is no reason to wait for long.
+            // A client that does not read must not block the test for long.
             client.stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
             client
         })
@@ -41,35 +41,35 @@ fn with_every_limit_reached_it_takes_no_more_than_it_says() {
     for client in &mut clients {
         client.expect_welcome();
     }
-    bystander.expect_silence();
-    // Each of them takes all that it may. Those that take the most are disconnected meanwhile.
+    other_client.expect_silence();
+    // Each client uses as much as it may. Those that use most are evicted meanwhile.
     standin.hold("AclCheck");
     for (number, client) in clients.iter_mut().enumerate() {
-        let _ = client.stream.write_all(&greedy(number));
+        let _ = client.stream.write_all(&maximum_input(number));
     }
-    bystander.expect_silence();
+    other_client.expect_silence();
     let pusher = Pusher::connect(&daemon.zeromq);
     for number in 0..100 {
         let text = "x".repeat(20_000);
         pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
     }
     daemon.wait_for("The largest are closed");
-    bystander.expect_silence();
+    other_client.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;
     println!("said: {at_most} B, taken: {peak} B");
     assert!(Control::at(&control).number("/connections/ended/memory") > 0);
     assert!(peak <= at_most, "{peak} B");
-    // Without ZeroMQ's part, which has a test of its own: it was really filled.
+    // Without ZeroMQ's share, which has its own test: the memory was really used.
     assert!(peak >= 60_000_000, "{peak} B");
     standin.release();
     drop(clients);
-    eventually("their memory is given back", || daemon.status("VmRSS") * 1024 < peak / 2);
+    eventually("their memory is returned", || daemon.status("VmRSS") * 1024 < peak / 2);
     daemon.connect("alice").expect_silence();
 }
 
-/// All that a connection may send without being closed.
-fn greedy(number: usize) -> Vec<u8> {
+/// Everything that a connection may send without being closed.
+fn maximum_input(number: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut say = |text: String| all.extend_from_slice(&<Client>::frame(0x81, text.as_bytes()));
     say(json!([5, "newNotification"]).to_string());
@@ -83,7 +83,7 @@ fn greedy(number: usize) -> Vec<u8> {
     for topic in 0..90 {
         say(json!([5, format!("newNotification.{number}.{topic:0>480}")]).to_string());
     }
-    // A message of which all but the end comes, in two frames.
+    // A message without its end, in two frames.
     all.extend_from_slice(&<Client>::frame(0x01, &b"a".repeat(60_000)));
     let frame = <Client>::frame(0x00, &b"a".repeat(5_000));
     all.extend_from_slice(&frame[..frame.len() - 1]);
@@ -91,14 +91,14 @@ fn greedy(number: usize) -> Vec<u8> {
 }
 
 #[test]
-fn memory_is_given_back_while_others_stay_connected() {
+fn memory_is_returned_while_other_clients_stay_connected() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     let stay = |number: usize| daemon.connect(&format!("u{}", number % 20));
     let mut others: Vec<_> = (0..20).map(stay).collect();
     let before = daemon.status("VmRSS");
-    // Messages of which all but the end comes. Some of those tabs stay, so that blocks in use lie
-    // between those that are freed.
+    // Messages without their end. Some of these tabs stay, so that used blocks lie between those
+    // that are freed.
     let unfinished = |number: usize, length: usize| {
         let mut client = stay(number);
         let frame = <Client>::frame(0x81, &b"a".repeat(length));
@@ -113,22 +113,22 @@ fn memory_is_given_back_while_others_stay_connected() {
             staying.push(unfinished(number, 40_000));
         }
     }
-    eventually("it takes memory", || daemon.status("VmRSS") > before + 10_000);
+    eventually("the memory grows", || daemon.status("VmRSS") > before + 10_000);
     drop(leaving);
-    eventually("it is given back", || daemon.status("VmRSS") < before + 6_000);
+    eventually("the memory is returned", || daemon.status("VmRSS") < before + 6_000);
     for other in &mut others {
         other.expect_silence();
     }
 }
 
 #[test]
-fn whoever_never_completes_a_message_is_ended() {
+fn a_client_that_never_completes_a_message_is_disconnected() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &["--ping-interval", "1s"]);
     let mut slow = daemon.connect("alice");
     let frame = <Client>::frame(0x81, &b" ".repeat(10_000));
     let mut bytes = frame.into_iter();
-    // A byte now and then, and each ping is answered.
+    // Sends a byte now and then, and answers each ping.
     let mut writing = slow.stream.try_clone().unwrap();
     let writer = std::thread::spawn(move || {
         for byte in bytes.by_ref() {
@@ -140,7 +140,7 @@ fn whoever_never_completes_a_message_is_ended() {
         0
     });
     let start = std::time::Instant::now();
-    // Answers to pings would be in the middle of its frame, so it sends none; it lives by its bytes.
+    // Pongs would be in the middle of its frame, so it sends none; its bytes keep it alive.
     while let Some(frame) = slow.next_raw() {
         assert_eq!(frame.opcode, 9, "no Close frame: {frame:?}");
     }
@@ -152,7 +152,7 @@ fn whoever_never_completes_a_message_is_ended() {
 }
 
 #[test]
-fn whoever_lags_behind_for_long_is_ended_before_much_waits_for_him() {
+fn a_client_that_lags_for_long_is_disconnected_before_its_queue_grows() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &["--ping-interval", "2s"]);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -1,4 +1,4 @@
-//! Which pages may connect.
+//! Origins of pages that may connect.
 
 use crate::support::{Client, Daemon, GOOD_HEAD, Standin};
 
@@ -11,7 +11,7 @@ fn ask(daemon: &Daemon, origin: &str) -> Client {
 }
 
 #[test]
-fn every_page_may_connect_unless_origins_are_named() {
+fn every_origin_may_connect_by_default() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     for origin in ["Origin: https://elsewhere.example\r\n", "Origin: null\r\n", ""] {
@@ -20,7 +20,7 @@ fn every_page_may_connect_unless_origins_are_named() {
 }
 
 #[test]
-fn a_page_of_another_origin_is_refused_for_good() {
+fn a_page_of_another_origin_is_rejected_permanently() {
     let mut standin = Standin::new();
     standin.config("siteUrl", "https://CRM.example.com/espo/");
     let flags = ["--origin", "same-site", "--origin", "https://portal.example.com:8443"];
@@ -28,7 +28,7 @@ fn a_page_of_another_origin_is_refused_for_good() {
     for origin in ["https://crm.example.com", "https://portal.example.com:8443"] {
         ask(&daemon, &format!("Origin: {origin}\r\n")).expect_welcome();
     }
-    // Not by an HTTP error, after which it would come back every three seconds.
+    // Not with an HTTP error, after which it would reconnect every three seconds.
     for origin in [
         "Origin: https://elsewhere.example\u{1b}[31m\r\n",
         "Origin: http://crm.example.com\r\n",
@@ -45,7 +45,7 @@ fn a_page_of_another_origin_is_refused_for_good() {
 }
 
 #[test]
-fn without_a_site_url_there_is_no_same_site() {
+fn same_site_origins_require_a_site_url() {
     let mut standin = Standin::new();
     standin.config("siteUrl", "");
     let mut command = crate::support::command();

@@ -1,11 +1,11 @@
-//! Whose connection it is that a proxy passes on.
+//! The client address of connections that a proxy forwards.
 
 use std::net::IpAddr;
 
 use super::{enter, expect_503, from, target};
 use crate::support::{Daemon, GOOD_HEAD, Standin, request};
 
-/// Version 2 of the PROXY protocol, with an extension that nobody knows.
+/// Version 2 of the PROXY protocol, with an unknown extension.
 fn binary(client: IpAddr) -> Vec<u8> {
     let IpAddr::V4(client) = client else { panic!("an IPv4 address is enough") };
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10".to_vec();
@@ -24,13 +24,13 @@ fn forwarded(daemon: &Daemon, peer: &str, header: &str, user: &str) -> String {
     let head = format!("GET {} HTTP/1.1\r\n{header}\r\n{GOOD_HEAD}", target(user));
     client.send(head.as_bytes());
     let status = client.read_head();
-    // It stays, so that it counts.
+    // The connection stays open, so that it counts.
     std::mem::forget(client);
     status.split(' ').nth(1).unwrap().to_owned()
 }
 
 #[test]
-fn a_trusted_proxy_is_believed_and_nobody_else() {
+fn only_trusted_proxies_may_set_the_client_address() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "2", "--trusted-proxy", "127.0.0.2"];
     let daemon = Daemon::start_with(&standin, &flags);
@@ -41,11 +41,11 @@ fn a_trusted_proxy_is_believed_and_nobody_else() {
     // Another client of the same proxy.
     let other = "X-Forwarded-For: 203.0.113.7, 198.51.100.9";
     assert_eq!(forwarded(&daemon, "127.0.0.2", other, "carol"), "101");
-    // The proxy itself has no limit: it may have said nothing.
+    // The proxy itself has no limit, since it may have sent no address.
     for user in ["dave", "erin", "frank"] {
         assert_eq!(forwarded(&daemon, "127.0.0.2", "X-Other: 1", user), "101");
     }
-    // What an untrusted peer says of itself does not get it around its own limit.
+    // The header of an untrusted peer does not bypass that peer's own limit.
     for (number, status) in [(1, "101"), (2, "101"), (3, "503")] {
         let header = format!("X-Forwarded-For: 192.0.2.{number}");
         assert_eq!(forwarded(&daemon, "127.0.0.3", &header, "grace"), status);
@@ -53,7 +53,7 @@ fn a_trusted_proxy_is_believed_and_nobody_else() {
 }
 
 #[test]
-fn the_proxy_protocol_names_the_client_in_any_pieces() {
+fn the_proxy_protocol_header_may_arrive_in_pieces() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "2", "--trusted-proxy", "127.0.0.2", "--proxy-protocol"];
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -76,20 +76,20 @@ fn the_proxy_protocol_names_the_client_in_any_pieces() {
         client.send(&header("203.0.113.8".parse().unwrap()));
         clients.push(enter(client, "alice"));
     }
-    // What a health check of the proxy's sends.
+    // What a proxy sends as a health check.
     let mut client = from("127.0.0.2", daemon.address);
     client.send(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
     clients.push(enter(client, "alice"));
     for client in &mut clients {
         client.expect_silence();
     }
-    // Whoever is no trusted proxy cannot name himself, and needs no header.
+    // A peer that is not a trusted proxy cannot set its address and needs no header.
     enter(from("127.0.0.3", daemon.address), "bob");
     let mut client = from("127.0.0.3", daemon.address);
     client.send(&text("203.0.113.9".parse().unwrap()));
     client.send(request(&target("bob")).as_bytes());
     assert!(String::from_utf8(client.read_to_end()).unwrap().starts_with("HTTP/1.1 505 "));
-    // A trusted proxy must.
+    // A trusted proxy must send the header.
     let mut client = from("127.0.0.2", daemon.address);
     client.send(request(&target("alice")).as_bytes());
     assert_eq!(client.read_to_end(), b"");
@@ -97,7 +97,7 @@ fn the_proxy_protocol_names_the_client_in_any_pieces() {
 }
 
 #[test]
-fn the_proxy_protocol_needs_to_know_the_proxies() {
+fn the_proxy_protocol_requires_trusted_proxies() {
     let standin = Standin::new();
     let mut command = crate::support::command();
     command.args(["config", "--config", "/dev/null", "--proxy-protocol", "--espocrm"]);

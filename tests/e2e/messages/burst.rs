@@ -1,4 +1,4 @@
-//! Bursts that are larger than what may wait for a reader: a browser that reads gets all of it.
+//! Bursts that exceed the outbound queue: a browser that reads receives everything.
 
 use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ const TABS: usize = 41;
 const MESSAGES: usize = 400;
 const SIZE: usize = 20_000;
 
-/// Pings would have to be answered.
+/// Otherwise pings would have to be answered.
 const FLAGS: &[&str] = &["--ping-interval", "60s"];
 
 fn message(number: usize) -> Value {
@@ -25,8 +25,8 @@ fn message(number: usize) -> Value {
     json!({"topicId": "newNotification", "userId": "alice", "number": number, "text": text})
 }
 
-/// Sends the burst. The sender must live until all is read: what it has not written a second after
-/// its end is lost.
+/// Sends the burst. The sender must live until everything was read: what it has not written a
+/// second after it is dropped is lost.
 #[must_use]
 fn burst(daemon: &Daemon) -> Pusher {
     let pusher = Pusher::connect(&daemon.zeromq);
@@ -37,7 +37,7 @@ fn burst(daemon: &Daemon) -> Pusher {
     pusher
 }
 
-/// Reads the burst: all of it, in order.
+/// Reads the whole burst, in order.
 fn expect_burst(stream: &mut impl Read) {
     let first = format!("[8,\"newNotification\",{}]", message(0));
     let text = first.split_once("{\"number\":0,").unwrap().1;
@@ -49,7 +49,7 @@ fn expect_burst(stream: &mut impl Read) {
     }
 }
 
-/// The payload of the next text frame, faster than by [`Client::next`].
+/// The payload of the next text frame, faster than with [`Client::next`].
 fn next(stream: &mut impl Read) -> Vec<u8> {
     loop {
         let mut head = [0; 2];
@@ -75,7 +75,7 @@ fn secure_daemon(authority: &Authority) -> (Standin, Daemon) {
     (standin, daemon)
 }
 
-/// Has all tabs read the burst at the same time.
+/// Lets all tabs read the burst at the same time.
 fn expect_burst_for_all<S: Read + Write + Send>(daemon: &Daemon, tabs: Vec<Client<S>>) {
     let _pusher = std::thread::scope(|scope| {
         for mut tab in tabs {
@@ -87,7 +87,7 @@ fn expect_burst_for_all<S: Read + Write + Send>(daemon: &Daemon, tabs: Vec<Clien
 }
 
 #[test]
-fn all_tabs_that_read_get_all_of_a_burst() {
+fn all_reading_tabs_receive_a_whole_burst() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, FLAGS);
     let tabs = (0..TABS).map(|_| notified(&mut daemon, "alice")).collect();
@@ -95,7 +95,7 @@ fn all_tabs_that_read_get_all_of_a_burst() {
 }
 
 #[test]
-fn all_tabs_that_read_get_all_of_a_burst_with_little_memory() {
+fn all_reading_tabs_receive_a_whole_burst_with_little_memory() {
     let standin = Standin::new();
     let flags = [FLAGS, &["--max-buffered", "4 MiB"]].concat();
     let mut daemon = Daemon::start_with(&standin, &flags);
@@ -104,7 +104,7 @@ fn all_tabs_that_read_get_all_of_a_burst_with_little_memory() {
 }
 
 #[test]
-fn all_tabs_that_read_get_all_of_a_burst_with_tls() {
+fn all_reading_tabs_receive_a_whole_burst_over_tls() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let (_standin, daemon) = secure_daemon(&authority);
@@ -113,7 +113,7 @@ fn all_tabs_that_read_get_all_of_a_burst_with_tls() {
 }
 
 #[test]
-fn tabs_that_do_not_read_are_ended_and_the_one_that_reads_gets_all_with_tls() {
+fn tabs_that_do_not_read_are_disconnected_and_a_reading_tab_receives_everything_over_tls() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let (_standin, mut daemon) = secure_daemon(&authority);
@@ -130,7 +130,7 @@ fn tabs_that_do_not_read_are_ended_and_the_one_that_reads_gets_all_with_tls() {
     reader.expect_silence();
 }
 
-/// The connection has ended before the burst did.
+/// Expects that the connection ends before the burst does.
 fn expect_end(stream: &mut StreamOwned<ClientConnection, TcpStream>) {
     let mut all = Vec::new();
     // TLS reports an end of TCP as an error.
@@ -140,7 +140,7 @@ fn expect_end(stream: &mut StreamOwned<ClientConnection, TcpStream>) {
 }
 
 #[test]
-fn a_slow_reader_that_reads_is_waited_for_and_delays_no_client_for_good() {
+fn a_slow_reader_receives_everything_and_delays_other_clients_only_briefly() {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, FLAGS);
     let mut slow = notified(&mut daemon, "alice");
@@ -148,7 +148,7 @@ fn a_slow_reader_that_reads_is_waited_for_and_delays_no_client_for_good() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 0..MESSAGES {
-                // Some 2 MB/s.
+                // About 2 MB/s.
                 std::thread::sleep(Duration::from_millis(10));
                 let payload = next(&mut slow.stream);
                 let start = format!("[8,\"newNotification\",{{\"number\":{number},");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::notified;
 use crate::support::{Client, Daemon, Pusher, Standin, eventually};
 
-/// Something done as fast as possible in a thread of its own.
+/// An action that is repeated as fast as possible in its own thread.
 struct Flood {
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
@@ -23,7 +23,7 @@ struct State {
 }
 
 impl Flood {
-    /// Begins, and waits until it is under way. `step` says whether it can go on.
+    /// Starts, and waits until it is under way. `step` returns whether it can continue.
     fn start(mut step: impl FnMut() -> bool + Send + 'static) -> Self {
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
@@ -37,8 +37,8 @@ impl Flood {
         flood
     }
 
-    /// Connections that send the same frame again and again until they are closed for it, and then
-    /// come back.
+    /// Connections that send the same frame repeatedly until they are closed for it, and then
+    /// reconnect.
     fn of_frames(daemon: &Daemon, frame: &[u8]) -> Self {
         let (address, frames) = (daemon.address, frame.repeat(1_000));
         let connect = move || Client::open(address, "bob", "tok-bob");
@@ -51,7 +51,7 @@ impl Flood {
         })
     }
 
-    /// It still goes on, for at least as many steps.
+    /// Expects that the flood continues for at least this many steps.
     fn expect_steps(&self, steps: u64) {
         let now = || self.state.steps.load(Ordering::Relaxed);
         let until = now() + steps;
@@ -66,7 +66,7 @@ impl Drop for Flood {
     }
 }
 
-/// Expects that messages come through to this user.
+/// Expects that messages are delivered to this user.
 fn expect_messages(daemon: &Daemon, client: &mut Client, user: &str) {
     let pusher = Pusher::connect(&daemon.zeromq);
     for number in 0..10 {
@@ -77,11 +77,11 @@ fn expect_messages(daemon: &Daemon, client: &mut Client, user: &str) {
 }
 
 #[test]
-fn a_flood_of_messages_does_not_keep_browsers_waiting() {
+fn a_flood_of_messages_does_not_delay_browsers() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let pusher = Pusher::connect(&daemon.zeromq);
-    // It takes longer to be read than to be sent, so that there is always more.
+    // Reading it takes longer than sending it, so that there is always more.
     let list = vec![json!({"id": "6b030f5b450565077"}); 200];
     let message = json!({"topicId": "newNotification", "userId": "nobody", "list": list});
     let message = message.to_string();
@@ -89,7 +89,7 @@ fn a_flood_of_messages_does_not_keep_browsers_waiting() {
         pusher.send_bytes(message.as_bytes());
         true
     });
-    // More than what may wait in the queues of both sides.
+    // More than the queues of both sides can hold.
     flood.expect_steps(4_000);
     let mut client = notified(&mut daemon, "alice");
     daemon.subscribe(&mut client, "alice", "recordUpdate.Account.1");
@@ -100,7 +100,7 @@ fn a_flood_of_messages_does_not_keep_browsers_waiting() {
 }
 
 #[test]
-fn a_flood_of_broken_messages_does_not_keep_browsers_waiting() {
+fn a_flood_of_invalid_messages_does_not_delay_browsers() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let pusher = Pusher::connect(&daemon.zeromq);
@@ -115,7 +115,7 @@ fn a_flood_of_broken_messages_does_not_keep_browsers_waiting() {
 }
 
 #[test]
-fn a_flood_of_messages_to_one_user_does_not_keep_others_waiting() {
+fn a_flood_of_messages_to_one_user_does_not_delay_others() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut flooded = notified(&mut daemon, "bob");
@@ -124,7 +124,7 @@ fn a_flood_of_messages_to_one_user_does_not_keep_others_waiting() {
         let message = |n| json!({"topicId": "newNotification", "userId": "bob", "n": n});
         let messages: Vec<Value> = (0..200).map(message).collect();
         pusher.send_all(&messages);
-        // In order and without a gap, however fast.
+        // In order and without a gap, at any speed.
         flooded.expect_events(&messages);
         true
     });
@@ -134,7 +134,7 @@ fn a_flood_of_messages_to_one_user_does_not_keep_others_waiting() {
 }
 
 #[test]
-fn a_flood_of_frames_does_not_keep_messages_and_others_waiting() {
+fn a_flood_of_frames_does_not_delay_messages_or_other_clients() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");
@@ -149,7 +149,7 @@ fn a_flood_of_frames_does_not_keep_messages_and_others_waiting() {
 }
 
 #[test]
-fn a_flood_of_pings_does_not_keep_messages_waiting() {
+fn a_flood_of_pings_does_not_delay_messages() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut client = notified(&mut daemon, "alice");

@@ -1,12 +1,12 @@
-//! Taking the place of the unit that an administrator wrote.
+//! Replacing the unit that an administrator wrote.
 
 use std::fs;
 
 use super::Machine;
 use super::machine::{CONFIG, DROP_IN, expect};
 
-const OURS: &str = "/etc/systemd/system/espocrm-websocket.service";
-const KEPT: &str = "/var/lib/espocrm-websocket/adopted";
+const UNIT: &str = "/etc/systemd/system/espocrm-websocket.service";
+const BACKUP: &str = "/var/lib/espocrm-websocket/adopted";
 
 /// As EspoCRM's administrators write it.
 fn documented(dir: &str) -> String {
@@ -19,12 +19,12 @@ fn documented(dir: &str) -> String {
 }
 
 #[test]
-fn the_documented_unit_goes_and_comes_back() {
+fn the_documented_unit_is_adopted_and_restored() {
     let machine = Machine::new();
     machine.espocrm("/path/to/espocrm");
-    machine.put(OURS, &documented("/path/to/espocrm"));
+    machine.put(UNIT, &documented("/path/to/espocrm"));
     let wanted = "/etc/systemd/system/default.target.wants/espocrm-websocket.service";
-    machine.link(wanted, OURS);
+    machine.link(wanted, UNIT);
     let before = machine.written();
     let said = machine.adopt(&[]).unwrap();
     expect(
@@ -36,22 +36,22 @@ fn the_documented_unit_goes_and_comes_back() {
     );
     expect(&said, &["systemctl enable --now espocrm-websocket.service", "adopt --undo"]);
     expect(&machine.text(CONFIG), &["\nespocrm = \"/path/to/espocrm\"\n"]);
-    assert!(!machine.has(OURS) && !machine.has(wanted) && machine.has(DROP_IN));
+    assert!(!machine.has(UNIT) && !machine.has(wanted) && machine.has(DROP_IN));
     assert_eq!(
-        machine.text(&format!("{KEPT}/espocrm-websocket.service")),
+        machine.text(&format!("{BACKUP}/espocrm-websocket.service")),
         documented("/path/to/espocrm")
     );
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
-    expect(&machine.adopt(&["--undo"]).unwrap(), &[OURS, "was restored", "Nothing was started"]);
-    // Its own settings may have been changed by then.
+    expect(&machine.adopt(&["--undo"]).unwrap(), &[UNIT, "was restored", "Nothing was started"]);
+    // The settings of the new service may have changed meanwhile.
     fs::remove_file(machine.at(CONFIG)).unwrap();
     assert_eq!(machine.written(), before);
-    assert_eq!(machine.text(OURS), documented("/path/to/espocrm"));
-    assert_eq!(machine.at(wanted).read_link().unwrap().to_str(), Some(OURS));
+    assert_eq!(machine.text(UNIT), documented("/path/to/espocrm"));
+    assert_eq!(machine.at(wanted).read_link().unwrap().to_str(), Some(UNIT));
 }
 
 #[test]
-fn a_unit_of_any_name_and_in_any_words_goes() {
+fn a_unit_of_any_name_and_form_is_adopted() {
     let machine = Machine::new();
     machine.espocrm("/home/ann/my crm");
     machine.put(
@@ -71,7 +71,7 @@ fn a_unit_of_any_name_and_in_any_words_goes() {
 }
 
 #[test]
-fn of_several_units_each_gets_a_service() {
+fn each_of_several_units_gets_a_service() {
     let machine = Machine::new();
     for name in ["a", "b"] {
         machine.espocrm(&format!("/srv/{name}"));

@@ -1,4 +1,4 @@
-//! Which EspoCRM is meant.
+//! Which EspoCRM `setup` uses.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use super::machine::{CONFIG, DROP_IN, expect};
 use crate::support::{TempDir, command, run};
 
 #[test]
-fn the_only_espocrm_is_found_wherever_it_is() {
+fn a_single_espocrm_is_found_in_any_location() {
     for dir in [
         "/var/www/html",
         "/var/www/crm",
@@ -31,7 +31,7 @@ fn the_only_espocrm_is_found_wherever_it_is() {
 }
 
 #[test]
-fn a_directory_may_be_named_from_here() {
+fn a_directory_may_be_relative() {
     let machine = Machine::new();
     let dir = TempDir::new("here");
     let name = dir.path().canonicalize().unwrap();
@@ -43,7 +43,7 @@ fn a_directory_may_be_named_from_here() {
 }
 
 #[test]
-fn document_roots_of_web_servers_are_looked_into() {
+fn document_roots_of_web_servers_are_searched() {
     for (file, text, dir) in [
         ("/etc/nginx/sites-available/crm", "server { root /data/crm/public; }", "/data/crm"),
         ("/etc/nginx/conf.d/crm.conf", "server {\n\troot \"/data/my crm\";\n}", "/data/my crm"),
@@ -65,7 +65,7 @@ fn document_roots_of_web_servers_are_looked_into() {
 }
 
 #[test]
-fn an_espocrm_that_is_found_twice_is_one() {
+fn an_espocrm_found_twice_counts_once() {
     let machine = Machine::new();
     machine.espocrm("/srv/crm");
     machine.link("/var/www/html", "/srv/crm");
@@ -94,7 +94,7 @@ fn without_an_espocrm_nothing_is_written() {
 }
 
 #[test]
-fn of_several_none_is_chosen() {
+fn none_of_several_is_chosen() {
     let machine = Machine::new();
     for dir in ["/var/www/html", "/var/www/sales", "/srv/sales", "/home/ann/public_html"] {
         machine.espocrm(dir);
@@ -106,7 +106,7 @@ fn of_several_none_is_chosen() {
     expect(&machine.setup(&[]).unwrap_err(), &["several EspoCRMs", commands]);
     expect(&machine.setup(&["--at-install"]).unwrap(), &["several EspoCRMs", commands]);
     assert!(machine.written().is_empty());
-    // They do what they say.
+    // The printed commands have the described effect.
     for command in commands.lines().filter(|line| !line.is_empty()) {
         let words: Vec<_> = command.split_whitespace().skip(1).collect();
         machine.run(&words).unwrap();
@@ -116,7 +116,7 @@ fn of_several_none_is_chosen() {
 }
 
 #[test]
-fn a_unit_of_the_administrators_is_told_and_left_alone() {
+fn a_unit_of_the_administrator_is_reported_and_kept() {
     let machine = Machine::new();
     machine.espocrm("/var/www/html");
     let unit = "/etc/systemd/system/espocrm-websocket.service";

@@ -1,4 +1,4 @@
-//! An image of a machine.
+//! The image of a machine.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use crate::support::{TempDir, command, is_root, run};
 
-/// A machine's files in a directory, with the packaged units and a few users.
+/// The files of a machine in a directory, with the packaged units and a few users.
 pub struct Machine(TempDir);
 
-/// How a command ended: its output, or its complaint.
+/// The result of a command: its output, or its error message.
 pub type Outcome = Result<String, String>;
 
 pub const CONFIG: &str = "/etc/espocrm-websocket/config.toml";
@@ -28,7 +28,7 @@ impl Machine {
         machine
     }
 
-    /// Who owns each EspoCRM: the web server's user, if this may give it to somebody else.
+    /// The owner of each EspoCRM: the web server's user, if the current user may change owners.
     pub fn owner(&self) -> (u32, u32) {
         let metadata = self.0.path().metadata().unwrap();
         if is_root() { (33, 33) } else { (metadata.uid(), metadata.gid()) }
@@ -48,7 +48,7 @@ impl Machine {
         symlink(target, self.at(path)).unwrap();
     }
 
-    /// What an EspoCRM is known by.
+    /// Creates the files that identify an EspoCRM.
     pub fn espocrm(&self, dir: &str) {
         for file in ["bootstrap.php", "command.php", "websocket.php", "data/config.php"] {
             self.put(&format!("{dir}/{file}"), "<?php\n");
@@ -65,7 +65,7 @@ impl Machine {
         self.at(path).symlink_metadata().is_ok()
     }
 
-    /// Every file that is not the machine's own, with its content: what was written.
+    /// Every file that does not belong to the initial machine, with its content.
     pub fn written(&self) -> Vec<String> {
         let mut files = Vec::new();
         let mut dirs = vec![self.at("/etc"), self.at("/var/lib")];
@@ -84,7 +84,7 @@ impl Machine {
         files
     }
 
-    /// Runs a command of the program in this image. No systemd may be asked.
+    /// Runs a command of the program in this image. No systemd may be called.
     pub fn run(&self, arguments: &[&str]) -> Outcome {
         let mut command = command();
         command.args(arguments).arg("--root").arg(self.0.path()).env("PATH", "/nonexistent");
@@ -110,7 +110,7 @@ impl Machine {
     }
 }
 
-/// Expects each of these in a text.
+/// Expects that a text contains each of these.
 pub fn expect(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is not in: {text}");

@@ -1,4 +1,4 @@
-//! The files that are written, and who can read them.
+//! The files that `setup` writes, and who can read them.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -9,8 +9,8 @@ use super::machine::{CONFIG, DROP_IN, expect};
 use crate::support::{Standin, TempDir, command, is_root, run};
 
 #[test]
-fn what_was_written_can_be_run_with() {
-    // The EspoCRM is at the same place in the image and here.
+fn the_daemon_runs_with_the_written_settings() {
+    // The EspoCRM has the same path in the image and here.
     let standin = Standin::new();
     let dir = standin.path().canonicalize().unwrap();
     let dir = dir.to_str().unwrap();
@@ -53,7 +53,7 @@ fn every_user_can_read_the_settings() {
 }
 
 #[test]
-fn a_second_time_nothing_is_written() {
+fn a_second_run_writes_nothing() {
     let machine = Machine::new();
     machine.espocrm("/var/www/html");
     expect(&machine.setup(&["--at-install"]).unwrap(), &[CONFIG, DROP_IN, "user web"]);
@@ -61,14 +61,14 @@ fn a_second_time_nothing_is_written() {
     assert_eq!(machine.setup(&["--at-install"]), Ok(String::new()));
     expect(&machine.setup(&[]).unwrap(), &["settings (unchanged)"]);
     assert_eq!(files, [CONFIG, DROP_IN].map(|path| machine.at(path).metadata().unwrap().ino()));
-    // An upgrade that writes another drop-in says so.
+    // An upgrade that writes a different drop-in reports that.
     machine.put(DROP_IN, "[Service]\nUser=old\n");
     expect(&machine.setup(&["--at-install"]).unwrap(), &[DROP_IN]);
     expect(&machine.text(DROP_IN), &["User=web\n"]);
 }
 
 #[test]
-fn settings_are_kept_but_for_the_directory() {
+fn all_settings_except_the_directory_are_kept() {
     let machine = Machine::new();
     machine.espocrm("/srv/a");
     machine.espocrm("/srv/b");
@@ -88,7 +88,7 @@ fn settings_are_kept_but_for_the_directory() {
 }
 
 #[test]
-fn data_of_root_is_refused_with_what_to_do() {
+fn data_owned_by_root_is_rejected_with_instructions() {
     if !is_root() {
         eprintln!("skipped: only root can have files belong to others");
         return;
@@ -131,7 +131,7 @@ fn systemd_understands_the_drop_in() {
 }
 
 #[test]
-fn this_machine_is_changed_by_root_only() {
+fn only_root_may_change_this_machine() {
     if !is_root() {
         eprintln!("skipped: needs a second user");
         return;

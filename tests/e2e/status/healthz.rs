@@ -1,14 +1,16 @@
-//! `/healthz` is red when the daemon is not really serving. That all access checks have failed for a
-//! minute is tested beside the code, with a clock that can be set.
+//! `/healthz` fails when the daemon does not really serve. The failure of all access checks for a
+//! minute is covered by unit tests, whose clock can be set.
 
 use crate::support::{Client, Control, Daemon, Standin, eventually};
 
 fn expect_green(control: &Control) {
-    eventually("it is green", || control.ask("GET", "/healthz", "") == (200, "ok\n".to_owned()));
+    eventually("/healthz succeeds", || {
+        control.ask("GET", "/healthz", "") == (200, "ok\n".to_owned())
+    });
     assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 1\n"));
 }
 
-/// Waits until it is red for this reason.
+/// Waits until `/healthz` fails for this reason.
 fn expect_red(control: &Control, why: &str) {
     eventually(&format!("it is red because {why}"), || {
         let (status, body) = control.ask("GET", "/healthz", "");
@@ -17,7 +19,7 @@ fn expect_red(control: &Control, why: &str) {
 }
 
 #[test]
-fn it_is_red_at_the_limit_of_connections() {
+fn healthz_fails_at_the_connection_limit() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &["--max-connections", "2"]);
     expect_green(&control);
@@ -31,7 +33,7 @@ fn it_is_red_at_the_limit_of_connections() {
 }
 
 #[test]
-fn it_is_red_without_descriptors_and_can_still_be_asked() {
+fn healthz_fails_without_free_descriptors_and_still_answers() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let _alice = daemon.connect("alice");
@@ -45,11 +47,11 @@ fn it_is_red_without_descriptors_and_can_still_be_asked() {
 }
 
 #[test]
-fn it_is_red_while_espocrms_messages_are_not_received() {
+fn healthz_fails_while_messages_are_not_received() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.leave_descriptors(0);
-    // There is nobody whom libzmq could send away: it rests.
+    // There are no peers to disconnect, so libzmq is paused.
     let zeromq = daemon.zeromq.strip_prefix("tcp://").unwrap().to_owned();
     let waiting = std::net::TcpStream::connect(&zeromq).unwrap();
     daemon.wait_for("connections cannot be accepted at");
@@ -60,7 +62,7 @@ fn it_is_red_while_espocrms_messages_are_not_received() {
 }
 
 #[test]
-fn checks_that_fail_for_a_moment_are_no_reason() {
+fn briefly_failing_checks_do_not_make_healthz_fail() {
     let standin = Standin::new();
     let (daemon, control): (Daemon, _) = Control::start(&standin, &[]);
     standin.set("failure", "exit255");

@@ -1,11 +1,11 @@
-//! What is asked badly, slowly or too often: the daemon serves on.
+//! Invalid, slow and excessive requests: the daemon continues to serve.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use crate::support::{Control, Port, Standin, alice, ask_port, eventually, expect_alive};
 
-/// What comes back until the end.
+/// The complete response.
 fn answer(mut stream: UnixStream) -> String {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
@@ -21,7 +21,7 @@ fn send(control: &Control, bytes: &[u8]) -> UnixStream {
 }
 
 #[test]
-fn whatever_is_asked_gets_an_answer_or_an_end() {
+fn every_request_is_answered_or_disconnected() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = alice(&daemon);
@@ -42,26 +42,26 @@ fn whatever_is_asked_gets_an_answer_or_an_end() {
         (&body, "422"),
         (&long, "431"),
     ] {
-        let told = answer(send(&control, bytes));
-        assert!(told.starts_with(&format!("HTTP/1.1 {status} ")), "{told}");
+        let response = answer(send(&control, bytes));
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");
     }
-    // Without a word, or in the middle of one.
+    // Without a request, or with an incomplete one.
     drop(control.connect());
     drop(send(&control, b"GET /sta"));
     drop(send(&control, b"GET /tail HTTP/1.1\r\n\r\n"));
-    // Who says nothing more still listens.
+    // A half-closed client still receives its response.
     let half = send(&control, b"GET /healthz HTTP/1.1\r\n\r\n");
     half.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(answer(half).ends_with("\r\n\r\nok\n"));
-    // All at once.
+    // Many requests at once.
     let pipelined = b"GET /healthz HTTP/1.1\r\n\r\n".repeat(1_000);
     assert!(answer(send(&control, &pipelined)).ends_with("\r\n\r\nok\n"));
     expect_alive(&daemon, &mut alice, 1);
-    eventually("nobody is kept", || daemon.descriptors() == descriptors);
+    eventually("all connections are closed", || daemon.descriptors() == descriptors);
 }
 
 #[test]
-fn a_hundred_who_are_slow_keep_nobody_from_asking() {
+fn a_hundred_slow_clients_do_not_block_others() {
     let standin = Standin::new();
     let port = Port::reserve();
     let metrics = port.address();
@@ -76,21 +76,21 @@ fn a_hundred_who_are_slow_keep_nobody_from_asking() {
     assert_eq!(ask_port(metrics, "GET", "/healthz"), (200, "ok\n".to_owned()));
     assert!(daemon.descriptors() <= descriptors + 16);
     expect_alive(&daemon, &mut alice, 1);
-    // Nobody waits for ever.
+    // No client waits forever.
     for stream in slow {
         assert_eq!(answer(stream), "");
     }
     for stream in &mut silent {
         let _ = stream.read(&mut [0]);
     }
-    eventually("nobody is kept", || daemon.descriptors() == descriptors);
-    // Those who watch are not ended for others; these are told to come later.
+    eventually("all connections are closed", || daemon.descriptors() == descriptors);
+    // Tails are not closed in favor of other requests; further tails are rejected.
     let mut tails: Vec<_> = (0..8).map(|_| send(&control, b"GET /tail HTTP/1.1\r\n\r\n")).collect();
     for tail in &mut tails {
         tail.read_exact(&mut [0; 15]).unwrap();
     }
-    let told = answer(control.connect());
-    assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+    let response = answer(control.connect());
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
     assert_eq!(ask_port(metrics, "GET", "/healthz"), (200, "ok\n".to_owned()));
     tails.pop();
     eventually("there is room again", || {
@@ -102,7 +102,7 @@ fn a_hundred_who_are_slow_keep_nobody_from_asking() {
 }
 
 #[test]
-fn an_answer_that_is_not_read_holds_nobody_up() {
+fn an_unread_response_blocks_nothing() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = alice(&daemon);
@@ -116,7 +116,7 @@ fn an_answer_that_is_not_read_holds_nobody_up() {
 }
 
 #[test]
-fn at_the_port_for_metrics_there_are_two_paths() {
+fn the_metrics_port_has_two_paths() {
     let standin = Standin::new();
     let port = Port::reserve();
     let metrics = port.address();
@@ -134,7 +134,7 @@ fn at_the_port_for_metrics_there_are_two_paths() {
     assert_eq!(ask_port(metrics, "POST", "/metrics").0, 405);
     assert!(control.get("/metrics").starts_with("# HELP "));
     assert_eq!(control.number("/messages/received"), 0);
-    // A second daemon serves without them.
+    // A second daemon serves without the metrics port.
     let other = Standin::new();
     let mut second =
         crate::support::Daemon::start_with(&other, &["--metrics", &metrics.to_string()]);

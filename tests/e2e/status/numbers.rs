@@ -1,4 +1,4 @@
-//! What is told is what has happened.
+//! The reported numbers match what has happened.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Control, Daemon, Pusher, Standin, eventually, request};
 
-/// What has been counted by reason, without what never was.
+/// The counters by reason, without those that are zero.
 fn counted(status: &Value, pointer: &str) -> BTreeMap<String, u64> {
     let counts = status.pointer(pointer).and_then(Value::as_object).unwrap();
     let counts = counts.iter().map(|(name, count)| (name.clone(), count.as_u64().unwrap()));
@@ -28,7 +28,7 @@ fn expect_counted(control: &Control, pointer: &str, expected: &[(&str, u64)]) {
 }
 
 #[test]
-fn after_known_traffic_the_status_is_true() {
+fn the_status_matches_known_traffic() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     let status = control.json("/status");
@@ -115,7 +115,7 @@ fn after_known_traffic_the_status_is_true() {
 }
 
 #[test]
-fn checks_by_a_worker_are_counted_as_such_and_so_is_its_processor_time() {
+fn worker_checks_and_worker_cpu_time_are_counted() {
     let standin = Standin::new();
     let path = Control::path(&standin);
     let daemon = Daemon::with_workers(&standin, &["--control", path.to_str().unwrap()]);
@@ -125,7 +125,7 @@ fn checks_by_a_worker_are_counted_as_such_and_so_is_its_processor_time() {
     }
     assert_eq!(control.number("/checks/runs/worker"), 2);
     assert_eq!(control.number("/checks/runs/plain"), 0);
-    // The worker has not ended.
+    // The worker still runs.
     assert!(control.number("/checks/php_cpu_milliseconds") > 0);
     assert_eq!(control.number("/checks/cached"), 1);
 }
@@ -153,23 +153,23 @@ fn each_reason_for_dropping_a_message_is_counted() {
 }
 
 #[test]
-fn each_reason_for_keeping_a_connection_out_is_counted() {
+fn each_reason_for_rejecting_a_connection_is_counted() {
     let standin = Standin::new();
     let origin = ["--origin", "https://crm.example.com"];
     let (daemon, control) = Control::start(&standin, &origin);
-    let knock = |head: &str| {
+    let send = |head: &str| {
         let mut client = Client::tcp(daemon.address);
         client.send(head.as_bytes());
         client
     };
     let allowed =
         |target: &str| request(target).replace("http://localhost", "https://crm.example.com");
-    let _kept: Vec<_> = [
-        knock("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
-        knock("\0\r\n\r\n"),
-        knock(&request("/?authToken=tok-alice&userId=alice")),
-        knock(&allowed("/")),
-        knock(&allowed("/?authToken=tok-alice&userId=al%20ice")),
+    let _clients: Vec<_> = [
+        send("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        send("\0\r\n\r\n"),
+        send(&request("/?authToken=tok-alice&userId=alice")),
+        send(&allowed("/")),
+        send(&allowed("/?authToken=tok-alice&userId=al%20ice")),
     ]
     .into_iter()
     .collect();
@@ -185,26 +185,26 @@ fn each_reason_for_keeping_a_connection_out_is_counted() {
     expect_counted(&control, "/connections/refused", &[("user_limit", 1)]);
     control.expect("/connections/open", 2);
     tabs.push(daemon.connect("bob"));
-    let _turned_away = [Client::tcp(daemon.address), Client::tcp(daemon.address)];
+    let _rejected = [Client::tcp(daemon.address), Client::tcp(daemon.address)];
     let reasons = [("user_limit", 1), ("connection_limit", 2)];
     expect_counted(&control, "/connections/refused", &reasons);
 
     let flags = ["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "--max-per-address", "1"];
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &flags);
-    let knock = |bytes: &str| {
+    let send = |bytes: &str| {
         let mut client = Client::tcp(daemon.address);
         client.send(bytes.as_bytes());
         client
     };
-    let _kept = [
-        knock("GET / HTTP/1.1\r\n\r\n"),
-        knock("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
-        knock("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
+    let _clients = [
+        send("GET / HTTP/1.1\r\n\r\n"),
+        send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
+        send("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"),
     ];
     let reasons = [("proxy_header", 1), ("address_limit", 1)];
     expect_counted(&control, "/connections/refused", &reasons);
-    // Whoever says nothing.
+    // A client that sends nothing.
     control.expect("/connections/refused/handshake_timeout", 1);
 }
 
@@ -263,7 +263,7 @@ fn each_reason_for_ending_a_connection_is_counted() {
 }
 
 #[test]
-fn reloads_and_limits_that_were_hit_are_counted() {
+fn reloads_and_limit_hits_are_counted() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     daemon.reload("EspoCRM's settings have not changed");

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use crate::support::{Client, Control, DEADLINE, Daemon, Pusher, Standin, eventually, run};
 
 #[test]
-fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
+fn a_kicked_user_reconnects_and_is_checked_again() {
     let standin = Standin::new();
     let path = Control::path(&standin);
-    // What was granted counts for an hour, unless it is forgotten.
+    // The cached verdict is valid for an hour unless it is removed.
     let flags = ["--check-cache", "1h", "--control", path.to_str().unwrap()];
     let daemon = Daemon::start_with(&standin, &flags);
     let control = Control::at(&path);
@@ -25,7 +25,7 @@ fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
     control.expect("/connections/ended/kicked", 2);
     daemon.connect("alice");
     assert_eq!(standin.count(login), 2);
-    // Of nobody else.
+    // Connections of other users are not affected.
     daemon.connect("bob");
     assert_eq!(standin.count("AuthTokenCheck tok-bob bob"), 1);
     let output = control.run(&["kick", "nobody \u{1b}[2J"]);
@@ -35,7 +35,7 @@ fn a_user_who_is_kicked_comes_back_and_is_checked_anew() {
 }
 
 #[test]
-fn what_is_sent_reaches_only_those_who_may_see_it() {
+fn sent_messages_reach_only_permitted_users() {
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -68,7 +68,7 @@ fn what_is_sent_reaches_only_those_who_may_see_it() {
 }
 
 #[test]
-fn what_espocrm_could_not_send_is_refused_in_the_same_way() {
+fn send_rejects_the_messages_that_are_invalid_from_espocrm() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -90,7 +90,7 @@ fn what_espocrm_could_not_send_is_refused_in_the_same_way() {
 }
 
 #[test]
-fn tail_shows_what_passes_to_whoever_watches() {
+fn tail_prints_delivered_messages() {
     let standin = Standin::new();
     let (mut daemon, _) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
@@ -104,12 +104,12 @@ fn tail_shows_what_passes_to_whoever_watches() {
     std::thread::spawn(move || {
         output.lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
     });
-    // It watches from some moment on: once it has shown a message.
+    // The tail has started once it has shown a message.
     let pusher = Pusher::connect(&daemon.zeromq);
     let next = || shown.recv_timeout(DEADLINE).unwrap();
     let probe = json!({"topicId": "appParamsUpdate"});
     let mut first = None;
-    eventually("it watches", || {
+    eventually("the tail has started", || {
         pusher.send(&probe);
         first = shown.try_recv().ok();
         first.is_some()
@@ -127,13 +127,13 @@ fn tail_shows_what_passes_to_whoever_watches() {
     assert!(dropped.contains("  DROPPED: its topicId belongs to no category"), "{dropped}");
     let odd = next();
     assert!(odd.contains(r"  newNotification.\u{1b}[2J\u{202e}  to all  0 receivers  "), "{odd}");
-    // The daemon's end is its end.
+    // The tail exits when the daemon does.
     daemon.stop("TERM");
     assert_eq!(process.wait().unwrap().code(), Some(1));
 }
 
 #[test]
-fn a_tail_that_is_not_read_holds_nobody_up_and_is_told_what_it_has_missed() {
+fn an_unread_tail_blocks_nothing_and_reports_missed_messages() {
     const COUNT: usize = 20_000;
     let standin = Standin::new();
     let (mut daemon, control) = Control::start(&standin, &[]);
@@ -166,7 +166,7 @@ fn a_tail_that_is_not_read_holds_nobody_up_and_is_told_what_it_has_missed() {
 }
 
 #[test]
-fn a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there() {
+fn an_unresponsive_daemon_is_distinguished_from_a_missing_one() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     daemon.signal("STOP");

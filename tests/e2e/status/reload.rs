@@ -1,4 +1,4 @@
-//! `espocrm-websocket reload`, which systemd runs for `systemctl reload`: it returns when the settings
+//! `espocrm-websocket reload`, which systemd runs for `systemctl reload`, returns when the settings
 //! are applied.
 
 use std::fs;
@@ -39,7 +39,7 @@ fn errors(output: &Output) -> String {
 }
 
 #[test]
-fn it_returns_when_the_settings_are_applied_and_not_before() {
+fn reload_returns_once_the_settings_are_applied_and_not_before() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let at = control_at(&standin);
@@ -58,7 +58,7 @@ fn it_returns_when_the_settings_are_applied_and_not_before() {
     let before = fs::read(&asked).unwrap().len();
     let waiting = [reload(&file), reload(&file)];
     let mut waiting = waiting.map(|mut it| it.stdout(Stdio::null()).spawn().unwrap());
-    eventually("EspoCRM is asked", || fs::read(&asked).unwrap().len() > before);
+    eventually("the probe runs", || fs::read(&asked).unwrap().len() > before);
     tab.expect_silence();
     for reload in &mut waiting {
         assert!(reload.try_wait().unwrap().is_none());
@@ -73,14 +73,14 @@ fn it_returns_when_the_settings_are_applied_and_not_before() {
 }
 
 #[test]
-fn it_fails_with_the_reason_if_something_cannot_be_applied() {
+fn reload_fails_with_the_reason_if_a_setting_cannot_be_applied() {
     let mut standin = Standin::new();
     let at = control_at(&standin);
     let (daemon, file) = start(&standin, &[], &at);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
     let control = Control::path(&standin);
-    // With the file as it is now the daemon would not be found.
+    // With the current content of the file the daemon would not be found.
     let expect = |standin: &Standin, why: &str| {
         let mut reload = command();
         reload.arg("reload").arg("--control").arg(&control).env_remove("MAINPID");
@@ -109,7 +109,7 @@ fn it_fails_with_the_reason_if_something_cannot_be_applied() {
 }
 
 #[test]
-fn without_a_control_socket_the_main_process_gets_a_signal() {
+fn without_a_control_socket_reload_signals_the_main_process() {
     let standin = Standin::new();
     let (mut daemon, file) = start(&standin, &[], "control = 'off'\n");
     let output = run(reload(&file));
@@ -117,7 +117,7 @@ fn without_a_control_socket_the_main_process_gets_a_signal() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(daemon.count("Reloading EspoCRM's settings"), 0);
 
-    // Its path in the file may be one that the daemon does not have yet.
+    // The file may contain a path that the daemon does not use yet.
     for settings in ["control = 'off'\n".to_owned(), control_at(&standin)] {
         fs::write(&file, settings).unwrap();
         let lines = daemon.log().len();

@@ -1,4 +1,4 @@
-//! What an administrator sees, on a terminal and elsewhere.
+//! The output of `status`, on a terminal and elsewhere.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::support::{Client, Control, Daemon, Pusher, Standin, command, eventual
 const COLUMNS: usize = 80;
 const LINES: usize = 24;
 
-/// A daemon to which much has happened.
+/// A daemon with varied traffic.
 fn busy(standin: &Standin) -> (Daemon, Control, Vec<Client>) {
     let (mut daemon, control) = Control::start(standin, &["--max-per-user", "1234"]);
     let mut tabs: Vec<Client> = (0..20).map(|n| daemon.connect(&format!("user{n}"))).collect();
@@ -38,7 +38,7 @@ fn busy(standin: &Standin) -> (Daemon, Control, Vec<Client>) {
 }
 
 #[test]
-fn the_status_fits_a_terminal_and_a_tired_administrator() {
+fn the_status_fits_on_a_terminal() {
     let standin = Standin::new();
     let (daemon, control, tabs) = busy(&standin);
     let screen = control.say(&["status"]);
@@ -60,8 +60,8 @@ fn the_status_fits_a_terminal_and_a_tired_administrator() {
     drop(tabs);
 }
 
-/// What a terminal of some size shows in the end, and whether its cursor is to be seen. It knows what we
-/// use.
+/// The final content of a terminal of some size, and whether its cursor is visible. It supports
+/// only the control sequences that the program uses.
 struct Terminal {
     columns: usize,
     lines: Vec<String>,
@@ -90,7 +90,7 @@ impl Terminal {
                 '\r' => terminal.column = 0,
                 '\n' => {
                     terminal.row += 1;
-                    assert!(terminal.row < rows || rest.is_empty(), "it scrolls");
+                    assert!(terminal.row < rows || rest.is_empty(), "the screen scrolls");
                 }
                 char => {
                     assert!(
@@ -133,7 +133,7 @@ impl Terminal {
     }
 }
 
-/// `status --watch` in a pseudo terminal of some size, and what is typed there.
+/// `status --watch` in a pseudo terminal of some size, and its keyboard input.
 struct Watching {
     script: Child,
     typescript: PathBuf,
@@ -161,10 +161,10 @@ impl Watching {
         watching
     }
 
-    /// What it has written so far.
+    /// Everything that it has written so far.
     fn shown(&self) -> String {
         let text = std::fs::read_to_string(&self.typescript).unwrap_or_default();
-        // What script itself says.
+        // The first line is the output of script itself.
         let text = text.split_once('\n').map_or("", |(_, text)| text);
         let text = text.split("\nScript done").next().unwrap_or_default();
         text.replace("\r\r\n", "\r\n")
@@ -173,14 +173,14 @@ impl Watching {
     fn expect_drawn(&self, more: usize) {
         let drawn = || self.shown().matches("\x1b[J").count();
         let before = drawn();
-        eventually("it is drawn", || drawn() >= before + more);
+        eventually("the screen is redrawn", || drawn() >= before + more);
     }
 
     fn type_keys(&mut self, keys: &str) {
         self.script.stdin.as_ref().unwrap().write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits for its end. The terminal is as it was before.
+    /// Waits for its exit. The terminal must be in its initial state.
     fn end(mut self) -> Terminal {
         let mut status = None;
         eventually("it ends", || {
@@ -198,14 +198,14 @@ impl Watching {
 }
 
 #[test]
-fn watch_draws_a_screen_that_does_not_wrap_and_gives_the_terminal_back() {
+fn watch_draws_without_wrapping_and_restores_the_terminal() {
     let standin = Standin::new();
     let (_daemon, control, tabs) = busy(&standin);
     let watching = Watching::start(&standin, COLUMNS, LINES);
     drop(tabs);
     control.expect("/connections/open", 0);
     watching.expect_drawn(2);
-    // What is interrupted is what runs in the terminal.
+    // The interrupted process is the one in the terminal.
     let process = watching_at(&Control::path(&standin).display().to_string());
     crate::support::Process::signal(process, "INT");
     let terminal = watching.end();
@@ -217,13 +217,13 @@ fn watch_draws_a_screen_that_does_not_wrap_and_gives_the_terminal_back() {
     );
 }
 
-/// The last line in which something is.
+/// The last line that is not empty.
 fn last(screen: &[String]) -> &str {
     screen.iter().rfind(|line| !line.is_empty()).unwrap()
 }
 
 #[test]
-fn q_quits_and_what_is_typed_is_not_shown() {
+fn q_quits_and_typed_characters_are_not_echoed() {
     let standin = Standin::new();
     let (_daemon, _control, _tabs) = busy(&standin);
     let mut watching = Watching::start(&standin, COLUMNS, LINES);
@@ -236,7 +236,7 @@ fn q_quits_and_what_is_typed_is_not_shown() {
 }
 
 #[test]
-fn in_a_small_terminal_no_line_breaks_and_what_matters_comes_first() {
+fn a_small_terminal_shows_unwrapped_lines_with_the_important_ones_first() {
     let standin = Standin::new();
     let (_daemon, _control, _tabs) = busy(&standin);
     for (columns, rows) in [(60, 15), (40, 10), (20, 5), (10, 2)] {
@@ -267,7 +267,7 @@ fn watching_at(path: &str) -> u32 {
 }
 
 #[test]
-fn elsewhere_watch_writes_a_line_each_time_until_nobody_reads() {
+fn without_a_terminal_watch_writes_lines_until_its_output_is_closed() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
@@ -292,7 +292,7 @@ fn elsewhere_watch_writes_a_line_each_time_until_nobody_reads() {
 }
 
 #[test]
-fn a_daemon_that_is_restarted_is_waited_for() {
+fn watch_waits_for_a_restarted_daemon() {
     let standin = Standin::new();
     let (daemon, _) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
@@ -303,12 +303,12 @@ fn a_daemon_that_is_restarted_is_waited_for() {
     let mut watch = watch.spawn().unwrap();
     let shown = || std::fs::read_to_string(&lines).unwrap();
     let serving = || shown().matches("serving").count();
-    eventually("it is seen", || serving() > 0);
+    eventually("the daemon is shown", || serving() > 0);
     daemon.stop("TERM");
-    eventually("its end is told", || shown().contains("No daemon answers at"));
+    eventually("the end of the daemon is shown", || shown().contains("No daemon answers at"));
     let (_daemon, _) = Control::start(&standin, &[]);
     let before = serving();
-    eventually("the other one is seen", || serving() > before);
+    eventually("the new daemon is shown", || serving() > before);
     crate::support::Process::signal(watch.id(), "TERM");
     let mut ended = None;
     eventually("it ends", || {

@@ -1,4 +1,4 @@
-//! The socket itself: where it is, whose it is, and that a daemon serves without one.
+//! The control socket: its path, its permissions, and operation without one.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -14,7 +14,7 @@ fn errors(output: &Output) -> String {
 }
 
 #[test]
-fn the_socket_is_for_root_and_the_daemons_user_only() {
+fn the_socket_accepts_only_root_and_the_user_of_the_daemon() {
     let standin = Standin::new();
     let (daemon, control) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
@@ -32,7 +32,7 @@ fn the_socket_is_for_root_and_the_daemons_user_only() {
     };
     let told = as_nobody();
     assert!(told.contains("run the command as root, or as the daemon's user"), "{told}");
-    // Whatever the file's mode is.
+    // Regardless of the file's mode.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     let told = as_nobody();
     assert!(told.contains("Only root and the daemon's user may use the control socket."), "{told}");
@@ -40,7 +40,7 @@ fn the_socket_is_for_root_and_the_daemons_user_only() {
 }
 
 #[test]
-fn root_may_ask_a_daemon_of_another_user() {
+fn root_may_query_a_daemon_of_another_user() {
     if !is_root() {
         return;
     }
@@ -54,7 +54,7 @@ fn root_may_ask_a_daemon_of_another_user() {
 }
 
 #[test]
-fn the_socket_of_a_daemon_that_was_killed_is_replaced_and_ours_goes_with_us() {
+fn a_stale_socket_is_replaced_and_the_own_socket_is_removed_at_exit() {
     let standin = Standin::new();
     let (daemon, _) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
@@ -64,7 +64,7 @@ fn the_socket_of_a_daemon_that_was_killed_is_replaced_and_ours_goes_with_us() {
     control.get("/status");
     daemon.stop("TERM");
     assert!(!path.exists());
-    // A file that somebody has put there meanwhile is not ours.
+    // A file that was created there meanwhile is not removed.
     let (daemon, _) = Control::start(&standin, &[]);
     fs::remove_file(&path).unwrap();
     fs::write(&path, "").unwrap();
@@ -73,7 +73,7 @@ fn the_socket_of_a_daemon_that_was_killed_is_replaced_and_ours_goes_with_us() {
 }
 
 #[test]
-fn what_is_in_the_way_stays_and_browsers_are_served_without_a_socket() {
+fn an_obstructing_file_is_kept_and_browsers_are_served_without_a_socket() {
     let standin = Standin::new();
     let path = Control::path(&standin);
     let expect_without = |why: &str| {
@@ -92,7 +92,7 @@ fn what_is_in_the_way_stays_and_browsers_are_served_without_a_socket() {
     assert!(Control::at(&path).get("/status").contains(&living.address.to_string()));
     living.stop("TERM");
 
-    // One that does not answer, and takes nobody in.
+    // A socket that does not respond and has a full backlog.
     let busy = UnixListener::bind(&path).unwrap();
     let fill = |_| std::os::unix::net::UnixStream::connect(&path).unwrap();
     let _waiting: Vec<_> = (0..8).map(fill).collect();
@@ -106,7 +106,7 @@ fn what_is_in_the_way_stays_and_browsers_are_served_without_a_socket() {
 }
 
 #[test]
-fn the_directory_must_be_there_and_nobody_else_may_write_in_it() {
+fn the_directory_must_exist_and_not_be_writable_for_others() {
     let standin = Standin::new();
     let open = standin.path().join("open");
     fs::create_dir(&open).unwrap();
@@ -119,7 +119,7 @@ fn the_directory_must_be_there_and_nobody_else_may_write_in_it() {
         assert!(!path.exists());
         daemon.connect("alice").expect_silence();
     }
-    // As in /tmp nobody can rename what is another's.
+    // As in /tmp, only the owner of a file can rename it.
     fs::set_permissions(&open, Permissions::from_mode(0o1777)).unwrap();
     let path = open.join("control.sock");
     let _daemon = Daemon::start_with(&standin, &["--control", path.to_str().unwrap()]);
@@ -127,7 +127,7 @@ fn the_directory_must_be_there_and_nobody_else_may_write_in_it() {
 }
 
 #[test]
-fn a_service_has_its_socket_where_systemd_says() {
+fn a_service_creates_its_socket_in_the_runtime_directory() {
     let standin = Standin::new();
     let dir = standin.path().join("runtime");
     fs::create_dir(&dir).unwrap();
@@ -140,11 +140,11 @@ fn a_service_has_its_socket_where_systemd_says() {
 }
 
 #[test]
-fn run_by_hand_it_has_one_in_run_if_it_may() {
+fn a_manually_started_daemon_uses_run_if_permitted() {
     let standin = Standin::new();
     let usual = "run/espocrm-websocket/control.sock";
     if is_root() {
-        // In a /run of its own.
+        // In a separate /run.
         let script = "mount -t tmpfs tmpfs /run && exec \"$@\"";
         let mut own = Command::new("unshare");
         own.args(["--mount", "sh", "-c", script, "sh"]).arg(command().get_program());
@@ -175,7 +175,7 @@ fn run_by_hand_it_has_one_in_run_if_it_may() {
 }
 
 #[test]
-fn a_reload_moves_it() {
+fn a_reload_moves_the_control_socket() {
     let standin = Standin::new();
     let file = standin.path().join("config.toml");
     let [first, second] = ["first.sock", "second.sock"].map(|name| standin.path().join(name));
@@ -187,16 +187,16 @@ fn a_reload_moves_it() {
     Control::at(&first).get("/status");
     fs::write(&file, format!("control = {second:?}")).unwrap();
     daemon.reload("EspoCRM's settings have changed");
-    eventually("it is there", || second.exists());
+    eventually("the new socket exists", || second.exists());
     Control::at(&second).get("/status");
     assert!(!first.exists());
     fs::write(&file, "control = \"off\"").unwrap();
     daemon.reload("EspoCRM's settings have changed");
-    eventually("it is gone", || !second.exists());
+    eventually("the socket is removed", || !second.exists());
 }
 
 #[test]
-fn commands_find_the_daemon_by_its_configuration_and_say_if_there_is_none() {
+fn commands_find_the_daemon_by_its_configuration_and_report_a_missing_one() {
     let standin = Standin::new();
     let (daemon, _) = Control::start(&standin, &[]);
     let path = Control::path(&standin);

@@ -1,4 +1,4 @@
-//! A user whose tab gets notifications: who is there to notice what happens to others.
+//! A user whose tab receives notifications, to see whether other clients are affected.
 
 use std::io::{Read, Write};
 
@@ -11,7 +11,7 @@ pub fn notification(number: usize) -> Value {
     json!({"topicId": "newNotification", "userId": "alice", "number": number})
 }
 
-/// A tab of alice's that gets notifications.
+/// A tab of alice that receives notifications.
 pub fn alice(daemon: &Daemon) -> Client {
     let mut alice = daemon.connect("alice");
     alice.subscribe("newNotification");
@@ -19,7 +19,7 @@ pub fn alice(daemon: &Daemon) -> Client {
     alice
 }
 
-/// Shows that a tab of alice's is still served, and has got nothing else meanwhile.
+/// Expects that a tab of alice is still served and has received nothing else meanwhile.
 pub fn expect_alive<S: Read + Write>(daemon: &Daemon, alice: &mut Client<S>, number: usize) {
     alice.expect_silence();
     Php::send(&daemon.zeromq, &[notification(number)]);

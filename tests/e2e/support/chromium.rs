@@ -1,4 +1,4 @@
-//! A headless Chromium, told what to do through its debugging port.
+//! A headless Chromium, controlled through its debugging port.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::{Client, DEADLINE, Group, TempDir, eventually, program};
 
-/// Ends with the test, and takes what it has stored with it.
+/// Exits with the test and removes its files.
 pub struct Chromium {
     _process: Group,
     _profile: TempDir,
-    /// Where its developer tools listen.
+    /// The address of its developer tools.
     address: SocketAddr,
     browser: DevTools,
 }
@@ -22,9 +22,9 @@ pub struct Page(DevTools);
 
 struct DevTools {
     client: Client,
-    /// The number of the last command.
+    /// The id of the last command.
     last: u64,
-    /// What was told without being asked for.
+    /// The events received so far.
     events: Vec<Value>,
 }
 
@@ -48,7 +48,7 @@ impl Chromium {
         let path = profile.path();
         let mut command = program("/usr/bin/chromium");
         command.args(FLAGS).arg(format!("--user-data-dir={}", path.display()));
-        // Instead of its start page.
+        // Replaces its start page.
         command.arg("about:blank");
         command.env("HOME", path).env("TMPDIR", path);
         command.stdout(Stdio::null()).stderr(std::fs::File::create(path.join("stderr")).unwrap());
@@ -56,7 +56,7 @@ impl Chromium {
         let mut port = None;
         eventually("DevTools listen", || {
             let stderr = || std::fs::read_to_string(path.join("stderr")).unwrap();
-            assert!(process.is_running(), "it has ended: {}", stderr());
+            assert!(process.is_running(), "it exited: {}", stderr());
             let file = std::fs::read_to_string(path.join("DevToolsActivePort"));
             port = file.ok().and_then(|it| it.split_once('\n').map(|(a, b)| (a.parse(), b.into())));
             port.is_some()
@@ -67,7 +67,7 @@ impl Chromium {
         Self { _process: process, _profile: profile, address, browser }
     }
 
-    /// Opens a page and waits until it is loaded. What it requests is recorded.
+    /// Opens a page and waits until it is loaded. Its requests are recorded.
     pub fn open(&mut self, url: &str) -> Page {
         let target = self.browser.call("Target.createTarget", &json!({"url": "about:blank"}));
         let target = format!("/devtools/page/{}", target["targetId"].as_str().unwrap());
@@ -82,7 +82,7 @@ impl Chromium {
 }
 
 impl Page {
-    /// The value of a JavaScript expression; of a promise, what it is resolved to.
+    /// The value of a JavaScript expression; the resolved value if it is a promise.
     pub fn evaluate(&mut self, script: &str) -> Value {
         let parameters = json!({"expression": script, "awaitPromise": true, "returnByValue": true});
         let mut result = self.0.call("Runtime.evaluate", &parameters);
@@ -103,7 +103,7 @@ impl Page {
         }
     }
 
-    /// Waits for the response to a request whose address contains `part`, and returns its status.
+    /// Waits for the response to a request whose URL contains `part`, and returns its status.
     pub fn status(&mut self, part: &str) -> Value {
         let response = self.0.event(|event| {
             event["method"] == "Network.responseReceived"
@@ -112,7 +112,7 @@ impl Page {
         response["params"]["response"]["status"].clone()
     }
 
-    /// The addresses that it has requested so far, those of `WebSocket`s included.
+    /// The URLs requested so far, including those of `WebSocket`s.
     pub fn requests(&self) -> Vec<&str> {
         let of = |event: &Value| match event["method"].as_str() {
             Some("Network.requestWillBeSent") => Some("/params/request/url"),
@@ -133,7 +133,7 @@ impl Page {
 impl DevTools {
     fn open(address: SocketAddr, target: &str) -> Self {
         let mut client = Client::tcp(address);
-        // It would compress, and distrusts an Origin.
+        // No extensions, since Chromium would compress, and no Origin, which Chromium rejects.
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
              Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -145,7 +145,7 @@ impl DevTools {
         Self { client, last: 0, events: Vec::new() }
     }
 
-    /// Has a command carried out.
+    /// Runs a command and returns its result.
     fn call(&mut self, method: &str, parameters: &Value) -> Value {
         self.last += 1;
         let command = json!({"id": self.last, "method": method, "params": parameters});
@@ -158,12 +158,12 @@ impl DevTools {
         }
     }
 
-    /// Waits for an event, and takes it from those that are kept.
+    /// Waits for an event and removes it from the stored events.
     fn event(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         let mut known = 0;
         loop {
-            assert!(start.elapsed() < DEADLINE, "it was not told: {:#?}", self.events);
+            assert!(start.elapsed() < DEADLINE, "no such event: {:#?}", self.events);
             if let Some(index) = self.events[known..].iter().position(&is_it) {
                 return self.events.remove(known + index);
             }
@@ -172,7 +172,7 @@ impl DevTools {
         }
     }
 
-    /// Takes a message; an answer is returned, an event is kept.
+    /// Receives a message; a response is returned, an event is stored.
     fn receive(&mut self) -> Option<Value> {
         let message = self.client.next_message();
         if message["id"] == self.last {

@@ -1,4 +1,4 @@
-//! A WebSocket client of bytes: it does what a test says, right or wrong.
+//! A WebSocket client at byte level: it sends whatever a test specifies, valid or invalid.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::DEADLINE;
-use super::secrets::keep_token_secret;
+use super::secrets::register_token;
 
-/// An upgrade as Chromium sends it, but for its target.
+/// The upgrade request of Chromium without its request line.
 pub const GOOD_HEAD: &str = "Host: localhost\r\n\
     Connection: Upgrade\r\n\
     Upgrade: websocket\r\n\
@@ -20,9 +20,9 @@ pub const GOOD_HEAD: &str = "Host: localhost\r\n\
     Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\
     Sec-WebSocket-Protocol: wamp\r\n\r\n";
 
-/// A whole upgrade request.
+/// A complete upgrade request.
 pub fn request(target: &str) -> String {
-    keep_token_secret(target);
+    register_token(target);
     format!("GET {target} HTTP/1.1\r\n{GOOD_HEAD}")
 }
 
@@ -36,14 +36,14 @@ pub struct Frame {
 /// A connection over any stream.
 pub struct Client<S = TcpStream> {
     pub stream: S,
-    /// Read, but not yet used.
+    /// Bytes that were read but not used yet.
     buffer: VecDeque<u8>,
-    /// The head of the response to the upgrade.
+    /// The head of the upgrade response.
     pub response: String,
 }
 
 impl Client {
-    /// A TCP connection, on which nothing has been sent.
+    /// A TCP connection on which nothing has been sent.
     pub fn tcp(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -52,15 +52,15 @@ impl Client {
         Self::over(stream)
     }
 
-    /// Upgraded, with these credentials.
+    /// An upgraded connection with these credentials.
     pub fn open(address: SocketAddr, user: &str, token: &str) -> Self {
         let mut client = Self::tcp(address);
         client.upgrade(&format!("/?authToken={token}&userId={user}"));
         client
     }
 
-    /// A tab of alice's that is welcome; `None` if the daemon is not there, will not have it, or ends
-    /// meanwhile.
+    /// A tab of alice that received its welcome; `None` if the daemon does not listen, rejects the
+    /// client, or ends meanwhile.
     pub fn attempt(address: SocketAddr) -> Option<Self> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
@@ -75,7 +75,7 @@ impl Client {
         (head.starts_with(b"HTTP/1.1 101 ") && tab.next()?.opcode == 1).then_some(tab)
     }
 
-    /// Sends nothing more.
+    /// Shuts down the sending side.
     pub fn half_close(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
@@ -91,7 +91,7 @@ impl<S: Read + Write> Client<S> {
         self.stream.flush().unwrap();
     }
 
-    /// Upgrades, which must succeed.
+    /// Upgrades the connection, which must succeed.
     pub fn upgrade(&mut self, target: &str) {
         self.send(request(target).as_bytes());
         self.response = self.read_head();
@@ -107,12 +107,12 @@ impl<S: Read + Write> Client<S> {
         String::from_utf8(head).unwrap()
     }
 
-    /// Reads until the server ends the connection.
+    /// Reads until the server closes the connection.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         std::iter::from_fn(|| self.byte()).collect()
     }
 
-    /// Sends one frame, masked: `first` is its first byte.
+    /// Sends one masked frame; `first` is its first byte.
     pub fn send_frame(&mut self, first: u8, payload: &[u8]) {
         self.send(&Self::frame(first, payload));
     }
@@ -153,16 +153,16 @@ impl<S: Read + Write> Client<S> {
         self.send_json(&json!([6, topic]));
     }
 
-    /// The next frame; `None` if TCP has ended. Pings are answered, as a browser does.
+    /// The next frame; `None` if TCP has ended. Pings are answered, as browsers do.
     pub fn next(&mut self) -> Option<Frame> {
         let start = Instant::now();
         loop {
-            assert!(start.elapsed() < DEADLINE, "nothing but pings");
+            assert!(start.elapsed() < DEADLINE, "only pings were received");
             let frame = self.next_raw()?;
             if frame.opcode != 9 {
                 return Some(frame);
             }
-            assert!(start.elapsed() < DEADLINE, "nothing but pings");
+            assert!(start.elapsed() < DEADLINE, "only pings were received");
             self.send_frame(0x8a, &frame.payload);
         }
     }
@@ -170,7 +170,7 @@ impl<S: Read + Write> Client<S> {
     /// The next frame, pings included.
     pub fn next_raw(&mut self) -> Option<Frame> {
         let first = self.byte()?;
-        assert_eq!(first & 0xf0, 0x80, "a server of ours sends whole frames");
+        assert_eq!(first & 0xf0, 0x80, "the daemon does not fragment frames");
         let second = self.byte()?;
         assert_eq!(second & 0x80, 0, "a server does not mask");
         let bytes = match second {
@@ -213,7 +213,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    /// Expects that nothing has been sent: a ping is answered before anything else.
+    /// Expects that nothing has been sent: the answer to a ping comes first.
     pub fn expect_silence(&mut self) {
         self.send_frame(0x89, b"silence?");
         let pong = Frame { opcode: 10, payload: b"silence?".to_vec() };
@@ -241,9 +241,9 @@ impl<S: Read + Write> Client<S> {
                 Ok(0) => return None,
                 Ok(length) => self.buffer.extend(&buffer[..length]),
                 Err(error) => match error.kind() {
-                    // The latter is what TLS calls the end of TCP.
+                    // TLS reports the end of TCP as the latter.
                     io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => return None,
-                    // A machine that is paused interrupts reads that have a deadline.
+                    // Pausing a machine interrupts reads that have a deadline.
                     io::ErrorKind::Interrupted => {}
                     _ => panic!("{error}"),
                 },

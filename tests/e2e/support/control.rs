@@ -1,4 +1,4 @@
-//! The control socket, asked by bytes.
+//! The control socket at byte level.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,25 +8,25 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use super::{DEADLINE, Daemon, Standin, command, eventually, indiscretion, run};
+use super::{DEADLINE, Daemon, Standin, command, eventually, find_leak, run};
 
 /// A daemon with a control socket.
 pub struct Control(PathBuf);
 
 impl Control {
-    /// Where it is in a stand-in's directory.
+    /// The path of the socket in a stand-in's directory.
     pub fn path(standin: &Standin) -> PathBuf {
         standin.path().join("control.sock")
     }
 
-    /// Serves a stand-in, with a control socket.
+    /// Starts a daemon with a control socket for a stand-in.
     pub fn start(standin: &Standin, flags: &[&str]) -> (Daemon, Self) {
         let path = Self::path(standin);
         let control = ["--control", path.to_str().unwrap()];
         (Daemon::start_with(standin, &[&control[..], flags].concat()), Self(path))
     }
 
-    /// That of a daemon that runs.
+    /// The control socket of a running daemon.
     pub fn at(path: &Path) -> Self {
         Self(path.to_owned())
     }
@@ -38,7 +38,7 @@ impl Control {
         stream
     }
 
-    /// The status and the body of what comes back.
+    /// The status and the body of the response.
     pub fn ask(&self, method: &str, target: &str, body: &str) -> (u16, String) {
         exchange(self.connect(), method, target, body)
     }
@@ -53,34 +53,34 @@ impl Control {
         serde_json::from_str(&self.get(target)).unwrap()
     }
 
-    /// A number of its status.
+    /// A number in the status.
     pub fn number(&self, pointer: &str) -> u64 {
         let status = self.json("/status");
         status.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| {
-            panic!("there is no number {pointer} in {status}");
+            panic!("no number {pointer} in {status}");
         })
     }
 
-    /// Waits until a number of its status is this one.
+    /// Waits until a number in the status has this value.
     pub fn expect(&self, pointer: &str, number: u64) {
-        let mut told = None;
+        let mut previous = None;
         eventually(&format!("{pointer} is {number}"), || {
             let is = self.number(pointer);
-            if told.replace(is) != Some(is) {
+            if previous.replace(is) != Some(is) {
                 println!("{pointer} is {is}");
             }
             is == number
         });
     }
 
-    /// Runs one of the commands that ask a daemon.
+    /// Runs one of the commands that query a daemon.
     pub fn run(&self, arguments: &[&str]) -> Output {
         let mut command = command();
         command.args(arguments).arg("--control").arg(&self.0);
         run(command)
     }
 
-    /// The same for one that must succeed.
+    /// Runs a command that must succeed, and returns its output.
     pub fn say(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -89,14 +89,14 @@ impl Control {
     }
 }
 
-/// One request over a port.
+/// Sends one request to a TCP port.
 pub fn ask_port(address: SocketAddr, method: &str, target: &str) -> (u16, String) {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     exchange(stream, method, target, "")
 }
 
-/// One request, and the whole of what comes back. Nobody may be told a secret.
+/// Sends one request and reads the complete response, which must not contain a secret.
 fn exchange(
     mut stream: impl Read + Write,
     method: &str,
@@ -113,7 +113,7 @@ fn exchange(
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
     assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{head}");
-    body.lines().for_each(|line| assert_eq!(indiscretion(line), None));
+    body.lines().for_each(|line| assert_eq!(find_leak(line), None));
     let status = head.strip_prefix("HTTP/1.1 ").unwrap().split(' ').next().unwrap();
     (status.parse().unwrap(), body.to_owned())
 }

@@ -1,4 +1,4 @@
-//! The daemon under test, as a process.
+//! The tested daemon, as a process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use espocrm_websocket::platform::sys;
 
-use super::{Client, DEADLINE, Process, Standin, eventually, indiscretion, keep_secret, readable};
+use super::{Client, DEADLINE, Process, Standin, eventually, find_leak, readable, register_secret};
 
 pub struct Daemon {
     process: Child,
     log: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
-    /// Where browsers connect.
+    /// The address for browsers.
     pub address: SocketAddr,
-    /// Where PHP connects.
+    /// The endpoint for PHP.
     pub zeromq: String,
 }
 
@@ -29,18 +29,18 @@ pub fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_espocrm-websocket"))
 }
 
-/// The command that serves a stand-in, without a configuration file and a control socket.
+/// The command that serves a stand-in, without a configuration file and without a control socket.
 pub fn serving(standin: &Standin) -> Command {
     serving_by(command(), standin.path())
 }
 
-/// The same by another program, or one that runs as another user.
+/// The same with another program, or with one that runs as another user.
 pub fn serving_by(mut program: Command, espocrm: &Path) -> Command {
     program.args(["run", "--control", "off", "--config", "/dev/null", "--espocrm"]).arg(espocrm);
     program
 }
 
-/// The program in a stand-in's directory, run by a user to whom permissions mean something.
+/// The program in a stand-in's directory, run by a user who is subject to file permissions.
 pub fn command_as_nobody(standin: &Standin) -> Command {
     let copy = standin.path().join("espocrm-websocket");
     let mut install = Command::new("install");
@@ -58,7 +58,7 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// Runs a command that ends by itself. One that does not is killed, and has no exit code.
+/// Runs a command that exits by itself. If it does not, it is killed and has no exit code.
 pub fn run(mut command: Command) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = command.spawn().unwrap();
@@ -69,13 +69,13 @@ pub fn run(mut command: Command) -> Output {
     let _ = process.kill();
     let output = process.wait_with_output().unwrap();
     for text in [&output.stdout, &output.stderr] {
-        readable(text.clone()).lines().for_each(expect_discretion);
+        readable(text.clone()).lines().for_each(expect_no_leak);
     }
     output
 }
 
-fn expect_discretion(line: &str) {
-    assert_eq!(indiscretion(line), None);
+fn expect_no_leak(line: &str) {
+    assert_eq!(find_leak(line), None);
 }
 
 impl Daemon {
@@ -84,19 +84,19 @@ impl Daemon {
         Self::start_with(standin, &[])
     }
 
-    /// The same with more flags. Each check is run by a PHP process of its own.
+    /// The same with more flags. Each check runs in its own PHP process.
     pub fn start_with(standin: &Standin, flags: &[&str]) -> Self {
         Self::with_workers(standin, &[&["--no-worker", "--check-cache", "0"], flags].concat())
     }
 
-    /// The same, with PHP workers.
+    /// The same with PHP workers.
     pub fn with_workers(standin: &Standin, flags: &[&str]) -> Self {
         let mut command = serving(standin);
         command.arg("--debug").args(flags);
         if !flags.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1"]);
         }
-        // What a killed daemon leaves behind goes with the stand-in.
+        // Files that a killed daemon leaves behind are removed with the stand-in.
         command.env("TMPDIR", standin.path());
         Self::spawn(command)
     }
@@ -106,14 +106,14 @@ impl Daemon {
         Self::demo_at("127.0.0.1:0")
     }
 
-    /// The demo at an address.
+    /// The demo at this address.
     pub fn demo_at(address: &str) -> Self {
         let mut command = command();
         command.args(["demo", "--debug", "--listen", address]);
         Self::spawn(command)
     }
 
-    /// Ends it by a signal, and waits for its end.
+    /// Ends the daemon with a signal and waits for its exit.
     pub fn stop(mut self, signal: &str) {
         self.signal(signal);
         self.wait();
@@ -125,9 +125,9 @@ impl Daemon {
         Self::spawn_with_streams(command)
     }
 
-    /// The same with the standard input and output that the command was given.
+    /// The same, with the standard input and output of the command.
     pub fn spawn_with_streams(mut command: Command) -> Self {
-        // Some tests hold thousands of connections.
+        // Some tests open thousands of connections.
         let _ = sys::raise_open_files();
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = process.stderr.take().unwrap();
@@ -152,21 +152,21 @@ impl Daemon {
         let (_, address) = browsers.trim_end_matches('.').rsplit_once("://").unwrap();
         daemon.address = address.parse().unwrap();
         zeromq.trim_end_matches('.').rsplit_once(' ').unwrap().1.clone_into(&mut daemon.zeromq);
-        // Before that no check is started. The demo has no EspoCRM that could be checked.
+        // No check is started before that. The demo has no EspoCRM to check.
         if daemon.count(" for EspoCRM ") > 0 {
             daemon.wait_for("elf-check");
         }
         daemon
     }
 
-    /// A WebSocket of this user's, welcomed.
+    /// A WebSocket of this user that received its welcome.
     pub fn connect(&self, user: &str) -> Client {
         let mut client = Client::open(self.address, user, &format!("tok-{user}"));
         client.expect_welcome();
         client
     }
 
-    /// Subscribes and waits until it is granted.
+    /// Subscribes and waits until access is granted.
     pub fn subscribe<S: Read + Write>(&mut self, client: &mut Client<S>, user: &str, topic: &str) {
         let line = format!("add topic {topic} for user {user}");
         let count = |log: &[String]| log.iter().filter(|it| it.ends_with(&line)).count();
@@ -179,18 +179,18 @@ impl Daemon {
         self.process.id()
     }
 
-    /// Its child processes, those that it has not reaped included.
+    /// Its child processes, including those that it has not reaped.
     pub fn children(&self) -> Vec<Process> {
         Process::children_of(self.pid())
     }
 
-    /// The PHP workers among them.
+    /// The PHP workers among its children.
     pub fn workers(&self) -> Vec<u32> {
         let is_worker = |pid: &u32| Process::arguments(*pid).iter().any(|word| word == "-S");
         self.children().iter().map(|it| it.pid).filter(is_worker).collect()
     }
 
-    /// How many lines of the log contain `text`.
+    /// The number of log lines that contain `text`.
     pub fn count(&self, text: &str) -> usize {
         self.log().iter().filter(|line| line.contains(text)).count()
     }
@@ -200,31 +200,31 @@ impl Daemon {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits for a line of the log that contains `text`, and returns it.
+    /// Waits for a log line that contains `text`, and returns it.
     pub fn wait_for(&mut self, text: &str) -> String {
         self.wait_for_after(0, text)
     }
 
-    /// The same, but for the first lines of the log.
+    /// The same, but skips the first `lines` lines of the log.
     pub fn wait_for_after(&mut self, lines: usize, text: &str) -> String {
         let mut found = None;
         let find = |log: Vec<String>| log.into_iter().skip(lines).find(|it| it.contains(text));
         eventually(&format!("the log says {text:?}"), || {
             found = find(self.log());
             if found.is_none() && self.process.try_wait().unwrap().is_some() {
-                // What it said last may still be on its way.
+                // The last lines may not have been read yet.
                 if let Some(reader) = self.reader.take() {
                     reader.join().unwrap();
                 }
                 found = find(self.log());
-                assert!(found.is_some(), "it ended without saying {text:?}: {:#?}", self.log());
+                assert!(found.is_some(), "it exited without logging {text:?}: {:#?}", self.log());
             }
             found.is_some()
         });
         found.unwrap()
     }
 
-    /// Has it read its settings again, and waits until it says `text` about that.
+    /// Reloads the settings and waits for a log line about that which contains `text`.
     pub fn reload(&mut self, text: &str) -> String {
         let lines = self.log().len();
         self.signal("HUP");
@@ -236,7 +236,7 @@ impl Daemon {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// Waits for its end.
+    /// Waits for its exit.
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the daemon ends", || {
@@ -253,26 +253,26 @@ impl Daemon {
         line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// The processor time that it has used, its children not counted.
+    /// The processor time that it has used, without its children.
     pub fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let (_, rest) = stat.rsplit_once(") ").unwrap();
-        // Of its own and of the kernel for it, in hundredths of a second.
+        // User and system time, in hundredths of a second.
         let times = rest.split(' ').skip(11).take(2).map(|time| time.parse::<u64>().unwrap());
         Duration::from_millis(10 * times.sum::<u64>())
     }
 
-    /// Sets a limit of the running process, by prlimit(1).
+    /// Sets a limit of the running process with prlimit(1).
     pub fn limit(&self, limit: &str) {
         let mut prlimit = Command::new("prlimit");
-        // By the same user: root may be one that may not do it for another.
+        // As the same user: root may lack the capability to do it for another user.
         let user = std::fs::metadata(format!("/proc/{}", self.pid())).unwrap();
         prlimit.uid(user.uid()).gid(user.gid());
         prlimit.args(["--pid", &self.pid().to_string(), limit]);
         assert!(prlimit.status().unwrap().success(), "{limit}");
     }
 
-    /// Takes back what [`limit`](Self::limit) has set, for as much as it may have.
+    /// Reverts [`limit`](Self::limit), as far as the hard limit permits.
     pub fn unlimit(&self, name: &str, option: &str) {
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.pid())).unwrap();
         let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -280,7 +280,7 @@ impl Daemon {
         self.limit(&format!("--{option}={most}:"));
     }
 
-    /// Lowers its limit of open files so that it can open just so many more.
+    /// Lowers its limit of open files so that it can open exactly this many more.
     pub fn leave_descriptors(&self, count: usize) {
         let open = self.open_descriptors();
         let free = (0..).filter(|number| !open.contains(number));
@@ -288,7 +288,7 @@ impl Daemon {
         self.limit(&format!("--nofile={limit}:"));
     }
 
-    /// How many descriptors it has open.
+    /// The number of its open descriptors.
     pub fn descriptors(&self) -> usize {
         self.open_descriptors().len()
     }
@@ -302,17 +302,17 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let children = self.children();
-        // What a worker is to be asked with.
+        // The secrets of the workers.
         for child in &children {
             let environment = std::fs::read(format!("/proc/{}/environ", child.pid));
             let environment =
                 String::from_utf8_lossy(&environment.unwrap_or_default()).into_owned();
             let secret = environment.split('\0').find_map(|it| it.split_once("WEBSOCKET_SECRET="));
-            secret.inspect(|(_, secret)| keep_secret(secret));
+            secret.inspect(|(_, secret)| register_secret(secret));
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // Killed like this it cannot end what it has started; each of those leads a group.
+        // A killed daemon cannot end its children; each of them leads a process group.
         for child in children {
             let _ = Command::new("kill")
                 .args(["-s", "KILL", "--"])
@@ -324,10 +324,10 @@ impl Drop for Daemon {
             return;
         }
         if let Some(reader) = self.reader.take() {
-            // To the last line.
+            // Read to the last line.
             eventually("its log ends", || reader.is_finished());
         }
-        // Whatever the test was about.
-        self.log().iter().for_each(|line| expect_discretion(line));
+        // Regardless of the test.
+        self.log().iter().for_each(|line| expect_no_leak(line));
     }
 }

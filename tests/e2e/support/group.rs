@@ -1,13 +1,13 @@
-//! A program that starts others, such as a proxy or a browser.
+//! A program that starts other processes, such as a proxy or a browser.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// A process with all that it starts; they end with the test.
+/// A process with all processes that it starts; they end with the test.
 pub struct Group(Child);
 
-/// A command for [`Group::start`]; what it runs ends even if the test is killed.
+/// A command for [`Group::start`]; its process ends even if the test is killed.
 pub fn program(path: &str) -> Command {
     assert!(
         Path::new(path).exists(),
@@ -28,7 +28,7 @@ impl Group {
         self.0.try_wait().unwrap().is_none()
     }
 
-    /// Sends the first process a signal.
+    /// Sends a signal to the first process.
     pub fn signal(&self, name: &str) {
         let pid = self.0.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());

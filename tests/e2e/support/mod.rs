@@ -1,4 +1,4 @@
-//! What the tests are written in.
+//! Shared helpers of the tests.
 
 mod alice;
 mod chromium;
@@ -21,31 +21,31 @@ pub use client::{Client, Frame, GOOD_HEAD, request};
 pub use control::{Control, ask_port};
 pub use daemon::{Daemon, command, command_as_nobody, is_root, run, serving, serving_by};
 pub use group::{Group, program};
-pub use mute::Mute;
+pub use mute::UnloggedDaemon;
 pub use php::Php;
 pub use port::Port;
 pub use process::Process;
 pub use proxy::{Kind, Proxy};
 pub use pusher::Pusher;
-pub use secrets::{indiscretion, keep_secret, readable};
+pub use secrets::{find_leak, readable, register_secret};
 pub use standin::Standin;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Far more than anything takes, on any machine: reached only if it never comes.
+/// Far more than any operation takes on any machine: reached only if it never completes.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < DEADLINE, "it did not happen: {what}");
+        assert!(start.elapsed() < DEADLINE, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A directory that lives as long as the test, and longer if the test fails.
+/// A directory that lives as long as the test, and is kept if the test fails.
 pub struct TempDir(PathBuf);
 
 impl TempDir {

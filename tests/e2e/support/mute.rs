@@ -1,18 +1,18 @@
-//! The daemon under test, where its log goes somewhere else than to the test.
+//! The tested daemon when its log is not available to the test.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
 use super::{Client, Php, Port, Standin, eventually, notification, serving_by};
 
-/// A daemon at ports that are known before, since nobody may read where they are.
-pub struct Mute {
+/// A daemon with predetermined ports, since the test cannot read them from the log.
+pub struct UnloggedDaemon {
     process: Child,
     browsers: Port,
     zeromq: Port,
 }
 
-impl Mute {
+impl UnloggedDaemon {
     pub fn start(standin: &Standin, program: Command, stderr: impl Into<Stdio>) -> Self {
         let (browsers, zeromq) = (Port::reserve(), Port::reserve());
         let mut command = serving_by(program, standin.path());
@@ -21,11 +21,13 @@ impl Mute {
         command.args(["--zeromq", &format!("tcp://{}", zeromq.address())]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let process = command.spawn().unwrap();
-        eventually("it listens", || std::net::TcpStream::connect(browsers.address()).is_ok());
+        eventually("the port accepts connections", || {
+            std::net::TcpStream::connect(browsers.address()).is_ok()
+        });
         Self { process, browsers, zeromq }
     }
 
-    /// Where browsers connect.
+    /// The address for browsers.
     pub fn address(&self) -> SocketAddr {
         self.browsers.address()
     }
@@ -34,7 +36,7 @@ impl Mute {
         self.process.id()
     }
 
-    /// A tab of alice's that gets notifications.
+    /// A tab of alice that receives notifications.
     pub fn alice(&self) -> Client {
         let mut alice = Client::open(self.browsers.address(), "alice", "tok-alice");
         alice.expect_welcome();
@@ -51,7 +53,7 @@ impl Mute {
     }
 }
 
-impl Drop for Mute {
+impl Drop for UnloggedDaemon {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

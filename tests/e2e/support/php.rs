@@ -1,4 +1,4 @@
-//! PHP sending as EspoCRM does.
+//! PHP that sends messages as EspoCRM does.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use serde_json::Value;
 pub struct Php;
 
 impl Php {
-    /// Sends messages by php-cli with php-zmq, one connection for each.
+    /// Sends messages with php-cli and php-zmq, one connection per message.
     pub fn send(zeromq: &str, messages: &[Value]) {
         let lines: Vec<String> = messages.iter().map(ToString::to_string).collect();
         Self::send_raw(zeromq, &lines.join("\n"));

@@ -1,11 +1,12 @@
-//! A TCP port for a server that has to be told one.
+//! A TCP port for a server whose port must be specified.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-/// Keeps a port at 127.0.0.1 for one test: the kernel gives it to nobody who asks for any free one.
-/// A server that sets `SO_REUSEADDR`, as they all do, can listen there, again and again.
+/// Reserves a port at 127.0.0.1 for one test: the kernel does not assign it to a socket that
+/// requests any free port. A server that sets `SO_REUSEADDR`, as all of them do, can listen on it
+/// repeatedly.
 pub struct Port(Socket);
 
 impl Port {

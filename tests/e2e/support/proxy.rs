@@ -20,7 +20,7 @@ pub enum Kind {
     Traefik,
 }
 
-/// A proxy with a directory of its own, at a port of its own.
+/// A proxy with its own directory and its own port.
 pub struct Proxy {
     kind: Kind,
     process: Group,
@@ -28,7 +28,7 @@ pub struct Proxy {
     dir: TempDir,
 }
 
-/// A connection with TLS.
+/// A TLS connection.
 pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 impl Proxy {
@@ -42,7 +42,8 @@ impl Proxy {
         Self::start_as(kind, daemon, changes, certify)
     }
 
-    /// The same, with the files `certificate.pem` and `key.pem` that `certify` puts into a directory.
+    /// The same, with the files `certificate.pem` and `key.pem` that `certify` writes to a
+    /// directory.
     pub fn start_as(
         kind: Kind,
         daemon: SocketAddr,
@@ -65,9 +66,9 @@ impl Proxy {
         command.stdout(file("stdout.log")).stderr(file("stderr.log"));
         let mut proxy = Self { kind, process: Group::start(command), port, dir };
         eventually("the proxy serves", || {
-            assert!(proxy.process.is_running(), "it has ended: {}", proxy.logs());
+            assert!(proxy.process.is_running(), "it exited: {}", proxy.logs());
             match kind {
-                // It listens before it knows its site.
+                // Traefik listens before it has loaded its site.
                 Kind::Traefik => proxy.answers().is_ok(),
                 _ => TcpStream::connect(proxy.address()).is_ok(),
             }
@@ -75,7 +76,7 @@ impl Proxy {
         proxy
     }
 
-    /// Whether it answers with the certificate that it is to have.
+    /// Whether it responds with its configured certificate.
     fn answers(&self) -> std::io::Result<()> {
         let name = ServerName::try_from("localhost").unwrap();
         let tls = ClientConnection::new(self.trust(), name).unwrap();
@@ -90,17 +91,17 @@ impl Proxy {
         self.port.address()
     }
 
-    /// Its certificate, PEM.
+    /// The path of its certificate, PEM.
     pub fn certificate(&self) -> PathBuf {
         self.dir.path().join("certificate.pem")
     }
 
-    /// Its configuration, as far as it is documented.
+    /// The documented part of its configuration.
     pub fn site(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("site")).unwrap()
     }
 
-    /// What a browser needs that trusts it.
+    /// The TLS configuration of a browser that trusts it.
     pub fn trust(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         let certificate = CertificateDer::from_pem_file(self.certificate());
@@ -108,7 +109,7 @@ impl Proxy {
         Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
     }
 
-    /// A TLS connection, on which nothing has been sent.
+    /// A TLS connection on which nothing has been sent.
     pub fn tls(&self) -> Client<Tls> {
         let name = ServerName::try_from("localhost").unwrap();
         let tls = ClientConnection::new(self.trust(), name).unwrap();
@@ -117,21 +118,21 @@ impl Proxy {
         Client::over(StreamOwned::new(tls, tcp))
     }
 
-    /// Upgraded, with these credentials, where EspoCRM's client connects.
+    /// An upgraded connection with these credentials, at the path that EspoCRM's client uses.
     pub fn open(&self, user: &str, token: &str) -> Client<Tls> {
         let mut client = self.tls();
         client.upgrade(&format!("/wss?authToken={token}&userId={user}"));
         client
     }
 
-    /// A WebSocket of this user's, welcomed.
+    /// A WebSocket of this user that received its welcome.
     pub fn connect(&self, user: &str) -> Client<Tls> {
         let mut client = self.open(user, &format!("tok-{user}"));
         client.expect_welcome();
         client
     }
 
-    /// Has it read its configuration again, as its systemd unit does, and waits until it has.
+    /// Reloads its configuration, as its systemd unit does, and waits until it is in effect.
     pub fn reload(&self) {
         let (signal, said) = match self.kind {
             Kind::Nginx => ("HUP", "gracefully shutting down"),
@@ -145,7 +146,7 @@ impl Proxy {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
                 return;
             }
-            Kind::Traefik => unreachable!("it looks at its file by itself"),
+            Kind::Traefik => unreachable!("it reloads its file by itself"),
         };
         self.process.signal(signal);
         eventually("the proxy has reloaded", || self.logs().contains(said));
@@ -156,7 +157,7 @@ impl Proxy {
         self.process.signal("TERM");
     }
 
-    /// What it has written to any log.
+    /// The content of all its logs.
     pub fn logs(&self) -> String {
         let entries =
             std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
@@ -188,7 +189,7 @@ impl Kind {
         std::fs::read_to_string(self.document()).unwrap()
     }
 
-    /// What is documented as an example, and what it is here.
+    /// The documented example values, and their replacements in this test.
     fn substitutes(
         self,
         dir: &Path,
@@ -239,8 +240,8 @@ impl Kind {
         substitutes
     }
 
-    /// Runs it in the foreground, with what a distribution's own files do around the documented
-    /// text.
+    /// The command that runs it in the foreground, with the documented text embedded as in a
+    /// distribution's own files.
     fn command(self, dir: &Path, address: SocketAddr) -> Command {
         let here = dir.display();
         let main = dir.join("main");
@@ -290,7 +291,7 @@ impl Kind {
                 command
             }
             Self::Traefik => {
-                // Its static configuration. The documented file is one of its file provider.
+                // Its static configuration. The documented file is for its file provider.
                 std::fs::copy(dir.join("site"), dir.join("site.yml")).unwrap();
                 let text = format!(
                     "entryPoints:\n  websecure:\n    address: \"{address}\"\n\
@@ -308,7 +309,7 @@ impl Kind {
     }
 }
 
-/// Makes a certificate for localhost that signs itself.
+/// Creates a self-signed certificate for localhost.
 fn certify(dir: &Path) {
     let mut openssl = Command::new("openssl");
     openssl.args(["req", "-x509", "-nodes", "-days", "90", "-subj", "/CN=localhost"]);

@@ -31,7 +31,7 @@ impl Pusher {
         self.send_part(bytes, 0);
     }
 
-    /// One message of several parts.
+    /// One multipart message.
     pub fn send_parts(&self, parts: &[&[u8]]) {
         let (last, first) = parts.split_last().unwrap();
         for part in first {

@@ -1,5 +1,5 @@
-//! What nobody may ever be told, and what no line of the log may hold: each daemon is held to it at
-//! its end, whatever its test was about.
+//! Texts that must not be exposed, and that no log line may contain: the log of each daemon is
+//! checked at its end, regardless of the test.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -7,38 +7,38 @@ use std::sync::Mutex;
 /// Every token and passphrase that any test has used so far.
 static SECRETS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Remembers a secret; unless it might as well stand in a sentence.
-pub fn keep_secret(text: &str) {
+/// Registers a secret, unless it could also be an ordinary word.
+pub fn register_secret(text: &str) {
     let is_plain = text.chars().all(|char| matches!(char, 'a'..='z' | ' ' | '-'));
     if text.len() >= 6 && !is_plain {
         SECRETS.lock().unwrap().insert(text.to_owned());
     }
 }
 
-/// Remembers the token of a request.
-pub fn keep_token_secret(request: &str) {
+/// Registers the token of a request.
+pub fn register_token(request: &str) {
     if let Some((_, rest)) = request.split_once("authToken=") {
-        keep_secret(rest.split(['&', ' ', '#', '\r']).next().unwrap());
+        register_secret(rest.split(['&', ' ', '#', '\r']).next().unwrap());
     }
 }
 
-/// What somebody may read. If it is no UTF-8, it becomes an [`indiscretion`].
+/// Text for readers. Invalid UTF-8 becomes text that [`find_leak`] reports.
 pub fn readable(bytes: Vec<u8>) -> String {
     let lossy = |bytes: &[u8]| format!("\0{}", String::from_utf8_lossy(bytes));
     String::from_utf8(bytes).unwrap_or_else(|error| lossy(error.as_bytes()))
 }
 
-/// What is wrong with this text that somebody may read, if anything is.
-pub fn indiscretion(text: &str) -> Option<String> {
-    // Whatever the user is called: the tokens of the stand-in begin like this.
+/// What is wrong with a text for readers, if anything.
+pub fn find_leak(text: &str) -> Option<String> {
+    // For any user: the tokens of the stand-in begin like this.
     let usual = ["tok-".to_owned()];
     let secrets = SECRETS.lock().unwrap();
-    let told = usual.iter().chain(&*secrets).find(|secret| text.contains(&**secret));
-    if let Some(secret) = told {
-        return Some(format!("the secret {secret:?} was told: {text}"));
+    let leaked = usual.iter().chain(&*secrets).find(|secret| text.contains(&**secret));
+    if let Some(secret) = leaked {
+        return Some(format!("the secret {secret:?} was exposed: {text}"));
     }
     let is_odd = |char: char| match char {
-        // What is invisible or turns text around.
+        // Invisible characters, and those that change the direction of text.
         '\u{200b}'..='\u{200f}'
         | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}'

@@ -7,9 +7,9 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
-use super::{TempDir, keep_secret};
+use super::{TempDir, register_secret};
 
-/// Included by each command after it has noted its run: where [`Standin::hold`] holds it.
+/// Included by each command after it has recorded its run: [`Standin::hold`] holds it here.
 const GATE: &str = "<?php
 $hold = __DIR__ . '/standin/hold';
 $end = time() + 60;
@@ -24,7 +24,7 @@ while (defined('STANDIN_COMMAND') && !standinIsSelfCheck() && is_file($hold) && 
 return array();
 ";
 
-/// An EspoCRM of its own for one test, with ports that are free.
+/// A separate EspoCRM for one test, with free ports.
 pub struct Standin {
     dir: TempDir,
     config: Map<String, Value>,
@@ -51,7 +51,7 @@ impl Standin {
         standin
     }
 
-    /// The same with a version that it claims.
+    /// The same with this version.
     pub fn version(version: &str) -> Self {
         let mut standin = Self::new();
         standin.config("version", version);
@@ -62,18 +62,17 @@ impl Standin {
         self.dir.path()
     }
 
-    /// Sets a parameter of its configuration, as EspoCRM does: by another file in the place of
-    /// the old one.
+    /// Sets a parameter of its configuration as EspoCRM does, by replacing the file.
     pub fn config(&mut self, name: &str, value: impl Into<Value>) {
         let value = value.into();
         if let Some(text) = value.as_str().filter(|_| name.ends_with("Passphrase")) {
-            keep_secret(text);
+            register_secret(text);
         }
         self.config.insert(name.to_owned(), value);
         self.write("config.php", &self.config);
     }
 
-    /// Has it belong to a user to whom permissions mean something, if that can be had: root does not
+    /// Changes its owner to a user who is subject to file permissions, if possible: root does not
     /// run the PHP of a site.
     fn give_to_nobody(&self) {
         if super::is_root() {
@@ -83,7 +82,8 @@ impl Standin {
         }
     }
 
-    /// States the version where EspoCRM does since 9.3, which wins over its other files.
+    /// Sets the version in the file that EspoCRM uses since 9.3 and that takes precedence over its
+    /// other files.
     pub fn state(&self, version: &str) {
         self.write_raw("state.php", &format!("<?php return ['version' => '{version}'];"));
     }
@@ -101,7 +101,7 @@ impl Standin {
         let temporary = path.with_extension("new");
         std::fs::write(&temporary, text).unwrap();
         if super::is_root() {
-            // Some are written by PHP as well.
+            // Some files are also written by PHP.
             let owner = self.path().metadata().unwrap();
             std::os::unix::fs::chown(&temporary, Some(owner.uid()), Some(owner.gid())).unwrap();
         }
@@ -117,7 +117,7 @@ impl Standin {
         self.clear_cache();
     }
 
-    /// States the entity types that it has, and clears the cache.
+    /// Sets its entity types, and clears the cache.
     pub fn entity_types(&self, names: &[&str]) {
         let dir = self.path().join("custom/Espo/Custom/Resources/metadata");
         std::fs::create_dir_all(&dir).unwrap();
@@ -128,7 +128,7 @@ impl Standin {
 
     pub fn clear_cache(&self) {
         let cache = self.path().join("data/cache");
-        // A check that runs may write into it meanwhile.
+        // A running check may write to it meanwhile.
         while let Err(error) = std::fs::remove_dir_all(&cache)
             && error.kind() != ErrorKind::NotFound
         {
@@ -136,34 +136,34 @@ impl Standin {
         }
     }
 
-    /// Steers it; see its README.
+    /// Controls its behavior; see its README.
     pub fn set(&self, name: &str, value: &str) {
         self.write_raw(&format!("standin/{name}"), value);
     }
 
-    /// Takes back what [`set`](Self::set) has set.
+    /// Reverts [`set`](Self::set).
     pub fn unset(&self, name: &str) {
         let _ = std::fs::remove_file(self.path().join("data/standin").join(name));
     }
 
-    /// Lets the checks whose arguments hold `text` begin, but not end before
+    /// Checks whose arguments contain `text` start but do not end before
     /// [`release`](Self::release).
     pub fn hold(&self, text: &str) {
         self.set("hold", text);
     }
 
-    /// Lets them go on.
+    /// Lets the held checks continue.
     pub fn release(&self) {
         self.unset("hold");
     }
 
-    /// Makes a PHP that does `shell` first, in EspoCRM's root, where `$1` is the script to be run
-    /// (none, if it comes on standard input). Returns its path.
+    /// Creates a PHP that runs `shell` first, in EspoCRM's root directory, where `$1` is the script
+    /// (none if the script comes from standard input). Returns its path.
     pub fn php(&self, name: &str, shell: &str) -> String {
         let (draft, path) = (self.path().join("draft"), self.path().join(name));
         std::fs::write(&draft, format!("#!/bin/sh\n{shell}\nexec php \"$@\"\n")).unwrap();
-        // Had this process written it, a child of another test could still hold it open for
-        // writing, and then it cannot be run.
+        // If this process had written it, a child of another test could still hold it open for
+        // writing, and it could not be executed.
         let mut install = Command::new("install");
         assert!(install.args(["-m", "755"]).args([&draft, &path]).status().unwrap().success());
         path.to_str().unwrap().to_owned()
@@ -175,29 +175,29 @@ impl Standin {
         runs.unwrap_or_default().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The same, in one text each.
+    /// The same, one text per run.
     pub fn runs(&self) -> Vec<String> {
         self.arguments().iter().map(|words| words.join(" ")).collect()
     }
 
-    /// How often it was run with these arguments.
+    /// The number of runs with these arguments.
     pub fn count(&self, arguments: &str) -> usize {
         self.runs().iter().filter(|run| **run == arguments).count()
     }
 
-    /// By what each run was done: `plain` or `worker`.
+    /// How each check was run: `plain` or `worker`.
     pub fn modes(&self) -> Vec<String> {
         let mode = std::fs::read_to_string(self.path().join("data/standin/how"));
         mode.unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
-    /// By what each self-check was answered: `plain` or `worker`.
+    /// How each self-check was answered: `plain` or `worker`.
     pub fn self_checks(&self) -> Vec<String> {
         let mode = std::fs::read_to_string(self.path().join("data/standin/self-checks"));
         mode.unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
-    /// How often it was asked for its settings.
+    /// The number of runs of the probe.
     pub fn probes(&self) -> usize {
         let probes = std::fs::read_to_string(self.path().join("data/standin/probes"));
         probes.unwrap_or_default().lines().count()

@@ -1,4 +1,4 @@
-//! The log in systemd's journal, and in a file of ours.
+//! The log in systemd's journal, and in a log file.
 
 use std::fs::{self, File};
 use std::io::{PipeReader, Read};
@@ -8,9 +8,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::serving;
-use crate::support::{Client, Daemon, Mute, Process, Standin, command, eventually, is_root, run};
+use crate::support::{
+    Client, Daemon, Process, Standin, UnloggedDaemon, command, eventually, is_root, run,
+};
 
-/// Serves with a pipe of ours as standard error, of which `JOURNAL_STREAM` says `stream`.
+/// Serves with a pipe as standard error, which `JOURNAL_STREAM` describes as `stream`.
 fn with_stream(standin: &Standin, stream: impl Fn(u64, u64) -> String) -> Daemon {
     let (reader, writer) = std::io::pipe().unwrap();
     let writer = OwnedFd::from(writer);
@@ -35,7 +37,7 @@ fn the_journal_gets_priorities_and_no_time() {
     for begin in ["<6>espocrm-websocket ", "<6>Browsers are served at ws://", "<4>EspoCRM's useW"] {
         assert!(daemon.log().iter().any(|line| line.starts_with(begin)), "{begin}");
     }
-    // What was sent for alice's login.
+    // The messages sent for alice's login.
     assert!(daemon.log().iter().any(|line| line.starts_with("<7>")));
     for line in daemon.log() {
         let text = line.split_once('>').unwrap().1;
@@ -60,7 +62,7 @@ fn written_to_the_journal(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn an_error_that_ends_the_program_is_an_error_in_the_journal() {
+fn a_fatal_error_has_priority_error_in_the_journal() {
     let nothing = ["--config", "/dev/null", "--espocrm", "/nonexistent"];
     for words in [&["run"][..], &["config", "--check"], &["run", "--nonsense"]] {
         let text = written_to_the_journal(&[words, &nothing].concat());
@@ -72,7 +74,7 @@ fn an_error_that_ends_the_program_is_an_error_in_the_journal() {
 }
 
 #[test]
-fn what_is_not_the_journal_gets_the_time() {
+fn other_outputs_get_timestamps() {
     let standin = Standin::new();
     let streams: [fn(u64, u64) -> String; 4] = [
         |dev, ino| format!("{dev}:{}", ino + 1),
@@ -90,12 +92,12 @@ fn what_is_not_the_journal_gets_the_time() {
     }
 }
 
-/// Serves with this log file. What still comes on standard error is read by the caller.
-fn with_log_file(standin: &Standin, file: &str) -> (Mute, PipeReader) {
+/// Serves with this log file. The caller reads what is still written to standard error.
+fn with_log_file(standin: &Standin, file: &str) -> (UnloggedDaemon, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command = command();
     command.args(["--log-file", file]);
-    (Mute::start(standin, command, writer), reader)
+    (UnloggedDaemon::start(standin, command, writer), reader)
 }
 
 /// Waits until a file contains this.
@@ -108,77 +110,77 @@ fn read(file: &Path) -> String {
 }
 
 #[test]
-fn the_log_file_lies_in_espocrms_directory_and_holds_everything() {
+fn the_log_file_is_relative_to_espocrm_and_contains_everything() {
     let standin = Standin::new();
     fs::create_dir_all(standin.path().join("data/logs")).unwrap();
     let file = standin.path().join("data/logs/websocket.log");
     fs::write(&file, "what was there before\n").unwrap();
-    let (mut mute, mut stderr) = with_log_file(&standin, "data/logs/websocket.log");
-    let mut alice = mute.alice();
+    let (mut unlogged, mut stderr) = with_log_file(&standin, "data/logs/websocket.log");
+    let mut alice = unlogged.alice();
     standin.set("failure", "crash");
-    let _bob = Client::open(mute.address(), "bob", "tok-bob");
+    let _bob = Client::open(unlogged.address(), "bob", "tok-bob");
     wait_for(&file, "PHP Fatal error");
-    mute.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 1);
     let text = read(&file);
     assert!(text.starts_with("what was there before\n20"), "{text}");
     assert!(text.contains("[INFO ] espocrm-websocket ") && text.contains("Browsers are"), "{text}");
     assert!(!text.contains("tok-"), "{text}");
-    // It is not standard error any more: that has ended.
+    // Standard error is no longer used and was closed.
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "");
 }
 
 #[test]
-fn a_log_file_that_was_moved_away_is_opened_anew() {
+fn a_rotated_log_file_is_reopened() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
-    let (mut mute, _stderr) = with_log_file(&standin, "log");
-    let mut alice = mute.alice();
-    // EspoCRM's secrets are not in it, and still it is nobody else's business.
+    let (mut unlogged, _stderr) = with_log_file(&standin, "log");
+    let mut alice = unlogged.alice();
+    // It contains none of EspoCRM's secrets, but other users must not read it either.
     assert_eq!(fs::metadata(path("log")).unwrap().permissions().mode() & 0o137, 0);
     fs::rename(path("log"), path("log.1")).unwrap();
     alice.subscribe("unknown.1");
     wait_for(&path("log.1"), "unknown.1");
-    Process::signal(mute.pid(), "HUP");
+    Process::signal(unlogged.pid(), "HUP");
     wait_for(&path("log"), "EspoCRM's settings have not changed");
     alice.subscribe("unknown.2");
     wait_for(&path("log"), "unknown.2");
     let old = read(&path("log.1"));
     assert!(!old.contains("Reloading EspoCRM") && !old.contains("unknown.2"), "{old}");
-    mute.expect_alive(&mut alice, 1);
+    unlogged.expect_alive(&mut alice, 1);
 }
 
 #[test]
-fn a_log_file_that_cannot_be_opened_anew_goes_on() {
+fn a_log_file_that_cannot_be_reopened_stays_in_use() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
     fs::create_dir(path("logs")).unwrap();
-    let (mut mute, _stderr) = with_log_file(&standin, "logs/log");
-    let mut alice = mute.alice();
+    let (mut unlogged, _stderr) = with_log_file(&standin, "logs/log");
+    let mut alice = unlogged.alice();
     fs::rename(path("logs"), path("away")).unwrap();
-    Process::signal(mute.pid(), "HUP");
+    Process::signal(unlogged.pid(), "HUP");
     let old = path("away/log");
     wait_for(&old, "EspoCRM's settings have not changed");
     let error = format!("[ERROR] The log file {} cannot be opened: ", path("logs/log").display());
     assert!(read(&old).contains(&error), "{}", read(&old));
-    mute.expect_alive(&mut alice, 1);
-    // And is opened as soon as it can be.
+    unlogged.expect_alive(&mut alice, 1);
+    // It is opened as soon as this is possible.
     fs::rename(path("away"), path("logs")).unwrap();
     fs::rename(path("logs/log"), path("logs/log.1")).unwrap();
-    Process::signal(mute.pid(), "HUP");
+    Process::signal(unlogged.pid(), "HUP");
     wait_for(&path("logs/log"), "EspoCRM's settings have not changed");
 }
 
 #[test]
-fn a_log_file_that_cannot_be_opened_is_explained_at_once() {
+fn a_log_file_that_cannot_be_opened_is_reported_at_startup() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name);
     fs::create_dir(path("dir")).unwrap();
     let fifo = Command::new("mkfifo").arg(path("fifo")).status().unwrap();
     assert!(fifo.success());
     symlink("elsewhere", path("link")).unwrap();
-    // Whom a link could lead astray is root.
+    // Only root could be misled by a link.
     let link = is_root().then_some(("link", "symbolic links"));
     let others = [
         ("nowhere/log", "No such file or directory"),

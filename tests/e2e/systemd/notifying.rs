@@ -1,4 +1,4 @@
-//! How the daemon is: starting, ready, reloading, stopping, failed.
+//! Notifications of the state: starting, ready, reloading, stopping, failed.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -6,13 +6,13 @@ use std::process::{Command, Stdio};
 use super::{Manager, kinds, serving};
 use crate::support::{Control, Daemon, Group, Standin, alice, eventually, run};
 
-/// A PHP of [`Standin::php`] that does not tell the settings while `data/standin/gate` exists.
+/// A PHP of [`Standin::php`] that does not report the settings while `data/standin/gate` exists.
 const GATE: &str = "echo > data/standin/begun; \
     while [ $# = 0 ] && [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
 
 #[test]
-fn it_is_ready_when_both_ports_accept_and_not_before() {
-    for manager in [Manager::new, Manager::abstracted] {
+fn ready_is_sent_once_both_ports_accept_and_not_before() {
+    for manager in [Manager::new, Manager::with_abstract_address] {
         let standin = Standin::new();
         let php = standin.php("php", GATE);
         let manager = manager(&standin);
@@ -21,8 +21,8 @@ fn it_is_ready_when_both_ports_accept_and_not_before() {
         command.env("NOTIFY_SOCKET", &manager.name).stdout(Stdio::null()).stderr(Stdio::null());
         let _daemon = Group::start(command);
         let begun = standin.path().join("data/standin/begun");
-        eventually("the settings are asked for", || begun.exists());
-        assert!(manager.heard().is_empty());
+        eventually("the probe runs", || begun.exists());
+        assert!(manager.notifications().is_empty());
 
         standin.unset("gate");
         let ready = manager.wait_for_number(0);
@@ -38,7 +38,7 @@ fn it_is_ready_when_both_ports_accept_and_not_before() {
 }
 
 #[test]
-fn a_reload_is_told_with_its_moment_and_its_end() {
+fn a_reload_is_notified_with_its_time_and_its_end() {
     let standin = Standin::new();
     let php = standin.php("php", GATE);
     let manager = Manager::new(&standin);
@@ -55,11 +55,11 @@ fn a_reload_is_told_with_its_moment_and_its_end() {
     let after = monotonic_micros();
     assert!((before..=after).contains(&moment), "{before} {moment} {after}");
 
-    // Once more meanwhile: it is done when the settings have been read once more.
+    // Another signal meanwhile: the reload ends when the settings were read once more.
     daemon.signal("HUP");
     assert!(manager.wait_for_number(2).starts_with("RELOADING=1\nMONOTONIC_USEC="));
     alice.expect_silence();
-    assert_eq!(manager.heard().len(), 3);
+    assert_eq!(manager.notifications().len(), 3);
     standin.unset("gate");
     let ready = manager.wait_for_number(3);
     assert!(ready.starts_with("READY=1\nSTATUS=Serving "), "{ready}");
@@ -85,14 +85,14 @@ fn a_reload_through_the_control_socket_is_notified_before_it_is_answered() {
     assert_eq!(kinds(&manager.all()), ["READY", "RELOADING", "READY"]);
 }
 
-/// Microseconds of the clock that systemd compares by, as PHP tells them.
+/// Microseconds of the clock that systemd compares with, as reported by PHP.
 fn monotonic_micros() -> u64 {
     let output = Command::new("php").args(["-r", "echo intdiv(hrtime(true), 1000);"]).output();
     String::from_utf8(output.unwrap().stdout).unwrap().parse().unwrap()
 }
 
 #[test]
-fn a_reload_that_fails_has_an_end_as_well() {
+fn a_failed_reload_is_also_notified_as_finished() {
     type Step<'a> = &'a dyn Fn(&mut Standin);
     let away = |standin: &Standin, from: &str, to: &str| {
         std::fs::rename(standin.path().join(from), standin.path().join(to)).unwrap();
@@ -100,7 +100,7 @@ fn a_reload_that_fails_has_an_end_as_well() {
     let cases: [(Step, Step); 3] = [
         (&|it| it.write_raw("config.php", "<?php return ["), &|it| it.config("useWebSocket", true)),
         (&|it| it.config("webSocketPort", "eighty"), &|it| it.config("webSocketPort", 0)),
-        // Then there is nothing to wait for.
+        // After that there is nothing to wait for.
         (&|it| away(it, "php", "away"), &|it| away(it, "away", "php")),
     ];
     for (break_it, repair_it) in cases {
@@ -125,7 +125,7 @@ fn a_reload_that_fails_has_an_end_as_well() {
 }
 
 #[test]
-fn a_start_that_fails_tells_why_and_nothing_else() {
+fn a_failed_start_reports_only_its_reason() {
     let standin = Standin::new();
     let path = |name: &str| standin.path().join(name).to_str().unwrap().to_owned();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -138,7 +138,7 @@ fn a_start_that_fails_tells_why_and_nothing_else() {
         (["--zeromq", &tcp], format!("EspoCRM's messages cannot be received at {tcp}: it is in")),
         (["--php", "/nonexistent/php"], "PHP could not be started as /nonexistent/php".to_owned()),
         (["--log-file", "none/log"], format!("The log file {} cannot be", path("none/log"))),
-        // An error of several lines, in what is read before anything else.
+        // An error of several lines, in the file that is read first.
         (["--config", &broken], format!("{broken}: line 2: max_checks: it must be at least 1")),
     ] {
         let _ = std::fs::remove_file(path("notify"));
@@ -155,7 +155,7 @@ fn a_start_that_fails_tells_why_and_nothing_else() {
 }
 
 #[test]
-fn a_manager_that_is_not_there_does_not_matter() {
+fn a_missing_service_manager_has_no_effect() {
     let standin = Standin::new();
     for name in ["/nonexistent/notify", "@nobody", "", "@", "relative", "vsock:2:1"] {
         let mut command = serving(&standin, &[]);

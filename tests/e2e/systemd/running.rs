@@ -1,4 +1,4 @@
-//! What a unit of systemd runs: as whom, after which check, and what the kernel may end.
+//! What a systemd unit runs: the user, the check before the start, and what the kernel may kill.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -18,14 +18,14 @@ fn check(standin: &Standin, flags: &[&str]) -> Output {
 }
 
 #[test]
-fn settings_that_are_sound_are_checked_without_a_word() {
+fn valid_settings_are_checked_without_output() {
     let output = check(&Standin::new(), &[]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
 }
 
 #[test]
-fn a_doubt_about_settings_is_said_and_no_mistake() {
+fn questionable_settings_cause_a_warning_and_no_error() {
     let mut standin = Standin::new();
     standin.config("useWebSocket", false);
     let output = check(&standin, &[]);
@@ -36,7 +36,7 @@ fn a_doubt_about_settings_is_said_and_no_mistake() {
 }
 
 #[test]
-fn a_mistake_in_settings_is_told() {
+fn an_error_in_settings_is_reported() {
     let mut standin = Standin::new();
     let file = standin.path().join("own.toml");
     std::fs::write(&file, "\nmax_checks = 0\n").unwrap();
@@ -54,7 +54,7 @@ fn a_mistake_in_settings_is_told() {
     expect(check(&standin, &[]), "PHP Parse error");
 }
 
-/// The command that serves a stand-in as a user to whom permissions mean something.
+/// The command that serves a stand-in as a user who is subject to file permissions.
 fn as_nobody(standin: &Standin) -> Command {
     let mut command = serving_by(command_as_nobody(standin), Path::new("."));
     command.args(["--listen", "127.0.0.1"]);
@@ -62,7 +62,7 @@ fn as_nobody(standin: &Standin) -> Command {
 }
 
 #[test]
-fn a_user_who_does_not_own_espocrms_data_is_warned() {
+fn a_user_who_does_not_own_the_data_directory_gets_a_warning() {
     if !is_root() {
         return;
     }
@@ -85,9 +85,9 @@ fn a_user_who_does_not_own_espocrms_data_is_warned() {
     daemon.wait_for("The daemon runs as root, which it does not need; PHP runs as nobody.");
 }
 
-/// When memory runs out, the kernel ends what can be repeated.
+/// When memory runs out, the kernel kills processes whose work can be repeated.
 #[test]
-fn php_gives_way_before_the_daemon() {
+fn php_is_killed_before_the_daemon_when_memory_runs_out() {
     let standin = Standin::new();
     standin.set("failure", "hang");
     let score = |process: &str| {

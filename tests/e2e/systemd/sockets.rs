@@ -1,4 +1,4 @@
-//! Listening sockets that systemd has opened, and keeps while the daemon is restarted.
+//! Listening sockets that systemd has opened and keeps open while the daemon restarts.
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -11,13 +11,13 @@ use crate::support::{Client, Daemon, Port, Standin, expect_alive, request};
 use crate::tls::authority::{Authority, EC};
 use crate::tls::{self, secure};
 
-/// Sockets after the standard streams, as systemd passes them on: a process gets its streams from
-/// us, and the shell renames them.
+/// Sockets after the standard streams, as systemd passes them: Rust can only set the standard
+/// streams of a process, and the shell renumbers them.
 const ONE: &str = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$";
 const TWO: &str =
     "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=a:b";
 
-/// The command that serves a stand-in at this socket.
+/// The command that serves a stand-in with this socket.
 fn at(socket: impl Into<OwnedFd>, standin: &Standin, flags: &[&str]) -> Command {
     let mut command = after(ONE, &serving(standin, flags));
     command.stdin(Stdio::from(socket.into())).stdout(Stdio::null());
@@ -32,14 +32,14 @@ fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
-/// A tab of alice's that has asked, and has no answer yet.
+/// A tab of alice that has sent its request and has not received a response.
 fn ask(listener: &TcpListener) -> Client {
     let mut client = Client::tcp(listener.local_addr().unwrap());
     client.send(request("/?authToken=tok-alice&userId=alice").as_bytes());
     client
 }
 
-/// Has its answer come, and messages.
+/// Expects the response, and that messages are delivered.
 fn expect_served(client: &mut Client, daemon: &Daemon) {
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     client.expect_welcome();
@@ -48,7 +48,7 @@ fn expect_served(client: &mut Client, daemon: &Daemon) {
 }
 
 #[test]
-fn who_came_before_the_daemon_is_served() {
+fn clients_that_connected_before_the_daemon_started_are_served() {
     let standin = Standin::new();
     let listener = listener();
     let mut early = ask(&listener);
@@ -77,7 +77,7 @@ fn several_sockets_are_served() {
 }
 
 #[test]
-fn who_comes_during_a_restart_is_served_by_the_new_daemon() {
+fn clients_that_connect_during_a_restart_are_served_by_the_new_daemon() {
     let standin = Standin::new();
     let listener = listener();
     let mut daemon = activate(&listener, &standin, &[]);
@@ -94,7 +94,7 @@ fn who_comes_during_a_restart_is_served_by_the_new_daemon() {
 }
 
 #[test]
-fn it_counts_more_than_every_setting() {
+fn a_passed_socket_takes_precedence_over_every_setting() {
     let mut standin = Standin::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
@@ -118,7 +118,7 @@ fn it_counts_more_than_every_setting() {
 }
 
 #[test]
-fn its_connections_may_have_our_own_tls() {
+fn a_passed_socket_may_use_tls() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));
@@ -130,7 +130,7 @@ fn its_connections_may_have_our_own_tls() {
 }
 
 #[test]
-fn what_is_no_listening_tcp_socket_is_explained() {
+fn a_passed_descriptor_that_is_no_listening_tcp_socket_is_reported() {
     let standin = Standin::new();
     let listener = listener();
     let file = File::create(standin.path().join("file")).unwrap();
@@ -154,7 +154,7 @@ fn what_is_no_listening_tcp_socket_is_explained() {
 }
 
 #[test]
-fn what_was_opened_for_another_process_is_left_alone() {
+fn sockets_passed_to_another_process_are_ignored() {
     let standin = Standin::new();
     let listener = listener();
     let address = listener.local_addr().unwrap();
@@ -175,16 +175,16 @@ fn what_was_opened_for_another_process_is_left_alone() {
 }
 
 #[test]
-fn sockets_that_were_announced_and_are_not_there_are_none() {
+fn announced_but_missing_sockets_are_ignored() {
     let standin = Standin::new();
     let script = "export LISTEN_FDS=3 LISTEN_PID=$$";
     let daemon = Daemon::spawn(after(script, &serving(&standin, &[])));
     daemon.connect("alice").expect_silence();
 }
 
-/// It lets everybody in, and by them others than this machine could come.
+/// It accepts every login, and a passed socket could make it reachable for other machines.
 #[test]
-fn the_demo_takes_none() {
+fn the_demo_ignores_passed_sockets() {
     let listener = listener();
     let mut demo = crate::support::command();
     demo.args(["demo", "--listen", "127.0.0.1:0"]);

@@ -1,21 +1,21 @@
-//! Signs that the event loop goes round.
+//! Watchdog notifications that show that the event loop runs.
 
 use super::{Manager, after, kinds, serving};
 use crate::support::{Client, Daemon, Standin, eventually};
 
-/// How many signs have come.
-fn signs(manager: &Manager) -> usize {
-    manager.heard().iter().filter(|text| text.starts_with("WATCHDOG=1\n")).count()
+/// The number of watchdog notifications.
+fn watchdog_notifications(manager: &Manager) -> usize {
+    manager.notifications().iter().filter(|text| text.starts_with("WATCHDOG=1\n")).count()
 }
 
-fn expect_more_signs(manager: &Manager) {
-    let before = signs(manager);
-    eventually("signs come", || signs(manager) >= before + 4);
+fn expect_more_watchdog_notifications(manager: &Manager) {
+    let before = watchdog_notifications(manager);
+    eventually("more notifications arrive", || watchdog_notifications(manager) >= before + 4);
 }
 
 #[test]
-fn signs_come_again_and_again_and_say_what_is_going_on() {
-    // A process's number is known to a shell that becomes it.
+fn watchdog_notifications_repeat_and_contain_the_status() {
+    // Only a shell that becomes the process knows the process id.
     for script in ["unset WATCHDOG_PID", "export WATCHDOG_PID=$$"] {
         let standin = Standin::new();
         let manager = Manager::new(&standin);
@@ -23,8 +23,8 @@ fn signs_come_again_and_again_and_say_what_is_going_on() {
         command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", "200000");
         command.env("WATCHDOG_PID", "1");
         let daemon = Daemon::spawn(command);
-        expect_more_signs(&manager);
-        assert!(manager.heard()[0].starts_with("READY=1\n"));
+        expect_more_watchdog_notifications(&manager);
+        assert!(manager.notifications()[0].starts_with("READY=1\n"));
         let status = |connections| {
             let (address, zeromq) = (daemon.address, &daemon.zeromq);
             let noun = if connections == 1 { "connection" } else { "connections" };
@@ -37,18 +37,18 @@ fn signs_come_again_and_again_and_say_what_is_going_on() {
         let tabs = [daemon.connect("alice"), daemon.connect("bob")];
         manager.wait_for(&status(2));
 
-        // A PHP that hangs is no reason for a restart.
+        // A hanging PHP is no reason for a restart.
         standin.set("failure", "hang");
         let _waiting = Client::open(daemon.address, "carol", "tok-carol");
         eventually("a check hangs", || standin.runs().len() == 3 && !daemon.children().is_empty());
-        expect_more_signs(&manager);
+        expect_more_watchdog_notifications(&manager);
         drop(tabs);
         manager.wait_for(&status(1));
     }
 }
 
 #[test]
-fn nobody_is_watched_in_anothers_place() {
+fn watchdog_settings_of_another_process_are_ignored() {
     for (pid, micros) in [("1", "200000"), ("", "200000"), ("1x", "200000")].into_iter().chain([
         ("ours", "0"),
         ("ours", ""),
@@ -64,7 +64,7 @@ fn nobody_is_watched_in_anothers_place() {
         let mut command = after(&script, &serving(&standin, &[]));
         command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", micros);
         let mut daemon = Daemon::spawn(command);
-        // The first sign would come at once.
+        // The first notification would be sent immediately.
         daemon.connect("alice").expect_silence();
         daemon.reload("have not changed");
         manager.wait_for_number(2);

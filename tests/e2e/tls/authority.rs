@@ -1,4 +1,4 @@
-//! A certificate authority of one test.
+//! A certificate authority for one test.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +15,7 @@ use crate::support::{TempDir, is_root};
 
 pub struct Authority(TempDir);
 
-/// A server's certificate and its key, PEM.
+/// A server certificate and its key, PEM.
 pub struct Issued {
     pub certificate: PathBuf,
     pub key: PathBuf,
@@ -50,7 +50,8 @@ impl Authority {
         openssl.args(arguments.split_whitespace()).current_dir(self.0.path());
         let output = openssl.output().unwrap();
         assert!(output.status.success(), "{arguments}: {output:?}");
-        // openssl makes keys private, but as root the stand-in's user is another one.
+        // openssl makes keys private, but if the test runs as root, the stand-in's user is a
+        // different one.
         if is_root() {
             for entry in std::fs::read_dir(self.0.path()).unwrap() {
                 let path = entry.unwrap().path();
@@ -64,7 +65,7 @@ impl Authority {
         self.issue_by("ca", name, kind, "server")
     }
 
-    /// Another authority, by which certificates can be issued.
+    /// A certificate authority below this one, which can issue certificates.
     pub fn issue_authority(&self, name: &str) {
         self.issue_by("ca", name, EC, "authority");
     }
@@ -99,19 +100,19 @@ impl Authority {
 }
 
 impl Issued {
-    /// What a client gets to see.
+    /// The certificate that a client receives.
     pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(&self.certificate).unwrap()
     }
 
-    /// Puts these files in the place of others, as a renewal does.
+    /// Replaces these files with others, as a renewal does.
     pub fn replace(&self, other: &Self) {
         std::fs::rename(&self.certificate, &other.certificate).unwrap();
         std::fs::rename(&self.key, &other.key).unwrap();
     }
 }
 
-/// The content of several files, one after the other.
+/// The contents of several files, concatenated.
 pub fn join(files: &[&Path]) -> Vec<u8> {
     files.iter().flat_map(|file| std::fs::read(file).unwrap()).collect()
 }

@@ -1,4 +1,4 @@
-//! Certificates and keys that are no ordinary files: nothing blocks, and memory stays bounded.
+//! Certificates and keys that are not regular files: nothing blocks, and memory stays bounded.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use crate::support::{Daemon, Standin, command, run};
 const NOT_REGULAR: &str = "it is not a regular file";
 const TOO_LARGE: &str = "it is larger than 1 MiB";
 
-/// Puts a file there that cannot be read like others.
+/// Creates a file that cannot be read like a regular one.
 type Make = fn(&Path);
 
 fn fifo(path: &Path) {
@@ -41,7 +41,7 @@ const HOSTILE: [(Make, &str); 6] = [
 ];
 
 #[test]
-fn the_start_fails_and_does_not_block() {
+fn a_special_file_fails_at_startup_without_blocking() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     let mut standin = Standin::new();
@@ -72,7 +72,7 @@ fn the_start_fails_and_does_not_block() {
 }
 
 #[test]
-fn a_reload_keeps_the_certificate_and_the_tabs() {
+fn a_reload_with_special_files_keeps_the_certificate_and_the_tabs() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let issued = authority.issue("server", EC);
@@ -90,7 +90,7 @@ fn a_reload_keeps_the_certificate_and_the_tabs() {
             if path.is_dir() && !path.is_symlink() {
                 fs::remove_dir(path).unwrap();
             }
-            // It replaces what is left.
+            // It replaces the remaining special file.
             fs::rename(&kept, path).unwrap();
         }
         let after = alice(&daemon, &client);
@@ -98,13 +98,13 @@ fn a_reload_keeps_the_certificate_and_the_tabs() {
         drop(after);
         expect_alive(&daemon, &mut before, number);
     }
-    // Nothing has grown with the endless ones.
+    // The endless files have not increased the memory.
     assert!(daemon.status("VmHWM") < 100_000, "{} kB", daemon.status("VmHWM"));
 }
 
-/// The length of the iterations' number stays, so that no other length in the file changes.
+/// The iteration count keeps its length, so that no other length in the file changes.
 #[test]
-fn a_key_that_takes_too_long_to_decrypt_is_refused() {
+fn a_key_that_takes_too_long_to_decrypt_is_rejected() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     let mut standin = Standin::new();

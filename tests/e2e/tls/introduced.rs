@@ -1,4 +1,4 @@
-//! TLS behind a proxy that says first whose connection it is (the PROXY protocol).
+//! TLS behind a proxy that sends the client address first (the PROXY protocol).
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use crate::support::{Daemon, Standin, request};
 const TARGET: &str = "/?authToken=tok-alice&userId=alice";
 
 #[test]
-fn the_header_comes_before_tls() {
+fn the_proxy_protocol_header_precedes_tls() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     secure(&mut standin, &authority.issue("server", EC));
@@ -30,7 +30,7 @@ fn the_header_comes_before_tls() {
     let mut third = connect("203.0.113.8");
     third.upgrade(TARGET);
     third.expect_welcome();
-    // Without it, and with something else after it than TLS.
+    // Without the header, and with something other than TLS after it.
     for bytes in [&b"\x16\x03\x01\x02\0\x01"[..], b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\n\r\n"] {
         let mut tcp = TcpStream::connect(daemon.address).unwrap();
         tcp.write_all(bytes).unwrap();

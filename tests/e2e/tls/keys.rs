@@ -1,4 +1,4 @@
-//! Certificates and keys, good and bad.
+//! Certificates and keys, valid and invalid.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,11 +14,12 @@ const CERTIFICATE: &str = "webSocketSslCertificateFile";
 const KEY: &str = "webSocketSslCertificateLocalPrivateKey";
 const PASSPHRASE: &str = "webSocketSslCertificatePassphrase";
 
-/// Its first and last characters count, and so do those that mean something to PHP or a shell.
+/// Its first and last characters must be preserved, and so must those that are special in PHP or a
+/// shell.
 const SECRET: &str = "s3cret'\\ $x \"";
 
 #[test]
-fn keys_of_both_kinds_serve_both_versions_of_tls() {
+fn ec_and_rsa_keys_work_with_tls_1_2_and_1_3() {
     let authority = Authority::new();
     for kind in [RSA, EC] {
         let issued = authority.issue("server", kind);
@@ -35,13 +36,13 @@ fn keys_of_both_kinds_serve_both_versions_of_tls() {
 }
 
 #[test]
-fn the_key_may_stand_in_the_certificates_file() {
+fn the_certificate_file_may_contain_the_key() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     let (certificate, key) = (&*issued.certificate, &*issued.key);
     for files in [[certificate, key], [key, certificate]] {
         let mut standin = Standin::new();
-        // A name without a leading slash counts from EspoCRM's root.
+        // A name without a leading slash is relative to EspoCRM's root directory.
         std::fs::write(standin.path().join("data/both.pem"), join(&files)).unwrap();
         secure(&mut standin, &issued);
         standin.config(CERTIFICATE, "data/both.pem");
@@ -63,7 +64,7 @@ fn the_whole_chain_is_sent() {
 }
 
 #[test]
-fn every_usual_format_of_a_key_is_read() {
+fn every_common_key_format_is_supported() {
     let authority = Authority::new();
     let rsa = authority.issue("rsa", RSA);
     let ec = authority.issue("ec", EC);
@@ -94,7 +95,7 @@ fn every_usual_format_of_a_key_is_read() {
 }
 
 #[test]
-fn a_key_after_its_curves_parameters_is_found() {
+fn a_key_after_ec_parameters_is_found() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     authority.openssl("ecparam -name prime256v1 -out parameters");
@@ -106,18 +107,18 @@ fn a_key_after_its_curves_parameters_is_found() {
     expect_served(&standin, &authority, "EC PARAMETERS");
 }
 
-/// Serves and speaks to it.
+/// Serves it and connects with TLS.
 fn expect_served(standin: &Standin, authority: &Authority, what: &str) {
     println!("{what}");
     let daemon = Daemon::start(standin);
     alice(&daemon, &authority.client(BOTH));
 }
 
-/// What a test changes: the files' content, the parameters.
+/// Changes by a test: the content of files, the parameters.
 type Change<'a> = &'a dyn Fn(&mut Standin, &Issued);
 
 #[test]
-fn what_cannot_be_used_is_explained() {
+fn unusable_certificates_and_keys_are_reported() {
     let authority = Authority::new();
     authority.issue("other", EC);
     let other = authority.path("other.key");
@@ -173,7 +174,7 @@ fn what_cannot_be_used_is_explained() {
                     "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
                 );
             },
-            // The key is at fault; which file that is in cannot be told any more.
+            // The key is invalid; the file that contains it can no longer be determined.
             &["server.", "webSocketSslCertificate"],
         ),
     ];
@@ -188,7 +189,7 @@ fn what_cannot_be_used_is_explained() {
 }
 
 #[test]
-fn an_encrypted_key_that_cannot_be_decrypted_is_explained() {
+fn an_encrypted_key_that_cannot_be_decrypted_is_reported() {
     let authority = Authority::new();
     let issued = authority.issue("server", RSA);
     std::fs::write(authority.path("secret"), SECRET).unwrap();
@@ -222,7 +223,7 @@ fn an_encrypted_key_that_cannot_be_decrypted_is_explained() {
 }
 
 #[test]
-fn a_wrong_passphrase_is_called_so() {
+fn a_wrong_passphrase_is_reported_as_such() {
     let authority = Authority::new();
     let issued = authority.issue("server", EC);
     for way in ["-v2 aes-256-cbc", "-v2 des3", "-scrypt"] {
@@ -236,17 +237,17 @@ fn a_wrong_passphrase_is_called_so() {
         let said = expect_refusal(&standin, &["encrypted", KEY, PASSPHRASE, "is wrong"]);
         assert!(!said.contains("not it"), "{said}");
     }
-    // With one wrong passphrase in 256 what comes out looks decrypted.
+    // For one wrong passphrase in 256 the result looks correctly decrypted.
     let mut standin = Standin::new();
-    std::fs::write(authority.path("lottery"), LOTTERY).unwrap();
+    std::fs::write(authority.path("lottery"), WEAKLY_PADDED_KEY).unwrap();
     secure(&mut standin, &issued);
     standin.config(KEY, authority.path("lottery").to_str());
     standin.config(PASSPHRASE, "wrong341");
     expect_refusal(&standin, &["lottery", KEY, PASSPHRASE, "is wrong"]);
 }
 
-/// Of the wrong passphrases from `wrong0` on, `wrong341` is the first to give well-formed padding.
-const LOTTERY: &str = "\
+/// Of the wrong passphrases from `wrong0` on, `wrong341` is the first with well-formed padding.
+const WEAKLY_PADDED_KEY: &str = "\
 -----BEGIN ENCRYPTED PRIVATE KEY-----
 MIHrMFYGCSqGSIb3DQEFDTBJMCgGCSqGSIb3DQEFDDAbBAgQ1iLuYKh1bQIBATAM
 BggqhkiG9w0CCQUAMB0GCWCGSAFlAwQBKgQQ8JDc5PltDI9oCPFgMx2EZASBkA22
@@ -270,7 +271,7 @@ fn a_passphrase_may_end_with_a_space() {
 }
 
 #[test]
-fn a_key_that_is_encrypted_in_an_unusual_way_is_to_be_converted() {
+fn an_unusually_encrypted_key_must_be_converted() {
     let authority = Authority::new();
     let issued = authority.issue("server", RSA);
     authority.openssl(
@@ -284,7 +285,7 @@ fn a_key_that_is_encrypted_in_an_unusual_way_is_to_be_converted() {
 }
 
 #[test]
-fn a_key_that_may_not_be_read_is_explained() {
+fn an_unreadable_key_is_reported() {
     let authority = Authority::new();
     let mut standin = Standin::new();
     let issued = authority.issue("server", EC);
@@ -295,9 +296,10 @@ fn a_key_that_may_not_be_read_is_explained() {
     expect_refusal_of(command_as_nobody(&standin), &standin, &words);
 }
 
-/// The site names these files, and a check as root must find what the service will find.
+/// The site configures these files, and a check as root must find the problem that the service
+/// would find.
 #[test]
-fn root_reads_no_key_that_the_sites_user_cannot_read() {
+fn a_check_as_root_rejects_keys_that_the_site_user_cannot_read() {
     if !is_root() {
         return;
     }
@@ -328,7 +330,7 @@ fn root_reads_no_key_that_the_sites_user_cannot_read() {
     assert_eq!(check().status.code(), Some(0));
 }
 
-/// Starts what must not start, and returns what it says, in which these words stand.
+/// Runs a command that must not start and must print these words; returns its output.
 fn expect_refusal(standin: &Standin, words: &[&str]) -> String {
     expect_refusal_of(command(), standin, words)
 }

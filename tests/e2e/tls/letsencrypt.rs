@@ -1,4 +1,4 @@
-//! The documented recipe for Let's Encrypt without a proxy.
+//! The documented configuration for Let's Encrypt without a proxy.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ fn documented_hook() -> String {
     hook.split_once("```").unwrap().0.to_owned()
 }
 
-/// Puts a certificate where certbot does, and runs the hook as certbot does.
+/// Places a certificate where certbot does, and runs the hook as certbot does.
 fn renew(issued: &Issued, lineage: &Path, hook: &Path) {
     fs::copy(&issued.certificate, lineage.join("fullchain.pem")).unwrap();
     fs::copy(&issued.key, lineage.join("privkey.pem")).unwrap();
@@ -84,7 +84,7 @@ fn the_deploy_hook_makes_a_certificate_readable_and_renews_it() {
     let second = authority.issue("second", RSA);
     renew(&second, &lineage, &hook);
     eventually("the renewed certificate is in use", || shown(&second));
-    // Another site's certificate is left alone.
+    // The certificate of another site is not copied.
     let other = live.join("other.example.com");
     fs::create_dir(&other).unwrap();
     renew(&first, &other, &hook);

@@ -8,13 +8,13 @@ use super::authority::{Authority, EC, Issued, RSA};
 use super::{BOTH, Tab, alice, connect, expect_alive, notification, secure};
 use crate::support::{Client, Daemon, Php, Standin, eventually};
 
-/// Whether this is the certificate that the daemon has shown.
+/// Whether the daemon has presented this certificate.
 fn has_seen(tab: &Tab, issued: &Issued) -> bool {
     tab.stream.conn.peer_certificates().unwrap()[0] == issued.der()
 }
 
 #[test]
-fn a_renewed_certificate_is_for_new_connections_and_old_ones_live_on() {
+fn a_renewed_certificate_applies_to_new_connections_and_existing_ones_stay() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let installed = authority.issue("server", EC);
@@ -29,14 +29,14 @@ fn a_renewed_certificate_is_for_new_connections_and_old_ones_live_on() {
     let mut after = alice(&daemon, &client);
     assert!(has_seen(&after, &installed) && !has_seen(&before, &installed));
 
-    // One that is broken changes nothing.
+    // An invalid one changes nothing.
     let good = installed.der();
     std::fs::write(&installed.certificate, "renewal failed").unwrap();
     daemon.reload("server.pem: it contains no certificate in PEM format");
     daemon.wait_for("Keeping the previous settings.");
     let mut third = alice(&daemon, &client);
     assert_eq!(third.stream.conn.peer_certificates().unwrap()[0], good);
-    // So does one whose key is still the old one, as in the middle of a renewal.
+    // The same applies to one with the old key, as in the middle of a renewal.
     let half = authority.issue("half", EC);
     std::fs::copy(&half.certificate, &installed.certificate).unwrap();
     daemon.reload("it does not match the key");
@@ -62,7 +62,7 @@ fn a_renewed_certificate_is_noticed() {
     let mut standin = Standin::new();
     secure(&mut standin, &installed);
     let daemon = Daemon::start(&standin);
-    let _somebody = alice(&daemon, &client);
+    let _listener = alice(&daemon, &client);
     authority.issue("renewed", RSA).replace(&installed);
     eventually("it is shown", || has_seen(&alice(&daemon, &client), &installed));
 }
@@ -75,7 +75,7 @@ fn tls_is_turned_on_and_off_for_new_connections() {
     let mut standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let mut plain = daemon.connect("bob");
-    // Not with a certificate that cannot be had.
+    // Not with a certificate that does not exist.
     standin.config("webSocketUseSecureServer", true);
     standin.config("webSocketSslCertificateFile", "missing.pem");
     daemon.reload("missing.pem: No such file");
@@ -106,7 +106,7 @@ fn a_session_is_resumed() {
         let mut second = alice(&daemon, &client);
         assert_eq!(kind(&second), Some(rustls::HandshakeKind::Resumed));
         expect_alive(&daemon, &mut second, 1);
-        // A ticket that is not known any more costs a full handshake and no more.
+        // An unknown ticket only costs a full handshake.
         daemon.reload("have not changed");
         let mut third = alice(&daemon, &client);
         expect_alive(&daemon, &mut third, 2);
@@ -115,7 +115,7 @@ fn a_session_is_resumed() {
 }
 
 #[test]
-fn clean_and_unclean_ends_are_told_apart_as_without_tls() {
+fn clean_and_unclean_closes_are_distinguished_as_without_tls() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let mut standin = Standin::new();
@@ -150,7 +150,7 @@ fn the_log_says_that_the_port_speaks_tls() {
 }
 
 #[test]
-fn it_is_said_until_when_a_certificate_is_valid() {
+fn the_log_states_the_expiry_of_a_certificate() {
     let authority = Authority::new();
     let installed = authority.issue("server", EC);
     let mut standin = Standin::new();
@@ -159,7 +159,7 @@ fn it_is_said_until_when_a_certificate_is_valid() {
     let certificate = installed.certificate.display().to_string();
     let told = format!("The certificate {certificate} is valid until {}.", end(&installed));
     daemon.wait_for(&told);
-    // The same one is not worth a word, but one that is valid for longer is.
+    // The same certificate is not logged again, but one with a later expiry is.
     daemon.reload("have not changed");
     assert_eq!(daemon.count(&told), 1);
     sign(&authority, 400);
@@ -179,7 +179,7 @@ fn sign(authority: &Authority, days: usize) {
     std::fs::rename(authority.path("new.pem"), authority.path("server.pem")).unwrap();
 }
 
-/// The last day of a certificate, as openssl tells it.
+/// The last day of a certificate, as reported by openssl.
 fn end(issued: &Issued) -> String {
     let mut openssl = Command::new("openssl");
     openssl.args(["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"]);

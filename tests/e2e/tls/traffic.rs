@@ -1,4 +1,4 @@
-//! What goes through a TLS connection, and who tries to get in without one.
+//! Traffic over TLS, and clients that try to connect without it.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -15,10 +15,10 @@ use crate::support::{
     Client, Control, DEADLINE, Daemon, Standin, command, eventually, request, run,
 };
 
-/// One ZeroMQ connection, in which messages keep their order.
+/// One ZeroMQ connection, which keeps the order of messages.
 fn publisher(daemon: &Daemon) -> zmq::Socket {
     let socket = zmq::Context::new().socket(zmq::PUSH).unwrap();
-    // A test that fails must not wait until somebody takes what is left.
+    // A failing test must not wait until the remaining messages are received.
     socket.set_linger(0).unwrap();
     socket.connect(&daemon.zeromq).unwrap();
     socket
@@ -38,7 +38,7 @@ fn serve(authority: &Authority) -> (Standin, Daemon) {
 }
 
 #[test]
-fn large_messages_and_many_arrive_in_order() {
+fn many_and_large_messages_arrive_in_order() {
     let authority = Authority::new();
     let (_standin, daemon) = serve(&authority);
     for version in BOTH {
@@ -47,7 +47,7 @@ fn large_messages_and_many_arrive_in_order() {
         let send = |message: &Value| publisher.send(&*message.to_string(), 0).unwrap();
         send(&large(0));
         alice.expect_event(&large(0));
-        // All together stay below what waits for a slow reader.
+        // All together are smaller than the outbound queue.
         for number in 1..5_000 {
             send(&notification(number));
         }
@@ -60,18 +60,18 @@ fn large_messages_and_many_arrive_in_order() {
 }
 
 #[test]
-fn a_health_check_sees_that_tls_answers() {
+fn health_succeeds_over_tls() {
     let authority = Authority::new();
     let (standin, daemon) = serve(&authority);
     let mut health = command();
     health.args(["health", "--config", "/dev/null", "--listen", &daemon.address.to_string()]);
     health.arg("--espocrm").arg(standin.path());
-    let told = run(health);
-    assert_eq!((told.status.code(), &*told.stderr), (Some(0), &b""[..]));
+    let output = run(health);
+    assert_eq!((output.status.code(), &*output.stderr), (Some(0), &b""[..]));
 }
 
 #[test]
-fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
+fn a_client_that_reads_too_slowly_is_disconnected_without_a_close_frame() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let (_standin, mut daemon) = serve(&authority);
@@ -80,7 +80,7 @@ fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
     daemon.subscribe(&mut good, "alice", "appParamsUpdate");
 
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    // Small, yet with room for a whole TLS record: of less, nothing could be read in the end.
+    // Small, but with room for a whole TLS record: otherwise nothing could be read in the end.
     socket.set_recv_buffer_size(65_536).unwrap();
     socket.connect(&daemon.address.into()).unwrap();
     let tcp = TcpStream::from(socket);
@@ -101,14 +101,14 @@ fn a_reader_that_is_too_slow_is_dropped_without_a_close_frame() {
     publisher.send(&*other.to_string(), 0).unwrap();
     good.expect_event(&other);
 
-    // Of what had been written whole TLS records arrive: the beginning of a text, and then nothing.
+    // Only whole TLS records arrive: the beginning of a text, and then nothing.
     let bytes = slow.read_to_end();
     assert!(bytes.first().is_none_or(|&first| first == 0x81));
     assert!(bytes.len() < large(0).to_string().len());
 }
 
 #[test]
-fn a_handshake_and_an_upgrade_may_come_byte_by_byte() {
+fn the_tls_handshake_and_the_upgrade_may_arrive_byte_by_byte() {
     let authority = Authority::new();
     let (_standin, daemon) = serve(&authority);
     for version in BOTH {
@@ -123,7 +123,7 @@ fn a_handshake_and_an_upgrade_may_come_byte_by_byte() {
     }
 }
 
-/// Sends each byte by itself.
+/// Sends each byte separately.
 struct Trickle(TcpStream);
 
 impl Read for Trickle {
@@ -143,7 +143,7 @@ impl Write for Trickle {
 }
 
 #[test]
-fn who_comes_without_tls_costs_nothing() {
+fn clients_without_tls_use_no_resources() {
     let authority = Authority::new();
     let client = authority.client(BOTH);
     let mut standin = Standin::new();
@@ -152,22 +152,22 @@ fn who_comes_without_tls_costs_nothing() {
     let mut tab = alice(&daemon, &client);
     let descriptors = daemon.descriptors();
 
-    let mut silent: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
+    let mut silent: Vec<Client> = (0..60).flat_map(|_| non_tls_clients(&daemon, &client)).collect();
     expect_alive(&daemon, &mut tab, 1);
     alice(&daemon, &client);
-    // All are sent away, those that wait at the end of the time for a handshake.
-    for intruder in &mut silent {
-        let answer = intruder.read_to_end();
+    // All are disconnected, the waiting ones when the handshake times out.
+    for client in &mut silent {
+        let answer = client.read_to_end();
         assert!(answer.len() < 5_000 && !answer.starts_with(b"HTTP"), "{answer:?}");
     }
     eventually("descriptors are free again", || daemon.descriptors() == descriptors);
     daemon.wait_for("A TLS handshake failed");
     assert!(control.number("/connections/refused/tls") > 0);
 
-    // Nor do those that go away by themselves, however many come.
+    // The same applies to clients that disconnect by themselves, in any number.
     let memory = daemon.status("VmRSS");
     for number in 2..5 {
-        let round: Vec<Client> = (0..60).flat_map(|_| intruders(&daemon, &client)).collect();
+        let round: Vec<Client> = (0..60).flat_map(|_| non_tls_clients(&daemon, &client)).collect();
         expect_alive(&daemon, &mut tab, number);
         drop(round);
         eventually("descriptors are free again", || daemon.descriptors() == descriptors);
@@ -176,8 +176,8 @@ fn who_comes_without_tls_costs_nothing() {
     assert!(grown < 1_024, "{grown} kB");
 }
 
-/// Everything that can come to the port and is no browser.
-fn intruders(daemon: &Daemon, client: &Arc<ClientConfig>) -> Vec<Client> {
+/// All kinds of connections to the port that are not browsers.
+fn non_tls_clients(daemon: &Daemon, client: &Arc<ClientConfig>) -> Vec<Client> {
     let name = ServerName::try_from("localhost").unwrap();
     let mut tls = ClientConnection::new(Arc::clone(client), name).unwrap();
     let mut hello = Vec::new();

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_mode};
+use super::{WORKERS_DISABLED, expect_mode};
 use crate::support::{Client, Daemon, Standin, eventually};
 
 #[test]
-fn a_worker_answers_as_the_plain_command_does_in_every_version() {
+fn workers_answer_like_plain_commands_in_every_version() {
     for version in ["7.0.0", "7.1.8", "7.2.0", "9.1.9", "9.2.0", "9.3.10", "10.0.0"] {
         let plain = Standin::version(version);
         let expected = transcript(&plain, &mut Daemon::start(&plain));
@@ -16,17 +16,17 @@ fn a_worker_answers_as_the_plain_command_does_in_every_version() {
         assert_eq!(transcript(&warm, &mut daemon), expected, "{version}");
         expect_mode(&warm, "worker");
         let (mut ran, mut should) = (warm.runs(), plain.runs());
-        // Of the plain ones several run at a time, and what fails is tried again after a second.
+        // Several plain commands run concurrently, and failed checks are retried after a second.
         for runs in [&mut ran, &mut should] {
             runs.sort();
             runs.dedup();
         }
         assert_eq!(ran, should, "{version}");
-        assert_eq!(daemon.count(GIVEN_UP), 0);
+        assert_eq!(daemon.count(WORKERS_DISABLED), 0);
     }
 }
 
-/// What the daemon makes of everything that a check can say.
+/// The daemon's reactions to all possible outcomes of a check.
 fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
     standin.custom_categories(&json!({
         "custom": {"paramList": ["id"], "accessCheckCommand": "CustomCheck :id"},
@@ -57,7 +57,7 @@ fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
         }
         tab.expect_silence();
     }
-    // EspoCRM says `Error: …`.
+    // EspoCRM prints `Error: …`.
     standin.set("failure", "error");
     said.push(format!("error: {}", login(daemon, "alice", "tok-alice")));
     standin.unset("failure");
@@ -75,12 +75,12 @@ fn login(daemon: &Daemon, user: &str, token: &str) -> &'static str {
     }
 }
 
-/// Subscribes, and returns what the log says of it without the time and the connection.
+/// Subscribes, and returns the log line about it without the time and the connection.
 fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> String {
     let lines = daemon.log().len();
     tab.subscribe(topic);
     if topic.contains("Unknown") && user != "alice" {
-        // An outage is said once.
+        // An outage is logged once.
         return format!("{topic}: tried again in silence");
     }
     let verdicts = [
@@ -101,8 +101,9 @@ fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> Stri
 }
 
 #[test]
-fn whatever_goes_wrong_in_a_command_goes_wrong_in_the_same_way() {
-    // The first are told by the worker itself, the last by the plain command that follows.
+fn failing_commands_have_the_same_outcome_in_workers_and_plain_commands() {
+    // The first ones are reported by the worker itself, the last ones by the plain command that
+    // follows.
     for (version, failure, outcome) in [
         ("9.2.7", "error", "dropped"),
         ("9.2.7", "noise", "dropped"),
@@ -131,7 +132,7 @@ fn whatever_goes_wrong_in_a_command_goes_wrong_in_the_same_way() {
             standin.unset("failure");
             assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome", "{version} {failure}");
             assert_eq!(login(&daemon, "alice", "guessed"), "refused", "{version} {failure}");
-            assert_eq!(daemon.count(GIVEN_UP), 0, "{version} {failure}");
+            assert_eq!(daemon.count(WORKERS_DISABLED), 0, "{version} {failure}");
         }
         if let [plain, warm] = &complaints[..] {
             assert_eq!(plain, warm);
@@ -139,7 +140,7 @@ fn whatever_goes_wrong_in_a_command_goes_wrong_in_the_same_way() {
     }
 }
 
-/// A class with a say in each access check.
+/// A class that decides in each access check.
 fn policy(verdict: &str) -> String {
     format!(
         "<?php namespace Espo\\Core\\Utils; class Policy \
@@ -148,7 +149,7 @@ fn policy(verdict: &str) -> String {
 }
 
 #[test]
-fn a_change_is_seen_by_the_very_next_check() {
+fn a_change_applies_to_the_next_check() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -160,14 +161,14 @@ fn a_change_is_seen_by_the_very_next_check() {
     };
     expect(&mut daemon, true);
 
-    // The user logs out, and in again.
+    // The user logs out, and logs in again.
     standin.set("bad-tokens", "tok-alice");
     assert_eq!(login(&daemon, "alice", "tok-alice"), "refused");
     standin.unset("bad-tokens");
     assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome");
 
     // The record, then the user's role, whose table EspoCRM keeps in a PHP file: changed so fast
-    // that times of files do not tell, and in files of the same length.
+    // that modification times do not differ, and in files of the same length.
     let table = standin.path().join("data/cache/application/acl/alice.php");
     for _ in 0..3 {
         standin.set("denied", "1");
@@ -194,7 +195,7 @@ fn a_change_is_seen_by_the_very_next_check() {
 }
 
 #[test]
-fn a_version_that_changes_is_seen_by_the_very_next_check_of_a_worker() {
+fn a_version_change_applies_to_the_next_check_of_a_worker() {
     let standin = Standin::new();
     standin.state("9.1.9");
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
@@ -208,7 +209,7 @@ fn a_version_that_changes_is_seen_by_the_very_next_check_of_a_worker() {
         assert!(denied.starts_with("check access failed"), "{version}: {denied}");
         tab.unsubscribe("recordUpdate.Account.1");
         daemon.wait_for_after(lines, &format!("have changed: EspoCRM {version}"));
-        // For a second after it has asked, the daemon does not ask again.
+        // The daemon checks for changes at most once per second.
         std::thread::sleep(std::time::Duration::from_millis(1_100));
     }
     expect_mode(&standin, "worker");

@@ -1,4 +1,5 @@
-//! What other local users, and what EspoCRM's own code leaves behind, can do to a worker.
+//! Attacks on a worker by other local users, and by processes that EspoCRM's own code leaves
+//! behind.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::secrets::{address, listeners};
-use super::{GIVEN_UP, worker};
+use super::{WORKERS_DISABLED, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually};
 
 /// More than PHP's web server can accept.
@@ -23,16 +24,16 @@ fn standin_with(command: &str) -> Standin {
     standin
 }
 
-/// Processes that [`standin_with`]'s command has noted.
+/// The processes that the command of [`standin_with`] has recorded.
 fn left(standin: &Standin) -> Vec<u32> {
     let text = std::fs::read_to_string(standin.path().join("data/standin/left"));
     text.unwrap_or_default().lines().map(|line| line.parse().unwrap()).collect()
 }
 
-/// Opens connections to each worker's port and holds them.
+/// Opens connections to each worker's port and keeps them open.
 fn hold_connections(daemon: u32, stop: &AtomicBool) {
     let mut attacked: Vec<String> = Vec::new();
-    let mut held: Vec<TcpStream> = Vec::new();
+    let mut open: Vec<TcpStream> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         for child in Process::children_of(daemon) {
             if !Process::arguments(child.pid).iter().any(|word| word == "-S") {
@@ -46,7 +47,7 @@ fn hold_connections(daemon: u32, stop: &AtomicBool) {
                 }
                 let address = SocketAddr::from(([127, 0, 0, 1], port));
                 let connect = |_| TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok();
-                held.extend((0..IDLE).map_while(connect));
+                open.extend((0..IDLE).map_while(connect));
                 attacked.push(listener);
             }
         }
@@ -55,31 +56,31 @@ fn hold_connections(daemon: u32, stop: &AtomicBool) {
 }
 
 #[test]
-fn idle_connections_at_a_workers_port_keep_no_check_from_being_answered() {
+fn idle_connections_to_a_worker_block_no_check() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let attacker = scope.spawn(|| hold_connections(daemon.pid(), &stop));
-        eventually("workers are given up", || {
-            // Each is welcomed, sooner or later.
+        eventually("workers are disabled", || {
+            // Each login succeeds sooner or later.
             daemon.connect("alice");
             Client::open(daemon.address, "alice", "guessed").expect_close(1008);
-            daemon.count(GIVEN_UP) == 1 || attacker.is_finished()
+            daemon.count(WORKERS_DISABLED) == 1 || attacker.is_finished()
         });
         for _ in 0..3 {
             daemon.connect("alice");
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(daemon.count(GIVEN_UP), 1);
+    assert_eq!(daemon.count(WORKERS_DISABLED), 1);
     assert_eq!(daemon.count("could not be checked"), 0);
     assert!(standin.modes().ends_with(&["plain".to_owned(), "plain".to_owned()]));
 }
 
 #[test]
-fn a_huge_request_ends_a_worker_before_it_takes_much_memory() {
+fn a_huge_request_ends_the_worker_before_it_uses_much_memory() {
     const SIZE: usize = 300_000_000;
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
@@ -90,7 +91,7 @@ fn a_huge_request_ends_a_worker_before_it_takes_much_memory() {
         let head = format!("POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {SIZE}\r\n\r\n");
         tcp.write_all(head.as_bytes()).unwrap();
         let piece = vec![b'x'; 1_000_000];
-        // All but the end, after which it would be freed.
+        // Everything except the end, after which the memory would be freed.
         for _ in 1..SIZE / piece.len() {
             if tcp.write_all(&piece).is_err() {
                 break;
@@ -101,10 +102,10 @@ fn a_huge_request_ends_a_worker_before_it_takes_much_memory() {
         eventually("it has ended", || Process::find(worker).is_none());
         daemon.connect("alice");
     }
-    assert_eq!((daemon.count("could not be checked"), daemon.count(GIVEN_UP)), (0, 0));
+    assert_eq!((daemon.count("could not be checked"), daemon.count(WORKERS_DISABLED)), (0, 0));
 }
 
-/// The most memory that a process has taken; 0 if it has ended.
+/// The peak memory of a process; 0 if it has ended.
 fn peak(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -113,7 +114,7 @@ fn peak(pid: u32) -> usize {
 }
 
 #[test]
-fn a_worker_that_floods_its_error_output_keeps_nothing_from_being_served() {
+fn a_worker_that_floods_its_error_output_blocks_nothing() {
     let standin = standin_with(
         "<?php
         if (PHP_SAPI === 'cli-server') {
@@ -132,13 +133,13 @@ fn a_worker_that_floods_its_error_output_keeps_nothing_from_being_served() {
     // The worker may be killed before it has started all four.
     assert!(!left(&standin).is_empty());
     for flood in left(&standin) {
-        eventually("what floods is killed", || !Process::is_running(flood));
+        eventually("the flooding process is killed", || !Process::is_running(flood));
     }
     assert_eq!(daemon.count("could not be checked"), 0);
 }
 
 #[test]
-fn what_a_worker_has_started_ends_with_it() {
+fn child_processes_of_a_worker_end_with_it() {
     let standin = standin_with(
         "<?php
         shell_exec('sleep 600 > /dev/null 2>&1 & echo $! >> data/standin/left');

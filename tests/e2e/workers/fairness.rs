@@ -1,4 +1,4 @@
-//! Whose check comes first, and whose is not needed at all.
+//! The order of checks, and checks that are not needed.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::support::{Client, Daemon, Standin, eventually};
 const CHECK: &str = "AclCheck --userId=alice --scope=Account --id=1 --action=read";
 
 #[test]
-fn many_subscriptions_of_one_user_do_not_hold_up_another() {
+fn many_subscriptions_of_one_user_do_not_delay_another_user() {
     for more in [&["--no-worker"][..], &[]] {
         let standin = Standin::new();
         let flags = [&["--max-checks", "1", "--check-cache", "0"], more].concat();
@@ -48,7 +48,7 @@ fn a_second_tab_needs_no_check_of_its_own() {
     daemon.subscribe(&mut second, "alice", topic);
     assert_eq!(standin.runs(), runs);
 
-    // Another token, another user, another record and a denial are checked.
+    // Another token, another user, another record, and denied access are checked.
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     let mut bob = daemon.connect("bob");
@@ -60,13 +60,13 @@ fn a_second_tab_needs_no_check_of_its_own() {
     }
     assert_eq!(standin.runs().len(), runs.len() + 6);
 
-    // Who asks again wants to know anew.
+    // A repeated request causes a new check.
     for expected in 2..4 {
         first.unsubscribe(topic);
         daemon.subscribe(&mut first, "alice", topic);
         assert_eq!(standin.count(CHECK), expected);
     }
-    // And if that is denied, nobody gets it any more.
+    // A denial then applies to everyone.
     standin.set("denied", "1");
     let lines = daemon.log().len();
     first.unsubscribe(topic);
@@ -80,7 +80,7 @@ fn a_second_tab_needs_no_check_of_its_own() {
 }
 
 #[test]
-fn a_verdict_counts_no_longer_than_it_is_set() {
+fn a_cached_verdict_expires_after_the_configured_time() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "1s"]);
     daemon.connect("alice");
@@ -96,7 +96,7 @@ fn a_verdict_counts_no_longer_than_it_is_set() {
 }
 
 #[test]
-fn a_verdict_counts_once_if_so_it_is_set() {
+fn the_check_cache_can_be_disabled() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for expected in 1..4 {
@@ -107,14 +107,14 @@ fn a_verdict_counts_once_if_so_it_is_set() {
 }
 
 #[test]
-fn a_reload_forgets_all_verdicts() {
+fn a_reload_clears_the_check_cache() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "1h"]);
     let mut tab = daemon.connect("alice");
     daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
     standin.set("bad-tokens", "tok-alice");
     standin.set("denied", "1");
-    // Until then they count.
+    // Until then the cached verdicts are used.
     let mut second = daemon.connect("alice");
     daemon.reload("have not changed");
     Client::open(daemon.address, "alice", "tok-alice").expect_close(1008);

@@ -1,11 +1,11 @@
-//! Workers that end at any moment.
+//! Workers that are killed at any moment.
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_event_of, expect_mode, worker};
+use super::{WORKERS_DISABLED, expect_event_of, expect_mode, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually, is_root};
 
-/// Numbers that look like chance, and come again with the same seed.
+/// Pseudo-random numbers that are repeatable with the same seed.
 struct Random(u64);
 
 impl Random {
@@ -26,7 +26,7 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tabs: Vec<(String, Client)> = Vec::new();
-    let (mut killed, mut given_up) = (0, 0);
+    let (mut killed, mut disabled) = (0, 0);
     for round in 0..40 {
         let user = format!("u{}", random.below(4));
         let mut tab = Client::open(daemon.address, &user, &format!("tok-{user}"));
@@ -45,14 +45,14 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
                 killed += 1;
             }
         }
-        // Two in a row, and they are given up until something changes.
-        if daemon.count(GIVEN_UP) > given_up {
-            given_up = daemon.count(GIVEN_UP);
+        // After two consecutive failures, workers are disabled until something changes.
+        if daemon.count(WORKERS_DISABLED) > disabled {
+            disabled = daemon.count(WORKERS_DISABLED);
             standin.custom_categories(&json!({ format!("news{round}"): {} }));
             daemon.reload("settings have changed");
         }
     }
-    eprintln!("{killed} killed, given up {given_up} times");
+    eprintln!("{killed} killed, workers disabled {disabled} times");
     assert!(killed > 10, "{killed}");
     for (number, (user, tab)) in tabs.iter_mut().enumerate() {
         tab.expect_welcome();
@@ -65,26 +65,29 @@ fn no_check_is_lost_when_workers_are_killed_at_any_moment() {
     }
     assert_eq!(daemon.count("could not be checked"), 0);
     assert_eq!(daemon.count(": close"), 0);
-    eventually("nothing else is left", || daemon.children().len() == daemon.workers().len());
+    eventually("only workers are left", || daemon.children().len() == daemon.workers().len());
 }
 
 #[test]
-fn a_worker_that_is_killed_while_it_is_idle_is_replaced_without_a_word_of_warning() {
+fn a_worker_killed_while_idle_is_replaced_without_a_warning() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for _ in 0..5 {
         daemon.connect("alice");
         let worker = worker(&daemon);
         Process::signal(worker, "KILL");
-        eventually("it is reaped", || Process::find(worker).is_none());
+        eventually("the worker is reaped", || Process::find(worker).is_none());
     }
     expect_mode(&standin, "worker");
-    // Only root is warned, of being root.
-    assert_eq!((daemon.count(GIVEN_UP), daemon.count("[WARN ]")), (0, usize::from(is_root())));
+    // Only root gets a warning, about running as root.
+    assert_eq!(
+        (daemon.count(WORKERS_DISABLED), daemon.count("[WARN ]")),
+        (0, usize::from(is_root()))
+    );
 }
 
 #[test]
-fn a_check_that_a_worker_was_killed_at_is_run_again() {
+fn a_check_whose_worker_was_killed_is_run_again() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -97,7 +100,7 @@ fn a_check_that_a_worker_was_killed_at_is_run_again() {
     standin.release();
     daemon.wait_for("add topic recordUpdate.Account.1");
     daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
-    // The other one need not wait for that: the next worker runs it.
+    // The other check need not wait for that: the next worker runs it.
     let mut mode = standin.modes();
     mode.sort();
     assert_eq!(mode, ["plain", "worker", "worker", "worker"]);
@@ -107,7 +110,7 @@ fn a_check_that_a_worker_was_killed_at_is_run_again() {
 }
 
 #[test]
-fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_after_two() {
+fn checks_that_a_worker_does_not_start_run_as_plain_commands_and_two_disable_workers() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     for round in 0..2 {
@@ -119,7 +122,7 @@ fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_
         assert_eq!(standin.modes()[runs..], ["plain"]);
         eventually("it is killed", || !Process::is_running(paused));
         eventually("it is logged", || daemon.count("it did not begin a check") == round + 1);
-        assert_eq!(daemon.count(GIVEN_UP), round);
+        assert_eq!(daemon.count(WORKERS_DISABLED), round);
         daemon.connect("alice");
     }
     assert_eq!(daemon.workers().len(), 0);
@@ -127,12 +130,12 @@ fn a_check_that_a_worker_does_not_begin_is_run_plainly_and_workers_are_given_up_
 }
 
 #[test]
-fn a_check_that_takes_long_is_left_to_the_worker_that_has_begun_it() {
+fn a_slow_check_stays_with_the_worker_that_started_it() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
     let first = worker(&daemon);
-    // Longer than a worker may take to begin.
+    // Longer than the time in which a worker must start a check.
     standin.set("delay", "6000");
     daemon.connect("alice");
     expect_mode(&standin, "worker");
@@ -140,7 +143,7 @@ fn a_check_that_takes_long_is_left_to_the_worker_that_has_begun_it() {
 }
 
 #[test]
-fn a_worker_that_is_paused_is_replaced_when_its_check_takes_too_long() {
+fn a_paused_worker_is_replaced_when_its_check_times_out() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-timeout", "3s", "--check-cache", "0"]);
     let mut first = daemon.connect("alice");
@@ -150,6 +153,6 @@ fn a_worker_that_is_paused_is_replaced_when_its_check_takes_too_long() {
     eventually("it is killed", || !Process::is_running(paused));
     daemon.connect("alice");
     assert_ne!(worker(&daemon), paused);
-    assert_eq!(daemon.count(GIVEN_UP), 0);
+    assert_eq!(daemon.count(WORKERS_DISABLED), 0);
     first.expect_silence();
 }

@@ -7,14 +7,14 @@ use serde_json::json;
 use super::{COUNT_STARTS, cores, expect_event_of, expect_mode, starts, worker};
 use crate::support::{Client, DEADLINE, Daemon, Process, Standin, TempDir, eventually, serving};
 
-/// What the daemons with this temporary directory have written for their workers.
+/// The router files that daemons with this temporary directory have written for their workers.
 fn routers(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.to_string_lossy().contains("espocrm-websocket-router-")).collect()
 }
 
-/// A daemon with a temporary directory of its own.
-fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
+/// A daemon with its own temporary directory.
+fn with_temporary_directory(standin: &Standin, dir: &TempDir) -> Daemon {
     let mut command = serving(standin);
     command.args(["--listen", "127.0.0.1", "--debug", "--check-cache", "0"]);
     command.env("TMPDIR", dir.path()).env_remove("RUNTIME_DIRECTORY");
@@ -22,7 +22,7 @@ fn with_temporary(standin: &Standin, dir: &TempDir) -> Daemon {
 }
 
 #[test]
-fn no_worker_is_started_before_there_is_something_to_check() {
+fn no_worker_is_started_before_the_first_check() {
     let standin = Standin::new();
     let php = standin.php("php", COUNT_STARTS);
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php]);
@@ -35,7 +35,7 @@ fn no_worker_is_started_before_there_is_something_to_check() {
 }
 
 #[test]
-fn one_worker_does_for_a_few_checks() {
+fn one_worker_is_enough_for_a_few_checks() {
     let standin = Standin::new();
     let php = standin.php("php", COUNT_STARTS);
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php]);
@@ -55,11 +55,11 @@ fn one_worker_does_for_a_few_checks() {
 fn a_signal_that_ends_the_daemon_ends_the_worker_and_leaves_nothing_behind() {
     for signal in ["TERM", "INT"] {
         let (standin, dir) = (Standin::new(), TempDir::new("workers"));
-        let mut daemon = with_temporary(&standin, &dir);
+        let mut daemon = with_temporary_directory(&standin, &dir);
         let mut tab = daemon.connect("alice");
         let worker = worker(&daemon);
         assert_eq!(routers(dir.path()).len(), 1);
-        // One that is busy does not delay it.
+        // A busy worker does not delay the exit.
         standin.hold("AclCheck");
         tab.subscribe("recordUpdate.Account.1");
         eventually("the check runs", || standin.runs().len() == 2);
@@ -73,21 +73,21 @@ fn a_signal_that_ends_the_daemon_ends_the_worker_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_a_killed_daemon_leaves_behind_is_removed_by_the_next_one() {
+fn leftovers_of_a_killed_daemon_are_removed_by_the_next_one() {
     let (standin, dir) = (Standin::new(), TempDir::new("workers"));
-    let mut daemon = with_temporary(&standin, &dir);
-    let other = with_temporary(&standin, &dir);
+    let mut daemon = with_temporary_directory(&standin, &dir);
+    let other = with_temporary_directory(&standin, &dir);
     daemon.connect("alice");
     let worker = worker(&daemon);
     let left = routers(dir.path());
     assert_eq!(left.len(), 1);
     other.connect("alice");
-    assert_eq!(routers(dir.path()).len(), 2, "that of a daemon that runs was removed");
+    assert_eq!(routers(dir.path()).len(), 2, "the directory of a running daemon was removed");
     daemon.signal("KILL");
     daemon.wait();
-    // Nobody else ends it.
+    // No other process ends it.
     eventually("the worker ends", || !Process::is_running(worker));
-    let next = with_temporary(&standin, &dir);
+    let next = with_temporary_directory(&standin, &dir);
     next.connect("alice");
     assert!(!left[0].exists());
     assert_eq!(routers(dir.path()).len(), 2);
@@ -95,17 +95,17 @@ fn what_a_killed_daemon_leaves_behind_is_removed_by_the_next_one() {
 }
 
 #[test]
-fn changed_settings_renew_the_worker() {
+fn changed_settings_replace_the_worker() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     let first = worker(&daemon);
-    // Whatever the reason was to read them again, EspoCRM's code may have changed, too.
+    // Whatever caused the reload, EspoCRM's code may have changed, too.
     daemon.reload("have not changed");
     eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
     daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
     let first = worker(&daemon);
-    // A worker answers the commands of its time only.
+    // A worker only answers the commands that existed when it was started.
     standin.custom_categories(&json!({"news": {"accessCheckCommand": "CustomCheck yes"}}));
     daemon.reload("settings have changed");
     eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
@@ -116,7 +116,7 @@ fn changed_settings_renew_the_worker() {
 }
 
 #[test]
-fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
+fn a_busy_worker_finishes_its_check_when_settings_change() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -137,11 +137,11 @@ fn a_worker_that_is_busy_when_settings_change_answers_once_more() {
 }
 
 #[test]
-fn a_worker_whose_files_were_removed_is_replaced() {
+fn a_worker_with_removed_files_is_replaced() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
-    // Some systems remove what has not been used in /tmp for days.
+    // Some systems remove files in /tmp that have not been used for days.
     for router in routers(standin.path()) {
         std::fs::remove_dir_all(router).unwrap();
     }
@@ -153,12 +153,12 @@ fn a_worker_whose_files_were_removed_is_replaced() {
 
 #[test]
 #[ignore = "takes more than a minute"]
-fn an_idle_daemon_keeps_no_php() {
+fn an_idle_daemon_keeps_no_php_process() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     let mut tab = daemon.connect("alice");
     let first = worker(&daemon);
-    // A minute after the last check.
+    // One minute after the last check.
     std::thread::sleep(DEADLINE);
     eventually("it ends", || daemon.children().is_empty() && !Process::is_running(first));
     tab.expect_silence();
@@ -168,14 +168,14 @@ fn an_idle_daemon_keeps_no_php() {
 }
 
 #[test]
-fn a_second_worker_is_started_only_when_many_checks_wait() {
+fn a_second_worker_is_started_only_for_many_queued_checks() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     standin.hold("");
     let open = |number: usize| {
         let mut tab =
             Client::open(daemon.address, &format!("u{number}"), &format!("tok-u{number}"));
-        // What has been answered has been heard.
+        // An answer shows that the input was processed.
         tab.expect_silence();
         tab
     };

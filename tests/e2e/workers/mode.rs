@@ -1,16 +1,16 @@
-//! Where there can be no worker the plain command is run, which is said and shown.
+//! Where workers are unavailable, the plain command is run, which is logged and shown.
 
 use super::expect_mode;
 use crate::support::{Client, Daemon, Standin, command, run};
 
-/// Said when no worker is used.
+/// Logged when workers are not used.
 const PLAIN: &str = "Each access check is run in a PHP process of its own: ";
 
 /// A PHP without opcache.
 const NO_OPCACHE: &str = "exec php -n \"$@\"";
 
 #[test]
-fn checks_are_run_plainly_where_there_can_be_no_worker() {
+fn checks_run_as_plain_commands_if_workers_are_unavailable() {
     for (version, shell, flags, reason) in [
         ("5.6.0", "", &[][..], "PHP workers need EspoCRM 7.0 or later"),
         ("6.1.10", "", &[], "PHP workers need EspoCRM 7.0 or later"),
@@ -38,7 +38,7 @@ fn checks_are_run_plainly_where_there_can_be_no_worker() {
 }
 
 #[test]
-fn workers_are_used_and_shown_where_there_can_be_some() {
+fn workers_are_used_and_shown_if_available() {
     for version in ["7.0.0", "9.2.7", "10.0.0"] {
         let standin = Standin::version(version);
         let daemon = Daemon::with_workers(&standin, &[]);
@@ -51,7 +51,7 @@ fn workers_are_used_and_shown_where_there_can_be_some() {
 }
 
 #[test]
-fn that_there_is_no_worker_is_not_said_again_when_something_else_changes() {
+fn the_lack_of_workers_is_not_logged_again_after_unrelated_changes() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     standin.state("9.3.0");
@@ -61,7 +61,7 @@ fn that_there_is_no_worker_is_not_said_again_when_something_else_changes() {
 }
 
 #[test]
-fn an_update_of_espocrm_brings_the_workers_and_a_return_takes_them_away() {
+fn an_update_of_espocrm_enables_workers_and_a_downgrade_disables_them() {
     let standin = Standin::new();
     standin.state("6.1.10");
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
@@ -75,7 +75,7 @@ fn an_update_of_espocrm_brings_the_workers_and_a_return_takes_them_away() {
     }
 }
 
-/// What `config` says about how checks are run.
+/// How checks are run, according to `config`.
 fn shown(standin: &Standin, flags: &[&str]) -> String {
     let mut command = command();
     command.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path()).args(flags);

@@ -1,11 +1,11 @@
 <?php
-// php no_good.php HOW …: says what PHP's web server says, and then answers as no worker should. What
-// it grants is never to be believed.
+// php no_good.php HOW …: prints the start message of PHP's web server and then sends invalid responses. The
+// verdicts in them must never be used.
 
 $how = $argv[1];
 file_put_contents('data/standin/starts', "$how\n", FILE_APPEND);
 
-function say($address)
+function announce($address)
 {
     fwrite(STDERR, "[Mon Jan  1 00:00:00 2024] PHP 8.2.7 Development Server (http://$address) started\n");
 }
@@ -23,7 +23,7 @@ switch ($how) {
         sleep(600);
         exit;
     case 'elsewhere':
-        say('192.0.2.1:80');
+        announce('192.0.2.1:80');
         sleep(600);
         exit;
 }
@@ -32,16 +32,16 @@ $server = stream_socket_server('tcp://127.0.0.1:0');
 $address = stream_socket_get_name($server, false);
 if ($how === 'refusing') {
     fclose($server);
-    say($address);
+    announce($address);
     sleep(600);
     exit;
 }
-say($address);
+announce($address);
 
 while (true) {
     $tcp = stream_socket_accept($server, -1);
     if ($how === 'deaf') {
-        // Closed with something unread: reset.
+        // Closed with unread input: the connection is reset.
         fclose($tcp);
         continue;
     }
@@ -118,7 +118,7 @@ while (true) {
             @fwrite($tcp, grant($nonce, 4));
             break;
         case 'again':
-            // The right answer, and another one after it.
+            // The correct response, and another one after it.
             $command = array_merge(
                 array('php', 'command.php'),
                 json_decode(substr($request, strpos($request, "\r\n\r\n")))
@@ -129,7 +129,7 @@ while (true) {
             $answer = grant($nonce, strlen($text), $text);
             $right = str_replace('Status: 0', "Status: $status", $answer);
             fwrite($tcp, $right);
-            // When the daemon has read that one and closed its side.
+            // After the daemon has read that one and closed its side.
             stream_set_timeout($tcp, 30);
             fread($tcp, 1);
             @fwrite($tcp, grant($nonce, 4));

@@ -1,59 +1,59 @@
-//! Workers that are no good: what they say is not believed, and the plain command is run instead.
+//! Faulty workers: their responses are rejected, and the plain command is run instead.
 
 use serde_json::json;
 
-use super::{GIVEN_UP, expect_event_of, expect_mode, starts, worker};
+use super::{WORKERS_DISABLED, expect_event_of, expect_mode, starts, worker};
 use crate::support::{Client, Daemon, Php, Standin, eventually};
 
-const NO_GOOD: &str = include_str!("no_good.php");
+const FAULTY_WORKER: &str = include_str!("no_good.php");
 
-/// An EspoCRM whose PHP starts such a worker instead of its web server; with the PHP's path.
+/// An EspoCRM whose PHP starts such a worker instead of its web server, and the path of that PHP.
 fn standin(how: &str) -> (Standin, String) {
     let standin = Standin::new();
-    std::fs::write(standin.path().join("no_good.php"), NO_GOOD).unwrap();
+    std::fs::write(standin.path().join("no_good.php"), FAULTY_WORKER).unwrap();
     let shell = format!("case $1 in -q) exec php no_good.php {how} \"$@\";; esac");
     let php = standin.php("php", &shell);
     (standin, php)
 }
 
-/// Goes on until a second worker was no good; then they are given up, which is said once.
-fn expect_giving_up(how: &str) {
+/// Continues until a second worker was faulty; then workers are disabled, which is logged once.
+fn expect_workers_disabled(how: &str) {
     let (standin, php) = standin(how);
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     let mut tab = daemon.connect("alice");
-    daemon.wait_for(GIVEN_UP);
+    daemon.wait_for(WORKERS_DISABLED);
     daemon.subscribe(&mut tab, "alice", "recordUpdate.Account.1");
     tab.subscribe("recordUpdate.Account.deny1");
     daemon.wait_for("check access failed for topic recordUpdate.Account.deny1");
     Client::open(daemon.address, "bob", "tok-alice").expect_close(1008);
     Php::send(&daemon.zeromq, &[json!({"topicId": "recordUpdate.Account.deny1"})]);
     expect_event_of(&daemon, &mut tab, "1");
-    assert_eq!((daemon.count(GIVEN_UP), starts(&standin)), (1, 2), "{how}");
+    assert_eq!((daemon.count(WORKERS_DISABLED), starts(&standin)), (1, 2), "{how}");
     assert_eq!(daemon.count("could not be checked"), 0, "{how}");
     expect_mode(&standin, "plain");
-    eventually("they have ended", || daemon.children().is_empty());
+    eventually("the workers have ended", || daemon.children().is_empty());
 }
 
 #[test]
-fn a_worker_that_cannot_be_reached_is_given_up() {
-    // The first two are waited for, for five seconds.
+fn workers_that_cannot_be_reached_are_disabled() {
+    // Each of the first two workers is given five seconds.
     std::thread::scope(|scope| {
         for how in ["silent", "elsewhere", "dead", "refusing", "deaf"] {
-            scope.spawn(|| expect_giving_up(how));
+            scope.spawn(|| expect_workers_disabled(how));
         }
     });
 }
 
 #[test]
-fn a_worker_that_ends_before_it_has_answered_is_given_up() {
+fn workers_that_exit_before_answering_are_disabled() {
     for how in ["mute", "half", "mortal"] {
-        expect_giving_up(how);
+        expect_workers_disabled(how);
     }
 }
 
 #[test]
-fn a_worker_that_answers_nonsense_is_given_up() {
+fn workers_that_send_invalid_responses_are_disabled() {
     for how in [
         "garbage",
         "short",
@@ -66,26 +66,26 @@ fn a_worker_that_answers_nonsense_is_given_up() {
         "twice",
         "elusive",
     ] {
-        expect_giving_up(how);
+        expect_workers_disabled(how);
     }
 }
 
 #[test]
-fn a_worker_that_answers_megabytes_is_given_up_and_not_stored() {
+fn workers_that_send_huge_responses_are_disabled_and_the_responses_are_not_stored() {
     for how in ["endless", "wordy", "heady"] {
-        expect_giving_up(how);
+        expect_workers_disabled(how);
     }
 }
 
 #[test]
-fn a_worker_that_is_never_able_to_run_a_command_is_given_up() {
+fn workers_that_can_never_run_a_command_are_disabled() {
     for how in ["failing", "refuser"] {
-        expect_giving_up(how);
+        expect_workers_disabled(how);
     }
 }
 
 #[test]
-fn what_a_worker_says_after_its_answer_is_not_heard() {
+fn output_of_a_worker_after_its_response_is_ignored() {
     let (standin, php) = standin("again");
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -97,11 +97,11 @@ fn what_a_worker_says_after_its_answer_is_not_heard() {
         daemon.wait_for(&format!("check access failed for topic {topic}"));
     }
     tab.expect_silence();
-    assert_eq!((starts(&standin), daemon.count(GIVEN_UP)), (1, 0));
+    assert_eq!((starts(&standin), daemon.count(WORKERS_DISABLED)), (1, 0));
 }
 
 #[test]
-fn an_answer_that_does_not_come_in_time_is_none() {
+fn a_late_response_is_ignored() {
     std::thread::scope(|scope| {
         for how in ["never", "stuck", "late"] {
             scope.spawn(move || {
@@ -109,8 +109,8 @@ fn an_answer_that_does_not_come_in_time_is_none() {
                 let flags = ["--php", &php, "--check-timeout", "2s", "--check-cache", "0"];
                 let mut daemon = Daemon::with_workers(&standin, &flags);
                 let mut tab = Client::open(daemon.address, "alice", "guessed");
-                eventually("it is asked", || starts(&standin) == 1);
-                // Without a Close frame, since nobody has said no.
+                eventually("the worker is started", || starts(&standin) == 1);
+                // Without a Close frame, since access was not denied.
                 tab.expect_drop();
                 daemon.wait_for("A login could not be checked: PHP did not finish in time");
                 eventually("it is killed", || daemon.children().is_empty());
@@ -120,7 +120,7 @@ fn an_answer_that_does_not_come_in_time_is_none() {
 }
 
 #[test]
-fn a_worker_that_never_answers_in_time_is_given_up() {
+fn workers_that_never_answer_in_time_are_disabled() {
     std::thread::scope(|scope| {
         for how in ["never", "stuck", "late"] {
             scope.spawn(move || {
@@ -130,29 +130,29 @@ fn a_worker_that_never_answers_in_time_is_given_up() {
                 for _ in 0..2 {
                     Client::open(daemon.address, "alice", "tok-alice").expect_drop();
                 }
-                daemon.wait_for(GIVEN_UP);
+                daemon.wait_for(WORKERS_DISABLED);
                 daemon.connect("alice");
                 expect_mode(&standin, "plain");
-                assert_eq!((daemon.count(GIVEN_UP), starts(&standin)), (1, 2), "{how}");
+                assert_eq!((daemon.count(WORKERS_DISABLED), starts(&standin)), (1, 2), "{how}");
             });
         }
     });
 }
 
 #[test]
-fn a_worker_that_is_not_ready_in_time_for_a_short_deadline_is_given_up() {
+fn workers_that_are_not_ready_within_a_short_timeout_are_disabled() {
     let (standin, php) = standin("silent");
     let flags = ["--php", &php, "--check-timeout", "3s", "--check-cache", "0"];
     let mut daemon = Daemon::with_workers(&standin, &flags);
     for _ in 0..2 {
         Client::open(daemon.address, "alice", "tok-alice").expect_drop();
     }
-    daemon.wait_for(GIVEN_UP);
+    daemon.wait_for(WORKERS_DISABLED);
     daemon.connect("alice");
 }
 
 #[test]
-fn a_worker_is_not_given_up_for_a_command_that_sometimes_fails() {
+fn workers_are_not_disabled_by_a_command_that_sometimes_fails() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
@@ -165,16 +165,16 @@ fn a_worker_is_not_given_up_for_a_command_that_sometimes_fails() {
     }
     let round = ["worker", "plain", "worker"];
     assert_eq!(standin.modes(), [&["worker"][..], &round, &round, &round, &round].concat());
-    assert_eq!((worker(&daemon), daemon.count(GIVEN_UP)), (first, 0));
+    assert_eq!((worker(&daemon), daemon.count(WORKERS_DISABLED)), (first, 0));
 }
 
 #[test]
-fn workers_that_were_given_up_are_tried_again_when_settings_change() {
+fn disabled_workers_are_tried_again_when_settings_change() {
     let (standin, php) = standin("failing");
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     daemon.connect("alice");
     daemon.connect("alice");
-    daemon.wait_for(GIVEN_UP);
+    daemon.wait_for(WORKERS_DISABLED);
     standin.php("php", "");
     standin.state("9.3.0");
     daemon.reload("settings have changed");

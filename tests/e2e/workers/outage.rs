@@ -1,26 +1,26 @@
-//! EspoCRM's database or PHP is away for a while, and comes back.
+//! EspoCRM's database or PHP is unavailable for a while, and recovers.
 
 use super::{expect_event_of, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually};
 
-/// Said when an outage begins, and when it ends.
+/// Logged when an outage begins, and when it ends.
 const BEGINS: &str = "could not be checked";
 const ENDS: &str = "Access checks work again";
 
 #[test]
-fn an_outage_drops_no_tab_and_refuses_none() {
-    // Each waits for another attempt at times.
+fn an_outage_disconnects_and_rejects_no_tab() {
+    // Each waits for retries.
     std::thread::scope(|scope| {
         for failure in ["error", "exit255", "crash", "killed", "noise", "hang", "missing"] {
             for mode in ["--no-worker", "--debug"] {
-                scope.spawn(move || live_through(failure, mode));
+                scope.spawn(move || survive_outage(failure, mode));
             }
         }
     });
 }
 
-fn live_through(failure: &str, mode: &str) {
-    // Since 9.2 it does not matter what is printed.
+fn survive_outage(failure: &str, mode: &str) {
+    // Since 9.2, the output does not matter.
     let standin = Standin::version(if failure == "noise" { "9.1.9" } else { "9.2.7" });
     let php = standin.php("php", "");
     let timeout = if failure == "hang" { "3s" } else { "60s" };
@@ -31,7 +31,7 @@ fn live_through(failure: &str, mode: &str) {
 
     if failure == "missing" {
         std::fs::rename(&php, format!("{php}.away")).unwrap();
-        // One that runs needs no other.
+        // A running worker does not need the PHP binary again.
         for worker in daemon.workers() {
             daemon.connect("bob");
             Process::signal(worker, "KILL");
@@ -41,7 +41,7 @@ fn live_through(failure: &str, mode: &str) {
         standin.set("failure", failure);
     }
     before.subscribe("recordUpdate.Account.2");
-    // Nobody says no to a bad token, either.
+    // A bad token is not denied either.
     let open = |token| Client::open(daemon.address, "bob", token);
     for mut tab in ["tok-bob", "tok-bob", "guessed"].map(open) {
         tab.expect_drop();
@@ -68,7 +68,7 @@ fn live_through(failure: &str, mode: &str) {
 }
 
 #[test]
-fn an_outage_is_told_to_be_over_with_how_often_checks_failed() {
+fn the_end_of_an_outage_is_logged_with_the_number_of_failed_checks() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     daemon.connect("alice");
@@ -77,10 +77,10 @@ fn an_outage_is_told_to_be_over_with_how_often_checks_failed() {
         Client::open(daemon.address, "alice", "tok-alice").expect_drop();
     }
     standin.unset("failure");
-    // A no is an answer, too.
+    // A denial is an answer, too.
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     daemon.wait_for("Access checks work again for logins, after 5 failures.");
-    // It goes on with the same worker.
+    // The same worker continues.
     let first = worker(&daemon);
     daemon.connect("alice");
     assert_eq!(worker(&daemon), first);

@@ -1,4 +1,4 @@
-//! Whom a worker serves, and what others can learn of it.
+//! Which requests a worker serves, and what other users can learn about it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::worker;
 use crate::support::{DEADLINE, Daemon, Standin, serving};
 
-/// An extension's command that writes down all that EspoCRM and its children can see.
-const LOOK: &str = "<?php
+/// An extension's command that writes down everything that EspoCRM and its children can see.
+const RECORD_ENVIRONMENT: &str = "<?php
 $seen = array($_SERVER, $_ENV, $_GET, $_POST, $_COOKIE, $_REQUEST, getenv(), array_keys(get_defined_vars()));
 $seen[] = shell_exec('env');
 $seen[] = array('STDIN' => is_resource(STDIN), 'STDOUT' => is_resource(STDOUT), 'root' => getcwd());
@@ -17,7 +17,7 @@ file_put_contents('data/standin/seen', json_encode($seen));
 return 0;
 ";
 
-/// What only the daemon and the worker know.
+/// The secret that only the daemon and the worker know.
 fn secret(worker: u32) -> String {
     let environment = std::fs::read(format!("/proc/{worker}/environ")).unwrap();
     let environment = String::from_utf8(environment).unwrap();
@@ -28,7 +28,7 @@ fn secret(worker: u32) -> String {
     secret.to_owned()
 }
 
-/// Where a process listens, as the kernel writes it.
+/// The addresses where a process listens, as the kernel writes them.
 pub(super) fn listeners(pid: u32) -> Vec<String> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let links = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
@@ -51,16 +51,16 @@ pub(super) fn listeners(pid: u32) -> Vec<String> {
     found
 }
 
-/// Where the worker listens.
+/// The address of the worker.
 pub(super) fn address(worker: u32) -> SocketAddr {
     let listeners = listeners(worker);
     assert_eq!(listeners.len(), 1, "{listeners:?}");
     let (host, port) = listeners[0].split_once(':').unwrap();
-    assert_eq!(host, "0100007F", "127.0.0.1 and nothing else");
+    assert_eq!(host, "0100007F", "only 127.0.0.1");
     SocketAddr::from(([127, 0, 0, 1], u16::from_str_radix(port, 16).unwrap()))
 }
 
-/// Asks the worker, and returns the whole answer.
+/// Sends a request to the worker and returns the complete response.
 fn ask(address: SocketAddr, start: &str, headers: &str, body: &str) -> String {
     let mut tcp = TcpStream::connect(address).unwrap();
     tcp.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -76,7 +76,7 @@ fn ask(address: SocketAddr, start: &str, headers: &str, body: &str) -> String {
 }
 
 #[test]
-fn a_worker_listens_on_loopback_and_refuses_whoever_does_not_know_its_secret() {
+fn a_worker_listens_on_loopback_and_rejects_requests_without_its_secret() {
     let standin = Standin::new();
     let daemon = Daemon::with_workers(&standin, &[]);
     daemon.connect("alice");
@@ -96,7 +96,7 @@ fn a_worker_listens_on_loopback_and_refuses_whoever_does_not_know_its_secret() {
         ("POST /", format!("X-Secret: {shorter}\r\nX-Nonce: 7\r\n"), body),
         ("POST /", format!("X-Secret: {secret}0\r\nX-Nonce: 7\r\n"), body),
         ("POST /", format!("X-Secret: {}\r\nX-Nonce: 7\r\n", "0".repeat(secret.len())), body),
-        // EspoCRM's own files are no answer, whoever asks.
+        // EspoCRM's own files are not served.
         ("GET /", String::new(), ""),
         ("GET /data/config.php", good.clone(), ""),
         ("GET /data/standin/how", String::new(), ""),
@@ -124,7 +124,7 @@ fn a_worker_listens_on_loopback_and_refuses_whoever_does_not_know_its_secret() {
 }
 
 #[test]
-fn secrets_stand_in_no_argument_list_and_not_in_the_log() {
+fn secrets_appear_neither_in_argument_lists_nor_in_the_log() {
     let standin = Standin::new();
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
@@ -140,7 +140,7 @@ fn secrets_stand_in_no_argument_list_and_not_in_the_log() {
     standin.release();
     daemon.wait_for("add topic recordUpdate.Account.1");
     assert_eq!(daemon.count(&secret), 0);
-    // Another worker has another one.
+    // Another worker has another secret.
     standin.state("10.0.0");
     daemon.reload("settings have changed");
     daemon.connect("alice");
@@ -148,10 +148,10 @@ fn secrets_stand_in_no_argument_list_and_not_in_the_log() {
 }
 
 #[test]
-fn espocrm_sees_in_a_worker_what_it_sees_on_the_command_line() {
+fn espocrm_sees_the_same_environment_in_a_worker_as_on_the_command_line() {
     let standin = Standin::new();
     std::fs::create_dir_all(standin.path().join("custom/commands")).unwrap();
-    std::fs::write(standin.path().join("custom/commands/Look.php"), LOOK).unwrap();
+    std::fs::write(standin.path().join("custom/commands/Look.php"), RECORD_ENVIRONMENT).unwrap();
     standin.custom_categories(&json!({"look": {"accessCheckCommand": "Look --user=:userId"}}));
     let mut seen = Vec::new();
     for more in [&["--no-worker"][..], &[]] {

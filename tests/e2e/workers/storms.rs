@@ -1,4 +1,4 @@
-//! All tabs come back at once.
+//! All tabs reconnect at once.
 
 use super::{COUNT_STARTS, cores, expect_event_of, expect_mode, starts};
 use espocrm_websocket::platform::sys;
@@ -6,7 +6,7 @@ use espocrm_websocket::platform::sys;
 use crate::support::{Client, Control, Daemon, Standin, eventually};
 
 #[test]
-fn a_storm_is_served_by_no_more_workers_than_there_are_cores() {
+fn a_storm_is_served_by_at_most_one_worker_per_core() {
     let standin = Standin::new();
     let php = standin.php("php", COUNT_STARTS);
     let daemon = Daemon::with_workers(&standin, &["--php", &php]);
@@ -52,9 +52,9 @@ fn the_tabs_of_one_user_share_their_checks() {
     assert_eq!(standin.runs().len(), 5);
 }
 
-/// Logins have 10,240 places in the queue, of which subscriptions take none.
+/// The queue has 10,240 places for logins, which subscriptions do not use.
 #[test]
-fn when_too_many_logins_wait_a_tab_is_told_to_come_back() {
+fn when_too_many_logins_wait_further_tabs_must_retry() {
     if sys::raise_open_files() < 11_500 {
         eprintln!("skipped: needs more open files than the limit allows");
         return;
@@ -76,7 +76,7 @@ fn when_too_many_logins_wait_a_tab_is_told_to_come_back() {
     let answer = late();
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("Retry-After: "), "{answer}");
     control.expect("/connections/refused/check_queue", 1);
-    // Those that wait live on, and each that leaves makes room.
+    // Waiting logins stay connected, and each client that leaves makes room.
     tabs[5_000].expect_silence();
     drop(tabs.drain(9_000..));
     eventually("there is room", || late().starts_with("HTTP/1.1 101 "));
