@@ -99,7 +99,7 @@ impl Machine {
     /// The exit code and the output on standard error.
     fn install(&self, targets: &[&str]) -> (Option<i32>, String) {
         let child = self.start(&root(), "install", targets);
-        said(&child.wait_with_output().unwrap())
+        printed(&child.wait_with_output().unwrap())
     }
 }
 
@@ -113,7 +113,7 @@ fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
 }
 
-fn said(output: &Output) -> (Option<i32>, String) {
+fn printed(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr.clone()).unwrap())
 }
 
@@ -142,7 +142,7 @@ fn services_can_start_again_after_any_interruption() {
         assert!(
             Command::new("kill").args(["-s", signal, "--", &group]).status().unwrap().success()
         );
-        let (code, text) = said(&child.wait_with_output().unwrap());
+        let (code, text) = printed(&child.wait_with_output().unwrap());
         assert_eq!(code, Some(status), "{text}");
         assert!(!machine.policy().exists(), "after SIG{signal}");
     }
@@ -301,7 +301,7 @@ fn only_release_builds_have_flags() {
 }
 
 #[test]
-fn paths_with_spaces_are_one_flag_each() {
+fn a_path_with_spaces_is_one_flag() {
     let machine = Machine::new("a b");
     let (place, text) = environment_of_cargo(&machine, &["build", "--release"]);
     let value = |name: &str| {

@@ -75,7 +75,7 @@ impl Project {
     fn compose_with_input(&self, arguments: &[&str], input: &str) -> String {
         let mut command = Command::new("docker-compose");
         command.current_dir(self.path()).args(arguments);
-        said(command, input)
+        printed(command, input)
     }
 
     /// What `docker inspect` reports about the daemon's container.
@@ -83,7 +83,7 @@ impl Project {
         let id = self.compose(&["ps", "-q", "-a", SERVICE]);
         let mut command = Command::new("docker");
         command.args(["inspect", "--format", format, id.trim()]);
-        said(command, "").trim().to_owned()
+        printed(command, "").trim().to_owned()
     }
 
     pub fn health(&self) -> String {
@@ -102,8 +102,8 @@ impl Project {
         let mut pgrep = Command::new("pgrep");
         pgrep.args(["-P", &init]);
         let mut kill = Command::new("kill");
-        kill.args(["-s", name, said(pgrep, "").trim()]);
-        said(kill, "");
+        kill.args(["-s", name, printed(pgrep, "").trim()]);
+        printed(kill, "");
     }
 
     /// A tab of alice, which retries until it receives its welcome.
@@ -136,7 +136,7 @@ impl Drop for Project {
             eprintln!("{}", self.log());
             let _ = command.output();
         } else {
-            said(command, "");
+            printed(command, "");
         }
     }
 }
@@ -148,7 +148,7 @@ fn recipe() -> String {
     rest.split_once("```").unwrap().0.to_owned()
 }
 
-fn said(mut command: Command, input: &str) -> String {
+fn printed(mut command: Command, input: &str) -> String {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = command.spawn().unwrap();
     process.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();

@@ -20,8 +20,8 @@ fn of(daemon: &Daemon, standin: &Standin, flags: &[&str]) -> Output {
 }
 
 fn expect_good(output: &Output) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), &*said), (Some(0), ""));
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*printed), (Some(0), ""));
 }
 
 #[test]
@@ -55,12 +55,12 @@ fn no_server_or_another_server_is_reported() {
     });
     let output = health(&standin, &["--listen", &address]);
     other.join().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains(&address) && said.contains("HTTP/1.1 418 teapot"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(printed.contains(&address) && printed.contains("HTTP/1.1 418 teapot"), "{printed}");
     assert_eq!(output.status.code(), Some(1));
     let output = health(&standin, &["--listen", &address]);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains(&format!("The daemon does not answer at {address}")), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(printed.contains(&format!("The daemon does not answer at {address}")), "{printed}");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -95,8 +95,8 @@ fn with_tls_any_response_is_not_enough() {
         });
         let output = health(&standin, &["--listen", &address]);
         other.join().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains(&address), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(printed.contains(&address), "{printed}");
         assert_eq!(output.status.code(), Some(1));
     }
 }

@@ -93,10 +93,10 @@ fn a_linked_data_directory_does_not_make_root_run_site_code() {
     for words in COMMANDS {
         let output = run(site.command(words));
         assert_eq!(output.status.code(), Some(1), "{words:?}");
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        assert!(said.contains("data is a symbolic link"), "{words:?}: {said}");
-        assert!(said.contains("--user NAME"), "{words:?}: {said}");
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = String::from_utf8_lossy(&printed);
+        assert!(printed.contains("data is a symbolic link"), "{words:?}: {printed}");
+        assert!(printed.contains("--user NAME"), "{words:?}: {printed}");
         assert_eq!(site.runs(), Vec::<String>::new(), "{words:?}");
     }
 }
@@ -178,9 +178,9 @@ fn commands_suggested_in_messages_do_not_run_site_code_as_root() {
     let site = Site::new();
     fs::write(site.standin.path().join("bootstrap.php"), "<?php exit(7);").unwrap();
     let output = run(site.command(&["config"]));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
     let root = site.standin.path().display();
-    assert!(said.contains(&format!("try as root: cd {root} && runuser -u ")), "{said}");
+    assert!(printed.contains(&format!("try as root: cd {root} && runuser -u ")), "{printed}");
 }
 
 #[test]
@@ -205,8 +205,8 @@ fn nothing_in_another_root_directory_is_executed() {
         let output = run(doctor);
         assert!(!image.path().join("executed").exists());
         if named != Some(site.standin.path()) {
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(said.contains("a directory of another system"), "{said}");
+            let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(printed.contains("a directory of another system"), "{printed}");
         }
     }
     // The site of this system was examined; the image contains the same code.

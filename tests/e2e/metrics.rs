@@ -68,8 +68,8 @@ fn promtool_accepts_the_metrics() {
     let mut check = check.spawn().unwrap();
     check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = check.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert_eq!((output.status.success(), String::from_utf8_lossy(&said).trim()), (true, ""));
+    let printed = [output.stdout, output.stderr].concat();
+    assert_eq!((output.status.success(), String::from_utf8_lossy(&printed).trim()), (true, ""));
     // Values from users and messages do not appear in it.
     for word in ["alice", "bob", "Account", "127.0.0.1"] {
         assert!(!text.contains(word), "{word} is in\n{text}");
@@ -120,8 +120,8 @@ fn the_alerts_are_well_formed_and_fire_only_when_expected() {
         let mut check = promtool();
         check.args(arguments);
         let output = run(check);
-        let said = [output.stdout, output.stderr].concat();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+        let printed = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&printed));
     }
     // The test covers every alert.
     let alerts = fs::read_to_string(docs("alerts.yml")).unwrap();

@@ -58,9 +58,10 @@ fn with_websocket_php(release: Release, unit: &str) -> Container {
 }
 
 fn websocket_php_serves() -> bool {
-    let mut said = String::new();
+    let mut printed = String::new();
     TcpStream::connect(tab::address(PORT)).is_ok_and(|mut stream| {
-        std::io::Read::read_to_string(&mut stream, &mut said).is_ok() && said == "websocket.php"
+        std::io::Read::read_to_string(&mut stream, &mut printed).is_ok()
+            && printed == "websocket.php"
     })
 }
 
@@ -68,15 +69,15 @@ fn an_installation_keeps_websocket_php_and_adopt_replaces_it(release: Release) {
     let container = with_websocket_php(release, UNIT);
     let path = format!("/etc/systemd/system/{UNIT}");
     let pid = container.main_pid(UNIT);
-    let said = install(&container);
-    assert!(said.contains("espocrm-websocket adopt"), "{said}");
+    let printed = install(&container);
+    assert!(printed.contains("espocrm-websocket adopt"), "{printed}");
     assert_eq!(container.main_pid(UNIT), pid, "it was restarted");
     assert!(websocket_php_serves());
     assert_eq!(container.read(&path), OLD_UNIT);
     assert!(!container.exists(CONFIG));
 
-    let said = container.run("espocrm-websocket adopt");
-    assert!(said.contains("espocrm-websocket adopt --undo"), "{said}");
+    let printed = container.run("espocrm-websocket adopt");
+    assert!(printed.contains("espocrm-websocket adopt --undo"), "{printed}");
     assert!(!container.exists(&path));
     container.wait_until_active(UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
@@ -119,11 +120,11 @@ fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     install(&container);
     // The daemon cannot start without this port.
     let listener = TcpListener::bind(tab::address(5555)).unwrap();
-    let said = container.fail("espocrm-websocket adopt");
-    assert!(said.contains("was restored") && said.contains("journalctl"), "{said}");
+    let printed = container.fail("espocrm-websocket adopt");
+    assert!(printed.contains("was restored") && printed.contains("journalctl"), "{printed}");
     // The command quotes the daemon's log.
     let words = "EspoCRM's messages cannot be received at tcp://127.0.0.1:5555: it is in use";
-    assert!(said.contains(words), "{said}");
+    assert!(printed.contains(words), "{printed}");
     assert!(container.logged(UNIT, "5555") > 0);
     eventually("websocket.php serves again", websocket_php_serves);
     assert_eq!(container.read(&format!("/etc/systemd/system/{UNIT}")), OLD_UNIT);

@@ -45,16 +45,16 @@ impl Container {
 
     /// Runs a shell command as root, which must succeed, and returns its output.
     pub fn run(&self, shell: &str) -> String {
-        let (succeeded, said) = self.attempt(shell);
-        assert!(succeeded, "{shell}\nhas failed, and has said:\n{said}");
-        said
+        let (succeeded, printed) = self.attempt(shell);
+        assert!(succeeded, "{shell}\nhas failed, and has said:\n{printed}");
+        printed
     }
 
     /// The same for a command that must fail.
     pub fn fail(&self, shell: &str) -> String {
-        let (succeeded, said) = self.attempt(shell);
-        assert!(!succeeded, "{shell}\nhas not failed, and has said:\n{said}");
-        said
+        let (succeeded, printed) = self.attempt(shell);
+        assert!(!succeeded, "{shell}\nhas not failed, and has said:\n{printed}");
+        printed
     }
 
     /// Whether the command succeeds, and its output: standard output and standard error in their
@@ -145,12 +145,12 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let (_, said) = self.attempt(
+            let (_, printed) = self.attempt(
                 "systemctl --no-pager --failed
                 systemctl --no-pager status 'espocrm-websocket*' || true
                 journalctl --no-pager -n 100",
             );
-            eprintln!("In the container:\n{said}");
+            eprintln!("In the container:\n{printed}");
         }
         drop(self.process.stdin.take());
         let _ = self.process.wait();

@@ -22,8 +22,8 @@ on_each_release! {
 fn an_installation_finds_espocrm_and_serves_it_as_its_owner(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
-    let said = install(&container);
-    assert!(said.contains("/var/www/html"), "{said}");
+    let printed = install(&container);
+    assert!(printed.contains("/var/www/html"), "{printed}");
     container.wait_until_active(UNIT);
     assert_eq!(container.enablement(UNIT), "enabled");
     assert_eq!(container.property(UNIT, "Type"), "notify");

@@ -15,13 +15,13 @@ on_each_release! {
 
 fn without_espocrm_the_service_starts_only_after_setup(release: Release) {
     let container = Container::boot(release);
-    let said = install(&container);
-    assert!(said.contains("espocrm-websocket setup --espocrm"), "{said}");
+    let printed = install(&container);
+    assert!(printed.contains("espocrm-websocket setup --espocrm"), "{printed}");
     expect_nothing(&container);
     standin::add(&container, "/opt/crm/site");
-    let said = container.run("espocrm-websocket setup --espocrm /opt/crm/site");
+    let printed = container.run("espocrm-websocket setup --espocrm /opt/crm/site");
     container.wait_until_active(UNIT);
-    assert!(said.contains("/opt/crm/site"), "{said}");
+    assert!(printed.contains("/opt/crm/site"), "{printed}");
     assert_eq!(container.enablement(UNIT), "enabled");
     let mut tab = tab::open(PORT);
     tab::expect_events(&container, UNIT, &mut tab, 5555);
@@ -31,13 +31,13 @@ fn with_several_espocrms_setup_requires_a_choice(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/one");
     standin::add(&container, "/var/www/two");
-    let said = install(&container);
+    let printed = install(&container);
     for dir in ["/var/www/one", "/var/www/two", "espocrm-websocket setup --espocrm"] {
-        assert!(said.contains(dir), "{said}");
+        assert!(printed.contains(dir), "{printed}");
     }
     expect_nothing(&container);
-    let said = container.fail("espocrm-websocket setup");
-    assert!(said.contains("/var/www/one") && said.contains("/var/www/two"), "{said}");
+    let printed = container.fail("espocrm-websocket setup");
+    assert!(printed.contains("/var/www/one") && printed.contains("/var/www/two"), "{printed}");
     expect_nothing(&container);
     container.run("espocrm-websocket setup --espocrm /var/www/two");
     container.wait_until_active(UNIT);
@@ -79,8 +79,8 @@ fn an_espocrm_under_home_is_served(release: Release) {
         .run("chown -R carol:carol /home/carol && chmod 711 /home/carol && touch /home/dave/x");
     // Not without confirmation: carol, not root, has installed it.
     let command = "espocrm-websocket setup --espocrm /home/carol/public_html";
-    let said = install(&container);
-    assert!(said.contains(command), "{said}");
+    let printed = install(&container);
+    assert!(printed.contains(command), "{printed}");
     expect_nothing(&container);
     container.run(command);
     container.wait_until_active(UNIT);
@@ -96,9 +96,9 @@ fn files_owned_by_root_are_rejected(release: Release) {
     let container = Container::boot(release);
     standin::add(&container, "/var/www/html");
     container.run("chown -R root:root /var/www/html");
-    let said = install(&container);
-    assert!(said.contains("chown"), "{said}");
+    let printed = install(&container);
+    assert!(printed.contains("chown"), "{printed}");
     expect_nothing(&container);
-    let said = container.fail("espocrm-websocket setup");
-    assert!(said.contains("chown"), "{said}");
+    let printed = container.fail("espocrm-websocket setup");
+    assert!(printed.contains("chown"), "{printed}");
 }

@@ -70,12 +70,12 @@ fn an_upgrade_changes_no_setting_and_asks_no_question(release: Release) {
     let kept = || (container.read(CONFIG), container.read(DROP_IN), container.files());
     let before = kept();
     // Like unattended-upgrades: questions cannot be answered and would make it fail.
-    let said = install(&container);
+    let printed = install(&container);
     let after = kept();
     assert_eq!((&before.0, &before.1), (&after.0, &after.1));
     let odd = |file: &&String| file.contains("espocrm-websocket") && file.contains(".dpkg-");
     assert_eq!(after.2.iter().find(odd), None);
-    assert!(!said.contains("setup --espocrm"), "{said}");
+    assert!(!printed.contains("setup --espocrm"), "{printed}");
     assert_eq!(container.property(UNIT, "Nice"), "5");
 }
 

@@ -16,13 +16,13 @@ fn a_missing_or_crashing_php_is_reported() {
     let diagnosis = site.examine();
     diagnosis.only_failure("php", &["/nonexistent/php", "php-cli"]);
     diagnosis.unknown("espocrm-settings", &["PHP does not run"]);
-    for (shell, said) in [
+    for (shell, printed) in [
         ("kill -SEGV $$", "signal 11"),
         ("echo broken >&2; exit 3", "status 3: broken"),
         ("exit 0", "something unexpected"),
     ] {
         with_php(&site, shell);
-        site.examine().only_failure("php", &[said]);
+        site.examine().only_failure("php", &[printed]);
     }
 }
 
@@ -71,7 +71,7 @@ fn a_web_server_php_without_zeromq_is_reported() {
 #[test]
 fn a_failing_check_is_reported() {
     let site = Site::healthy();
-    for (failure, said) in [
+    for (failure, printed) in [
         ("exit255", "status 255"),
         ("error", "SQLSTATE"),
         ("crash", "on purpose"),
@@ -79,7 +79,7 @@ fn a_failing_check_is_reported() {
     ] {
         site.standin.set("failure", failure);
         let diagnosis = site.examine();
-        diagnosis.only_failure("check", &[said, "AuthTokenCheck x y", "data/logs"]);
+        diagnosis.only_failure("check", &[printed, "AuthTokenCheck x y", "data/logs"]);
         diagnosis.unknown("worker", &["plain command"]);
     }
 }

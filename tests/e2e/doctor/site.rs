@@ -188,7 +188,7 @@ impl Site {
 
 impl Diagnosis {
     pub fn of(output: &Output) -> Self {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
         let list: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {output:?}"));
         let text = |step: &Value, name: &str| step[name].as_str().unwrap_or_default().to_owned();
@@ -201,8 +201,8 @@ impl Diagnosis {
         let steps: Vec<_> = steps.collect();
         let status = output.status.code().unwrap();
         let fails = steps.iter().any(|step| step.state == "failure");
-        assert_eq!(status, i32::from(fails), "{said}");
-        assert_eq!(said.contains("At least one step failed"), fails, "{said}");
+        assert_eq!(status, i32::from(fails), "{printed}");
+        assert_eq!(printed.contains("At least one step failed"), fails, "{printed}");
         for step in &steps {
             let needs_fix = ["failure", "warning"].contains(&&*step.state);
             assert_eq!(!step.fix.is_empty(), needs_fix, "{step:?}");

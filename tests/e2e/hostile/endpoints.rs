@@ -61,10 +61,10 @@ fn start(standin: &Standin) -> Output {
 
 fn expect_failed_start(standin: &Standin, endpoint: &str, why: &str) {
     let output = start(standin);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{endpoint}: {said}");
-    assert!(said.contains(&format!("cannot be received at {endpoint}")), "{said}");
-    assert!(said.contains(why) && said.contains(DSN), "{endpoint}: {said}");
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{endpoint}: {printed}");
+    assert!(printed.contains(&format!("cannot be received at {endpoint}")), "{printed}");
+    assert!(printed.contains(why) && printed.contains(DSN), "{endpoint}: {printed}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn stderr(output: Output) -> String {
     text
 }
 
-fn said(arguments: &[&str]) -> String {
+fn printed(arguments: &[&str]) -> String {
     let mut command = command();
     command.args(arguments);
     stderr(run(command))
@@ -60,7 +60,7 @@ fn arguments_are_quoted_without_control_characters() {
         &["run", "--config", "/dev/null", "--espocrm", "/", "--log-file", &forging],
         &[&forging],
     ] {
-        let error = said(arguments);
+        let error = printed(arguments);
         assert!(error.starts_with("espocrm-websocket: "), "{arguments:?}: {error}");
         assert!(error.contains(r"x\u{1b}[31m"), "{arguments:?}: {error}");
         assert_eq!(error.matches("\nespocrm-websocket: ").count(), 0, "{arguments:?}: {error}");
@@ -72,8 +72,8 @@ fn arguments_are_quoted_without_control_characters() {
     let error = stderr(run(command));
     assert!(error.contains(r"2J\u{1b}[31m"), "{error}");
     // Line breaks of the program's own texts are kept.
-    assert!(said(&["run", "--nothing"]).ends_with("\nTry: espocrm-websocket --help\n"));
-    let error = said(&["config", "--config", missing.to_str().unwrap()]);
+    assert!(printed(&["run", "--nothing"]).ends_with("\nTry: espocrm-websocket --help\n"));
+    let error = printed(&["config", "--config", missing.to_str().unwrap()]);
     assert_eq!(error.lines().count(), 3, "{error}");
 }
 
@@ -88,8 +88,8 @@ fn user_input_is_escaped_in_command_output() {
     let raw = control.get("/topics");
     let expected = format!(r#""newNotification.{JSON}""#);
     assert!(raw.contains(&expected), "{raw}");
-    assert!(control.say(&["status", "topics", "--json"]).contains(&expected));
-    assert!(control.say(&["status", "topics"]).contains(SHOWN));
+    assert!(control.output_of(&["status", "topics", "--json"]).contains(&expected));
+    assert!(control.output_of(&["status", "topics"]).contains(SHOWN));
     let read: Value = serde_json::from_str(&raw).unwrap();
     let topics = read["topics"].as_array().unwrap();
     assert!(topics.iter().any(|it| it["topic"] == *topic), "{raw}");
@@ -101,7 +101,7 @@ fn user_input_is_escaped_in_command_output() {
     assert_eq!(kicked.status.code(), Some(1));
     let kicked = String::from_utf8(kicked.stderr).unwrap();
     assert!(kicked.contains(SHOWN), "{kicked}");
-    for text in [control.say(&["status"]), control.say(&["status", "--json"])] {
+    for text in [control.output_of(&["status"]), control.output_of(&["status", "--json"])] {
         text.lines().for_each(|line| assert_eq!(find_leak(line), None));
     }
     // Messages to browsers are not changed.

@@ -16,8 +16,9 @@ fn config(endpoint: &str) -> (String, String) {
     command.args(["config", "--config", "/dev/null", "--espocrm"]).arg(standin.path());
     let output = run(command);
     assert!(output.status.success(), "{output:?}");
-    let [shown, said] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    (shown, said)
+    let [shown, printed] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    (shown, printed)
 }
 
 #[test]
@@ -35,11 +36,11 @@ fn an_endpoint_reachable_by_others_causes_a_warning() {
         ("tcp://[::1]:5555", false),
         ("ipc:///run/espocrm-websocket/zeromq.sock", false),
     ] {
-        let (shown, said) = config(endpoint);
+        let (shown, printed) = config(endpoint);
         assert!(shown.contains(endpoint), "{shown}");
         let warning = format!("Whoever can reach {endpoint}{WARNING}");
-        assert_eq!(said.contains(&warning), is_open, "{said}");
-        assert_eq!(said.contains(WARNING), is_open, "{said}");
+        assert_eq!(printed.contains(&warning), is_open, "{printed}");
+        assert_eq!(printed.contains(WARNING), is_open, "{printed}");
     }
 }
 

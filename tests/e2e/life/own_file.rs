@@ -27,8 +27,8 @@ fn all_errors_of_a_file_are_reported_at_once_with_their_lines() {
     );
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
-    let told = String::from_utf8(output.stderr).unwrap();
-    let told: Vec<_> = told.lines().collect();
+    let reported = String::from_utf8(output.stderr).unwrap();
+    let reported: Vec<_> = reported.lines().collect();
     let expected = [
         (3, "there is no setting \"max_conections\"; did you mean max_connections?"),
         (5, "check_timeout: \"soon\": a length of time is expected, such as \"20s\""),
@@ -36,9 +36,9 @@ fn all_errors_of_a_file_are_reported_at_once_with_their_lines() {
         (8, "\"webSocketPort\" is a parameter of EspoCRM"),
         (9, "origins: \"*\": expected an origin"),
     ];
-    assert_eq!(told.len(), expected.len(), "{told:#?}");
-    for (told, (line, mistake)) in told.iter().zip(expected) {
-        assert!(told.contains(&format!("own.toml: line {line}: {mistake}")), "{told}");
+    assert_eq!(reported.len(), expected.len(), "{reported:#?}");
+    for (reported, (line, mistake)) in reported.iter().zip(expected) {
+        assert!(reported.contains(&format!("own.toml: line {line}: {mistake}")), "{reported}");
     }
 }
 
@@ -57,8 +57,8 @@ fn an_unusable_certificate_is_found_by_the_check() {
     standin.config("webSocketSslCertificateFile", "missing.pem");
     let output = check(&standin, "");
     assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("missing.pem: No such file"), "{told}");
+    let reported = String::from_utf8(output.stderr).unwrap();
+    assert!(reported.contains("missing.pem: No such file"), "{reported}");
 }
 
 #[test]
@@ -110,8 +110,8 @@ fn command_line_errors_suggest_the_intended_word() {
         command.args(arguments);
         let output = run(command);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert!(told.contains(words) && told.contains("--help"), "{told}");
+        let reported = String::from_utf8(output.stderr).unwrap();
+        assert!(reported.contains(words) && reported.contains("--help"), "{reported}");
     }
 }
 
@@ -151,10 +151,10 @@ fn max_buffered_applies_after_a_reload() {
     tabs.iter_mut().for_each(Client::expect_silence);
     std::fs::write(&file, "max_buffered = '4MiB'\n").unwrap();
     let lines = daemon.log().len();
-    let told = daemon.reload("settings have changed");
-    assert!(told.contains("max_buffered 4MiB (configuration file)"), "{told}");
-    let told = daemon.wait_for_after(lines, "The largest are closed");
-    assert!(told.contains("more than 4MiB of"), "{told}");
+    let reported = daemon.reload("settings have changed");
+    assert!(reported.contains("max_buffered 4MiB (configuration file)"), "{reported}");
+    let reported = daemon.wait_for_after(lines, "The largest are closed");
+    assert!(reported.contains("more than 4MiB of"), "{reported}");
     // A quarter of the memory is free after that; the other clients are still connected.
     let is_there = |tab: &mut Client| {
         let _ = tab.stream.write_all(&<Client>::frame(0x89, b"there?"));

@@ -53,8 +53,8 @@ fn a_reload_logs_the_changes() {
     let mut daemon = Daemon::spawn(program);
     standin.config("webSocketDebugMode", true);
     std::fs::write(&file, "listen = '127.0.0.1'\norigins = ['same-site']\n").unwrap();
-    let told = daemon.reload("settings have changed");
-    let (_, now) = told.split_once(" Now: ").unwrap();
+    let reported = daemon.reload("settings have changed");
+    let (_, now) = reported.split_once(" Now: ").unwrap();
     assert_eq!(
         now,
         "debug true (EspoCRM: webSocketDebugMode), max_per_user 250 (default), \
@@ -63,8 +63,8 @@ fn a_reload_logs_the_changes() {
     // Categories are not a setting of the daemon.
     standin.custom_categories(&serde_json::json!({"more": {}}));
     standin.clear_cache();
-    let told = daemon.reload("settings have changed");
-    assert!(told.ends_with(" 7 categories."), "{told}");
+    let reported = daemon.reload("settings have changed");
+    assert!(reported.ends_with(" 7 categories."), "{reported}");
 }
 
 const OFF: &str = "EspoCRM's useWebSocket is off";

@@ -282,9 +282,9 @@ fn expect_refusal(command: Command, words: &[&str]) {
     expect_words(&output.stderr, words);
 }
 
-fn expect_words(said: &[u8], words: &[&str]) {
-    let said = String::from_utf8_lossy(said);
+fn expect_words(printed: &[u8], words: &[&str]) {
+    let printed = String::from_utf8_lossy(printed);
     for word in words {
-        assert!(said.contains(word), "{word:?} is missing in: {said}");
+        assert!(printed.contains(word), "{word:?} is missing in: {printed}");
     }
 }

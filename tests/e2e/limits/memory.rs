@@ -23,8 +23,8 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     program.args(["--max-connections", &CONNECTIONS.to_string(), "--espocrm"]);
     program.arg(standin.path()).arg("--control").arg(&control).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(program);
-    let said = daemon.wait_for("At most 800 connections and ");
-    let words: Vec<_> = said.split_whitespace().collect();
+    let printed = daemon.wait_for("At most 800 connections and ");
+    let words: Vec<_> = printed.split_whitespace().collect();
     let unit = words.iter().position(|word| *word == "MB").unwrap();
     let at_most = words[unit - 1].parse::<u64>().unwrap() * 1_000_000;
 
@@ -71,17 +71,18 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
 /// Everything that a connection may send without being closed.
 fn maximum_input(number: usize) -> Vec<u8> {
     let mut all = Vec::new();
-    let mut say = |text: String| all.extend_from_slice(&<Client>::frame(0x81, text.as_bytes()));
-    say(json!([5, "newNotification"]).to_string());
+    let mut output_of =
+        |text: String| all.extend_from_slice(&<Client>::frame(0x81, text.as_bytes()));
+    output_of(json!([5, "newNotification"]).to_string());
     for prefix in 0..16 {
         let name = format!("{prefix:0>128}");
-        say(json!([1, name, "u".repeat(512)]).to_string());
+        output_of(json!([1, name, "u".repeat(512)]).to_string());
     }
     for topic in 0..40 {
-        say(json!([5, format!("recordUpdate.Account.{number}x{topic:0>100}")]).to_string());
+        output_of(json!([5, format!("recordUpdate.Account.{number}x{topic:0>100}")]).to_string());
     }
     for topic in 0..90 {
-        say(json!([5, format!("newNotification.{number}.{topic:0>480}")]).to_string());
+        output_of(json!([5, format!("newNotification.{number}.{topic:0>480}")]).to_string());
     }
     // A message without its end, in two frames.
     all.extend_from_slice(&<Client>::frame(0x01, &b"a".repeat(60_000)));

@@ -26,15 +26,15 @@ fn the_documented_unit_is_adopted_and_restored() {
     let wanted = "/etc/systemd/system/default.target.wants/espocrm-websocket.service";
     machine.link(wanted, UNIT);
     let before = machine.written();
-    let said = machine.adopt(&[]).unwrap();
+    let printed = machine.adopt(&[]).unwrap();
     expect(
-        &said,
+        &printed,
         &[
             "EspoCRM in /path/to/espocrm",
             "The old log is no longer written: /path/to/espocrm/data/logs",
         ],
     );
-    expect(&said, &["systemctl enable --now espocrm-websocket.service", "adopt --undo"]);
+    expect(&printed, &["systemctl enable --now espocrm-websocket.service", "adopt --undo"]);
     expect(&machine.text(CONFIG), &["\nespocrm = \"/path/to/espocrm\"\n"]);
     assert!(!machine.has(UNIT) && !machine.has(wanted) && machine.has(DROP_IN));
     assert_eq!(

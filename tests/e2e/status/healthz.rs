@@ -26,7 +26,7 @@ fn healthz_fails_at_the_connection_limit() {
     let tabs = [daemon.connect("alice"), daemon.connect("bob")];
     expect_red(&control, "The limit of 2 connections is reached.");
     assert!(control.get("/metrics").contains("\nespocrm_websocket_healthy 0\n"));
-    let screen = control.say(&["status"]);
+    let screen = control.output_of(&["status"]);
     assert!(screen.contains("PROBLEM       The limit of 2 connections is reached."), "{screen}");
     drop(tabs);
     expect_green(&control);

@@ -41,7 +41,7 @@ fn users_are_listed_with_their_names_by_one_run_of_php() {
     let (_ann, _bob) = connect(&daemon);
     let _eve = daemon.connect("eve");
     let probes = standin.probes();
-    let table = control.say(&["status", "users"]);
+    let table = control.output_of(&["status", "users"]);
     assert_eq!(standin.probes(), probes + 1);
     let expected = format!(
         "CONNECTIONS  USER               NAME\n          2  {ANN}  ann\n          1  {BOB}  bob\n          \
@@ -54,11 +54,11 @@ fn users_are_listed_with_their_names_by_one_run_of_php() {
         {"user": BOB, "name": "bob", "connections": 1},
         {"user": "eve", "name": null, "connections": 1},
     ]});
-    assert_eq!(read(&control.say(&["status", "users", "--json"])), expected);
+    assert_eq!(read(&control.output_of(&["status", "users", "--json"])), expected);
 
-    let table = control.say(&["status", "connections"]);
+    let table = control.output_of(&["status", "connections"]);
     assert_eq!(table.matches(&format!("  {ANN}  ann\n")).count(), 2, "{table}");
-    let connections = read(&control.say(&["status", "connections", "--json"]));
+    let connections = read(&control.output_of(&["status", "connections", "--json"]));
     assert_eq!(connections["connections"][1]["name"], "bob");
     // A configuration file names the EspoCRM, its PHP and the control socket.
     let php = standin.php("wrapper", "touch data/standin/wrapper");
@@ -73,7 +73,7 @@ fn users_are_listed_with_their_names_by_one_run_of_php() {
     // The daemon itself does not know any name, and topics have none.
     assert_eq!(control.json("/users")["users"][0].get("name"), None);
     let probes = standin.probes();
-    control.say(&["status", "topics"]);
+    control.output_of(&["status", "topics"]);
     assert_eq!(standin.probes(), probes);
 }
 
@@ -83,10 +83,10 @@ fn a_user_is_kicked_by_name_or_by_id() {
     let (mut daemon, control) = Control::start(&standin, &[]);
     let (mut ann, mut bob) = connect(&daemon);
     let probes = standin.probes();
-    let said = control.say(&["kick", "ann"]);
+    let printed = control.output_of(&["kick", "ann"]);
     assert!(
-        said.starts_with(&format!("2 connections of user ann (id {ANN}) were closed")),
-        "{said}"
+        printed.starts_with(&format!("2 connections of user ann (id {ANN}) were closed")),
+        "{printed}"
     );
     assert_eq!(standin.probes(), probes + 1);
     ann.iter_mut().for_each(Client::expect_drop);
@@ -94,14 +94,17 @@ fn a_user_is_kicked_by_name_or_by_id() {
     daemon.wait_for(&format!("The administrator closed 2 connections of user {ANN}."));
     assert_eq!(daemon.count("The administrator closed"), 1);
     // As the database compares names.
-    let said = control.say(&["kick", "BOB"]);
-    assert!(said.starts_with(&format!("1 connection of user bob (id {BOB}) was closed")), "{said}");
+    let printed = control.output_of(&["kick", "BOB"]);
+    assert!(
+        printed.starts_with(&format!("1 connection of user bob (id {BOB}) was closed")),
+        "{printed}"
+    );
     bob.expect_drop();
 
     let mut ann = daemon.connect(ANN);
     let probes = standin.probes();
-    let said = control.say(&["kick", ANN]);
-    assert!(said.starts_with(&format!("1 connection of user {ANN} was closed")), "{said}");
+    let printed = control.output_of(&["kick", ANN]);
+    assert!(printed.starts_with(&format!("1 connection of user {ANN} was closed")), "{printed}");
     assert_eq!(standin.probes(), probes);
     ann.expect_drop();
 }
@@ -126,14 +129,14 @@ fn a_name_that_cannot_be_kicked_is_an_error() {
     standin.set("probe-failure", "error");
     let output = control.run(&["kick", "ann"]);
     assert_eq!(output.status.code(), Some(1));
-    let said = errors(&output);
+    let printed = errors(&output);
     assert!(
-        said.contains("User names are not available: The users of EspoCRM in ")
-            && said.contains("SQLSTATE"),
-        "{said}"
+        printed.contains("User names are not available: The users of EspoCRM in ")
+            && printed.contains("SQLSTATE"),
+        "{printed}"
     );
     ann.expect_silence();
-    assert!(control.say(&["kick", ANN]).starts_with("1 connection"));
+    assert!(control.output_of(&["kick", ANN]).starts_with("1 connection"));
 }
 
 #[test]
@@ -146,9 +149,9 @@ fn without_names_users_are_listed_by_id_and_the_reason_is_given() {
         let output = control.run(&[&["status", "users"], arguments].concat());
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
-        let said = errors(&output);
-        assert!(said.starts_with("espocrm-websocket: User names are not shown: "), "{said}");
-        assert!(said.contains(why) && said.lines().count() == 1, "{said}");
+        let printed = errors(&output);
+        assert!(printed.starts_with("espocrm-websocket: User names are not shown: "), "{printed}");
+        assert!(printed.contains(why) && printed.lines().count() == 1, "{printed}");
     };
     for (failure, why) in [
         ("crash", "Error: on purpose"),
@@ -167,10 +170,10 @@ fn without_names_users_are_listed_by_id_and_the_reason_is_given() {
     // What the daemon reports does not decide where PHP code runs as a user who is named.
     check(&["--user", "nobody"], "--espocrm DIR");
     check(&["--allow-root"], "--espocrm DIR");
-    let names = control.say(&["status", "users", "--espocrm", root]);
+    let names = control.output_of(&["status", "users", "--espocrm", root]);
     assert!(names.contains("ann"), "{names}");
     standin.set("probe-failure", "crash");
-    let users = read(&control.say(&["status", "users", "--json"]));
+    let users = read(&control.output_of(&["status", "users", "--json"]));
     assert_eq!(users["users"][0], json!({"user": ANN, "name": null, "connections": 2}));
 }
 
@@ -182,13 +185,16 @@ fn names_are_escaped() {
     let (daemon, control) = Control::start(&standin, &[]);
     let mut ann = daemon.connect(ANN);
     let shown = r"ann\u{1b}[2J\n\u{202e}\u{9b}";
-    let table = control.say(&["status", "users"]);
+    let table = control.output_of(&["status", "users"]);
     assert!(table.ends_with(&format!("  {ANN}  {shown}\n")), "{table}");
-    let raw = control.say(&["status", "users", "--json"]);
+    let raw = control.output_of(&["status", "users", "--json"]);
     assert!(raw.contains(r#""ann\u001b[2J\n\u202e\u009b""#), "{raw}");
     assert_eq!(read(&raw)["users"][0]["name"], name);
-    let said = control.say(&["kick", name]);
-    assert!(said.starts_with(&format!("1 connection of user {shown} (id {ANN}) was")), "{said}");
+    let printed = control.output_of(&["kick", name]);
+    assert!(
+        printed.starts_with(&format!("1 connection of user {shown} (id {ANN}) was")),
+        "{printed}"
+    );
     ann.expect_drop();
 }
 
@@ -207,7 +213,7 @@ fn php_runs_as_the_sites_user_only() {
     let _ann = daemon.connect(ANN);
     let user = || fs::read_to_string(standin.path().join("data/standin/user")).unwrap();
     standin.unset("user");
-    assert!(control.say(&["status", "users"]).contains("ann"));
+    assert!(control.output_of(&["status", "users"]).contains("ann"));
     let expected = if is_root() { "65534" } else { "" };
     assert!(user().starts_with(expected) && user() != "0", "{}", user());
 }
@@ -235,7 +241,7 @@ fn the_daemons_own_user_sees_names_too() {
     let output = run(command);
     assert!(String::from_utf8_lossy(&output.stdout).contains("  ann\n"), "{}", errors(&output));
     // By root as well.
-    assert!(Control::at(&path).say(&["status", "users"]).contains("  ann\n"));
+    assert!(Control::at(&path).output_of(&["status", "users"]).contains("  ann\n"));
 }
 
 /// Answers each request with the second argument, at a socket that the first one names.
@@ -273,11 +279,11 @@ fn another_users_daemon_does_not_choose_what_php_runs() {
         let output = run(command);
         (String::from_utf8_lossy(&output.stdout).into_owned(), errors(&output))
     };
-    let (table, said) = ask();
+    let (table, printed) = ask();
     assert!(table.contains(ANN) && !table.contains("ann"), "{table}");
-    assert!(said.contains("User names are not shown: Which EspoCRM?"), "{said}");
+    assert!(printed.contains("User names are not shown: Which EspoCRM?"), "{printed}");
     assert_eq!(standin.probes(), 0);
     // Root runs it as the owner of the directory, whoever names it.
-    let table = Control::at(&socket).say(&["status", "users"]);
+    let table = Control::at(&socket).output_of(&["status", "users"]);
     assert!(table.contains("  ann\n"), "{table}");
 }

@@ -99,14 +99,14 @@ fn the_status_matches_known_traffic() {
     let latest = &one["connections"][0];
     assert_eq!((&latest["user"], &latest["stage"]), (&json!("bob"), &json!("open")));
     assert_eq!(latest["subscriptions"], 1);
-    let table = control.say(&["status", "connections"]);
+    let table = control.output_of(&["status", "connections"]);
     assert_eq!(table.lines().count(), 4, "{table}");
-    let table = control.say(&["status", "users"]);
+    let table = control.output_of(&["status", "users"]);
     assert_eq!(table, "CONNECTIONS  USER\n          2  alice\n          1  bob\n");
-    let table = control.say(&["status", "topics"]);
+    let table = control.output_of(&["status", "topics"]);
     assert!(table.contains("\n        2  recordUpdate.Account.1\n"), "{table}");
-    let told: Value = serde_json::from_str(&control.say(&["status", "--json"])).unwrap();
-    assert_eq!(told["connections"]["users"], 2);
+    let reported: Value = serde_json::from_str(&control.output_of(&["status", "--json"])).unwrap();
+    assert_eq!(reported["connections"]["users"], 2);
 
     drop(tabs);
     control.expect("/connections/ended/peer_closed", 2);
@@ -148,8 +148,8 @@ fn each_reason_for_dropping_a_message_is_counted() {
     control.expect("/messages/received", 7);
     let status = control.json("/status");
     let mut warnings = status["warnings"].as_array().unwrap().iter();
-    let told = |line: &Value| line["text"].as_str().unwrap().contains("it is too big");
-    assert!(warnings.any(|line| line["level"] == "WARN" && told(line)), "{status}");
+    let reported = |line: &Value| line["text"].as_str().unwrap().contains("it is too big");
+    assert!(warnings.any(|line| line["level"] == "WARN" && reported(line)), "{status}");
 }
 
 #[test]
@@ -213,16 +213,16 @@ fn each_reason_for_ending_a_connection_is_counted() {
     let standin = Standin::new();
     let flags = ["--recheck-interval", "100ms", "--ping-interval", "1s"];
     let (daemon, control) = Control::start(&standin, &flags);
-    let say = |message: &str| {
+    let output_of = |message: &str| {
         let mut client = daemon.connect("bob");
         client.send_text(message);
         client
     };
     Client::open(daemon.address, "bob", "tok-wrong").expect_close(1008);
-    say("[7,\"newNotification\",1]").expect_close(1008);
-    say("[2,\"1\",\"x\"]").next().unwrap();
-    say("{}").expect_close(1007);
-    say(&"x".repeat(70_000)).expect_close(1009);
+    output_of("[7,\"newNotification\",1]").expect_close(1008);
+    output_of("[2,\"1\",\"x\"]").next().unwrap();
+    output_of("{}").expect_close(1007);
+    output_of(&"x".repeat(70_000)).expect_close(1009);
     let mut client = daemon.connect("bob");
     client.send_frame(0xf1, b"");
     client.expect_close(1002);

@@ -18,8 +18,8 @@ fn a_kicked_user_reconnects_and_is_checked_again() {
     let mut bob = daemon.connect("bob");
     let login = "AuthTokenCheck tok-alice alice";
     assert_eq!(standin.count(login), 1);
-    let said = control.say(&["kick", "alice"]);
-    assert!(said.starts_with("2 connections of user alice were closed"), "{said}");
+    let printed = control.output_of(&["kick", "alice"]);
+    assert!(printed.starts_with("2 connections of user alice were closed"), "{printed}");
     tabs.iter_mut().for_each(Client::expect_drop);
     bob.expect_silence();
     control.expect("/connections/ended/kicked", 2);
@@ -48,20 +48,20 @@ fn sent_messages_reach_only_permitted_users() {
     bob.subscribe(topic);
     daemon.wait_for("check access failed for topic recordUpdate.Account.1 for user bob");
 
-    assert_eq!(control.say(&["send", topic]), "The message was delivered to 1 connection.\n");
+    assert_eq!(control.output_of(&["send", topic]), "The message was delivered to 1 connection.\n");
     alice.expect_event(&json!({"topicId": topic}));
-    let said = control.say(&["send", "newNotification", "--user", "bob", "{\"a\": [1]}"]);
-    assert_eq!(said, "The message was delivered to 1 connection.\n");
+    let printed = control.output_of(&["send", "newNotification", "--user", "bob", "{\"a\": [1]}"]);
+    assert_eq!(printed, "The message was delivered to 1 connection.\n");
     let message = json!({"a": [1], "topicId": "newNotification", "userId": "bob"});
     bob.expect_event(&message);
     assert_eq!(
-        control.say(&["send", "newNotification"]),
+        control.output_of(&["send", "newNotification"]),
         "The message was delivered to 2 connections.\n"
     );
     alice.expect_event(&json!({"topicId": "newNotification"}));
     bob.expect_event(&json!({"topicId": "newNotification"}));
-    let said = control.say(&["send", topic, "--user", "bob"]);
-    assert!(said.contains("no connection"), "{said}");
+    let printed = control.output_of(&["send", topic, "--user", "bob"]);
+    assert!(printed.contains("no connection"), "{printed}");
     alice.expect_silence();
     bob.expect_silence();
     assert_eq!(control.number("/messages/received"), 4);
@@ -78,8 +78,8 @@ fn send_rejects_the_messages_that_are_invalid_from_espocrm() {
         (&["send", "newNotification", "{"], "is not a JSON object"),
     ] {
         let output = control.run(arguments);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains("The message was dropped") && said.contains(why), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(printed.contains("The message was dropped") && printed.contains(why), "{printed}");
         assert_eq!(output.status.code(), Some(1));
     }
     let dropped = control.json("/status")["messages"]["dropped"].clone();
@@ -175,7 +175,7 @@ fn an_unresponsive_daemon_is_distinguished_from_a_missing_one() {
     command.args(["status", "--control"]).arg(&path);
     let output = run(command);
     daemon.signal("CONT");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("does not answer: it is stopped, or overloaded"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(printed.contains("does not answer: it is stopped, or overloaded"), "{printed}");
     control.get("/status");
 }

@@ -85,8 +85,11 @@ fn reload_fails_with_the_reason_if_a_setting_cannot_be_applied() {
         let mut reload = command();
         reload.arg("reload").arg("--control").arg(&control).env_remove("MAINPID");
         let output = run(reload);
-        let told = errors(&output);
-        assert!(told.contains(why) && told.contains("Keeping the previous settings."), "{told}");
+        let reported = errors(&output);
+        assert!(
+            reported.contains(why) && reported.contains("Keeping the previous settings."),
+            "{reported}"
+        );
         assert_eq!(output.status.code(), Some(1));
         assert!(output.stdout.is_empty());
         drop(daemon.connect("alice"));
@@ -124,8 +127,8 @@ fn without_a_control_socket_reload_signals_the_main_process() {
         let mut by_systemd = reload(&file);
         by_systemd.env("MAINPID", daemon.pid().to_string());
         let output = run(by_systemd);
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && told.contains("SIGHUP was sent"), "{told}");
+        let reported = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && reported.contains("SIGHUP was sent"), "{reported}");
         daemon.wait_for_after(lines, "EspoCRM's settings have ");
     }
     assert!(run(reload(&file)).status.success());

@@ -41,7 +41,7 @@ fn busy(standin: &Standin) -> (Daemon, Control, Vec<Client>) {
 fn the_status_fits_on_a_terminal() {
     let standin = Standin::new();
     let (daemon, control, tabs) = busy(&standin);
-    let screen = control.say(&["status"]);
+    let screen = control.output_of(&["status"]);
     println!("{screen}");
     assert!(screen.lines().count() < LINES, "{screen}");
     for line in screen.lines() {

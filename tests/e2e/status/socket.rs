@@ -19,7 +19,7 @@ fn the_socket_accepts_only_root_and_the_user_of_the_daemon() {
     let (daemon, control) = Control::start(&standin, &[]);
     let path = Control::path(&standin);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(control.say(&["status"]).contains(&daemon.address.to_string()));
+    assert!(control.output_of(&["status"]).contains(&daemon.address.to_string()));
     if !is_root() {
         return;
     }
@@ -30,12 +30,15 @@ fn the_socket_accepts_only_root_and_the_user_of_the_daemon() {
         assert_eq!(output.status.code(), Some(1));
         errors(&output)
     };
-    let told = as_nobody();
-    assert!(told.contains("run the command as root, or as the daemon's user"), "{told}");
+    let reported = as_nobody();
+    assert!(reported.contains("run the command as root, or as the daemon's user"), "{reported}");
     // Regardless of the file's mode.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
-    let told = as_nobody();
-    assert!(told.contains("Only root and the daemon's user may use the control socket."), "{told}");
+    let reported = as_nobody();
+    assert!(
+        reported.contains("Only root and the daemon's user may use the control socket."),
+        "{reported}"
+    );
     control.get("/status");
 }
 
@@ -50,7 +53,7 @@ fn root_may_query_a_daemon_of_another_user() {
     command.args(["run", "--config", "/dev/null", "--listen", "127.0.0.1", "--espocrm", "."]);
     command.arg("--control").arg(&path);
     let _daemon = Daemon::spawn(command);
-    assert!(Control::at(&path).say(&["status"]).starts_with("espocrm-websocket "));
+    assert!(Control::at(&path).output_of(&["status"]).starts_with("espocrm-websocket "));
 }
 
 #[test]
@@ -211,14 +214,14 @@ fn commands_find_the_daemon_by_its_configuration_and_report_a_missing_one() {
     let output = ask(&by_file);
     assert!(String::from_utf8_lossy(&output.stdout).contains(&daemon.address.to_string()));
     fs::write(&file, "control = \"off\"").unwrap();
-    let told = errors(&ask(&by_file));
-    assert!(told.contains("The control socket is turned off"), "{told}");
+    let reported = errors(&ask(&by_file));
+    assert!(reported.contains("The control socket is turned off"), "{reported}");
     let output = ask(&["--name", "no-such-service"]);
-    let told = errors(&output);
-    assert!(told.contains("/run/espocrm-websocket-no-such-service/control.sock"), "{told}");
-    assert!(told.contains("systemctl status espocrm-websocket@no-such-service"), "{told}");
+    let reported = errors(&output);
+    assert!(reported.contains("/run/espocrm-websocket-no-such-service/control.sock"), "{reported}");
+    assert!(reported.contains("systemctl status espocrm-websocket@no-such-service"), "{reported}");
     assert_eq!(output.status.code(), Some(1));
     daemon.stop("KILL");
-    let told = errors(&ask(&["--control", path.to_str().unwrap()]));
-    assert!(told.contains("No daemon answers at"), "{told}");
+    let reported = errors(&ask(&["--control", path.to_str().unwrap()]));
+    assert!(reported.contains("No daemon answers at"), "{reported}");
 }

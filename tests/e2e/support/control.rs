@@ -81,7 +81,7 @@ impl Control {
     }
 
     /// Runs a command that must succeed, and returns its output.
-    pub fn say(&self, arguments: &[&str]) -> String {
+    pub fn output_of(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{arguments:?}: {errors}");

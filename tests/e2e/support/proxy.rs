@@ -134,7 +134,7 @@ impl Proxy {
 
     /// Reloads its configuration, as its systemd unit does, and waits until it is in effect.
     pub fn reload(&self) {
-        let (signal, said) = match self.kind {
+        let (signal, printed) = match self.kind {
             Kind::Nginx => ("HUP", "gracefully shutting down"),
             Kind::Apache => ("USR1", "SIGUSR1 received.  Doing graceful restart"),
             Kind::Caddy => {
@@ -149,7 +149,7 @@ impl Proxy {
             Kind::Traefik => unreachable!("it reloads its file by itself"),
         };
         self.process.signal(signal);
-        eventually("the proxy has reloaded", || self.logs().contains(said));
+        eventually("the proxy has reloaded", || self.logs().contains(printed));
     }
 
     /// Stops it, as its systemd unit does.

@@ -191,10 +191,10 @@ fn a_log_file_that_cannot_be_opened_is_reported_at_startup() {
     for (name, why) in others.into_iter().chain(link) {
         let output = run(serving(&standin, &["--log-file", name]));
         assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
-        let said = String::from_utf8(output.stderr).unwrap();
+        let printed = String::from_utf8(output.stderr).unwrap();
         let named = format!("The log file {} cannot be opened: ", path(name).display());
         for words in [&*named, why, "Its directory must exist", "see log_file"] {
-            assert!(said.contains(words), "{words:?} is missing in: {said}");
+            assert!(printed.contains(words), "{words:?} is missing in: {printed}");
         }
         assert_eq!(standin.probes(), 0);
     }

@@ -30,8 +30,8 @@ fn questionable_settings_cause_a_warning_and_no_error() {
     standin.config("useWebSocket", false);
     let output = check(&standin, &[]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("[WARN ] EspoCRM's useWebSocket is off"), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(printed.contains("[WARN ] EspoCRM's useWebSocket is off"), "{printed}");
     assert!(output.stdout.is_empty());
 }
 
@@ -43,8 +43,8 @@ fn an_error_in_settings_is_reported() {
     let broken = ["--config", file.to_str().unwrap()];
     let expect = |output: Output, words: &str| {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains(words) && output.stdout.is_empty(), "{said}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(printed.contains(words) && output.stdout.is_empty(), "{printed}");
     };
     expect(check(&standin, &broken), "own.toml: line 2: max_checks: it must be at least 1");
     expect(check(&standin, &["--php", "/nonexistent/php"]), "PHP could not be started");

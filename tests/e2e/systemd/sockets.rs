@@ -146,9 +146,9 @@ fn a_passed_descriptor_that_is_no_listening_tcp_socket_is_reported() {
         command.stderr(Stdio::piped());
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        let said = String::from_utf8(output.stderr).unwrap();
+        let printed = String::from_utf8(output.stderr).unwrap();
         for words in ["A socket passed by systemd cannot be used: ", "ListenStream="] {
-            assert!(said.contains(words), "{words:?} is missing in: {said}");
+            assert!(printed.contains(words), "{words:?} is missing in: {printed}");
         }
     }
 }

@@ -214,11 +214,11 @@ fn an_encrypted_key_that_cannot_be_decrypted_is_reported() {
         secure(&mut standin, &issued);
         standin.config(KEY, authority.path(key).to_str());
         standin.config(PASSPHRASE, passphrase);
-        let said = expect_refusal(&standin, &[key, KEY]);
+        let printed = expect_refusal(&standin, &[key, KEY]);
         for word in words {
-            assert!(said.contains(word), "{word:?} is missing in: {said}");
+            assert!(printed.contains(word), "{word:?} is missing in: {printed}");
         }
-        assert!(!said.contains("s3cret"), "{said}");
+        assert!(!printed.contains("s3cret"), "{printed}");
     }
 }
 
@@ -234,8 +234,8 @@ fn a_wrong_passphrase_is_reported_as_such() {
         secure(&mut standin, &issued);
         standin.config(KEY, authority.path("encrypted").to_str());
         standin.config(PASSPHRASE, "not it");
-        let said = expect_refusal(&standin, &["encrypted", KEY, PASSPHRASE, "is wrong"]);
-        assert!(!said.contains("not it"), "{said}");
+        let printed = expect_refusal(&standin, &["encrypted", KEY, PASSPHRASE, "is wrong"]);
+        assert!(!printed.contains("not it"), "{printed}");
     }
     // For one wrong passphrase in 256 the result looks correctly decrypted.
     let mut standin = Standin::new();
@@ -324,8 +324,8 @@ fn a_check_as_root_rejects_keys_that_the_site_user_cannot_read() {
     };
     let output = check();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains(words[0]), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(printed.contains(words[0]), "{printed}");
     std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(check().status.code(), Some(0));
 }
@@ -340,9 +340,9 @@ fn expect_refusal_of(mut command: Command, standin: &Standin, words: &[&str]) ->
     command.arg(standin.path());
     let output = run(command);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
     for word in words {
-        assert!(said.contains(word), "{word:?} is missing in: {said}");
+        assert!(printed.contains(word), "{word:?} is missing in: {printed}");
     }
-    said
+    printed
 }

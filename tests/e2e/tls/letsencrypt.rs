@@ -66,9 +66,9 @@ fn the_deploy_hook_makes_a_certificate_readable_and_renews_it() {
         run(command)
     };
     let output = check(&standin);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("has no permission to read it"), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("has no permission to read it"), "{printed}");
 
     standin.config("webSocketSslCertificateFile", file.to_str());
     standin.config("webSocketSslCertificateLocalPrivateKey", serde_json::Value::Null);

@@ -157,16 +157,16 @@ fn the_log_states_the_expiry_of_a_certificate() {
     secure(&mut standin, &installed);
     let mut daemon = Daemon::start(&standin);
     let certificate = installed.certificate.display().to_string();
-    let told = format!("The certificate {certificate} is valid until {}.", end(&installed));
-    daemon.wait_for(&told);
+    let reported = format!("The certificate {certificate} is valid until {}.", end(&installed));
+    daemon.wait_for(&reported);
     // The same certificate is not logged again, but one with a later expiry is.
     daemon.reload("have not changed");
-    assert_eq!(daemon.count(&told), 1);
+    assert_eq!(daemon.count(&reported), 1);
     sign(&authority, 400);
     daemon.reload(&format!("is valid until {}.", end(&installed)));
     sign(&authority, 0);
-    let told = daemon.reload("expired on");
-    assert!(told.contains("[WARN ]") && told.contains(&end(&installed)), "{told}");
+    let reported = daemon.reload("expired on");
+    assert!(reported.contains("[WARN ]") && reported.contains(&end(&installed)), "{reported}");
 }
 
 /// Renews `server.pem` with its key.
@@ -183,7 +183,7 @@ fn sign(authority: &Authority, days: usize) {
 fn end(issued: &Issued) -> String {
     let mut openssl = Command::new("openssl");
     openssl.args(["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"]);
-    let told = openssl.arg(&issued.certificate).output().unwrap().stdout;
-    let told = String::from_utf8(told).unwrap();
-    told.strip_prefix("notAfter=").unwrap()[..10].to_owned()
+    let reported = openssl.arg(&issued.certificate).output().unwrap().stdout;
+    let reported = String::from_utf8(reported).unwrap();
+    reported.strip_prefix("notAfter=").unwrap()[..10].to_owned()
 }

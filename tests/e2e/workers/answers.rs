@@ -32,7 +32,7 @@ fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
         "custom": {"paramList": ["id"], "accessCheckCommand": "CustomCheck :id"},
     }));
     standin.set("bad-tokens", "tok-carol");
-    let mut said = Vec::new();
+    let mut printed = Vec::new();
     for (user, token) in [
         ("alice", "tok-alice"),
         ("alice", "tok-bob"),
@@ -40,7 +40,7 @@ fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
         ("carol", "tok-carol"),
         ("portal1", "tok-portal1"),
     ] {
-        said.push(format!("{user} {token}: {}", login(daemon, user, token)));
+        printed.push(format!("{user} {token}: {}", login(daemon, user, token)));
     }
     for user in ["alice", "portal1"] {
         let mut tab = daemon.connect(user);
@@ -53,16 +53,16 @@ fn transcript(standin: &Standin, daemon: &mut Daemon) -> Vec<String> {
             "custom.yes",
             "custom.no",
         ] {
-            said.push(subscribe(daemon, &mut tab, user, topic));
+            printed.push(subscribe(daemon, &mut tab, user, topic));
         }
         tab.expect_silence();
     }
     // EspoCRM prints `Error: …`.
     standin.set("failure", "error");
-    said.push(format!("error: {}", login(daemon, "alice", "tok-alice")));
+    printed.push(format!("error: {}", login(daemon, "alice", "tok-alice")));
     standin.unset("failure");
-    said.push(format!("afterwards: {}", login(daemon, "alice", "tok-alice")));
-    said
+    printed.push(format!("afterwards: {}", login(daemon, "alice", "tok-alice")));
+    printed
 }
 
 fn login(daemon: &Daemon, user: &str, token: &str) -> &'static str {
@@ -92,12 +92,12 @@ fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> Stri
         let at = verdicts.iter().find_map(|verdict| line.find(verdict))?;
         Some(line[at..].to_owned())
     };
-    let mut said = None;
+    let mut printed = None;
     eventually("there is a verdict", || {
-        said = daemon.log().iter().skip(lines).find_map(verdict);
-        said.is_some()
+        printed = daemon.log().iter().skip(lines).find_map(verdict);
+        printed.is_some()
     });
-    said.unwrap()
+    printed.unwrap()
 }
 
 #[test]
@@ -155,9 +155,9 @@ fn a_change_applies_to_the_next_check() {
     let mut tab = daemon.connect("alice");
     let topic = "recordUpdate.Account.1";
     let mut expect = |daemon: &mut Daemon, is_allowed: bool| {
-        let said = subscribe(daemon, &mut tab, "alice", topic);
+        let printed = subscribe(daemon, &mut tab, "alice", topic);
         tab.unsubscribe(topic);
-        assert_eq!(said.starts_with("add topic"), is_allowed, "{said}");
+        assert_eq!(printed.starts_with("add topic"), is_allowed, "{printed}");
     };
     expect(&mut daemon, true);
 

@@ -62,8 +62,8 @@ fn survive_outage(failure: &str, mode: &str) {
     expect_event_of(&daemon, &mut after, "3");
     // Once for logins and once for subscriptions.
     eventually("the outage is over", || daemon.count(ENDS) == 2);
-    let said = (daemon.count(BEGINS), daemon.count(ENDS));
-    assert_eq!(said, (2, 2), "{failure} {mode}");
+    let printed = (daemon.count(BEGINS), daemon.count(ENDS));
+    assert_eq!(printed, (2, 2), "{failure} {mode}");
     before.expect_silence();
 }
 
