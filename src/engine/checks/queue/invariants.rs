@@ -7,8 +7,8 @@ use super::{CheckQueue, State, Waiting};
 use crate::engine::checks::check::Urgency;
 
 impl CheckQueue {
-    /// Checks that jobs, tickets, counts and order agree. For tests: the cost is proportional to the
-    /// number of waiting tickets.
+    /// Checks that jobs, tickets, counts and order agree. For tests: the cost is proportional to
+    /// the number of waiting tickets.
     ///
     /// # Panics
     /// If they do not agree.
