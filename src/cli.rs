@@ -49,7 +49,7 @@ pub enum Command {
     Ctl(Ctl),
     /// Show the help of the program, or of the command of this name.
     Help(Option<&'static str>),
-    /// Tell the version.
+    /// Print the version.
     Version,
 }
 
@@ -360,7 +360,7 @@ mod tests {
         let [topic, user, message] = ["t", "u", "{}"].map(str::to_owned);
         assert_eq!(what("send t {} --user u"), What::Send { topic, user: Some(user), message });
         for line in [
-            "status nobody",
+            "status everyone",
             "status users --watch",
             "status users topics",
             "status --user u",
@@ -400,7 +400,7 @@ mod tests {
             ("demo --log-file l", "the demo has no EspoCRM"),
             ("run --max-checks 0", "at least 1"),
             ("run --max-checks x", "x"),
-            ("run --listen localhost", "no address"),
+            ("run --listen localhost", "an IP address"),
             ("run --ping-interval 0", "a length of time"),
             ("run --ping-interval soon", "a length of time"),
             ("run --trusted-proxy proxy", "proxy"),

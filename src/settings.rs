@@ -1,4 +1,5 @@
-//! What the daemon runs with: EspoCRM's configuration, our own file and flags, and defaults.
+//! The settings of the daemon: EspoCRM's configuration, the configuration file, the command line,
+//! and defaults.
 
 pub mod definitions;
 mod layers;
@@ -32,71 +33,71 @@ use crate::engine::protocol::client_address::Network;
 use crate::engine::protocol::origin::Origin;
 use crate::platform::exit::{Exit, Result};
 
-/// The settings in force, each with where it came from.
+/// The settings in force, each with its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The PHP that runs access checks.
     pub php: Sourced<PathBuf>,
-    /// Where browsers, or the proxy in front, connect.
+    /// The address at which browsers or the reverse proxy connect.
     pub address: Sourced<IpAddr>,
-    /// 0 stands for any free port.
+    /// The port of that address; 0 for any free one.
     pub port: Sourced<u16>,
-    /// Where EspoCRM's PHP connects: a ZeroMQ endpoint.
+    /// The ZeroMQ endpoint to which EspoCRM's PHP connects.
     pub zeromq: Sourced<String>,
-    /// Our own TLS, if EspoCRM wants it.
+    /// The daemon's own TLS, if EspoCRM's configuration enables it.
     pub tls: Sourced<Option<TlsFiles>>,
-    /// Whether each event is logged, as EspoCRM's own daemon does.
+    /// Whether every connection, subscription and message is logged.
     pub debug: Sourced<bool>,
-    /// Where the log goes; none for standard error.
+    /// The log file; `None` for standard error.
     pub log_file: Sourced<Option<PathBuf>>,
-    /// Connections at a time.
+    /// Maximum number of connections.
     pub max_connections: Sourced<usize>,
-    /// Connections at a time of one client address; 0 for no limit.
+    /// Maximum number of connections per client address; 0 for no limit.
     pub max_per_address: Sourced<usize>,
-    /// Connections at a time of one user; 0 for no limit.
+    /// Maximum number of connections per user; 0 for no limit.
     pub max_per_user: Sourced<usize>,
-    /// Proxies that are believed whose connections they pass on.
+    /// Proxies whose information about the client is trusted.
     pub trusted_proxies: Sourced<Vec<Network>>,
-    /// Whether these begin each connection by a header of the PROXY protocol.
+    /// Whether these send a PROXY protocol header at the start of each connection.
     pub proxy_protocol: Sourced<bool>,
-    /// Origins of pages that may connect; none if all may.
+    /// Origins whose pages may connect; empty for all.
     pub origins: Sourced<Vec<Origin>>,
-    /// Bytes that all connections may hold together beyond what each costs while it is idle.
+    /// Buffer memory of all connections, in bytes: partial input and queued output.
     pub max_buffered: Sourced<usize>,
-    /// PHP processes at a time that check access.
+    /// Maximum number of PHP processes that check access.
     pub max_checks: Sourced<usize>,
-    /// After which a check is killed.
+    /// Time after which a check is killed.
     pub check_timeout: Sourced<Duration>,
-    /// Between two rechecks of what a user was granted; zero for none.
+    /// Interval of rechecks of a user; zero for none.
     pub recheck_interval: Sourced<Duration>,
-    /// Between two pings of a connection.
+    /// Interval of pings of a connection.
     pub ping_interval: Sourced<Duration>,
-    /// For how long a grant counts for whoever asks for the same.
+    /// How long a positive check result is reused; zero for never.
     pub check_cache: Sourced<Duration>,
-    /// How checks are run.
+    /// How checks run.
     pub check_mode: Sourced<CheckMode>,
-    /// Where the control socket is.
+    /// The location of the control socket.
     pub control: Sourced<ControlAt>,
-    /// Where metrics are told, if they are.
+    /// The address of the Prometheus endpoints, if they are enabled.
     pub metrics: Sourced<Option<SocketAddr>>,
-    /// Whether EspoCRM sends anything and its pages connect.
+    /// Whether EspoCRM sends messages and its pages connect (`useWebSocket`).
     pub enabled: bool,
     /// EspoCRM's version.
     pub version: Version,
-    /// EspoCRM's topics.
+    /// EspoCRM's topic categories.
     pub categories: Categories,
     /// EspoCRM's entity types.
     pub entity_types: EntityTypes,
-    /// What EspoCRM is set to that keeps its messages from coming here.
+    /// Why EspoCRM's messages may not arrive here, if its configuration suggests that.
     pub misdirected: Option<String>,
 }
 
-/// How checks are run.
+/// How checks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckMode {
-    /// By up to so many PHP workers, each of which answers many.
+    /// On up to this many PHP workers.
     Workers(usize),
-    /// Each by a PHP process of its own, for this reason.
+    /// Each in its own PHP process, for this reason.
     Plain(&'static str),
 }
 
@@ -105,60 +106,59 @@ pub enum CheckMode {
 pub struct Sourced<T> {
     /// The value in force.
     pub value: T,
-    /// Who set it.
+    /// The origin of the value.
     pub source: Source,
 }
 
-/// Who set a value; the later ones win.
+/// The origin of a value. Later variants take precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nobody.
+    /// The default.
     Default,
     /// This parameter of EspoCRM's configuration.
     Espocrm(&'static str),
-    /// Our own configuration file.
+    /// The configuration file.
     File,
     /// The command line.
     Flag,
-    /// A socket that systemd has opened for us.
+    /// A socket passed by systemd.
     Systemd,
 }
 
-/// Certificate and key of our own TLS.
+/// Certificate and key of the daemon's own TLS.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// PEM, the server's certificate first; may hold the key, too.
+    /// PEM file with the server's certificate first; it may contain the key.
     pub certificate: PathBuf,
-    /// PEM, if the key is in a file of its own.
+    /// PEM file with the key, if the certificate's file does not contain it.
     pub key: Option<PathBuf>,
     /// Decrypts the key. A secret.
     pub passphrase: Option<String>,
 }
 
-/// A tab holds one connection; 10,000 need about 10 MB here and 40 MB in the kernel.
+/// A browser tab has one connection. 10,000 use about 10 MB here and 40 MB in the kernel.
 const MAX_CONNECTIONS: usize = 10_000;
 
-/// More tabs than anybody has; fewer than it takes to keep others from connecting.
+/// More tabs than a user has, and too few to keep other users from connecting.
 const MAX_PER_USER: usize = 250;
 
-/// Ten times what a check takes on a busy server. EspoCRM waits for its database meanwhile.
+/// Ten times the duration of a check on a busy server. EspoCRM may wait for its database.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The tabs of a browser come back within three seconds. So much longer somebody may see what was
-/// just forbidden.
+/// The tabs of a browser reconnect within three seconds. Revoked access lasts this much longer.
 const CHECK_CACHE: Duration = Duration::from_secs(3);
 
-/// A few checks for each user who is there. Somebody who was locked out sees events for so long.
+/// A few checks per connected user. A user whose access was revoked receives events for this long.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Well below the 60 s after which nginx and most others end a silent connection.
+/// Well below the 60 s after which nginx and most proxies close an idle connection.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
 
 impl Settings {
-    /// Combines what EspoCRM says with our own settings.
+    /// Combines EspoCRM's configuration with the configuration file and the command line.
     ///
     /// # Errors
-    /// If a value of EspoCRM's makes no sense: which parameter, and what it may be.
+    /// If a parameter of EspoCRM is invalid: which one, and what is valid.
     pub fn resolve(layers: &Layers, espo_settings: &EspoSettings) -> Result<Self> {
         let secure = espo_settings.is_true("webSocketUseSecureServer");
         let tls = if secure { Some(tls_files(espo_settings)?) } else { None };
@@ -257,23 +257,23 @@ impl Settings {
         Ok(settings)
     }
 
-    /// What an administrator should hear of, though it keeps nothing from running.
+    /// Logs warnings about settings that are valid but probably unintended.
     pub fn log_doubts(&self) {
         if !self.version.is_known() {
             warn!(
-                "EspoCRM's version is {}: it is not known how its access checks tell their verdict. \
-                 Only what is beyond doubt will be granted.",
+                "EspoCRM's version is {}, which is not supported: the output of its access checks may \
+                 have changed. Access is granted only if the output is unambiguous.",
                 self.version
             );
         }
         if !self.enabled {
             warn!(
-                "EspoCRM's useWebSocket is off: it sends nothing, and its pages do not connect. \
-                 Turn it on in Administration, Settings."
+                "EspoCRM's useWebSocket is off: EspoCRM sends no messages and its pages do not \
+                 connect. Enable it in Administration, Settings."
             );
         }
         if let Some(misdirected) = &self.misdirected {
-            warn!("EspoCRM's messages may not come here: {misdirected}.");
+            warn!("EspoCRM's messages may not arrive here: {misdirected}.");
         }
         for (name, category) in self.categories.iter() {
             if let SubscribePolicy::Invalid(error) = &category.access {
@@ -284,30 +284,30 @@ impl Settings {
         let own = ["tcp://127.", "tcp://localhost:", "tcp://[::1]:", "tcp://lo:", "ipc://"];
         if !own.iter().any(|own| self.zeromq.value.starts_with(own)) {
             warn!(
-                "Whoever can reach {} can send messages to EspoCRM's users. Keep that port behind a \
-                 firewall, or bind 127.0.0.1 by webSocketZeroMQSubscriberDsn.",
+                "Any program that can reach {} can send messages to EspoCRM's users. Block that port \
+                 in the firewall, or set webSocketZeroMQSubscriberDsn to an address of 127.0.0.1.",
                 Printable(&self.zeromq.value)
             );
         }
         if let Some(address) = self.metrics.value.filter(|address| !address.ip().is_loopback()) {
             warn!(
-                "Whoever can reach {address} can read the metrics. Keep that port behind a firewall, \
-                 or set metrics to one of 127.0.0.1."
+                "Any program that can reach {address} can read the metrics. Block that port in the \
+                 firewall, or set metrics to an address of 127.0.0.1."
             );
         }
     }
 
-    /// How access is checked.
+    /// Logs how access checks run.
     pub fn log_mode(&self) {
         match self.check_mode.value {
             CheckMode::Workers(_) => info!("Access is checked by {}.", self.check_mode.value),
             CheckMode::Plain(reason) => {
-                info!("Each access check is run in a PHP process of its own: {reason}.");
+                info!("Each access check runs in its own PHP process: {reason}.");
             }
         }
     }
 
-    /// PHP workers at a time.
+    /// Maximum number of PHP workers.
     #[must_use]
     pub fn workers(&self) -> usize {
         match self.check_mode.value {
@@ -316,7 +316,7 @@ impl Settings {
         }
     }
 
-    /// Bytes of memory that the daemon takes at most, PHP's processes not included.
+    /// Maximum memory of the daemon in bytes, without PHP processes.
     #[must_use]
     pub fn worst_case(&self) -> usize {
         let children = self.max_checks.value.saturating_add(self.workers());
@@ -324,13 +324,13 @@ impl Settings {
         limits::worst_case(connections, self.tls.value.is_some(), held, children)
     }
 
-    /// Browsers connect to a socket that systemd has opened.
+    /// Replaces the address by that of a socket passed by systemd.
     pub fn listens_at(&mut self, address: SocketAddr) {
         self.address = Sourced { value: address.ip(), source: Source::Systemd };
         self.port = Sourced { value: address.port(), source: Source::Systemd };
     }
 
-    /// Where browsers connect.
+    /// The address at which browsers connect.
     #[must_use]
     pub fn listen(&self) -> SocketAddr {
         SocketAddr::new(self.address.value, self.port.value)
@@ -344,7 +344,7 @@ fn from<T>(value: Option<T>, name: &'static str) -> Option<Sourced<T>> {
 fn check_mode(layers: &Layers, espo_settings: &EspoSettings) -> Sourced<CheckMode> {
     let wanted = layers.pick(|own| own.worker, || None, true);
     let value = if !wanted.value {
-        CheckMode::Plain("so it is set")
+        CheckMode::Plain("worker is set to false")
     } else if !espo_settings.version.is_at_least((7, 0)) {
         CheckMode::Plain("PHP workers need EspoCRM 7.0 or later")
     } else if !espo_settings.opcache {
@@ -355,7 +355,7 @@ fn check_mode(layers: &Layers, espo_settings: &EspoSettings) -> Sourced<CheckMod
     Sourced { value, source: wanted.source }
 }
 
-/// Whether EspoCRM sends its messages by another way, or to another port than `at`, where we receive.
+/// Why messages may not arrive at `at`: EspoCRM sends them by other means or to another endpoint.
 fn misdirected(espo_settings: &EspoSettings, at: &str) -> Option<String> {
     const NAME: &str = "webSocketZeroMQSubmissionDsn";
     if let Some(messager) = espo_settings.text("webSocketMessager").filter(|text| text != "ZeroMQ")
@@ -363,7 +363,7 @@ fn misdirected(espo_settings: &EspoSettings, at: &str) -> Option<String> {
         return Some(format!("its webSocketMessager is \"{}\", not ZeroMQ", Printable(messager)));
     }
     let to = espo_settings.text(NAME).unwrap_or("tcp://localhost:5555".to_owned());
-    // Of TCP only the port can be compared: the host may have many names. "*" is any free one.
+    // Only the port of a TCP endpoint can be compared: a host has many names. "*" is any free port.
     let end = |dsn: &str| match dsn.rsplit_once(':') {
         Some((begin, port)) if begin.starts_with("tcp://") => port.to_owned(),
         _ => dsn.to_owned(),
@@ -371,7 +371,7 @@ fn misdirected(espo_settings: &EspoSettings, at: &str) -> Option<String> {
     let (to_end, at_end) = (end(&to), end(at));
     (to_end != at_end && at_end != "*").then(|| {
         let (to, at) = (Printable(&to), Printable(at));
-        format!("its {NAME} is \"{to}\", and they are received at \"{at}\"")
+        format!("its {NAME} is \"{to}\", but the daemon receives at \"{at}\"")
     })
 }
 
@@ -398,7 +398,7 @@ fn origins(layers: &Layers, espo_settings: &EspoSettings) -> Result<Sourced<Vec<
 fn port(text: &str) -> Result<u16> {
     text.parse().map_err(|_| {
         Exit::error(format!(
-            "EspoCRM's webSocketPort is \"{}\", which is no port number. Correct it in \
+            "EspoCRM's webSocketPort is \"{}\", which is not a port number. Correct it in \
              data/config-internal.php or data/config.php.",
             Printable(text)
         ))
@@ -490,11 +490,14 @@ mod tests {
             (Some("tcp://localhost:5555"), "ipc:///run/a"),
             (Some("ipc:///run/b"), "ipc:///run/a"),
         ] {
-            let told = misdirected(&sends(to, "ZeroMQ"), at).unwrap();
-            assert!(told.contains(to.unwrap_or("localhost:5555")) && told.contains(at), "{told}");
+            let reason = misdirected(&sends(to, "ZeroMQ"), at).unwrap();
+            assert!(
+                reason.contains(to.unwrap_or("localhost:5555")) && reason.contains(at),
+                "{reason}"
+            );
         }
-        let told = misdirected(&sends(None, "Redis"), "tcp://127.0.0.1:5555").unwrap();
-        assert!(told.contains("Redis"), "{told}");
+        let reason = misdirected(&sends(None, "Redis"), "tcp://127.0.0.1:5555").unwrap();
+        assert!(reason.contains("Redis"), "{reason}");
     }
 
     #[test]

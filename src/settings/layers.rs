@@ -1,4 +1,4 @@
-//! Our own settings, as they are layered over each other and over EspoCRM's.
+//! The precedence of the command line, the configuration file, EspoCRM's configuration and defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -6,35 +6,35 @@ use super::{DEFAULT_FILE, Overrides, Source, Sourced};
 use crate::espocrm::RunAs;
 use crate::platform::exit::{Exit, Result};
 
-/// Our own settings: the command line's, then the file's.
+/// The settings of the command line and of the configuration file.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     flags: Overrides,
     file: Overrides,
-    /// The file's name, if the command line names one.
+    /// The path of the file, if the command line names one.
     path: Option<PathBuf>,
     run_as: RunAs,
 }
 
 impl Layers {
-    /// The command line alone.
+    /// The command line only.
     #[must_use]
     pub fn of_flags(flags: Overrides) -> Self {
         Self { flags, ..Self::default() }
     }
 
-    /// Reads the configuration file: the one at `path`, or else that of the package, if it exists.
+    /// Reads the configuration file: the one at `path`, or else [`DEFAULT_FILE`] if it exists.
     ///
     /// # Errors
-    /// If it cannot be read or understood: where, and what is wrong.
+    /// If the file cannot be read or is invalid: where, and why.
     pub fn new(flags: Overrides, path: Option<PathBuf>) -> Result<Self> {
         let mut layers = Self { flags, path, ..Self::default() };
         layers.read_file()?;
         Ok(layers)
     }
 
-    /// Has PHP run as the user whom the administrator names, or else as that of the systemd service
-    /// that has this configuration file, if its EspoCRM is meant: `service_user` finds it.
+    /// Sets the user who runs PHP: the one that `run_as` names, or else that of the systemd service that
+    /// uses this configuration file, unless the command line names another EspoCRM.
     #[must_use]
     pub fn run_as(
         mut self,
@@ -48,7 +48,7 @@ impl Layers {
         self
     }
 
-    /// As whom PHP runs, as far as it is named.
+    /// The user who runs PHP, as far as it is named.
     #[must_use]
     pub fn user(&self) -> &RunAs {
         &self.run_as
@@ -57,7 +57,7 @@ impl Layers {
     /// Reads the configuration file again.
     ///
     /// # Errors
-    /// If it cannot be read or understood; what it said before stays.
+    /// If it cannot be read or is invalid; its previous settings stay in force.
     pub fn read_file(&mut self) -> Result<()> {
         self.file = Overrides::from_file(self.path.as_deref())?;
         Ok(())
@@ -66,38 +66,38 @@ impl Layers {
     /// EspoCRM's root directory.
     ///
     /// # Errors
-    /// If nobody names it.
+    /// If neither the command line nor the file names it.
     pub fn root(&self) -> Result<&Path> {
         let root = self.flags.espocrm.as_deref().or(self.file.espocrm.as_deref());
         root.ok_or_else(|| {
             Exit::error(format!(
-                "Which EspoCRM? Name its directory by --espocrm DIR, or by a line such as \
+                "EspoCRM's directory is not set. Set it with --espocrm DIR, or with a line such as \
                  espocrm = \"/var/www/html\" in {DEFAULT_FILE}."
             ))
         })
     }
 
-    /// Our configuration file, if there is one.
+    /// The configuration file, if there is one.
     #[must_use]
     pub fn file_name(&self) -> Option<&Path> {
         let usual = Path::new(DEFAULT_FILE);
         self.path.as_deref().or_else(|| usual.exists().then_some(usual))
     }
 
-    /// The PHP that is to be run, if it is named.
+    /// The PHP program, if it is named.
     #[must_use]
     pub fn php(&self) -> Option<&Path> {
         self.flags.php.as_deref().or(self.file.php.as_deref())
     }
 
-    /// The file that the log goes to, if it is to be one.
+    /// The log file, if one is set.
     #[must_use]
     pub fn log_file(&self) -> Option<PathBuf> {
         let file = self.flags.log_file.as_ref().or(self.file.log_file.as_ref())?;
         Some(self.root().map_or(file.clone(), |root| root.join(file)))
     }
 
-    /// Who sets this: the command line, the file, EspoCRM or nobody.
+    /// A value by precedence: command line, file, EspoCRM, default.
     pub(super) fn pick<T>(
         &self,
         own: impl Fn(&Overrides) -> Option<T>,

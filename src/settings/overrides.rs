@@ -1,4 +1,4 @@
-//! The daemon's own settings: those that EspoCRM's configuration does not have.
+//! Reading the configuration file and values of the command line.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -17,15 +17,15 @@ use crate::platform::exit::{Exit, Result};
 use crate::platform::regular_file;
 use crate::settings::suggest::did_you_mean;
 
-/// Where the control socket is.
+/// The location of the control socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ControlAt {
-    /// In the directory that systemd gives, or the one of the package.
+    /// In the runtime directory that systemd provides, or the one of the package.
     #[default]
     Usual,
-    /// There is none.
+    /// Disabled.
     Off,
-    /// This is its name.
+    /// This path.
     Path(PathBuf),
 }
 
@@ -34,36 +34,36 @@ pub enum ControlAt {
 pub struct Listen {
     /// The address.
     pub address: IpAddr,
-    /// The port, if EspoCRM's is not to be used.
+    /// The port, if it is not the one of EspoCRM's configuration.
     pub port: Option<u16>,
 }
 
-/// A page that may connect.
+/// Pages that may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allowed {
-    /// One of EspoCRM's own, by its `siteUrl`.
+    /// Those with the origin of EspoCRM's `siteUrl`.
     SameSite,
-    /// One of this origin.
+    /// Those with this origin.
     Origin(Origin),
 }
 
 /// The result of reading a value.
 pub(super) type Parsed = std::result::Result<(), String>;
 
-/// Read if no other file is named and this one exists.
+/// The configuration file if the command line names no other one.
 pub const DEFAULT_FILE: &str = "/etc/espocrm-websocket/config.toml";
 
 impl Overrides {
-    /// Reads the configuration file: `named`, or else the usual one if it exists.
+    /// Reads the configuration file: `named`, or else [`DEFAULT_FILE`] if it exists.
     ///
     /// # Errors
-    /// If the file cannot be read or understood: where, and what is wrong.
+    /// If the file cannot be read or is invalid: where, and why.
     pub fn from_file(named: Option<&Path>) -> Result<Self> {
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
         match Self::text_of(path) {
             Ok(text) => Self::from_toml(&text).map_err(|mistakes| {
-                let told = |mistake: &str| format!("{}: {mistake}", Printable(path.display()));
-                Exit::error_lines(mistakes.lines().map(told).collect::<Vec<_>>().join("\n"))
+                let line = |mistake: &str| format!("{}: {mistake}", Printable(path.display()));
+                Exit::error_lines(mistakes.lines().map(line).collect::<Vec<_>>().join("\n"))
             }),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self::default())
@@ -88,7 +88,7 @@ impl Overrides {
     /// Reads the text of a configuration file.
     ///
     /// # Errors
-    /// What is wrong, and where: a line for each mistake.
+    /// Every mistake, in a line with its place.
     pub fn from_toml(text: &str) -> std::result::Result<Self, String> {
         let at = |offset: usize, error: &str| {
             let line = text.get(..offset).unwrap_or_default().split('\n').count();
@@ -111,14 +111,14 @@ impl Overrides {
             return Ok(own);
         }
         mistakes.sort_unstable();
-        let told = mistakes.iter().map(|(offset, mistake)| at(*offset, mistake));
-        Err(told.collect::<Vec<_>>().join("\n"))
+        let lines = mistakes.iter().map(|(offset, mistake)| at(*offset, mistake));
+        Err(lines.collect::<Vec<_>>().join("\n"))
     }
 
-    /// Sets one to what a text says; a list gets one item more.
+    /// Sets a setting to the value of a text. A list gets one more item.
     ///
     /// # Errors
-    /// What is wrong with the text, or that there is no such setting.
+    /// If the text is not a valid value, or no setting has this name.
     pub fn set(&mut self, name: &str, text: &str) -> std::result::Result<(), String> {
         (setting(name)?.parse)(self, text).map_err(|error| format!("{name}: {error}"))
     }
@@ -138,7 +138,7 @@ impl Overrides {
     }
 }
 
-/// What a value says, or the kind of one that says nothing.
+/// The text of a value, or its type if that is not a valid one.
 fn text(value: ValueInner<'_>) -> std::result::Result<String, &'static str> {
     match value {
         ValueInner::String(text) => Ok(text.into_owned()),
@@ -155,8 +155,8 @@ fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
             .any(|begin| name.starts_with(begin))
         {
             return format!(
-                "\"{}\" is a parameter of EspoCRM, whose place is EspoCRM's data/config.php; it is \
-                 read from there",
+                "\"{}\" is a parameter of EspoCRM: set it in EspoCRM's data/config.php, from where the \
+                 daemon reads it",
                 Printable(name)
             );
         }
@@ -216,7 +216,7 @@ impl FromStr for ControlAt {
         match text {
             "" | "off" => Ok(Self::Off),
             path if path.starts_with('/') => Ok(Self::Path(path.into())),
-            _ => Err("the whole path of a socket is expected, or off".to_owned()),
+            _ => Err("an absolute path of a socket is expected, or off".to_owned()),
         }
     }
 }
@@ -241,7 +241,8 @@ impl FromStr for Listen {
         match text.parse::<IpAddr>() {
             Ok(address) => Ok(Self { address, port: None }),
             Err(_) => {
-                Err("no address to listen at; examples: 127.0.0.1, 0.0.0.0:8080, [::]:8080".into())
+                Err("an IP address is expected, with or without a port: 127.0.0.1, 0.0.0.0:8080, [::]:8080"
+                    .into())
             }
         }
     }
@@ -319,10 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_their_line() {
+    fn mistakes_are_reported_with_their_line() {
         for (text, mistake) in [
-            ("\nlisten = 'localhost'", "\"localhost\": no address"),
-            ("\nlisten = \"it's\"", "\"it's\": no address"),
+            ("\nlisten = 'localhost'", "\"localhost\": an IP address"),
+            ("\nlisten = \"it's\"", "\"it's\": an IP address"),
             ("\n\"it's\" = 1", "there is no setting \"it's\""),
             ("\nmax_checks = 0", "at least 1"),
             ("\nmax_checks = -1", "max_checks"),
@@ -336,7 +337,7 @@ mod tests {
             ("\nping_interval = 'soon'", "a length of time is expected"),
             ("\ntrusted_proxies = ['proxy']", "proxy"),
             ("\norigins = ['*']", "expected an origin"),
-            ("\ncontrol = 'here'", "the whole path of a socket"),
+            ("\ncontrol = 'here'", "an absolute path of a socket"),
             ("\nmetrics = '9170'", "an address with a port"),
             ("\nmetrics = '127.0.0.1:0'", "an address with a port"),
             ("\nport = 8080", "there is no setting \"port\"; there are espocrm, php"),
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn all_mistakes_are_reported_at_once() {
         let text = "worker = 1\nphp = 'x'\nlistne = '::'\nmax_connections = 10_000\ndebug = 'no'";
         let mistakes = Overrides::from_toml(text).unwrap_err();
         let lines: Vec<_> = mistakes.lines().map(|line| line.split_once(": ").unwrap().0).collect();

@@ -1,10 +1,10 @@
-//! A number of bytes as an administrator writes it.
+//! Sizes in the configuration.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A number of bytes: `16MiB`, `64KiB`, `1GB`; a bare number counts bytes. `K`, `M` and `G` alone are the
-/// binary ones, as systemd has them.
+/// A number of bytes: `16MiB`, `64KiB`, `1GB`; a number without a unit is in bytes. `K`, `M` and `G`
+/// are binary units, as in systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(usize);
 
@@ -15,7 +15,7 @@ pub struct NoSize;
 const UNITS: [(&str, usize); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 impl Size {
-    /// So many bytes.
+    /// This number of bytes.
     #[must_use]
     pub fn bytes(bytes: usize) -> Self {
         Self(bytes)
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_are_understood() {
+    fn units_are_parsed() {
         for (text, bytes) in [
             ("0", 0),
             ("1000", 1_000),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_shown_as_they_may_be_written() {
+    fn shown_values_are_valid_values() {
         for text in ["0", "1000", "64KiB", "16MiB", "2GiB", "1025KiB"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }

@@ -1,14 +1,15 @@
-//! A length of time as an administrator writes it.
+//! Lengths of time in the configuration.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A length of time, not zero: `20s`, `500ms`, `2m`, `1h`, `1d`; a bare number counts seconds.
+/// A length of time other than zero: `20s`, `500ms`, `2m`, `1h`, `1d`; a number without a unit is in
+/// seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(Duration);
 
-/// The same, or `0` for what is turned off.
+/// A length of time, or `0`, which disables the setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanOrZero(Duration);
 
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_are_understood() {
+    fn units_are_parsed() {
         for (text, millis) in [
             ("25", 25_000),
             ("25s", 25_000),
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_turned_off_is_so_by_zero() {
+    fn zero_disables_a_setting() {
         for (text, millis) in [("0", 0), ("0s", 0), ("0ms", 0), ("5m", 300_000)] {
             assert_eq!(text.parse(), Ok(SpanOrZero(Duration::from_millis(millis))), "{text}");
         }
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_shown_as_they_may_be_written() {
+    fn shown_values_are_valid_values() {
         for text in ["25s", "500ms", "120s"] {
             assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
         }

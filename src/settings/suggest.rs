@@ -1,6 +1,6 @@
-//! What was probably meant by a word that is not known.
+//! Suggestions for mistyped names.
 
-/// The one of `known` that `word` is most likely a slip of, if any is near enough.
+/// The one of `known` that is most similar to `word`, if one is similar enough.
 #[must_use]
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let slips = (word.len() / 3).clamp(1, 3);
@@ -9,7 +9,7 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     (nearest.0 <= slips).then_some(nearest.1)
 }
 
-/// The same as the end of a sentence that says that `word` is not known.
+/// That suggestion as the end of a sentence, or nothing.
 #[must_use]
 pub(crate) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, known).map(|name| format!("; did you mean {name}?")).unwrap_or_default()
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_near_is_meant_and_nothing_else() {
+    fn only_similar_names_are_suggested() {
         let known = ["listen", "max_connections", "max_per_user", "php"];
         for (word, name) in [
             ("max_conections", Some("max_connections")),

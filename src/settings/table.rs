@@ -1,4 +1,4 @@
-//! What `espocrm-websocket config` prints.
+//! The output of `espocrm-websocket config`.
 
 use std::fmt;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::{CheckMode, Settings, Source, Sourced, Span};
 use crate::engine::espocrm::category::SubscribePolicy;
 use crate::engine::printable::{Printable, printable};
 
-/// A setting in force. One that goes on with the one before it has no name.
+/// A setting in force. A row without a name continues the previous one.
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     name: &'static str,
@@ -22,13 +22,13 @@ struct Row {
 pub(super) struct Rows(Vec<Row>);
 
 impl Settings {
-    /// What is in force by these and was not by `old`; empty if nothing is.
+    /// The settings that differ from `old`, as a list; empty if none does.
     #[must_use]
     pub fn changes_from(&self, old: &Self) -> String {
         let before = old.rows();
         let rows = self.rows().into_iter().filter(|row| !before.contains(row));
-        let told = rows.map(|Row { name, value, source }| format!("{name} {value} ({source})"));
-        told.collect::<Vec<_>>().join(", ").trim_start().to_owned()
+        let changes = rows.map(|Row { name, value, source }| format!("{name} {value} ({source})"));
+        changes.collect::<Vec<_>>().join(", ").trim_start().to_owned()
     }
 
     fn rows(&self) -> Vec<Row> {
@@ -54,7 +54,7 @@ impl Rows {
         self.add(name, &setting.value, &setting.source);
     }
 
-    /// A limit of which 0 stands for none.
+    /// A limit for which 0 means none.
     pub(super) fn limit(&mut self, name: &'static str, limit: &Sourced<usize>) {
         match limit.value {
             0 => self.add(name, &"none", &limit.source),
@@ -123,7 +123,7 @@ impl fmt::Display for CheckMode {
         match self {
             Self::Workers(1) => f.write_str("a warm PHP worker"),
             Self::Workers(limit) => write!(f, "up to {limit} warm PHP workers"),
-            Self::Plain(reason) => write!(f, "a PHP process for each ({reason})"),
+            Self::Plain(reason) => write!(f, "a PHP process each ({reason})"),
         }
     }
 }

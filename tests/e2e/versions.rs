@@ -27,7 +27,7 @@ fn with_an_unknown_version_only_unambiguous_verdicts_grant() {
         let standin = Standin::new();
         standin.state(version);
         let mut daemon = Daemon::start(&standin);
-        daemon.wait_for("it is not known how its access checks tell their verdict");
+        daemon.wait_for("which is not supported");
         verdicts(&standin, &mut daemon);
     }
 }

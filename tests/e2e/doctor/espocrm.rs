@@ -43,7 +43,7 @@ fn a_directory_that_does_not_contain_espocrm_is_reported() {
 fn no_directory_given_and_none_or_several_found_is_reported() {
     let site = Site::healthy();
     let unnamed = || Diagnosis::of(&site.run_with(&[], &["--json"]));
-    unnamed().only_failure("espocrm", &["Which EspoCRM?"]);
+    unnamed().only_failure("espocrm", &["EspoCRM's directory is not set"]);
     for dir in ["/var/www/html", "/var/www/crm"] {
         for file in ["bootstrap.php", "command.php", "data/config.php"] {
             site.put(&format!("{dir}/{file}"), "<?php\n");

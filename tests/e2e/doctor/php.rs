@@ -109,5 +109,5 @@ fn a_failing_worker_is_reported() {
 fn disabled_workers_are_not_examined() {
     let site = Site::healthy();
     site.settings("worker = false");
-    site.examine().unknown("worker", &["so it is set"]);
+    site.examine().unknown("worker", &["worker is set to false"]);
 }

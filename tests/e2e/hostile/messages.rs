@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use super::{alice, expect_alive};
 use crate::support::{Daemon, Standin, command, eventually, run};
 
-const WARNING: &str = " can send messages to EspoCRM's users. Keep that port behind a firewall";
+const WARNING: &str = " can send messages to EspoCRM's users. Block that port in the firewall";
 
 /// What `config` prints about an endpoint, on standard output and on standard error.
 fn config(endpoint: &str) -> (String, String) {
@@ -38,7 +38,7 @@ fn an_endpoint_reachable_by_others_causes_a_warning() {
     ] {
         let (shown, printed) = config(endpoint);
         assert!(shown.contains(endpoint), "{shown}");
-        let warning = format!("Whoever can reach {endpoint}{WARNING}");
+        let warning = format!("Any program that can reach {endpoint}{WARNING}");
         assert_eq!(printed.contains(&warning), is_open, "{printed}");
         assert_eq!(printed.contains(WARNING), is_open, "{printed}");
     }

@@ -96,7 +96,7 @@ fn a_directory_without_espocrm_is_reported() {
     }
     let mut command = command();
     command.args(["run", "--config", "/dev/null"]);
-    expect_refusal(command, &["Which EspoCRM?", "--espocrm DIR", "espocrm = \"/var/www/html\""]);
+    expect_refusal(command, &["EspoCRM's directory is not set", "--espocrm DIR", "espocrm = \"/var/www/html\""]);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn errors_in_the_configuration_file_are_reported_with_their_line() {
     for (text, words) in [
         ("\nport = 8080", ["line 2", "there is no setting \"port\"", "listen"]),
         ("\nmax_checks = 0", ["line 2", "max_checks: ", "at least 1"]),
-        ("\nlisten = 'localhost'", ["line 2", "no address to listen at", "127.0.0.1"]),
+        ("\nlisten = 'localhost'", ["line 2", "an IP address is expected", "127.0.0.1"]),
         ("debug = yes", ["line 1", "invalid TOML value", ""]),
     ] {
         std::fs::write(&file, text).unwrap();
@@ -249,7 +249,7 @@ fn command_line_errors_are_reported() {
     for (flags, words) in [
         (["--port", "8080"], ["--port", "--help"]),
         (["--max-checks", "0"], ["at least 1", "--help"]),
-        (["--listen", "localhost"], ["no address to listen at", "127.0.0.1"]),
+        (["--listen", "localhost"], ["an IP address is expected", "127.0.0.1"]),
         (["--ping-interval", "soon"], ["a length of time", "\"20s\""]),
     ] {
         let output = run(at(&standin, &flags));

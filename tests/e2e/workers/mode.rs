@@ -4,7 +4,7 @@ use super::expect_mode;
 use crate::support::{Client, Daemon, Standin, command, run};
 
 /// Logged when workers are not used.
-const PLAIN: &str = "Each access check is run in a PHP process of its own: ";
+const PLAIN: &str = "Each access check runs in its own PHP process: ";
 
 /// A PHP without opcache.
 const NO_OPCACHE: &str = "exec php -n \"$@\"";
@@ -15,7 +15,7 @@ fn checks_run_as_plain_commands_if_workers_are_unavailable() {
         ("5.6.0", "", &[][..], "PHP workers need EspoCRM 7.0 or later"),
         ("6.1.10", "", &[], "PHP workers need EspoCRM 7.0 or later"),
         ("9.2.7", NO_OPCACHE, &[], "PHP's command line has no opcache"),
-        ("9.2.7", "", &["--no-worker"], "so it is set"),
+        ("9.2.7", "", &["--no-worker"], "worker is set to false"),
     ] {
         let standin = Standin::version(version);
         let php = standin.php("php", shell);
@@ -31,8 +31,8 @@ fn checks_run_as_plain_commands_if_workers_are_unavailable() {
         assert_eq!(daemon.count(PLAIN), 1);
         assert_eq!(daemon.count(&format!("{PLAIN}{reason}")), 1);
         let shown = shown(&standin, &flags);
-        assert!(shown.starts_with(&format!("a PHP process for each ({reason}")), "{shown}");
-        let source = if reason == "so it is set" { "command line" } else { "default" };
+        assert!(shown.starts_with(&format!("a PHP process each ({reason}")), "{shown}");
+        let source = if reason == "worker is set to false" { "command line" } else { "default" };
         assert!(shown.ends_with(source), "{shown}");
     }
 }
