@@ -34,6 +34,15 @@ fn open_files() -> libc::rlimit {
     limit
 }
 
+/// Replaces libstdc++'s handler of uncaught C++ exceptions, which prints the type of the exception and
+/// therefore links a demangler of 50 KB. The mangled name is that of
+/// `__gnu_cxx::__verbose_terminate_handler()`.
+// SAFETY: the signature is that of libstdc++; no other object of the program defines the name.
+#[unsafe(export_name = "_ZN9__gnu_cxx27__verbose_terminate_handlerEv")]
+extern "C" fn terminate() -> ! {
+    std::process::abort()
+}
+
 /// Prevents core dumps, since memory contains tokens. PHP, which receives tokens, inherits the
 /// limit.
 pub fn forbid_core_dumps() {
