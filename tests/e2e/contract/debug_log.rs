@@ -101,7 +101,7 @@ fn a_token_is_never_logged() {
     let mut refused = Client::tcp(daemon.address);
     refused.send(format!("POST /?authToken={TOKEN}&userId=alice HTTP/1.1\r\n\r\n").as_bytes());
     refused.read_to_end();
-    daemon.wait_for("was refused");
+    daemon.wait_for("was rejected");
     expect_no_token(daemon);
 }
 

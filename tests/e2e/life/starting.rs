@@ -96,7 +96,10 @@ fn a_directory_without_espocrm_is_reported() {
     }
     let mut command = command();
     command.args(["run", "--config", "/dev/null"]);
-    expect_refusal(command, &["EspoCRM's directory is not set", "--espocrm DIR", "espocrm = \"/var/www/html\""]);
+    expect_refusal(
+        command,
+        &["EspoCRM's directory is not set", "--espocrm DIR", "espocrm = \"/var/www/html\""],
+    );
 }
 
 #[test]

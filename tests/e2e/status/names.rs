@@ -281,7 +281,10 @@ fn another_users_daemon_does_not_choose_what_php_runs() {
     };
     let (table, printed) = ask();
     assert!(table.contains(ANN) && !table.contains("ann"), "{table}");
-    assert!(printed.contains("User names are not shown: EspoCRM's directory is not set"), "{printed}");
+    assert!(
+        printed.contains("User names are not shown: EspoCRM's directory is not set"),
+        "{printed}"
+    );
     assert_eq!(standin.probes(), 0);
     // Root runs it as the owner of the directory, whoever names it.
     let table = Control::at(&socket).output_of(&["status", "users"]);
