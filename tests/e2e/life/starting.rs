@@ -198,8 +198,8 @@ fn an_occupied_zeromq_port_is_reported_with_its_parameter() {
 #[test]
 fn invalid_values_of_espocrm_are_reported() {
     for (name, value, words) in [
-        ("webSocketPort", json!("eighty"), ["webSocketPort", "\"eighty\"", "no port number"]),
-        ("webSocketPort", json!(80_800), ["webSocketPort", "\"80800\"", "no port number"]),
+        ("webSocketPort", json!("eighty"), ["webSocketPort", "\"eighty\"", "not a port number"]),
+        ("webSocketPort", json!(80_800), ["webSocketPort", "\"80800\"", "not a port number"]),
         ("webSocketPort", json!("-1"), ["webSocketPort", "\"-1\"", "data/config-internal.php"]),
         (
             "webSocketZeroMQSubscriberDsn",
