@@ -2,6 +2,7 @@
 //! [`crate::engine`] and does not use the short-lived commands.
 
 pub mod connection;
+pub(crate) mod connections;
 pub(crate) mod control;
 pub mod demo;
 pub(crate) mod event_loop;

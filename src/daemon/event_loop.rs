@@ -22,7 +22,6 @@ mod zmq_guard;
 pub(crate) use accept::limit_to_open_files;
 pub(crate) use reload::Espocrm;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{self, SocketAddr};
 use std::time::Duration;
@@ -30,16 +29,14 @@ use std::time::Duration;
 use log::info;
 use mio::event::Event;
 use mio::{Events, Poll, Token};
-use slab::Slab;
 
 use super::control::{Control, TOKENS as CONTROL_TOKENS};
 use super::demo::Demo;
 use super::listener::Listener;
 use super::systemd::Systemd;
 use crate::daemon::connection::Connection;
+use crate::daemon::connections::Connections;
 use crate::daemon::zmq::ZmqReceiver;
-use crate::engine::admission::addresses::Addresses;
-use crate::engine::backpressure::Backpressure;
 use crate::engine::checks::queue::{Answer, CheckQueue};
 use crate::engine::checks::self_check::SelfCheck;
 use crate::engine::checks::worker_pool::Pool;
@@ -51,7 +48,6 @@ use crate::engine::protocol::reader::Incoming;
 use crate::engine::telemetry::rates::Rates;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
-use crate::engine::timers::Timers;
 use crate::engine::trim::Trim;
 use crate::espocrm::process::Children;
 use crate::espocrm::workers::Workers;
@@ -84,12 +80,8 @@ pub(crate) struct Server {
     zmq_pending: bool,
     /// Set while the ZeroMQ socket is not bound: when to retry.
     zmq_broken: Option<Time>,
-    conns: Slab<Connection>,
-    /// Bytes that connections use beyond the cost of idle ones, excluding the hub's.
-    buffered: usize,
+    conns: Connections,
     hub: Hub,
-    /// Connections and logins per client address.
-    addresses: Addresses,
     check_queue: CheckQueue,
     backend: Backend,
     children: Children,
@@ -99,19 +91,10 @@ pub(crate) struct Server {
     /// A self-check has passed since the daemon started.
     self_check_passed: bool,
     answers: Vec<Answer>,
-    timers: Timers,
-    /// Connections with output that the kernel does not accept yet.
-    backpressure: Backpressure,
     /// No connection is evicted for memory before this time.
     next_eviction: Time,
-    /// Connections to flush.
-    dirty: VecDeque<ConnId>,
-    /// Connections with more input than one turn reads.
-    unread: VecDeque<ConnId>,
     /// Settings that the latest reload could not apply.
     reload_errors: Vec<String>,
-    /// Slots to free.
-    ended: Vec<usize>,
     /// Read buffer shared by all connections.
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
@@ -235,10 +218,8 @@ impl Server {
             zmq_pending: true,
             reload_errors: Vec::new(),
             zmq_broken: None,
-            conns: Slab::new(),
-            buffered: 0,
+            conns: Connections::default(),
             hub: Hub::new(settings.categories.clone()),
-            addresses: Addresses::default(),
             check_queue: CheckQueue::new(settings.max_checks.value),
             backend,
             children: Children::new(FIRST_CHILD),
@@ -247,12 +228,7 @@ impl Server {
             self_check: SelfCheck::default(),
             self_check_passed: false,
             answers: Vec::new(),
-            timers: Timers::default(),
-            backpressure: Backpressure::default(),
             next_eviction: Time::default(),
-            dirty: VecDeque::new(),
-            unread: VecDeque::new(),
-            ended: Vec::new(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
@@ -368,14 +344,14 @@ impl Server {
         let busy = (self.zmq_pending && backpressure.is_none())
             || self.accepting.is_pending()
             || self.control.is_pending(self.now)
-            || !self.dirty.is_empty()
-            || !self.unread.is_empty();
+            || self.conns.has_dirty()
+            || self.conns.unread() > 0;
         if busy {
             return Some(Duration::ZERO);
         }
         let file_check = if self.conns.is_empty() { None } else { self.backend.next_file_check() };
         let deadlines = [
-            self.timers.next_due(),
+            self.conns.next_due(),
             self.check_queue.next_deadline(),
             self.children.next_deadline(),
             self.workers.next_deadline(),
@@ -407,10 +383,9 @@ impl Server {
                 None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
                 None => self.children.readable(Token(token)),
                 Some(slot) => {
-                    let Some(conn) = self.conns.get_mut(slot) else { return };
-                    let id = conn.id;
-                    if ready.writable && conn.unblock() {
-                        self.mark_dirty(id);
+                    let Some(id) = self.conns.id(slot) else { return };
+                    if ready.writable && self.conn(id).is_some_and(Connection::unblock) {
+                        self.conns.mark_dirty(id);
                     }
                     if ready.readable || ready.ended {
                         self.read(id, ready.ended);
@@ -422,9 +397,10 @@ impl Server {
 
     /// Continues work announced by earlier events, each kind within its budget.
     fn continue_pending(&mut self) {
-        for _ in 0..self.unread.len() {
-            if let Some(id) = self.unread.pop_front() {
-                self.resume_reading(id);
+        for _ in 0..self.conns.unread() {
+            if let Some(id) = self.conns.next_unread() {
+                // The end of input may have been reported already.
+                self.read(id, true);
             }
         }
         self.accept();
@@ -434,7 +410,7 @@ impl Server {
         if self.zmq_pending {
             self.carry_out();
             self.flush();
-            if self.dirty.is_empty() && self.backpressure_until().is_none() {
+            if !self.conns.has_dirty() && self.backpressure_until().is_none() {
                 self.receive_messages();
             }
         }
@@ -507,7 +483,7 @@ impl Server {
         self.hub.set_log(self.settings.debug.value);
         let interval = self.settings.recheck_interval.value;
         if self.hub.set_recheck_interval(self.now, interval) {
-            let ids: Vec<ConnId> = self.conns.iter().map(|(_, conn)| conn.id).collect();
+            let ids: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
             for id in ids {
                 self.arm(id);
             }

@@ -5,11 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use log::warn;
-use mio::Token;
 
 use super::bursts::Cause;
 use super::{FIRST_CONN, Server};
-use crate::daemon::connection::{Connection, Upgrading};
+use crate::daemon::connection::Upgrading;
 use crate::daemon::listener::Listener;
 use crate::daemon::net::TcpStream;
 use crate::daemon::stream::Stream;
@@ -36,7 +35,6 @@ pub(super) struct Accepting {
     /// Out of descriptors or memory: accepting resumes at this time.
     paused_until: Option<Time>,
     /// Connections accepted so far (wraps).
-    serial: u32,
     /// Connections that have not completed their handshake.
     handshakes: Handshakes,
 }
@@ -55,7 +53,6 @@ impl Accepting {
             acceptor,
             pending: true,
             paused_until: None,
-            serial: 0,
             handshakes: Handshakes::new(MAX_HANDSHAKES, MAX_HANDSHAKES),
         }
     }
@@ -185,19 +182,13 @@ impl Server {
             Ok(stream) => stream,
             Err(error) => return self.pause(&error),
         };
-        let entry = self.conns.vacant_entry();
-        let slot = entry.key();
-        self.accepting.serial = self.accepting.serial.wrapping_add(1);
-        let Ok(narrow) = u32::try_from(slot) else { return };
-        let id = ConnId::new(narrow, self.accepting.serial);
-        let deadline = self.now.after(HANDSHAKE_DEADLINE);
+        let times = (self.now, self.now.after(HANDSHAKE_DEADLINE));
         let upgrading = Upgrading::new(peer, proxy_header, over_limit);
-        let conn = entry.insert(Connection::new(id, stream, upgrading, self.now, deadline));
-        if let Err(error) = conn.register(self.poll.registry(), Token(FIRST_CONN + slot)) {
-            self.conns.remove(slot);
-            return self.pause(&error);
-        }
-        self.arm(id);
+        let opened = self.conns.open(stream, upgrading, times, self.poll.registry(), FIRST_CONN);
+        let id = match opened {
+            Ok(id) => id,
+            Err(error) => return self.pause(&error),
+        };
         self.stats.opened += 1;
         if over_limit {
             self.count_end(id, End::ConnectionLimit);

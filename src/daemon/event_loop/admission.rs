@@ -53,7 +53,7 @@ impl Server {
     /// is then to be answered with 503, or has been ended already.
     pub(super) fn admit_client(&mut self, id: ConnId, client: ClientKey) -> bool {
         let limit = limit(self.settings.max_per_address.value);
-        let before = self.addresses.count(client).connections;
+        let before = self.conns.count_of(client).connections;
         if before >= limit {
             if self.log_limiter.should_log(Cause::PerAddress, self.now) {
                 warn!(
@@ -69,10 +69,7 @@ impl Server {
                 return false;
             }
         }
-        if let Some(conn) = self.conn(id) {
-            conn.client = Some(client);
-            self.addresses.add(client);
-        }
+        self.conns.set_client(id, client);
         before < limit
     }
 
@@ -84,15 +81,6 @@ impl Server {
             && let Phase::Upgrading(upgrading) = &mut conn.phase
         {
             upgrading.over_limit = true;
-        }
-    }
-
-    /// Stops counting an ended connection for its client.
-    pub(super) fn release_client(&mut self, id: ConnId) {
-        self.end_login(id);
-        let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
-        if let Some(client) = conn.and_then(|conn| conn.client.take()) {
-            self.addresses.remove(client);
         }
     }
 
@@ -108,7 +96,7 @@ impl Server {
             return true;
         }
         let client = self.conn(id).and_then(|conn| conn.client);
-        let logins = client.map_or(0, |client| self.addresses.count(client).logins);
+        let logins = client.map_or(0, |client| self.conns.count_of(client).logins);
         if let Some(client) = client.filter(|_| logins >= MAX_LOGINS_OF_ADDRESS) {
             if self.log_limiter.should_log(Cause::Logins, self.now) {
                 warn!(
@@ -143,26 +131,6 @@ impl Server {
             );
         }
         true
-    }
-
-    /// Counts a login that waits to be checked.
-    pub(super) fn begin_login(&mut self, id: ConnId) {
-        let Some(conn) = self.conn(id).filter(|conn| !conn.logging_in) else { return };
-        conn.logging_in = true;
-        if let Some(client) = conn.client {
-            self.addresses.begin_login(client);
-        }
-    }
-
-    /// Stops counting a login.
-    pub(super) fn end_login(&mut self, id: ConnId) {
-        let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
-        if let Some(conn) = conn
-            && std::mem::take(&mut conn.logging_in)
-            && let Some(client) = conn.client
-        {
-            self.addresses.end_login(client);
-        }
     }
 
     /// Whether pages of the request's origin may connect. Counts and logs a rejection.

@@ -141,7 +141,7 @@ impl Server {
             checks_running: self.check_queue.running(),
             checks_queued: self.check_queue.queued(),
             last_minute: self.rates.last_minute(&self.stats),
-            buffered: self.buffered + self.hub.buffered(),
+            buffered: self.conns.buffered() + self.hub.buffered(),
             resident: process_stats::resident_memory(),
             worst_case: self.settings.worst_case(),
             cpu: sys::cpu_time(),
@@ -208,7 +208,7 @@ impl Server {
     }
 
     fn list_connections(&self, limit: usize) -> String {
-        let mut conns: Vec<_> = self.conns.iter().map(|(_, conn)| conn).collect();
+        let mut conns: Vec<_> = self.conns.iter().collect();
         let total = conns.len();
         conns.sort_unstable_by_key(|conn| std::cmp::Reverse((conn.since, conn.id.serial())));
         let second = self.now.as_millis() / 1_000;

@@ -100,7 +100,7 @@ impl Server {
         }
         match conn.begin_tls(&rest) {
             // The kernel does not report the bytes that TLS has buffered already.
-            Ok(()) => self.schedule_read(id),
+            Ok(()) => self.conns.schedule_read(id),
             Err(error) => {
                 self.log_tls_failure(&error);
                 self.end(id, End::Tls);
@@ -120,7 +120,7 @@ impl Server {
             #[cfg(feature = "echo")]
             _ if self.echoes() => {}
             Some(credentials) => {
-                self.begin_login(id);
+                self.conns.begin_login(id);
                 self.hub.open(id, &credentials);
             }
             // Only after the upgrade, since an HTTP error would make the browser retry forever.

@@ -68,16 +68,9 @@ impl Server {
         let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
         let mut slow = Vec::new();
         for id in receivers {
-            let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
-            let Some(conn) = conn else { continue };
-            if conn.outbox.push(frame.clone()).is_err() {
+            if self.conns.send(id, frame.clone()).is_err() {
                 slow.push(id);
                 continue;
-            }
-            conn.update_buffered(&mut self.buffered);
-            if !conn.dirty {
-                conn.dirty = true;
-                self.dirty.push_back(id);
             }
             self.stats.deliveries += 1;
             debug!("send {} for connection {id}", Printable(&submission.topic));

@@ -131,8 +131,8 @@ impl Server {
             Check::AUTHENTICATION
         );
         let is_open = |phase: &Phase| matches!(phase, Phase::Open(_));
-        let open = self.conns.iter().filter(|(_, conn)| is_open(&conn.phase));
-        for id in open.map(|(_, conn)| conn.id).collect::<Vec<_>>() {
+        let open = self.conns.iter().filter(|conn| is_open(&conn.phase));
+        for id in open.map(|conn| conn.id).collect::<Vec<_>>() {
             self.end(id, End::SelfCheck);
         }
         // Clear the check cache and replace all workers.

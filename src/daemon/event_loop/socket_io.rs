@@ -8,7 +8,6 @@ use log::{info, warn};
 use super::Server;
 use super::bursts::Cause;
 use crate::daemon::connection::{Connection, Overdue, Phase};
-use crate::daemon::stream::Written;
 use crate::engine::id::ConnId;
 use crate::engine::limits::{MAX_BUFFERED_AT_PACE, MAX_OUTBOX};
 use crate::engine::printable::plural;
@@ -29,100 +28,60 @@ const RESUME: Duration = Duration::from_secs(1);
 /// Pause between evictions when connections that keep pace exceed the limit.
 const EVICTION_PAUSE: Duration = Duration::from_millis(100);
 
-/// Capacity in connections below which freed memory is not worth returning to the kernel.
-const FEW: usize = 64;
-
 impl Server {
     /// The connection with this id, unless it has ended.
     pub(super) fn conn(&mut self, id: ConnId) -> Option<&mut Connection> {
-        self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended())
-    }
-
-    /// Schedules a flush of a connection if it has output.
-    pub(super) fn mark_dirty(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn(id)
-            && !conn.dirty
-            && conn.has_output()
-        {
-            conn.dirty = true;
-            self.dirty.push_back(id);
-        }
+        self.conns.get(id)
     }
 
     /// Writes the output of scheduled connections, up to this turn's budget.
     pub(super) fn flush(&mut self) {
         for _ in 0..FLUSHES {
-            let Some(id) = self.dirty.pop_front() else {
-                // Free the memory used by a broadcast to thousands.
-                return self.dirty.shrink_to(64);
-            };
-            if let Some(conn) = self.conn(id) {
-                conn.dirty = false;
-                self.flush_one(id);
-            }
+            let Some(id) = self.conns.next_dirty() else { return };
+            self.flush_one(id);
         }
     }
 
     /// Writes the output of one connection.
     pub(super) fn flush_one(&mut self, id: ConnId) {
-        let Some(conn) = self.conn(id) else { return };
-        let written = conn.write();
-        let waiting = conn.outbox.buffered();
-        match written {
-            Ok((Written::All, _)) => {
-                conn.written();
-                self.backpressure.remove(id);
-            }
-            // Only TLS has output left.
-            Ok((Written::Blocked, _)) if waiting == 0 => self.backpressure.remove(id),
-            Ok((Written::Blocked, taken)) => {
-                self.backpressure.blocked(id, waiting, taken, self.now);
-            }
-            Err(_) => return self.end(id, End::PeerClosed),
-        }
-        self.update_buffered(id);
-    }
-
-    /// Recalculates a connection's buffered bytes. To be called after each change.
-    pub(super) fn update_buffered(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id) {
-            conn.update_buffered(&mut self.buffered);
+        if self.conns.write(id, self.now).is_err() {
+            self.end(id, End::PeerClosed);
         }
     }
 
     /// Until when messages wait in libzmq because connections that keep reading have a backlog.
     pub(super) fn backpressure_until(&self) -> Option<Time> {
-        self.backpressure.until(self.now, self.memory_is_short())
+        self.conns.backpressure_until(self.now, self.memory_is_short())
     }
 
     /// Whether buffered bytes exceed half of the limit.
     pub(super) fn memory_is_short(&self) -> bool {
-        self.buffered + self.hub.buffered() > self.settings.max_buffered.value / 2
+        self.conns.buffered() + self.hub.buffered() > self.settings.max_buffered.value / 2
     }
 
     /// Enforces the limit of buffered bytes: ends the largest connections until a quarter is free.
     pub(super) fn evict_largest(&mut self) {
         let limit = self.settings.max_buffered.value;
-        let is_over = |server: &Self| server.buffered + server.hub.buffered() > limit;
+        let is_over = |server: &Self| server.conns.buffered() + server.hub.buffered() > limit;
         if !is_over(self) || self.now < self.next_eviction {
             return;
         }
         // Output that was not yet offered to the kernel does not count as slow reading.
-        while !self.dirty.is_empty() {
+        while self.conns.has_dirty() {
             self.flush();
         }
         if !is_over(self) {
             return;
         }
-        let mut total = self.buffered + self.hub.buffered();
-        let sizes = self.conns.iter().map(|(_, conn)| {
+        let mut total = self.conns.buffered() + self.hub.buffered();
+        let sizes = self.conns.iter().map(|conn| {
             let output = conn.outbox.buffered();
             (conn.buffered() + self.hub.buffered_by(conn.id), output, conn.id)
         });
         let mut candidates: Vec<_> = sizes
             .filter(|(size, output, id)| {
                 let is_usual = size.saturating_sub(*output) <= MAX_BUFFERED_AT_PACE;
-                *size > 0 && !(is_usual && self.backpressure.keeps_pace(*id, self.now))
+                *size > 0 && !(is_usual && self.conns.keeps_pace(*id, self.now))
             })
             .map(|(size, _, id)| (size, id))
             .collect();
@@ -152,15 +111,12 @@ impl Server {
     /// Frees the slots of ended connections at the end of a turn, since events of the same turn may
     /// refer to them.
     pub(super) fn free(&mut self) {
-        if !self.ended.is_empty() {
+        if self.conns.free() > 0 {
             // Accepting may be paused for lack of descriptors.
             self.accepting.resume();
         }
-        for slot in self.ended.drain(..) {
-            self.conns.try_remove(slot);
-        }
-        if self.conns.is_empty() && self.conns.capacity() > FEW {
-            self.conns.shrink_to_fit();
+        if self.conns.has_spare_memory() {
+            self.conns.shrink();
             sys::trim_heap();
         }
     }
@@ -168,11 +124,8 @@ impl Server {
     /// Returns unused memory to the kernel some seconds after the load has dropped.
     pub(super) fn trim_if_due(&mut self) {
         if self.trim.take_due(self.now, self.accounted()) {
-            self.conns.shrink_to_fit();
+            self.conns.shrink();
             self.check_queue.shrink();
-            self.unread.shrink_to(FEW);
-            self.dirty.shrink_to(FEW);
-            self.ended.shrink_to(FEW);
             sys::trim_heap();
         }
     }
@@ -183,31 +136,12 @@ impl Server {
         let mut scratch = std::mem::take(&mut self.scratch);
         let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
         self.scratch = scratch;
-        self.update_buffered(id);
+        self.conns.update_buffered(id);
         self.evict_largest();
         // Answers, or output of the TLS handshake.
-        self.mark_dirty(id);
+        self.conns.mark_dirty(id);
         if more {
-            self.schedule_read(id);
-        }
-    }
-
-    /// Schedules further reading of a connection in the next turn.
-    pub(super) fn schedule_read(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn(id)
-            && !conn.unread
-        {
-            conn.unread = true;
-            self.unread.push_back(id);
-        }
-    }
-
-    /// Continues the reading of an earlier turn.
-    pub(super) fn resume_reading(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn(id) {
-            conn.unread = false;
-            // The end of input may have been reported already.
-            self.read(id, true);
+            self.conns.schedule_read(id);
         }
     }
 
@@ -249,15 +183,10 @@ impl Server {
 
     /// Handles connections with expired timers.
     pub(super) fn expire_conns(&mut self) {
-        let mut fired = Vec::new();
-        self.timers.take_due(self.now, &mut fired);
-        for id in fired {
-            let now = self.now;
+        let now = self.now;
+        for id in self.conns.take_due(now) {
             let next_ping = now.after(self.settings.ping_interval.value);
             let Some(conn) = self.conn(id) else { continue };
-            if !conn.disarm(now) {
-                continue;
-            }
             if conn.due <= now {
                 match conn.ping(next_ping) {
                     Ok(()) => self.send(id, self.ping.clone()),
@@ -299,18 +228,12 @@ impl Server {
     pub(super) fn arm(&mut self, id: ConnId) {
         let resume = self.hub.has_delayed(id).then(|| self.now.after(RESUME));
         let latest = [self.hub.next_recheck(id), resume].into_iter().flatten().min();
-        let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id && !conn.has_ended());
-        if let Some(conn) = conn {
-            conn.arm(&mut self.timers, latest);
-        }
+        self.conns.arm(id, latest);
     }
 
     /// Counts the reason for a connection's rejection or end. Only the first reason counts.
     pub(super) fn count_end(&mut self, id: ConnId, reason: End) {
-        let conn = self.conns.get_mut(id.slot()).filter(|conn| conn.id == id);
-        if let Some(conn) = conn
-            && !std::mem::replace(&mut conn.counted, true)
-        {
+        if self.conns.count_once(id) {
             self.stats.end(reason);
         }
     }
@@ -320,14 +243,8 @@ impl Server {
         if self.conn(id).is_some() {
             self.count_end(id, reason);
         }
-        if let Some(conn) = self.conn(id) {
-            conn.phase = Phase::Ended;
-            conn.outbox.clear();
-            self.backpressure.remove(id);
-            self.ended.push(id.slot());
-            self.update_buffered(id);
+        if self.conns.end(id) {
             self.end_handshake(id);
-            self.release_client(id);
             self.hub.close(id);
         }
     }

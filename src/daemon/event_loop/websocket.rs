@@ -85,7 +85,7 @@ impl Server {
     }
 
     pub(super) fn welcome(&mut self, id: ConnId) {
-        self.end_login(id);
+        self.conns.end_login(id);
         // Other connections of the user may have been admitted during the check.
         if let Some(user) = self.hub.user(id).map(str::to_owned) {
             let others = self.hub.connections_of(&user).saturating_sub(1);
@@ -114,12 +114,8 @@ impl Server {
         if !matches!(conn.phase, Phase::Upgrading(_) | Phase::Open(_)) {
             return;
         }
-        match conn.outbox.push(frame) {
-            Ok(()) => {
-                self.update_buffered(id);
-                self.mark_dirty(id);
-            }
-            Err(Full) => self.end_slow(id),
+        if let Err(Full) = self.conns.send(id, frame) {
+            self.end_slow(id);
         }
     }
 
@@ -139,7 +135,7 @@ impl Server {
                 CloseReason::Flood => End::Flood,
             },
         );
-        self.end_login(id);
+        self.conns.end_login(id);
         self.hub.close(id);
         self.send(id, SharedFrame::close(reason));
         let Some(conn) = self.conn(id) else { return };
@@ -152,7 +148,7 @@ impl Server {
     /// Writes queued output and then ends TCP, since both sides have sent a Close frame.
     fn finish(&mut self, id: ConnId) {
         self.count_end(id, End::PeerClosed);
-        self.end_login(id);
+        self.conns.end_login(id);
         self.hub.close(id);
         let Some(conn) = self.conn(id) else { return };
         conn.phase = Phase::Finishing;

@@ -1,14 +1,12 @@
 //! Invariants that hold whenever the server waits, some of them at any time.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::oracle::Oracle;
 use super::tab::Stage;
 use super::{FIRST_CONN, Server};
 use crate::daemon::connection::{Connection, Phase};
-use crate::engine::id::ConnId;
-use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE, MAX_OUTBOX};
+use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 
 /// Checks the server's lists and sums.
 pub(super) fn check_lists(server: &mut Server) {
@@ -19,55 +17,24 @@ pub(super) fn check_lists(server: &mut Server) {
         server.pool.check_invariants();
         server.accepting.handshakes().check_invariants();
     }
-    let dirty = set(server.dirty.iter().copied());
-    let unread = set(server.unread.iter().copied());
-    let ended = set(server.ended.iter().copied());
-    let mut buffered = 0;
-    let is_handshake = |conn: &Connection| matches!(conn.phase, Phase::Upgrading(_));
+    server.conns.check_invariants();
+    let is_handshake = |conn: &&Connection| matches!(conn.phase, Phase::Upgrading(_));
     let handshakes = server.accepting.handshakes();
-    let in_progress = server.conns.iter().filter(|(_, conn)| is_handshake(conn));
-    assert!(in_progress.clone().all(|(_, conn)| handshakes.contains(conn.id)));
+    let in_progress = server.conns.iter().filter(is_handshake);
+    assert!(in_progress.clone().all(|conn| handshakes.contains(conn.id)));
     assert_eq!(in_progress.count(), handshakes.len());
-    for (slot, conn) in &mut server.conns {
-        assert_eq!(conn.id.slot(), slot);
-        assert_eq!(ended.contains(&slot), conn.has_ended(), "{slot} in the list of ended ones");
-        if !conn.has_ended() {
-            assert_eq!(dirty.contains(&conn.id), conn.dirty, "{slot} in the list of dirty ones");
-            assert_eq!(unread.contains(&conn.id), conn.unread, "{slot} in the list of unread ones");
-        }
-        let before = conn.buffered();
-        buffered += before;
-        conn.update_buffered(&mut buffered);
-        assert_eq!(before, conn.buffered(), "buffered bytes of {slot}");
-        let outbox = conn.outbox.buffered();
-        assert!(outbox <= MAX_OUTBOX, "the outbound queue of {slot} has {outbox} bytes");
-    }
-    assert_eq!(server.buffered, buffered);
-    for id in server.backpressure.waiting() {
-        let conn = server.conns.get(id.slot()).filter(|conn| conn.id == id);
-        assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} has no backlog");
-    }
     // Each connection is counted when it is accepted, and again when the reason of its end is
     // known.
-    let uncounted = server.conns.iter().filter(|(_, conn)| !conn.counted).count() as u64;
+    let uncounted = server.conns.iter().filter(|conn| !conn.counted).count() as u64;
     let stats = &server.stats;
     assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());
-    assert!(server.conns.iter().all(|(_, conn)| conn.counted || !conn.has_ended()));
-    assert!(ended.iter().all(|slot| server.conns.contains(*slot)));
-}
-
-fn set<T: Ord>(items: impl Iterator<Item = T>) -> BTreeSet<T> {
-    let mut set = BTreeSet::new();
-    for item in items {
-        assert!(set.insert(item), "duplicate in a list");
-    }
-    set
+    assert!(server.conns.iter().all(|conn| conn.counted || !conn.has_ended()));
 }
 
 /// Checks a server that has finished its work and would wait this long.
 pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration>) {
     check_lists(server);
-    assert!(server.ended.is_empty() && server.answers.is_empty());
+    assert!(server.conns.is_settled() && server.answers.is_empty());
     assert_eq!(server.conns.len(), oracle.open());
     assert_eq!(server.check_queue.running(), oracle.running.len());
     // Connections found to have ended during the flush are handled in the next turn.
@@ -78,7 +45,7 @@ pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<D
         let number = tab.number;
         let kernel = tab.browser.kernel.borrow();
         let slot = kernel.token.expect("it was registered").0 - FIRST_CONN;
-        let id = server.conns[slot].id;
+        let id = server.conns.id(slot).expect("it is open");
         let user = tab.is_logged_in.then(|| tab.user()).filter(|_| tab.stage == Stage::Open);
         assert_eq!(server.hub.user(id), user, "user of {number}");
         assert!(!tab.is_overdue(oracle.now), "{number} is not ended: {:?}", tab.stage);
@@ -116,8 +83,6 @@ pub(super) fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
     assert!(server.conns.is_empty() && server.hub.is_empty() && server.check_queue.is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
-    assert!(server.buffered == 0 && server.addresses.is_empty() && server.backpressure.is_empty());
-    let mut due: Vec<ConnId> = Vec::new();
-    server.timers.take_due(oracle.now.after(Duration::from_secs(3_600)), &mut due);
-    assert!(server.timers.is_empty());
+    assert_eq!(server.conns.buffered(), 0);
+    assert!(server.conns.has_no_timers_after(oracle.now.after(Duration::from_secs(3_600))));
 }
