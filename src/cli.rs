@@ -141,11 +141,13 @@ impl Command {
         if let Some(dir) = dir.clone()
             && flags.espocrm.replace(dir.into()).is_some()
         {
-            return Err("EspoCRM's directory is named twice, by --espocrm and without".into());
+            return Err(
+                "EspoCRM's directory is given twice: with --espocrm and as an argument".into()
+            );
         }
         match name.as_deref().map(OsStr::to_string_lossy).as_deref() {
             Some("config") if check => Ok(Self::Check(options)),
-            _ if check => Err("--check belongs to the command config".into()),
+            _ if check => Err("--check can only be used with the command config".into()),
             Some("run") => Ok(Self::Run(options)),
             Some("health") => Ok(Self::Health(options)),
             Some("config") => Ok(Self::Config(options)),
@@ -155,12 +157,15 @@ impl Command {
             Some("demo") => Ok(Self::Demo(options.flags)),
             Some(name) => {
                 let meant = did_you_mean(name, COMMANDS.iter().map(|info| info.name));
-                let end =
-                    if meant.is_empty() { ": a directory is written with a slash" } else { "" };
+                let end = if meant.is_empty() {
+                    "; to specify a directory, include a slash, as in ./DIR"
+                } else {
+                    ""
+                };
                 Err(format!("there is no command {name}{meant}{end}").into())
             }
             None if dir.is_some() => Ok(Self::Run(options)),
-            None => Err("a command is missing, such as run, status or setup".into()),
+            None => Err("no command given; use a command such as run, status or setup".into()),
         }
     }
 
@@ -381,8 +386,8 @@ mod tests {
     #[test]
     fn mistakes_are_explained() {
         for (line, mistake) in [
-            ("", "a command is missing"),
-            ("serve", "there is no command serve: a directory"),
+            ("", "no command given"),
+            ("serve", "there is no command serve; to specify a directory"),
             ("satus", "there is no command satus; did you mean status?"),
             ("run extra", "extra"),
             ("setup \"it's\"", "unexpected argument \"\"it's\"\""),
@@ -393,7 +398,7 @@ mod tests {
             ),
             ("setup --espcrm /x", "did you mean --espocrm?"),
             ("status --wach", "did you mean --watch?"),
-            ("/a --espocrm /b", "named twice"),
+            ("/a --espocrm /b", "given twice"),
             ("run /a /b", "/b"),
             ("demo --espocrm /a", "the demo has no EspoCRM"),
             ("demo /a", "the demo has no EspoCRM"),
@@ -442,7 +447,7 @@ mod tests {
                 let refused = |value: &str| {
                     let error = command(&format!("{words} --{flag}{value}")).err();
                     error.filter(|error| {
-                        let wrong = ["no option", "the demo has no", "--check belongs to"];
+                        let wrong = ["no option", "the demo has no", "--check can only"];
                         wrong.iter().any(|wrong| error.contains(wrong))
                             || error.contains("unexpected argument")
                     })
@@ -480,7 +485,7 @@ mod tests {
                 let words: Vec<_> = help.split_whitespace().collect();
                 let default = format!("(default: {})", setting.default);
                 let is_named = words.join(" ").contains(&default);
-                assert_eq!(is_named, !setting.value.is_empty(), "{default}: {help}");
+                assert_eq!(is_named, info.has_default(setting), "{default}: {help}");
             }
         }
     }

@@ -52,7 +52,7 @@ fn the_shipped_file_is_generated() {
         "# Settings of espocrm-websocket, installed as /etc/espocrm-websocket/config.toml.\n\
         # Only espocrm is required. Lines that are commented out show the default or an example.\n\
         # After a change: systemctl reload espocrm-websocket\n\
-        # The settings in force: espocrm-websocket config\n"
+        # To show the effective settings: espocrm-websocket config\n"
             .to_owned();
     for Described { setting, line, text: about } in settings() {
         text.push('\n');
@@ -110,7 +110,7 @@ fn the_document_is_generated() {
 /// The options of a command: name, placeholder of the value, description, default.
 fn options(info: &Info) -> Vec<(&'static str, &'static str, &'static str, &'static str)> {
     let own = info.options.iter().map(|flag| (flag.name, flag.value, flag.help, ""));
-    let default = |it: &Setting| if it.value.is_empty() { "" } else { it.default };
+    let default = |it: &Setting| if info.has_default(it) { it.default } else { "" };
     let settings = info.settings.settings().map(|it| (it.flag, it.value, it.help, default(it)));
     own.chain(settings).collect()
 }

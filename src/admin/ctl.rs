@@ -122,8 +122,8 @@ impl Ctl {
         let lists_users =
             matches!(what, What::Kick(_) | What::List(List::Users | List::Connections));
         if site != Site::default() && !lists_users {
-            let error = "--espocrm, --php, --user and --allow-root work only with status users and \
-                         status connections";
+            let error = "--espocrm, --php, --user and --allow-root work only with status users, \
+                         status connections and kick";
             return Err(error.into());
         }
         Ok(Some(Self { target, what, json, site }))
@@ -203,7 +203,7 @@ fn kick(client: &Client, target: &Target, site: &Site, user: &str) -> Result<()>
         return Err(Exit::error(format!("User {shown} has no connections.")));
     }
     print(&format!(
-        "{} of user {shown} {} closed; browsers reconnect after 3 s and are checked again.\n",
+        "{} of user {shown} {} ended; browsers reconnect after 3 s and are checked again.\n",
         plural(count, "connection", "connections"),
         if count == 1 { "was" } else { "were" }
     ))
@@ -256,7 +256,7 @@ fn tail(client: &Client, json: bool) -> Result<()> {
             return Ok(());
         }
     }
-    Err(Exit::error("The daemon closed the connection."))
+    Err(Exit::error("The daemon ended the connection."))
 }
 
 /// Prints to standard output. Returns false if the reader has closed it.

@@ -49,6 +49,17 @@ impl Accepts {
     }
 }
 
+impl Info {
+    /// Whether the default of a setting applies to this command.
+    #[must_use]
+    pub fn has_default(&self, setting: &Setting) -> bool {
+        let differs =
+            self.name == "demo" && ["listen", "zeromq", "control"].contains(&setting.flag);
+        // A switch has no default: it turns on what is off, or off what is on.
+        !setting.value.is_empty() && !differs
+    }
+}
+
 const fn flag(name: &'static str, value: &'static str, help: &'static str) -> Flag {
     Flag { name, value, help }
 }
@@ -64,7 +75,7 @@ const USER: Flag = flag(
 const ALLOW_ROOT: Flag = flag(
     "allow-root",
     "",
-    "let PHP run as root if the data directory belongs to root; only for containers without other users",
+    "allow PHP to run as root if root owns the data directory; only for containers that have no other user",
 );
 const SERVICE_USER: Flag =
     flag("user", "USER", "user of the service (default: the owner of EspoCRM's data directory)");
@@ -86,7 +97,7 @@ pub const COMMANDS: &[Info] = &[
     Info {
         name: "config",
         arguments: "[DIR]",
-        help: "show the settings in force and their sources",
+        help: "show the effective settings and their sources",
         details: "",
         options: &[
             flag(
@@ -105,14 +116,14 @@ pub const COMMANDS: &[Info] = &[
         arguments: "[DIR]",
         help: "check whether a daemon with these settings accepts connections",
         details: "Opens and closes a WebSocket, for the health checks of containers. The exit status is 1\n\
-                  if the daemon does not accept it.",
+                  if the daemon does not accept the connection.",
         options: &[CONFIG, USER, ALLOW_ROOT],
         settings: Accepts::AllBut(&[]),
     },
     Info {
         name: "doctor",
         arguments: "",
-        help: "check everything between EspoCRM and the browser, and how to fix it",
+        help: "check everything between EspoCRM and the browser, and show fixes",
         details: "Run it as root to check everything. The exit status is 1 if a check fails.",
         options: &[
             JSON,
@@ -120,7 +131,7 @@ pub const COMMANDS: &[Info] = &[
             CONFIG,
             USER,
             ALLOW_ROOT,
-            flag("root", "DIR", "directory that has the files of web server, PHP and systemd"),
+            flag("root", "DIR", "read the files of the web server, PHP and systemd below DIR"),
         ],
         settings: Accepts::Only(&["espocrm", "php", "listen", "zeromq", "control"]),
     },
@@ -142,7 +153,7 @@ pub const COMMANDS: &[Info] = &[
     Info {
         name: "tail",
         arguments: "",
-        help: "print messages as they are delivered",
+        help: "print EspoCRM's messages as they are published",
         details: "",
         options: &[JSON, NAME, CONFIG],
         settings: Accepts::Only(&["control"]),
@@ -150,7 +161,7 @@ pub const COMMANDS: &[Info] = &[
     Info {
         name: "kick",
         arguments: "USER",
-        help: "close the connections of a user",
+        help: "end all connections of a user",
         details: "USER is an id or a user name. Browsers reconnect after 3 s and are checked again.",
         options: &[NAME, CONFIG, USER, ALLOW_ROOT],
         settings: Accepts::Only(&["control", "espocrm", "php"]),
@@ -159,7 +170,7 @@ pub const COMMANDS: &[Info] = &[
         name: "send",
         arguments: "TOPIC [JSON]",
         help: "publish a test message as EspoCRM would",
-        details: "JSON is an object with further members of the message.",
+        details: "JSON is an object whose members are added to the message.",
         options: &[
             flag("user", "USER", "id of the user who receives it (default: all subscribers)"),
             NAME,
@@ -170,17 +181,18 @@ pub const COMMANDS: &[Info] = &[
     Info {
         name: "reload",
         arguments: "",
-        help: "reload all settings and certificates, and wait until they apply",
-        details: "No client is disconnected. If new settings cannot be applied, the previous ones stay in\n\
-                  force and the exit status is 1.",
+        help: "reload all settings and certificates, and wait until they are applied",
+        details: "No client is disconnected. If new settings cannot be applied, the previous ones remain\n\
+                  in effect and the exit status is 1.",
         options: &[NAME, CONFIG],
         settings: Accepts::Only(&["control"]),
     },
     Info {
         name: "demo",
         arguments: "",
-        help: "try the daemon without EspoCRM and PHP",
-        details: "",
+        help: "try the daemon without EspoCRM or PHP",
+        details: "The demo serves this machine only, on port 8080 or another free port. It has no control\n\
+                  socket.",
         options: &[],
         settings: Accepts::AllBut(&["espocrm", "php", "log-file"]),
     },
@@ -188,25 +200,33 @@ pub const COMMANDS: &[Info] = &[
         name: "setup",
         arguments: "",
         help: "configure and start the systemd service (as root)",
-        details: "Finds the EspoCRM of this machine unless --espocrm names it.",
+        details: "Searches this machine for EspoCRM unless --espocrm specifies it.",
         options: &[
             NAME,
             SERVICE_USER,
             flag("at-install", "", "do only what a package's script may do: start nothing"),
-            flag("root", "DIR", "change the files of the system below DIR; start nothing"),
+            flag(
+                "root",
+                "DIR",
+                "change the files below DIR instead of those of this system; start nothing",
+            ),
         ],
         settings: Accepts::Only(&["espocrm"]),
     },
     Info {
         name: "adopt",
         arguments: "[UNIT]",
-        help: "replace your own systemd unit of websocket.php with the service",
+        help: "replace your own systemd unit for websocket.php with this service",
         details: "",
         options: &[
             flag("undo", "", "restore the replaced unit"),
             NAME,
             SERVICE_USER,
-            flag("root", "DIR", "change the files of the system below DIR; start nothing"),
+            flag(
+                "root",
+                "DIR",
+                "change the files below DIR instead of those of this system; start nothing",
+            ),
         ],
         settings: Accepts::Only(&["espocrm"]),
     },

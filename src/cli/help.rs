@@ -18,7 +18,7 @@ pub(super) fn program() -> String {
     for Info { name, help, .. } in COMMANDS {
         let _ = writeln!(text, "  {name:<8}  {help}");
     }
-    text + "\nOptions:\n  -h, --help     show this help, or that of a command\n  \
+    text + "\nOptions:\n  -h, --help     show this help, or the help for a command\n  \
             -V, --version  show the version\n\n\
             espocrm-websocket COMMAND --help describes a command and its options. See also \
             espocrm-websocket(8)\nand espocrm-websocket.toml(5).\n"
@@ -33,8 +33,7 @@ pub(super) fn command(info: &Info) -> String {
         option(&mut flags, flag.name, flag.value, flag.help, "");
     }
     for setting in settings.settings() {
-        // A switch has no default: it turns on what is off, or off what is on.
-        let default = if setting.value.is_empty() { "" } else { setting.default };
+        let default = if info.has_default(setting) { setting.default } else { "" };
         option(&mut flags, setting.flag, setting.value, setting.help, default);
         if setting.is_list() {
             flags.truncate(flags.trim_end().len());

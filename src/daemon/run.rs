@@ -48,7 +48,9 @@ fn until_stopped(layers: Layers) -> Result<()> {
     );
     match espocrm.file_name() {
         Some(file) => info!("The configuration file is {}.", file.display()),
-        None => info!("No configuration file {DEFAULT_FILE}: using the defaults."),
+        None => info!(
+            "There is no configuration file {DEFAULT_FILE}. Using EspoCRM's settings and the defaults."
+        ),
     }
     settings.log_doubts();
     settings.log_mode();
@@ -81,8 +83,8 @@ fn warn_of_user(espocrm: &Espocrm) {
         );
     } else if sys::is_root() {
         warn!(
-            "The daemon runs as root, which it does not need; PHP runs as {name}. Run the daemon \
-             as {name}: espocrm-websocket setup does that.",
+            "The daemon runs as root, which it does not need; PHP runs as {name}. To run the daemon \
+             as {name}, use espocrm-websocket setup.",
             name = identity.name()
         );
     } else if !identity.owns(&data) {

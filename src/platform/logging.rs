@@ -255,8 +255,8 @@ impl<O: Output> Lines<O> {
                 Style::Journal => format!("<{}>", priority(Level::Warn)),
             };
             let lost = format!(
-                "{begin}{} of the log {} lost here.\n",
-                plural(self.lost, "line", "lines"),
+                "{begin}{} {} lost here.\n",
+                plural(self.lost, "log line", "log lines"),
                 noun(self.lost, "was", "were")
             );
             if self.write_line(lost.as_bytes()) {
@@ -391,7 +391,7 @@ mod tests {
         log(&mut lines, "four");
         lines.output.results = vec![Err(ErrorKind::Interrupted.into())];
         log(&mut lines, "five");
-        let lost = "[WARN ] 3 lines of the log were lost here.\n";
+        let lost = "[WARN ] 3 log lines were lost here.\n";
         assert_eq!(text(&mut lines), format!("{lost}[INFO ] five\n"));
         log(&mut lines, "six");
         assert_eq!(text(&mut lines), "[INFO ] six\n");
@@ -416,7 +416,7 @@ mod tests {
         }
         assert_eq!(text(&mut lines), "[INFO ] on");
         log(&mut lines, "four");
-        let lost = "[WARN ] 3 lines of the log were lost here.\n";
+        let lost = "[WARN ] 3 log lines were lost here.\n";
         assert_eq!(text(&mut lines), format!("\n{lost}[INFO ] four\n"));
     }
 

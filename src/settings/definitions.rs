@@ -106,14 +106,14 @@ macro_rules! settings {
 }
 
 settings! {
-    espocrm: PathBuf = one, "espocrm" "DIR", default "that of the configuration file" {
+    espocrm: PathBuf = one, "espocrm" "DIR", default "from the configuration file" {
         help: "EspoCRM's root directory",
         show: |it, rows| {
             rows.add("espocrm", &it.version, &"EspoCRM: version");
             rows.add("enabled", &it.enabled, &"EspoCRM: useWebSocket");
         },
         docs: "\"/var/www/html\""
-            "EspoCRM's root directory. The only setting that is required."
+            "EspoCRM's root directory. This is the only required setting."
             OnRestart,
     }
     php: PathBuf = one, "php" "PATH", default "EspoCRM's phpExecutablePath, or php" {
@@ -123,7 +123,7 @@ settings! {
             "PHP's command-line program, which runs EspoCRM's access checks."
             OnReload,
     }
-    listen: Listen = one, "listen" "ADDRESS", default "0.0.0.0, with the port of EspoCRM's configuration" {
+    listen: Listen = one, "listen" "ADDRESS", default "0.0.0.0 and EspoCRM's webSocketPort" {
         help: "address for browsers or the reverse proxy: 127.0.0.1, 0.0.0.0:8080, [::]:8080",
         show: |it, rows| {
             rows.sourced("address", &it.address);
@@ -140,7 +140,7 @@ settings! {
             rows.tls(it);
         },
         docs: "\"tcp://127.0.0.1:5555\""
-            "ZeroMQ endpoint at which the daemon receives messages from EspoCRM's PHP. A UNIX socket, as in \"ipc:///run/…/zeromq.sock\", is accessible to the daemon's user and group only; EspoCRM's webSocketZeroMQSubmissionDsn must name the same path."
+            "ZeroMQ endpoint at which the daemon receives messages from EspoCRM's PHP. A UNIX socket, as in \"ipc:///run/…/zeromq.sock\", is accessible only to the daemon's user and group; EspoCRM's webSocketZeroMQSubmissionDsn must name the same path."
             OnReload,
     }
     debug: bool = one, "debug" "", default "EspoCRM's webSocketDebugMode" {
@@ -151,13 +151,13 @@ settings! {
             OnReload,
     }
     log_file: PathBuf = one, "log-file" "FILE", default "standard error, which systemd sends to the journal" {
-        help: "log file; a relative path is relative to EspoCRM's directory",
+        help: "log file; relative paths start at EspoCRM's directory",
         show: |it, rows| match &it.log_file.value {
             None => rows.add("log_file", &"standard error", &it.log_file.source),
             Some(file) => rows.path("log_file", file, &it.log_file.source),
         },
         docs: "\"data/logs/websocket.log\""
-            "Log file. A relative path is relative to EspoCRM's directory. SIGHUP reopens the file, for logrotate."
+            "Log file. Relative paths start at EspoCRM's directory. SIGHUP reopens the file, for logrotate."
             OnRestart,
     }
     max_connections: usize = limit, "max-connections" "N", default "10000" {
@@ -171,7 +171,7 @@ settings! {
         help: "maximum number of connections per client address; 0: no limit",
         show: |it, rows| rows.limit("max_per_address", &it.max_per_address),
         docs: "5000"
-            "Maximum number of connections per client address. 0: no limit. Loopback and private addresses can be those of a proxy; they count only if trusted_proxies is set."
+            "Maximum number of connections per client address. 0: no limit. Loopback and private addresses can be those of a proxy; they are limited only if trusted_proxies is set."
             OnReload,
     }
     max_per_user: usize = one, "max-per-user" "N", default "250" {
@@ -185,38 +185,38 @@ settings! {
         help: "proxy whose X-Forwarded-For is trusted: an address or a network (10.0.0.0/8)",
         show: |it, rows| rows.list("trusted_proxies", &it.trusted_proxies, "none"),
         docs: "[\"127.0.0.1\", \"::1\"]"
-            "Addresses and networks of proxies whose X-Forwarded-For header is trusted. Without this setting, all connections through a proxy count for the proxy's address."
+            "Addresses and networks of proxies whose X-Forwarded-For header is trusted. Without this setting, all connections through a proxy are counted for the proxy's address."
             OnReload,
     }
     proxy_protocol: bool = one, "proxy-protocol" "", default "false" {
-        help: "the trusted proxies send a PROXY protocol header (version 1 or 2)",
+        help: "expect a PROXY protocol header (version 1 or 2) from the trusted proxies",
         show: |it, rows| rows.sourced("proxy_protocol", &it.proxy_protocol),
         docs: "false"
             "Whether the trusted proxies send a header of the PROXY protocol (version 1 or 2) at the start of each connection, instead of X-Forwarded-For."
             OnReload,
     }
     origins: Vec<Allowed> = add, "origin" "ORIGIN", default "all origins" {
-        help: "origin whose pages may connect: https://crm.example.com, or same-site for that of EspoCRM's siteUrl",
+        help: "origin whose pages may connect: https://crm.example.com, or same-site for the origin of EspoCRM's siteUrl",
         show: |it, rows| rows.list("origins", &it.origins, "all"),
         docs: "[\"same-site\"]"
-            "Origins whose pages may connect. \"same-site\" is the origin of EspoCRM's siteUrl. List portals that have another host name, too."
+            "Origins whose pages may connect. \"same-site\" is the origin of EspoCRM's siteUrl. Also list portals that have a different host name."
             OnReload,
     }
     max_buffered: Size = buffered, "max-buffered" "SIZE", default "64MiB" {
-        help: "buffer memory of all connections (partial input and queued output)",
+        help: "maximum buffer memory of all connections (partial input and queued output)",
         show: |it, rows| {
             rows.add("max_buffered", &Size::bytes(it.max_buffered.value), &it.max_buffered.source);
             rows.add("memory at most", &megabytes(it.worst_case()), &"docs/limits.md");
         },
         docs: "\"64MiB\""
-            "Buffer memory of all connections: partial input and queued output. If it is exceeded, the connections that use the most are closed. A browser tab needs less than 1 KiB. At least 4MiB."
+            "Maximum buffer memory of all connections together: partial input and queued output. If it is exceeded, the connections that use the most are ended, and their browsers reconnect. A browser tab needs less than 1 KiB. The minimum is 4MiB."
             OnReload,
     }
     max_checks: usize = limit, "max-checks" "N", default "2 per CPU core" {
         help: "maximum number of PHP processes that check access",
         show: |it, rows| rows.sourced("max_checks", &it.max_checks),
         docs: "4"
-            "Maximum number of PHP processes that check access at the same time, about 50 MB each. PHP workers count, too."
+            "Maximum number of PHP processes that check access at the same time, about 50 MB each. This includes PHP workers."
             OnReload,
     }
     check_timeout: Span = one, "check-timeout" "TIME", default "20s" {
@@ -227,17 +227,17 @@ settings! {
             OnReload,
     }
     recheck_interval: SpanOrZero = one, "recheck-interval" "TIME", default "5m" {
-        help: "how often granted access is re-checked; 0: never",
+        help: "how often granted access is checked again; 0: never",
         show: |it, rows| rows.span("recheck_interval", &it.recheck_interval),
         docs: "\"5m\""
-            "How often granted access is re-checked. After a logout or a change of roles, a user receives no more events after this time at the latest. 0: never."
+            "How often granted access is checked again. After a logout or a role change, events stop within this time. 0: never."
             OnReload,
     }
     ping_interval: Span = one, "ping-interval" "TIME", default "25s" {
         help: "interval between pings of a connection",
         show: |it, rows| rows.span("ping_interval", &it.ping_interval),
         docs: "\"25s\""
-            "Interval between pings of a connection. It must be less than half of the proxy's idle timeout (60 s by default)."
+            "Interval between pings of a connection. It must be less than half of the proxy's idle timeout, which is usually 60 s."
             OnReload,
     }
     check_cache: SpanOrZero = one, "check-cache" "TIME", default "3s" {
@@ -251,10 +251,10 @@ settings! {
         help: "run each access check in its own PHP process",
         show: |it, rows| rows.add("checks by", &it.check_mode.value, &it.check_mode.source),
         docs: "true"
-            "Whether warm PHP processes (workers) check access. A worker stays for a minute after its last check and costs less than a tenth of a new PHP process for each check."
+            "Whether warm PHP processes (workers) check access. A check by a worker costs less than a tenth of a check by a new PHP process. A worker exits a minute after its last check."
             OnReload,
     }
-    control: ControlAt = one, "control" "PATH", default "control.sock in the service's directory below /run" {
+    control: ControlAt = one, "control" "PATH", default "control.sock in the service's directory in /run" {
         help: "control socket, or off",
         show: |it, rows| rows.sourced("control", &it.control),
         docs: "\"/run/espocrm-websocket/control.sock\""

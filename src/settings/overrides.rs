@@ -155,8 +155,8 @@ fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
             .any(|begin| name.starts_with(begin))
         {
             return format!(
-                "\"{}\" is a parameter of EspoCRM: set it in EspoCRM's data/config.php, from where the \
-                 daemon reads it",
+                "\"{}\" is a parameter of EspoCRM: set it in EspoCRM's data/config.php; the daemon reads it \
+                 from there",
                 Printable(name)
             );
         }
@@ -165,7 +165,7 @@ fn setting(name: &str) -> std::result::Result<&'static Setting, String> {
         if meant.is_empty() {
             let names: Vec<_> = names.collect();
             let names = names.join(", ");
-            return format!("there is no setting \"{}\"; there are {names}", Printable(name));
+            return format!("there is no setting \"{}\"; the settings are {names}", Printable(name));
         }
         format!("there is no setting \"{}\"{meant}", Printable(name))
     })
@@ -340,7 +340,7 @@ mod tests {
             ("\ncontrol = 'here'", "an absolute path of a socket"),
             ("\nmetrics = '9170'", "an address with a port"),
             ("\nmetrics = '127.0.0.1:0'", "an address with a port"),
-            ("\nport = 8080", "there is no setting \"port\"; there are espocrm, php"),
+            ("\nport = 8080", "there is no setting \"port\"; the settings are espocrm, php"),
             ("\nmax_conections = 5", "did you mean max_connections?"),
             ("\nping-interval = 5", "did you mean ping_interval?"),
             ("\nwebSocketPort = 8080", "a parameter of EspoCRM"),

@@ -220,7 +220,7 @@ impl Server {
                 warn!(
                     "More than {MAX_HANDSHAKES} handshakes are incomplete after {} s, or far more \
                      before that. {count} of them come from {client}, more than from any other \
-                     address; the oldest of these are closed. If {client} is not your proxy, block \
+                     address; the oldest of these are ended. If {client} is not your proxy, block \
                      it in the firewall.",
                     HANDSHAKE_GRACE.as_secs()
                 );

@@ -34,7 +34,7 @@ impl Server {
                 if self.log_limiter.should_log(Cause::QueueFull, self.now) {
                     warn!(
                         "{MAX_WAITING_LOGINS} logins wait for their check by PHP. Further \
-                         connections are closed; browsers will retry. Find out why EspoCRM is \
+                         connections are rejected; browsers will retry. Find out why EspoCRM is \
                          slow."
                     );
                 }

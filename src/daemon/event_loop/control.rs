@@ -161,7 +161,7 @@ impl Server {
         let count = conns.len();
         if count > 0 {
             info!(
-                "The administrator closed {} of user {}. Browsers will reconnect and be checked again.",
+                "The administrator ended {} of user {}. Browsers will reconnect and are checked again.",
                 plural(count as u64, "connection", "connections"),
                 Printable(user)
             );

@@ -477,7 +477,7 @@ impl Server {
             }
         }
         if new.log_file != self.settings.log_file {
-            warn!("log_file changed; restart required.");
+            warn!("The setting log_file has changed. Restart the daemon to apply it.");
             new.log_file = self.settings.log_file.clone();
         }
         if self.settings.port.source == Source::Systemd {

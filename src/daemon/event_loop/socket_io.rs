@@ -94,7 +94,7 @@ impl Server {
                 let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
                 warn!(
                     "Connections buffer more than {} of partial input and queued output. The \
-                     largest are closed, first one of user {user} with {}; browsers will retry. \
+                     largest are ended, first one of user {user} with {}; browsers will retry. \
                      Raise max_buffered if this is logged often.",
                     Size::bytes(limit),
                     plural(size as u64, "byte", "bytes")
@@ -255,7 +255,7 @@ impl Server {
         if self.log_limiter.should_log(Cause::Slow, self.now) {
             warn!(
                 "A browser could not keep up: {waiting} bytes are queued for it, the limit is \
-                 {MAX_OUTBOX}. Its connection was closed; the browser will retry."
+                 {MAX_OUTBOX}. Its connection was ended; the browser will retry."
             );
         }
         self.end(id, End::Slow);

@@ -97,7 +97,7 @@ impl Server {
             Ok(session) => self.send(id, SharedFrame::text(&wamp::welcome(&session))),
             Err(error) => {
                 warn!(
-                    "The kernel provided no random numbers: {error}. A connection was closed; the \
+                    "The kernel provided no random numbers: {error}. A connection was ended; the \
                      browser will retry."
                 );
                 return self.end(id, End::CheckFailed);

@@ -121,7 +121,7 @@ impl Server {
         sys::mark_close_on_exec();
         sys::trim_heap();
         if let Err(error) = self.zmq.register(self.poll.registry(), ZMQ, SENDERS) {
-            error!("The kernel does not report EspoCRM's messages: {error}. Restart the daemon.");
+            error!("Cannot wait for EspoCRM's messages: {error}. Restart the daemon.");
         }
         self.zmq_pending = true;
     }

@@ -98,13 +98,13 @@ fn command_line_errors_suggest_the_intended_word() {
         ),
         (&["setup", "--espocrn", "/x"], "--espocrn here; did you mean --espocrm?"),
         (&["cofnig"], "there is no command cofnig; did you mean config?"),
-        (&["html"], "there is no command html: a directory is written with a slash"),
-        (&["run", "/x", "--espocrm", "/y"], "EspoCRM's directory is named twice"),
+        (&["html"], "there is no command html; to specify a directory, include a slash"),
+        (&["run", "/x", "--espocrm", "/y"], "EspoCRM's directory is given twice"),
         (&["/x", "/y"], "/y"),
         (&["demo", "--config", "/dev/null"], "the demo has no EspoCRM"),
         (&["demo", "--espocrm", "/x"], "the demo has no EspoCRM"),
         (&["demo", "/x"], "the demo has no EspoCRM"),
-        (&["run", "--check"], "--check belongs to the command config"),
+        (&["run", "--check"], "--check can only be used with the command config"),
     ] {
         let mut command = command();
         command.args(arguments);
@@ -153,7 +153,7 @@ fn max_buffered_applies_after_a_reload() {
     let lines = daemon.log().len();
     let reported = daemon.reload("settings have changed");
     assert!(reported.contains("max_buffered 4MiB (configuration file)"), "{reported}");
-    let reported = daemon.wait_for_after(lines, "The largest are closed");
+    let reported = daemon.wait_for_after(lines, "The largest are ended");
     assert!(reported.contains("more than 4MiB of"), "{reported}");
     // A quarter of the memory is free after that; the other clients are still connected.
     let is_there = |tab: &mut Client| {

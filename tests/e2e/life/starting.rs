@@ -261,7 +261,7 @@ fn command_line_errors_are_reported() {
     }
     let mut command = command();
     command.arg("html");
-    expect_refusal(command, &["there is no command html", "a directory is written with a slash"]);
+    expect_refusal(command, &["there is no command html", "include a slash"]);
 }
 
 /// The command that serves a stand-in.

@@ -53,7 +53,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
         let text = "x".repeat(20_000);
         pusher.send(&json!({"topicId": "newNotification", "n": number, "text": text}));
     }
-    daemon.wait_for("The largest are closed");
+    daemon.wait_for("The largest are ended");
     other_client.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;

@@ -85,18 +85,18 @@ fn a_user_is_kicked_by_name_or_by_id() {
     let probes = standin.probes();
     let printed = control.output_of(&["kick", "ann"]);
     assert!(
-        printed.starts_with(&format!("2 connections of user ann (id {ANN}) were closed")),
+        printed.starts_with(&format!("2 connections of user ann (id {ANN}) were ended")),
         "{printed}"
     );
     assert_eq!(standin.probes(), probes + 1);
     ann.iter_mut().for_each(Client::expect_drop);
     bob.expect_silence();
-    daemon.wait_for(&format!("The administrator closed 2 connections of user {ANN}."));
-    assert_eq!(daemon.count("The administrator closed"), 1);
+    daemon.wait_for(&format!("The administrator ended 2 connections of user {ANN}."));
+    assert_eq!(daemon.count("The administrator ended"), 1);
     // As the database compares names.
     let printed = control.output_of(&["kick", "BOB"]);
     assert!(
-        printed.starts_with(&format!("1 connection of user bob (id {BOB}) was closed")),
+        printed.starts_with(&format!("1 connection of user bob (id {BOB}) was ended")),
         "{printed}"
     );
     bob.expect_drop();
@@ -104,7 +104,7 @@ fn a_user_is_kicked_by_name_or_by_id() {
     let mut ann = daemon.connect(ANN);
     let probes = standin.probes();
     let printed = control.output_of(&["kick", ANN]);
-    assert!(printed.starts_with(&format!("1 connection of user {ANN} was closed")), "{printed}");
+    assert!(printed.starts_with(&format!("1 connection of user {ANN} was ended")), "{printed}");
     assert_eq!(standin.probes(), probes);
     ann.expect_drop();
 }

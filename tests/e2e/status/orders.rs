@@ -19,7 +19,7 @@ fn a_kicked_user_reconnects_and_is_checked_again() {
     let login = "AuthTokenCheck tok-alice alice";
     assert_eq!(standin.count(login), 1);
     let printed = control.output_of(&["kick", "alice"]);
-    assert!(printed.starts_with("2 connections of user alice were closed"), "{printed}");
+    assert!(printed.starts_with("2 connections of user alice were ended"), "{printed}");
     tabs.iter_mut().for_each(Client::expect_drop);
     bob.expect_silence();
     control.expect("/connections/ended/kicked", 2);
