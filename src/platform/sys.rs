@@ -38,6 +38,8 @@ fn open_files() -> libc::rlimit {
 /// therefore links a demangler of 50 KB. The mangled name is that of
 /// `__gnu_cxx::__verbose_terminate_handler()`.
 // SAFETY: the signature is that of libstdc++; no other object of the program defines the name.
+// cargo-fuzz links libstdc++ before this crate, whose handler would be a duplicate there.
+#[cfg(not(fuzzing))]
 #[unsafe(export_name = "_ZN9__gnu_cxx27__verbose_terminate_handlerEv")]
 extern "C" fn terminate() -> ! {
     std::process::abort()
