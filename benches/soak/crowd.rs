@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 
 use crate::client::Client;
-use crate::house::Site;
 use crate::random::Random;
+use crate::site::Site;
 use crate::tab::Balance;
 use crate::tally::Tally;
 

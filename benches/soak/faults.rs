@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::house::{Site, TIME_TO_EFFECT};
 use crate::random::Random;
+use crate::site::{Site, TIME_TO_EFFECT};
 use crate::support::{Process, Standin};
 use crate::tally::Tally;
 

@@ -32,11 +32,12 @@ mod books;
 mod client;
 mod crowd;
 mod faults;
-mod house;
+mod invalid_input;
 mod random;
 mod report;
 mod sampler;
 mod sender;
+mod site;
 #[allow(dead_code, unused_imports, reason = "also used by the tests")]
 #[path = "../../tests/e2e/support/mod.rs"]
 mod support;
@@ -52,11 +53,11 @@ use std::time::{Duration, Instant};
 use books::Stream;
 use crowd::Crowd;
 use faults::Faults;
-use house::Site;
 use random::Random;
 use report::Report;
 use sampler::{Sample, Sampler};
 use sender::Sender;
+use site::Site;
 use support::DEADLINE;
 use tally::Tally;
 

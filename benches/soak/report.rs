@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::house::Site;
 use crate::sampler::{Sample, percentile, to_text};
+use crate::site::Site;
 use crate::tab::Balance;
 use crate::tally::Tally;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::house::Site;
+use crate::site::Site;
 use crate::tally::Tally;
 
 /// The resources of a daemon at one moment.

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::books::{Channel, Stream, message};
-use crate::house::Site;
 use crate::random::Random;
+use crate::site::Site;
 use crate::support::{Process, program};
 use crate::tally::Tally;
 

@@ -81,6 +81,11 @@ const SERVICE_USER: Flag =
     flag("user", "USER", "user of the service (default: the owner of EspoCRM's data directory)");
 const NAME: Flag = flag("name", "NAME", "use the service espocrm-websocket@NAME");
 const JSON: Flag = flag("json", "", "print JSON");
+const ROOT: Flag = flag(
+    "root",
+    "DIR",
+    "change the files below DIR instead of those of this system; start nothing",
+);
 
 /// All commands, in the order in which `--help` lists them.
 pub const COMMANDS: &[Info] = &[
@@ -205,11 +210,7 @@ pub const COMMANDS: &[Info] = &[
             NAME,
             SERVICE_USER,
             flag("at-install", "", "do only what a package's script may do: start nothing"),
-            flag(
-                "root",
-                "DIR",
-                "change the files below DIR instead of those of this system; start nothing",
-            ),
+            ROOT,
         ],
         settings: Accepts::Only(&["espocrm"]),
     },
@@ -218,16 +219,7 @@ pub const COMMANDS: &[Info] = &[
         arguments: "[UNIT]",
         help: "replace your own systemd unit for websocket.php with this service",
         details: "",
-        options: &[
-            flag("undo", "", "restore the replaced unit"),
-            NAME,
-            SERVICE_USER,
-            flag(
-                "root",
-                "DIR",
-                "change the files below DIR instead of those of this system; start nothing",
-            ),
-        ],
+        options: &[flag("undo", "", "restore the replaced unit"), NAME, SERVICE_USER, ROOT],
         settings: Accepts::Only(&["espocrm"]),
     },
     Info {

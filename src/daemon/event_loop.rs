@@ -2,12 +2,12 @@
 
 mod accept;
 mod admission;
-mod bursts;
 mod checks;
 mod control;
 #[cfg(feature = "echo")]
 mod echo;
 mod handshake;
+mod log_limiter;
 mod publish;
 mod reload;
 mod self_check;
@@ -59,7 +59,7 @@ use crate::platform::signals::{Pending, Signals};
 use crate::platform::sys;
 use crate::settings::Settings;
 use accept::Accepting;
-use bursts::LogLimiter;
+use log_limiter::LogLimiter;
 
 /// The daemon. It owns all I/O and executes what the engine decides.
 ///

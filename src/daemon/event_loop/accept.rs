@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use log::warn;
 
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use super::{FIRST_CONN, Server};
 use crate::daemon::connection::Upgrading;
 use crate::daemon::listener::Listener;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use log::warn;
 
 use super::Server;
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use crate::daemon::connection::Phase;
 use crate::engine::id::ConnId;
 use crate::engine::limits::MAX_LOGINS_OF_ADDRESS;

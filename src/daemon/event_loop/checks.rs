@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use log::{info, warn};
 
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use super::{Backend, Server};
 use crate::engine::checks::check::{Check, Ticket, Urgency};
 use crate::engine::checks::queue::{Answer, JobId, QueueFull};

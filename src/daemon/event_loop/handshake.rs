@@ -2,7 +2,7 @@
 
 use log::{info, warn};
 
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use super::{Backend, Server};
 use crate::daemon::connection::Phase;
 use crate::engine::id::ConnId;

@@ -3,7 +3,7 @@
 use log::{debug, warn};
 
 use super::Server;
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use crate::daemon::zmq::Received;
 use crate::engine::espocrm::submission;
 use crate::engine::espocrm::submission::Rejection;

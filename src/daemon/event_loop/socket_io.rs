@@ -6,7 +6,7 @@ use std::time::Duration;
 use log::{info, warn};
 
 use super::Server;
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use crate::daemon::connection::{Connection, Overdue, Phase};
 use crate::engine::id::ConnId;
 use crate::engine::limits::{MAX_BUFFERED_AT_PACE, MAX_OUTBOX};

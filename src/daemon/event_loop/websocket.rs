@@ -3,7 +3,7 @@
 use log::warn;
 
 use super::Server;
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use crate::daemon::connection::Phase;
 use crate::engine::id::ConnId;
 use crate::engine::limits::{

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use log::{error, info, warn};
 
-use super::bursts::Cause;
+use super::log_limiter::Cause;
 use super::{SENDERS, Server, ZMQ};
 use crate::daemon::zmq::Excess;
 use crate::engine::limits;
