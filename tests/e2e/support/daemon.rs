@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use espocrm_websocket::platform::sys;
+use nix::fcntl::{FcntlArg, fcntl};
 
 use super::{Client, DEADLINE, Process, Standin, eventually, find_leak, readable, register_secret};
 
@@ -23,6 +24,9 @@ pub struct Daemon {
     /// The endpoint for PHP.
     pub zeromq: String,
 }
+
+/// Bytes of log that wait for the test, 16 times the default.
+const LOG_PIPE: i32 = 1 << 20;
 
 /// The program, without arguments.
 pub fn command() -> Command {
@@ -131,6 +135,8 @@ impl Daemon {
         let _ = sys::raise_open_files();
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = process.stderr.take().unwrap();
+        // The daemon drops lines rather than wait for a reader, and this one may get little CPU.
+        let _ = fcntl(&stderr, FcntlArg::F_SETPIPE_SZ(LOG_PIPE));
         Self::watch(process, stderr)
     }
 
