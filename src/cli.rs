@@ -53,7 +53,7 @@ pub enum Command {
     Version,
 }
 
-/// What the flags say.
+/// The parsed flags.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// The configuration file.

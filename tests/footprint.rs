@@ -11,11 +11,11 @@
 )]
 
 #[expect(dead_code, reason = "the benchmark uses all of it")]
-#[path = "../benches/footprint/crowd.rs"]
-mod crowd;
-#[expect(dead_code, reason = "the benchmark uses all of it")]
 #[path = "../benches/footprint/process.rs"]
 mod process;
+#[expect(dead_code, reason = "the benchmark uses all of it")]
+#[path = "../benches/footprint/tabs.rs"]
+mod tabs;
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,9 +23,9 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crowd::{Crowd, TabSetup};
 use espocrm_websocket::platform::sys;
 use process::Process;
+use tabs::{BrowserTabs, TabSetup};
 
 /// The binary as it is shipped: the budgets do not apply to a debug build.
 static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -114,13 +114,13 @@ fn a_connection_with_four_subscriptions_uses_at_most_2_kib() {
     let files = usize::try_from(sys::raise_open_files()).unwrap();
     let count = files.saturating_sub(512).min(2_000);
     let daemon = demo();
-    let mut crowd = Crowd::new();
+    let mut tabs = BrowserTabs::new();
     let setup = |n: usize| TabSetup::record(format!("user{n}"), &format!("6b030f5b{n:09x}"));
     // The first connections make the process allocate what all of them share.
-    crowd.grow(daemon.address, 10, setup);
+    tabs.grow(daemon.address, 10, setup);
     daemon.settle();
     let before = daemon.memory().dirty;
-    crowd.grow(daemon.address, count, setup);
+    tabs.grow(daemon.address, count, setup);
     daemon.settle();
     let each = daemon.memory().dirty.saturating_sub(before) / (count as u64 - 10);
     println!("{count} connections: {each} B each");

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use daemon::{Daemon, Tab};
 
 /// Number of classes of the stand-in.
-const WEIGHT: &str = "700";
+const CLASSES: &str = "700";
 
 /// Number of consecutive checks.
 const CHECKS: usize = 40;
@@ -128,7 +128,7 @@ fn prepare(dir: &Path) {
     let run = |command: &mut Command| assert!(command.status().unwrap().success());
     run(Command::new("cp").arg("-r").arg(standin).arg(dir));
     std::fs::write(dir.join("data/config.php"), "<?php return ['useWebSocket' => true];").unwrap();
-    run(Command::new("php").arg(dir.join("weigh.php")).arg(dir).arg(WEIGHT));
+    run(Command::new("php").arg(dir.join("generate_classes.php")).arg(dir).arg(CLASSES));
     // Root does not run the PHP of a site.
     if dir.metadata().unwrap().uid() == 0 {
         run(Command::new("chown").args(["-R", "65534:65534"]).arg(dir));

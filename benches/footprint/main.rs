@@ -2,7 +2,7 @@
 //!
 //! It measures the release binary as it is shipped, from outside. Checks are answered in the
 //! process (`demo`): the cost of PHP depends on EspoCRM. As a baseline, a bare epoll loop in C that
-//! writes prepared frames (`floor.c`) is measured alternately with the daemon. The ratio of the two
+//! writes prepared frames (`baseline.c`) is measured alternately with the daemon. The ratio of the two
 //! shows what the daemon adds to the kernel's work, on any machine.
 //!
 //! `FOOTPRINT_BINARY=path` measures another build.
@@ -16,10 +16,10 @@
     reason = "a failing benchmark panics, and its numbers are small"
 )]
 
-mod contest;
-mod crowd;
+mod comparison;
 mod process;
 mod table;
+mod tabs;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -27,11 +27,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use contest::{Audience, Comparison, Server, ServerKind, user};
-use crowd::{Crowd, TabSetup};
+use comparison::{Audience, Comparison, Server, ServerKind, user};
 use espocrm_websocket::platform::sys;
 use process::Process;
-use table::{count, median, mega, micros, millis, percentile, row, title};
+use table::{count, median, megabytes, micros, millis, percentile, row, title};
+use tabs::{BrowserTabs, TabSetup};
 
 /// Number of rounds that alternate between the daemon and the baseline.
 const ROUNDS: usize = 15;
@@ -80,7 +80,7 @@ impl Bench {
 
     fn at_rest(&self) {
         title("At rest", ["", "", "", "reference"]);
-        row("binary", [&mega(fs::metadata(&self.binary).unwrap().len()), "", "", ""]);
+        row("binary", [&megabytes(fs::metadata(&self.binary).unwrap().len()), "", "", ""]);
         let starts = (0..ROUNDS).map(|_| Process::demo(&self.binary, &[]).startup);
         row("start until browsers can connect", [&millis(median(starts)), "", "", ""]);
         let process = match self.serve_standin() {
@@ -92,10 +92,10 @@ impl Bench {
         };
         process.settle();
         let memory = process.memory();
-        row("RSS", [&mega(memory.rss), "", "", "PHP 37 MB"]);
-        row("PSS", [&mega(memory.pss), "", "", "PHP 26 MB"]);
-        row("private", [&mega(memory.private), "", "", ""]);
-        row("  without the binary's file", [&mega(memory.dirty), "", "", ""]);
+        row("RSS", [&megabytes(memory.rss), "", "", "PHP 37 MB"]);
+        row("PSS", [&megabytes(memory.pss), "", "", "PHP 26 MB"]);
+        row("private", [&megabytes(memory.private), "", "", ""]);
+        row("  without the binary's file", [&megabytes(memory.dirty), "", "", ""]);
         row("threads", [&process.threads().to_string(), "", "", "PHP 3"]);
         let (cpu, sleeps) = (process.cpu(), process.sleeps());
         std::thread::sleep(Duration::from_secs(5));
@@ -106,10 +106,10 @@ impl Bench {
     fn idle(&self) {
         let time = Duration::from_secs(26);
         let process = Process::demo(&self.binary, &[]);
-        let mut crowd = Crowd::new();
-        crowd.grow(process.address, 1_000, own_record);
+        let mut tabs = BrowserTabs::new();
+        tabs.grow(process.address, 1_000, own_record);
         let (cpu, sleeps) = (process.cpu(), process.sleeps());
-        crowd.idle(time);
+        tabs.idle(time);
         let woken = (process.sleeps() - sleeps) as f64 / time.as_secs_f64();
         let cpu = (process.cpu() - cpu).mul_f64(60.0 / time.as_secs_f64());
         title("1,000 idle connections, pinged every 25 s", ["", "", "", "reference"]);
@@ -129,23 +129,23 @@ impl Bench {
 
     fn memory_of(&self, name: &str, reference: &str, setup: impl Fn(usize) -> TabSetup) {
         let process = Process::demo(&self.binary, &[]);
-        let mut crowd = Crowd::new();
+        let mut tabs = BrowserTabs::new();
         // The first connections make the process allocate what all of them share.
-        crowd.grow(process.address, 10, &setup);
+        tabs.grow(process.address, 10, &setup);
         process.settle();
         let before = process.memory().dirty;
-        let [some, many] = [1_000, self.many].map(|tabs| {
-            crowd.grow(process.address, tabs, &setup);
+        let [some, many] = [1_000, self.many].map(|count| {
+            tabs.grow(process.address, count, &setup);
             process.settle();
             let grown = process.memory().dirty.saturating_sub(before);
-            format!("{} B", grown / (tabs - 10) as u64)
+            format!("{} B", grown / (count - 10) as u64)
         });
         row(name, [&some, &many, "", reference]);
-        drop(crowd);
+        drop(tabs);
         std::thread::sleep(Duration::from_secs(1));
         process.settle();
         let kept = process.memory().dirty.saturating_sub(before);
-        row("  after all have disconnected", ["", &mega(kept), "", ""]);
+        row("  after all have disconnected", ["", &megabytes(kept), "", ""]);
     }
 
     fn processor_time(&self) {
@@ -227,7 +227,7 @@ fn own_record(n: usize) -> TabSetup {
 }
 
 fn build_baseline(dir: &Path) -> PathBuf {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/footprint/floor.c");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/footprint/baseline.c");
     let binary = dir.join("baseline");
     assert!(
         Command::new("cc").args(["-O2", source, "-o"]).arg(&binary).status().unwrap().success()

@@ -13,7 +13,7 @@ pub fn row(name: &str, [first, second, ratio, reference]: [&str; 4]) {
     println!("{}", line.trim_end());
 }
 
-pub fn mega(bytes: u64) -> String {
+pub fn megabytes(bytes: u64) -> String {
     format!("{:.2} MB", bytes as f64 / 1e6)
 }
 

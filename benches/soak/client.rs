@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use mio::{Registry, Token};
 use serde::Deserialize;
 
-use crate::books::Message;
 use crate::invalid_input::{FORBIDDEN, GARBAGE};
 use crate::random::Random;
+use crate::sent_log::Message;
 use crate::site::{Endpoint, Site};
 use crate::tab::{DENIED, Tab};
 use crate::tally::Tally;
@@ -58,9 +58,9 @@ pub enum Plan {
     /// Sends something other than a WebSocket request; the index of its kind.
     Garbage(usize),
     /// Sends its request too slowly.
-    Drip,
+    SlowRequest,
     /// Sends a message byte by byte, which is permitted.
-    Slow,
+    SlowMessage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -265,8 +265,8 @@ impl Client {
             (6, Plan::Forbidden(forbidden)),
             (5, Plan::BadToken),
             (if plain && direct { 5 } else { 0 }, Plan::Garbage(garbage)),
-            (if plain && direct { 3 } else { 0 }, Plan::Drip),
-            (5, Plan::Slow),
+            (if plain && direct { 3 } else { 0 }, Plan::SlowRequest),
+            (5, Plan::SlowMessage),
         ])
     }
 
@@ -276,7 +276,7 @@ impl Client {
             Item::Response(status) => {
                 tally.count(&format!("HTTP responses {status}"), 1);
                 let endpoint = &site.endpoints[self.endpoint];
-                let expected = matches!(self.plan, Plan::Garbage(_) | Plan::Drip)
+                let expected = matches!(self.plan, Plan::Garbage(_) | Plan::SlowRequest)
                     || (endpoint.proxy.is_some() && endpoint.may_have_ended(self.opened));
                 (self.stage, self.rejected) = (Stage::Ending, true);
                 if !expected {
@@ -308,7 +308,7 @@ impl Client {
                     self.tab.receive(topic, &message, &site.sent_log)?;
                     let sent = || {
                         let user = message.user_id.clone();
-                        let channel = crate::books::Channel { topic: topic.to_owned(), user };
+                        let channel = crate::sent_log::Channel { topic: topic.to_owned(), user };
                         site.sent_log.sent(message.stream, &channel, message.number)
                     };
                     if topic == "recordUpdate.Account.flux"
@@ -361,7 +361,7 @@ impl Client {
             self.subscribe("streamUpdate.Account.bulk");
         }
         self.wake = Instant::now() + self.random.millis(100, 3000);
-        if matches!(self.plan, Plan::BadToken | Plan::Drip | Plan::Garbage(_)) {
+        if matches!(self.plan, Plan::BadToken | Plan::SlowRequest | Plan::Garbage(_)) {
             return Err("welcomed without access".to_owned());
         }
         Ok(())
@@ -497,7 +497,7 @@ impl Client {
             // Its own Close frame is answered with one.
             _ if self.stage == Stage::Ending => true,
             (Plan::BadToken, Some(code)) => code == 1008,
-            (Plan::Garbage(_) | Plan::Drip, None) => true,
+            (Plan::Garbage(_) | Plan::SlowRequest, None) => true,
             (_, Some(code)) => code == 1008 && active_faults.may_reject(&self.user, self.opened),
             // Also before and after the stall: a burst can exceed its buffers.
             (Plan::Stall, None) if !matches!(self.stage, Stage::Connecting { .. }) => true,
@@ -566,8 +566,8 @@ impl Client {
         let Some(wire) = &mut self.wire else { return Ok(()) };
         let connecting = matches!(self.stage, Stage::Connecting { .. });
         match self.plan {
-            Plan::Drip if connecting => wire.flush(1),
-            Plan::Slow if !connecting => wire.flush(3),
+            Plan::SlowRequest if connecting => wire.flush(1),
+            Plan::SlowMessage if !connecting => wire.flush(3),
             _ => wire.flush(usize::MAX),
         }
     }

@@ -28,15 +28,15 @@
 #[allow(dead_code, reason = "also used by the tests")]
 #[path = "../../tests/e2e/tls/authority.rs"]
 mod authority;
-mod books;
 mod client;
-mod crowd;
+mod clients;
 mod faults;
 mod invalid_input;
 mod random;
 mod report;
 mod sampler;
 mod sender;
+mod sent_log;
 mod site;
 #[allow(dead_code, unused_imports, reason = "also used by the tests")]
 #[path = "../../tests/e2e/support/mod.rs"]
@@ -50,13 +50,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use books::Stream;
-use crowd::Crowd;
+use clients::Clients;
 use faults::Faults;
 use random::Random;
 use report::Report;
 use sampler::{Sample, Sampler};
 use sender::Sender;
+use sent_log::Stream;
 use site::Site;
 use support::DEADLINE;
 use tally::Tally;
@@ -111,8 +111,8 @@ fn soak(
             Sender::start(&sites, site, Stream { number, in_order }, tally, &mut random)
         })
         .collect();
-    let crowd = Crowd::start(&sites, tally, &mut random);
-    wait(tally, "all clients are subscribed", PATIENCE, || crowd.is_settled());
+    let clients = Clients::start(&sites, tally, &mut random);
+    wait(tally, "all clients are subscribed", PATIENCE, || clients.is_settled());
     println!("All clients are subscribed.");
     // The effect of the first minute of traffic on the heap does not count as growth.
     let warm_up = Duration::from_secs(seconds / 20).max(Duration::from_secs(10));
@@ -125,17 +125,17 @@ fn soak(
     drop(faults);
     let taken = sampler.end();
 
-    crowd.settle();
-    wait(tally, "all clients are subscribed again", PATIENCE, || crowd.is_settled());
+    clients.settle();
+    wait(tally, "all clients are subscribed again", PATIENCE, || clients.is_settled());
     senders.iter().for_each(Sender::end);
     wait(tally, "PHP has sent everything", PATIENCE, || senders.iter().all(Sender::has_ended));
     drop(senders);
     // Missing messages are then reported one by one.
     let start = Instant::now();
-    while !crowd.is_complete() && start.elapsed() < DEADLINE {
+    while !clients.is_complete() && start.elapsed() < DEADLINE {
         std::thread::sleep(Duration::from_millis(100));
     }
-    let balances = crowd.leave();
+    let balances = clients.leave();
 
     for (site, alone) in sites.iter().zip(alone) {
         // The two outputs of a worker stay open.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::books::{Channel, Stream, message};
 use crate::random::Random;
+use crate::sent_log::{Channel, Stream, message};
 use crate::site::Site;
 use crate::support::{Process, program};
 use crate::tally::Tally;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 
 use crate::authority::{Authority, EC, Issued};
-use crate::books::{Channel, SentLog};
-use crate::support::{Daemon, Kind, Process, Proxy, Standin, program};
+use crate::sent_log::{Channel, SentLog};
+use crate::support::{Daemon, Process, Proxy, ProxyKind, Standin, program};
 use crate::tab::{DENIED, VOLATILE};
 
 pub struct Site {
@@ -66,9 +66,11 @@ impl Site {
         let daemon = start(&standin, &[]);
         let address = daemon.address;
         let mut endpoints = vec![Endpoint::new("direct", address, None, None)];
-        for (name, kind) in
-            [("nginx", Kind::Nginx), ("apache", Kind::Apache), ("caddy", Kind::Caddy)]
-        {
+        for (name, kind) in [
+            ("nginx", ProxyKind::Nginx),
+            ("apache", ProxyKind::Apache),
+            ("caddy", ProxyKind::Caddy),
+        ] {
             let proxy = Proxy::start(kind, address);
             endpoints.push(Endpoint::new(name, proxy.address(), Some(proxy.trust()), Some(proxy)));
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
-use crate::books::{Channel, Message, SentLog, Stream};
+use crate::sent_log::{Channel, Message, SentLog, Stream};
 
 /// The subscriptions of one connection.
 ///

@@ -1,6 +1,6 @@
 //! Limits on everything that a peer can make the daemon keep, with the resulting memory.
 //!
-//! Each constant states its worst case, per connection unless it says otherwise. The `echo`
+//! Each constant states its worst case, per connection unless stated otherwise. The `echo`
 //! feature, which is never shipped, raises the limit of messages for a test suite.
 
 use std::time::Duration;

@@ -38,7 +38,7 @@ impl Script {
         let finished = Children::run(command, self.timeout, stop)
             .map_err(|error| espocrm.php_not_started(&error).to_string())?;
         let complaint = finished.first_line();
-        let said = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
+        let detail = if complaint.is_empty() { String::new() } else { format!(": {complaint}") };
         let how = match &finished.exit {
             Ok(ProcessExit::Status(0)) => match self.read(&finished.stdout) {
                 Some(answer) => return Ok(answer),
@@ -48,7 +48,7 @@ impl Script {
             Ok(ProcessExit::Signal(signal)) => format!("PHP was ended by signal {signal}"),
             Err(failure) => failure.to_string(),
         };
-        Err(how + &said)
+        Err(how + &detail)
     }
 
     fn read(&self, output: &[u8]) -> Option<Value> {

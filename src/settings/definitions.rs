@@ -27,7 +27,7 @@ pub struct Setting {
     pub help: &'static str,
     /// Its default, as text.
     pub default: &'static str,
-    /// Sets it to what a text says; a list gets one item more.
+    /// Sets it to the parsed text; a list gets one item more.
     pub(super) parse: fn(&mut Overrides, &str) -> Parsed,
     /// Empties a list. Only a list has this: its flag may be repeated.
     pub(super) clear: Option<fn(&mut Overrides)>,
@@ -35,7 +35,7 @@ pub struct Setting {
     pub(super) show: fn(&Settings, &mut Rows),
 }
 
-/// What the documentation says about a setting. The program does not need it.
+/// The documentation of a setting. The program does not need it.
 #[derive(Clone, Copy, Debug)]
 pub struct Documentation {
     /// Its value in the shipped file: the default, or an example if that has a text instead.

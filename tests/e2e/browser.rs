@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Chromium, Daemon, Kind, Page, Php, Port, Proxy, Standin, eventually};
+use crate::support::{Chromium, Daemon, Page, Php, Port, Proxy, ProxyKind, Standin, eventually};
 
 #[test]
 fn the_demo_page_loads_only_from_the_daemon_and_its_tabs_connect() {
@@ -152,7 +152,7 @@ fn a_browser_behind_each_proxy_receives_messages_and_distinguishes_clean_from_un
     let mut chromium = Chromium::start();
     let mut page = chromium.open(&format!("http://{}/", demo.address));
     let mut service = Service::start();
-    for kind in [Kind::Nginx, Kind::Apache, Kind::Caddy] {
+    for kind in [ProxyKind::Nginx, ProxyKind::Apache, ProxyKind::Caddy] {
         let proxy = Proxy::start(kind, service.port.address());
         let url = format!("wss://localhost:{}/wss", proxy.address().port());
         expect_delivery_and_correct_closes(&mut page, &mut service, &url);

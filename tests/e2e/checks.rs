@@ -7,10 +7,6 @@ use serde_json::json;
 
 use crate::support::{Client, DEADLINE, Daemon, Php, Process, Standin, eventually, request};
 
-/// A PHP of [`Standin::php`] in which no check starts while `data/standin/gate` exists.
-const GATE: &str = "case $1 in command.php) \
-    while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
-
 /// The ways in which a check can fail, and what the log then contains. `missing` and `no-command`
 /// remove a file; the others are implemented by the stand-in.
 const FAILURES: [(&str, &str); 9] = [
@@ -80,7 +76,7 @@ fn a_check_runs_with_exactly_its_arguments() {
 #[test]
 fn max_checks_limits_concurrent_checks() {
     let standin = Standin::new();
-    let php = standin.php("php", GATE);
+    let php = standin.php_with_gate();
     let daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "2"]);
     assert_eq!(max_concurrent_checks(&standin, &daemon, 7), 2);
 }
@@ -88,7 +84,7 @@ fn max_checks_limits_concurrent_checks() {
 #[test]
 fn two_concurrent_checks_per_core_are_the_default() {
     let standin = Standin::new();
-    let php = standin.php("php", GATE);
+    let php = standin.php_with_gate();
     let daemon = Daemon::start_with(&standin, &["--php", &php]);
     let cores = std::thread::available_parallelism().unwrap().get();
     assert_eq!(max_concurrent_checks(&standin, &daemon, 2 * cores + 3), 2 * cores);
@@ -120,7 +116,7 @@ fn max_concurrent_checks(standin: &Standin, daemon: &Daemon, users: usize) -> us
 #[test]
 fn identical_queued_checks_share_one_run() {
     let standin = Standin::new();
-    let php = standin.php("php", GATE);
+    let php = standin.php_with_gate();
     let mut daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "1"]);
     standin.set("gate", "");
     let open = |_| Client::open(daemon.address, "alice", "tok-alice");
@@ -153,15 +149,22 @@ fn identical_queued_checks_share_one_run() {
     assert_eq!(standin.runs().len(), 5);
 }
 
-#[test]
-fn logins_are_checked_before_subscriptions() {
-    let standin = Standin::new();
-    let php = standin.php("php", GATE);
-    let mut daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "1"]);
+/// A daemon that runs one check at a time, and a tab of alice whose first subscription is being
+/// checked while the second waits.
+fn hold_two_checks(standin: &Standin) -> (Daemon, Client) {
+    let php = standin.php_with_gate();
+    let daemon = Daemon::start_with(standin, &["--php", &php, "--max-checks", "1"]);
     let mut alice = daemon.connect("alice");
     standin.set("gate", "");
     alice.subscribe("recordUpdate.Account.1");
     alice.subscribe("recordUpdate.Account.2");
+    (daemon, alice)
+}
+
+#[test]
+fn logins_are_checked_before_subscriptions() {
+    let standin = Standin::new();
+    let (mut daemon, mut alice) = hold_two_checks(&standin);
     alice.expect_silence();
     let mut bob = Client::open(daemon.address, "bob", "tok-bob");
     bob.expect_silence();
@@ -175,12 +178,7 @@ fn logins_are_checked_before_subscriptions() {
 #[test]
 fn a_check_without_waiting_clients_is_not_run() {
     let standin = Standin::new();
-    let php = standin.php("php", GATE);
-    let mut daemon = Daemon::start_with(&standin, &["--php", &php, "--max-checks", "1"]);
-    let mut alice = daemon.connect("alice");
-    standin.set("gate", "");
-    alice.subscribe("recordUpdate.Account.1");
-    alice.subscribe("recordUpdate.Account.2");
+    let (mut daemon, mut alice) = hold_two_checks(&standin);
     alice.unsubscribe("recordUpdate.Account.2");
     alice.expect_silence();
     let mut carol = Client::open(daemon.address, "carol", "tok-carol");
@@ -196,7 +194,7 @@ fn a_check_without_waiting_clients_is_not_run() {
 #[test]
 fn a_verdict_does_not_apply_to_a_later_connection_in_the_same_slot() {
     let standin = Standin::new();
-    let php = standin.php("php", GATE);
+    let php = standin.php_with_gate();
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
     standin.set("gate", "");
     let mut alice = Client::open(daemon.address, "alice", "tok-alice");

@@ -1,11 +1,11 @@
 //! The behavior that EspoCRM's client relies on, line by line, over raw sockets.
 
-mod authentication;
 mod debug_log;
-mod endings;
+mod disconnects;
 mod frames;
 mod keep_alive;
-mod refusals;
+mod login;
+mod rejected_requests;
 mod topics;
 mod upgrade;
 mod wamp;

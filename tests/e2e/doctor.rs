@@ -1,13 +1,13 @@
 //! `espocrm-websocket doctor` reports what is in order and names each cause of a failure.
 
+mod delivery;
 mod espocrm;
-mod machine;
-mod passage;
+mod host;
 mod php;
 mod ports;
 mod public_url;
+mod side_effects;
 mod site;
-mod undisturbed;
 
 use site::Site;
 

@@ -1,12 +1,12 @@
 //! A hostile environment, or one that lacks what the daemon needs.
 
-mod drips;
 mod endpoints;
-mod escapes;
+mod escaping;
 mod exhaustion;
 mod leaks;
 mod log;
 mod messages;
+mod slow_clients;
 mod terminal;
 mod zeromq;
 

@@ -1,7 +1,7 @@
 //! Limits per client, address and user; other clients are not affected.
 
 mod clients;
-mod crowds;
+mod many_clients;
 mod memory;
 mod origins;
 mod proxies;

@@ -21,7 +21,7 @@ mod entity_types;
 mod health;
 mod hostile;
 mod identity;
-mod life;
+mod lifecycle;
 mod limits;
 mod messages;
 mod metrics;

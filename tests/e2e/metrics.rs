@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Client, Control, Daemon, Group, Port, Pusher, Standin, TempDir, ask_port, eventually, program,
-    run,
+    Client, Control, Daemon, Port, ProcessGroup, Pusher, Standin, TempDir, ask_port, eventually,
+    program, run,
 };
 
 fn docs(file: &str) -> PathBuf {
@@ -134,7 +134,7 @@ fn the_alerts_are_well_formed_and_fire_only_when_expected() {
 
 /// A real Prometheus with the documented configuration, for this daemon.
 struct Prometheus {
-    _process: Group,
+    _process: ProcessGroup,
     port: Port,
     _dir: TempDir,
 }
@@ -153,7 +153,7 @@ impl Prometheus {
         command.current_dir(dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
         command.args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"]);
         command.arg(format!("--web.listen-address={}", port.address()));
-        Self { _process: Group::start(command), port, _dir: dir }
+        Self { _process: ProcessGroup::start(command), port, _dir: dir }
     }
 
     /// The values of a query, each with the label that distinguishes it.

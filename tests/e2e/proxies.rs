@@ -2,22 +2,22 @@
 
 use serde_json::json;
 
-use crate::support::{Daemon, Kind, Php, Port, Proxy, Standin, eventually, request};
+use crate::support::{Daemon, Php, Port, Proxy, ProxyKind, Standin, eventually, request};
 
 /// Runs each test with each proxy.
 macro_rules! with_each_proxy {
     ($($test:ident)*) => {
         mod nginx {
-            $(#[test] fn $test() { super::$test(super::Kind::Nginx); })*
+            $(#[test] fn $test() { super::$test(super::ProxyKind::Nginx); })*
         }
         mod apache {
-            $(#[test] fn $test() { super::$test(super::Kind::Apache); })*
+            $(#[test] fn $test() { super::$test(super::ProxyKind::Apache); })*
         }
         mod caddy {
-            $(#[test] fn $test() { super::$test(super::Kind::Caddy); })*
+            $(#[test] fn $test() { super::$test(super::ProxyKind::Caddy); })*
         }
         mod traefik {
-            $(#[test] fn $test() { super::$test(super::Kind::Traefik); })*
+            $(#[test] fn $test() { super::$test(super::ProxyKind::Traefik); })*
         }
     };
 }
@@ -33,7 +33,7 @@ with_each_proxy! {
     its_default_logs_would_contain_the_token
 }
 
-fn a_tab_receives_messages_from_php(kind: Kind) {
+fn a_tab_receives_messages_from_php(kind: ProxyKind) {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -50,7 +50,7 @@ fn a_tab_receives_messages_from_php(kind: Kind) {
     }
 }
 
-fn a_denied_token_is_a_clean_close(kind: Kind) {
+fn a_denied_token_is_a_clean_close(kind: ProxyKind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -63,7 +63,9 @@ fn a_denied_token_is_a_clean_close(kind: Kind) {
     tab.expect_close(1008);
 }
 
-fn a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwards(kind: Kind) {
+fn a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwards(
+    kind: ProxyKind,
+) {
     let standin = Standin::new();
     let port = Port::reserve();
     let start = || Daemon::start_with(&standin, &["--listen", &port.address().to_string()]);
@@ -91,24 +93,26 @@ fn a_restart_of_the_daemon_is_an_unclean_close_and_new_connections_work_afterwar
 }
 
 /// Reduces the timeout of idle connections to four seconds.
-fn impatient(kind: Kind) -> &'static [(&'static str, &'static str)] {
+fn short_timeout(kind: ProxyKind) -> &'static [(&'static str, &'static str)] {
     match kind {
-        Kind::Nginx => &[("proxy_read_timeout 60s", "proxy_read_timeout 4s")],
-        Kind::Apache => &[("timeout=60", "timeout=4"), ("ServerName", "Timeout 4\nServerName")],
+        ProxyKind::Nginx => &[("proxy_read_timeout 60s", "proxy_read_timeout 4s")],
+        ProxyKind::Apache => {
+            &[("timeout=60", "timeout=4"), ("ServerName", "Timeout 4\nServerName")]
+        }
         // By default there is no timeout. Traefik has none for WebSockets even if one is
         // configured.
-        Kind::Traefik => &[],
-        Kind::Caddy => &[(
+        ProxyKind::Traefik => &[],
+        ProxyKind::Caddy => &[(
             "reverse_proxy /wss* 127.0.0.1:8080",
             "reverse_proxy /wss* 127.0.0.1:8080 {\ntransport http {\nread_timeout 4s\n}\n}",
         )],
     }
 }
 
-fn pings_keep_an_idle_tab_connected(kind: Kind) {
+fn pings_keep_an_idle_tab_connected(kind: ProxyKind) {
     let standin = Standin::new();
     let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "1s"]);
-    let proxy = Proxy::start_with(kind, daemon.address, impatient(kind));
+    let proxy = Proxy::start_with(kind, daemon.address, short_timeout(kind));
     let mut tab = proxy.connect("alice");
     daemon.subscribe(&mut tab, "alice", "newNotification");
     // The six pings take more than five seconds.
@@ -125,9 +129,9 @@ fn pings_keep_an_idle_tab_connected(kind: Kind) {
 #[test]
 fn without_pings_the_proxy_disconnects_an_idle_tab() {
     let standin = Standin::new();
-    for kind in [Kind::Nginx, Kind::Apache, Kind::Caddy] {
+    for kind in [ProxyKind::Nginx, ProxyKind::Apache, ProxyKind::Caddy] {
         let mut daemon = Daemon::start_with(&standin, &["--ping-interval", "1h"]);
-        let proxy = Proxy::start_with(kind, daemon.address, impatient(kind));
+        let proxy = Proxy::start_with(kind, daemon.address, short_timeout(kind));
         let mut tab = proxy.connect("alice");
         tab.expect_drop();
         daemon.wait_for(": close");
@@ -141,7 +145,7 @@ fn request_with_cookies(size: usize) -> String {
     request("/wss?authToken=tok-alice&userId=alice").replace("Host:", &headers)
 }
 
-fn requests_with_large_cookies_are_accepted(kind: Kind) {
+fn requests_with_large_cookies_are_accepted(kind: ProxyKind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -152,7 +156,7 @@ fn requests_with_large_cookies_are_accepted(kind: Kind) {
     tab.expect_welcome();
 }
 
-fn an_oversized_head_gets_an_error_response(kind: Kind) {
+fn an_oversized_head_gets_an_error_response(kind: ProxyKind) {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -162,20 +166,20 @@ fn an_oversized_head_gets_an_error_response(kind: Kind) {
     assert!(response.starts_with("HTTP/1.1 431 "), "{response}");
 }
 
-fn its_logs_contain_no_token(kind: Kind) {
-    let logs = logs_of_good_and_bad_times(kind, &[]);
+fn its_logs_contain_no_token(kind: ProxyKind) {
+    let logs = logs_of_successes_and_failures(kind, &[]);
     assert!(!logs.contains("tok-"), "{logs}");
     assert!(!logs.contains("authToken"), "{logs}");
 }
 
 /// Without any one of the documented measures.
-fn its_default_logs_would_contain_the_token(kind: Kind) {
+fn its_default_logs_would_contain_the_token(kind: ProxyKind) {
     let measures: &[(&str, &str)] = match kind {
-        Kind::Nginx => {
+        ProxyKind::Nginx => {
             &[("access.log without_token", "access.log combined"), ("error_log /dev/null;", "")]
         }
-        Kind::Apache => &[("combined \"expr=%{REQUEST_URI} !~ m#^/wss#\"", "combined")],
-        Kind::Caddy => &[
+        ProxyKind::Apache => &[("combined \"expr=%{REQUEST_URI} !~ m#^/wss#\"", "combined")],
+        ProxyKind::Caddy => &[
             // The default log is a different one.
             ("\tlog {\n\t\tformat", "\tlog unused {\n\t\tinclude unused\n\t\tformat"),
             (
@@ -185,10 +189,10 @@ fn its_default_logs_would_contain_the_token(kind: Kind) {
                  \t\t\t\trequest>uri query {\n\t\t\t\t\tdelete other",
             ),
         ],
-        Kind::Traefik => &[("accessLogs: false", "accessLogs: true")],
+        ProxyKind::Traefik => &[("accessLogs: false", "accessLogs: true")],
     };
     for measure in measures {
-        let logs = logs_of_good_and_bad_times(kind, &[*measure]);
+        let logs = logs_of_successes_and_failures(kind, &[*measure]);
         assert!(logs.contains("authToken=tok-alice"), "{measure:?}: {logs}");
     }
 }
@@ -196,7 +200,7 @@ fn its_default_logs_would_contain_the_token(kind: Kind) {
 /// The log lines of a proxy about a tab that is welcomed, one whose token is denied, one whose
 /// cookies are rejected (by nginx and Apache themselves), one that loses the daemon, and one that
 /// finds no daemon.
-fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
+fn logs_of_successes_and_failures(kind: ProxyKind, changes: &[(&str, &str)]) -> String {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
     let proxy = Proxy::start_with(kind, daemon.address, changes);
@@ -216,10 +220,10 @@ fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
     drop(late);
     let lines = match kind {
         // Caddy logs the last one twice.
-        Kind::Caddy => 6,
+        ProxyKind::Caddy => 6,
         // As documented, Traefik logs none of them.
-        Kind::Traefik if changes.is_empty() => 0,
-        Kind::Nginx | Kind::Apache | Kind::Traefik => 5,
+        ProxyKind::Traefik if changes.is_empty() => 0,
+        ProxyKind::Nginx | ProxyKind::Apache | ProxyKind::Traefik => 5,
     };
     let mut end = proxy.tls();
     end.send(b"GET /the-end HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -235,15 +239,15 @@ fn logs_of_good_and_bad_times(kind: Kind, changes: &[(&str, &str)]) -> String {
 
 #[test]
 fn a_reload_of_nginx_keeps_tabs_connected() {
-    a_reload_keeps_tabs_connected(Kind::Nginx);
+    a_reload_keeps_tabs_connected(ProxyKind::Nginx);
 }
 
 #[test]
 fn a_reload_of_apache_keeps_tabs_connected() {
-    a_reload_keeps_tabs_connected(Kind::Apache);
+    a_reload_keeps_tabs_connected(ProxyKind::Apache);
 }
 
-fn a_reload_keeps_tabs_connected(kind: Kind) {
+fn a_reload_keeps_tabs_connected(kind: ProxyKind) {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let proxy = Proxy::start(kind, daemon.address);
@@ -262,7 +266,7 @@ fn a_reload_keeps_tabs_connected(kind: Kind) {
 fn stopping_nginx_apache_or_traefik_ends_tabs_uncleanly() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
-    for kind in [Kind::Nginx, Kind::Apache, Kind::Traefik] {
+    for kind in [ProxyKind::Nginx, ProxyKind::Apache, ProxyKind::Traefik] {
         let proxy = Proxy::start(kind, daemon.address);
         let mut tab = proxy.connect("alice");
         proxy.stop();
@@ -276,7 +280,7 @@ fn apache_works_without_mod_proxy_http() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     let modules = [("ssl proxy_http proxy_wstunnel", "ssl proxy_wstunnel")];
-    let proxy = Proxy::start_with(Kind::Apache, daemon.address, &modules);
+    let proxy = Proxy::start_with(ProxyKind::Apache, daemon.address, &modules);
     proxy.open("alice", "tok-bob").expect_close(1008);
     let mut tab = proxy.connect("alice");
     daemon.subscribe(&mut tab, "alice", "newNotification");
@@ -292,7 +296,7 @@ fn apache_works_without_mod_proxy_http() {
 fn reloading_or_stopping_caddy_closes_tabs_cleanly_as_documented() {
     let standin = Standin::new();
     let daemon = Daemon::start(&standin);
-    let proxy = Proxy::start(Kind::Caddy, daemon.address);
+    let proxy = Proxy::start(ProxyKind::Caddy, daemon.address);
     for end in [Proxy::reload, Proxy::stop] {
         let mut tab = proxy.connect("alice");
         end(&proxy);

@@ -1,9 +1,9 @@
 //! `espocrm-websocket setup` and `adopt` in the image of a machine. Everything that needs a running
 //! systemd is tested in unit tests, with a script instead of systemd, and in containers.
 
-mod adopting;
-mod finding;
+mod adopt;
+mod files;
 mod machine;
-mod writing;
+mod search;
 
 use machine::Machine;

@@ -1,8 +1,8 @@
 //! The interface to systemd, which the test replaces; and the log, in the journal or in a file.
 
 mod log_file;
-mod notifying;
-mod running;
+mod notifications;
+mod service;
 mod sockets;
 mod watchdog;
 

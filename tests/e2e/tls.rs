@@ -2,10 +2,10 @@
 
 pub mod authority;
 mod files;
-mod introduced;
 mod keys;
 mod letsencrypt;
-mod renewing;
+mod proxy_protocol;
+mod renewal;
 mod traffic;
 
 use std::net::{SocketAddr, TcpStream};

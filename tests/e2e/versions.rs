@@ -6,10 +6,6 @@ use serde_json::json;
 
 use crate::support::{Client, Daemon, Php, Standin, eventually};
 
-/// No command starts while `data/standin/gate` exists.
-const GATE: &str = "case $1 in command.php) \
-    while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done;; esac";
-
 #[test]
 fn every_version_distinguishes_granted_from_denied() {
     for version in ["5.6.0", "7.0.0", "9.1.9", "9.2.0", "9.3.10", "10.0.0", "10.0.0-beta1"] {
@@ -109,7 +105,7 @@ fn a_version_that_changes_twice_in_a_second_grants_nothing_wrong() {
 fn a_version_that_changes_while_a_check_runs_grants_nothing_wrong() {
     let standin = Standin::new();
     standin.state("9.2.0");
-    let php = standin.php("php", GATE);
+    let php = standin.php_with_gate();
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
     let mut alice = daemon.connect("alice");
     standin.set("gate", "");

@@ -1,15 +1,15 @@
 //! Checks in warm PHP workers, and in plain commands where workers are unavailable.
 
-mod answers;
 mod attacks;
 mod fairness;
-mod killing;
-mod life;
+mod faulty;
+mod killed;
+mod lifecycle;
 mod mode;
-mod no_good;
 mod outage;
+mod outcomes;
+mod reconnects;
 mod secrets;
-mod storms;
 
 use serde_json::json;
 

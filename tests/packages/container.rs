@@ -46,14 +46,14 @@ impl Container {
     /// Runs a shell command as root, which must succeed, and returns its output.
     pub fn run(&self, shell: &str) -> String {
         let (succeeded, printed) = self.attempt(shell);
-        assert!(succeeded, "{shell}\nhas failed, and has said:\n{printed}");
+        assert!(succeeded, "{shell}\nfailed and printed:\n{printed}");
         printed
     }
 
     /// The same for a command that must fail.
     pub fn fail(&self, shell: &str) -> String {
         let (succeeded, printed) = self.attempt(shell);
-        assert!(!succeeded, "{shell}\nhas not failed, and has said:\n{printed}");
+        assert!(!succeeded, "{shell}\ndid not fail and printed:\n{printed}");
         printed
     }
 

@@ -45,8 +45,8 @@ macro_rules! on_each_release {
 }
 
 mod adopt;
+mod commands;
 mod install;
-mod operate;
 mod remove;
 mod rpm;
 mod service;

@@ -100,7 +100,7 @@ function standinFail($failure)
     }
 }
 
-// The classes of weigh.php: as many as EspoCRM loads.
-if (is_file(__DIR__ . '/application/Weight/load.php')) {
-    require __DIR__ . '/application/Weight/load.php';
+// The classes of generate_classes.php: as many as EspoCRM loads.
+if (is_file(__DIR__ . '/application/Generated/load.php')) {
+    require __DIR__ . '/application/Generated/load.php';
 }

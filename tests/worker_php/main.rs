@@ -11,7 +11,7 @@
 )]
 
 mod changes;
-mod refusals;
-mod sameness;
+mod outcomes;
+mod rejected_requests;
 mod standin;
 mod worker;

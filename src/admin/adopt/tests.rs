@@ -155,7 +155,10 @@ fn a_failed_replacement_is_rolled_back() {
     for unit in [SERVICE, "crm.service"] {
         for (how, words) in [
             ("fails", "Job for espocrm-websocket.service failed"),
-            ("dies", "systemd reports activating.\n  Nothing can be served.\n  Fix it.\nYour unit"),
+            (
+                "exits",
+                "systemd reports activating.\n  Nothing can be served.\n  Fix it.\nYour unit",
+            ),
             ("missing", "does not exist"),
         ] {
             let image = machine(unit);

@@ -10,7 +10,7 @@ use super::systemctl::Systemctl;
 use crate::platform::sys;
 
 /// Records its arguments and answers like `systemctl`. Units in `fails` do not start, units in
-/// `dies` end again; both apply to the package's units only, not to the administrator's files.
+/// `exits` end again; both apply to the package's units only, not to the administrator's files.
 const SYSTEMCTL: &str = r#"cd "$0.d" && echo "$*" >> calls
 own=../etc/systemd/system/$2
 case $1 in
@@ -21,7 +21,7 @@ restart)
         rm -f "active/$2"; echo "Job for $2 failed." >&2; exit 1
     fi
     echo active > "active/$2"
-    if [ -e "dies/$2" ] && [ ! -e "$own" ]; then echo activating > "active/$2"; fi ;;
+    if [ -e "exits/$2" ] && [ ! -e "$own" ]; then echo activating > "active/$2"; fi ;;
 show) echo 0815 ;;
 --quiet) [ "$5" = _SYSTEMD_INVOCATION_ID=0815 ] && printf 'Nothing can be served.\nFix it.\n' ;;
 enable) if [ -e "missing/$2" ]; then echo "Unit file $2 does not exist." >&2; exit 1; fi ;;
@@ -42,7 +42,7 @@ impl Image {
             image.put(&format!("/usr/lib/systemd/system/{unit}"), "[Service]\n");
         }
         image.put("/systemctl", SYSTEMCTL);
-        for dir in ["active", "fails", "dies", "missing"] {
+        for dir in ["active", "fails", "exits", "missing"] {
             image.put(&format!("/systemctl.d/{dir}/.keep"), "");
         }
         let (user, group) = image.web();

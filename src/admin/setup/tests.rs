@@ -78,7 +78,7 @@ fn a_service_that_does_not_start_is_an_error_with_its_log() {
             "restart espocrm-websocket.service failed: Job for espocrm-websocket.service \
              failed.\n  Nothing can be served.\n  Fix it.\nSee",
         ),
-        ("dies", "systemd reports activating.\n  Nothing can be served.\n  Fix it.\nSee"),
+        ("exits", "systemd reports activating.\n  Nothing can be served.\n  Fix it.\nSee"),
         ("missing", "Unit file espocrm-websocket.service does not exist"),
     ] {
         let image = Image::new();

@@ -85,7 +85,7 @@ fn a_user_other_than_the_owner_is_reported() {
     command.arg("--espocrm").arg(site.standin.path()).arg("--root").arg(site.at("/"));
     let diagnosis = Diagnosis::of(&run(command));
     diagnosis.warning("espocrm", &["Run the doctor as root"]);
-    // The step does not say whether the site user can write, and it does not suggest giving data/
+    // The step does not report whether the site user can write, and it does not suggest giving data/
     // to this user.
     diagnosis.unknown("data", &["cannot write to EspoCRM's data", "run the doctor as root"]);
     for step in &diagnosis.steps {

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::Site;
-use crate::support::{Kind, Port, Proxy};
+use crate::support::{Port, Proxy, ProxyKind};
 use crate::tls::authority::{Authority, EC, Issued};
 
 /// A running site whose proxy forwards to its daemon.
-fn site_behind(kind: Kind, changes: &[(&str, &str)]) -> Site {
+fn site_behind(kind: ProxyKind, changes: &[(&str, &str)]) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
     let proxy = Proxy::start_with(kind, site.port.address(), changes);
@@ -24,19 +24,19 @@ const UPGRADE: &str = "        proxy_set_header Upgrade $http_upgrade;\n";
 
 #[test]
 fn a_proxy_that_does_not_forward_the_upgrade_is_reported() {
-    let site = site_behind(Kind::Nginx, &[(UPGRADE, "")]);
+    let site = site_behind(ProxyKind::Nginx, &[(UPGRADE, "")]);
     let fix = ["nginx", "upgrade request", "proxy_set_header Upgrade $http_upgrade;"];
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &fix);
     let target = format!("proxy_pass http://{};", site.port.address());
     diagnosis.failure("public-url", &["location /wss {", &target]);
-    let site = site_behind(Kind::Nginx, &[("        proxy_http_version 1.1;\n", "")]);
+    let site = site_behind(ProxyKind::Nginx, &[("        proxy_http_version 1.1;\n", "")]);
     site.examine().only_failure("public-url", &fix);
 }
 
 #[test]
 fn the_printed_snippet_is_indented() {
-    let site = site_behind(Kind::Nginx, &[("location /wss", "location /other")]);
+    let site = site_behind(ProxyKind::Nginx, &[("location /wss", "location /other")]);
     let text = site.text_output(&[]);
     for line in ["      location /wss {\n          proxy_pass http", ";\n      }\n"] {
         assert!(text.contains(line), "{line:?}: {text}");
@@ -63,22 +63,22 @@ fn a_proxy_that_logs_tokens_is_reported() {
 
 #[test]
 fn a_proxy_without_a_websocket_location_is_reported() {
-    let site = site_behind(Kind::Nginx, &[("location /wss", "location /other")]);
+    let site = site_behind(ProxyKind::Nginx, &[("location /wss", "location /other")]);
     site.examine().only_failure("public-url", &["404", "location /wss {"]);
-    let site = site_behind(Kind::Apache, &[("\"/wss\"", "\"/other\"")]);
+    let site = site_behind(ProxyKind::Apache, &[("\"/wss\"", "\"/other\"")]);
     site.examine().only_failure("public-url", &["Apache", "404", "ProxyPass \"/wss\""]);
-    let site = site_behind(Kind::Caddy, &[("reverse_proxy /wss*", "reverse_proxy /other*")]);
+    let site = site_behind(ProxyKind::Caddy, &[("reverse_proxy /wss*", "reverse_proxy /other*")]);
     site.examine().only_failure("public-url", &["Caddy", "reverse_proxy /wss* 127.0.0.1:"]);
 }
 
 #[test]
 fn each_proxy_as_documented_is_good() {
-    let site = site_behind(Kind::Apache, &[]);
+    let site = site_behind(ProxyKind::Apache, &[]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     let diagnosis = site.examine();
     diagnosis.good("public-url", "answers correctly");
     diagnosis.good("idle-timeout", "after 60 s (timeout= of ProxyPass)");
-    for kind in [Kind::Caddy, Kind::Traefik] {
+    for kind in [ProxyKind::Caddy, ProxyKind::Traefik] {
         let diagnosis = site_behind(kind, &[]).examine();
         diagnosis.good("public-url", "answers correctly");
         assert_eq!(diagnosis.status, 0);
@@ -90,7 +90,7 @@ fn a_proxy_that_forwards_elsewhere_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
     let unused = Port::reserve();
-    site.put_proxy(Proxy::start(Kind::Nginx, unused.address()));
+    site.put_proxy(Proxy::start(ProxyKind::Nginx, unused.address()));
     let here = site.port.address().to_string();
     let diagnosis = site.examine();
     diagnosis.only_failure("public-url", &["502", "The daemon answers at", &here]);
@@ -100,7 +100,7 @@ fn a_proxy_that_forwards_elsewhere_is_reported() {
 /// nginx with this directive instead of forwarding the request.
 fn nginx_with(directive: &str) -> Site {
     let line = "proxy_pass http://127.0.0.1:8080;";
-    site_behind(Kind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
+    site_behind(ProxyKind::Nginx, &[(line, &format!("{directive} # 127.0.0.1:8080"))])
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_websocket_of_another_server_is_reported() {
 fn site_with_certificate(trusted: &Path, issued: &Issued) -> Site {
     let mut site = Site::without_proxy();
     site.serve();
-    let proxy = Proxy::start_as(Kind::Nginx, site.port.address(), &[], |dir| {
+    let proxy = Proxy::start_as(ProxyKind::Nginx, site.port.address(), &[], |dir| {
         fs::copy(&issued.certificate, dir.join("certificate.pem")).unwrap();
         fs::copy(&issued.key, dir.join("key.pem")).unwrap();
     });
@@ -207,11 +207,11 @@ fn an_untrusted_certificate_is_reported() {
 fn a_self_signed_certificate_is_reported() {
     let mut site = Site::without_proxy();
     site.serve();
-    let proxy = Proxy::start(Kind::Nginx, site.port.address());
+    let proxy = Proxy::start(ProxyKind::Nginx, site.port.address());
     site.distrust(proxy);
     site.examine().only_failure("public-url", &["self-signed certificate", "certbot"]);
     // Two simultaneous faults are both reported.
-    let proxy = Proxy::start_with(Kind::Nginx, site.port.address(), &[(UPGRADE, "")]);
+    let proxy = Proxy::start_with(ProxyKind::Nginx, site.port.address(), &[(UPGRADE, "")]);
     site.distrust(proxy);
     let parts =
         ["self-signed certificate; and nginx", "upgrade request", "certbot", "location /wss {"];
@@ -322,14 +322,14 @@ fn origins_rejected_by_the_daemon_are_reported() {
 fn a_proxy_with_a_short_idle_timeout_is_reported() {
     let with = |time: &str| {
         site_behind(
-            Kind::Nginx,
+            ProxyKind::Nginx,
             &[("proxy_read_timeout 60s", &format!("proxy_read_timeout {time}"))],
         )
     };
     let diagnosis = with("10s").examine();
     diagnosis.only_failure("idle-timeout", &["after 10 s", "proxy_read_timeout 60s;"]);
     with("40s").examine().only_warning("idle-timeout", &["after 40 s"]);
-    let site = site_behind(Kind::Apache, &[("timeout=60", "timeout=9")]);
+    let site = site_behind(ProxyKind::Apache, &[("timeout=60", "timeout=9")]);
     site.put("/etc/apache2/sites-enabled/crm.conf", &site.proxy.as_ref().unwrap().site());
     site.examine().only_failure("idle-timeout", &["after 9 s", "timeout=60"]);
     let site = with("60s");

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::support::{Daemon, Kind, Port, Proxy, Standin, TempDir, command, run};
+use crate::support::{Daemon, Port, Proxy, ProxyKind, Standin, TempDir, command, run};
 
 pub struct Site {
     pub standin: Standin,
@@ -44,7 +44,7 @@ impl Site {
         let mut site = Self::without_proxy();
         site.serve();
         let daemon = site.port.address();
-        site.put_proxy(Proxy::start(Kind::Nginx, daemon));
+        site.put_proxy(Proxy::start(ProxyKind::Nginx, daemon));
         site
     }
 

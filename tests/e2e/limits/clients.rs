@@ -10,14 +10,14 @@ fn the_limit_per_address_applies_to_each_address() {
     let standin = Standin::new();
     let flags = ["--max-per-address", "3", "--trusted-proxy", "192.0.2.1"];
     let mut daemon = Daemon::start_with(&standin, &flags);
-    let crowd = |address: &str| -> Vec<_> {
+    let connect = |address: &str| -> Vec<_> {
         ["alice", "bob", "carol"]
             .map(|user| enter(from(address, daemon.address), user))
             .into_iter()
             .collect()
     };
-    let mut first = crowd("127.0.0.2");
-    let second = crowd("127.0.0.3");
+    let mut first = connect("127.0.0.2");
+    let second = connect("127.0.0.3");
     expect_503(from("127.0.0.2", daemon.address), "dave");
     expect_503(from("127.0.0.3", daemon.address), "dave");
     let mut other = enter(from("127.0.0.4", daemon.address), "dave");

@@ -57,7 +57,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     other_client.expect_silence();
 
     let peak = daemon.status("VmHWM") * 1024;
-    println!("said: {at_most} B, taken: {peak} B");
+    println!("stated: {at_most} B, used: {peak} B");
     assert!(Control::at(&control).number("/connections/ended/memory") > 0);
     assert!(peak <= at_most, "{peak} B");
     // Without ZeroMQ's share, which has its own test: the memory was really used.

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Client, DEADLINE, Group, TempDir, eventually, program};
+use super::{Client, DEADLINE, ProcessGroup, TempDir, eventually, program};
 
 /// Exits with the test and removes its files.
 pub struct Chromium {
-    _process: Group,
+    _process: ProcessGroup,
     _profile: TempDir,
     /// The address of its developer tools.
     address: SocketAddr,
@@ -52,7 +52,7 @@ impl Chromium {
         command.arg("about:blank");
         command.env("HOME", path).env("TMPDIR", path);
         command.stdout(Stdio::null()).stderr(std::fs::File::create(path.join("stderr")).unwrap());
-        let mut process = Group::start(command);
+        let mut process = ProcessGroup::start(command);
         let mut port = None;
         eventually("DevTools listen", || {
             let stderr = || std::fs::read_to_string(path.join("stderr")).unwrap();

@@ -215,7 +215,7 @@ impl Daemon {
     pub fn wait_for_after(&mut self, lines: usize, text: &str) -> String {
         let mut found = None;
         let find = |log: Vec<String>| log.into_iter().skip(lines).find(|it| it.contains(text));
-        eventually(&format!("the log says {text:?}"), || {
+        eventually(&format!("the log contains {text:?}"), || {
             found = find(self.log());
             if found.is_none() && self.process.try_wait().unwrap().is_some() {
                 // The last lines may not have been read yet.

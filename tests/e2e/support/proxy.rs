@@ -10,10 +10,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{Client, DEADLINE, Group, Port, TempDir, eventually, program};
+use super::{Client, DEADLINE, Port, ProcessGroup, TempDir, eventually, program};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ProxyKind {
     Nginx,
     Apache,
     Caddy,
@@ -22,8 +22,8 @@ pub enum Kind {
 
 /// A proxy with its own directory and its own port.
 pub struct Proxy {
-    kind: Kind,
-    process: Group,
+    kind: ProxyKind,
+    process: ProcessGroup,
     port: Port,
     dir: TempDir,
 }
@@ -33,19 +33,19 @@ pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 impl Proxy {
     /// Starts it as documented.
-    pub fn start(kind: Kind, daemon: SocketAddr) -> Self {
+    pub fn start(kind: ProxyKind, daemon: SocketAddr) -> Self {
         Self::start_with(kind, daemon, &[])
     }
 
     /// Starts it with some of the documented text replaced.
-    pub fn start_with(kind: Kind, daemon: SocketAddr, changes: &[(&str, &str)]) -> Self {
+    pub fn start_with(kind: ProxyKind, daemon: SocketAddr, changes: &[(&str, &str)]) -> Self {
         Self::start_as(kind, daemon, changes, certify)
     }
 
     /// The same, with the files `certificate.pem` and `key.pem` that `certify` writes to a
     /// directory.
     pub fn start_as(
-        kind: Kind,
+        kind: ProxyKind,
         daemon: SocketAddr,
         changes: &[(&str, &str)],
         certify: impl FnOnce(&Path),
@@ -64,12 +64,12 @@ impl Proxy {
         let mut command = kind.command(dir.path(), port.address());
         let file = |name| Stdio::from(std::fs::File::create(dir.path().join(name)).unwrap());
         command.stdout(file("stdout.log")).stderr(file("stderr.log"));
-        let mut proxy = Self { kind, process: Group::start(command), port, dir };
+        let mut proxy = Self { kind, process: ProcessGroup::start(command), port, dir };
         eventually("the proxy serves", || {
             assert!(proxy.process.is_running(), "it exited: {}", proxy.logs());
             match kind {
                 // Traefik listens before it has loaded its site.
-                Kind::Traefik => proxy.answers().is_ok(),
+                ProxyKind::Traefik => proxy.answers().is_ok(),
                 _ => TcpStream::connect(proxy.address()).is_ok(),
             }
         });
@@ -135,9 +135,9 @@ impl Proxy {
     /// Reloads its configuration, as its systemd unit does, and waits until it is in effect.
     pub fn reload(&self) {
         let (signal, printed) = match self.kind {
-            Kind::Nginx => ("HUP", "gracefully shutting down"),
-            Kind::Apache => ("USR1", "SIGUSR1 received.  Doing graceful restart"),
-            Kind::Caddy => {
+            ProxyKind::Nginx => ("HUP", "gracefully shutting down"),
+            ProxyKind::Apache => ("USR1", "SIGUSR1 received.  Doing graceful restart"),
+            ProxyKind::Caddy => {
                 let mut command = Command::new("/usr/bin/caddy");
                 command.args(["reload", "--force", "--adapter", "caddyfile", "--config"]);
                 command.arg(self.dir.path().join("site")).arg("--address");
@@ -146,7 +146,7 @@ impl Proxy {
                 assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
                 return;
             }
-            Kind::Traefik => unreachable!("it reloads its file by itself"),
+            ProxyKind::Traefik => unreachable!("it reloads its file by itself"),
         };
         self.process.signal(signal);
         eventually("the proxy has reloaded", || self.logs().contains(printed));
@@ -174,7 +174,7 @@ impl Drop for Proxy {
     }
 }
 
-impl Kind {
+impl ProxyKind {
     fn document(self) -> PathBuf {
         let name = match self {
             Self::Nginx => "nginx.conf",

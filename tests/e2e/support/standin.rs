@@ -169,6 +169,12 @@ impl Standin {
         path.to_str().unwrap().to_owned()
     }
 
+    /// Creates a PHP in which no command starts while `data/standin/gate` exists.
+    pub fn php_with_gate(&self) -> String {
+        let wait = "while [ -e data/standin/gate ] && [ -e /proc/$PPID ]; do sleep 0.02; done";
+        self.php("php", &format!("case $1 in command.php) {wait};; esac"))
+    }
+
     /// The argument vector of each run of `command.php` so far.
     pub fn arguments(&self) -> Vec<Vec<String>> {
         let runs = std::fs::read_to_string(self.path().join("data/standin/runs"));

@@ -102,7 +102,7 @@ fn with_log_file(standin: &Standin, file: &str) -> (UnloggedDaemon, PipeReader) 
 
 /// Waits until a file contains this.
 fn wait_for(file: &Path, text: &str) {
-    eventually(&format!("{} says {text:?}", file.display()), || read(file).contains(text));
+    eventually(&format!("{} contains {text:?}", file.display()), || read(file).contains(text));
 }
 
 fn read(file: &Path) -> String {

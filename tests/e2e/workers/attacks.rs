@@ -15,12 +15,13 @@ use crate::support::{Client, Daemon, Process, Standin, eventually};
 /// More than PHP's web server can accept.
 const IDLE: usize = 1_300;
 
-/// An EspoCRM with a topic `look` that an extension's command checks.
+/// An EspoCRM with a topic `inspect` that an extension's command checks.
 fn standin_with(command: &str) -> Standin {
     let standin = Standin::new();
     std::fs::create_dir_all(standin.path().join("custom/commands")).unwrap();
-    std::fs::write(standin.path().join("custom/commands/Look.php"), command).unwrap();
-    standin.custom_categories(&json!({"look": {"accessCheckCommand": "Look --user=:userId"}}));
+    std::fs::write(standin.path().join("custom/commands/Inspect.php"), command).unwrap();
+    standin
+        .custom_categories(&json!({"inspect": {"accessCheckCommand": "Inspect --user=:userId"}}));
     standin
 }
 
@@ -126,7 +127,7 @@ fn a_worker_that_floods_its_error_output_blocks_nothing() {
     );
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
-    daemon.subscribe(&mut tab, "alice", "look");
+    daemon.subscribe(&mut tab, "alice", "inspect");
     for _ in 0..5 {
         daemon.connect("bob");
     }
@@ -148,7 +149,7 @@ fn child_processes_of_a_worker_end_with_it() {
     );
     let mut daemon = Daemon::with_workers(&standin, &["--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
-    daemon.subscribe(&mut tab, "alice", "look");
+    daemon.subscribe(&mut tab, "alice", "inspect");
     let [sleeper] = left(&standin)[..] else { panic!("{:?}", left(&standin)) };
     assert!(Process::is_running(sleeper));
     Process::signal(worker(&daemon), "KILL");

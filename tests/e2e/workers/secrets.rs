@@ -151,8 +151,9 @@ fn secrets_appear_neither_in_argument_lists_nor_in_the_log() {
 fn espocrm_sees_the_same_environment_in_a_worker_as_on_the_command_line() {
     let standin = Standin::new();
     std::fs::create_dir_all(standin.path().join("custom/commands")).unwrap();
-    std::fs::write(standin.path().join("custom/commands/Look.php"), RECORD_ENVIRONMENT).unwrap();
-    standin.custom_categories(&json!({"look": {"accessCheckCommand": "Look --user=:userId"}}));
+    std::fs::write(standin.path().join("custom/commands/Inspect.php"), RECORD_ENVIRONMENT).unwrap();
+    standin
+        .custom_categories(&json!({"inspect": {"accessCheckCommand": "Inspect --user=:userId"}}));
     let mut seen = Vec::new();
     for more in [&["--no-worker"][..], &[]] {
         let mut run = serving(&standin);
@@ -161,7 +162,7 @@ fn espocrm_sees_the_same_environment_in_a_worker_as_on_the_command_line() {
         let mut daemon = Daemon::spawn(run);
         let mut tab = daemon.connect("alice");
         let secret = daemon.workers().first().map(|worker| secret(*worker));
-        daemon.subscribe(&mut tab, "alice", "look");
+        daemon.subscribe(&mut tab, "alice", "inspect");
         let text = std::fs::read_to_string(standin.path().join("data/standin/seen")).unwrap();
         assert!(text.contains("ESPOCRM_LIKES") && !text.contains("ESPOCRM_WEBSOCKET"), "{text}");
         assert!(!text.contains("tok-alice") && !text.contains("NOTIFY_SOCKET"), "{text}");

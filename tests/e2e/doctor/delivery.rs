@@ -50,7 +50,7 @@ fn a_message_received_by_another_daemon_is_reported() {
     }
     let daemon = site.daemon.as_ref().unwrap();
     // The daemon reloads its settings by itself only when they are needed.
-    assert_eq!(daemon.count("tell"), 0);
+    assert_eq!(daemon.count("have changed"), 0);
     let diagnosis = site.examine();
     diagnosis.only_failure("message", &["not by this daemon"]);
 }

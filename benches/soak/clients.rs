@@ -14,7 +14,7 @@ use crate::site::Site;
 use crate::tab::Balance;
 use crate::tally::Tally;
 
-pub struct Crowd {
+pub struct Clients {
     state: Arc<State>,
     thread: Option<JoinHandle<Vec<Balance>>>,
 }
@@ -39,7 +39,7 @@ const TICK: Duration = Duration::from_millis(50);
 const CLIENTS_PER_ENDPOINT: [(usize, usize); 4] = [(60, 100), (20, 12), (20, 12), (20, 12)];
 const TLS_CLIENTS: (usize, usize) = (32, 12);
 
-impl Crowd {
+impl Clients {
     pub fn start(sites: &Arc<Vec<Site>>, tally: &Arc<Mutex<Tally>>, random: &mut Random) -> Self {
         let clients = create_clients(sites, random);
         let state = State {
@@ -75,7 +75,7 @@ impl Crowd {
     }
 }
 
-impl Drop for Crowd {
+impl Drop for Clients {
     fn drop(&mut self) {
         self.state.phase.store(LEAVE, Ordering::Relaxed);
     }

@@ -1,9 +1,9 @@
 <?php
-// php weigh.php DIR [N]: gives the copy of the stand-in in DIR the weight of EspoCRM: N classes, each
-// in its own file, that every run loads. 0 removes them.
+// php generate_classes.php DIR [N]: makes a copy of the stand-in in DIR as expensive as EspoCRM. It generates
+// N classes, each in its own file, that every run loads. 0 removes them.
 
 list(, $root, $count) = array_pad($argv, 3, '700');
-$dir = $root . '/application/Weight';
+$dir = $root . '/application/Generated';
 array_map('unlink', glob($dir . '/*.php'));
 if ((int) $count === 0) {
     exit;
@@ -11,7 +11,7 @@ if ((int) $count === 0) {
 @mkdir($dir);
 
 /** A class of about the size of EspoCRM's. Names differ, so that opcache shares little. */
-function weight($number)
+function generated_class($number)
 {
     $methods = '';
     for ($i = 0; $i < 5; $i++) {
@@ -42,20 +42,20 @@ function weight($number)
         $names .= "        'name{$number}x$i' => 'value $i of $number',\n";
     }
 
-    return "<?php\n\nnamespace Weight;\n\nclass Class$number\n{\n    private \$names = [\n$names    ];\n$methods}\n";
+    return "<?php\n\nnamespace Generated;\n\nclass Class$number\n{\n    private \$names = [\n$names    ];\n$methods}\n";
 }
 
 for ($number = 1; $number <= $count; $number++) {
-    file_put_contents("$dir/Class$number.php", weight($number));
+    file_put_contents("$dir/Class$number.php", generated_class($number));
 }
 file_put_contents("$dir/load.php", "<?php
 spl_autoload_register(function (\$class) {
-    if (strpos(\$class, 'Weight\\\\') === 0) {
-        require __DIR__ . substr(strtr(\$class, '\\\\', '/'), 6) . '.php';
+    if (strpos(\$class, 'Generated\\\\') === 0) {
+        require __DIR__ . substr(strtr(\$class, '\\\\', '/'), 9) . '.php';
     }
 }, true, true);
 for (\$i = 1; \$i <= $count; \$i++) {
-    \$class = new ReflectionClass(\"Weight\\\\Class\$i\");
+    \$class = new ReflectionClass(\"Generated\\\\Class\$i\");
     \$object = \$class->newInstance();
     // Like a container that determines the dependencies.
     foreach (\$class->getMethods() as \$method) {

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// A process with all processes that it starts; they end with the test.
-pub struct Group(Child);
+pub struct ProcessGroup(Child);
 
-/// A command for [`Group::start`]; its process ends even if the test is killed.
+/// A command for [`ProcessGroup::start`]; its process ends even if the test is killed.
 pub fn program(path: &str) -> Command {
     assert!(
         Path::new(path).exists(),
@@ -18,7 +18,7 @@ pub fn program(path: &str) -> Command {
     command
 }
 
-impl Group {
+impl ProcessGroup {
     pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).process_group(0);
         Self(command.spawn().unwrap())
@@ -35,7 +35,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         let group = format!("-{}", self.0.id());
         let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).status();

@@ -5,20 +5,20 @@ use serde_json::json;
 use super::{WORKERS_DISABLED, expect_event_of, expect_mode, starts, worker};
 use crate::support::{Client, Daemon, Php, Standin, eventually};
 
-const FAULTY_WORKER: &str = include_str!("no_good.php");
+const FAULTY_WORKER: &str = include_str!("faulty.php");
 
 /// An EspoCRM whose PHP starts such a worker instead of its web server, and the path of that PHP.
-fn standin(how: &str) -> (Standin, String) {
+fn standin(fault: &str) -> (Standin, String) {
     let standin = Standin::new();
-    std::fs::write(standin.path().join("no_good.php"), FAULTY_WORKER).unwrap();
-    let shell = format!("case $1 in -q) exec php no_good.php {how} \"$@\";; esac");
+    std::fs::write(standin.path().join("faulty.php"), FAULTY_WORKER).unwrap();
+    let shell = format!("case $1 in -q) exec php faulty.php {fault} \"$@\";; esac");
     let php = standin.php("php", &shell);
     (standin, php)
 }
 
 /// Continues until a second worker was faulty; then workers are disabled, which is logged once.
-fn expect_workers_disabled(how: &str) {
-    let (standin, php) = standin(how);
+fn expect_workers_disabled(fault: &str) {
+    let (standin, php) = standin(fault);
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     Client::open(daemon.address, "alice", "guessed").expect_close(1008);
     let mut tab = daemon.connect("alice");
@@ -29,64 +29,77 @@ fn expect_workers_disabled(how: &str) {
     Client::open(daemon.address, "bob", "tok-alice").expect_close(1008);
     Php::send(&daemon.zeromq, &[json!({"topicId": "recordUpdate.Account.deny1"})]);
     expect_event_of(&daemon, &mut tab, "1");
-    assert_eq!((daemon.count(WORKERS_DISABLED), starts(&standin)), (1, 2), "{how}");
-    assert_eq!(daemon.count("could not be checked"), 0, "{how}");
+    assert_eq!((daemon.count(WORKERS_DISABLED), starts(&standin)), (1, 2), "{fault}");
+    assert_eq!(daemon.count("could not be checked"), 0, "{fault}");
     expect_mode(&standin, "plain");
     eventually("the workers have ended", || daemon.children().is_empty());
+}
+
+/// Two logins time out in such a worker; the third succeeds, because workers are disabled.
+fn time_out_twice(fault: &str) -> (Standin, Daemon) {
+    let (standin, php) = standin(fault);
+    let flags = ["--php", &php, "--check-timeout", "3s", "--check-cache", "0"];
+    let mut daemon = Daemon::with_workers(&standin, &flags);
+    for _ in 0..2 {
+        Client::open(daemon.address, "alice", "tok-alice").expect_drop();
+    }
+    daemon.wait_for(WORKERS_DISABLED);
+    daemon.connect("alice");
+    (standin, daemon)
 }
 
 #[test]
 fn workers_that_cannot_be_reached_are_disabled() {
     // Each of the first two workers is given five seconds.
     std::thread::scope(|scope| {
-        for how in ["silent", "elsewhere", "dead", "refusing", "deaf"] {
-            scope.spawn(|| expect_workers_disabled(how));
+        for fault in ["silent", "other-address", "exits", "closed-port", "resets"] {
+            scope.spawn(|| expect_workers_disabled(fault));
         }
     });
 }
 
 #[test]
 fn workers_that_exit_before_answering_are_disabled() {
-    for how in ["mute", "half", "mortal"] {
-        expect_workers_disabled(how);
+    for fault in ["closes", "half-head", "exits-on-request"] {
+        expect_workers_disabled(fault);
     }
 }
 
 #[test]
 fn workers_that_send_invalid_responses_are_disabled() {
-    for how in [
+    for fault in [
         "garbage",
-        "short",
-        "long",
-        "bodiless",
-        "unmeasured",
-        "stranger",
-        "nameless",
-        "statusless",
-        "twice",
-        "elusive",
+        "body-too-short",
+        "body-too-long",
+        "no-body",
+        "no-length",
+        "wrong-nonce",
+        "no-nonce",
+        "no-status",
+        "two-responses",
+        "status-302",
     ] {
-        expect_workers_disabled(how);
+        expect_workers_disabled(fault);
     }
 }
 
 #[test]
 fn workers_that_send_huge_responses_are_disabled_and_the_responses_are_not_stored() {
-    for how in ["endless", "wordy", "heady"] {
-        expect_workers_disabled(how);
+    for fault in ["endless", "huge-body", "huge-head"] {
+        expect_workers_disabled(fault);
     }
 }
 
 #[test]
 fn workers_that_can_never_run_a_command_are_disabled() {
-    for how in ["failing", "refuser"] {
-        expect_workers_disabled(how);
+    for fault in ["status-500", "status-403"] {
+        expect_workers_disabled(fault);
     }
 }
 
 #[test]
 fn output_of_a_worker_after_its_response_is_ignored() {
-    let (standin, php) = standin("again");
+    let (standin, php) = standin("second-response");
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     let mut tab = daemon.connect("alice");
     for id in 0..3 {
@@ -103,9 +116,9 @@ fn output_of_a_worker_after_its_response_is_ignored() {
 #[test]
 fn a_late_response_is_ignored() {
     std::thread::scope(|scope| {
-        for how in ["never", "stuck", "late"] {
+        for fault in ["hangs", "hangs-in-body", "late"] {
             scope.spawn(move || {
-                let (standin, php) = standin(how);
+                let (standin, php) = standin(fault);
                 let flags = ["--php", &php, "--check-timeout", "2s", "--check-cache", "0"];
                 let mut daemon = Daemon::with_workers(&standin, &flags);
                 let mut tab = Client::open(daemon.address, "alice", "guessed");
@@ -122,18 +135,11 @@ fn a_late_response_is_ignored() {
 #[test]
 fn workers_that_never_answer_in_time_are_disabled() {
     std::thread::scope(|scope| {
-        for how in ["never", "stuck", "late"] {
+        for fault in ["hangs", "hangs-in-body", "late"] {
             scope.spawn(move || {
-                let (standin, php) = standin(how);
-                let flags = ["--php", &php, "--check-timeout", "3s", "--check-cache", "0"];
-                let mut daemon = Daemon::with_workers(&standin, &flags);
-                for _ in 0..2 {
-                    Client::open(daemon.address, "alice", "tok-alice").expect_drop();
-                }
-                daemon.wait_for(WORKERS_DISABLED);
-                daemon.connect("alice");
+                let (standin, daemon) = time_out_twice(fault);
                 expect_mode(&standin, "plain");
-                assert_eq!((daemon.count(WORKERS_DISABLED), starts(&standin)), (1, 2), "{how}");
+                assert_eq!((daemon.count(WORKERS_DISABLED), starts(&standin)), (1, 2), "{fault}");
             });
         }
     });
@@ -141,14 +147,7 @@ fn workers_that_never_answer_in_time_are_disabled() {
 
 #[test]
 fn workers_that_are_not_ready_within_a_short_timeout_are_disabled() {
-    let (standin, php) = standin("silent");
-    let flags = ["--php", &php, "--check-timeout", "3s", "--check-cache", "0"];
-    let mut daemon = Daemon::with_workers(&standin, &flags);
-    for _ in 0..2 {
-        Client::open(daemon.address, "alice", "tok-alice").expect_drop();
-    }
-    daemon.wait_for(WORKERS_DISABLED);
-    daemon.connect("alice");
+    time_out_twice("silent");
 }
 
 #[test]
@@ -170,7 +169,7 @@ fn workers_are_not_disabled_by_a_command_that_sometimes_fails() {
 
 #[test]
 fn disabled_workers_are_tried_again_when_settings_change() {
-    let (standin, php) = standin("failing");
+    let (standin, php) = standin("status-500");
     let mut daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "0"]);
     daemon.connect("alice");
     daemon.connect("alice");

@@ -1,13 +1,13 @@
 //! Starting, reloading and stopping.
 
-mod mishaps;
-mod own_file;
+mod config_file;
+mod faults;
+mod logging;
 mod pid_one;
-mod reloading;
-mod said;
+mod reload;
 mod settings;
-mod starting;
-mod stopping;
+mod shutdown;
+mod startup;
 
 use std::net::TcpListener;
 

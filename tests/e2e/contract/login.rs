@@ -1,4 +1,4 @@
-//! Authentication: the query parameters, the check of the token, and the welcome message.
+//! Logins: the query parameters, the check of the token, and the welcome message.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};

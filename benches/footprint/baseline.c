@@ -3,7 +3,7 @@
  * with prepared bytes, keeps 8 B for each, and writes a prepared frame on a trigger. It does not parse
  * or check anything, and has no error handling.
  *
- *     floor FRAME_LENGTH
+ *     baseline FRAME_LENGTH
  *
  * prints the port on which it listens, then reads triggers from standard input: two native 32-bit
  * numbers, the number of repetitions, and the connection (or -1: all connections).

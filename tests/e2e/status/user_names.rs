@@ -8,8 +8,8 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Client, Control, Daemon, Group, Standin, TempDir, command, command_as_nobody, eventually,
-    is_root, run,
+    Client, Control, Daemon, ProcessGroup, Standin, TempDir, command, command_as_nobody,
+    eventually, is_root, run,
 };
 
 const ANN: &str = "6b030ec83f80db7ad";
@@ -271,7 +271,7 @@ fn another_users_daemon_does_not_choose_what_php_runs() {
     });
     let mut server = Command::new("php");
     server.args(["-r", SERVER]).arg(&socket).arg(answer.to_string()).uid(1).gid(1);
-    let _server = Group::start(server);
+    let _server = ProcessGroup::start(server);
     eventually("it listens", || socket.exists());
     let ask = || {
         let mut command = command_as_nobody(&standin);
@@ -286,7 +286,7 @@ fn another_users_daemon_does_not_choose_what_php_runs() {
         "{printed}"
     );
     assert_eq!(standin.probes(), 0);
-    // Root runs it as the owner of the directory, whoever names it.
+    // Root runs it as the owner of the directory, regardless of who names it.
     let table = Control::at(&socket).output_of(&["status", "users"]);
     assert!(table.contains("  ann\n"), "{table}");
 }

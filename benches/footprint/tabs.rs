@@ -10,7 +10,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 /// The tabs of one server.
-pub struct Crowd {
+pub struct BrowserTabs {
     poll: Poll,
     events: Events,
     buffer: Box<[u8]>,
@@ -53,7 +53,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const PING: [u8; 2] = [0x89, 0];
 const PONG: [u8; 2] = [0x8a, 0];
 
-impl Crowd {
+impl BrowserTabs {
     pub fn new() -> Self {
         Self {
             poll: Poll::new().unwrap(),

@@ -1,9 +1,9 @@
 <?php
-// php no_good.php HOW …: prints the start message of PHP's web server and then sends invalid responses. The
+// php faulty.php FAULT …: prints the start message of PHP's web server and then sends invalid responses. The
 // verdicts in them must never be used.
 
-$how = $argv[1];
-file_put_contents('data/standin/starts', "$how\n", FILE_APPEND);
+$fault = $argv[1];
+file_put_contents('data/standin/starts', "$fault\n", FILE_APPEND);
 
 function announce($address)
 {
@@ -16,13 +16,13 @@ function grant($nonce, $announced, $body = 'true')
         . "Content-Length: $announced\r\nX-Nonce: $nonce\r\nX-Exit-Status: 0\r\n\r\n$body";
 }
 
-switch ($how) {
-    case 'dead':
+switch ($fault) {
+    case 'exits':
         exit(1);
     case 'silent':
         sleep(600);
         exit;
-    case 'elsewhere':
+    case 'other-address':
         announce('192.0.2.1:80');
         sleep(600);
         exit;
@@ -30,7 +30,7 @@ switch ($how) {
 
 $server = stream_socket_server('tcp://127.0.0.1:0');
 $address = stream_socket_get_name($server, false);
-if ($how === 'refusing') {
+if ($fault === 'closed-port') {
     fclose($server);
     announce($address);
     sleep(600);
@@ -40,7 +40,7 @@ announce($address);
 
 while (true) {
     $tcp = stream_socket_accept($server, -1);
-    if ($how === 'deaf') {
+    if ($fault === 'resets') {
         // Closed with unread input: the connection is reset.
         fclose($tcp);
         continue;
@@ -51,65 +51,65 @@ while (true) {
     }
     preg_match('/X-Nonce: (\w+)/', $request, $match);
     $nonce = $match[1];
-    switch ($how) {
+    switch ($fault) {
         case 'garbage':
             @fwrite($tcp, random_bytes(10000));
             break;
-        case 'mute':
+        case 'closes':
             break;
-        case 'half':
+        case 'half-head':
             fwrite($tcp, substr(grant($nonce, 4), 0, 60));
             break;
-        case 'short':
+        case 'body-too-short':
             fwrite($tcp, grant($nonce, 5));
             break;
-        case 'long':
+        case 'body-too-long':
             fwrite($tcp, grant($nonce, 3));
             break;
-        case 'bodiless':
+        case 'no-body':
             fwrite($tcp, grant($nonce, 4, ''));
             break;
-        case 'unmeasured':
+        case 'no-length':
             fwrite($tcp, preg_replace('/Content-Length.*\r\n/', '', grant($nonce, 4)));
             break;
-        case 'stranger':
+        case 'wrong-nonce':
             fwrite($tcp, grant(strrev($nonce) . '0', 4));
             break;
-        case 'nameless':
+        case 'no-nonce':
             fwrite($tcp, preg_replace('/X-Nonce.*\r\n/', '', grant($nonce, 4)));
             break;
-        case 'statusless':
+        case 'no-status':
             fwrite($tcp, preg_replace('/X-Exit-Status.*\r\n/', '', grant($nonce, 4)));
             break;
-        case 'twice':
+        case 'two-responses':
             fwrite($tcp, grant($nonce, 4) . grant($nonce, 4));
             break;
-        case 'failing':
+        case 'status-500':
             fwrite($tcp, str_replace('200 OK', '500 Internal Server Error', grant($nonce, 4)));
             break;
-        case 'refuser':
+        case 'status-403':
             fwrite($tcp, str_replace('200 OK', '403 Forbidden', grant($nonce, 4)));
             break;
-        case 'elusive':
+        case 'status-302':
             fwrite($tcp, str_replace('200 OK', '302 Found', grant($nonce, 4)));
             break;
         case 'endless':
             while (@fwrite($tcp, str_repeat('x', 65536))) {
             }
             break;
-        case 'wordy':
+        case 'huge-body':
             @fwrite($tcp, grant($nonce, 67108864, str_repeat('x', 67108864)));
             break;
-        case 'heady':
+        case 'huge-head':
             $head = str_repeat('X-More: ' . str_repeat('x', 1000) . "\r\n", 10000);
             @fwrite($tcp, str_replace('X-Nonce', $head . 'X-Nonce', grant($nonce, 4)));
             break;
-        case 'mortal':
+        case 'exits-on-request':
             exit(0);
-        case 'never':
+        case 'hangs':
             sleep(600);
             exit;
-        case 'stuck':
+        case 'hangs-in-body':
             fwrite($tcp, grant($nonce, 5));
             sleep(600);
             exit;
@@ -117,7 +117,7 @@ while (true) {
             sleep(6);
             @fwrite($tcp, grant($nonce, 4));
             break;
-        case 'again':
+        case 'second-response':
             // The correct response, and another one after it.
             $command = array_merge(
                 array('php', 'command.php'),

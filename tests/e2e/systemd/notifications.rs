@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use super::{Manager, kinds, serving};
-use crate::support::{Control, Daemon, Group, Standin, alice, eventually, run};
+use crate::support::{Control, Daemon, ProcessGroup, Standin, alice, eventually, run};
 
 /// A PHP of [`Standin::php`] that does not report the settings while `data/standin/gate` exists.
 const GATE: &str = "echo > data/standin/begun; \
@@ -19,7 +19,7 @@ fn ready_is_sent_once_both_ports_accept_and_not_before() {
         standin.set("gate", "");
         let mut command = serving(&standin, &["--php", &php]);
         command.env("NOTIFY_SOCKET", &manager.name).stdout(Stdio::null()).stderr(Stdio::null());
-        let _daemon = Group::start(command);
+        let _daemon = ProcessGroup::start(command);
         let begun = standin.path().join("data/standin/begun");
         eventually("the probe runs", || begun.exists());
         assert!(manager.notifications().is_empty());

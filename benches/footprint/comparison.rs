@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use zmq::{Context, Socket, SocketType};
 
-use crate::crowd::{Crowd, TabSetup};
 use crate::process::Process;
 use crate::table::{median, micros, row};
+use crate::tabs::{BrowserTabs, TabSetup};
 
 /// The record that everyone views.
 const RECORD: &str = "6b030f5b6b56fd2fd";
@@ -17,7 +17,7 @@ const RECORD: &str = "6b030f5b6b56fd2fd";
 /// One of the two servers, with its tabs.
 pub struct Server {
     pub process: Process,
-    pub crowd: Crowd,
+    pub tabs: BrowserTabs,
     channel: Channel,
 }
 
@@ -54,20 +54,20 @@ impl Server {
         let process = Process::demo(binary, &["--ping-interval", "1h"]);
         let socket = socket();
         socket.connect(&process.zeromq).unwrap();
-        Self { process, crowd: Crowd::new(), channel: Channel::Zeromq(socket) }
+        Self { process, tabs: BrowserTabs::new(), channel: Channel::Zeromq(socket) }
     }
 
     /// The bare loop, with frames of the same length.
     pub fn baseline(binary: &Path) -> Self {
         let length = Audience::All.frame_length().to_string();
         let process = Process::with_stdin(Command::new(binary).arg(length));
-        Self { process, crowd: Crowd::new(), channel: Channel::Stdin }
+        Self { process, tabs: BrowserTabs::new(), channel: Channel::Stdin }
     }
 
     /// Connects `count` tabs, all at the same record; returns the processor time per tab.
     pub fn fill(&mut self, count: usize) -> Duration {
         let before = self.process.cpu();
-        self.crowd.grow(self.process.address, count, |n| TabSetup::record(user(n), RECORD));
+        self.tabs.grow(self.process.address, count, |n| TabSetup::record(user(n), RECORD));
         (self.process.cpu() - before) / u32::try_from(count).unwrap()
     }
 
@@ -81,10 +81,10 @@ impl Server {
     ) -> Duration {
         let before = self.process.cpu();
         for _ in 0..times {
-            let received = self.crowd.received() + self.bytes(1, to);
+            let received = self.tabs.received() + self.bytes(1, to);
             let start = Instant::now();
             self.send(1, to);
-            let reads = self.crowd.receive(received, || {});
+            let reads = self.tabs.receive(received, || {});
             latencies.extend(reads.iter().map(|read| *read - start));
         }
         self.share(before, times, to)
@@ -93,9 +93,9 @@ impl Server {
     /// Sends messages as fast as the server accepts them; returns the processor time per delivery.
     pub fn flood(&mut self, times: usize, to: Audience) -> Duration {
         let before = self.process.cpu();
-        let received = self.crowd.received() + self.bytes(times, to);
+        let received = self.tabs.received() + self.bytes(times, to);
         self.send(times, to);
-        self.crowd.receive(received, || {});
+        self.tabs.receive(received, || {});
         self.share(before, times, to)
     }
 
@@ -103,12 +103,12 @@ impl Server {
     pub fn like_php(&mut self, times: usize) -> Duration {
         let before = self.process.cpu();
         for _ in 0..times {
-            let received = self.crowd.received() + self.bytes(1, Audience::One);
+            let received = self.tabs.received() + self.bytes(1, Audience::One);
             let socket = socket();
             socket.connect(&self.process.zeromq).unwrap();
             socket.send(Audience::One.message().as_str(), 0).unwrap();
             drop(socket);
-            self.crowd.receive(received, || {});
+            self.tabs.receive(received, || {});
         }
         self.share(before, times, Audience::One)
     }
@@ -135,7 +135,7 @@ impl Server {
 
     fn deliveries(&self, times: usize, to: Audience) -> usize {
         match to {
-            Audience::All => times * self.crowd.len(),
+            Audience::All => times * self.tabs.len(),
             Audience::One => times,
         }
     }

@@ -73,7 +73,7 @@ fn send_rejects_the_messages_that_are_invalid_from_espocrm() {
     let (daemon, control) = Control::start(&standin, &[]);
     let mut alice = daemon.connect("alice");
     for (arguments, why) in [
-        (&["send", "nothing.we.know"][..], "belongs to no category"),
+        (&["send", "unknown.topic"][..], "belongs to no category"),
         (&["send", "newNotification", "[1]"], "is not a JSON object"),
         (&["send", "newNotification", "{"], "is not a JSON object"),
     ] {

@@ -140,7 +140,7 @@ fn each_reason_for_dropping_a_message_is_counted() {
     pusher.send_bytes(b"{}");
     pusher.send_bytes(b"hello");
     pusher.send_bytes(&b"[".repeat(600));
-    pusher.send(&json!({"topicId": "nothing.we.know"}));
+    pusher.send(&json!({"topicId": "unknown.topic"}));
     pusher.send(&json!({"topicId": "newNotification"}));
     let reasons =
         [("too_big", 1), ("multipart", 1), ("malformed", 2), ("too_deep", 1), ("unknown_topic", 1)];
