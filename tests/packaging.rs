@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{self, Command, Output};
 
 use espocrm_websocket::cli::commands::{COMMANDS, Info};
 
@@ -341,7 +341,8 @@ fn the_documented_unit_is_valid_and_has_the_directives_that_commands_need() {
 
 #[test]
 fn logrotate_accepts_the_documented_configuration() {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logrotate");
+    // The repository may be in a directory that only its owner can enter, such as /root.
+    let dir = std::env::temp_dir().join(format!("espocrm-websocket-logrotate-{}", process::id()));
     fs::create_dir_all(&dir).unwrap();
     let log = dir.join("websocket.log");
     fs::write(&log, "x\n").unwrap();
