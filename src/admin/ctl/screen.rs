@@ -307,45 +307,55 @@ fn megabytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::espocrm::submission::Rejection;
-    use crate::engine::telemetry::stats::{End, LimitHit};
     use serde_json::json;
 
-    fn all(names: &[&str], count: u64) -> Json {
-        names.iter().map(|name| ((*name).to_owned(), json!(count))).collect()
+    /// A status with a different value in each field.
+    const STATUS: &str = include_str!("../../../tests/statistics/status.json");
+
+    fn status() -> Json {
+        serde_json::from_str(STATUS).unwrap()
     }
 
-    /// A status in which every counter is large.
+    /// A status in which every number and text is large.
     fn busy() -> Json {
-        let long = "x".repeat(400);
-        let many = 123_456_789_012_u64;
-        let checks = all(&["granted", "denied", "failed"], many);
-        let warning = json!({"at": "2026-01-31T12:59:59.999Z", "level": "WARN", "text": long});
-        json!({
-            "version": long, "espocrm": long, "root": long, "listen": long, "zeromq": long,
-            "uptime_seconds": many, "tls": true, "problems": [long, "a", "b", long],
-            "connections": {
-                "open": many, "max": many, "users": many, "opened": many,
-                "refused": all(End::NAMES, many), "ended": all(End::NAMES, many),
-                "accept_failures": many,
-            },
-            "subscriptions": {long.clone(): many, "b": many, "c": 0},
-            "limit_hits": all(LimitHit::NAMES, many),
-            "messages": {
-                "received": many, "deliveries": many, "zmq_restarts": many,
-                "dropped": all(Rejection::NAMES, many),
-            },
-            "checks": {
-                "mode": long, "running": many, "queued": many, "login": checks,
-                "subscription": checks, "recheck": checks, "cached": many, "count": many,
-                "runs": {"worker": many, "plain": many}, "worker_failures": many,
-                "milliseconds": many, "php_cpu_milliseconds": many,
-            },
-            "reloads": {"failed": many},
-            "memory": {"resident_bytes": many, "worst_case_bytes": many, "buffered_bytes": many},
-            "settings": {"max_per_user": many, "recheck_interval": long},
-            "warnings": vec![warning; 10],
-        })
+        fn enlarge(json: &mut Json) {
+            match json {
+                Json::Number(number) => *number = 123_456_789_012_u64.into(),
+                Json::String(text) => *text = "x".repeat(400),
+                Json::Array(items) => items.iter_mut().for_each(enlarge),
+                Json::Object(fields) => fields.values_mut().for_each(enlarge),
+                Json::Null | Json::Bool(_) => {}
+            }
+        }
+        let mut status = status();
+        status["subscriptions"]["x".repeat(400)] = json!(1);
+        enlarge(&mut status);
+        let warning = json!({"at": "2026-01-31T12:59:59.999Z", "text": "x".repeat(400)});
+        status["warnings"] = json!(vec![warning; 10]);
+        status
+    }
+
+    #[test]
+    fn the_screen_is_that_of_the_example() {
+        let shown = [Size::USUAL, Size { columns: 200, lines: 100 }]
+            .map(|size| screen(&status(), None, size).join("\n") + "\n");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/statistics/screen.txt");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(file, shown.join("\n")).unwrap();
+        }
+        assert_eq!(shown.join("\n"), std::fs::read_to_string(file).unwrap());
+    }
+
+    #[test]
+    fn the_status_has_every_field_that_the_screen_shows() {
+        let (code, _) = include_str!("screen.rs").split_once("#[cfg(test)]").unwrap();
+        let pointers = code.split('"').filter(|text| text.starts_with('/') && !text.contains('{'));
+        // Texts of a warning.
+        let pointers = pointers.filter(|pointer| !["/at", "/text"].contains(pointer));
+        assert!(pointers.clone().count() > 30);
+        for pointer in pointers {
+            assert!(status().pointer(pointer).is_some(), "{pointer}");
+        }
     }
 
     #[test]
