@@ -45,26 +45,31 @@ struct Screen {
 /// The screen for a status. `before`: an earlier status and its age, to compute rates; without it,
 /// the rates are those of the last minute.
 pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> Vec<String> {
-    let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
-    let with_rate =
-        |name: &str, pointer: &str| format!("{} ({})", count(status, pointer), rate(name, pointer));
+    let with_rate = |name: &str, pointer: &str| {
+        format!("{} ({})", count(status, pointer), rate(status, before, name, pointer))
+    };
+    let item = |name: &str, pointer: &str| format!("{name} {}", count(status, pointer));
+    let bytes = |pointer: &str| megabytes(number(status, pointer));
+    let counted = |pointer: &str, others: &[(&str, &str)]| {
+        let others = others.iter().filter_map(|(name, at)| some(name, number(status, at)));
+        counted(status, pointer).into_iter().chain(others).collect::<Vec<_>>()
+    };
     let mut screen = Screen { lines: Vec::new(), size };
     screen.head(status);
 
-    let open = "/connections/open";
+    let max = count(status, "/connections/max");
     screen.row(
         "Connections",
         &[
-            format!("{} of {}", count(status, open), count(status, "/connections/max")),
-            format!("users {}", count(status, "/connections/users")),
+            format!("{} of {max}", count(status, "/connections/open")),
+            item("users", "/connections/users"),
             format!("opened {}", with_rate("connections", "/connections/opened")),
         ],
     );
-    let mut refused = counted(status, "/connections/refused");
-    refused.extend(some("no_descriptor", number(status, "/connections/accept_failures")));
-    screen.row("  refused", &or_none(refused));
-    screen.row("  ended", &or_none(counted(status, "/connections/ended")));
-    screen.row("Subscriptions", &or_none(counted(status, "/subscriptions")));
+    let others = [("no_descriptor", "/connections/accept_failures")];
+    screen.row("  refused", &or_none(counted("/connections/refused", &others)));
+    screen.row("  ended", &or_none(counted("/connections/ended", &[])));
+    screen.row("Subscriptions", &or_none(counted("/subscriptions", &[])));
     screen.row(
         "Messages",
         &[
@@ -72,9 +77,8 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
             format!("deliveries {}", with_rate("deliveries", "/messages/deliveries")),
         ],
     );
-    let mut dropped = counted(status, "/messages/dropped");
-    dropped.extend(some("zmq_restarts", number(status, "/messages/zmq_restarts")));
-    screen.row("  dropped", &or_none(dropped));
+    let others = [("zmq_restarts", "/messages/zmq_restarts")];
+    screen.row("  dropped", &or_none(counted("/messages/dropped", &others)));
 
     let mode = text(status, "/checks/mode");
     let checks = number(status, "/checks/count");
@@ -84,55 +88,39 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
         &[
             with_rate("checks", "/checks/count"),
             format!("by {}", mode.split(" (").next().unwrap_or_default()),
-            format!("running {}", count(status, "/checks/running")),
-            format!("queued {}", count(status, "/checks/queued")),
+            item("running", "/checks/running"),
+            item("queued", "/checks/queued"),
         ],
     );
-    for (kind, label) in
-        [("login", "  login"), ("subscription", "  topic"), ("recheck", "  recheck")]
-    {
-        let of_kind = format!("/checks/{kind}");
-        if status.pointer(&of_kind).is_some_and(|counts| sum(counts) > 0) {
-            screen.row(label, &counted(status, &of_kind));
-        }
-    }
-    let php = Duration::from_millis(number(status, "/checks/php_cpu_milliseconds"));
+    screen.row_if_any("  login", &counted("/checks/login", &[]));
+    screen.row_if_any("  topic", &counted("/checks/subscription", &[]));
+    screen.row_if_any("  recheck", &counted("/checks/recheck", &[]));
+    let php = number(status, "/checks/php_cpu_milliseconds");
     screen.row(
         "  cost",
         &[
             format!("{average} ms each"),
-            format!("by workers {}", count(status, "/checks/runs/worker")),
-            format!("by plain commands {}", count(status, "/checks/runs/plain")),
-            format!("cached {}", count(status, "/checks/cached")),
-            format!("PHP CPU time {} s", tenths(php.as_millis() / 100)),
+            item("by workers", "/checks/runs/worker"),
+            item("by plain commands", "/checks/runs/plain"),
+            item("cached", "/checks/cached"),
+            format!("PHP CPU time {} s", tenths(u128::from(php / 100))),
         ],
     );
-    let mut hit = counted(status, "/limit_hits");
-    hit.extend(some("failed_workers", number(status, "/checks/worker_failures")));
-    hit.extend(some("failed_reloads", number(status, "/reloads/failed")));
-    if !hit.is_empty() {
-        screen.row("Limits hit", &hit);
-    }
+    let others =
+        [("failed_workers", "/checks/worker_failures"), ("failed_reloads", "/reloads/failed")];
+    screen.row_if_any("Limits hit", &counted("/limit_hits", &others));
+    let (resident, most) = (bytes("/memory/resident_bytes"), bytes("/memory/worst_case_bytes"));
+    let buffered = bytes("/memory/buffered_bytes");
     screen.row(
         "Memory",
-        &[
-            format!(
-                "{} of at most {}",
-                megabytes(number(status, "/memory/resident_bytes")),
-                megabytes(number(status, "/memory/worst_case_bytes"))
-            ),
-            format!(
-                "buffered by connections {}",
-                megabytes(number(status, "/memory/buffered_bytes"))
-            ),
-        ],
+        &[format!("{resident} of at most {most}"), format!("buffered by connections {buffered}")],
     );
     screen.row(
         "Settings",
         &[
-            format!("per user {}", count(status, "/settings/max_per_user")),
-            format!("per address {}", count(status, "/settings/max_per_address")),
-            format!("checks {}", count(status, "/settings/max_checks")),
+            item("per user", "/settings/max_per_user"),
+            item("per address", "/settings/max_per_address"),
+            item("checks", "/settings/max_checks"),
             format!("rechecks {}", text(status, "/settings/recheck_interval")),
             format!("pings {}", text(status, "/settings/ping_interval")),
         ],
@@ -195,6 +183,12 @@ impl Screen {
             self.row("Listening", &[addresses]);
         }
         self.lines.push(String::new());
+    }
+
+    fn row_if_any(&mut self, label: &str, items: &[String]) {
+        if !items.is_empty() {
+            self.row(label, items);
+        }
     }
 
     /// Adds a row of a few items, on at most two lines.

@@ -120,7 +120,6 @@ pub struct Figures {
     pub connections: u64,
     pub max_connections: u64,
     pub users: u64,
-    /// By category, in the order of their names.
     pub subscriptions: Vec<(String, u64)>,
     pub check_mode: String,
     pub checks_running: u64,
