@@ -45,7 +45,7 @@ use crate::engine::id::ConnId;
 use crate::engine::printable::plural;
 use crate::engine::protocol::frame::SharedFrame;
 use crate::engine::protocol::reader::Incoming;
-use crate::engine::telemetry::rates::Rates;
+use crate::engine::telemetry::Telemetry;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
 use crate::engine::trim::Trim;
@@ -99,12 +99,9 @@ pub(crate) struct Server {
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
     ping: SharedFrame,
-    stats: Stats,
-    rates: Rates,
+    stats: Telemetry,
     /// While all access checks fail: when the first and the latest one failed.
     failing_checks: Option<(Time, Time)>,
-    /// CPU time of PHP as exported last.
-    php_time: Duration,
     log_limiter: LogLimiter,
     /// When to return freed memory to the kernel.
     trim: Trim,
@@ -232,10 +229,8 @@ impl Server {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
-            stats: Stats::default(),
-            rates: Rates::default(),
+            stats: Telemetry::default(),
             failing_checks: None,
-            php_time: Duration::ZERO,
             log_limiter: LogLimiter::default(),
             trim: Trim::default(),
             outages: <[Outage; 2]>::default(),
@@ -298,7 +293,7 @@ impl Server {
     /// The second half of a turn: handles the events that arrived while waiting.
     fn process(&mut self, events: impl Iterator<Item = Ready>) {
         self.now = self.clock.now();
-        self.rates.advance(self.now, &self.stats);
+        self.stats.advance(self.now);
         self.backend.begin_turn();
         for ready in events {
             self.dispatch(ready);
@@ -434,17 +429,6 @@ impl Server {
         }
     }
 
-    /// For `systemctl status`.
-    fn status(&self) -> String {
-        format!(
-            "Serving {}, EspoCRM sends to {}. {}, {} received.",
-            self.address(),
-            self.endpoint(),
-            plural(self.conns.len() as u64, "connection", "connections"),
-            plural(self.stats.messages, "message", "messages"),
-        )
-    }
-
     fn take_signals(&mut self) {
         let Pending { child, reload, stop_signal, .. } = self.signals.take();
         if child {
@@ -465,7 +449,7 @@ impl Server {
         self.workers.kill_all();
         self.flush();
         self.log_limiter.log_all();
-        let Stats { opened, messages, deliveries, .. } = self.stats;
+        let Stats { opened, messages, deliveries, .. } = *self.stats;
         info!(
             "Stopped by {}, with {} open. Since the start: {}, {} received, {}, {} dropped.",
             self.stop_signal.unwrap_or("an error"),

@@ -45,26 +45,31 @@ struct Screen {
 /// The screen for a status. `before`: an earlier status and its age, to compute rates; without it,
 /// the rates are those of the last minute.
 pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Size) -> Vec<String> {
-    let rate = |name: &str, pointer: &str| rate(status, before, name, pointer);
-    let with_rate =
-        |name: &str, pointer: &str| format!("{} ({})", count(status, pointer), rate(name, pointer));
+    let with_rate = |name: &str, pointer: &str| {
+        format!("{} ({})", count(status, pointer), rate(status, before, name, pointer))
+    };
+    let item = |name: &str, pointer: &str| format!("{name} {}", count(status, pointer));
+    let bytes = |pointer: &str| megabytes(number(status, pointer));
+    let counted = |pointer: &str, others: &[(&str, &str)]| {
+        let others = others.iter().filter_map(|(name, at)| some(name, number(status, at)));
+        counted(status, pointer).into_iter().chain(others).collect::<Vec<_>>()
+    };
     let mut screen = Screen { lines: Vec::new(), size };
     screen.head(status);
 
-    let open = "/connections/open";
+    let max = count(status, "/connections/max");
     screen.row(
         "Connections",
         &[
-            format!("{} of {}", count(status, open), count(status, "/connections/max")),
-            format!("users {}", count(status, "/connections/users")),
+            format!("{} of {max}", count(status, "/connections/open")),
+            item("users", "/connections/users"),
             format!("opened {}", with_rate("connections", "/connections/opened")),
         ],
     );
-    let mut refused = counted(status, "/connections/refused");
-    refused.extend(some("no_descriptor", number(status, "/connections/accept_failures")));
-    screen.row("  refused", &or_none(refused));
-    screen.row("  ended", &or_none(counted(status, "/connections/ended")));
-    screen.row("Subscriptions", &or_none(counted(status, "/subscriptions")));
+    let others = [("no_descriptor", "/connections/accept_failures")];
+    screen.row("  refused", &or_none(counted("/connections/refused", &others)));
+    screen.row("  ended", &or_none(counted("/connections/ended", &[])));
+    screen.row("Subscriptions", &or_none(counted("/subscriptions", &[])));
     screen.row(
         "Messages",
         &[
@@ -72,9 +77,8 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
             format!("deliveries {}", with_rate("deliveries", "/messages/deliveries")),
         ],
     );
-    let mut dropped = counted(status, "/messages/dropped");
-    dropped.extend(some("zmq_restarts", number(status, "/messages/zmq_restarts")));
-    screen.row("  dropped", &or_none(dropped));
+    let others = [("zmq_restarts", "/messages/zmq_restarts")];
+    screen.row("  dropped", &or_none(counted("/messages/dropped", &others)));
 
     let mode = text(status, "/checks/mode");
     let checks = number(status, "/checks/count");
@@ -84,55 +88,39 @@ pub(super) fn screen(status: &Json, before: Option<(&Json, Duration)>, size: Siz
         &[
             with_rate("checks", "/checks/count"),
             format!("by {}", mode.split(" (").next().unwrap_or_default()),
-            format!("running {}", count(status, "/checks/running")),
-            format!("queued {}", count(status, "/checks/queued")),
+            item("running", "/checks/running"),
+            item("queued", "/checks/queued"),
         ],
     );
-    for (kind, label) in
-        [("login", "  login"), ("subscription", "  topic"), ("recheck", "  recheck")]
-    {
-        let of_kind = format!("/checks/{kind}");
-        if status.pointer(&of_kind).is_some_and(|counts| sum(counts) > 0) {
-            screen.row(label, &counted(status, &of_kind));
-        }
-    }
-    let php = Duration::from_millis(number(status, "/checks/php_cpu_milliseconds"));
+    screen.row_if_any("  login", &counted("/checks/login", &[]));
+    screen.row_if_any("  topic", &counted("/checks/subscription", &[]));
+    screen.row_if_any("  recheck", &counted("/checks/recheck", &[]));
+    let php = number(status, "/checks/php_cpu_milliseconds");
     screen.row(
         "  cost",
         &[
             format!("{average} ms each"),
-            format!("by workers {}", count(status, "/checks/runs/worker")),
-            format!("by plain commands {}", count(status, "/checks/runs/plain")),
-            format!("cached {}", count(status, "/checks/cached")),
-            format!("PHP CPU time {} s", tenths(php.as_millis() / 100)),
+            item("by workers", "/checks/runs/worker"),
+            item("by plain commands", "/checks/runs/plain"),
+            item("cached", "/checks/cached"),
+            format!("PHP CPU time {} s", tenths(u128::from(php / 100))),
         ],
     );
-    let mut hit = counted(status, "/limit_hits");
-    hit.extend(some("failed_workers", number(status, "/checks/worker_failures")));
-    hit.extend(some("failed_reloads", number(status, "/reloads/failed")));
-    if !hit.is_empty() {
-        screen.row("Limits hit", &hit);
-    }
+    let others =
+        [("failed_workers", "/checks/worker_failures"), ("failed_reloads", "/reloads/failed")];
+    screen.row_if_any("Limits hit", &counted("/limit_hits", &others));
+    let (resident, most) = (bytes("/memory/resident_bytes"), bytes("/memory/worst_case_bytes"));
+    let buffered = bytes("/memory/buffered_bytes");
     screen.row(
         "Memory",
-        &[
-            format!(
-                "{} of at most {}",
-                megabytes(number(status, "/memory/resident_bytes")),
-                megabytes(number(status, "/memory/worst_case_bytes"))
-            ),
-            format!(
-                "buffered by connections {}",
-                megabytes(number(status, "/memory/buffered_bytes"))
-            ),
-        ],
+        &[format!("{resident} of at most {most}"), format!("buffered by connections {buffered}")],
     );
     screen.row(
         "Settings",
         &[
-            format!("per user {}", count(status, "/settings/max_per_user")),
-            format!("per address {}", count(status, "/settings/max_per_address")),
-            format!("checks {}", count(status, "/settings/max_checks")),
+            item("per user", "/settings/max_per_user"),
+            item("per address", "/settings/max_per_address"),
+            item("checks", "/settings/max_checks"),
             format!("rechecks {}", text(status, "/settings/recheck_interval")),
             format!("pings {}", text(status, "/settings/ping_interval")),
         ],
@@ -195,6 +183,12 @@ impl Screen {
             self.row("Listening", &[addresses]);
         }
         self.lines.push(String::new());
+    }
+
+    fn row_if_any(&mut self, label: &str, items: &[String]) {
+        if !items.is_empty() {
+            self.row(label, items);
+        }
     }
 
     /// Adds a row of a few items, on at most two lines.
@@ -307,45 +301,55 @@ fn megabytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::espocrm::submission::Rejection;
-    use crate::engine::telemetry::stats::{End, LimitHit};
     use serde_json::json;
 
-    fn all(names: &[&str], count: u64) -> Json {
-        names.iter().map(|name| ((*name).to_owned(), json!(count))).collect()
+    /// A status with a different value in each field.
+    const STATUS: &str = include_str!("../../../tests/statistics/status.json");
+
+    fn status() -> Json {
+        serde_json::from_str(STATUS).unwrap()
     }
 
-    /// A status in which every counter is large.
+    /// A status in which every number and text is large.
     fn busy() -> Json {
-        let long = "x".repeat(400);
-        let many = 123_456_789_012_u64;
-        let checks = all(&["granted", "denied", "failed"], many);
-        let warning = json!({"at": "2026-01-31T12:59:59.999Z", "level": "WARN", "text": long});
-        json!({
-            "version": long, "espocrm": long, "root": long, "listen": long, "zeromq": long,
-            "uptime_seconds": many, "tls": true, "problems": [long, "a", "b", long],
-            "connections": {
-                "open": many, "max": many, "users": many, "opened": many,
-                "refused": all(End::NAMES, many), "ended": all(End::NAMES, many),
-                "accept_failures": many,
-            },
-            "subscriptions": {long.clone(): many, "b": many, "c": 0},
-            "limit_hits": all(LimitHit::NAMES, many),
-            "messages": {
-                "received": many, "deliveries": many, "zmq_restarts": many,
-                "dropped": all(Rejection::NAMES, many),
-            },
-            "checks": {
-                "mode": long, "running": many, "queued": many, "login": checks,
-                "subscription": checks, "recheck": checks, "cached": many, "count": many,
-                "runs": {"worker": many, "plain": many}, "worker_failures": many,
-                "milliseconds": many, "php_cpu_milliseconds": many,
-            },
-            "reloads": {"failed": many},
-            "memory": {"resident_bytes": many, "worst_case_bytes": many, "buffered_bytes": many},
-            "settings": {"max_per_user": many, "recheck_interval": long},
-            "warnings": vec![warning; 10],
-        })
+        fn enlarge(json: &mut Json) {
+            match json {
+                Json::Number(number) => *number = 123_456_789_012_u64.into(),
+                Json::String(text) => *text = "x".repeat(400),
+                Json::Array(items) => items.iter_mut().for_each(enlarge),
+                Json::Object(fields) => fields.values_mut().for_each(enlarge),
+                Json::Null | Json::Bool(_) => {}
+            }
+        }
+        let mut status = status();
+        status["subscriptions"]["x".repeat(400)] = json!(1);
+        enlarge(&mut status);
+        let warning = json!({"at": "2026-01-31T12:59:59.999Z", "text": "x".repeat(400)});
+        status["warnings"] = json!(vec![warning; 10]);
+        status
+    }
+
+    #[test]
+    fn the_screen_is_that_of_the_example() {
+        let shown = [Size::USUAL, Size { columns: 200, lines: 100 }]
+            .map(|size| screen(&status(), None, size).join("\n") + "\n");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/statistics/screen.txt");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(file, shown.join("\n")).unwrap();
+        }
+        assert_eq!(shown.join("\n"), std::fs::read_to_string(file).unwrap());
+    }
+
+    #[test]
+    fn the_status_has_every_field_that_the_screen_shows() {
+        let (code, _) = include_str!("screen.rs").split_once("#[cfg(test)]").unwrap();
+        let pointers = code.split('"').filter(|text| text.starts_with('/') && !text.contains('{'));
+        // Texts of a warning.
+        let pointers = pointers.filter(|pointer| !["/at", "/text"].contains(pointer));
+        assert!(pointers.clone().count() > 30);
+        for pointer in pointers {
+            assert!(status().pointer(pointer).is_some(), "{pointer}");
+        }
     }
 
     #[test]

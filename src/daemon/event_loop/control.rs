@@ -13,10 +13,9 @@ use crate::engine::json::Json;
 use crate::engine::printable::{Printable, plural};
 use crate::engine::protocol::control;
 use crate::engine::protocol::control::{List, Refusal, Request};
-use crate::engine::telemetry::prometheus;
-use crate::engine::telemetry::prometheus::Figures;
+use crate::engine::telemetry::statistics;
 use crate::engine::telemetry::stats::End;
-use crate::platform::{clock, process_stats, sys};
+use crate::platform::clock;
 
 /// All access checks must have failed for this long to be reported as a problem.
 const OUTAGE: Duration = Duration::from_secs(60);
@@ -53,10 +52,7 @@ impl Server {
     fn answer(&mut self, request_id: RequestId, request: Request) {
         let ok = |kind: &str, body: &str| control::response("200 OK", kind, body);
         let response = match request {
-            Request::Metrics => {
-                let figures = self.figures();
-                ok(METRICS, &prometheus::text(&self.stats, &figures))
-            }
+            Request::Metrics => ok(METRICS, &statistics::metrics(&self.figures())),
             Request::Health => match self.problems() {
                 problems if problems.is_empty() => ok(PLAIN, "ok\n"),
                 problems => {
@@ -111,44 +107,6 @@ impl Server {
             problems.push(format!("The limit of {limit} is reached."));
         }
         problems
-    }
-
-    /// The current gauges.
-    pub(super) fn figures(&mut self) -> Figures {
-        let mut subscriptions: Vec<_> =
-            self.hub.categories().iter().map(|(name, _)| (name.to_owned(), 0)).collect();
-        for (topic, count) in self.hub.topics() {
-            let category = self.hub.categories().name_of(topic).unwrap_or_default();
-            // Categories are sorted.
-            let index = subscriptions.binary_search_by(|(name, _)| name.as_str().cmp(category));
-            if let Some((_, sum)) = index.ok().and_then(|index| subscriptions.get_mut(index)) {
-                *sum += count as u64;
-            }
-        }
-        // The kernel's sum covers reaped children only. The maximum keeps the counter from
-        // decreasing.
-        let running = self.children.processes().chain(self.workers.processes());
-        let php_time =
-            sys::children_cpu_time() + running.map(process_stats::cpu_time_of).sum::<Duration>();
-        self.php_time = self.php_time.max(php_time);
-        Figures {
-            espocrm: self.settings.version.to_string(),
-            started: clock::unix_millis().saturating_sub(self.now.as_millis()),
-            connections: self.conns.len(),
-            max_connections: self.settings.max_connections.value,
-            users: self.hub.users().count(),
-            subscriptions,
-            checks_running: self.check_queue.running(),
-            checks_queued: self.check_queue.queued(),
-            last_minute: self.rates.last_minute(&self.stats),
-            buffered: self.conns.buffered() + self.hub.buffered(),
-            resident: process_stats::resident_memory(),
-            worst_case: self.settings.worst_case(),
-            cpu: sys::cpu_time(),
-            php_cpu: self.php_time,
-            is_zmq_bound: self.zmq_broken.is_none(),
-            problems: self.problems(),
-        }
     }
 
     /// Ends the connections of a user. Browsers reconnect, and their logins are checked again.

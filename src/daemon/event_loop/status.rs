@@ -1,18 +1,69 @@
-//! The report of `espocrm-websocket status`, as JSON. It never contains tokens.
+//! The state of the daemon: its statistics, its line in `systemctl status`, and the report of
+//! `espocrm-websocket status` as JSON. They never contain tokens.
+
+use std::time::Duration;
 
 use super::Server;
-use crate::engine::espocrm::submission::Rejection;
 use crate::engine::json::Json;
-use crate::engine::telemetry::rates;
-use crate::engine::telemetry::stats::{End, KINDS, LimitHit, MODES, OUTCOMES, RELOADS};
+use crate::engine::printable::plural;
+use crate::engine::telemetry::statistics;
+use crate::engine::telemetry::statistics::Figures;
 use crate::engine::time::Date;
-use crate::platform::logging;
+use crate::platform::{clock, logging, process_stats, sys};
 use crate::settings::Span;
 
 impl Server {
+    /// The current values of all statistics.
+    pub(super) fn figures(&mut self) -> Figures {
+        let mut subscriptions: Vec<_> =
+            self.hub.categories().iter().map(|(name, _)| (name.to_owned(), 0)).collect();
+        for (topic, count) in self.hub.topics() {
+            let category = self.hub.categories().name_of(topic).unwrap_or_default();
+            // Categories are sorted.
+            let index = subscriptions.binary_search_by(|(name, _)| name.as_str().cmp(category));
+            if let Some((_, sum)) = index.ok().and_then(|index| subscriptions.get_mut(index)) {
+                *sum += count as u64;
+            }
+        }
+        let running = self.children.processes().chain(self.workers.processes());
+        let running = running.map(process_stats::cpu_time_of).sum::<Duration>();
+        let figures = Figures {
+            espocrm: self.settings.version.to_string(),
+            started: clock::unix_millis().saturating_sub(self.now.as_millis()),
+            connections: self.conns.len() as u64,
+            max_connections: self.settings.max_connections.value as u64,
+            users: self.hub.users().count() as u64,
+            subscriptions,
+            check_mode: self.settings.check_mode.value.to_string(),
+            checks_running: self.check_queue.running() as u64,
+            checks_queued: self.check_queue.queued() as u64,
+            buffered: (self.conns.buffered() + self.hub.buffered()) as u64,
+            resident: process_stats::resident_memory() as u64,
+            worst_case: self.settings.worst_case() as u64,
+            cpu: sys::cpu_time(),
+            php_cpu: sys::children_cpu_time() + running,
+            is_zmq_bound: self.zmq_broken.is_none(),
+            problems: self.problems(),
+            ..Figures::default()
+        };
+        self.stats.complete(figures)
+    }
+
+    /// One line for `systemctl status`.
+    pub(super) fn status(&self) -> String {
+        format!(
+            "Serving {}, EspoCRM sends to {}. {}, {} received.",
+            self.address(),
+            self.endpoint(),
+            plural(self.conns.len() as u64, "connection", "connections"),
+            plural(self.stats.messages, "message", "messages"),
+        )
+    }
+
+    /// The report of `espocrm-websocket status`.
     pub(super) fn report(&mut self) -> String {
         let now = self.figures();
-        let (stats, settings) = (&self.stats, &self.settings);
+        let settings = &self.settings;
         let mut json = Json::object();
         json.text("version", env!("CARGO_PKG_VERSION"));
         json.field("pid", &std::process::id());
@@ -24,48 +75,7 @@ impl Server {
         json.text("zeromq", self.endpoint());
         json.field("problems", &texts(&now.problems));
 
-        let mut connections = Json::object();
-        connections.field("open", &now.connections).field("max", &now.max_connections);
-        connections.field("users", &now.users).field("opened", &stats.opened);
-        let (refused, ended) = End::NAMES.split_at(End::REFUSALS);
-        connections.field("refused", &counts(refused, &stats.ends));
-        connections.field("ended", &counts(ended, stats.ends.get(End::REFUSALS..).unwrap_or(&[])));
-        connections.field("accept_failures", &stats.accept_failures);
-        json.field("connections", &connections.end());
-
-        let mut subscriptions = Json::object();
-        for (category, count) in &now.subscriptions {
-            subscriptions.field(category, count);
-        }
-        json.field("subscriptions", &subscriptions.end());
-        json.field("limit_hits", &counts(LimitHit::NAMES, &stats.limit_hits));
-
-        let mut messages = Json::object();
-        messages.field("received", &stats.messages).field("deliveries", &stats.deliveries);
-        messages.field("dropped", &counts(Rejection::NAMES, &stats.dropped));
-        messages.field("zmq_restarts", &stats.zmq_restarts);
-        json.field("messages", &messages.end());
-
-        let mut checks = Json::object();
-        checks.text("mode", &settings.check_mode.value.to_string());
-        checks.field("running", &now.checks_running).field("queued", &now.checks_queued);
-        for (kind, outcomes) in KINDS.iter().zip(&stats.checks) {
-            checks.field(kind, &counts(&OUTCOMES, outcomes));
-        }
-        checks.field("cached", &stats.checks_cached).field("runs", &counts(&MODES, &stats.runs));
-        checks.field("worker_failures", &stats.worker_failures);
-        checks.field("count", &stats.checked()).field("milliseconds", &stats.check_millis);
-        checks.field("php_cpu_milliseconds", &now.php_cpu.as_millis());
-        json.field("checks", &checks.end());
-
-        json.field("reloads", &counts(&RELOADS, &stats.reloads));
-        json.field("last_minute", &counts(&rates::NAMES, &now.last_minute));
-
-        let mut memory = Json::object();
-        memory.field("resident_bytes", &now.resident).field("worst_case_bytes", &now.worst_case);
-        memory.field("buffered_bytes", &now.buffered);
-        json.field("memory", &memory.end());
-        json.field("cpu_milliseconds", &now.cpu.as_millis());
+        statistics::report(&now, &mut json);
 
         let mut shown = Json::object();
         shown.field("max_connections", &settings.max_connections.value);
@@ -99,14 +109,6 @@ fn texts(texts: &[String]) -> String {
     let mut json = Json::list();
     for text in texts {
         json.item(text);
-    }
-    json.end()
-}
-
-fn counts(names: &[&str], counts: &[u64]) -> String {
-    let mut json = Json::object();
-    for (name, count) in names.iter().zip(counts) {
-        json.field(name, count);
     }
     json.end()
 }

@@ -1,4 +1,4 @@
-//! Counters since the start, named like the metrics.
+//! Counters since the start. [`STATISTICS`](super::statistics::STATISTICS) exports them.
 
 use crate::engine::checks::check::Urgency;
 use crate::engine::checks::verdict::Verdict;
@@ -6,37 +6,24 @@ use crate::engine::espocrm::submission::Rejection;
 
 /// Counters. They only grow.
 #[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "`STATISTICS` describes them")]
 pub struct Stats {
-    /// Connections accepted; each is later rejected or ended, exactly once.
+    /// Each connection is later rejected or ended, exactly once.
     pub opened: u64,
-    /// Connections rejected or ended, by [`End`].
     pub ends: [u64; End::NAMES.len()],
-    /// Failures to accept a connection.
     pub accept_failures: u64,
-    /// Messages received from EspoCRM.
     pub messages: u64,
-    /// Messages that were dropped, by [`Rejection`].
     pub dropped: [u64; Rejection::NAMES.len()],
-    /// Events sent to connections.
     pub deliveries: u64,
-    /// Finished access checks, by [`KINDS`] and [`OUTCOMES`].
     pub checks: [[u64; OUTCOMES.len()]; KINDS.len()],
-    /// Total duration of the finished checks in milliseconds.
     pub check_millis: u64,
-    /// Finished checks by duration: one count for each bucket of [`BUCKETS`] (not cumulative), then
-    /// the checks that took longer.
+    /// One count for each of [`BUCKETS`] (not cumulative), then the checks that took longer.
     pub check_times: [u64; BUCKETS.len() + 1],
-    /// Checks that were answered from the check cache.
     pub checks_cached: u64,
-    /// Runs of PHP for a check, by [`MODES`].
     pub runs: [u64; MODES.len()],
-    /// Workers that failed.
     pub worker_failures: u64,
-    /// Requests that were skipped or delayed by a limit, by [`LimitHit`].
     pub limit_hits: [u64; LimitHit::NAMES.len()],
-    /// Times that the ZeroMQ socket was recreated.
     pub zmq_restarts: u64,
-    /// Reloads of EspoCRM's settings, by [`RELOADS`].
     pub reloads: [u64; RELOADS.len()],
 }
 
@@ -54,6 +41,10 @@ pub const RELOADS: [&str; 2] = ["done", "failed"];
 
 /// Upper bounds of the buckets for check durations, in milliseconds.
 pub const BUCKETS: [u64; 6] = [10, 50, 100, 500, 1_000, 5_000];
+
+/// The same in seconds, as Prometheus names them.
+pub const BUCKET_NAMES: [&str; BUCKETS.len() + 1] =
+    ["0.01", "0.05", "0.1", "0.5", "1", "5", "+Inf"];
 
 macro_rules! named {
     ($(#[$about:meta])* $name:ident { $($(#[$what:meta])* $variant:ident = $text:literal,)* }) => {
