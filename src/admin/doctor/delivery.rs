@@ -71,7 +71,7 @@ pub(super) fn message(
     const STEP: &str = "message";
     let mark = format!("doctor-{}", random::hex().unwrap_or_default());
     let message = json!({"topicId": "newNotification", "userId": mark}).to_string();
-    let watched = control.and_then(|it| it.client.lines_within("/tail", TIMEOUT).ok());
+    let watched = control.and_then(|it| it.client.lines("/tail", Some(TIMEOUT)).ok());
     let took = match send(context, to, &message, stop) {
         Ok(took) => took,
         Err(error) => {
