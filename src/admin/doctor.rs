@@ -10,6 +10,7 @@ mod daemon;
 mod delivery;
 mod extension;
 mod host;
+mod nginx;
 mod pages;
 mod php;
 mod ports;
