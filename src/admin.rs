@@ -7,3 +7,4 @@ pub(crate) mod ctl;
 pub(crate) mod doctor;
 pub(crate) mod health;
 pub(crate) mod setup;
+mod ws_probe;

@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::admin::client::Target;
-    use crate::admin::ctl::{Site, What};
+    use crate::admin::ctl::{self, Site};
     use crate::engine::protocol::control::List;
     use crate::settings::definitions::{DOCUMENTATION, Setting};
 
@@ -348,22 +348,24 @@ mod tests {
             control: Some("/c".into()),
             config: Some("/f".into()),
         };
+        let watch = ctl::Command::Status { watch: true };
         assert_eq!(
             asked("status --name n --watch --control /c --config /f --json"),
-            Ctl { target, what: What::Status { watch: true }, json: true, site: Site::default() }
+            Ctl { target, command: watch, json: true, site: Site::default() }
         );
-        let what = |line: &str| asked(line).what;
-        assert_eq!(what("status"), What::Status { watch: false });
-        assert_eq!(what("status topics"), What::List(List::Topics));
-        assert_eq!(what("tail"), What::Tail);
-        assert_eq!(what("kick u"), What::Kick("u".to_owned()));
+        let command_of = |line: &str| asked(line).command;
+        assert_eq!(command_of("status"), ctl::Command::Status { watch: false });
+        assert_eq!(command_of("status topics"), ctl::Command::List(List::Topics));
+        assert_eq!(command_of("tail"), ctl::Command::Tail);
+        assert_eq!(command_of("kick u"), ctl::Command::Kick("u".to_owned()));
         let run_as = RunAs { user: Some("w".to_owned()), allow_root: true, ..RunAs::default() };
         let site = Site { espocrm: Some("/e".into()), php: Some("p".into()), run_as };
         let names = "--espocrm /e --php p --user w --allow-root";
         assert_eq!(asked(&format!("kick u {names}")).site, site);
         assert_eq!(asked(&format!("status users {names}")).site, site);
         let [topic, user, message] = ["t", "u", "{}"].map(str::to_owned);
-        assert_eq!(what("send t {} --user u"), What::Send { topic, user: Some(user), message });
+        let send = ctl::Command::Send { topic, user: Some(user), message };
+        assert_eq!(command_of("send t {} --user u"), send);
         for line in [
             "status everyone",
             "status users --watch",

@@ -239,7 +239,7 @@ impl Settings {
                 layers.pick(|own| own.check_cache.map(Duration::from), || None, CHECK_CACHE)
             },
             check_mode: check_mode(layers, espo_settings),
-            control: layers.pick(|own| own.control.clone(), || None, ControlAt::Usual),
+            control: layers.pick(|own| own.control.clone(), || None, ControlAt::Default),
             metrics: layers.pick(|own| own.metrics.map(Some), || None, None),
             enabled: espo_settings.is_true("useWebSocket"),
             version: espo_settings.version.clone(),

@@ -56,7 +56,7 @@ impl Target {
                 "The control socket is turned off by the setting control in {}.",
                 file.display()
             ))),
-            Some(ControlAt::Usual) | None => Client::find(name, None),
+            Some(ControlAt::Default) | None => Client::find(name, None),
         }
     }
 
@@ -95,7 +95,7 @@ impl Client {
     /// # Errors
     /// If there is no response, or it is an error.
     pub fn get(&self, target: &str) -> Result<Vec<u8>> {
-        self.whole("GET", target, b"")
+        self.whole("GET", target, b"", TIMEOUT)
     }
 
     /// The body of the response to a `POST`.
@@ -103,7 +103,7 @@ impl Client {
     /// # Errors
     /// If there is no response, or it is an error.
     pub fn post(&self, target: &str, body: &[u8]) -> Result<Vec<u8>> {
-        self.whole("POST", target, body)
+        self.whole("POST", target, body, TIMEOUT)
     }
 
     /// Like [`Client::post`], with another timeout.
@@ -111,7 +111,7 @@ impl Client {
     /// # Errors
     /// If there is no response, or it is an error.
     pub fn post_within(&self, target: &str, timeout: Duration) -> Result<Vec<u8>> {
-        self.whole_within("POST", target, b"", timeout)
+        self.whole("POST", target, b"", timeout)
     }
 
     /// Whether the control socket accepts connections, or this user may not connect to it.
@@ -121,44 +121,23 @@ impl Client {
         !UnixStream::connect(&self.path).is_err_and(|error| missing.contains(&error.kind()))
     }
 
-    /// The lines of a response that ends with the daemon.
+    /// The lines of a response that ends with the daemon. The next line may take as long as
+    /// `timeout`.
     ///
     /// # Errors
     /// If there is no response, or it is an error.
-    pub fn lines(&self, target: &str) -> Result<impl Iterator<Item = io::Result<String>> + use<>> {
-        let (reader, _) = self.send("GET", target, b"", TIMEOUT)?;
-        // The next line may take long.
-        let unlimited = reader.get_ref().set_read_timeout(None);
-        unlimited.map_err(|error| self.problem(&error))?;
-        Ok(reader.lines())
-    }
-
-    /// Like [`Client::lines`], with a timeout for each line.
-    ///
-    /// # Errors
-    /// If there is no response, or it is an error.
-    pub fn lines_within(
+    pub fn lines(
         &self,
         target: &str,
-        timeout: Duration,
+        timeout: Option<Duration>,
     ) -> Result<io::Lines<BufReader<UnixStream>>> {
         let (reader, _) = self.send("GET", target, b"", TIMEOUT)?;
-        let limited = reader.get_ref().set_read_timeout(Some(timeout));
-        limited.map_err(|error| self.problem(&error))?;
+        let set = reader.get_ref().set_read_timeout(timeout);
+        set.map_err(|error| self.problem(&error))?;
         Ok(reader.lines())
     }
 
-    fn whole(&self, method: &str, target: &str, body: &[u8]) -> Result<Vec<u8>> {
-        self.whole_within(method, target, body, TIMEOUT)
-    }
-
-    fn whole_within(
-        &self,
-        method: &str,
-        target: &str,
-        body: &[u8],
-        timeout: Duration,
-    ) -> Result<Vec<u8>> {
+    fn whole(&self, method: &str, target: &str, body: &[u8], timeout: Duration) -> Result<Vec<u8>> {
         let (mut reader, length) = self.send(method, target, body, timeout)?;
         let mut answer = Vec::new();
         reader.read_to_end(&mut answer).map_err(|error| self.problem(&error))?;

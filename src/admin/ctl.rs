@@ -26,7 +26,7 @@ pub struct Ctl {
     /// The daemon.
     pub target: Target,
     /// The command.
-    pub what: What,
+    pub command: Command,
     /// Whether to print JSON.
     pub json: bool,
     /// The daemon's EspoCRM, for the names of users.
@@ -35,7 +35,7 @@ pub struct Ctl {
 
 /// A command.
 #[derive(Debug, PartialEq, Eq)]
-pub enum What {
+pub enum Command {
     /// Shows the state of the daemon.
     Status {
         /// Whether to refresh it every second.
@@ -95,20 +95,20 @@ impl Ctl {
         }
         let mut words = words.into_iter();
         let mut missing = |what: &str| words.next().ok_or_else(|| format!("{what} is missing"));
-        let what = match command {
-            "kick" => What::Kick(missing("the user's id or name")?),
+        let command = match command {
+            "kick" => Command::Kick(missing("the user's id or name")?),
             "send" => {
                 let topic = missing("the topic")?;
-                What::Send { topic, user, message: words.next().unwrap_or_default() }
+                Command::Send { topic, user, message: words.next().unwrap_or_default() }
             }
-            "tail" => What::Tail,
-            "reload" => What::Reload,
+            "tail" => Command::Tail,
+            "reload" => Command::Reload,
             _ => match words.next().as_deref() {
-                None => What::Status { watch },
+                None => Command::Status { watch },
                 Some(_) if watch => return Err("--watch works only with status alone".into()),
-                Some("users") => What::List(List::Users),
-                Some("topics") => What::List(List::Topics),
-                Some("connections") => What::List(List::Connections),
+                Some("users") => Command::List(List::Users),
+                Some("topics") => Command::List(List::Topics),
+                Some("connections") => Command::List(List::Connections),
                 Some(other) => {
                     let error =
                         format!("unknown list {other}: choose users, topics or connections");
@@ -120,13 +120,13 @@ impl Ctl {
             return Err(lexopt::Error::UnexpectedArgument(extra.into()));
         }
         let lists_users =
-            matches!(what, What::Kick(_) | What::List(List::Users | List::Connections));
+            matches!(command, Command::Kick(_) | Command::List(List::Users | List::Connections));
         if site != Site::default() && !lists_users {
             let error = "--espocrm, --php, --user and --allow-root work only with status users, \
                          status connections and kick";
             return Err(error.into());
         }
-        Ok(Some(Self { target, what, json, site }))
+        Ok(Some(Self { target, command, json, site }))
     }
 
     /// Runs the command.
@@ -134,18 +134,18 @@ impl Ctl {
     /// # Errors
     /// If the daemon does not answer, or returns an error.
     pub fn run(self) -> Result<()> {
-        if self.what == What::Reload {
+        if self.command == Command::Reload {
             return reload(self.target.client());
         }
         let client = self.target.client()?;
-        match self.what {
-            What::Status { watch: true } => watch::watch(&client, self.json),
-            What::Status { watch: false } if self.json => print_raw(&client.get("/status")?),
-            What::Status { watch: false } => {
+        match self.command {
+            Command::Status { watch: true } => watch::watch(&client, self.json),
+            Command::Status { watch: false } if self.json => print_raw(&client.get("/status")?),
+            Command::Status { watch: false } => {
                 let status = parse(&client.get("/status")?)?;
-                print(&(screen::screen(&status, None, screen::Size::USUAL).join("\n") + "\n"))
+                print(&(screen::screen(&status, None, screen::Size::DEFAULT).join("\n") + "\n"))
             }
-            What::List(list) => {
+            Command::List(list) => {
                 let name = lists::name(list);
                 let answer = client.get(&format!("/{name}?limit={MAX_LISTED}"))?;
                 if self.json && list == List::Topics {
@@ -167,10 +167,12 @@ impl Ctl {
                     print(&lists::table(list, &answer))
                 }
             }
-            What::Kick(user) => kick(&client, &self.target, &self.site, &user),
-            What::Send { topic, user, message } => send(&client, &topic, user.as_deref(), &message),
-            What::Tail => tail(&client, self.json),
-            What::Reload => reload(Ok(client)),
+            Command::Kick(user) => kick(&client, &self.target, &self.site, &user),
+            Command::Send { topic, user, message } => {
+                send(&client, &topic, user.as_deref(), &message)
+            }
+            Command::Tail => tail(&client, self.json),
+            Command::Reload => reload(Ok(client)),
         }
     }
 }
@@ -245,7 +247,7 @@ fn send(client: &Client, topic: &str, user: Option<&str>, message: &str) -> Resu
 }
 
 fn tail(client: &Client, json: bool) -> Result<()> {
-    let lines = client.lines("/tail")?;
+    let lines = client.lines("/tail", None)?;
     if !json && stdout().is_terminal() {
         print("Printing messages as they are delivered; press Ctrl-C to stop.\n")?;
     }
@@ -303,8 +305,8 @@ fn plural(count: u64, one: &str, many: &str) -> String {
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -10,6 +10,7 @@ mod daemon;
 mod delivery;
 mod extension;
 mod host;
+mod nginx;
 mod pages;
 mod php;
 mod ports;
@@ -168,7 +169,8 @@ impl Doctor {
         let main_pid = service::main_pid(files, service);
         // If only --espocrm names the EspoCRM, its service is unknown.
         let is_certain = self.flags.espocrm.is_none() || self.name.is_some();
-        let expected = Expected { unit: &unit, main_pid, is_certain };
+        let root = context.espocrm.root();
+        let expected = Expected { root, unit: is_certain.then_some(&*unit), main_pid };
         let mut port = Port::inspect(listen.port(), Some(listen.ip()), expected);
         let control = daemon::query(self, context);
         let control_pid = control.as_ref().ok().and_then(|control| control.pid(context));

@@ -65,7 +65,7 @@ impl Control {
         let at = &settings.control.value;
         match Socket::open(at) {
             Ok(socket) => self.socket = socket,
-            Err(error) if *at == ControlAt::Usual => failures.push((Level::Info, error)),
+            Err(error) if *at == ControlAt::Default => failures.push((Level::Info, error)),
             Err(error) => failures.push((Level::Warn, error)),
         }
         match settings.metrics.value.map(open_port).transpose() {

@@ -22,7 +22,7 @@ use crate::settings::suggest::did_you_mean;
 pub enum ControlAt {
     /// In the runtime directory that systemd provides, or the one of the package.
     #[default]
-    Usual,
+    Default,
     /// Disabled.
     Off,
     /// This path.
@@ -224,7 +224,7 @@ impl FromStr for ControlAt {
 impl fmt::Display for ControlAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usual => f.write_str("in the runtime directory"),
+            Self::Default => f.write_str("in the runtime directory"),
             Self::Off => f.write_str("off"),
             Self::Path(path) => Printable(path.to_string_lossy()).fmt(f),
         }

@@ -19,13 +19,13 @@ pub(super) struct Size {
 impl Size {
     /// One column less than a terminal has, because some terminals wrap after the last column; and
     /// one line less, for the prompt.
-    pub(super) const USUAL: Self = Self { columns: 79, lines: 23 };
+    pub(super) const DEFAULT: Self = Self { columns: 79, lines: 23 };
 
     /// The usable size of a terminal, at most the usual size.
     pub(super) fn of_terminal(columns: usize, lines: usize) -> Self {
         Self {
-            columns: columns.saturating_sub(1).clamp(1, Self::USUAL.columns),
-            lines: lines.saturating_sub(1).clamp(1, Self::USUAL.lines),
+            columns: columns.saturating_sub(1).clamp(1, Self::DEFAULT.columns),
+            lines: lines.saturating_sub(1).clamp(1, Self::DEFAULT.lines),
         }
     }
 }
@@ -376,7 +376,7 @@ mod tests {
         let status = json!({
             "problems": ["The limit is reached."], "warnings": [warning("a"), warning("b\n")],
         });
-        let lines = screen(&status, None, Size::USUAL);
+        let lines = screen(&status, None, Size::DEFAULT);
         assert_eq!(lines[1], "PROBLEM       The limit is reached.");
         assert_eq!(lines[lines.len() - 2], "Warnings      01-31 12:59 UTC b\\n");
         assert_eq!(lines[lines.len() - 1], "              01-31 12:59 UTC a");

@@ -55,7 +55,7 @@ impl Site {
     ) -> Result<Names> {
         match ids_to_resolve(ids) {
             ids if ids.is_empty() => Ok(Names::new()),
-            ids => self.ask(client, target, &json!({ "ids": ids })),
+            ids => self.query(client, target, &json!({ "ids": ids })),
         }
     }
 
@@ -69,10 +69,10 @@ impl Site {
         target: &Target,
         name: &str,
     ) -> Result<Option<(String, String)>> {
-        Ok(named(&self.ask(client, target, &json!({ "name": name }))?, name))
+        Ok(named(&self.query(client, target, &json!({ "name": name }))?, name))
     }
 
-    fn ask(&self, client: &Client, target: &Target, task: &Json) -> Result<Names> {
+    fn query(&self, client: &Client, target: &Target, task: &Json) -> Result<Names> {
         let Some(espocrm) = self.installation(client, target)? else { return Ok(Names::new()) };
         let answer = SCRIPT.run(&espocrm, task, &mut || false);
         let root = espocrm.root().display();

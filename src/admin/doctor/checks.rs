@@ -138,15 +138,17 @@ fn check_twice(
     let mut poll = Poll::new().map_err(failed)?;
     let command = espocrm.worker(&router, Check::AUTHENTICATION);
     workers.start(poll.registry(), clock.now(), id, command).map_err(failed)?;
-    let mut ask = || {
+    let mut run = || {
         let start = Instant::now();
-        let errand = CheckRequest {
+        let request = CheckRequest {
             job: JobId::default(),
             convention: settings.version.convention(),
             verifies: false,
         };
         let (now, timeout) = (clock.now(), settings.check_timeout.value);
-        workers.run(poll.registry(), id, errand, &check.arguments, now, timeout).map_err(failed)?;
+        workers
+            .run(poll.registry(), id, request, &check.arguments, now, timeout)
+            .map_err(failed)?;
         let mut outcomes = Vec::new();
         let mut ended = Vec::new();
         let mut events = Events::with_capacity(8);
@@ -176,7 +178,7 @@ fn check_twice(
             }
         }
     };
-    Ok([ask()?, ask()?])
+    Ok([run()?, run()?])
 }
 
 fn judge_worker(answers: Answers) -> Finding {

@@ -109,13 +109,13 @@ impl Control {
 
 /// `holder`: the daemon that holds the port for browsers.
 pub(super) fn judge_control(
-    asked: &Result<Control>,
+    control: &Result<Control>,
     context: &Context,
     serves: bool,
     holder: Option<u32>,
 ) -> Finding {
     const STEP: &str = "control";
-    match (asked, holder) {
+    match (control, holder) {
         (Ok(control), _) => {
             let root = context.espocrm.root().display().to_string();
             control.status.judge(&root, &context.settings.listen().to_string(), holder)
@@ -139,7 +139,7 @@ fn client(doctor: &Doctor, context: &Context) -> Result<Client> {
     let control: Option<PathBuf> = match &context.settings.control.value {
         ControlAt::Off => return Err(Exit::error("control is off.")),
         ControlAt::Path(path) => Some(path.clone()),
-        ControlAt::Usual => None,
+        ControlAt::Default => None,
     };
     Target { name: doctor.name.clone(), control, config: doctor.config.clone() }.client()
 }

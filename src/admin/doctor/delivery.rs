@@ -1,7 +1,7 @@
 //! End-to-end tests with real messages from PHP.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, BufRead, BufReader};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ use super::daemon::Control;
 use super::php;
 use super::report::Finding;
 use crate::admin::doctor::context::Context;
-use crate::admin::health;
+use crate::admin::ws_probe::{Outcome, Response, WebSocket, upgrade};
 use crate::espocrm::Identity;
 use crate::platform::{random, sys};
 
@@ -23,9 +23,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Milliseconds after which a message counts as lost: PHP gives up after a second.
 const LOST_MS: u64 = 950;
-
-/// Bytes that are read from a WebSocket.
-const MAX_READ: usize = 16 * 1024;
 
 /// Sends a message through PHP, ZeroMQ, a temporary daemon and a WebSocket.
 pub(super) fn temporary_daemon(context: &Context, stop: Stop<'_>) -> Finding {
@@ -49,15 +46,20 @@ pub(super) fn temporary_daemon(context: &Context, stop: Stop<'_>) -> Finding {
 fn send_through_temporary(context: &Context, stop: Stop<'_>) -> Result<Duration, String> {
     let failed = |error: io::Error| format!("The WebSocket: {error}");
     let demo = Demo::start(context.espocrm.identity())?;
-    let mut socket = WebSocket::open(demo.address).map_err(failed)?;
+    let request = upgrade("/?authToken=tok-doctor&userId=doctor", &demo.address.to_string(), "");
+    let deadline = || Instant::now() + TIMEOUT;
+    let mut socket = WebSocket::open(demo.address, &request, deadline()).map_err(failed)?;
+    let is_open = |received: &Response| received.outcome() == Outcome::Open;
+    socket.read_until(deadline(), is_open).map_err(failed)?;
     socket.send(0x81, br#"[5,"newNotification"]"#).map_err(failed)?;
     socket.send(0x89, b"taken").map_err(failed)?;
-    socket.wait_for(b"taken").map_err(failed)?;
+    socket.read_until(deadline(), |received| received.contains(b"taken")).map_err(failed)?;
     let mark = random::hex().map_err(failed)?;
     let message = json!({"topicId": "newNotification", "userId": "doctor", "mark": mark});
     let start = Instant::now();
     send(context, &demo.zeromq, &message.to_string(), stop)?;
-    socket.wait_for(mark.as_bytes()).map_err(failed)?;
+    let has_arrived = |received: &Response| received.contains(mark.as_bytes());
+    socket.read_until(deadline(), has_arrived).map_err(failed)?;
     Ok(start.elapsed())
 }
 
@@ -71,7 +73,7 @@ pub(super) fn message(
     const STEP: &str = "message";
     let mark = format!("doctor-{}", random::hex().unwrap_or_default());
     let message = json!({"topicId": "newNotification", "userId": mark}).to_string();
-    let watched = control.and_then(|it| it.client.lines_within("/tail", TIMEOUT).ok());
+    let watched = control.and_then(|it| it.client.lines("/tail", Some(TIMEOUT)).ok());
     let took = match send(context, to, &message, stop) {
         Ok(took) => took,
         Err(error) => {
@@ -168,55 +170,5 @@ impl Drop for Demo {
     fn drop(&mut self) {
         sys::kill_group(self.process.id());
         let _ = self.process.wait();
-    }
-}
-
-/// A minimal WebSocket client that waits for certain bytes.
-struct WebSocket {
-    tcp: TcpStream,
-    end: Instant,
-    read: Vec<u8>,
-}
-
-impl WebSocket {
-    fn open(address: SocketAddr) -> io::Result<Self> {
-        let mut tcp = TcpStream::connect_timeout(&address, TIMEOUT)?;
-        tcp.set_write_timeout(Some(TIMEOUT))?;
-        let key = health::KEY;
-        let request = format!(
-            "GET /?authToken=tok-doctor&userId=doctor HTTP/1.1\r\nHost: {address}\r\n\
-             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Protocol: wamp\r\nSec-WebSocket-Key: {key}\r\n\r\n"
-        );
-        tcp.write_all(request.as_bytes())?;
-        let mut socket = Self { tcp, end: Instant::now() + TIMEOUT, read: Vec::new() };
-        socket.wait_for(health::ACCEPT.as_bytes())?;
-        Ok(socket)
-    }
-
-    /// Sends a short frame, masked with zeros.
-    fn send(&mut self, first: u8, payload: &[u8]) -> io::Result<()> {
-        let length = u8::try_from(payload.len()).unwrap_or(0) | 0x80;
-        self.tcp.write_all(&[&[first, length, 0, 0, 0, 0], payload].concat())
-    }
-
-    /// Reads until these bytes have arrived.
-    fn wait_for(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut piece = [0; 2048];
-        self.end = Instant::now() + TIMEOUT;
-        while !self.read.windows(bytes.len()).any(|it| it == bytes) {
-            let left = self.end.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.read.len() > MAX_READ {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            self.tcp.set_read_timeout(Some(left))?;
-            match self.tcp.read(&mut piece) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.read.extend_from_slice(piece.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }

@@ -70,104 +70,18 @@ call_user_func(function () {
         return array('ms' => (int) round(1000 * (microtime(true) - $start)));
     };
 
-    // Opens a WebSocket as a browser does, without a token.
-    $upgrade = function ($address, $verify) use ($task) {
-        $warnings = array();
-        set_error_handler(function ($number, $text) use (&$warnings) {
-            $warnings[] = preg_replace('/^\w+\(\): /', '', $text);
-
-            return true;
-        });
-        $failed = function ($phase, $error) use (&$warnings) {
-            return array('phase' => $phase, 'error' => trim(implode(' ', $warnings) . ' ' . $error));
-        };
-        $context = stream_context_create(array('ssl' => array(
-            'verify_peer' => $verify,
-            'verify_peer_name' => $verify,
-            'allow_self_signed' => false,
-            'peer_name' => trim($task['host'], '[]'),
-            'SNI_enabled' => true,
-            'capture_peer_cert' => true,
-            'capture_peer_cert_chain' => true,
-        )));
-        $url = 'tcp://' . $address . ':' . $task['port'];
-        $stream = stream_socket_client($url, $number, $error, 10, STREAM_CLIENT_CONNECT, $context);
-        if (!$stream) {
-            return $failed('connect', $warnings === array() ? $error : '');
-        }
-        stream_set_timeout($stream, 10);
-        $result = array('phase' => 'answer');
-        if ($task['tls']) {
-            $methods = STREAM_CRYPTO_METHOD_TLSv1_2_CLIENT;
-            if (defined('STREAM_CRYPTO_METHOD_TLSv1_3_CLIENT')) {
-                $methods |= STREAM_CRYPTO_METHOD_TLSv1_3_CLIENT;
-            }
-            if (!stream_socket_enable_crypto($stream, true, $methods)) {
-                return $failed('tls', $warnings === array() ? 'the connection was closed' : '');
-            }
-            $options = stream_context_get_options($context);
-            $certificate = openssl_x509_parse($options['ssl']['peer_certificate']);
-            $names = isset($certificate['extensions']['subjectAltName'])
-                ? $certificate['extensions']['subjectAltName'] : '';
-            $result['certificate'] = array(
-                'names' => str_replace(array('DNS:', 'IP Address:'), '', $names),
-                'until' => (int) $certificate['validTo_time_t'],
-                'from' => (int) $certificate['validFrom_time_t'],
-                'self_signed' => $certificate['subject'] == $certificate['issuer'],
-                'issuer' => isset($certificate['issuer']['CN']) ? $certificate['issuer']['CN'] : '',
-                'length' => count($options['ssl']['peer_certificate_chain']),
-            );
-        }
-        fwrite($stream, base64_decode($task['request']));
-        $answer = '';
-        $end = microtime(true) + 10;
-        while (strlen($answer) < 16384 && microtime(true) < $end) {
-            $piece = fread($stream, 4096);
-            if ($piece === false || $piece === '') {
-                break;
-            }
-            $answer .= $piece;
-            $head = strpos($answer, "\r\n\r\n");
-            $isSwitch = preg_match('/^HTTP\/1\.1 101 /', $answer);
-            if ($head !== false && (!$isSwitch || strlen($answer) >= $head + 8)) {
-                break;
-            }
-        }
-        $result['answer'] = base64_encode($answer);
-
-        return $result;
-    };
-
-    // If the certificate is invalid, connects again without verification. If the address cannot be
-    // reached, tries this machine instead.
-    $connect = function () use ($task, $upgrade) {
-        $result = $upgrade($task['host'], true);
-        if ($result['phase'] === 'tls') {
-            $other = $upgrade($task['host'], false);
-            $result['certificate'] = isset($other['certificate']) ? $other['certificate'] : null;
-            $result['answer'] = isset($other['answer']) ? $other['answer'] : null;
-        } elseif ($result['phase'] === 'connect') {
-            $here = $upgrade('127.0.0.1', true);
-            $result['answer'] = isset($here['answer']) ? $here['answer'] : null;
-        }
-        $result['now'] = time();
-
-        return $result;
-    };
-
     $tasks = array(
         'info' => $info,
         'internal' => $internal,
         'resolve' => $resolve,
         'send' => $send,
-        'connect' => $connect,
     );
     try {
         $result = $tasks[$task['task']]();
     } catch (Exception $exception) {
-        $result = array('phase' => 'exception', 'error' => $exception->getMessage());
+        $result = array('error' => $exception->getMessage());
     } catch (Throwable $exception) {
-        $result = array('phase' => 'exception', 'error' => $exception->getMessage());
+        $result = array('error' => $exception->getMessage());
     }
     $options = defined('JSON_INVALID_UTF8_SUBSTITUTE') ? JSON_INVALID_UTF8_SUBSTITUTE : 0;
     echo "\nespocrm-websocket-doctor:" . json_encode($result, $options | JSON_PARTIAL_OUTPUT_ON_ERROR) . "\n";

@@ -98,7 +98,7 @@ fn fpms(files: &Files, stop: Stop<'_>) -> Vec<WebPhp> {
     }
     let mut found: Vec<PathBuf> = FPM.iter().flat_map(|pattern| find(files, pattern)).collect();
     found.dedup();
-    let ask = |path: &PathBuf| {
+    let inspect = |path: &PathBuf| {
         let name = path.file_name()?.to_str()?.to_owned();
         let mut command = Command::new(files.at(&files.resolve(path).ok()?));
         command.arg("-m").stdin(Stdio::null());
@@ -110,7 +110,7 @@ fn fpms(files: &Files, stop: Stop<'_>) -> Vec<WebPhp> {
             finished.stdout.split(|byte| *byte == b'\n').any(|it| it.trim_ascii() == b"zmq");
         Some(WebPhp { name, has_zmq })
     };
-    found.iter().filter_map(ask).take(8).collect()
+    found.iter().filter_map(inspect).take(8).collect()
 }
 
 fn by_directories(files: &Files) -> Vec<WebPhp> {

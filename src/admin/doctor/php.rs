@@ -1,7 +1,7 @@
 //! Tasks for PHP: one script, run by EspoCRM's user in EspoCRM's root.
 //!
-//! The script keeps a TLS client, its trust store and name resolution out of this program, and
-//! sends messages with the library that EspoCRM uses.
+//! The script keeps name resolution out of this program, and sends messages with the library that
+//! EspoCRM uses.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ const SCRIPT: Script = Script {
     text: include_str!("doctor.php"),
     variable: "ESPOCRM_WEBSOCKET_DOCTOR",
     mark: "espocrm-websocket-doctor:",
-    // More than the script's own deadlines together.
     timeout: Duration::from_secs(60),
 };
 

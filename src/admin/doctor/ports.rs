@@ -1,16 +1,20 @@
 //! The processes that listen on a port of this machine, read from `/proc`.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use lexopt::prelude::{Long, Value};
 
 use super::report::Finding;
 use crate::espocrm::identity::name_of;
 use crate::platform::shell_word::shell_word;
+use crate::settings::definitions::SETTINGS;
+use crate::settings::{DEFAULT_FILE, Overrides};
 
 /// A listening TCP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +39,7 @@ pub(super) struct Holder {
 pub(super) enum Kind {
     /// The daemon that is examined.
     Daemon,
-    /// The daemon of another service.
+    /// The daemon of another service, or one that was started manually for another EspoCRM.
     OtherService,
     /// EspoCRM's own daemon.
     Original,
@@ -53,18 +57,19 @@ pub(super) struct Port {
     pub holder: Option<Holder>,
 }
 
-/// The service whose daemon is examined.
+/// The daemon that is examined.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Expected<'a> {
-    pub unit: &'a str,
+    /// The EspoCRM that it serves.
+    pub root: &'a Path,
+    /// Its systemd service, if that is known to serve this EspoCRM.
+    pub unit: Option<&'a str>,
     /// The main process that systemd reports for the service, if it runs.
     pub main_pid: Option<u32>,
-    /// Whether that service serves the EspoCRM that is examined.
-    pub is_certain: bool,
 }
 
 /// Bytes of a process's arguments that are read.
-const MAX_ARGUMENTS: u64 = 4_096;
+const MAX_ARGUMENTS: u64 = 16 * 1_024;
 
 impl Port {
     /// Finds the sockets on port `number` that prevent another process from listening at `address`.
@@ -94,7 +99,7 @@ impl Port {
         }
     }
 
-    /// Whether the daemon of another service holds the port.
+    /// Whether the daemon of another EspoCRM holds the port.
     pub(super) fn is_other_service(&self) -> bool {
         self.holder.as_ref().is_some_and(|it| it.kind == Kind::OtherService)
     }
@@ -251,27 +256,54 @@ impl Holder {
             Kind::Other if is_same_program(pid) || expected.main_pid == Some(pid) => Kind::Daemon,
             kind => kind,
         };
-        let kind = if kind == Kind::Daemon && expected.is_another(pid, unit.as_deref()) {
-            Kind::OtherService
-        } else {
-            kind
-        };
+        let is_another = || expected.is_another(pid, unit.as_deref(), root(pid, &words).as_deref());
+        let kind = if kind == Kind::Daemon && is_another() { Kind::OtherService } else { kind };
         Self { pid, command: command(&words), kind, unit }
     }
 }
 
 impl Expected<'_> {
-    /// Whether this espocrm-websocket process, of this unit, is the daemon of another service.
-    fn is_another(&self, pid: u32, unit: Option<&str>) -> bool {
-        if !self.is_certain {
-            return false;
-        }
-        match (self.main_pid, unit) {
-            (Some(main_pid), _) => main_pid != pid,
-            (None, Some(unit)) => unit.starts_with("espocrm-websocket") && unit != self.unit,
-            (None, None) => false,
+    /// Whether this espocrm-websocket process is the daemon of another EspoCRM. `root`: the
+    /// EspoCRM that it serves according to its command line.
+    fn is_another(&self, pid: u32, unit: Option<&str>, root: Option<&Path>) -> bool {
+        let by_unit = match (self.unit, self.main_pid, unit) {
+            (Some(_), Some(main_pid), _) => return main_pid != pid,
+            (Some(own), None, Some(unit)) => unit.starts_with("espocrm-websocket") && unit != own,
+            _ => false,
+        };
+        by_unit || root.and_then(|root| is_same_file(root, self.root)) == Some(false)
+    }
+}
+
+/// The EspoCRM that a daemon serves according to its command line and its configuration file.
+fn root(pid: u32, words: &[&str]) -> Option<PathBuf> {
+    // The process may run in another directory, or in a container.
+    let path = |path: &Path| match path.strip_prefix("/") {
+        Ok(path) => Path::new(&format!("/proc/{pid}/root")).join(path),
+        Err(_) => Path::new(&format!("/proc/{pid}/cwd")).join(path),
+    };
+    let (mut dir, mut config) = (None, OsString::from(DEFAULT_FILE));
+    let mut parser = lexopt::Parser::from_args(words.iter().skip(1));
+    while let Ok(Some(argument)) = parser.next() {
+        match argument {
+            Long("espocrm") => dir = Some(parser.value().ok()?),
+            Long("config") => config = parser.value().ok()?,
+            Long(flag) => {
+                let setting = SETTINGS.iter().find(|setting| setting.flag == flag);
+                if flag == "user" || setting.is_some_and(|setting| !setting.value.is_empty()) {
+                    parser.value().ok()?;
+                }
+            }
+            Value(word) if word == "demo" => return None,
+            Value(word) if word == "." || word.to_string_lossy().contains('/') => dir = Some(word),
+            _ => {}
         }
     }
+    if let Some(dir) = dir {
+        return Some(path(dir.as_ref()));
+    }
+    let text = Overrides::text_of(&path(config.as_ref())).ok()?;
+    Some(path(&Overrides::from_toml(&text).ok()?.espocrm?))
 }
 
 /// The service in a process's control group.
@@ -282,12 +314,14 @@ fn unit(cgroup: &str) -> Option<&str> {
 
 /// Whether a process runs this program, whatever its name.
 fn is_same_program(pid: u32) -> bool {
-    let identity = |path: String| {
-        let file = fs::metadata(path).ok()?;
-        Some((file.dev(), file.ino()))
-    };
-    let own = identity("/proc/self/exe".to_owned());
-    own.is_some() && identity(format!("/proc/{pid}/exe")) == own
+    let exe = format!("/proc/{pid}/exe");
+    is_same_file("/proc/self/exe".as_ref(), exe.as_ref()) == Some(true)
+}
+
+/// Whether two paths lead to the same file, if both can be examined.
+fn is_same_file(one: &Path, other: &Path) -> Option<bool> {
+    let identity = |path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    Some(identity(one)? == identity(other)?)
 }
 
 fn kind(pid: u32, words: &[&str]) -> Kind {
@@ -314,6 +348,7 @@ fn command(words: &[&str]) -> String {
 mod tests {
     use super::super::report::State;
     use super::*;
+    use crate::admin::setup::image::Image;
 
     const TABLE: &str = "\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -394,7 +429,8 @@ mod tests {
         assert_eq!(unit(group), Some("espocrm-websocket@crm.service"));
         assert_eq!(unit("0::/user.slice/session-1.scope\n"), None);
         let name = "espocrm-websocket@crm.service";
-        let expected = |main_pid| Expected { unit: name, main_pid, is_certain: true };
+        let root = "/".as_ref();
+        let expected = |main_pid| Expected { root, unit: Some(name), main_pid };
         for (main_pid, unit, is_another) in [
             (Some(7), Some("espocrm-websocket@crm.service"), false),
             (Some(8), Some("espocrm-websocket@crm.service"), true),
@@ -404,10 +440,39 @@ mod tests {
             (None, Some("crm.service"), false),
             (None, None, false),
         ] {
-            assert_eq!(expected(main_pid).is_another(7, unit), is_another, "{main_pid:?} {unit:?}");
+            let judged = expected(main_pid).is_another(7, unit, None);
+            assert_eq!(judged, is_another, "{main_pid:?} {unit:?}");
         }
-        let guessed = Expected { is_certain: false, ..expected(Some(8)) };
-        assert!(!guessed.is_another(7, Some("espocrm-websocket.service")));
+        let guessed = Expected { unit: None, ..expected(Some(8)) };
+        assert!(!guessed.is_another(7, Some("espocrm-websocket.service"), None));
+        // By the EspoCRM that the command line names.
+        assert!(guessed.is_another(7, None, Some("/proc".as_ref())));
+        assert!(!guessed.is_another(7, None, Some(root)));
+        assert!(!guessed.is_another(7, None, Some("/nonexistent".as_ref())));
+        assert!(!expected(Some(7)).is_another(7, None, Some("/proc".as_ref())));
         assert!(is_same_program(std::process::id()) && !is_same_program(u32::MAX));
+    }
+
+    #[test]
+    fn a_daemon_serves_the_espocrm_that_its_command_line_or_configuration_names() {
+        let image = Image::new();
+        image.put("/a.toml", "espocrm = '/srv/a'\n");
+        let pid = std::process::id();
+        let config = image.at("/a.toml").display().to_string();
+        let missing = image.at("/b.toml").display().to_string();
+        for (words, expected) in [
+            (&["--espocrm", "/srv/b"][..], Some("root/srv/b")),
+            (&["run", "--espocrm=/srv/b", "--config", &config], Some("root/srv/b")),
+            (&["run", "--listen", "1.2.3.4", "/srv/b"], Some("root/srv/b")),
+            (&["--control", "/run/x", "--debug", "./b"], Some("cwd/./b")),
+            (&["run", "--config", &config], Some("root/srv/a")),
+            (&["run", "--config", &missing], None),
+            (&["demo", "--listen", "127.0.0.1"], None),
+            (&["run", "--espocrm"], None),
+        ] {
+            let found = root(pid, &[&["espocrm-websocket"], words].concat());
+            let expected = expected.map(|it| format!("/proc/{pid}/{it}").into());
+            assert_eq!(found, expected, "{words:?}");
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Whether the proxy logs access tokens, which are part of the URL's query.
 
+use super::nginx::Nginx;
 use super::proxy::{DOCUMENTS, Proxy};
 use super::public_url::Daemon;
 use super::report::Finding;
-use crate::admin::doctor::proxy_timeout::{Block, forwarding, nginx_blocks};
 use crate::admin::doctor::public_address::PublicAddress;
 use crate::admin::setup::Files;
 
@@ -23,12 +23,12 @@ pub(super) fn examine(
     if reached.is_some_and(|(address, _)| address.is_direct(daemon.port, daemon.tls)) {
         return Finding::ok(STEP, "Browsers connect without a proxy that could log access tokens");
     }
-    let blocks = nginx_blocks(files, daemon.port);
-    let forwarding = forwarding(&blocks, daemon.port);
+    let nginx = Nginx::read(files);
+    let forwarding = nginx.forwarding(daemon.port);
     if forwarding.is_empty() {
         return unknown("no nginx configuration forwards to the daemon");
     }
-    let log = forwarding.into_iter().find_map(|block| log_with_tokens(&blocks, block));
+    let log = forwarding.into_iter().find_map(|block| log_with_tokens(&nginx, block));
     judge(log.as_deref())
 }
 
@@ -49,36 +49,31 @@ fn judge(log: Option<&str>) -> Finding {
 }
 
 /// The log that receives the tokens of requests that this block forwards.
-fn log_with_tokens(blocks: &[Block], block: &Block) -> Option<String> {
-    let mut current = block;
-    // Each parent precedes its children.
-    while current.access_logs.is_empty() {
-        match blocks.get(current.parent) {
-            Some(parent) if !std::ptr::eq(parent, current) => current = parent,
-            _ => return Some("access.log (the default)".to_owned()),
-        }
+fn log_with_tokens(nginx: &Nginx<'_>, block: usize) -> Option<String> {
+    let logs = nginx.applying(block, "access_log");
+    if logs.is_empty() {
+        return Some("access.log (the default)".to_owned());
     }
-    let logs = || current.access_logs.iter();
-    if logs().any(|log| log.first().is_some_and(|path| path == "off")) {
+    if logs.iter().any(|log| log.first().is_some_and(|path| path == "off")) {
         return None;
     }
-    let with_tokens = logs().find(|log| {
+    let with_tokens = logs.iter().find(|log| {
         // A condition may exclude these requests.
         let is_conditional = log.iter().any(|word| word.starts_with("if="));
         let format = log.get(1).filter(|word| !word.contains('='));
-        !is_conditional && has_query(blocks, format.map_or("combined", |name| name))
+        let formats = nginx.applying(block, "log_format");
+        !is_conditional && has_query(&formats, format.map_or("combined", |name| name))
     });
     with_tokens.and_then(|log| log.first().cloned())
 }
 
 /// Whether a line in this format contains the query.
-fn has_query(blocks: &[Block], format: &str) -> bool {
-    if format == "combined" {
-        return true;
-    }
-    let formats = blocks.iter().flat_map(|block| &block.log_formats);
-    let mut named = formats.filter(|words| words.first().is_some_and(|name| name == format));
-    named.any(|words| words.iter().skip(1).any(|text| names_query(text)))
+fn has_query(formats: &[&[String]], format: &str) -> bool {
+    format == "combined"
+        || formats.iter().any(|words| match words {
+            [name, texts @ ..] if name == format => texts.iter().any(|text| names_query(text)),
+            _ => false,
+        })
 }
 
 fn names_query(text: &str) -> bool {
@@ -93,6 +88,7 @@ fn names_query(text: &str) -> bool {
 mod tests {
     use super::super::report::State;
     use super::*;
+    use crate::admin::setup::image::Image;
 
     #[test]
     fn variables_that_contain_the_query_are_recognized() {
@@ -110,14 +106,24 @@ mod tests {
 
     #[test]
     fn the_innermost_access_log_applies() {
-        let log = |words: &str| words.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let judged = |http: &[&str], location: &[&str]| {
-            let logs = |logs: &[&str]| logs.iter().map(|words| log(words)).collect();
-            let formats = vec![log("short $remote_addr $uri"), log("long escape=json $request")];
-            let outer = Block { access_logs: logs(http), log_formats: formats, ..Block::default() };
-            let inner = Block { access_logs: logs(location), ..Block::default() };
-            let blocks = [outer, inner];
-            log_with_tokens(&blocks, &blocks[1])
+            let logs = |logs: &[&str]| {
+                logs.iter().map(|log| ["access_log ", log, ";\n"].concat()).collect::<String>()
+            };
+            let image = Image::new();
+            image.put(
+                "/etc/nginx/nginx.conf",
+                &format!(
+                    "http {{ log_format short $remote_addr $uri;\n\
+                     log_format long escape=json '$request';\n{}\
+                     server {{ location /wss {{ proxy_pass http://a:8080; {} }} }} }}",
+                    logs(http),
+                    logs(location)
+                ),
+            );
+            let files = Files::below(&image.at("/"));
+            let nginx = Nginx::read(&files);
+            log_with_tokens(&nginx, nginx.forwarding(8080)[0])
         };
         for (http, location, expected) in [
             (&[][..], &[][..], true),

@@ -2,10 +2,6 @@
 
 use std::fmt;
 
-use base64ct::{Base64, Encoding};
-use serde_json::{Value, json};
-
-use crate::admin::health;
 use crate::engine::printable::Printable;
 
 /// The address at which a browser opens its WebSocket.
@@ -23,40 +19,21 @@ impl PublicAddress {
     /// # Errors
     /// If a setting is invalid.
     pub(super) fn of(site: &str, url: Option<&str>) -> Result<Self, String> {
-        if let Some(url) = url {
-            let lower = url.to_ascii_lowercase();
-            let (tls, rest) = match (lower.strip_prefix("wss://"), lower.strip_prefix("ws://")) {
-                (Some(_), _) => (true, url.get(6..)),
-                (None, Some(_)) => (false, url.get(5..)),
-                _ => {
-                    return Err(format!(
-                        "EspoCRM's webSocketUrl is {}, but must begin with wss:// or ws://",
-                        Printable(url)
-                    ));
-                }
-            };
-            let default = if tls { 443 } else { 80 };
-            return Self::parse(tls, rest.unwrap_or_default(), default).ok_or_else(|| {
-                format!(
-                    "EspoCRM's webSocketUrl is {}, which is not a valid address",
-                    Printable(url)
-                )
-            });
-        }
-        let (tls, rest) = match site.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
-            _ => {
-                return Err(format!(
-                    "EspoCRM's siteUrl is \"{}\", which is not a valid address",
-                    Printable(site)
-                ));
-            }
+        let (value, text, secure, plain) = match url {
+            Some(url) => (format!("webSocketUrl is {}", Printable(url)), url, "wss", "ws"),
+            None => (format!("siteUrl is \"{}\"", Printable(site)), site, "https", "http"),
         };
-        let address = Self::parse(tls, rest, if tls { 443 } else { 80 });
-        let address = address.ok_or_else(|| {
-            format!("EspoCRM's siteUrl is \"{}\", which is not a valid address", Printable(site))
-        })?;
+        let invalid = || format!("EspoCRM's {value}, which is not a valid address");
+        let (tls, rest) = match text.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(secure) => (true, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(plain) => (false, rest),
+            _ if url.is_none() => return Err(invalid()),
+            _ => return Err(format!("EspoCRM's {value}, but must begin with wss:// or ws://")),
+        };
+        let address = Self::parse(tls, rest, if tls { 443 } else { 80 }).ok_or_else(invalid)?;
+        if url.is_some() {
+            return Ok(address);
+        }
         let (port, path) = if tls { (443, "/wss") } else { (8080, "/") };
         Ok(Self { port, path: path.to_owned(), ..address })
     }
@@ -103,26 +80,6 @@ impl PublicAddress {
         } else {
             format!("{}:{}", self.host, self.port)
         }
-    }
-
-    pub(super) fn task(&self, origin: &str) -> Value {
-        let (path, host, key) = (&self.path, self.host_header(), health::KEY);
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nPragma: no-cache\r\n\
-             Cache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (espocrm-websocket doctor)\r\n\
-             Upgrade: websocket\r\nOrigin: {origin}\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: wamp\r\n\r\n"
-        );
-        self.send(&request)
-    }
-
-    /// The script's task that sends this request to the address.
-    pub(super) fn send(&self, request: &str) -> Value {
-        let request = Base64::encode_string(request.as_bytes());
-        json!({
-            "task": "connect", "host": self.host, "port": self.port, "tls": self.tls,
-            "request": request,
-        })
     }
 }
 

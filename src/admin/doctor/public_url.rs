@@ -1,20 +1,18 @@
 //! The address that browsers connect to, and the response there.
 
 use std::fmt::Write;
-
-use base64ct::{Base64, Encoding};
-use serde_json::Value;
+use std::time::Duration;
 
 use super::Stop;
 use super::pages;
-use super::php;
 use super::proxy::Proxy;
 use super::report::{Finding, Report, State, span};
 use crate::admin::doctor::context::Context;
 use crate::admin::doctor::public_address::PublicAddress;
-use crate::admin::health;
 use crate::admin::setup::Files;
-use crate::engine::printable::printable;
+use crate::admin::ws_probe::{
+    Attempt, Certificate, Outcome, Phase, PhpClient, Response, Tls, upgrade,
+};
 use crate::engine::protocol::origin::Origin;
 
 /// The daemon behind the proxy.
@@ -34,7 +32,10 @@ const STEP: &str = "public-url";
 const ADDRESS: &str = "address";
 
 /// The daemon closes a WebSocket without a token with this code (RFC 6455, section 7.4.1).
-const POLICY: [u8; 2] = [3, 240];
+const POLICY: Outcome = Outcome::Closed(Some(1008));
+
+/// For each phase of a connection.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Examines the address and connects to it. Returns the address and its proxy if it is reachable.
 pub(super) fn examine(
@@ -58,18 +59,46 @@ pub(super) fn examine(
         return None;
     }
     let origin = Origin::of(&site).map(|origin| origin.to_string()).unwrap_or_default();
-    match php::run_task(&context.espocrm, &address.task(&origin), stop) {
-        Ok(answer) => {
-            let attempt = Attempt::of(&answer);
-            let proxy = Proxy::find(attempt.server().as_deref(), files);
+    match connect(context, &address, &upgrade(&address.path, &address.host_header(), &origin), stop)
+    {
+        Ok(attempt) => {
+            let proxy = Proxy::find(server(&attempt.response).as_deref(), files);
             report.add(attempt.judge(&address, daemon, &proxy.snippet(&address, daemon)));
-            (attempt.phase != "connect").then_some((address, proxy))
+            (attempt.phase != Phase::Connect).then_some((address, proxy))
         }
         Err(error) => {
             report.add(Finding::unknown(STEP, format!("{address} could not be tested: {error}")));
             None
         }
     }
+}
+
+/// Sends a request to the address. If its certificate is invalid, the response is that of a second
+/// connection without verification. If it cannot be reached, it is sent to this machine instead.
+fn connect(
+    context: &Context,
+    address: &PublicAddress,
+    request: &str,
+    stop: Stop<'_>,
+) -> Result<Attempt, String> {
+    let client = PhpClient {
+        host: &address.host,
+        tls: if address.tls { Tls::Verified } else { Tls::Off },
+        proxy_header: "",
+        request,
+        timeout: TIMEOUT,
+    };
+    let at = |host: &str| format!("{host}:{}", address.port);
+    let mut attempt = client.send(&at(client.host), &context.espocrm, stop)?;
+    let (client, host) = match attempt.phase {
+        Phase::Connect => (client, "127.0.0.1"),
+        Phase::Tls => (PhpClient { tls: Tls::Unverified, ..client }, client.host),
+        Phase::Response => return Ok(attempt),
+    };
+    let second = client.send(&at(host), &context.espocrm, stop)?;
+    attempt.response = second.response;
+    attempt.certificate = second.certificate.filter(|_| attempt.phase == Phase::Tls);
+    Ok(attempt)
 }
 
 /// EspoCRM's siteUrl is http, but the web server redirects to https: its pages may then not connect
@@ -80,10 +109,9 @@ fn redirected(site: &str, context: &Context, stop: Stop<'_>) -> Option<Finding> 
         PublicAddress::parse(false, rest, 80).filter(|_| scheme.eq_ignore_ascii_case("http"))?;
     let (path, host) = (&address.path, address.host_header());
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    let attempt =
-        Attempt::of(&php::run_task(&context.espocrm, &address.send(&request), stop).ok()?);
-    let to = attempt.header("Location").filter(|it| it.starts_with("https://"))?;
-    matches!(attempt.status()?, 301..=308).then(|| {
+    let response = connect(context, &address, &request, stop).ok()?.response;
+    let to = response.header("Location").filter(|it| it.starts_with("https://"))?;
+    matches!(response.outcome(), Outcome::Http(301..=308)).then(|| {
         Finding::failure(
             ADDRESS,
             format!("EspoCRM's siteUrl is {site}, but the web server redirects to {to}"),
@@ -161,85 +189,20 @@ fn address(site: &str, url: Option<&str>, daemon: &Daemon<'_>) -> (Option<Public
     (Some(address), finding)
 }
 
-/// The result of a test connection.
-#[derive(Debug, Default)]
-struct Attempt {
-    /// The last phase: connect, tls or answer.
-    phase: String,
-    error: String,
-    answer: Vec<u8>,
-    certificate: Option<Certificate>,
-    now: i64,
-}
-
-#[derive(Debug, Default)]
-struct Certificate {
-    names: String,
-    issuer: String,
-    from: i64,
-    until: i64,
-    self_signed: bool,
-    /// Certificates in the chain that the server sent.
-    length: i64,
+fn server(response: &Response) -> Option<String> {
+    response.header("Server").or_else(|| response.header("Via"))
 }
 
 impl Attempt {
-    fn of(answer: &Value) -> Self {
-        let text = |value: &Value, name: &str| {
-            value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
-        };
-        let number =
-            |value: &Value, name: &str| value.get(name).and_then(Value::as_i64).unwrap_or_default();
-        let certificate = answer.get("certificate").filter(|it| it.is_object());
-        Self {
-            phase: text(answer, "phase"),
-            error: text(answer, "error"),
-            answer: Base64::decode_vec(&text(answer, "answer")).unwrap_or_default(),
-            certificate: certificate.map(|it| Certificate {
-                names: text(it, "names"),
-                issuer: text(it, "issuer"),
-                from: number(it, "from"),
-                until: number(it, "until"),
-                self_signed: it.get("self_signed") == Some(&Value::Bool(true)),
-                length: number(it, "length"),
-            }),
-            now: number(answer, "now"),
-        }
-    }
-
-    fn header(&self, name: &str) -> Option<String> {
-        let text = String::from_utf8_lossy(&self.answer);
-        let (head, _) = text.split_once("\r\n\r\n")?;
-        head.lines().skip(1).find_map(|line| {
-            let (other, value) = line.split_once(':')?;
-            other.eq_ignore_ascii_case(name).then(|| value.trim().chars().take(200).collect())
-        })
-    }
-
-    fn server(&self) -> Option<String> {
-        self.header("Server").or_else(|| self.header("Via"))
-    }
-
-    fn status(&self) -> Option<u16> {
-        let digits = self.answer.strip_prefix(b"HTTP/1.")?.get(2..5)?;
-        std::str::from_utf8(digits).ok()?.parse().ok()
-    }
-
-    fn is_daemon(&self) -> bool {
-        let end = self.answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-        let code = end.and_then(|end| self.answer.get(end + 6..end + 8));
-        health::is_closed(&self.answer) && code == Some(&POLICY)
-    }
-
     fn judge(&self, address: &PublicAddress, daemon: &Daemon<'_>, snippet: &str) -> Finding {
-        match &*self.phase {
-            "connect" => self.unreached(address, daemon),
-            "tls" => {
+        match self.phase {
+            Phase::Connect => self.unreached(address, daemon),
+            Phase::Tls => {
                 let finding = self.distrusted(address);
-                if self.answer.is_empty() {
+                if self.response.0.is_empty() {
                     return finding;
                 }
-                // The script connected again without verification.
+                // That of the connection without verification.
                 let second = self.answered(address, daemon, snippet);
                 if second.state != State::Failure {
                     return finding;
@@ -252,14 +215,13 @@ impl Attempt {
                     [&*finding.fix, "\n", &*second.fix].concat(),
                 )
             }
-            "answer" => self.answered(address, daemon, snippet),
-            _ => Finding::unknown(STEP, format!("{address} could not be tested: {}", self.error)),
+            Phase::Response => self.answered(address, daemon, snippet),
         }
     }
 
     fn unreached(&self, address: &PublicAddress, daemon: &Daemon<'_>) -> Finding {
         let found = format!("{address} cannot be reached: {}", self.error);
-        if self.is_daemon() {
+        if self.response.outcome() == POLICY {
             return Finding::warning(
                 STEP,
                 found,
@@ -292,59 +254,47 @@ impl Attempt {
     }
 
     fn distrusted(&self, address: &PublicAddress) -> Finding {
-        let host = &address.host;
-        let found = |what: &str| format!("{address}: {what}");
-        let error = &self.error;
+        let (host, error) = (&address.host, &self.error);
+        let failure =
+            |what: &str, fix: String| Finding::failure(STEP, format!("{address}: {what}"), fix);
         let Some(certificate) = &self.certificate else {
             let plain = error.contains("wrong version") || error.contains("packet length");
             let what =
                 if plain { "the server does not use TLS" } else { "the TLS handshake failed" };
-            return Finding::failure(
-                STEP,
-                found(what),
-                format!("{error}\nConfigure TLS for port {} in the web server.", address.port),
+            let port = address.port;
+            return failure(
+                what,
+                format!("{error}\nConfigure TLS for port {port} in the web server."),
             );
         };
         let Certificate { names, issuer, from, until, self_signed, length } = certificate;
         // PHP compares the name only after all other checks have passed.
         if error.contains("did not match") {
-            return Finding::failure(
-                STEP,
-                found("the certificate is for another name"),
-                format!(
-                    "It is for {names}, not for {host}. Request a certificate that includes {host} \
-                     (certbot --expand), or set siteUrl to a name in the certificate."
-                ),
+            let fix = format!(
+                "It is for {names}, not for {host}. Request a certificate that includes {host} \
+                 (certbot --expand), or set siteUrl to a name in the certificate."
             );
+            return failure("the certificate is for another name", fix);
         }
         if *until < self.now {
             let ago = span(self.now - until, 86_400, "day");
-            return Finding::failure(
-                STEP,
-                found("the certificate has expired"),
-                format!(
-                    "It expired {ago} ago. Renew it and reload the web server: certbot renew\n\
-                     Then find out why it was not renewed automatically: systemctl list-timers"
-                ),
+            let fix = format!(
+                "It expired {ago} ago. Renew it and reload the web server: certbot renew\n\
+                 Then find out why it was not renewed automatically: systemctl list-timers"
             );
+            return failure("the certificate has expired", fix);
         }
         if *from > self.now {
-            return Finding::failure(
-                STEP,
-                found("the certificate is not valid yet"),
-                "Check the clock of this machine: timedatectl",
-            );
+            let fix = "Check the clock of this machine: timedatectl".to_owned();
+            return failure("the certificate is not valid yet", fix);
         }
         if *self_signed {
-            return Finding::failure(
-                STEP,
-                found("self-signed certificate"),
-                format!(
-                    "Browsers reject a WebSocket with such a certificate without asking the user. \
-                     Get a certificate for {host} (certbot), or make browsers and this machine \
-                     trust this one."
-                ),
+            let fix = format!(
+                "Browsers reject a WebSocket with such a certificate without asking the user. Get \
+                 a certificate for {host} (certbot), or make browsers and this machine trust this \
+                 one."
             );
+            return failure("self-signed certificate", fix);
         }
         let chain = if *length <= 1 {
             format!(
@@ -355,52 +305,54 @@ impl Attempt {
         } else {
             format!("This machine does not know the issuer, {issuer}.")
         };
-        Finding::failure(
-            STEP,
-            found("the certificate is not trusted"),
-            format!(
-                "{chain}\nIf the issuer is your own authority and browsers trust it, make this \
-                 machine trust it too: update-ca-certificates\n{error}"
-            ),
-        )
+        let fix = format!(
+            "{chain}\nIf the issuer is your own authority and browsers trust it, make this machine \
+             trust it too: update-ca-certificates\n{error}"
+        );
+        failure("the certificate is not trusted", fix)
+    }
+
+    fn daemon_answered(&self, address: &PublicAddress, server: Option<String>) -> Finding {
+        let mut found = format!("{address} answers correctly");
+        if let Some(server) = server {
+            let _ = write!(found, ", through {server}");
+        }
+        if let Some(certificate) = &self.certificate {
+            let left = certificate.until - self.now;
+            let (days, hours) = (left / 86_400, span(left, 3_600, "hour"));
+            if days < 7 {
+                return Finding::warning(
+                    STEP,
+                    found + ", with a certificate that expires soon",
+                    format!("It expires in {hours}. Renew it: certbot renew"),
+                );
+            }
+            let _ = write!(found, ", with a certificate valid for {days} more days");
+        }
+        Finding::ok(STEP, found)
     }
 
     fn answered(&self, address: &PublicAddress, daemon: &Daemon<'_>, snippet: &str) -> Finding {
-        let server = self.server();
+        let server = server(&self.response);
         let name = server.as_deref().unwrap_or("a server without a name");
         let found = |it: &str| format!("{address}: {name} {it}");
         let failure = |found: String, fix: String| Finding::failure(STEP, found, fix);
-        let Some(status) = self.status() else {
-            let begin = String::from_utf8_lossy(&self.answer);
-            let line = printable(begin.lines().next().unwrap_or_default());
-            let response = if line.is_empty() {
-                "does not answer".to_owned()
-            } else {
-                format!("answers {line:.100}, which is not HTTP")
-            };
-            return failure(found(&response), "See the log of the web server.".to_owned());
-        };
         let (location, target) = (address.location(), daemon.address);
-        match status {
-            101 if self.is_daemon() => {
-                let mut found = format!("{address} answers correctly");
-                if let Some(server) = server {
-                    let _ = write!(found, ", through {server}");
-                }
-                if let Some(certificate) = &self.certificate {
-                    let left = certificate.until - self.now;
-                    let (days, hours) = (left / 86_400, span(left, 3_600, "hour"));
-                    if days < 7 {
-                        return Finding::warning(
-                            STEP,
-                            found + ", with a certificate that expires soon",
-                            format!("It expires in {hours}. Renew it: certbot renew"),
-                        );
-                    }
-                    let _ = write!(found, ", with a certificate valid for {days} more days");
-                }
-                Finding::ok(STEP, found)
+        let status = match self.response.outcome() {
+            POLICY => return self.daemon_answered(address, server),
+            Outcome::Open | Outcome::Closed(_) => 101,
+            Outcome::Http(status) => status,
+            Outcome::NotHttp => {
+                let line = self.response.first_line();
+                let response = if line.is_empty() {
+                    "does not answer".to_owned()
+                } else {
+                    format!("answers {line:.100}, which is not HTTP")
+                };
+                return failure(found(&response), "See the log of the web server.".to_owned());
             }
+        };
+        match status {
             101 => failure(
                 found("opens a WebSocket, but not one of espocrm-websocket"),
                 format!(
@@ -411,7 +363,7 @@ impl Attempt {
             301 | 302 | 303 | 307 | 308 => failure(
                 found(&format!(
                     "redirects to {}",
-                    self.header("Location").unwrap_or_else(|| "elsewhere".to_owned())
+                    self.response.header("Location").unwrap_or_else(|| "elsewhere".to_owned())
                 )),
                 format!(
                     "A browser does not follow redirects for a WebSocket. Set EspoCRM's siteUrl \
@@ -460,6 +412,7 @@ impl Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::ws_probe::ACCEPT;
 
     const DAEMON: Daemon<'_> =
         Daemon { serves: true, address: "127.0.0.1:8080", port: 8080, tls: false, origins: &[] };
@@ -496,14 +449,14 @@ mod tests {
 
     fn answer(head: &str, frame: &[u8]) -> Attempt {
         let answer = [head.as_bytes(), b"\r\nServer: nginx/1.22\r\n\r\n", frame].concat();
-        Attempt { phase: "answer".to_owned(), answer, ..Attempt::default() }
+        Attempt { phase: Phase::Response, response: Response(answer), ..Attempt::default() }
     }
 
     /// A Close frame as the daemon sends it.
     const CLOSE: &[u8] = b"\x88\x06\x03\xf0text";
 
     fn switched() -> String {
-        let accept = health::ACCEPT;
+        let accept = ACCEPT;
         format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}")
     }
 
@@ -544,7 +497,7 @@ mod tests {
             assert!(finding.found.contains(found), "{}", finding.found);
             assert!(finding.fix.contains(fix), "{}", finding.fix);
         }
-        let nothing = Attempt { phase: "answer".to_owned(), ..Attempt::default() };
+        let nothing = Attempt { phase: Phase::Response, ..Attempt::default() };
         assert!(judged(&nothing, &DAEMON).found.contains("does not answer"));
     }
 
@@ -560,7 +513,7 @@ mod tests {
             ("verify failed", good(), "not trusted"),
         ] {
             let attempt = Attempt {
-                phase: "tls".to_owned(),
+                phase: Phase::Tls,
                 error: error.to_owned(),
                 certificate: Some(certificate),
                 now: 100,
@@ -571,8 +524,8 @@ mod tests {
             assert!(finding.found.contains(expected), "{}", finding.found);
         }
         let tls = |error: &str| {
-            let (phase, error) = ("tls".to_owned(), error.to_owned());
-            judged(&Attempt { phase, error, ..Attempt::default() }, &DAEMON).found
+            let error = error.to_owned();
+            judged(&Attempt { phase: Phase::Tls, error, ..Attempt::default() }, &DAEMON).found
         };
         assert!(tls("SSL routines::wrong version number").contains("does not use TLS"));
         assert!(tls("handshake failure").contains("handshake failed"));
@@ -581,9 +534,8 @@ mod tests {
     #[test]
     fn an_unreachable_address_is_explained() {
         let unreached = |error: &str, answer: Vec<u8>| Attempt {
-            phase: "connect".to_owned(),
             error: error.to_owned(),
-            answer,
+            response: Response(answer),
             ..Attempt::default()
         };
         let refused = unreached("Connection refused", Vec::new());
@@ -593,6 +545,5 @@ mod tests {
         let answer = [switched().as_bytes(), b"\r\n\r\n", CLOSE].concat();
         let hairpin = unreached("Connection timed out", answer);
         assert_eq!(judged(&hairpin, &DAEMON).state, State::Warning);
-        assert_eq!(judged(&Attempt::default(), &DAEMON).state, State::Unknown);
     }
 }

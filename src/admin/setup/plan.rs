@@ -348,9 +348,9 @@ fn commands(found: &[Found], service: &Service, mut taken: Vec<String>) -> Strin
 
 /// A `--name` option for the service of the EspoCRM in this directory, with an unused name.
 fn name_for(dir: &Path, taken: &[String]) -> String {
-    let usual = "html public_html htdocs httpdocs www public config var srv opt";
+    let common = "html public_html htdocs httpdocs www public config var srv opt";
     let mut names = dir.iter().rev().filter_map(|name| name.to_str());
-    let name = names.find(|name| !usual.split(' ').any(|it| it == *name)).unwrap_or_default();
+    let name = names.find(|name| !common.split(' ').any(|it| it == *name)).unwrap_or_default();
     let name: String =
         name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
     let name = name.trim_start_matches(['-', '_', '.']);

@@ -43,7 +43,7 @@ pub(crate) const SITES: [&str; 8] = [
 ];
 
 /// Common directories of web applications.
-const USUAL: [&str; 12] = [
+const COMMON: [&str; 12] = [
     "/var/www/html",
     "/var/www/*",
     "/var/www/html/*",
@@ -75,7 +75,7 @@ pub(crate) fn espocrms(files: &Files) -> Vec<Found> {
             dirs.extend(parent);
         }
     }
-    dirs.extend(USUAL.iter().flat_map(|pattern| files.find(pattern)));
+    dirs.extend(COMMON.iter().flat_map(|pattern| files.find(pattern)));
     let mut found: Vec<Found> = Vec::new();
     for dir in dirs.into_iter().take(MAX_DIRS) {
         if let Ok(real) = files.resolve(&dir)

@@ -128,9 +128,9 @@ mod tests {
 
     #[test]
     fn a_named_service_has_its_own_files() {
-        let usual = Service::default();
-        assert_eq!(usual.unit(), "espocrm-websocket.service");
-        assert_eq!(usual.config().to_str(), Some("/etc/espocrm-websocket/config.toml"));
+        let default = Service::default();
+        assert_eq!(default.unit(), "espocrm-websocket.service");
+        assert_eq!(default.config().to_str(), Some("/etc/espocrm-websocket/config.toml"));
         let sales = Service::new(Some("sales.eu".to_owned())).unwrap();
         assert_eq!(sales.unit(), "espocrm-websocket@sales.eu.service");
         assert_eq!(sales.template(), "espocrm-websocket@.service");

@@ -39,11 +39,9 @@ impl Systemctl {
     /// # Errors
     /// If it fails, with its output.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
-        let (succeeded, text) = self.output(arguments);
-        if succeeded {
-            return Ok(text);
-        }
-        Err(Exit::error_lines(format!("systemctl {} failed: {text}", arguments.join(" "))))
+        output(&self.systemctl, arguments).map_err(|text| {
+            Exit::error_lines(format!("systemctl {} failed: {text}", arguments.join(" ")))
+        })
     }
 
     /// Whether a unit runs.
@@ -57,7 +55,7 @@ impl Systemctl {
     }
 
     fn state(&self, unit: &str) -> String {
-        self.output(&["is-active", unit]).1
+        self.either(&["is-active", unit])
     }
 
     /// Enables and starts a unit.
@@ -67,7 +65,7 @@ impl Systemctl {
     pub(crate) fn bring_up(&self, unit: &str) -> Result<()> {
         self.run(&["enable", unit])?;
         // systemd does not start a unit that has failed too often.
-        self.output(&["reset-failed", unit]);
+        self.either(&["reset-failed", unit]);
         self.start(unit)
     }
 
@@ -86,32 +84,30 @@ impl Systemctl {
     /// The last lines that a unit logged, each preceded by a line break.
     fn last_log_lines(&self, unit: &str) -> String {
         // An earlier process of this unit has another id.
-        let (_, id) = self.output(&["show", "--value", "--property=InvocationID", unit]);
+        let id = self.either(&["show", "--value", "--property=InvocationID", unit]);
         let of_this_start = format!("_SYSTEMD_INVOCATION_ID={id}");
         let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=5", &of_this_start];
         // The journal may not yet contain the lines of a process that has just ended.
-        output(&self.journalctl, &["--sync"]);
-        let (_, log) = output(&self.journalctl, &arguments);
+        let _ = output(&self.journalctl, &["--sync"]);
+        let log = output(&self.journalctl, &arguments).unwrap_or_else(|error| error);
         log.lines().flat_map(|line| ["\n  ", line]).collect()
     }
 
-    fn output(&self, arguments: &[&str]) -> (bool, String) {
-        output(&self.systemctl, arguments)
+    /// The output of `systemctl`, whether it succeeds or fails.
+    fn either(&self, arguments: &[&str]) -> String {
+        output(&self.systemctl, arguments).unwrap_or_else(|error| error)
     }
 }
 
-/// Runs a command. Returns whether it succeeded, and its standard output, or else its error output.
-fn output(command: &[OsString], arguments: &[&str]) -> (bool, String) {
+/// Runs a command. Returns its standard output, or its error output if there is none.
+fn output(command: &[OsString], arguments: &[&str]) -> std::result::Result<String, String> {
     let mut words = command.iter();
     let mut command = Command::new(words.next().cloned().unwrap_or_default());
     command.args(words).args(arguments).stdin(Stdio::null());
-    match command.output() {
-        Ok(output) => {
-            let stdout = String::from_utf8_lossy(&output.stdout);
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let text = if stdout.trim().is_empty() { stderr } else { stdout };
-            (output.status.success(), text.trim().to_owned())
-        }
-        Err(error) => (false, error.to_string()),
-    }
+    let output = command.output().map_err(|error| error.to_string())?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let text = if stdout.trim().is_empty() { stderr } else { stdout };
+    let text = text.trim().to_owned();
+    if output.status.success() { Ok(text) } else { Err(text) }
 }

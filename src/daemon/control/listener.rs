@@ -47,7 +47,7 @@ impl Socket {
         let path = match at {
             ControlAt::Off => return Ok(None),
             ControlAt::Path(path) => path.clone(),
-            ControlAt::Usual => default_dir()?.join(NAME),
+            ControlAt::Default => default_dir()?.join(NAME),
         };
         match Self::bind(&path) {
             Ok(socket) => Ok(Some(socket)),

@@ -118,6 +118,24 @@ fn a_running_original_daemon_is_reported() {
 }
 
 #[test]
+fn a_manually_started_daemon_of_another_espocrm_is_reported() {
+    let site = Site::without_proxy();
+    let another = crate::support::Standin::new();
+    site.put("/another.toml", &format!("espocrm = '{}'", another.path().display()));
+    let config = site.at("/another.toml");
+    for (option, path) in [("--espocrm", another.path()), ("--config", &config)] {
+        let mut other = command();
+        other.arg("run").arg(option).arg(path).arg("--control").arg(site.at("/another.sock"));
+        other.args(["--listen", &site.port.address().to_string()]);
+        let other = Daemon::spawn(other);
+        let diagnosis = site.examine();
+        let process = format!("process {}", other.pid());
+        diagnosis.first_failure("port", &["held by the daemon of another EspoCRM", &process]);
+        diagnosis.failure("daemon", &["serves another EspoCRM"]);
+    }
+}
+
+#[test]
 fn mismatched_message_endpoints_are_reported() {
     let mut site = Site::healthy();
     let port = site.zeromq.address().port();
