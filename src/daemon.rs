@@ -14,4 +14,5 @@ pub(crate) mod script;
 pub(crate) mod stream;
 pub(crate) mod systemd;
 pub(crate) mod tls;
+pub(crate) mod token;
 pub(crate) mod zmq;

@@ -30,10 +30,11 @@ use log::info;
 use mio::event::Event;
 use mio::{Events, Poll, Token};
 
-use super::control::{Control, TOKENS as CONTROL_TOKENS};
+use super::control::Control;
 use super::demo::Demo;
 use super::listener::Listener;
 use super::systemd::Systemd;
+use super::token::EventSource;
 use crate::daemon::connection::Connection;
 use crate::daemon::connections::Connections;
 use crate::daemon::zmq::ZmqReceiver;
@@ -136,17 +137,6 @@ struct Ready {
     ended: bool,
 }
 
-const LISTENER: Token = Token(0);
-const ZMQ: Token = Token(1);
-const SIGNALS: Token = Token(2);
-/// ZeroMQ senders connect, disconnect or send.
-const SENDERS: Token = Token(3);
-/// Two tokens for each child process; the range exceeds their maximum number.
-const FIRST_CHILD: usize = 64;
-/// Two tokens for each worker.
-const FIRST_WORKER: usize = 1 << 20;
-const FIRST_CONN: usize = 1 << 24;
-
 /// Events per poll; 12 B each.
 const EVENTS: usize = 1_024;
 
@@ -169,7 +159,7 @@ impl Server {
             |error: io::Error| Exit::error(format!("The event loop cannot run: {error}."));
         let poll = Poll::new().map_err(problem)?;
         let registry = poll.registry();
-        signals.register(registry, SIGNALS).map_err(problem)?;
+        signals.register(registry, EventSource::Signals.token()).map_err(problem)?;
         let acceptor = backend.acceptor(&settings)?;
         if let Some(acceptor) = &acceptor {
             acceptor.log_validity(None);
@@ -181,9 +171,9 @@ impl Server {
             settings.listens_at(listener.address());
             listener
         };
-        listener.register(registry, LISTENER).map_err(problem)?;
+        listener.register(registry, EventSource::Listener.token()).map_err(problem)?;
         let mut zmq = ZmqReceiver::bind(&settings.zeromq.value)?;
-        zmq.register(registry, ZMQ, SENDERS).map_err(problem)?;
+        zmq.register(registry).map_err(problem)?;
         if let Backend::Demo(demo) = &mut backend {
             demo.connect(&zmq)?;
         }
@@ -222,9 +212,9 @@ impl Server {
             hub: Hub::new(settings.categories.clone()),
             check_queue: CheckQueue::new(settings.max_checks.value),
             backend,
-            children: Children::new(FIRST_CHILD),
+            children: Children::new(EventSource::Child(0).token().0),
             pool: Pool::new(settings.workers()),
-            workers: Workers::new(FIRST_WORKER),
+            workers: Workers::new(EventSource::Worker(0).token().0),
             self_check: SelfCheck::default(),
             self_check_passed: false,
             answers: Vec::new(),
@@ -373,25 +363,24 @@ impl Server {
     }
 
     fn dispatch(&mut self, ready: Ready) {
-        match ready.token {
-            LISTENER => self.accepting.set_pending(),
-            ZMQ => self.zmq_pending = true,
-            SENDERS => self.wake_zmq_guard(),
-            SIGNALS => self.take_signals(),
-            Token(token) if CONTROL_TOKENS.contains(&token) => self.control_ready(Token(token)),
-            Token(token) => match token.checked_sub(FIRST_CONN) {
-                None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
-                None => self.children.readable(Token(token)),
-                Some(slot) => {
-                    let Some(id) = self.conns.id(slot) else { return };
-                    if ready.writable && self.conn(id).is_some_and(Connection::unblock) {
-                        self.conns.mark_dirty(id);
-                    }
-                    if ready.readable || ready.ended {
-                        self.read(id, ready.ended);
-                    }
+        let Some(source) = EventSource::of(ready.token) else { return };
+        match source {
+            EventSource::Connection(slot) => {
+                let Some(id) = self.conns.id(slot) else { return };
+                if ready.writable && self.conn(id).is_some_and(Connection::unblock) {
+                    self.conns.mark_dirty(id);
                 }
-            },
+                if ready.readable || ready.ended {
+                    self.read(id, ready.ended);
+                }
+            }
+            EventSource::Listener => self.accepting.set_pending(),
+            EventSource::Zmq => self.zmq_pending = true,
+            EventSource::ZmqSenders => self.wake_zmq_guard(),
+            EventSource::Signals => self.take_signals(),
+            EventSource::Control(number) => self.control_ready(number),
+            EventSource::Worker(number) => self.worker_ready(number),
+            EventSource::Child(number) => self.children.readable(number),
         }
     }
 

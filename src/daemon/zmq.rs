@@ -13,10 +13,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry};
 use socket2::{Domain, SockAddr, Socket, Type};
 use zmq::Message;
 
+use crate::daemon::token::EventSource;
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED, MAX_SENDERS};
 use crate::engine::printable::Printable;
@@ -239,22 +240,18 @@ impl ZmqReceiver {
         self.libzmq.as_ref().map(|libzmq| &libzmq.context)
     }
 
-    /// Registers libzmq's descriptor with `token`, for messages, and the senders' events with
-    /// `senders`, which call for [`wake_guard`](Self::wake_guard). libzmq's descriptor is
-    /// edge-triggered and has spurious events: after each event, and after any other call, the
-    /// caller must call [`receive`](Self::receive) until it returns [`Received::Nothing`].
+    /// Registers libzmq's descriptor, for messages, and the senders' events, which call for
+    /// [`wake_guard`](Self::wake_guard). libzmq's descriptor is edge-triggered and has spurious
+    /// events: after each event, and after any other call, the caller must call
+    /// [`receive`](Self::receive) until it returns [`Received::Nothing`].
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(
-        &mut self,
-        registry: &Registry,
-        token: Token,
-        senders: Token,
-    ) -> io::Result<()> {
+    pub fn register(&mut self, registry: &Registry) -> io::Result<()> {
         let Some(libzmq) = &mut self.libzmq else { return Ok(()) };
-        libzmq.guard.register(registry, senders)?;
-        registry.register(&mut SourceFd(&libzmq.descriptor), token, Interest::READABLE)
+        libzmq.guard.register(registry, EventSource::ZmqSenders.token())?;
+        let mut source = SourceFd(&libzmq.descriptor);
+        registry.register(&mut source, EventSource::Zmq.token(), Interest::READABLE)
     }
 
     /// Receives the next message without waiting.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use log::{info, log};
-use mio::Token;
 
 use super::{Backend, Server};
 use crate::daemon::connection::Phase;
@@ -44,8 +43,8 @@ impl Server {
         }
     }
 
-    pub(super) fn control_ready(&mut self, token: Token) {
-        if let Some((request_id, request)) = self.control.ready(self.now, token) {
+    pub(super) fn control_ready(&mut self, source: usize) {
+        if let Some((request_id, request)) = self.control.ready(self.now, source) {
             self.answer(request_id, request);
         }
     }

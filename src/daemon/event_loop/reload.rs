@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use log::{debug, error, info, warn};
 
-use super::{Backend, LISTENER, Server, accept};
+use super::{Backend, Server, accept};
 use crate::daemon::listener::Listener;
 use crate::daemon::tls::Acceptor;
+use crate::daemon::token::EventSource;
 use crate::engine::espocrm::version::Version;
 use crate::engine::printable::plural;
 use crate::engine::protocol::control;
@@ -559,7 +560,7 @@ impl Server {
 
     fn bind(&mut self, settings: &Settings) -> Result<()> {
         let mut listener = Listener::bind(settings)?;
-        let registered = listener.register(self.poll.registry(), LISTENER);
+        let registered = listener.register(self.poll.registry(), EventSource::Listener.token());
         registered.map_err(|error| Exit::error(error.to_string()))?;
         self.accepting.replace_listener(listener);
         Ok(())

@@ -4,7 +4,6 @@ use std::io;
 use std::rc::Rc;
 
 use log::{error, info, warn};
-use mio::Token;
 
 use super::{Backend, Server};
 use crate::engine::checks::check::Check;
@@ -52,7 +51,7 @@ impl Server {
     }
 
     /// Handles I/O of a worker.
-    pub(super) fn worker_ready(&mut self, token: Token) {
+    pub(super) fn worker_ready(&mut self, number: usize) {
         #[cfg(test)]
         if let Backend::Scripted(checks) = &self.backend {
             if let Some((id, check, verdict)) = checks.take() {
@@ -61,7 +60,7 @@ impl Server {
             return;
         }
         let mut outcomes = Vec::new();
-        self.workers.ready(self.poll.registry(), token, &mut outcomes);
+        self.workers.ready(self.poll.registry(), number, &mut outcomes);
         self.take_outcomes(outcomes);
     }
 

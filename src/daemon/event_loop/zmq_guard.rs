@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use log::{error, info, warn};
 
+use super::Server;
 use super::log_limiter::Cause;
-use super::{SENDERS, Server, ZMQ};
 use crate::daemon::zmq::Excess;
 use crate::engine::limits;
 use crate::engine::limits::MAX_ZEROMQ;
@@ -120,7 +120,7 @@ impl Server {
         // For kernels on which a child process cannot close inherited descriptors.
         sys::mark_close_on_exec();
         sys::trim_heap();
-        if let Err(error) = self.zmq.register(self.poll.registry(), ZMQ, SENDERS) {
+        if let Err(error) = self.zmq.register(self.poll.registry()) {
             error!("Cannot wait for EspoCRM's messages: {error}. Restart the daemon.");
         }
         self.zmq_pending = true;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::oracle::Oracle;
 use super::tab::Stage;
-use super::{FIRST_CONN, Server};
+use super::{EventSource, Server};
 use crate::daemon::connection::{Connection, Phase};
 use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 
@@ -44,7 +44,8 @@ pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<D
     for tab in oracle.tabs.values().filter(|tab| tab.stage != Stage::Unaccepted) {
         let number = tab.number;
         let kernel = tab.browser.kernel.borrow();
-        let slot = kernel.token.expect("it was registered").0 - FIRST_CONN;
+        let source = EventSource::of(kernel.token.expect("it was registered"));
+        let Some(EventSource::Connection(slot)) = source else { panic!("{source:?}") };
         let id = server.conns.id(slot).expect("it is open");
         let user = tab.is_logged_in.then(|| tab.user()).filter(|_| tab.stage == Stage::Open);
         assert_eq!(server.hub.user(id), user, "user of {number}");

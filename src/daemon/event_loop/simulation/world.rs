@@ -4,16 +4,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use mio::{Poll, Token};
+use mio::Poll;
 
 use super::browser::{Browser, TOPICS, USERS};
 use super::invariants::{check_empty, check_lists, check_settled};
 use super::oracle::{Oracle, Sent};
 use super::tab::{Stage, Tab};
 use super::wire::Item;
-use super::{
-    Accepting, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, ZMQ, model,
-};
+use super::{Accepting, Backend, EventSource, Ready, Server, Settings, model};
 use crate::daemon::listener::Listener;
 use crate::daemon::script::{Arrivals, Checks, Journal, Kernel, Messages, Number, Random, Socket};
 use crate::daemon::zmq::ZmqReceiver;
@@ -332,19 +330,19 @@ impl World {
             events.extend(std::iter::repeat_n(ready, times));
         }
         if self.arrivals.take_edge() {
-            events.push(ready(LISTENER));
+            events.push(ready(EventSource::Listener));
         }
         if self.messages.take_edge() {
-            events.push(ready(ZMQ));
+            events.push(ready(EventSource::Zmq));
         }
         for _ in 0..self.checks.answered() {
-            events.push(ready(Token(FIRST_WORKER)));
+            events.push(ready(EventSource::Worker(0)));
         }
         if self.random.chance(5) {
             // A spurious event, possibly for an unknown token.
-            let slot = FIRST_CONN + self.random.below(20);
-            let tokens = [LISTENER, ZMQ, Token(slot), Token(slot)];
-            events.push(ready(*self.random.pick(&tokens)));
+            let conn = EventSource::Connection(self.random.below(20));
+            let sources = [EventSource::Listener, EventSource::Zmq, conn, conn];
+            events.push(ready(*self.random.pick(&sources)));
         }
         for index in (1..events.len()).rev() {
             events.swap(index, self.random.below(index + 1));
@@ -411,8 +409,8 @@ impl World {
     }
 }
 
-fn ready(token: Token) -> Ready {
-    Ready { token, readable: true, writable: true, ended: false }
+fn ready(source: EventSource) -> Ready {
+    Ready { token: source.token(), readable: true, writable: true, ended: false }
 }
 
 /// Some bytes in transit arrive.
