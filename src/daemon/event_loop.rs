@@ -37,7 +37,7 @@ use super::systemd::Systemd;
 use super::token::EventSource;
 use crate::daemon::connection::Connection;
 use crate::daemon::connections::Connections;
-use crate::daemon::zmq::ZmqReceiver;
+use crate::daemon::zmq::Zmq;
 use crate::engine::checks::queue::{Answer, CheckQueue};
 use crate::engine::checks::self_check::SelfCheck;
 use crate::engine::checks::worker_pool::Pool;
@@ -76,11 +76,7 @@ pub(crate) struct Server {
     settings: Settings,
     accepting: Accepting,
     control: Control,
-    zmq: ZmqReceiver,
-    /// The ZeroMQ socket may hold more messages.
-    zmq_pending: bool,
-    /// Set while the ZeroMQ socket is not bound: when to retry.
-    zmq_broken: Option<Time>,
+    zmq: Zmq,
     conns: Connections,
     hub: Hub,
     check_queue: CheckQueue,
@@ -172,7 +168,7 @@ impl Server {
             listener
         };
         listener.register(registry, EventSource::Listener.token()).map_err(problem)?;
-        let mut zmq = ZmqReceiver::bind(&settings.zeromq.value)?;
+        let mut zmq = Zmq::bind(&settings.zeromq.value)?;
         zmq.register(registry).map_err(problem)?;
         if let Backend::Demo(demo) = &mut backend {
             demo.connect(&zmq)?;
@@ -193,7 +189,7 @@ impl Server {
         signals: Signals,
         poll: Poll,
         accepting: Accepting,
-        zmq: ZmqReceiver,
+        zmq: Zmq,
     ) -> Self {
         let clock = Clock::start();
         let mut server = Self {
@@ -205,9 +201,7 @@ impl Server {
             accepting,
             control: Control::default(),
             zmq,
-            zmq_pending: true,
             reload_errors: Vec::new(),
-            zmq_broken: None,
             conns: Connections::default(),
             hub: Hub::new(settings.categories.clone()),
             check_queue: CheckQueue::new(settings.max_checks.value),
@@ -330,8 +324,8 @@ impl Server {
 
     /// How long to wait for events; `None` (no limit) if there are no connections and nothing runs.
     fn timeout(&self) -> Option<Duration> {
-        let backpressure = self.backpressure_until().filter(|_| self.zmq_pending);
-        let busy = (self.zmq_pending && backpressure.is_none())
+        let backpressure = self.backpressure_until().filter(|_| self.zmq.is_pending());
+        let busy = (self.zmq.is_pending() && backpressure.is_none())
             || self.accepting.is_pending()
             || self.control.is_pending(self.now)
             || self.conns.has_dirty()
@@ -350,7 +344,7 @@ impl Server {
             self.accepting.next_deadline(),
             self.trim.next_due(),
             self.control.next_deadline(),
-            self.next_zmq_check(),
+            self.zmq.next_deadline(),
             self.next_self_check(),
             backpressure,
             self.systemd.next_ping(),
@@ -375,7 +369,7 @@ impl Server {
                 }
             }
             EventSource::Listener => self.accepting.set_pending(),
-            EventSource::Zmq => self.zmq_pending = true,
+            EventSource::Zmq => self.zmq.set_pending(),
             EventSource::ZmqSenders => self.wake_zmq_guard(),
             EventSource::Signals => self.take_signals(),
             EventSource::Control(number) => self.control_ready(number),
@@ -396,7 +390,7 @@ impl Server {
         self.control.accept(self.now, self.poll.registry());
         // Until the previous messages have been offered to the kernel, and while readers catch up,
         // further messages wait in libzmq rather than in the connections' outbound queues.
-        if self.zmq_pending {
+        if self.zmq.is_pending() {
             self.carry_out();
             self.flush();
             if !self.conns.has_dirty() && self.backpressure_until().is_none() {

@@ -87,7 +87,7 @@ impl Server {
     /// event loop runs.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.zmq_broken.is_some() {
+        if !self.zmq.is_bound() {
             problems.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
         }
         if self.self_check.rejects_clients() {
@@ -145,7 +145,7 @@ impl Server {
             worst_case: self.settings.worst_case(),
             cpu: sys::cpu_time(),
             php_cpu: self.php_time,
-            is_zmq_bound: self.zmq_broken.is_none(),
+            is_zmq_bound: self.zmq.is_bound(),
             problems: self.problems(),
         }
     }
@@ -305,7 +305,7 @@ mod tests {
     use crate::daemon::event_loop::accept::Accepting;
     use crate::daemon::listener::Listener;
     use crate::daemon::script::{Arrivals, Checks, Journal, Messages, Random};
-    use crate::daemon::zmq::ZmqReceiver;
+    use crate::daemon::zmq::Zmq;
     use crate::engine::checks::check::{Check, Ticket, Urgency};
     use crate::engine::checks::queue::JobId;
     use crate::engine::checks::verdict::{Failure, Verdict};
@@ -328,7 +328,7 @@ mod tests {
             Signals::none().unwrap(),
             mio::Poll::new().unwrap(),
             Accepting::new(Listener::scripted(Arrivals::new(&journal, random())), None),
-            ZmqReceiver::scripted(Messages::new(&journal, random())),
+            Zmq::scripted(Messages::new(&journal, random())),
         )
     }
 

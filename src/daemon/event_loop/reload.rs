@@ -492,7 +492,7 @@ impl Server {
             new.port = self.settings.port.clone();
         }
         if new.zeromq.value != self.settings.zeromq.value {
-            match self.zmq.rebind(&new.zeromq.value) {
+            match self.zmq.rebind(self.now, &new.zeromq.value) {
                 Ok(()) => info!("EspoCRM's messages are received at {}.", self.zmq.endpoint()),
                 Err(error) => {
                     error!(
@@ -502,11 +502,8 @@ impl Server {
                     );
                     self.reload_errors.push(error.to_string());
                     new.zeromq = self.settings.zeromq.clone();
-                    self.repair_zmq();
                 }
             }
-            // libzmq may have received messages meanwhile without reporting them.
-            self.zmq_pending = true;
         }
         accept::limit_to_open_files(&mut new);
         self.zmq.limit_senders(accept::affordable_senders(&new));

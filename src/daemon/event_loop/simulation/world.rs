@@ -14,7 +14,7 @@ use super::wire::Item;
 use super::{Accepting, Backend, EventSource, Ready, Server, Settings, model};
 use crate::daemon::listener::Listener;
 use crate::daemon::script::{Arrivals, Checks, Journal, Kernel, Messages, Number, Random, Socket};
-use crate::daemon::zmq::ZmqReceiver;
+use crate::daemon::zmq::Zmq;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::espocrm::category::Categories;
@@ -71,7 +71,7 @@ impl World {
             Signals::none().unwrap(),
             Poll::new().unwrap(),
             Accepting::new(Listener::scripted(arrivals.clone()), None),
-            ZmqReceiver::scripted(messages.clone()),
+            Zmq::scripted(messages.clone()),
         );
         let mut world = Self {
             server,
