@@ -1,6 +1,7 @@
 //! The long-running process: sockets, ZeroMQ, the event loop. It carries out the decisions of
 //! [`crate::engine`] and does not use the short-lived commands.
 
+pub(crate) mod checks;
 pub mod connection;
 pub(crate) mod connections;
 pub(crate) mod control;

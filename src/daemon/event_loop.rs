@@ -10,13 +10,11 @@ mod handshake;
 mod log_limiter;
 mod publish;
 mod reload;
-mod self_check;
 #[cfg(test)]
 mod simulation;
 mod socket_io;
 mod status;
 mod websocket;
-mod workers;
 mod zmq_guard;
 
 pub(crate) use accept::limit_to_open_files;
@@ -30,6 +28,7 @@ use log::info;
 use mio::event::Event;
 use mio::{Events, Poll, Token};
 
+use super::checks::CheckRunner;
 use super::control::Control;
 use super::demo::Demo;
 use super::listener::Listener;
@@ -38,9 +37,6 @@ use super::token::EventSource;
 use crate::daemon::connection::Connection;
 use crate::daemon::connections::Connections;
 use crate::daemon::zmq::Zmq;
-use crate::engine::checks::queue::{Answer, CheckQueue};
-use crate::engine::checks::self_check::SelfCheck;
-use crate::engine::checks::worker_pool::Pool;
 use crate::engine::hub::{Action, Hub};
 use crate::engine::id::ConnId;
 use crate::engine::printable::plural;
@@ -50,12 +46,9 @@ use crate::engine::telemetry::rates::Rates;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
 use crate::engine::trim::Trim;
-use crate::espocrm::process::Children;
-use crate::espocrm::workers::Workers;
 use crate::platform::clock::Clock;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
-use crate::platform::logging::Outage;
 use crate::platform::signals::{Pending, Signals};
 use crate::platform::sys;
 use crate::settings::Settings;
@@ -79,15 +72,8 @@ pub(crate) struct Server {
     zmq: Zmq,
     conns: Connections,
     hub: Hub,
-    check_queue: CheckQueue,
+    checks: CheckRunner,
     backend: Backend,
-    children: Children,
-    pool: Pool,
-    workers: Workers,
-    self_check: SelfCheck,
-    /// A self-check has passed since the daemon started.
-    self_check_passed: bool,
-    answers: Vec<Answer>,
     /// No connection is evicted for memory before this time.
     next_eviction: Time,
     /// Settings that the latest reload could not apply.
@@ -98,15 +84,9 @@ pub(crate) struct Server {
     ping: SharedFrame,
     stats: Stats,
     rates: Rates,
-    /// While all access checks fail: when the first and the latest one failed.
-    failing_checks: Option<(Time, Time)>,
-    /// CPU time of PHP as exported last.
-    php_time: Duration,
     log_limiter: LogLimiter,
     /// When to return freed memory to the kernel.
     trim: Trim,
-    /// Outages of login checks and of subscription checks.
-    outages: [Outage; 2],
     /// The signal that stops the daemon.
     stop_signal: Option<&'static str>,
 }
@@ -204,29 +184,19 @@ impl Server {
             reload_errors: Vec::new(),
             conns: Connections::default(),
             hub: Hub::new(settings.categories.clone()),
-            check_queue: CheckQueue::new(settings.max_checks.value),
+            checks: CheckRunner::new(&settings),
             backend,
-            children: Children::new(EventSource::Child(0).token().0),
-            pool: Pool::new(settings.workers()),
-            workers: Workers::new(EventSource::Worker(0).token().0),
-            self_check: SelfCheck::default(),
-            self_check_passed: false,
-            answers: Vec::new(),
             next_eviction: Time::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
             stats: Stats::default(),
             rates: Rates::default(),
-            failing_checks: None,
-            php_time: Duration::ZERO,
             log_limiter: LogLimiter::default(),
             trim: Trim::default(),
-            outages: <[Outage; 2]>::default(),
             stop_signal: None,
             settings,
         };
-        server.check_queue.set_cache_lifetime(server.settings.check_cache.value);
         server.limit_handshakes();
         server.apply_to_hub();
         server
@@ -299,10 +269,10 @@ impl Server {
                 self.perform(action);
             }
             self.start_checks();
-            if self.answers.is_empty() && !self.hub.has_actions() {
+            if !self.checks.has_answers() && !self.hub.has_actions() {
                 return;
             }
-            for answer in std::mem::take(&mut self.answers) {
+            for answer in self.checks.take_answers() {
                 self.hub.verdict(answer.ticket, &answer.verdict);
             }
         }
@@ -315,8 +285,8 @@ impl Server {
             Action::Close(conn, reason) => self.close(conn, reason),
             Action::Drop(conn) => self.end(conn, End::CheckFailed),
             Action::Check(ticket, urgency, check) => self.request_check(ticket, urgency, check),
-            Action::Cancel(ticket) => self.check_queue.cancel(ticket),
-            Action::Forget(check) => self.check_queue.forget_verdict(&check),
+            Action::Cancel(ticket) => self.checks.cancel(ticket),
+            Action::Forget(check) => self.checks.forget_verdict(&check),
             Action::TooManySubscriptions(conn) => self.too_many_subscriptions(conn),
             Action::Log(line) => log::debug!("{line}"),
         }
@@ -336,10 +306,7 @@ impl Server {
         let file_check = if self.conns.is_empty() { None } else { self.backend.next_file_check() };
         let deadlines = [
             self.conns.next_due(),
-            self.check_queue.next_deadline(),
-            self.children.next_deadline(),
-            self.workers.next_deadline(),
-            self.pool.next_deadline(),
+            self.checks.poll_timeout(),
             self.accepting.paused_until(),
             self.accepting.next_deadline(),
             self.trim.next_due(),
@@ -373,8 +340,11 @@ impl Server {
             EventSource::ZmqSenders => self.wake_zmq_guard(),
             EventSource::Signals => self.take_signals(),
             EventSource::Control(number) => self.control_ready(number),
-            EventSource::Worker(number) => self.worker_ready(number),
-            EventSource::Child(number) => self.children.readable(number),
+            EventSource::Worker(number) => {
+                let (checks, mut context) = self.checks();
+                checks.worker_ready(&mut context, number);
+            }
+            EventSource::Child(number) => self.checks.child_ready(number),
         }
     }
 
@@ -400,9 +370,8 @@ impl Server {
     }
 
     fn expire(&mut self) {
-        self.children.expire(self.now);
-        self.expire_workers();
-        self.check_queue.expire(self.now);
+        let (checks, mut context) = self.checks();
+        checks.expire(&mut context);
         self.control.expire(self.now);
         self.expire_conns();
         self.expire_handshakes();
@@ -432,8 +401,6 @@ impl Server {
         let Pending { child, reload, stop_signal, .. } = self.signals.take();
         if child {
             self.reap_children();
-            self.reap_workers();
-            self.reap_orphans();
         }
         if reload {
             self.reload();
@@ -444,8 +411,7 @@ impl Server {
     /// Ends every connection without a Close frame, so that browsers reconnect after three seconds.
     fn stop(&mut self) {
         self.systemd.stopping();
-        self.children.kill_all();
-        self.workers.kill_all();
+        self.checks.kill_all();
         self.flush();
         self.log_limiter.log_all();
         let Stats { opened, messages, deliveries, .. } = self.stats;

@@ -1,7 +1,5 @@
 //! Requests to the control socket and to the metrics port.
 
-use std::time::Duration;
-
 use log::{info, log};
 
 use super::{Backend, Server};
@@ -16,12 +14,6 @@ use crate::engine::telemetry::prometheus;
 use crate::engine::telemetry::prometheus::Figures;
 use crate::engine::telemetry::stats::End;
 use crate::platform::{clock, process_stats, sys};
-
-/// All access checks must have failed for this long to be reported as a problem.
-const OUTAGE: Duration = Duration::from_secs(60);
-
-/// Without a further failed check for this long, the problem is no longer reported.
-const OUTAGE_EXPIRY: Duration = Duration::from_secs(300);
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain";
@@ -90,7 +82,7 @@ impl Server {
         if !self.zmq.is_bound() {
             problems.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
         }
-        if self.self_check.rejects_clients() {
+        if self.checks.rejects_clients() {
             let reason = "EspoCRM accepts any token: all clients are rejected until the self-check \
                        passes. See the log.";
             problems.push(reason.to_owned());
@@ -99,9 +91,7 @@ impl Server {
             let reason = "Connections cannot be accepted: out of file descriptors or memory.";
             problems.push(reason.to_owned());
         }
-        if self.failing_checks.is_some_and(|(since, last)| {
-            last.since(since) >= OUTAGE && self.now.since(last) < OUTAGE_EXPIRY
-        }) {
+        if self.checks.are_failing(self.now) {
             problems.push("All access checks have failed for more than a minute.".to_owned());
         }
         let limit = self.settings.max_connections.value;
@@ -124,12 +114,6 @@ impl Server {
                 *sum += count as u64;
             }
         }
-        // The kernel's sum covers reaped children only. The maximum keeps the counter from
-        // decreasing.
-        let running = self.children.processes().chain(self.workers.processes());
-        let php_time =
-            sys::children_cpu_time() + running.map(process_stats::cpu_time_of).sum::<Duration>();
-        self.php_time = self.php_time.max(php_time);
         Figures {
             espocrm: self.settings.version.to_string(),
             started: clock::unix_millis().saturating_sub(self.now.as_millis()),
@@ -137,14 +121,14 @@ impl Server {
             max_connections: self.settings.max_connections.value,
             users: self.hub.users().count(),
             subscriptions,
-            checks_running: self.check_queue.running(),
-            checks_queued: self.check_queue.queued(),
+            checks_running: self.checks.queue().running(),
+            checks_queued: self.checks.queue().queued(),
             last_minute: self.rates.last_minute(&self.stats),
             buffered: self.conns.buffered() + self.hub.buffered(),
             resident: process_stats::resident_memory(),
             worst_case: self.settings.worst_case(),
             cpu: sys::cpu_time(),
-            php_cpu: self.php_time,
+            php_cpu: self.checks.cpu_time(),
             is_zmq_bound: self.zmq.is_bound(),
             problems: self.problems(),
         }
@@ -156,7 +140,7 @@ impl Server {
         for id in &conns {
             self.end(*id, End::Kicked);
         }
-        self.check_queue.forget_user(user);
+        self.checks.forget_user(user);
         let count = conns.len();
         if count > 0 {
             info!(
@@ -304,10 +288,9 @@ mod tests {
     use super::*;
     use crate::daemon::event_loop::accept::Accepting;
     use crate::daemon::listener::Listener;
-    use crate::daemon::script::{Arrivals, Checks, Journal, Messages, Random};
+    use crate::daemon::script::{Arrivals, Checks, Entry, Journal, Messages, Random};
     use crate::daemon::zmq::Zmq;
     use crate::engine::checks::check::{Check, Ticket, Urgency};
-    use crate::engine::checks::queue::JobId;
     use crate::engine::checks::verdict::{Failure, Verdict};
     use crate::engine::id::ConnId;
     use crate::engine::time::Time;
@@ -316,19 +299,18 @@ mod tests {
     use crate::platform::signals::Signals;
     use crate::settings::{Layers, Overrides, Settings};
 
-    fn server() -> Server {
+    fn server(journal: &Journal) -> Server {
         let espo_settings = EspoSettings::new(serde_json::Map::new(), &serde_json::Value::Null);
         let settings =
             Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap();
-        let journal = Journal::default();
         let random = || Random::new(1);
         Server::assemble(
             settings,
-            Backend::Scripted(Checks::new(&journal)),
+            Backend::Scripted(Checks::new(journal)),
             Signals::none().unwrap(),
             mio::Poll::new().unwrap(),
-            Accepting::new(Listener::scripted(Arrivals::new(&journal, random())), None),
-            Zmq::scripted(Messages::new(&journal, random())),
+            Accepting::new(Listener::scripted(Arrivals::new(journal, random())), None),
+            Zmq::scripted(Messages::new(journal, random())),
         )
     }
 
@@ -338,21 +320,29 @@ mod tests {
     }
 
     /// Runs a check at this second.
-    fn check(server: &mut Server, seconds: u64, verdict: &Verdict) {
+    fn check(server: &mut Server, journal: &Journal, seconds: u64, verdict: &Verdict) {
         set_clock(server, seconds);
         let id = ConnId::new(0, u32::try_from(seconds).unwrap());
         let ticket = Ticket { conn: id, serial: Ticket::AUTHENTICATION };
         let check = Check::authentication("token", "user");
-        let now = server.now;
-        server.check_queue.request(now, ticket, check, Urgency::Authentication).unwrap();
-        let (job, check): (JobId, _) = server.check_queue.start(now).unwrap();
-        server.finish_check(job, &check, verdict);
+        server.request_check(ticket, Urgency::Authentication, check);
+        server.start_checks();
+        let started = journal.borrow_mut().pop_back();
+        let Some(Entry::Started(job, check)) = started else { panic!("{started:?}") };
+        let Backend::Scripted(checks) = &server.backend else { unreachable!() };
+        checks.answer(job, check, verdict.clone());
+        let (checks, mut context) = server.checks();
+        checks.worker_ready(&mut context, 0);
     }
 
     #[test]
     fn an_outage_is_reported_after_a_minute_and_until_it_expires() {
         let failed = Verdict::Unchecked(Failure::TimedOut);
-        let mut server = server();
+        let journal = Journal::default();
+        let mut server = server(&journal);
+        let check = |server: &mut Server, seconds, verdict: &Verdict| {
+            check(server, &journal, seconds, verdict);
+        };
         check(&mut server, 100, &failed);
         assert_eq!(server.problems(), [""; 0]);
         // No further check.

@@ -73,6 +73,6 @@ impl Server {
     pub(super) fn accounted(&self) -> usize {
         let buffered = self.conns.buffered() + self.hub.buffered();
         let tls = self.settings.tls.value.is_some();
-        limits::accounted(self.conns.len(), tls, buffered, self.check_queue.queued())
+        limits::accounted(self.conns.len(), tls, buffered, self.checks.queue().queued())
     }
 }

@@ -15,7 +15,6 @@ use super::{Accepting, Backend, EventSource, Ready, Server, Settings, model};
 use crate::daemon::listener::Listener;
 use crate::daemon::script::{Arrivals, Checks, Journal, Kernel, Messages, Number, Random, Socket};
 use crate::daemon::zmq::Zmq;
-use crate::engine::checks::check::Check;
 use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::espocrm::category::Categories;
 use crate::engine::espocrm::submission::Rejection;
@@ -211,7 +210,7 @@ impl World {
         if !self.oracle.is_reloading {
             self.oracle.is_reloading = true;
             self.server.hub.begin_reload();
-            self.server.check_queue.set_paused(true);
+            self.server.checks.set_reloading(true);
             return;
         }
         let edition = self.random.below(24) as u32;
@@ -231,9 +230,9 @@ impl World {
         let now = self.server.now;
         if !self.oracle.is_self_checking {
             self.oracle.is_self_checking = true;
-            self.server.self_check.request(now);
-            self.server.self_check.start(Check::authentication("token", "nobody"));
-            self.server.update_check_pause();
+            let (checks, mut context) = self.server.checks();
+            checks.request_self_check(now);
+            checks.start_self_check(&mut context);
             return;
         }
         let verdict = match self.random.below(10) {
@@ -241,7 +240,10 @@ impl World {
             1 => Verdict::Unchecked(Failure::TimedOut),
             _ => Verdict::Denied,
         };
-        self.server.finish_self_check(&verdict);
+        let (checks, context) = self.server.checks();
+        if checks.finish_self_check(now, context.settings, &verdict).is_some() {
+            self.server.lock_down();
+        }
         self.oracle.self_checked(&verdict);
     }
 
