@@ -187,6 +187,11 @@ impl CheckRunner {
         self.children.expire(context.now);
         self.expire_workers(context);
         self.queue.expire(context.now);
+        debug_assert!(
+            !matches!(context.backend, Backend::Espocrm(_))
+                || self.queue.running() == self.children.checks() + self.workers.busy(),
+            "each running check has one process"
+        );
     }
 
     /// When [`expire`](Self::expire) has something to do.
@@ -435,9 +440,7 @@ mod tests {
 
         fn self_check(&mut self, verdict: &Verdict) -> Option<Event> {
             self.run(CheckRunner::start_self_check);
-            self.run(|runner, context| {
-                runner.finish_self_check(context.now, context.settings, verdict)
-            })
+            self.run(|runner, context| runner.finish_self_check(context, verdict))
         }
     }
 

@@ -15,6 +15,7 @@ use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::sys::ZmqContext;
 use crate::platform::{process_stats, sys};
+use guard::Guard;
 use receiver::ZmqReceiver;
 
 /// Receives EspoCRM's messages, keeps libzmq within its limits, and binds the endpoint again after
@@ -129,7 +130,9 @@ impl Zmq {
     /// Handles an event of a sender: it has connected, disconnected or sent data. `accounted`:
     /// the expected memory use of this process without libzmq, in bytes.
     pub(crate) fn wake_guard(&mut self, now: Time, registry: &Registry, accounted: usize) {
-        self.receiver.wake_guard(now, registry, || unaccounted(accounted));
+        if let Some(guard) = self.receiver.guard_mut() {
+            guard.wake(now, registry, || unaccounted(accounted));
+        }
     }
 
     /// Sets the maximum number of connected senders.
@@ -157,7 +160,7 @@ impl Zmq {
             State::Bound { .. } => None,
             State::Unbound { retry_at, .. } => Some(retry_at),
         };
-        [self.receiver.next_check(), retry_at].into_iter().flatten().min()
+        [self.receiver.guard().and_then(Guard::next), retry_at].into_iter().flatten().min()
     }
 
     /// Binds the endpoint again if that is due. Checks the senders and the memory of libzmq, and
@@ -196,9 +199,10 @@ impl Zmq {
         registry: &Registry,
         accounted: usize,
     ) -> Option<Excess> {
-        let was_used = self.receiver.next_check().is_some();
-        let excess = self.receiver.check_senders(now, registry, || unaccounted(accounted));
-        let is_idle = self.receiver.next_check().is_none() && !self.receiver.has_senders();
+        let guard = self.receiver.guard_mut()?;
+        let was_used = guard.next().is_some();
+        let excess = guard.check(now, registry, || unaccounted(accounted));
+        let is_idle = guard.next().is_none() && !guard.has_senders();
         if was_used && is_idle && unaccounted(accounted) > WORTHWHILE {
             // All senders have disconnected, and libzmq has freed their partial messages.
             sys::trim_heap();
@@ -240,7 +244,7 @@ impl Zmq {
     /// Checks that the state agrees with the socket. For tests.
     #[cfg(test)]
     pub(crate) fn check_invariants(&self) {
-        assert!(!self.is_bound() || self.receiver.is_usable(), "nothing restores the socket");
+        assert!(!self.is_bound() || self.receiver.is_bound(), "nothing binds the endpoint again");
     }
 }
 

@@ -114,6 +114,12 @@ impl Children {
         self.running.iter().map(|(_, child)| child.process.id())
     }
 
+    /// How many children run an access check.
+    pub(crate) fn checks(&self) -> usize {
+        let is_check = |child: &Child| matches!(child.task, Task::Check(..));
+        self.running.iter().filter(|(_, child)| is_check(child)).count()
+    }
+
     /// Reads output after an event of the token with this number, counted from the first one.
     pub(crate) fn readable(&mut self, number: usize) {
         if let Some(child) = self.running.get_mut(number / 2) {

@@ -148,6 +148,11 @@ impl Workers {
         running.chain(self.dying.iter().map(|it| it.process.id()))
     }
 
+    /// How many workers run an access check.
+    pub(crate) fn busy(&self) -> usize {
+        self.running.iter().filter(|(_, worker)| worker.call.is_some()).count()
+    }
+
     /// The number of workers that were killed some time ago and have not exited.
     #[must_use]
     pub(crate) fn stuck(&self) -> usize {

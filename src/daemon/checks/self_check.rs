@@ -15,7 +15,6 @@ use crate::engine::time::Time;
 use crate::espocrm::PROBE_TIMEOUT;
 use crate::espocrm::process::{Finished, Task};
 use crate::platform::random;
-use crate::settings::Settings;
 
 /// Length of a user id in characters.
 const ID: usize = 17;
@@ -81,16 +80,15 @@ impl CheckRunner {
                 self.self_check.read(convention, *exit, &finished.stdout, complaint)
             }
         };
-        self.finish_self_check(context.now, context.settings, &verdict)
+        self.finish_self_check(context, &verdict)
     }
 
     pub(crate) fn finish_self_check(
         &mut self,
-        now: Time,
-        settings: &Settings,
+        context: &Context<'_>,
         verdict: &Verdict,
     ) -> Option<Event> {
-        let outcome = self.self_check.finish(now, verdict);
+        let outcome = self.self_check.finish(context.now, verdict);
         self.update_pause();
         match outcome {
             Outcome::Superseded | Outcome::Unchanged => {}
@@ -116,7 +114,7 @@ impl CheckRunner {
                 }
             }
             Outcome::Accepted => {
-                self.discard_grants(settings);
+                self.discard_grants(context.settings);
                 return Some(Event::Untrusted);
             }
         }
@@ -125,7 +123,7 @@ impl CheckRunner {
 
     fn self_check_failed(&mut self, context: &Context<'_>, error: &io::Error) {
         let verdict = Verdict::Unchecked(Failure::NotStarted(error.to_string()));
-        let event = self.finish_self_check(context.now, context.settings, &verdict);
+        let event = self.finish_self_check(context, &verdict);
         debug_assert!(event.is_none(), "only an answer accepts a token");
     }
 }

@@ -13,12 +13,11 @@ use mio::{Interest, Registry};
 use socket2::{Domain, SockAddr, Socket, Type};
 use zmq::Message;
 
-use super::guard::{Excess, Guard};
+use super::guard::Guard;
 use crate::daemon::token::EventSource;
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED, MAX_SENDERS};
 use crate::engine::printable::Printable;
-use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::sys::{ZmqContext, ZmqSocket, ZmqType};
 
@@ -129,40 +128,14 @@ impl ZmqReceiver {
         }
     }
 
-    /// Schedules a check of the senders: a sender has connected, disconnected or sent something.
-    /// `unaccounted` returns the memory of the process that is not accounted for, in bytes.
-    pub(super) fn wake_guard(
-        &mut self,
-        now: Time,
-        registry: &Registry,
-        unaccounted: impl Fn() -> usize,
-    ) {
-        if let Some(libzmq) = &mut self.libzmq {
-            libzmq.guard.wake(now, registry, unaccounted);
-        }
+    /// What limits the senders and the memory of libzmq. `None` only after a failed
+    /// [`recreate`](Self::recreate).
+    pub(super) fn guard(&self) -> Option<&Guard> {
+        self.libzmq.as_ref().map(|libzmq| &libzmq.guard)
     }
 
-    /// When [`check_senders`](Self::check_senders) has something to do.
-    #[must_use]
-    pub(super) fn next_check(&self) -> Option<Time> {
-        self.libzmq.as_ref().and_then(|libzmq| libzmq.guard.next())
-    }
-
-    /// Checks the senders and the memory of libzmq, if a check is due. Returns the limit that is
-    /// exceeded.
-    pub(super) fn check_senders(
-        &mut self,
-        now: Time,
-        registry: &Registry,
-        unaccounted: impl Fn() -> usize,
-    ) -> Option<Excess> {
-        self.libzmq.as_mut()?.guard.check(now, registry, unaccounted)
-    }
-
-    /// Whether the last check found connected senders.
-    #[must_use]
-    pub(super) fn has_senders(&self) -> bool {
-        self.libzmq.as_ref().is_some_and(|libzmq| libzmq.guard.has_senders())
+    pub(super) fn guard_mut(&mut self) -> Option<&mut Guard> {
+        self.libzmq.as_mut().map(|libzmq| &mut libzmq.guard)
     }
 
     /// Receives the scripted messages of a test.
@@ -229,12 +202,6 @@ impl ZmqReceiver {
         self.is_bound
     }
 
-    /// Whether an endpoint is bound to a socket. For tests.
-    #[cfg(test)]
-    pub(super) fn is_usable(&self) -> bool {
-        self.is_bound && (self.libzmq.is_some() || self.script.is_some())
-    }
-
     /// The bound endpoint, with the actual port if it was bound to any free port.
     #[must_use]
     pub(super) fn endpoint(&self) -> &str {
@@ -248,7 +215,7 @@ impl ZmqReceiver {
     }
 
     /// Registers libzmq's descriptor, for messages, and the senders' events, which call for
-    /// [`wake_guard`](Self::wake_guard). libzmq's descriptor is edge-triggered and has spurious
+    /// [`Guard::wake`]. libzmq's descriptor is edge-triggered and has spurious
     /// events: after each event, and after any other call, the caller must call
     /// [`receive`](Self::receive) until it returns [`Received::Nothing`].
     ///

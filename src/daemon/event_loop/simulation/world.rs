@@ -241,7 +241,7 @@ impl World {
             _ => Verdict::Denied,
         };
         let (checks, context) = self.server.checks();
-        if checks.finish_self_check(now, context.settings, &verdict).is_some() {
+        if checks.finish_self_check(&context, &verdict).is_some() {
             self.server.lock_down();
         }
         self.oracle.self_checked(&verdict);
