@@ -1,6 +1,7 @@
 //! The long-running process: sockets, ZeroMQ, the event loop. It carries out the decisions of
 //! [`crate::engine`] and does not use the short-lived commands.
 
+pub(crate) mod checks;
 pub mod connection;
 pub(crate) mod connections;
 pub(crate) mod control;
@@ -14,4 +15,5 @@ pub(crate) mod script;
 pub(crate) mod stream;
 pub(crate) mod systemd;
 pub(crate) mod tls;
+pub(crate) mod token;
 pub(crate) mod zmq;

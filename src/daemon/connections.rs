@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 
-use mio::{Registry, Token};
+use mio::Registry;
 use slab::Slab;
 
 use super::connection::{Connection, Phase, Upgrading};
 use super::stream::{Stream, Written};
+use super::token::EventSource;
 use crate::engine::admission::addresses::{Addresses, Count};
 use crate::engine::backpressure::Backpressure;
 use crate::engine::id::ConnId;
@@ -43,8 +44,7 @@ pub(crate) struct Connections {
 const FEW: usize = 64;
 
 impl Connections {
-    /// Adds a connection whose handshake must be complete at `deadline`. Its readiness is reported
-    /// by the token `first_token` plus its slot.
+    /// Adds a connection whose handshake must be complete at `deadline`.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
@@ -54,7 +54,6 @@ impl Connections {
         upgrading: Upgrading,
         (now, deadline): (Time, Time),
         registry: &Registry,
-        first_token: usize,
     ) -> io::Result<ConnId> {
         let entry = self.slab.vacant_entry();
         let slot = entry.key();
@@ -62,7 +61,7 @@ impl Connections {
         self.serial = self.serial.wrapping_add(1);
         let id = ConnId::new(narrow, self.serial);
         let mut conn = Connection::new(id, stream, upgrading, now, deadline);
-        conn.register(registry, Token(first_token + slot))?;
+        conn.register(registry, EventSource::Connection(slot).token())?;
         entry.insert(conn);
         self.arm(id, None);
         Ok(id)

@@ -14,9 +14,10 @@ use std::path::Path;
 
 use log::Level;
 use mio::net::TcpListener;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry};
 use slab::Slab;
 
+use crate::daemon::token::EventSource;
 use crate::engine::limits::{CLOSE_DEADLINE, CONTROL_DEADLINE, MAX_CONTROL, RELOAD_DEADLINE};
 use crate::engine::protocol::control::{Listener, Refusal, Request};
 use crate::engine::time::Time;
@@ -41,11 +42,10 @@ pub(crate) struct Control {
     spare: Option<File>,
 }
 
-/// The tokens of both listeners and all clients.
-pub(crate) const TOKENS: std::ops::Range<usize> = 32..64;
-const SOCKET: Token = Token(TOKENS.start);
-const PORT: Token = Token(TOKENS.start + 1);
-const FIRST_CLIENT: usize = TOKENS.start + 2;
+/// The numbers of [`EventSource::Control`].
+const SOCKET: usize = 0;
+const PORT: usize = 1;
+const FIRST_CLIENT: usize = 2;
 
 /// Identifies the client of a request until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +82,12 @@ impl Control {
 
     fn register(&mut self, registry: &Registry) -> io::Result<()> {
         if let Some(socket) = &mut self.socket {
-            registry.register(&mut socket.listener, SOCKET, Interest::READABLE)?;
+            let token = EventSource::Control(SOCKET).token();
+            registry.register(&mut socket.listener, token, Interest::READABLE)?;
         }
         if let Some(port) = &mut self.port {
-            registry.register(port, PORT, Interest::READABLE)?;
+            let token = EventSource::Control(PORT).token();
+            registry.register(port, token, Interest::READABLE)?;
         }
         Ok(())
     }
@@ -102,9 +104,9 @@ impl Control {
         self.port.as_ref().and_then(|port| port.local_addr().ok())
     }
 
-    /// Handles an event of one of [`TOKENS`]. Returns a request when it is complete.
-    pub(crate) fn ready(&mut self, now: Time, token: Token) -> Option<(RequestId, Request)> {
-        let Some(number) = token.0.checked_sub(FIRST_CLIENT) else {
+    /// Handles an event of [`EventSource::Control`]. Returns a request when it is complete.
+    pub(crate) fn ready(&mut self, now: Time, source: usize) -> Option<(RequestId, Request)> {
+        let Some(number) = source.checked_sub(FIRST_CLIENT) else {
             self.pending = true;
             return None;
         };
@@ -163,7 +165,7 @@ impl Control {
             return client.reject(&Refusal::Busy.response());
         }
         let entry = self.clients.vacant_entry();
-        let token = Token(FIRST_CLIENT + entry.key());
+        let token = EventSource::Control(FIRST_CLIENT + entry.key()).token();
         if client.register(registry, token).is_ok() {
             entry.insert(client);
         }

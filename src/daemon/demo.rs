@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::systemd::Systemd;
 use crate::daemon::event_loop::{Backend, Server};
-use crate::daemon::zmq::ZmqReceiver;
+use crate::daemon::zmq::Zmq;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::protocol::http;
@@ -98,11 +98,11 @@ impl Demo {
     ///
     /// # Errors
     /// Those of ZeroMQ.
-    pub fn connect(&mut self, receiver: &ZmqReceiver) -> Result<()> {
-        let Some(context) = receiver.context() else { return Ok(()) };
+    pub(crate) fn connect(&mut self, daemon: &Zmq) -> Result<()> {
+        let Some(context) = daemon.context() else { return Ok(()) };
         let socket = context.socket(ZmqType::Push).and_then(|mut socket| {
             socket.set_linger(0)?;
-            socket.connect(&CString::new(receiver.endpoint())?)?;
+            socket.connect(&CString::new(daemon.endpoint())?)?;
             Ok(socket)
         });
         let socket = socket.map_err(|error| Exit::error(format!("ZeroMQ: {error}.")))?;

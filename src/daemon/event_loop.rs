@@ -10,13 +10,11 @@ mod handshake;
 mod log_limiter;
 mod publish;
 mod reload;
-mod self_check;
 #[cfg(test)]
 mod simulation;
 mod socket_io;
 mod status;
 mod websocket;
-mod workers;
 mod zmq_guard;
 
 pub(crate) use accept::limit_to_open_files;
@@ -30,16 +28,15 @@ use log::info;
 use mio::event::Event;
 use mio::{Events, Poll, Token};
 
-use super::control::{Control, TOKENS as CONTROL_TOKENS};
+use super::checks::CheckRunner;
+use super::control::Control;
 use super::demo::Demo;
 use super::listener::Listener;
 use super::systemd::Systemd;
+use super::token::EventSource;
 use crate::daemon::connection::Connection;
 use crate::daemon::connections::Connections;
-use crate::daemon::zmq::ZmqReceiver;
-use crate::engine::checks::queue::{Answer, CheckQueue};
-use crate::engine::checks::self_check::SelfCheck;
-use crate::engine::checks::worker_pool::Pool;
+use crate::daemon::zmq::Zmq;
 use crate::engine::hub::{Action, Hub};
 use crate::engine::id::ConnId;
 use crate::engine::printable::plural;
@@ -49,12 +46,9 @@ use crate::engine::telemetry::Telemetry;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
 use crate::engine::trim::Trim;
-use crate::espocrm::process::Children;
-use crate::espocrm::workers::Workers;
 use crate::platform::clock::Clock;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
-use crate::platform::logging::Outage;
 use crate::platform::signals::{Pending, Signals};
 use crate::platform::sys;
 use crate::settings::Settings;
@@ -75,22 +69,11 @@ pub(crate) struct Server {
     settings: Settings,
     accepting: Accepting,
     control: Control,
-    zmq: ZmqReceiver,
-    /// The ZeroMQ socket may hold more messages.
-    zmq_pending: bool,
-    /// Set while the ZeroMQ socket is not bound: when to retry.
-    zmq_broken: Option<Time>,
+    zmq: Zmq,
     conns: Connections,
     hub: Hub,
-    check_queue: CheckQueue,
+    checks: CheckRunner,
     backend: Backend,
-    children: Children,
-    pool: Pool,
-    workers: Workers,
-    self_check: SelfCheck,
-    /// A self-check has passed since the daemon started.
-    self_check_passed: bool,
-    answers: Vec<Answer>,
     /// No connection is evicted for memory before this time.
     next_eviction: Time,
     /// Settings that the latest reload could not apply.
@@ -100,13 +83,9 @@ pub(crate) struct Server {
     incoming: Vec<Incoming>,
     ping: SharedFrame,
     stats: Telemetry,
-    /// While all access checks fail: when the first and the latest one failed.
-    failing_checks: Option<(Time, Time)>,
     log_limiter: LogLimiter,
     /// When to return freed memory to the kernel.
     trim: Trim,
-    /// Outages of login checks and of subscription checks.
-    outages: [Outage; 2],
     /// The signal that stops the daemon.
     stop_signal: Option<&'static str>,
 }
@@ -133,17 +112,6 @@ struct Ready {
     ended: bool,
 }
 
-const LISTENER: Token = Token(0);
-const ZMQ: Token = Token(1);
-const SIGNALS: Token = Token(2);
-/// ZeroMQ senders connect, disconnect or send.
-const SENDERS: Token = Token(3);
-/// Two tokens for each child process; the range exceeds their maximum number.
-const FIRST_CHILD: usize = 64;
-/// Two tokens for each worker.
-const FIRST_WORKER: usize = 1 << 20;
-const FIRST_CONN: usize = 1 << 24;
-
 /// Events per poll; 12 B each.
 const EVENTS: usize = 1_024;
 
@@ -166,7 +134,7 @@ impl Server {
             |error: io::Error| Exit::error(format!("The event loop cannot run: {error}."));
         let poll = Poll::new().map_err(problem)?;
         let registry = poll.registry();
-        signals.register(registry, SIGNALS).map_err(problem)?;
+        signals.register(registry, EventSource::Signals.token()).map_err(problem)?;
         let acceptor = backend.acceptor(&settings)?;
         if let Some(acceptor) = &acceptor {
             acceptor.log_validity(None);
@@ -178,9 +146,9 @@ impl Server {
             settings.listens_at(listener.address());
             listener
         };
-        listener.register(registry, LISTENER).map_err(problem)?;
-        let mut zmq = ZmqReceiver::bind(&settings.zeromq.value)?;
-        zmq.register(registry, ZMQ, SENDERS).map_err(problem)?;
+        listener.register(registry, EventSource::Listener.token()).map_err(problem)?;
+        let mut zmq = Zmq::bind(&settings.zeromq.value)?;
+        zmq.register(registry).map_err(problem)?;
         if let Backend::Demo(demo) = &mut backend {
             demo.connect(&zmq)?;
         }
@@ -200,7 +168,7 @@ impl Server {
         signals: Signals,
         poll: Poll,
         accepting: Accepting,
-        zmq: ZmqReceiver,
+        zmq: Zmq,
     ) -> Self {
         let clock = Clock::start();
         let mut server = Self {
@@ -212,32 +180,21 @@ impl Server {
             accepting,
             control: Control::default(),
             zmq,
-            zmq_pending: true,
             reload_errors: Vec::new(),
-            zmq_broken: None,
             conns: Connections::default(),
             hub: Hub::new(settings.categories.clone()),
-            check_queue: CheckQueue::new(settings.max_checks.value),
+            checks: CheckRunner::new(&settings),
             backend,
-            children: Children::new(FIRST_CHILD),
-            pool: Pool::new(settings.workers()),
-            workers: Workers::new(FIRST_WORKER),
-            self_check: SelfCheck::default(),
-            self_check_passed: false,
-            answers: Vec::new(),
             next_eviction: Time::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
             stats: Telemetry::default(),
-            failing_checks: None,
             log_limiter: LogLimiter::default(),
             trim: Trim::default(),
-            outages: <[Outage; 2]>::default(),
             stop_signal: None,
             settings,
         };
-        server.check_queue.set_cache_lifetime(server.settings.check_cache.value);
         server.limit_handshakes();
         server.apply_to_hub();
         server
@@ -310,10 +267,10 @@ impl Server {
                 self.perform(action);
             }
             self.start_checks();
-            if self.answers.is_empty() && !self.hub.has_actions() {
+            if !self.checks.has_answers() && !self.hub.has_actions() {
                 return;
             }
-            for answer in std::mem::take(&mut self.answers) {
+            for answer in self.checks.take_answers() {
                 self.hub.verdict(answer.ticket, &answer.verdict);
             }
         }
@@ -326,8 +283,8 @@ impl Server {
             Action::Close(conn, reason) => self.close(conn, reason),
             Action::Drop(conn) => self.end(conn, End::CheckFailed),
             Action::Check(ticket, urgency, check) => self.request_check(ticket, urgency, check),
-            Action::Cancel(ticket) => self.check_queue.cancel(ticket),
-            Action::Forget(check) => self.check_queue.forget_verdict(&check),
+            Action::Cancel(ticket) => self.checks.cancel(ticket),
+            Action::Forget(check) => self.checks.forget_verdict(&check),
             Action::TooManySubscriptions(conn) => self.too_many_subscriptions(conn),
             Action::Log(line) => log::debug!("{line}"),
         }
@@ -335,8 +292,8 @@ impl Server {
 
     /// How long to wait for events; `None` (no limit) if there are no connections and nothing runs.
     fn timeout(&self) -> Option<Duration> {
-        let backpressure = self.backpressure_until().filter(|_| self.zmq_pending);
-        let busy = (self.zmq_pending && backpressure.is_none())
+        let backpressure = self.backpressure_until().filter(|_| self.zmq.is_pending());
+        let busy = (self.zmq.is_pending() && backpressure.is_none())
             || self.accepting.is_pending()
             || self.control.is_pending(self.now)
             || self.conns.has_dirty()
@@ -347,15 +304,12 @@ impl Server {
         let file_check = if self.conns.is_empty() { None } else { self.backend.next_file_check() };
         let deadlines = [
             self.conns.next_due(),
-            self.check_queue.next_deadline(),
-            self.children.next_deadline(),
-            self.workers.next_deadline(),
-            self.pool.next_deadline(),
+            self.checks.poll_timeout(),
             self.accepting.paused_until(),
             self.accepting.next_deadline(),
             self.trim.next_due(),
             self.control.next_deadline(),
-            self.next_zmq_check(),
+            self.zmq.next_deadline(),
             self.next_self_check(),
             backpressure,
             self.systemd.next_ping(),
@@ -368,25 +322,27 @@ impl Server {
     }
 
     fn dispatch(&mut self, ready: Ready) {
-        match ready.token {
-            LISTENER => self.accepting.set_pending(),
-            ZMQ => self.zmq_pending = true,
-            SENDERS => self.wake_zmq_guard(),
-            SIGNALS => self.take_signals(),
-            Token(token) if CONTROL_TOKENS.contains(&token) => self.control_ready(Token(token)),
-            Token(token) => match token.checked_sub(FIRST_CONN) {
-                None if token >= FIRST_WORKER => self.worker_ready(Token(token)),
-                None => self.children.readable(Token(token)),
-                Some(slot) => {
-                    let Some(id) = self.conns.id(slot) else { return };
-                    if ready.writable && self.conn(id).is_some_and(Connection::unblock) {
-                        self.conns.mark_dirty(id);
-                    }
-                    if ready.readable || ready.ended {
-                        self.read(id, ready.ended);
-                    }
+        let Some(source) = EventSource::of(ready.token) else { return };
+        match source {
+            EventSource::Connection(slot) => {
+                let Some(id) = self.conns.id(slot) else { return };
+                if ready.writable && self.conn(id).is_some_and(Connection::unblock) {
+                    self.conns.mark_dirty(id);
                 }
-            },
+                if ready.readable || ready.ended {
+                    self.read(id, ready.ended);
+                }
+            }
+            EventSource::Listener => self.accepting.set_pending(),
+            EventSource::Zmq => self.zmq.set_pending(),
+            EventSource::ZmqSenders => self.wake_zmq_guard(),
+            EventSource::Signals => self.take_signals(),
+            EventSource::Control(number) => self.control_ready(number),
+            EventSource::Worker(number) => {
+                let (checks, mut context) = self.checks();
+                checks.worker_ready(&mut context, number);
+            }
+            EventSource::Child(number) => self.checks.child_ready(number),
         }
     }
 
@@ -402,7 +358,7 @@ impl Server {
         self.control.accept(self.now, self.poll.registry());
         // Until the previous messages have been offered to the kernel, and while readers catch up,
         // further messages wait in libzmq rather than in the connections' outbound queues.
-        if self.zmq_pending {
+        if self.zmq.is_pending() {
             self.carry_out();
             self.flush();
             if !self.conns.has_dirty() && self.backpressure_until().is_none() {
@@ -412,9 +368,8 @@ impl Server {
     }
 
     fn expire(&mut self) {
-        self.children.expire(self.now);
-        self.expire_workers();
-        self.check_queue.expire(self.now);
+        let (checks, mut context) = self.checks();
+        checks.expire(&mut context);
         self.control.expire(self.now);
         self.expire_conns();
         self.expire_handshakes();
@@ -433,8 +388,6 @@ impl Server {
         let Pending { child, reload, stop_signal, .. } = self.signals.take();
         if child {
             self.reap_children();
-            self.reap_workers();
-            self.reap_orphans();
         }
         if reload {
             self.reload();
@@ -445,8 +398,7 @@ impl Server {
     /// Ends every connection without a Close frame, so that browsers reconnect after three seconds.
     fn stop(&mut self) {
         self.systemd.stopping();
-        self.children.kill_all();
-        self.workers.kill_all();
+        self.checks.kill_all();
         self.flush();
         self.log_limiter.log_all();
         let Stats { opened, messages, deliveries, .. } = *self.stats;

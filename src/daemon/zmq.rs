@@ -1,521 +1,321 @@
-//! The ZeroMQ socket that receives the messages of EspoCRM's PHP.
+//! EspoCRM's messages: the ZeroMQ socket, its limits, and its recovery.
 
 mod guard;
+mod receiver;
 
 pub(crate) use guard::Excess;
+pub(crate) use receiver::Received;
 
-use std::ffi::CString;
-use std::fs::{File, Permissions};
-use std::io::{self, ErrorKind};
-use std::os::fd::RawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::io;
 use std::time::Duration;
 
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
-use socket2::{Domain, SockAddr, Socket, Type};
-use zmq::Message;
+use mio::Registry;
 
-use crate::engine::espocrm::submission::Rejection;
-use crate::engine::limits::{MAX_RECEIVE_QUEUE, MAX_RECEIVED, MAX_SENDERS};
-use crate::engine::printable::Printable;
 use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
-use crate::platform::sys::{ZmqContext, ZmqSocket, ZmqType};
+use crate::platform::sys::ZmqContext;
+use crate::platform::{process_stats, sys};
 use guard::Guard;
+use receiver::ZmqReceiver;
 
-/// A PULL socket. PHP's command line opens a connection for each message; php-fpm's processes keep
-/// their connections open.
-pub struct ZmqReceiver {
-    /// `None` only after a failed [`recreate`](ZmqReceiver::recreate).
-    libzmq: Option<Libzmq>,
-    endpoint: String,
-    /// False if a [`rebind`](ZmqReceiver::rebind) failed and lost the previous endpoint as well.
-    is_bound: bool,
-    /// The maximum number of connected senders.
-    max_senders: usize,
-    /// The messages of a test, which replace those of libzmq.
-    #[cfg(test)]
-    script: Option<super::script::Messages>,
+/// Receives EspoCRM's messages, keeps libzmq within its limits, and binds the endpoint again after
+/// a failure.
+///
+/// - Inputs: [`set_pending`](Self::set_pending) and [`wake_guard`](Self::wake_guard) after events
+///   of the socket and of its senders, [`expire`](Self::expire) at
+///   [`next_deadline`](Self::next_deadline), [`rebind`](Self::rebind) and
+///   [`limit_senders`](Self::limit_senders) after a reload.
+/// - Outputs: [`receive`](Self::receive) while [`is_pending`](Self::is_pending), and the [`Event`]
+///   of `expire`.
+pub(crate) struct Zmq {
+    receiver: ZmqReceiver,
+    state: State,
 }
 
-/// A context of libzmq with its sockets.
-struct Libzmq {
-    // The sockets must be closed before their context.
-    guard: Guard,
-    socket: ZmqSocket,
-    context: ZmqContext,
-    descriptor: RawFd,
+/// `pending`: the socket may contain messages. An unbound one may, too, from senders that had
+/// connected before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Bound { pending: bool },
+    Unbound { pending: bool, retry_at: Time },
 }
 
-/// The result of [`ZmqReceiver::receive`].
-pub enum Received {
-    /// A message of one part.
-    Message(Message),
-    /// A message that EspoCRM cannot have sent.
-    Rejected(Rejection),
-    /// Nothing more for now; the descriptor reports new messages.
-    Nothing,
+/// What [`Zmq::expire`] has done.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// No descriptor was left for a sender: the endpoint is unbound until the next attempt.
+    Paused(Excess),
+    /// The context was recreated because of an excess, or by a later attempt. `registered` is the
+    /// result of registering it.
+    Restarted { excess: Option<Excess>, registered: io::Result<()> },
+    /// The context could not be recreated.
+    Failed(Excess, Exit),
+    /// The endpoint is bound again.
+    Resumed,
 }
 
-/// Connections that may wait to be accepted: one per request that PHP is serving.
-const BACKLOG: i32 = 1_024;
+/// Interval of attempts to bind again.
+const RETRY: Duration = Duration::from_secs(1);
 
-/// Descriptors that a context and its sockets need.
-const DESCRIPTORS: usize = 13;
+/// Free memory that is worth returning to the kernel, in bytes.
+const WORTHWHILE: usize = 8 * 1024 * 1024;
 
-/// The time limit of the ZeroMQ handshake, in milliseconds.
-const HANDSHAKE: i32 = 10_000;
-
-impl ZmqReceiver {
+impl Zmq {
     /// Binds `endpoint`, such as `tcp://127.0.0.1:5555`, `tcp://*:7777` or `ipc:///run/x.sock`.
     ///
     /// # Errors
     /// Why it cannot be bound, and what to do.
-    pub fn bind(endpoint: &str) -> Result<Self> {
-        let libzmq = Some(Libzmq::new().map_err(|error| problem(&error))?);
-        let mut receiver = Self {
-            libzmq,
-            endpoint: String::new(),
-            is_bound: true,
-            max_senders: MAX_SENDERS,
-            #[cfg(test)]
-            script: None,
-        };
-        receiver.endpoint = receiver.bind_socket(endpoint)?;
-        Ok(receiver)
-    }
-
-    /// Recreates the ZeroMQ context. That closes all connections and frees all memory of libzmq.
-    /// PHP reconnects and sends messages again that had not arrived.
-    ///
-    /// # Errors
-    /// If descriptors have run out, or another process has bound the endpoint meanwhile. There is
-    /// then no socket, and the caller must call [`resume`](Self::resume) later.
-    pub fn recreate(&mut self) -> Result<()> {
-        // First, to release the port and, if descriptors have run out, descriptors.
-        self.libzmq = None;
-        self.remove_file();
-        let mut libzmq = Libzmq::new().map_err(|error| problem(&error))?;
-        libzmq.guard.limit_senders(self.max_senders);
-        self.libzmq = Some(libzmq);
-        self.bind_again().map(drop)
-    }
-
-    /// Stops accepting connections. Without a free descriptor, libzmq would retry to accept them in
-    /// a busy loop.
-    pub fn pause(&mut self) {
-        self.unbind();
-    }
-
-    /// Continues after [`pause`](Self::pause) or a failed [`recreate`](Self::recreate). Returns
-    /// true if the context is a new one, which the caller must register.
-    ///
-    /// # Errors
-    /// Why that fails; the caller must retry later.
-    pub fn resume(&mut self) -> Result<bool> {
-        if self.libzmq.is_none() {
-            return self.recreate().map(|()| true);
-        }
-        // In case it is still bound.
-        self.unbind();
-        let endpoint = self.endpoint.clone();
-        self.bind_socket(&endpoint).map(|_| false)
-    }
-
-    /// Sets the maximum number of connected senders.
-    pub fn limit_senders(&mut self, limit: usize) {
-        self.max_senders = limit;
-        if let Some(libzmq) = &mut self.libzmq {
-            libzmq.guard.limit_senders(limit);
-        }
-    }
-
-    /// Schedules a check of the senders: a sender has connected, disconnected or sent something.
-    /// `unaccounted` returns the memory of the process that is not accounted for, in bytes.
-    pub fn wake_guard(&mut self, now: Time, registry: &Registry, unaccounted: impl Fn() -> usize) {
-        if let Some(libzmq) = &mut self.libzmq {
-            libzmq.guard.wake(now, registry, unaccounted);
-        }
-    }
-
-    /// When [`check_senders`](Self::check_senders) has something to do.
-    #[must_use]
-    pub fn next_check(&self) -> Option<Time> {
-        self.libzmq.as_ref().and_then(|libzmq| libzmq.guard.next())
-    }
-
-    /// Checks the senders and the memory of libzmq, if a check is due. Returns the limit that is
-    /// exceeded.
-    pub fn check_senders(
-        &mut self,
-        now: Time,
-        registry: &Registry,
-        unaccounted: impl Fn() -> usize,
-    ) -> Option<Excess> {
-        self.libzmq.as_mut()?.guard.check(now, registry, unaccounted)
-    }
-
-    /// Whether the last check found connected senders.
-    #[must_use]
-    pub fn has_senders(&self) -> bool {
-        self.libzmq.as_ref().is_some_and(|libzmq| libzmq.guard.has_senders())
+    pub(crate) fn bind(endpoint: &str) -> Result<Self> {
+        ZmqReceiver::bind(endpoint).map(Self::of)
     }
 
     /// Receives the scripted messages of a test.
     #[cfg(test)]
     pub(crate) fn scripted(script: super::script::Messages) -> Self {
-        let endpoint = "scripted".to_owned();
-        Self { libzmq: None, endpoint, is_bound: true, max_senders: 0, script: Some(script) }
+        Self::of(ZmqReceiver::scripted(script))
     }
 
-    /// Binds another endpoint instead; on failure keeps the old one.
-    ///
-    /// # Errors
-    /// If the new one cannot be bound.
-    pub fn rebind(&mut self, endpoint: &str) -> Result<()> {
-        if address(endpoint) == self.endpoint {
-            return Ok(());
-        }
-        let new = match self.bind_socket(endpoint) {
-            // Such as `tcp://*:7777` after `tcp://127.0.0.1:7777`: the old one blocks the new one.
-            Err(_) if port(endpoint) == port(&self.endpoint) => self.replace(endpoint)?,
-            new => new?,
-        };
-        self.unbind();
-        self.endpoint = new;
-        Ok(())
+    fn of(receiver: ZmqReceiver) -> Self {
+        Self { receiver, state: State::Bound { pending: true } }
     }
 
-    /// Unbinds the old endpoint before it binds the new one. Messages that PHP sends in between are
-    /// delayed, not lost: PHP retries to connect for a second.
-    fn replace(&mut self, endpoint: &str) -> Result<String> {
-        self.unbind();
-        let new = retry_bind(|| self.bind_socket(endpoint));
-        if new.is_err() {
-            self.is_bound = self.bind_again().is_ok();
-        }
-        new
-    }
-
-    fn bind_again(&mut self) -> Result<String> {
-        let endpoint = self.endpoint.clone();
-        retry_bind(|| self.bind_socket(&endpoint))
-    }
-
-    fn unbind(&mut self) {
-        if let (Some(libzmq), Ok(endpoint)) = (&mut self.libzmq, CString::new(&*self.endpoint)) {
-            let _ = libzmq.socket.unbind(&endpoint);
-        }
-        self.remove_file();
-    }
-
-    /// Removes the socket file, which libzmq does not.
-    fn remove_file(&self) {
-        if let Some(path) = socket_file(&self.endpoint)
-            && is_socket(path).unwrap_or(false)
-        {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-
-    /// Whether the [`endpoint`](Self::endpoint) is bound; if not, the caller must call
-    /// [`resume`](Self::resume) later.
-    #[must_use]
-    pub fn is_bound(&self) -> bool {
-        self.is_bound
-    }
-
-    /// The bound endpoint, with the actual port if it was bound to any free port.
-    #[must_use]
-    pub fn endpoint(&self) -> &str {
-        &self.endpoint
-    }
-
-    /// The context, for another socket of this process.
-    #[must_use]
-    pub fn context(&self) -> Option<&ZmqContext> {
-        self.libzmq.as_ref().map(|libzmq| &libzmq.context)
-    }
-
-    /// Registers libzmq's descriptor with `token`, for messages, and the senders' events with
-    /// `senders`, which call for [`wake_guard`](Self::wake_guard). libzmq's descriptor is
-    /// edge-triggered and has spurious events: after each event, and after any other call, the
-    /// caller must call [`receive`](Self::receive) until it returns [`Received::Nothing`].
+    /// Registers the socket and the events of its senders.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(
-        &mut self,
-        registry: &Registry,
-        token: Token,
-        senders: Token,
-    ) -> io::Result<()> {
-        let Some(libzmq) = &mut self.libzmq else { return Ok(()) };
-        libzmq.guard.register(registry, senders)?;
-        registry.register(&mut SourceFd(&libzmq.descriptor), token, Interest::READABLE)
+    pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        self.receiver.register(registry)
+    }
+
+    /// The bound endpoint, with the actual port if it was bound to any free port.
+    pub(crate) fn endpoint(&self) -> &str {
+        self.receiver.endpoint()
+    }
+
+    /// The context, for another socket of this process.
+    pub(crate) fn context(&self) -> Option<&ZmqContext> {
+        self.receiver.context()
+    }
+
+    /// False while messages cannot be received because of a failure.
+    pub(crate) fn is_bound(&self) -> bool {
+        matches!(self.state, State::Bound { .. })
+    }
+
+    /// Whether the socket may contain messages.
+    pub(crate) fn is_pending(&self) -> bool {
+        let (State::Bound { pending } | State::Unbound { pending, .. }) = self.state;
+        pending
+    }
+
+    /// Handles an event of the socket.
+    pub(crate) fn set_pending(&mut self) {
+        *self.pending() = true;
+    }
+
+    fn pending(&mut self) -> &mut bool {
+        let (State::Bound { pending } | State::Unbound { pending, .. }) = &mut self.state;
+        pending
     }
 
     /// Receives the next message without waiting.
-    #[must_use]
-    pub fn receive(&self) -> Received {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            return script.receive();
+    pub(crate) fn receive(&mut self) -> Received {
+        let received = self.receiver.receive();
+        if matches!(received, Received::Nothing) {
+            *self.pending() = false;
         }
-        match self.receive_part() {
-            Ok(message) if !message.get_more() => Received::Message(message),
-            Ok(_) => {
-                // libzmq delivers the parts of a message together.
-                while self.receive_part().is_ok_and(|part| part.get_more()) {}
-                Received::Rejected(Rejection::Multipart)
-            }
-            Err(_) => Received::Nothing,
-        }
+        received
     }
 
-    fn receive_part(&self) -> std::result::Result<Message, zmq::Error> {
-        loop {
-            match self.socket()?.recv_msg(zmq::DONTWAIT) {
-                Err(zmq::Error::EINTR) => {}
-                other => return other,
-            }
+    /// Handles an event of a sender: it has connected, disconnected or sent data. `accounted`:
+    /// the expected memory use of this process without libzmq, in bytes.
+    pub(crate) fn wake_guard(&mut self, now: Time, registry: &Registry, accounted: usize) {
+        if let Some(guard) = self.receiver.guard_mut() {
+            guard.wake(now, registry, || unaccounted(accounted));
         }
     }
 
-    fn socket(&self) -> std::result::Result<&ZmqSocket, zmq::Error> {
-        self.libzmq.as_ref().map(|libzmq| &libzmq.socket).ok_or(zmq::Error::ENOTSOCK)
+    /// Sets the maximum number of connected senders.
+    pub(crate) fn limit_senders(&mut self, limit: usize) {
+        self.receiver.limit_senders(limit);
     }
 
-    /// Binds an endpoint and returns libzmq's form of it.
-    fn bind_socket(&mut self, endpoint: &str) -> Result<String> {
-        let failed = |why: &str| {
-            Exit::error(format!(
-                "EspoCRM's messages cannot be received at {}: {why}. It is set by EspoCRM's \
-                 parameter webSocketZeroMQSubscriberDsn, or by --zeromq.",
-                Printable(endpoint)
-            ))
+    /// Binds another endpoint instead; on failure keeps the old one, or binds it again later.
+    ///
+    /// # Errors
+    /// If the new one cannot be bound.
+    pub(crate) fn rebind(&mut self, now: Time, endpoint: &str) -> Result<()> {
+        let rebound = self.receiver.rebind(endpoint);
+        // libzmq may have received messages meanwhile without reporting them.
+        self.set_pending();
+        if self.is_bound() && !self.receiver.is_bound() {
+            self.retry_later(now);
+        }
+        rebound
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        let retry_at = match self.state {
+            State::Bound { .. } => None,
+            State::Unbound { retry_at, .. } => Some(retry_at),
         };
-        let address = address(endpoint);
-        let known = endpoint.starts_with("tcp://") || endpoint.starts_with("ipc://");
-        let (true, Ok(name)) = (known, CString::new(&*address)) else {
-            return Err(failed("an endpoint is expected, such as tcp://127.0.0.1:5555"));
-        };
-        // libzmq would truncate the number to 16 bits.
-        if port(&address).is_some_and(|port| port != "*" && port.parse::<u16>().is_err()) {
-            return Err(failed("its port must be * or a number from 0 to 65535"));
+        [self.receiver.guard().and_then(Guard::next), retry_at].into_iter().flatten().min()
+    }
+
+    /// Binds the endpoint again if that is due. Checks the senders and the memory of libzmq, and
+    /// recreates its context if it exceeds a limit. `accounted` as in
+    /// [`wake_guard`](Self::wake_guard).
+    pub(crate) fn expire(
+        &mut self,
+        now: Time,
+        registry: &Registry,
+        accounted: usize,
+    ) -> Option<Event> {
+        if matches!(self.state, State::Unbound { retry_at, .. } if retry_at <= now) {
+            return self.resume(now, registry);
         }
-        let reason = |error: io::Error| failed(&reason(&error));
-        let file = socket_file(endpoint);
-        if let Some(path) = file {
-            ensure_free(path).map_err(reason)?;
+        let excess = self.check_senders(now, registry, accounted)?;
+        if excess == Excess::Descriptors(0) {
+            // There are no senders that a restart of libzmq would disconnect.
+            self.receiver.pause();
+            self.retry_later(now);
+            return Some(Event::Paused(excess));
         }
-        let libzmq = self.libzmq.as_mut().ok_or(ErrorKind::NotConnected.into()).map_err(reason)?;
-        libzmq.socket.bind(&name).map_err(reason)?;
-        self.is_bound = true;
-        if let Some(path) = file {
-            // Read and write access for this user and its group, regardless of the umask.
-            let _ = std::fs::set_permissions(path, Permissions::from_mode(0o660));
+        Some(match self.receiver.recreate() {
+            Ok(()) => {
+                Event::Restarted { excess: Some(excess), registered: self.restarted(registry) }
+            }
+            Err(error) => {
+                self.retry_later(now);
+                Event::Failed(excess, error)
+            }
+        })
+    }
+
+    fn check_senders(
+        &mut self,
+        now: Time,
+        registry: &Registry,
+        accounted: usize,
+    ) -> Option<Excess> {
+        let guard = self.receiver.guard_mut()?;
+        let was_used = guard.next().is_some();
+        let excess = guard.check(now, registry, || unaccounted(accounted));
+        let is_idle = guard.next().is_none() && !guard.has_senders();
+        if was_used && is_idle && unaccounted(accounted) > WORTHWHILE {
+            // All senders have disconnected, and libzmq has freed their partial messages.
+            sys::trim_heap();
         }
-        match libzmq.socket.get_last_endpoint() {
-            Ok(Ok(bound)) => Ok(bound.trim_end_matches('\0').to_owned()),
-            _ => Ok(address),
+        excess
+    }
+
+    fn resume(&mut self, now: Time, registry: &Registry) -> Option<Event> {
+        match self.receiver.resume() {
+            Ok(true) => {
+                let registered = self.restarted(registry);
+                Some(Event::Restarted { excess: None, registered })
+            }
+            Ok(false) => {
+                self.state = State::Bound { pending: true };
+                Some(Event::Resumed)
+            }
+            Err(_) => {
+                self.retry_later(now);
+                None
+            }
         }
+    }
+
+    fn restarted(&mut self, registry: &Registry) -> io::Result<()> {
+        self.state = State::Bound { pending: true };
+        // For kernels on which a child process cannot close inherited descriptors.
+        sys::mark_close_on_exec();
+        sys::trim_heap();
+        self.receiver.register(registry)
+    }
+
+    /// The attempt to bind or unbind may have received messages that libzmq's descriptor reported
+    /// before.
+    fn retry_later(&mut self, now: Time) {
+        self.state = State::Unbound { pending: true, retry_at: now.after(RETRY) };
+    }
+
+    /// Checks that the state agrees with the socket. For tests.
+    #[cfg(test)]
+    pub(crate) fn check_invariants(&self) {
+        assert!(!self.is_bound() || self.receiver.is_bound(), "nothing binds the endpoint again");
     }
 }
 
-impl Libzmq {
-    fn new() -> io::Result<Self> {
-        // libzmq may abort the process if descriptors run out while it creates these sockets.
-        drop((0..DESCRIPTORS).map(|_| File::open("/dev/null")).collect::<io::Result<Vec<_>>>()?);
-        let context = ZmqContext::new()?;
-        let mut socket = context.socket(ZmqType::Pull)?;
-        socket.set_linger(0)?;
-        socket.set_rcvhwm(MAX_RECEIVE_QUEUE)?;
-        socket.set_backlog(BACKLOG)?;
-        socket.set_handshake_ivl(HANDSHAKE)?;
-        // Keepalive frees the descriptors of senders whose machine has vanished.
-        socket.set_tcp_keepalive(1)?;
-        socket.set_tcp_keepalive_idle(60)?;
-        socket.set_maxmsgsize(i64::try_from(MAX_RECEIVED).unwrap_or(i64::MAX))?;
-        let guard = Guard::new(&context, &mut socket)?;
-        let descriptor = socket.get_fd()?;
-        Ok(Self { guard, socket, context, descriptor })
-    }
-}
-
-impl Drop for ZmqReceiver {
-    fn drop(&mut self) {
-        self.remove_file();
-    }
-}
-
-/// Retries for about 100 ms: libzmq closes an unbound socket asynchronously, in its own thread.
-fn retry_bind(mut bind: impl FnMut() -> Result<String>) -> Result<String> {
-    for _ in 0..50 {
-        if let Ok(bound) = bind() {
-            return Ok(bound);
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    bind()
-}
-
-fn problem(error: &io::Error) -> Exit {
-    Exit::error(format!("ZeroMQ failed to start: {error}."))
-}
-
-/// Why an endpoint cannot be bound, and what to do.
-fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        ErrorKind::AddrInUse => "it is in use by another process. Stop EspoCRM's own daemon \
-                                 (systemctl stop espocrm-websocket), or find the process: ss -lntxp"
-            .to_owned(),
-        ErrorKind::PermissionDenied => format!("this user has no permission ({error})"),
-        ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
-        _ if error.raw_os_error() == Some(libc::ENODEV) => {
-            "this machine has no such address".to_owned()
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// The path of an endpoint that is a file. For `ipc://*` libzmq chooses a path; `ipc://@name` has
-/// none.
-fn socket_file(endpoint: &str) -> Option<&Path> {
-    let path = endpoint.strip_prefix("ipc://")?;
-    (!path.starts_with(['*', '@'])).then_some(Path::new(path))
-}
-
-/// Ensures that `path` does not exist or is a socket on which no process listens, since libzmq
-/// deletes an existing file. Never blocks.
-fn ensure_free(path: &Path) -> io::Result<()> {
-    match is_socket(path) {
-        Ok(true) => {}
-        Ok(false) => {
-            let text = "a file exists there that is not a socket. Remove it or use another path";
-            return Err(io::Error::new(ErrorKind::AlreadyExists, text));
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-    match probe.connect(&SockAddr::unix(path)?) {
-        // No process listens there.
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        // A full backlog, or a socket of another type.
-        Ok(()) => Err(ErrorKind::AddrInUse.into()),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::AddrInUse.into()),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
-            Err(ErrorKind::AddrInUse.into())
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn is_socket(path: &Path) -> io::Result<bool> {
-    Ok(std::fs::symlink_metadata(path)?.file_type().is_socket())
-}
-
-/// Replaces `localhost`: libzmq binds to addresses and interfaces only.
-fn address(endpoint: &str) -> String {
-    endpoint.replacen("tcp://localhost:", "tcp://127.0.0.1:", 1)
-}
-
-fn port(endpoint: &str) -> Option<&str> {
-    endpoint.strip_prefix("tcp://")?.rsplit_once(':').map(|(_, port)| port)
+/// Memory of this process that is not accounted for, in bytes.
+fn unaccounted(accounted: usize) -> usize {
+    process_stats::resident_memory().saturating_sub(accounted)
 }
 
 #[cfg(test)]
 mod tests {
+    use mio::Poll;
+
     use super::*;
 
-    /// Rebinds, with retries: on a busy machine libzmq may take longer to close the old endpoint
-    /// than `retry_bind` waits. A daemon retries later.
-    fn rebind(receiver: &mut ZmqReceiver, endpoint: &str) {
-        eventually(|| receiver.rebind(endpoint).is_ok());
+    fn bind() -> (Zmq, Poll) {
+        let mut zmq = Zmq::bind("tcp://127.0.0.1:*").unwrap();
+        let poll = Poll::new().unwrap();
+        zmq.register(poll.registry()).unwrap();
+        (zmq, poll)
     }
 
-    fn eventually(mut condition: impl FnMut() -> bool) {
-        let start = std::time::Instant::now();
-        while !condition() {
-            assert!(start.elapsed() < Duration::from_secs(60), "it did not happen");
-            std::thread::sleep(Duration::from_millis(5));
+    #[test]
+    fn messages_may_be_pending_after_a_pause_of_the_socket() {
+        let (mut zmq, poll) = bind();
+        let mut now = Time::default();
+        zmq.receiver.pause();
+        zmq.retry_later(now);
+        assert!(zmq.is_pending() && !zmq.is_bound());
+        assert!(matches!(zmq.receive(), Received::Nothing));
+        // The port becomes free a moment later.
+        while !zmq.is_bound() {
+            assert!(!zmq.is_pending());
+            assert_eq!(zmq.next_deadline(), Some(now.after(RETRY)));
+            now = now.after(RETRY);
+            let event = zmq.expire(now, poll.registry(), 0);
+            assert!(zmq.is_pending(), "whether it is bound or not");
+            assert_eq!(matches!(event, Some(Event::Resumed)), zmq.is_bound(), "{event:?}");
+            zmq.check_invariants();
+            assert!(matches!(zmq.receive(), Received::Nothing));
         }
+        assert_eq!(zmq.next_deadline(), None);
     }
 
-    fn receive(receiver: &ZmqReceiver) -> std::result::Result<String, Rejection> {
-        let start = std::time::Instant::now();
-        while start.elapsed() < Duration::from_secs(60) {
-            match receiver.receive() {
-                Received::Message(message) => return Ok(message.as_str().unwrap().to_owned()),
-                Received::Rejected(rejection) => return Err(rejection),
-                Received::Nothing => std::thread::sleep(Duration::from_millis(5)),
+    #[test]
+    fn too_many_senders_restart_the_socket() {
+        let (mut zmq, poll) = bind();
+        zmq.limit_senders(0);
+        let sender = zmq::Context::new().socket(zmq::PUSH).unwrap();
+        sender.connect(zmq.endpoint()).unwrap();
+        assert!(matches!(zmq.receive(), Received::Nothing));
+        let (mut now, start) = (Time::default(), std::time::Instant::now());
+        let event = loop {
+            assert!(start.elapsed() < Duration::from_secs(60), "it was not restarted");
+            zmq.wake_guard(now, poll.registry(), 0);
+            now = zmq.next_deadline().unwrap();
+            if let Some(event) = zmq.expire(now, poll.registry(), 0) {
+                break event;
             }
-        }
-        panic!("nothing was received");
-    }
-
-    fn sender(endpoint: &str) -> zmq::Socket {
-        let socket = zmq::Context::new().socket(zmq::PUSH).unwrap();
-        socket.connect(endpoint).unwrap();
-        socket
-    }
-
-    #[test]
-    fn messages_are_received_and_multipart_messages_are_rejected_completely() {
-        let receiver = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
-        let sender = sender(receiver.endpoint());
-        sender.send("one", 0).unwrap();
-        sender.send_multipart(["a", "b", "c"], 0).unwrap();
-        sender.send("two", 0).unwrap();
-        let messages: Vec<_> = (0..3).map(|_| receive(&receiver)).collect();
-        let expected = [Ok("one".to_owned()), Err(Rejection::Multipart), Ok("two".to_owned())];
-        assert_eq!(messages, expected);
-    }
-
-    #[test]
-    fn the_endpoint_can_be_changed() {
-        let mut receiver = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
-        let old = receiver.endpoint().to_owned();
-        rebind(&mut receiver, "tcp://localhost:*");
-        assert_ne!(receiver.endpoint(), old);
-        sender(receiver.endpoint()).send("here", 0).unwrap();
-        assert_eq!(receive(&receiver), Ok("here".to_owned()));
-        // An endpoint that overlaps with the previous one.
-        let (_, port) = receiver.endpoint().rsplit_once(':').unwrap();
-        let everywhere = format!("tcp://0.0.0.0:{port}");
-        let same = format!("tcp://localhost:{port}");
-        // On a machine without /etc/hosts libzmq would try to resolve the name forever.
-        let reachable = format!("tcp://127.0.0.1:{port}");
-        rebind(&mut receiver, &same);
-        assert_ne!(receiver.endpoint(), everywhere);
-        rebind(&mut receiver, &everywhere);
-        assert_eq!(receiver.endpoint(), everywhere);
-        sender(&reachable).send("everywhere", 0).unwrap();
-        assert_eq!(receive(&receiver), Ok("everywhere".to_owned()));
-        // The first endpoint becomes free a little later: libzmq closes it in its own thread.
-        eventually(|| ZmqReceiver::bind(&old).is_ok());
-    }
-
-    #[test]
-    fn bind_errors_name_the_reason_and_the_setting() {
-        let receiver = ZmqReceiver::bind("tcp://127.0.0.1:*").unwrap();
-        for (endpoint, why) in [
-            (receiver.endpoint(), "in use"),
-            ("", "an endpoint is expected"),
-            ("127.0.0.1:5555", "an endpoint is expected"),
-            ("tcp://127.0.0.1:5555\0", "an endpoint is expected"),
-            ("tcp://127.0.0.1", "Invalid argument"),
-            ("tcp://127.0.0.1:", "a number from 0 to 65535"),
-            ("tcp://127.0.0.1:99999", "a number from 0 to 65535"),
-            ("tcp://192.0.2.1:5555", "no such address"),
-        ] {
-            let error = ZmqReceiver::bind(endpoint).map(|_| ()).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-            assert!(error.contains("webSocketZeroMQSubscriberDsn"), "{error}");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        zmq.check_invariants();
+        match event {
+            Event::Restarted { excess: Some(Excess::Senders(1, 0)), registered: Ok(()) } => {
+                assert!(zmq.is_bound() && zmq.is_pending());
+            }
+            // On a busy machine the port may still be in use.
+            Event::Failed(Excess::Senders(1, 0), _) => {
+                assert!(!zmq.is_bound());
+                assert_eq!(zmq.next_deadline(), Some(now.after(RETRY)));
+            }
+            _ => panic!("{event:?}"),
         }
     }
 }

@@ -114,10 +114,15 @@ impl Children {
         self.running.iter().map(|(_, child)| child.process.id())
     }
 
-    /// Reads output after an event of `token`.
-    pub(crate) fn readable(&mut self, token: Token) {
-        let number = token.0.saturating_sub(self.first_token) / 2;
-        if let Some(child) = self.running.get_mut(number) {
+    /// How many children run an access check.
+    pub(crate) fn checks(&self) -> usize {
+        let is_check = |child: &Child| matches!(child.task, Task::Check(..));
+        self.running.iter().filter(|(_, child)| is_check(child)).count()
+    }
+
+    /// Reads output after an event of the token with this number, counted from the first one.
+    pub(crate) fn readable(&mut self, number: usize) {
+        if let Some(child) = self.running.get_mut(number / 2) {
             child.read();
         }
     }
@@ -189,7 +194,7 @@ impl Children {
                 _ => {}
             }
             for event in &events {
-                children.readable(event.token());
+                children.readable(event.token().0);
             }
             if stop() {
                 children.kill_all();

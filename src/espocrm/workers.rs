@@ -148,6 +148,11 @@ impl Workers {
         running.chain(self.dying.iter().map(|it| it.process.id()))
     }
 
+    /// How many workers run an access check.
+    pub(crate) fn busy(&self) -> usize {
+        self.running.iter().filter(|(_, worker)| worker.call.is_some()).count()
+    }
+
     /// The number of workers that were killed some time ago and have not exited.
     #[must_use]
     pub(crate) fn stuck(&self) -> usize {
@@ -241,9 +246,14 @@ impl Workers {
         worker.connect(registry, Token(first_token + 2 * key + 1))
     }
 
-    /// Handles an event of `token`.
-    pub(crate) fn ready(&mut self, registry: &Registry, token: Token, outcomes: &mut Vec<Outcome>) {
-        let number = token.0.saturating_sub(self.first_token);
+    /// Handles an event of the token with this number, counted from the first one.
+    pub(crate) fn ready(
+        &mut self,
+        registry: &Registry,
+        number: usize,
+        outcomes: &mut Vec<Outcome>,
+    ) {
+        let token = Token(self.first_token + number);
         let Some(worker) = self.running.get_mut(number / 2) else { return };
         let result = if number.is_multiple_of(2) {
             let read = worker.read_stderr();

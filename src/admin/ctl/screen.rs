@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_screen_is_that_of_the_example() {
-        let shown = [Size::USUAL, Size { columns: 200, lines: 100 }]
+        let shown = [Size::DEFAULT, Size { columns: 200, lines: 100 }]
             .map(|size| screen(&status(), None, size).join("\n") + "\n");
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/statistics/screen.txt");
         if std::env::var_os("UPDATE").is_some() {

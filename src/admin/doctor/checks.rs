@@ -156,7 +156,7 @@ fn check_twice(
             // There is no handler for SIGCHLD, so the loop polls for the end of the worker.
             let _ = poll.poll(&mut events, Some(Duration::from_millis(10)));
             for event in &events {
-                workers.ready(poll.registry(), event.token(), &mut outcomes);
+                workers.ready(poll.registry(), event.token().0, &mut outcomes);
             }
             workers.expire(clock.now(), &mut outcomes);
             workers.reap(&mut outcomes, &mut ended);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use log::warn;
 
+use super::Server;
 use super::log_limiter::Cause;
-use super::{FIRST_CONN, Server};
 use crate::daemon::connection::Upgrading;
 use crate::daemon::listener::Listener;
 use crate::daemon::net::TcpStream;
@@ -184,7 +184,7 @@ impl Server {
         };
         let times = (self.now, self.now.after(HANDSHAKE_DEADLINE));
         let upgrading = Upgrading::new(peer, proxy_header, over_limit);
-        let opened = self.conns.open(stream, upgrading, times, self.poll.registry(), FIRST_CONN);
+        let opened = self.conns.open(stream, upgrading, times, self.poll.registry());
         let id = match opened {
             Ok(id) => id,
             Err(error) => return self.pause(&error),

@@ -91,7 +91,7 @@ impl Server {
         id: ConnId,
         credentials: Option<&Credentials>,
     ) -> bool {
-        if self.check_queue.is_full_for_logins() {
+        if self.checks.queue().is_full_for_logins() {
             self.count_end(id, End::CheckQueue);
             return true;
         }

@@ -1,9 +1,6 @@
 //! Requests to the control socket and to the metrics port.
 
-use std::time::Duration;
-
 use log::{info, log};
-use mio::Token;
 
 use super::{Backend, Server};
 use crate::daemon::connection::Phase;
@@ -16,12 +13,6 @@ use crate::engine::protocol::control::{List, Refusal, Request};
 use crate::engine::telemetry::statistics;
 use crate::engine::telemetry::stats::End;
 use crate::platform::clock;
-
-/// All access checks must have failed for this long to be reported as a problem.
-const OUTAGE: Duration = Duration::from_secs(60);
-
-/// Without a further failed check for this long, the problem is no longer reported.
-const OUTAGE_EXPIRY: Duration = Duration::from_secs(300);
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain";
@@ -43,8 +34,8 @@ impl Server {
         }
     }
 
-    pub(super) fn control_ready(&mut self, token: Token) {
-        if let Some((request_id, request)) = self.control.ready(self.now, token) {
+    pub(super) fn control_ready(&mut self, source: usize) {
+        if let Some((request_id, request)) = self.control.ready(self.now, source) {
             self.answer(request_id, request);
         }
     }
@@ -84,10 +75,10 @@ impl Server {
     /// event loop runs.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.zmq_broken.is_some() {
+        if !self.zmq.is_bound() {
             problems.push(format!("EspoCRM's messages are not received at {}.", self.endpoint()));
         }
-        if self.self_check.rejects_clients() {
+        if self.checks.rejects_clients() {
             let reason = "EspoCRM accepts any token: all clients are rejected until the self-check \
                        passes. See the log.";
             problems.push(reason.to_owned());
@@ -96,9 +87,7 @@ impl Server {
             let reason = "Connections cannot be accepted: out of file descriptors or memory.";
             problems.push(reason.to_owned());
         }
-        if self.failing_checks.is_some_and(|(since, last)| {
-            last.since(since) >= OUTAGE && self.now.since(last) < OUTAGE_EXPIRY
-        }) {
+        if self.checks.are_failing(self.now) {
             problems.push("All access checks have failed for more than a minute.".to_owned());
         }
         let limit = self.settings.max_connections.value;
@@ -115,7 +104,7 @@ impl Server {
         for id in &conns {
             self.end(*id, End::Kicked);
         }
-        self.check_queue.forget_user(user);
+        self.checks.forget_user(user);
         let count = conns.len();
         if count > 0 {
             info!(
@@ -263,10 +252,9 @@ mod tests {
     use super::*;
     use crate::daemon::event_loop::accept::Accepting;
     use crate::daemon::listener::Listener;
-    use crate::daemon::script::{Arrivals, Checks, Journal, Messages, Random};
-    use crate::daemon::zmq::ZmqReceiver;
+    use crate::daemon::script::{Arrivals, Checks, Entry, Journal, Messages, Random};
+    use crate::daemon::zmq::Zmq;
     use crate::engine::checks::check::{Check, Ticket, Urgency};
-    use crate::engine::checks::queue::JobId;
     use crate::engine::checks::verdict::{Failure, Verdict};
     use crate::engine::id::ConnId;
     use crate::engine::time::Time;
@@ -275,19 +263,18 @@ mod tests {
     use crate::platform::signals::Signals;
     use crate::settings::{Layers, Overrides, Settings};
 
-    fn server() -> Server {
+    fn server(journal: &Journal) -> Server {
         let espo_settings = EspoSettings::new(serde_json::Map::new(), &serde_json::Value::Null);
         let settings =
             Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap();
-        let journal = Journal::default();
         let random = || Random::new(1);
         Server::assemble(
             settings,
-            Backend::Scripted(Checks::new(&journal)),
+            Backend::Scripted(Checks::new(journal)),
             Signals::none().unwrap(),
             mio::Poll::new().unwrap(),
-            Accepting::new(Listener::scripted(Arrivals::new(&journal, random())), None),
-            ZmqReceiver::scripted(Messages::new(&journal, random())),
+            Accepting::new(Listener::scripted(Arrivals::new(journal, random())), None),
+            Zmq::scripted(Messages::new(journal, random())),
         )
     }
 
@@ -297,21 +284,29 @@ mod tests {
     }
 
     /// Runs a check at this second.
-    fn check(server: &mut Server, seconds: u64, verdict: &Verdict) {
+    fn check(server: &mut Server, journal: &Journal, seconds: u64, verdict: &Verdict) {
         set_clock(server, seconds);
         let id = ConnId::new(0, u32::try_from(seconds).unwrap());
         let ticket = Ticket { conn: id, serial: Ticket::AUTHENTICATION };
         let check = Check::authentication("token", "user");
-        let now = server.now;
-        server.check_queue.request(now, ticket, check, Urgency::Authentication).unwrap();
-        let (job, check): (JobId, _) = server.check_queue.start(now).unwrap();
-        server.finish_check(job, &check, verdict);
+        server.request_check(ticket, Urgency::Authentication, check);
+        server.start_checks();
+        let started = journal.borrow_mut().pop_back();
+        let Some(Entry::Started(job, check)) = started else { panic!("{started:?}") };
+        let Backend::Scripted(checks) = &server.backend else { unreachable!() };
+        checks.answer(job, check, verdict.clone());
+        let (checks, mut context) = server.checks();
+        checks.worker_ready(&mut context, 0);
     }
 
     #[test]
     fn an_outage_is_reported_after_a_minute_and_until_it_expires() {
         let failed = Verdict::Unchecked(Failure::TimedOut);
-        let mut server = server();
+        let journal = Journal::default();
+        let mut server = server(&journal);
+        let check = |server: &mut Server, seconds, verdict: &Verdict| {
+            check(server, &journal, seconds, verdict);
+        };
         check(&mut server, 100, &failed);
         assert_eq!(server.problems(), [""; 0]);
         // No further check.

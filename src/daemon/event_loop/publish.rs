@@ -39,10 +39,7 @@ impl Server {
                     self.publish(&message).map(drop)
                 }
                 Received::Rejected(rejection) => Err(rejection),
-                Received::Nothing => {
-                    self.zmq_pending = false;
-                    return;
-                }
+                Received::Nothing => return,
             };
             self.stats.messages += 1;
             if let Err(rejection) = published {

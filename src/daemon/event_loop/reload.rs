@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use log::{debug, error, info, warn};
 
-use super::{Backend, LISTENER, Server, accept};
+use super::{Backend, Server, accept};
 use crate::daemon::listener::Listener;
 use crate::daemon::tls::Acceptor;
+use crate::daemon::token::EventSource;
 use crate::engine::espocrm::version::Version;
 use crate::engine::printable::plural;
 use crate::engine::protocol::control;
 use crate::engine::time::Time;
-use crate::espocrm::process::{Finished, Task};
-use crate::espocrm::{EspoSettings, Identity, Installation, PROBE_TIMEOUT, Router, Watch};
+use crate::espocrm::process::Finished;
+use crate::espocrm::{EspoSettings, Identity, Installation, Watch};
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
 use crate::settings::{Layers, Settings, Source};
@@ -23,12 +24,11 @@ use crate::settings::{Layers, Settings, Source};
 /// The EspoCRM that the daemon serves.
 pub(crate) struct Espocrm {
     /// The installation with the PHP that printed the settings in force.
-    pub(super) installation: Installation,
+    installation: Installation,
     /// The same installation with the PHP that runs the probe.
     probed: Installation,
     /// How often the current reload has switched to another PHP.
     php_switches: u32,
-    pub(super) router: Option<Router>,
     layers: Layers,
     /// The version of its PHP.
     php_version: String,
@@ -95,7 +95,6 @@ impl Espocrm {
             probed: installation.clone(),
             installation,
             php_switches: 0,
-            router: None,
             layers,
             php_version: espo_settings.php.clone(),
             watch,
@@ -156,7 +155,7 @@ impl Espocrm {
     }
 
     /// Whether its version may differ from the one that the settings in force belong to.
-    pub(super) fn is_in_doubt(&self) -> bool {
+    pub(crate) fn is_in_doubt(&self) -> bool {
         self.reload != ReloadState::Idle
             || self.retry_at.is_some()
             || self.watch.has_pending_change()
@@ -340,7 +339,7 @@ impl Server {
         if let Backend::Espocrm(espocrm) = &mut self.backend {
             espocrm.requested = true;
         }
-        self.self_check.announce();
+        self.checks.announce_self_check();
         self.begin_reload();
         self.report_reload();
     }
@@ -357,8 +356,7 @@ impl Server {
         espocrm.watch.take_change();
         self.reload_errors.clear();
         let (now, registry) = (self.now, self.poll.registry());
-        let spawn =
-            |command| self.children.spawn(registry, now, Task::Probe, command, PROBE_TIMEOUT);
+        let spawn = |command| self.checks.start_probe(now, registry, command);
         match espocrm.start_probe(spawn) {
             Ok(()) => {
                 espocrm.reload = ReloadState::Running;
@@ -379,10 +377,10 @@ impl Server {
         let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
         espocrm.php_switches += 1;
         espocrm.probed = other;
-        let started = espocrm.probed.probe().and_then(|command| {
-            let registry = self.poll.registry();
-            self.children.spawn(registry, self.now, Task::Probe, command, PROBE_TIMEOUT)
-        });
+        let started = espocrm
+            .probed
+            .probe()
+            .and_then(|command| self.checks.start_probe(self.now, self.poll.registry(), command));
         started.map_err(|error| espocrm.probed.php_not_started(&error))
     }
 
@@ -491,7 +489,7 @@ impl Server {
             new.port = self.settings.port.clone();
         }
         if new.zeromq.value != self.settings.zeromq.value {
-            match self.zmq.rebind(&new.zeromq.value) {
+            match self.zmq.rebind(self.now, &new.zeromq.value) {
                 Ok(()) => info!("EspoCRM's messages are received at {}.", self.zmq.endpoint()),
                 Err(error) => {
                     error!(
@@ -501,21 +499,12 @@ impl Server {
                     );
                     self.reload_errors.push(error.to_string());
                     new.zeromq = self.settings.zeromq.clone();
-                    self.repair_zmq();
                 }
             }
-            // libzmq may have received messages meanwhile without reporting them.
-            self.zmq_pending = true;
         }
         accept::limit_to_open_files(&mut new);
         self.zmq.limit_senders(accept::affordable_senders(&new));
-        // Always, since EspoCRM's code may have changed, too, and workers may run an old version.
-        for worker in self.pool.retire_all(new.workers()) {
-            self.workers.stop(worker);
-        }
-        self.check_queue.set_limit(new.max_checks.value);
-        // Also clears the check cache.
-        self.check_queue.set_cache_lifetime(new.check_cache.value);
+        self.checks.apply(&new);
         let requested = self.take_requested();
         if new != self.settings {
             let count = new.categories.iter().count() as u64;
@@ -559,7 +548,7 @@ impl Server {
 
     fn bind(&mut self, settings: &Settings) -> Result<()> {
         let mut listener = Listener::bind(settings)?;
-        let registered = listener.register(self.poll.registry(), LISTENER);
+        let registered = listener.register(self.poll.registry(), EventSource::Listener.token());
         registered.map_err(|error| Exit::error(error.to_string()))?;
         self.accepting.replace_listener(listener);
         Ok(())

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::accept::Accepting;
-use super::{Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, ZMQ};
+use super::{Backend, EventSource, Ready, Server, Settings};
 use crate::espocrm::EspoSettings;
 use crate::settings::{Layers, Overrides};
 use world::World;

@@ -125,7 +125,7 @@ impl Server {
     pub(super) fn trim_if_due(&mut self) {
         if self.trim.take_due(self.now, self.accounted()) {
             self.conns.shrink();
-            self.check_queue.shrink();
+            self.checks.shrink();
             sys::trim_heap();
         }
     }

@@ -1,8 +1,6 @@
 //! The state of the daemon: its statistics, its line in `systemctl status`, and the report of
 //! `espocrm-websocket status` as JSON. They never contain tokens.
 
-use std::time::Duration;
-
 use super::Server;
 use crate::engine::json::Json;
 use crate::engine::printable::plural;
@@ -25,8 +23,6 @@ impl Server {
                 *sum += count as u64;
             }
         }
-        let running = self.children.processes().chain(self.workers.processes());
-        let running = running.map(process_stats::cpu_time_of).sum::<Duration>();
         let figures = Figures {
             espocrm: self.settings.version.to_string(),
             started: clock::unix_millis().saturating_sub(self.now.as_millis()),
@@ -35,14 +31,14 @@ impl Server {
             users: self.hub.users().count() as u64,
             subscriptions,
             check_mode: self.settings.check_mode.value.to_string(),
-            checks_running: self.check_queue.running() as u64,
-            checks_queued: self.check_queue.queued() as u64,
+            checks_running: self.checks.queue().running() as u64,
+            checks_queued: self.checks.queue().queued() as u64,
             buffered: (self.conns.buffered() + self.hub.buffered()) as u64,
             resident: process_stats::resident_memory() as u64,
             worst_case: self.settings.worst_case() as u64,
             cpu: sys::cpu_time(),
-            php_cpu: sys::children_cpu_time() + running,
-            is_zmq_bound: self.zmq_broken.is_none(),
+            php_cpu: self.checks.cpu_time(),
+            is_zmq_bound: self.zmq.is_bound(),
             problems: self.problems(),
             ..Figures::default()
         };

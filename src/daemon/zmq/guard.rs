@@ -60,7 +60,7 @@ struct Memory {
 
 /// Why the ZeroMQ context must be recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Excess {
+pub(crate) enum Excess {
     /// Too many senders: the number of connected ones, and the limit.
     Senders(usize, usize),
     /// libzmq failed to accept a connection, since descriptors or memory have run out; with the

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::oracle::Oracle;
 use super::tab::Stage;
-use super::{FIRST_CONN, Server};
+use super::{EventSource, Server};
 use crate::daemon::connection::{Connection, Phase};
 use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 
@@ -13,8 +13,8 @@ pub(super) fn check_lists(server: &mut Server) {
     // Some of the turns are enough: this takes most of the time.
     if server.stats.opened.is_multiple_of(4) {
         server.hub.check_invariants();
-        server.check_queue.check_invariants();
-        server.pool.check_invariants();
+        server.checks.check_invariants();
+        server.zmq.check_invariants();
         server.accepting.handshakes().check_invariants();
     }
     server.conns.check_invariants();
@@ -34,17 +34,18 @@ pub(super) fn check_lists(server: &mut Server) {
 /// Checks a server that has finished its work and would wait this long.
 pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<Duration>) {
     check_lists(server);
-    assert!(server.conns.is_settled() && server.answers.is_empty());
+    assert!(server.conns.is_settled() && !server.checks.has_answers());
     assert_eq!(server.conns.len(), oracle.open());
-    assert_eq!(server.check_queue.running(), oracle.running.len());
+    assert_eq!(server.checks.queue().running(), oracle.running.len());
     // Connections found to have ended during the flush are handled in the next turn.
     if !server.hub.has_actions() {
-        assert_eq!(server.check_queue.waiting(), oracle.checks.waiting());
+        assert_eq!(server.checks.queue().waiting(), oracle.checks.waiting());
     }
     for tab in oracle.tabs.values().filter(|tab| tab.stage != Stage::Unaccepted) {
         let number = tab.number;
         let kernel = tab.browser.kernel.borrow();
-        let slot = kernel.token.expect("it was registered").0 - FIRST_CONN;
+        let source = EventSource::of(kernel.token.expect("it was registered"));
+        let Some(EventSource::Connection(slot)) = source else { panic!("{source:?}") };
         let id = server.conns.id(slot).expect("it is open");
         let user = tab.is_logged_in.then(|| tab.user()).filter(|_| tab.stage == Stage::Open);
         assert_eq!(server.hub.user(id), user, "user of {number}");
@@ -81,7 +82,7 @@ pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<D
 /// Checks that nothing is left after all connections have ended.
 pub(super) fn check_empty(server: &mut Server, oracle: &Oracle) {
     check_lists(server);
-    assert!(server.conns.is_empty() && server.hub.is_empty() && server.check_queue.is_idle());
+    assert!(server.conns.is_empty() && server.hub.is_empty() && server.checks.queue().is_idle());
     assert!(oracle.tabs.is_empty() && oracle.checks.waiting() == 0);
     assert_eq!(server.conns.buffered(), 0);
     assert!(server.conns.has_no_timers_after(oracle.now.after(Duration::from_secs(3_600))));

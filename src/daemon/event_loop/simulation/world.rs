@@ -4,20 +4,17 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use mio::{Poll, Token};
+use mio::Poll;
 
 use super::browser::{Browser, TOPICS, USERS};
 use super::invariants::{check_empty, check_lists, check_settled};
 use super::oracle::{Oracle, Sent};
 use super::tab::{Stage, Tab};
 use super::wire::Item;
-use super::{
-    Accepting, Backend, FIRST_CONN, FIRST_WORKER, LISTENER, Ready, Server, Settings, ZMQ, model,
-};
+use super::{Accepting, Backend, EventSource, Ready, Server, Settings, model};
 use crate::daemon::listener::Listener;
 use crate::daemon::script::{Arrivals, Checks, Journal, Kernel, Messages, Number, Random, Socket};
-use crate::daemon::zmq::ZmqReceiver;
-use crate::engine::checks::check::Check;
+use crate::daemon::zmq::Zmq;
 use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::espocrm::category::Categories;
 use crate::engine::espocrm::submission::Rejection;
@@ -73,7 +70,7 @@ impl World {
             Signals::none().unwrap(),
             Poll::new().unwrap(),
             Accepting::new(Listener::scripted(arrivals.clone()), None),
-            ZmqReceiver::scripted(messages.clone()),
+            Zmq::scripted(messages.clone()),
         );
         let mut world = Self {
             server,
@@ -213,7 +210,7 @@ impl World {
         if !self.oracle.is_reloading {
             self.oracle.is_reloading = true;
             self.server.hub.begin_reload();
-            self.server.check_queue.set_paused(true);
+            self.server.checks.set_reloading(true);
             return;
         }
         let edition = self.random.below(24) as u32;
@@ -233,9 +230,9 @@ impl World {
         let now = self.server.now;
         if !self.oracle.is_self_checking {
             self.oracle.is_self_checking = true;
-            self.server.self_check.request(now);
-            self.server.self_check.start(Check::authentication("token", "nobody"));
-            self.server.update_check_pause();
+            let (checks, mut context) = self.server.checks();
+            checks.request_self_check(now);
+            checks.start_self_check(&mut context);
             return;
         }
         let verdict = match self.random.below(10) {
@@ -243,7 +240,10 @@ impl World {
             1 => Verdict::Unchecked(Failure::TimedOut),
             _ => Verdict::Denied,
         };
-        self.server.finish_self_check(&verdict);
+        let (checks, context) = self.server.checks();
+        if checks.finish_self_check(&context, &verdict).is_some() {
+            self.server.lock_down();
+        }
         self.oracle.self_checked(&verdict);
     }
 
@@ -332,19 +332,19 @@ impl World {
             events.extend(std::iter::repeat_n(ready, times));
         }
         if self.arrivals.take_edge() {
-            events.push(ready(LISTENER));
+            events.push(ready(EventSource::Listener));
         }
         if self.messages.take_edge() {
-            events.push(ready(ZMQ));
+            events.push(ready(EventSource::Zmq));
         }
         for _ in 0..self.checks.answered() {
-            events.push(ready(Token(FIRST_WORKER)));
+            events.push(ready(EventSource::Worker(0)));
         }
         if self.random.chance(5) {
             // A spurious event, possibly for an unknown token.
-            let slot = FIRST_CONN + self.random.below(20);
-            let tokens = [LISTENER, ZMQ, Token(slot), Token(slot)];
-            events.push(ready(*self.random.pick(&tokens)));
+            let conn = EventSource::Connection(self.random.below(20));
+            let sources = [EventSource::Listener, EventSource::Zmq, conn, conn];
+            events.push(ready(*self.random.pick(&sources)));
         }
         for index in (1..events.len()).rev() {
             events.swap(index, self.random.below(index + 1));
@@ -411,8 +411,8 @@ impl World {
     }
 }
 
-fn ready(token: Token) -> Ready {
-    Ready { token, readable: true, writable: true, ended: false }
+fn ready(source: EventSource) -> Ready {
+    Ready { token: source.token(), readable: true, writable: true, ended: false }
 }
 
 /// Some bytes in transit arrive.

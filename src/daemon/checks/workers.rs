@@ -4,9 +4,9 @@ use std::io;
 use std::rc::Rc;
 
 use log::{error, info, warn};
-use mio::Token;
 
-use super::{Backend, Server};
+use super::{CheckRunner, Context};
+use crate::daemon::event_loop::{Backend, Espocrm};
 use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict;
@@ -16,116 +16,127 @@ use crate::engine::checks::worker_protocol::{Done, Reply};
 use crate::engine::espocrm::version::Convention;
 use crate::espocrm::Router;
 use crate::espocrm::workers::{CheckRequest, Outcome, Problem};
-use crate::platform::sys;
 
-impl Server {
+impl CheckRunner {
     /// Selects the runner of the next check; `None` if it has to wait for a worker.
-    pub(super) fn runner(&mut self, waiting: usize) -> Option<Runner> {
-        if let Backend::Espocrm(_) = self.backend {
+    pub(super) fn runner(&mut self, context: &Context<'_>, waiting: usize) -> Option<Runner> {
+        if let Backend::Espocrm(_) = context.backend {
             self.pool.set_stuck(self.workers.stuck());
-            return self.pool.take(self.now, waiting);
+            return self.pool.take(context.now, waiting);
         }
         Some(Runner::Plain)
     }
 
     /// Runs a check; by a plain command if the worker cannot.
-    pub(super) fn start_check(&mut self, id: JobId, check: &Rc<Check>, runner: Runner) {
-        let convention = self.settings.version.convention();
+    pub(super) fn start(
+        &mut self,
+        context: &mut Context<'_>,
+        espocrm: &Espocrm,
+        job: JobId,
+        check: &Rc<Check>,
+        runner: Runner,
+    ) {
+        let convention = context.settings.version.convention();
         let (worker, started) = match runner {
-            Runner::Plain => return self.start_plain(id, check, convention),
+            Runner::Plain => return self.start_plain(context, espocrm, job, check, convention),
             Runner::Idle(worker) => (worker, Ok(())),
-            Runner::New(worker) => (worker, self.start_worker(worker)),
+            Runner::New(worker) => (worker, self.start_worker(context, espocrm, worker)),
         };
-        let (now, timeout) = (self.now, self.settings.check_timeout.value);
-        let errand = CheckRequest { job: id, convention, verifies: false };
-        let registry = self.poll.registry();
-        let arguments = &check.arguments;
-        let running = started
-            .and_then(|()| self.workers.run(registry, worker, errand, arguments, now, timeout));
+        let request = CheckRequest { job, convention, verifies: false };
+        let running = started.and_then(|()| self.send(context, worker, request, check));
         if let Err(error) = running {
             self.workers.stop(worker);
-            self.worker_failed(worker, &error.to_string());
-            self.start_plain(id, check, convention);
+            self.worker_failed(context, worker, &error.to_string());
+            self.start_plain(context, espocrm, job, check, convention);
         } else {
-            self.stats.run(true);
+            context.stats.run(true);
         }
     }
 
-    /// Handles I/O of a worker.
-    pub(super) fn worker_ready(&mut self, token: Token) {
+    /// Sends a check to a worker.
+    fn send(
+        &mut self,
+        context: &Context<'_>,
+        worker: WorkerId,
+        request: CheckRequest,
+        check: &Check,
+    ) -> io::Result<()> {
+        let (registry, timeout) = (context.registry, context.settings.check_timeout.value);
+        self.workers.run(registry, worker, request, &check.arguments, context.now, timeout)
+    }
+
+    /// Handles an event of [`EventSource::Worker`](crate::daemon::token::EventSource::Worker).
+    pub(crate) fn worker_ready(&mut self, context: &mut Context<'_>, number: usize) {
         #[cfg(test)]
-        if let Backend::Scripted(checks) = &self.backend {
-            if let Some((id, check, verdict)) = checks.take() {
-                self.finish_check(id, &check, &verdict);
+        if let Backend::Scripted(checks) = context.backend {
+            if let Some((job, check, verdict)) = checks.take() {
+                self.finish(context, job, &check, &verdict);
             }
             return;
         }
         let mut outcomes = Vec::new();
-        self.workers.ready(self.poll.registry(), token, &mut outcomes);
-        self.take_outcomes(outcomes);
+        self.workers.ready(context.registry, number, &mut outcomes);
+        self.take_outcomes(context, outcomes);
     }
 
-    /// Reaps the workers that have exited.
-    pub(super) fn reap_workers(&mut self) {
+    /// Reaps the workers that have exited, and orphans.
+    pub(crate) fn reap_workers(&mut self, context: &mut Context<'_>) {
         let (mut outcomes, mut ended) = (Vec::new(), Vec::new());
         self.workers.reap(&mut outcomes, &mut ended);
         for worker in ended {
-            self.worker_failed(worker, "it exited while idle");
+            self.worker_failed(context, worker, "it exited while idle");
         }
-        self.take_outcomes(outcomes);
-    }
-
-    /// Reaps orphans of PHP processes when the daemon runs as PID 1, in a container without an init
-    /// process. Called after the known processes have been reaped.
-    pub(super) fn reap_orphans(&self) {
-        if std::process::id() == 1 {
-            let is_known =
-                |pid| self.children.processes().chain(self.workers.processes()).any(|it| it == pid);
-            sys::reap_orphans(is_known);
-        }
+        self.take_outcomes(context, outcomes);
+        self.reap_orphans();
     }
 
     /// Stops workers whose check has timed out, and surplus idle workers.
-    pub(super) fn expire_workers(&mut self) {
+    pub(super) fn expire_workers(&mut self, context: &mut Context<'_>) {
         let mut outcomes = Vec::new();
-        self.workers.expire(self.now, &mut outcomes);
-        self.take_outcomes(outcomes);
-        for worker in self.pool.expire(self.now) {
+        self.workers.expire(context.now, &mut outcomes);
+        self.take_outcomes(context, outcomes);
+        for worker in self.pool.expire(context.now) {
             self.workers.stop(worker);
         }
     }
 
-    fn start_worker(&mut self, id: WorkerId) -> io::Result<()> {
-        let Backend::Espocrm(espocrm) = &mut self.backend else { return Ok(()) };
+    fn start_worker(
+        &mut self,
+        context: &Context<'_>,
+        espocrm: &Espocrm,
+        id: WorkerId,
+    ) -> io::Result<()> {
         // A system that cleans up its temporary directory may have removed the script.
-        let router = match espocrm.router.take().filter(Router::exists) {
+        let router = match self.router.take().filter(Router::exists) {
             Some(router) => router,
             None => Router::write()?,
         };
-        let mut commands: Vec<&str> = self.settings.categories.commands().collect();
+        let mut commands: Vec<&str> = context.settings.categories.commands().collect();
         commands.push(Check::AUTHENTICATION);
         commands.sort_unstable();
         commands.dedup();
-        let command = espocrm.installation.worker(&router, &commands.join(" "));
-        espocrm.router = Some(router);
-        self.workers.start(self.poll.registry(), self.now, id, command)
+        let command = espocrm.installation().worker(&router, &commands.join(" "));
+        self.router = Some(router);
+        self.workers.start(context.registry, context.now, id, command)
     }
 
     fn is_router_removed(&self) -> bool {
-        let Backend::Espocrm(espocrm) = &self.backend else { return false };
-        !espocrm.router.as_ref().is_some_and(Router::exists)
+        !self.router.as_ref().is_some_and(Router::exists)
     }
 
-    fn take_outcomes(&mut self, outcomes: Vec<Outcome>) {
-        for Outcome { worker, request: errand, mut result } in outcomes {
-            let check = self.check_queue.check(errand.job);
+    fn take_outcomes(&mut self, context: &mut Context<'_>, outcomes: Vec<Outcome>) {
+        let Backend::Espocrm(espocrm) = context.backend else { return };
+        for Outcome { worker, request, mut result } in outcomes {
+            let check = self.queue.check(request.job);
             let answer = match &result {
-                Ok(Reply::Done(done)) => self.assess_answer(worker, errand, check.as_deref(), done),
+                Ok(Reply::Done(done)) => {
+                    self.assess_answer(context, worker, request, check.as_deref(), done)
+                }
                 _ => Assessed::Unusable,
             };
             if matches!(answer, Assessed::Granted) {
                 // The grant counts only after the worker has rejected a random token.
-                match self.verify(worker, errand) {
+                match self.verify(context, worker, request) {
                     Ok(()) => continue,
                     Err(error) => result = Err(Problem::Failed(error.to_string())),
                 }
@@ -136,25 +147,25 @@ impl Server {
                      grants are discarded. Find out why AuthTokenCheck behaves differently in a \
                      worker, or use --no-worker."
                 );
-                self.request_self_check();
+                self.request_self_check(context.now);
                 let reason = "it accepted a random token".to_owned();
                 result = Err(Problem::Failed(reason));
             }
             let next = match &result {
-                Ok(Reply::Done(_)) => self.pool.answered(self.now, worker),
+                Ok(Reply::Done(_)) => self.pool.answered(context.now, worker),
                 Ok(Reply::Unable) if self.is_router_removed() => {
-                    self.worker_failed(worker, "its script was removed");
+                    self.worker_failed(context, worker, "its script was removed");
                     Next::Stop
                 }
-                Ok(Reply::Unable) => self.pool.unable(self.now, worker),
-                Err(Problem::TimedOut { begun: true }) => self.pool.stopped(self.now, worker),
+                Ok(Reply::Unable) => self.pool.unable(context.now, worker),
+                Err(Problem::TimedOut { begun: true }) => self.pool.stopped(context.now, worker),
                 Err(Problem::TimedOut { begun: false } | Problem::NotBegun) => {
-                    self.worker_obstructed(worker);
+                    self.worker_obstructed(context, worker);
                     Next::Stop
                 }
                 Err(Problem::Failed(reason)) => {
                     let reason = check.as_ref().map_or(String::new(), |check| check.redact(reason));
-                    self.worker_failed(worker, &reason);
+                    self.worker_failed(context, worker, &reason);
                     Next::Stop
                 }
             };
@@ -167,26 +178,27 @@ impl Server {
                 }
             }
             let Some(check) = check else { continue };
+            let (job, convention) = (request.job, request.convention);
             match result {
                 Ok(Reply::Done(_)) => match answer {
-                    Assessed::Verdict(verdict) => self.finish_check(errand.job, &check, &verdict),
-                    _ => self.start_plain(errand.job, &check, errand.convention),
+                    Assessed::Verdict(verdict) => self.finish(context, job, &check, &verdict),
+                    _ => self.start_plain(context, espocrm, job, &check, convention),
                 },
                 Err(Problem::TimedOut { .. }) => {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
-                    self.finish_check(errand.job, &check, &verdict);
+                    self.finish(context, job, &check, &verdict);
                 }
                 Ok(Reply::Unable) | Err(Problem::Failed(_) | Problem::NotBegun) => {
-                    self.start_plain(errand.job, &check, errand.convention);
+                    self.start_plain(context, espocrm, job, &check, convention);
                 }
             }
         }
     }
 
     /// Handles an idle worker that did not begin a check.
-    fn worker_obstructed(&mut self, worker: WorkerId) {
-        self.stats.worker_failures += 1;
-        match self.pool.obstructed(self.now, worker) {
+    fn worker_obstructed(&mut self, context: &mut Context<'_>, worker: WorkerId) {
+        context.stats.worker_failures += 1;
+        match self.pool.obstructed(context.now, worker) {
             Next::GiveUp => warn_workers_unusable(OBSTRUCTED),
             Next::Stop | Next::Wait => info!("A PHP worker was stopped: {OBSTRUCTED}."),
         }
@@ -195,13 +207,14 @@ impl Server {
     /// Assesses an answer of a worker.
     fn assess_answer(
         &mut self,
+        context: &Context<'_>,
         worker: WorkerId,
-        errand: CheckRequest,
+        request: CheckRequest,
         check: Option<&Check>,
         done: &Done,
     ) -> Assessed {
-        let convention = self.convention(errand.convention);
-        if !errand.verifies {
+        let convention = context.convention(request.convention);
+        if !request.verifies {
             return match check.map(|check| read(convention, check, done)) {
                 Some(Verdict::Granted) if !self.pool.is_verified(worker) => Assessed::Granted,
                 Some(verdict) => Assessed::Verdict(verdict),
@@ -220,18 +233,20 @@ impl Server {
     }
 
     /// Has a worker that has granted a check run the self-check, which it must deny.
-    fn verify(&mut self, worker: WorkerId, errand: CheckRequest) -> io::Result<()> {
+    fn verify(
+        &mut self,
+        context: &Context<'_>,
+        worker: WorkerId,
+        request: CheckRequest,
+    ) -> io::Result<()> {
         let check = self.self_check.question().cloned();
         let check = check.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let (now, timeout) = (self.now, self.settings.check_timeout.value);
-        let errand = CheckRequest { verifies: true, ..errand };
-        let registry = self.poll.registry();
-        self.workers.run(registry, worker, errand, &check.arguments, now, timeout)
+        self.send(context, worker, CheckRequest { verifies: true, ..request }, &check)
     }
 
-    fn worker_failed(&mut self, worker: WorkerId, reason: &str) {
-        self.stats.worker_failures += 1;
-        match self.pool.failed(self.now, worker) {
+    fn worker_failed(&mut self, context: &mut Context<'_>, worker: WorkerId, reason: &str) {
+        context.stats.worker_failures += 1;
+        match self.pool.failed(context.now, worker) {
             Next::GiveUp => warn_workers_unusable(reason),
             Next::Stop | Next::Wait => info!("A PHP worker was stopped: {reason}."),
         }
