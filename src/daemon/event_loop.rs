@@ -45,6 +45,7 @@ use crate::engine::id::ConnId;
 use crate::engine::printable::plural;
 use crate::engine::protocol::frame::SharedFrame;
 use crate::engine::protocol::reader::Incoming;
+use crate::engine::rate_limited_log::RateLimitedLog;
 use crate::engine::telemetry::rates::Rates;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
@@ -54,12 +55,11 @@ use crate::espocrm::workers::Workers;
 use crate::platform::clock::Clock;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
-use crate::platform::logging::Outage;
 use crate::platform::signals::{Pending, Signals};
 use crate::platform::sys;
 use crate::settings::Settings;
 use accept::Accepting;
-use log_limiter::LogLimiter;
+use log_limiter::Cause;
 
 /// The daemon. It owns all I/O and executes what the engine decides.
 ///
@@ -105,11 +105,9 @@ pub(crate) struct Server {
     failing_checks: Option<(Time, Time)>,
     /// CPU time of PHP as exported last.
     php_time: Duration,
-    log_limiter: LogLimiter,
+    log_limiter: RateLimitedLog<Cause>,
     /// When to return freed memory to the kernel.
     trim: Trim,
-    /// Outages of login checks and of subscription checks.
-    outages: [Outage; 2],
     /// The signal that stops the daemon.
     stop_signal: Option<&'static str>,
 }
@@ -236,9 +234,8 @@ impl Server {
             rates: Rates::default(),
             failing_checks: None,
             php_time: Duration::ZERO,
-            log_limiter: LogLimiter::default(),
+            log_limiter: RateLimitedLog::new(),
             trim: Trim::default(),
-            outages: <[Outage; 2]>::default(),
             stop_signal: None,
             settings,
         };

@@ -16,7 +16,6 @@ use crate::engine::limits::{MAX_WAITING_LOGINS, MAX_WAITING_SUBSCRIPTIONS};
 use crate::engine::printable::plural;
 use crate::engine::telemetry::stats::{End, LimitHit};
 use crate::espocrm::process::{Finished, Task};
-use crate::platform::logging::Outage;
 
 impl Server {
     pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
@@ -188,15 +187,14 @@ impl Server {
         }
         self.check_queue.finish(self.now, id, verdict, &mut self.answers);
         let Verdict::Unchecked(failure) = verdict else {
-            if let Some(count) = self.outage_of(check).worked() {
+            if let Some(count) = self.log_limiter.succeeded(&cause_of_failure(check)) {
                 let kind = if check.is_authentication() { "logins" } else { "subscriptions" };
                 let failures = plural(count, "failure", "failures");
                 info!("Access checks work again for {kind}, after {failures}.");
             }
             return;
         };
-        let now = self.now;
-        if !self.outage_of(check).failed(now) {
+        if !self.log_limiter.failed(cause_of_failure(check), self.now) {
             return;
         }
         let kind = if check.is_authentication() { "login" } else { "subscription" };
@@ -214,13 +212,12 @@ impl Server {
              logged until {kind} checks succeed again. See EspoCRM's data/logs."
         );
     }
+}
 
-    /// Logins and subscriptions are tracked separately, so that a topic with failing checks does
-    /// not hide that users cannot log in.
-    fn outage_of(&mut self, check: &Check) -> &mut Outage {
-        let [logins, subscriptions] = &mut self.outages;
-        if check.is_authentication() { logins } else { subscriptions }
-    }
+/// Logins and subscriptions are logged separately, so that a topic with failing checks does not
+/// hide that users cannot log in.
+fn cause_of_failure(check: &Check) -> Cause {
+    if check.is_authentication() { Cause::LoginChecks } else { Cause::SubscriptionChecks }
 }
 
 fn read(convention: Convention, check: &Check, finished: &Finished) -> Verdict {
