@@ -208,8 +208,8 @@ impl Server {
             "The check will be retried"
         };
         warn!(
-            "A {kind} could not be checked: {failure}. {consequence}. Further failures are not \
-             logged until {kind} checks succeed again. See EspoCRM's data/logs."
+            "The access check of a {kind} failed: {failure}. {consequence}. Further failures are \
+             not logged until {kind} checks succeed again. See EspoCRM's data/logs."
         );
     }
 }
