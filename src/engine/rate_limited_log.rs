@@ -38,9 +38,7 @@ enum Kind {
 const INTERVAL: Duration = Duration::from_secs(60);
 
 impl<K: Clone + Ord> RateLimitedLog<K> {
-    /// A limit for which no event has occurred.
-    #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(BTreeMap::new())
     }
 

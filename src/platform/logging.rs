@@ -435,9 +435,9 @@ mod tests {
         let repeats = vec![((Level::Warn, "a".to_owned()), 3)];
         assert_eq!(next(Level::Warn, "b"), (repeats, true));
         assert_eq!(next(Level::Error, "b"), (vec![], true));
-        let long = "x".repeat(MAX_REPEATED + 1);
-        assert_eq!(next(Level::Warn, &long), (vec![], true));
-        assert_eq!(next(Level::Warn, &long), (vec![], true));
+        let very_long = "x".repeat(MAX_REPEATED + 1);
+        assert_eq!(next(Level::Warn, &very_long), (vec![], true));
+        assert_eq!(next(Level::Warn, &very_long), (vec![], true));
     }
 
     #[test]
