@@ -127,7 +127,7 @@ fn failing_commands_have_the_same_outcome_in_workers_and_plain_commands() {
             assert_eq!(login(&daemon, "alice", "tok-alice"), outcome, "{version} {failure}");
             if outcome == "dropped" {
                 let line = daemon.wait_for("The access check of a login failed");
-                complaints.push(line[line.find("A login").unwrap()..].to_owned());
+                complaints.push(line[line.find("The access check").unwrap()..].to_owned());
             }
             standin.unset("failure");
             assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome", "{version} {failure}");
