@@ -40,7 +40,7 @@ pub enum Command {
     /// Find out what keeps real-time from working.
     Doctor(Doctor),
     /// Serve the demo page.
-    Demo(Overrides),
+    Demo(Options),
     /// Make it a service of this machine.
     Setup(Setup),
     /// Take the place of an administrator's own unit.
@@ -62,6 +62,8 @@ pub struct Options {
     pub flags: Overrides,
     /// As whom PHP runs.
     pub run_as: RunAs,
+    /// Print the addresses of the daemon.
+    pub print_addresses: bool,
 }
 
 impl Command {
@@ -121,6 +123,7 @@ impl Command {
                 Long("user") => options.run_as.user = Some(parser.value()?.string()?),
                 Long("allow-root") => options.run_as.allow_root = true,
                 Long("check") => check = true,
+                Long("print-addresses") => options.print_addresses = true,
                 Long(flag) => {
                     let Some(setting) = SETTINGS.iter().find(|setting| setting.flag == flag) else {
                         return Err(argument.unexpected());
@@ -148,13 +151,16 @@ impl Command {
         match name.as_deref().map(OsStr::to_string_lossy).as_deref() {
             Some("config") if check => Ok(Self::Check(options)),
             _ if check => Err("--check can only be used with the command config".into()),
+            Some("config" | "health") if options.print_addresses => {
+                Err("--print-addresses can only be used with the commands run and demo".into())
+            }
             Some("run") => Ok(Self::Run(options)),
             Some("health") => Ok(Self::Health(options)),
             Some("config") => Ok(Self::Config(options)),
             Some("demo") if options.names_an_espocrm() => Err("the demo has no EspoCRM and no \
                 configuration: it takes --listen, --zeromq, limits and times only"
                 .into()),
-            Some("demo") => Ok(Self::Demo(options.flags)),
+            Some("demo") => Ok(Self::Demo(options)),
             Some(name) => {
                 let meant = did_you_mean(name, COMMANDS.iter().map(|info| info.name));
                 let end = if meant.is_empty() {
@@ -199,12 +205,15 @@ impl Command {
             logging::start(None)?;
         }
         match self {
-            Self::Run(options) => run::serve(options.layers()),
+            Self::Run(options) => {
+                let print_addresses = options.print_addresses;
+                run::serve(options.layers(), print_addresses)
+            }
             Self::Health(options) => health::check(options.layers()?),
             Self::Check(options) => run::check(options.layers()?),
             Self::Config(options) => run::show(options.layers()?),
             Self::Doctor(doctor) => doctor.run(),
-            Self::Demo(flags) => demo::serve(&flags),
+            Self::Demo(options) => demo::serve(&options.flags, options.print_addresses),
             Self::Setup(setup) => setup.run(),
             Self::Adopt(adopt) => adopt.run(),
             Self::Ctl(ctl) => ctl.run(),
@@ -405,6 +414,7 @@ mod tests {
             ("demo --espocrm /a", "the demo has no EspoCRM"),
             ("demo /a", "the demo has no EspoCRM"),
             ("demo --log-file l", "the demo has no EspoCRM"),
+            ("config --print-addresses", "used with the commands run and demo"),
             ("run --max-checks 0", "at least 1"),
             ("run --max-checks x", "x"),
             ("run --listen localhost", "an IP address"),
@@ -449,7 +459,7 @@ mod tests {
                 let refused = |value: &str| {
                     let error = command(&format!("{words} --{flag}{value}")).err();
                     error.filter(|error| {
-                        let wrong = ["no option", "the demo has no", "--check can only"];
+                        let wrong = ["no option", "the demo has no", "can only be used with"];
                         wrong.iter().any(|wrong| error.contains(wrong))
                             || error.contains("unexpected argument")
                     })

@@ -348,7 +348,7 @@ fn check_mode(layers: &Layers, espo_settings: &EspoSettings) -> Sourced<CheckMod
     } else if !espo_settings.version.is_at_least((7, 0)) {
         CheckMode::Plain("PHP workers need EspoCRM 7.0 or later")
     } else if !espo_settings.opcache {
-        CheckMode::Plain("PHP's command line has no opcache, without which a worker gains little")
+        CheckMode::Plain("the PHP CLI has no opcache, without which a worker gains little")
     } else {
         CheckMode::Workers(std::thread::available_parallelism().map_or(1, usize::from))
     };
@@ -383,8 +383,8 @@ fn origins(layers: &Layers, espo_settings: &EspoSettings) -> Result<Sourced<Vec<
             let url = espo_settings.text("siteUrl").unwrap_or_default();
             Origin::of(&url).map_err(|_| {
                 Exit::error(format!(
-                    "The origin \"same-site\" is that of EspoCRM's siteUrl, which is \"{}\". Set it \
-                     in Administration, Settings, or write the origin out: \
+                    "The origin \"same-site\" requires a valid siteUrl, but EspoCRM's is \"{}\". \
+                     Correct it in Administration, Settings, or specify the origin itself, such as \
                      \"https://crm.example.com\".",
                     Printable(&url)
                 ))

@@ -1,7 +1,7 @@
 //! The measured daemon, and its clients.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -25,14 +25,13 @@ impl Daemon {
     pub fn start(binary: &Path, espocrm: &Path, mode: &[&str]) -> Self {
         let mut command = Command::new(binary);
         command.arg("run").arg("--espocrm").arg(espocrm).args(["--config", "/dev/null", "--debug"]);
-        command.args(["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"]);
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        command.args(["--listen", &address.to_string(), "--zeromq", "tcp://127.0.0.1:*"]);
         // Tabs do not answer pings.
         command.args(["--check-cache", "0", "--ping-interval", "1h"]).args(mode);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let line = log.find(|line| line.contains("Browsers are served at ")).unwrap();
-        let address = line.trim_end_matches('.').rsplit('/').next().unwrap().parse().unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
         let topics = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&topics);
         std::thread::spawn(move || {
@@ -44,6 +43,10 @@ impl Daemon {
                 }
             }
         });
+        while TcpStream::connect(address).is_err() {
+            assert!(process.try_wait().unwrap().is_none(), "the daemon has exited");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Self { process, address, topics }
     }
 

@@ -217,7 +217,6 @@ impl Bench {
             assert!(chown.args(["-R", "65534:65534"]).arg(&root).status().unwrap().success());
         }
         command.arg("run").arg("--espocrm").arg(root).args(["--config", "/dev/null"]);
-        command.args(["--listen", "127.0.0.1:0", "--zeromq", "tcp://127.0.0.1:*"]);
         Some(Process::daemon(&mut command))
     }
 }

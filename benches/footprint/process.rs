@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,30 +34,26 @@ pub struct Memory {
 }
 
 impl Process {
-    /// Starts a daemon and waits until it serves. It must log this to standard error.
+    /// Starts a daemon and waits until it answers. Works with every version of the daemon.
     pub fn daemon(command: &mut Command) -> Self {
+        let (address, zeromq) = (free_address(), format!("tcp://{}", free_address()));
+        command.args(["--listen", &address.to_string(), "--zeromq", &zeromq]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let start = Instant::now();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = child.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut find = |text: &str| {
-            let line = log.find(|line| line.contains(text));
-            let line = line.unwrap_or_else(|| panic!("the daemon did not log {text:?}"));
-            line.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned()
-        };
-        let browsers = find("Browsers are served at ");
-        let address: SocketAddr = browsers.rsplit('/').next().unwrap().parse().unwrap();
-        drop(TcpStream::connect(address).unwrap());
-        let startup = start.elapsed();
-        let zeromq = find("EspoCRM's messages are received at ");
-        // Later log lines must not block it.
-        std::thread::spawn(move || log.for_each(|line| eprintln!("{line}")));
-        Self { child, address, zeromq, startup }
+        let mut child = command.spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let problems = log.filter(|line| !line.contains("[INFO ]"));
+        std::thread::spawn(move || problems.for_each(|line| eprintln!("{line}")));
+        while !answers(address) {
+            assert!(child.try_wait().unwrap().is_none(), "the daemon has exited");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Self { child, address, zeromq, startup: start.elapsed() }
     }
 
     /// The demo: the real daemon, except that it answers checks itself.
     pub fn demo(binary: impl AsRef<OsStr>, flags: &[&str]) -> Self {
-        Self::daemon(Command::new(binary).args(["demo", "--listen", "127.0.0.1:0"]).args(flags))
+        Self::daemon(Command::new(binary).arg("demo").args(flags))
     }
 
     /// Starts a program that prints its port and is controlled through standard input.
@@ -70,7 +66,7 @@ impl Process {
         Self { child, address, zeromq: String::new(), startup: start.elapsed() }
     }
 
-    pub fn stdin(&mut self) -> &mut impl std::io::Write {
+    pub fn stdin(&mut self) -> &mut impl Write {
         self.child.stdin.as_mut().unwrap()
     }
 
@@ -133,6 +129,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An address on which nothing listens.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Whether an HTTP server answers there.
+fn answers(address: SocketAddr) -> bool {
+    let Ok(mut tcp) = TcpStream::connect(address) else { return false };
+    let _ = tcp.write_all(b"GET / HTTP/1.1\r\n\r\n");
+    tcp.read(&mut [0; 1]).is_ok_and(|length| length > 0)
 }
 
 /// The number after `name:` in a file of `/proc`.

@@ -25,7 +25,7 @@ _espocrm_websocket() {
 
     local offered
     case ${words[1]} in
-        run | */*) offered="--config --user --allow-root --espocrm --php --listen --zeromq --debug --log-file --max-connections --max-per-address --max-per-user --trusted-proxy --proxy-protocol --origin --max-buffered --max-checks --check-timeout --recheck-interval --ping-interval --check-cache --no-worker --control --metrics --help" ;;
+        run | */*) offered="--config --user --allow-root --print-addresses --espocrm --php --listen --zeromq --debug --log-file --max-connections --max-per-address --max-per-user --trusted-proxy --proxy-protocol --origin --max-buffered --max-checks --check-timeout --recheck-interval --ping-interval --check-cache --no-worker --control --metrics --help" ;;
         config) offered="--check --config --user --allow-root --espocrm --php --listen --zeromq --debug --log-file --max-connections --max-per-address --max-per-user --trusted-proxy --proxy-protocol --origin --max-buffered --max-checks --check-timeout --recheck-interval --ping-interval --check-cache --no-worker --control --metrics --help" ;;
         health) offered="--config --user --allow-root --espocrm --php --listen --zeromq --debug --log-file --max-connections --max-per-address --max-per-user --trusted-proxy --proxy-protocol --origin --max-buffered --max-checks --check-timeout --recheck-interval --ping-interval --check-cache --no-worker --control --metrics --help" ;;
         doctor) offered="--json --name --config --user --allow-root --root --espocrm --php --listen --zeromq --control --help" ;;
@@ -34,7 +34,7 @@ _espocrm_websocket() {
         kick) offered="--name --config --user --allow-root --espocrm --php --control --help" ;;
         send) offered="--user --name --config --control --help" ;;
         reload) offered="--name --config --control --help" ;;
-        demo) offered="--listen --zeromq --debug --max-connections --max-per-address --max-per-user --trusted-proxy --proxy-protocol --origin --max-buffered --max-checks --check-timeout --recheck-interval --ping-interval --check-cache --no-worker --control --metrics --help" ;;
+        demo) offered="--print-addresses --listen --zeromq --debug --max-connections --max-per-address --max-per-user --trusted-proxy --proxy-protocol --origin --max-buffered --max-checks --check-timeout --recheck-interval --ping-interval --check-cache --no-worker --control --metrics --help" ;;
         setup) offered="--name --user --at-install --root --espocrm --help" ;;
         adopt) offered="--undo --name --user --root --espocrm --help" ;;
         help) offered="run config health doctor status tail kick send reload demo setup adopt help --help" ;;

@@ -21,6 +21,7 @@ complete -c espocrm-websocket -n __fish_use_subcommand -s V -l version -d 'show 
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run' -l config -rF -d 'configuration file (default: /etc/espocrm-websocket/config.toml)'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run' -l user -xa '(__fish_complete_users)' -d 'user who runs EspoCRM'\''s PHP if this command runs as root (default: the owner of EspoCRM'\''s data directory)'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run' -l allow-root -d 'allow PHP to run as root if root owns the data directory; only for containers that have no other user'
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from run' -l print-addresses -d 'print the addresses of both ports as JSON to standard output once they accept connections'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run' -l espocrm -ra '(__fish_complete_directories)' -d 'EspoCRM'\''s root directory'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run' -l php -rF -d 'PHP'\''s command-line program'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from run' -l listen -x -d 'address for browsers or the reverse proxy: 127.0.0.1, 0.0.0.0:8080, [::]:8080'
@@ -139,6 +140,7 @@ complete -c espocrm-websocket -n '__fish_seen_subcommand_from reload' -l name -x
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from reload' -l config -rF -d 'configuration file (default: /etc/espocrm-websocket/config.toml)'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from reload' -l control -rF -d 'control socket, or off'
 
+complete -c espocrm-websocket -n '__fish_seen_subcommand_from demo' -l print-addresses -d 'print the addresses of both ports as JSON to standard output once they accept connections'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from demo' -l listen -x -d 'address for browsers or the reverse proxy: 127.0.0.1, 0.0.0.0:8080, [::]:8080'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from demo' -l zeromq -x -d 'ZeroMQ endpoint that receives messages from EspoCRM'
 complete -c espocrm-websocket -n '__fish_seen_subcommand_from demo' -l debug -d 'log every connection, subscription and message'

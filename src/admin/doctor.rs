@@ -64,7 +64,7 @@ const SITE_STEPS: [(&str, &str); 21] = [
     ("tls", "The daemon's TLS certificate"),
     ("check", "Access check by a plain command"),
     ("worker", "Access check by a PHP worker"),
-    ("zmq-command-line", "ZeroMQ extension of PHP's command line"),
+    ("zmq-command-line", "ZeroMQ extension of the PHP CLI"),
     ("zmq-web", "ZeroMQ extension of the web server's PHP"),
     ("zeromq", "ZeroMQ endpoints"),
     ("port", "Port for browsers"),

@@ -105,7 +105,7 @@ impl Setup {
         let Some(systemctl) = &machine.systemctl else {
             if self.root.is_none() && !self.at_install {
                 machine.print(&format!(
-                    "systemd does not run here. To start the daemon without it: espocrm-websocket \
+                    "systemd is not running here. To start the daemon without it: espocrm-websocket \
                      run --config {}",
                     plan.service.config().display()
                 ));

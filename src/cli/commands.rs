@@ -77,6 +77,11 @@ const ALLOW_ROOT: Flag = flag(
     "",
     "allow PHP to run as root if root owns the data directory; only for containers that have no other user",
 );
+const PRINT_ADDRESSES: Flag = flag(
+    "print-addresses",
+    "",
+    "print the addresses of both ports as JSON to standard output once they accept connections",
+);
 const SERVICE_USER: Flag =
     flag("user", "USER", "user of the service (default: the owner of EspoCRM's data directory)");
 const NAME: Flag = flag("name", "NAME", "use the service espocrm-websocket@NAME");
@@ -96,7 +101,7 @@ pub const COMMANDS: &[Info] = &[
         details: "DIR is EspoCRM's root directory, as with --espocrm. The options take precedence over the\n\
                   configuration file. SIGHUP reloads all settings and reopens the log file; SIGTERM and\n\
                   SIGINT stop the daemon.",
-        options: &[CONFIG, USER, ALLOW_ROOT],
+        options: &[CONFIG, USER, ALLOW_ROOT, PRINT_ADDRESSES],
         settings: Accepts::AllBut(&[]),
     },
     Info {
@@ -198,7 +203,7 @@ pub const COMMANDS: &[Info] = &[
         help: "try the daemon without EspoCRM or PHP",
         details: "The demo serves this machine only, on port 8080 or another free port. It has no control\n\
                   socket.",
-        options: &[],
+        options: &[PRINT_ADDRESSES],
         settings: Accepts::AllBut(&["espocrm", "php", "log-file"]),
     },
     Info {

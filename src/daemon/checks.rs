@@ -18,13 +18,13 @@ use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::checks::worker_pool::Pool;
 use crate::engine::espocrm::version::Convention;
 use crate::engine::printable::plural;
+use crate::engine::rate_limited_log::RateLimitedLog;
 use crate::engine::telemetry::stats::{LimitHit, Stats};
 use crate::engine::time::Time;
 use crate::espocrm::Router;
 use crate::espocrm::process::{Children, Finished};
 use crate::espocrm::workers::Workers;
 use crate::platform::clock::Clock;
-use crate::platform::logging::Outage;
 use crate::platform::{process_stats, sys};
 use crate::settings::Settings;
 
@@ -56,7 +56,7 @@ pub(crate) struct CheckRunner {
     /// While all access checks fail: when the first and the latest one failed.
     failing: Option<(Time, Time)>,
     /// Outages of login checks and of subscription checks.
-    outages: [Outage; 2],
+    outages: RateLimitedLog<&'static str>,
 }
 
 /// What running checks requires of the event loop.
@@ -98,7 +98,7 @@ impl CheckRunner {
             self_check_passed: false,
             reloading: false,
             failing: None,
-            outages: <[Outage; 2]>::default(),
+            outages: RateLimitedLog::new(),
         }
     }
 
@@ -279,18 +279,19 @@ impl CheckRunner {
             };
         }
         self.queue.finish(context.now, job, verdict, &mut self.answers);
+        // Logged separately, so that a topic with failing checks does not hide that users cannot log
+        // in.
+        let kind = if check.is_authentication() { "login" } else { "subscription" };
         let Verdict::Unchecked(failure) = verdict else {
-            if let Some(count) = self.outage_of(check).worked() {
-                let kind = if check.is_authentication() { "logins" } else { "subscriptions" };
+            if let Some(count) = self.outages.succeeded(&kind) {
                 let failures = plural(count, "failure", "failures");
-                info!("Access checks work again for {kind}, after {failures}.");
+                info!("Access checks work again for {kind}s, after {failures}.");
             }
             return;
         };
-        if !self.outage_of(check).failed(context.now) {
+        if !self.outages.failed(kind, context.now) {
             return;
         }
-        let kind = if check.is_authentication() { "login" } else { "subscription" };
         let consequence = if urgency == Some(Urgency::Recheck) {
             "It remains granted until the next recheck"
         } else if check.is_authentication() {
@@ -301,16 +302,9 @@ impl CheckRunner {
             "The check will be retried"
         };
         warn!(
-            "A {kind} could not be checked: {failure}. {consequence}. Further failures are not \
-             logged until {kind} checks succeed again. See EspoCRM's data/logs."
+            "The access check of a {kind} failed: {failure}. {consequence}. Further failures are \
+             not logged until {kind} checks succeed again. See EspoCRM's data/logs."
         );
-    }
-
-    /// Logins and subscriptions are tracked separately, so that a topic with failing checks does
-    /// not hide that users cannot log in.
-    fn outage_of(&mut self, check: &Check) -> &mut Outage {
-        let [logins, subscriptions] = &mut self.outages;
-        if check.is_authentication() { logins } else { subscriptions }
     }
 
     /// Checks the invariants. For tests.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use log::info;
 use serde_json::{Value, json};
 
+use super::run;
 use super::systemd::Systemd;
 use crate::daemon::event_loop::{Backend, Server};
 use crate::daemon::zmq::Zmq;
@@ -35,7 +36,7 @@ const PAGE: &str = include_str!("demo.html");
 ///
 /// # Errors
 /// If an address is not a loopback address, or if listening fails.
-pub fn serve(flags: &Overrides) -> Result<()> {
+pub fn serve(flags: &Overrides, print_addresses: bool) -> Result<()> {
     let mut settings = settings(flags)?;
     let is_free = std::net::TcpListener::bind(settings.listen()).is_ok();
     if flags.listen.is_none() && !is_free {
@@ -45,9 +46,13 @@ pub fn serve(flags: &Overrides) -> Result<()> {
     let mut server = Server::new(settings, Backend::Demo(Demo::default()), Vec::new(), signals)?;
     info!("Browsers are served at http://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
-    // A closed standard output is no reason to fail.
-    let address = server.address();
-    let _ = writeln!(stdout(), "Open http://{address} in a browser. Ctrl-C ends the demo.");
+    if print_addresses {
+        run::write_addresses(&server);
+    } else {
+        // A closed standard output is no reason to fail.
+        let address = server.address();
+        let _ = writeln!(stdout(), "Open http://{address} in a browser. Ctrl-C ends the demo.");
+    }
     server.run(Systemd::from_environment())
 }
 

@@ -42,6 +42,7 @@ use crate::engine::id::ConnId;
 use crate::engine::printable::plural;
 use crate::engine::protocol::frame::SharedFrame;
 use crate::engine::protocol::reader::Incoming;
+use crate::engine::rate_limited_log::RateLimitedLog;
 use crate::engine::telemetry::Telemetry;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
@@ -53,7 +54,7 @@ use crate::platform::signals::{Pending, Signals};
 use crate::platform::sys;
 use crate::settings::Settings;
 use accept::Accepting;
-use log_limiter::LogLimiter;
+use log_limiter::Cause;
 
 /// The daemon. It owns all I/O and executes what the engine decides.
 ///
@@ -83,7 +84,7 @@ pub(crate) struct Server {
     incoming: Vec<Incoming>,
     ping: SharedFrame,
     stats: Telemetry,
-    log_limiter: LogLimiter,
+    log_limiter: RateLimitedLog<Cause>,
     /// When to return freed memory to the kernel.
     trim: Trim,
     /// The signal that stops the daemon.
@@ -190,7 +191,7 @@ impl Server {
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
             stats: Telemetry::default(),
-            log_limiter: LogLimiter::default(),
+            log_limiter: RateLimitedLog::new(),
             trim: Trim::default(),
             stop_signal: None,
             settings,

@@ -50,10 +50,11 @@ impl Listener {
                 Source::Espocrm(parameter) => format!("EspoCRM's parameter {parameter}"),
                 Source::Default => "EspoCRM's parameter webSocketPort, which is not set".to_owned(),
                 Source::File => "the configuration file".to_owned(),
-                Source::Flag | Source::Systemd => "--listen".to_owned(),
+                Source::Flag => "--listen".to_owned(),
+                Source::Systemd => "systemd's socket unit".to_owned(),
             };
             Exit::error(format!(
-                "Browsers cannot be served at {address}: {why}. The port is set by {parameter}."
+                "Cannot listen for browsers at {address}: {why}. The port is set by {parameter}."
             ))
         })
     }

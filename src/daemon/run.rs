@@ -1,6 +1,6 @@
 //! The commands that serve an EspoCRM, and check or show its settings.
 
-use std::io::Write;
+use std::io::{Write, stdout};
 
 use log::{info, warn};
 
@@ -8,6 +8,7 @@ use super::systemd::{self, Systemd};
 use super::tls::Acceptor;
 use crate::daemon::event_loop;
 use crate::daemon::event_loop::{Backend, Espocrm, Server};
+use crate::engine::json::Json;
 use crate::engine::printable::{Printable, plural, printable_lines};
 use crate::espocrm::{Installation, Router};
 use crate::platform::exit::{Exit, Result};
@@ -20,10 +21,10 @@ use crate::settings::{DEFAULT_FILE, Layers, Settings, megabytes};
 ///
 /// # Errors
 /// Why that fails, and what to do.
-pub(crate) fn serve(layers: Result<Layers>) -> Result<()> {
+pub(crate) fn serve(layers: Result<Layers>, print_addresses: bool) -> Result<()> {
     let served = layers.and_then(|layers| {
         logging::start(layers.log_file().as_deref())?;
-        until_stopped(layers)
+        until_stopped(layers, print_addresses)
     });
     if let Err(error) = &served
         && *error != Exit::Stopped
@@ -33,7 +34,7 @@ pub(crate) fn serve(layers: Result<Layers>) -> Result<()> {
     served
 }
 
-fn until_stopped(layers: Layers) -> Result<()> {
+fn until_stopped(layers: Layers, print_addresses: bool) -> Result<()> {
     // First, before another file can get their descriptor numbers.
     let sockets = systemd::listening_sockets()?;
     let mut signals = Signals::new().map_err(|error| Exit::error(error.to_string()))?;
@@ -62,13 +63,24 @@ fn until_stopped(layers: Layers) -> Result<()> {
     info!("EspoCRM's messages are received at {}.", server.endpoint());
     let settings = server.settings();
     info!(
-        "At most {} and {} of memory; while access is checked, also up to {} of PHP with about \
+        "Limits: {} and {} of memory. Access checks use up to {} of PHP in addition, with about \
          50 MB each.",
         plural(settings.max_connections.value as u64, "connection", "connections"),
         megabytes(settings.worst_case()),
         plural(settings.max_checks.value as u64, "process", "processes"),
     );
+    if print_addresses {
+        write_addresses(&server);
+    }
     server.run(Systemd::from_environment())
+}
+
+/// Prints the addresses for a program that has started the daemon on any free ports.
+pub(super) fn write_addresses(server: &Server) {
+    let mut json = Json::object();
+    json.text("listen", &server.address().to_string()).text("zeromq", server.endpoint());
+    // A closed standard output is no reason to fail.
+    let _ = writeln!(stdout(), "{}", json.end());
 }
 
 /// Warns if the daemon or PHP runs as an unsuitable user.
@@ -132,5 +144,5 @@ pub(crate) fn show(layers: Layers) -> Result<()> {
     let (file, root) = (Printable(file), Printable(root));
     let text = format!("{:<18}{file}\n{:<18}{root}\n{settings}", "file", "root");
     let text = printable_lines(&text);
-    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Exit::error(error.to_string()))
+    stdout().write_all(text.as_bytes()).map_err(|error| Exit::error(error.to_string()))
 }

@@ -84,8 +84,8 @@ impl Acceptor {
         let path = self.certificate.display();
         if end < Date(clock::unix_millis()) {
             warn!(
-                "The certificate {path} expired on {}: browsers reject it. Renew it; the daemon \
-                 loads the new one by itself.",
+                "The certificate {path} expired on {}. Browsers reject it. Renew it; the daemon \
+                 reloads it automatically.",
                 end.day()
             );
         } else if before.is_none_or(|before| before.end != self.end) {
@@ -235,8 +235,5 @@ fn section<'a>(pem: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn problem(path: &Path, parameter: &str, why: &str) -> Exit {
-    Exit::error(format!(
-        "Cannot enable TLS with {}: {why}. This file is set by EspoCRM's parameter {parameter}.",
-        path.display()
-    ))
+    Exit::error(format!("Cannot enable TLS with EspoCRM's {parameter}, {}: {why}.", path.display()))
 }

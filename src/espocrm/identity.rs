@@ -197,7 +197,7 @@ impl Account {
             // Avoids linking nix's own table of error messages.
             let error = io::Error::from(error);
             Exit::error(format!(
-                "Cannot look up user {uid}: {error}. Set the user with --user NAME"
+                "Cannot look up user {uid}: {error}. Specify the user: --user NAME"
             ))
         })?;
         let Some(user) = user else {
@@ -229,7 +229,7 @@ fn uid(user: &str) -> Result<u32> {
         Err(error) => io::Error::from(error).to_string(),
     };
     Err(Exit::error(format!(
-        "PHP cannot run as user \"{}\": {error}. Set the owner of EspoCRM's data directory with \
+        "PHP cannot run as user \"{}\": {error}. Specify the owner of EspoCRM's data directory: \
          --user NAME",
         Printable(user)
     )))
@@ -246,8 +246,8 @@ fn no_site_user(root: &Path, why: Ambiguity, named: Option<&String>) -> Exit {
     let shown = root.display();
     if let Some(name) = named {
         return Exit::error(format!(
-            "espocrm-websocket does not run the PHP of {shown} as {}, which is root. Set the web \
-             server's user with --user NAME (www-data, apache or nginx). Only in a container \
+            "espocrm-websocket does not run the PHP of {shown} as {}, which is root. Specify the \
+             web server's user: --user NAME (www-data, apache or nginx). Only in a container \
              without another user: --allow-root",
             Printable(name)
         ));
@@ -255,11 +255,11 @@ fn no_site_user(root: &Path, why: Ambiguity, named: Option<&String>) -> Exit {
     let data = format!("{shown}/data");
     let fix = match why {
         Ambiguity::Root => format!(
-            "Change the owner of EspoCRM to the web server's user (chown -R www-data: {}), or set \
-             the user with --user NAME. Only in a container without another user: --allow-root",
+            "Change the owner of EspoCRM to the web server's user (chown -R www-data: {}), or \
+             specify the user: --user NAME. Only in a container without another user: --allow-root",
             shell_word(&root.to_string_lossy())
         ),
-        _ => "Set the user with --user NAME (usually www-data, apache or nginx).".to_owned(),
+        _ => "Specify the user: --user NAME (usually www-data, apache or nginx).".to_owned(),
     };
     Exit::error(format!(
         "espocrm-websocket does not run PHP as root, and cannot safely determine the site's user: \

@@ -229,8 +229,8 @@ impl Installation {
     #[must_use]
     pub fn php_not_started(&self, error: &io::Error) -> Exit {
         Exit::error(format!(
-            "PHP could not be started as {} in {}: {error}. Install PHP's command line \
-             (php-cli), or set its path with --php PATH.",
+            "PHP could not be started as {} in {}: {error}. Install the PHP CLI (package php-cli), \
+             or set its path with --php PATH.",
             self.php.display(),
             self.root.display()
         ))
@@ -240,9 +240,9 @@ impl Installation {
     /// EspoCRM's answer.
     fn wrong_sapi(&self, sapi: &str) -> Exit {
         Exit::error(format!(
-            "{} is not PHP's command line: its PHP_SAPI is {sapi}, with which EspoCRM does not \
-             check access. Install PHP's command line (package php-cli), and set its path as \
-             phpExecutablePath in EspoCRM's configuration or with --php PATH.",
+            "{} is not the PHP CLI: its PHP_SAPI is {sapi}, with which EspoCRM does not check \
+             access. Install the PHP CLI (package php-cli), and set its path as phpExecutablePath in \
+             EspoCRM's configuration or with --php PATH.",
             self.php.display()
         ))
     }

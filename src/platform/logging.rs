@@ -1,7 +1,6 @@
 //! The log, on standard error or in a file. Writing never blocks, and one record is one line: text
 //! from outside is escaped.
 
-mod fold;
 mod last;
 
 use std::fs::{File, OpenOptions};
@@ -9,7 +8,8 @@ use std::io::{self, ErrorKind, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use last::{Line, last};
 
@@ -17,10 +17,10 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelPadding, WriteLogger};
 use time::macros::format_description;
 
-use fold::Repeats;
-
+use super::clock::Clock;
 use super::sys;
 use crate::engine::printable::{Printable, PrintableLines, noun, plural};
+use crate::engine::rate_limited_log::RateLimitedLog;
 use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 
@@ -79,20 +79,44 @@ pub fn reopen(path: &Path) -> Result<()> {
     })
 }
 
+/// The last line, whose repetitions are counted.
+static REPEATS: Mutex<RateLimitedLog<Text>> = Mutex::new(RateLimitedLog::new());
+
+static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::start);
+
+type Text = (Level, String);
+
+/// Bytes of a line; repetitions of longer lines are not counted.
+const MAX_REPEATED: usize = 1_024;
+
+fn repeats() -> MutexGuard<'static, RateLimitedLog<Text>> {
+    REPEATS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The time until [`log_repeats`] has something to log; `None` without repeated lines.
 #[must_use]
 pub fn repeats_due_in() -> Option<Duration> {
-    let due = fold::fold().next_due()?;
-    Some(due.saturating_duration_since(Instant::now()))
+    Some(repeats().next_due()?.since(CLOCK.now()))
 }
 
 /// Logs how often the last line was repeated, if that is due.
 pub fn log_repeats() {
-    let due = fold::fold().take_due(Instant::now());
-    if let Some(Repeats { level, text, count }) = due {
-        // This line itself is never folded, since it is logged at most once a minute.
-        log::log!(level, "{}: {text}", plural(count, "more time", "more times"));
+    let due = repeats().take_due(CLOCK.now());
+    for ((level, text), count) in due {
+        // This line itself is never a repetition, since it is logged at most once a minute.
+        log::log!(level, "{}", repeated(&text, count));
     }
+}
+
+fn repeated(text: &str, count: u64) -> String {
+    format!("{}: {text}", plural(count, "more time", "more times"))
+}
+
+/// Takes the next line. Returns the repetitions to log before it, and whether to log the line
+/// itself.
+fn next_line(log: &mut RateLimitedLog<Text>, line: &Text, now: Time) -> (Vec<(Text, u64)>, bool) {
+    let ended = log.take_others(line, now);
+    (ended, line.1.len() > MAX_REPEATED || log.occurred(line, now))
 }
 
 /// Sets whether each event is logged.
@@ -159,24 +183,21 @@ impl<L: Log> Log for Escaping<L> {
         if !self.enabled(metadata) {
             return;
         }
-        let text = Printable(record.args()).to_string();
-        // Debug lines are not folded, since debug mode shows each event.
+        let line = (level, Printable(record.args()).to_string());
+        // Debug lines are not counted, since debug mode shows each event.
         if level <= Level::Info {
-            let (repeats, is_new) = fold::fold().take(Instant::now(), level, &text);
-            if let Some(Repeats { level, text, count }) = repeats {
+            let (ended, is_new) = next_line(&mut repeats(), &line, CLOCK.now());
+            for ((level, text), count) in ended {
                 let metadata = Metadata::builder().level(level).target(metadata.target()).build();
-                self.write(
-                    &metadata,
-                    &format!("{}: {text}", plural(count, "more time", "more times")),
-                );
+                self.write(&metadata, &repeated(&text, count));
             }
             if !is_new {
                 return;
             }
         }
-        self.write(metadata, &text);
+        self.write(metadata, &line.1);
         if level <= Level::Warn {
-            last::keep(level, text);
+            last::keep(level, line.1);
         }
     }
 
@@ -312,35 +333,6 @@ impl<O: Output> Write for Lines<O> {
     }
 }
 
-/// Limits the log to one line when something begins to fail and one when it works again.
-#[derive(Debug, Default)]
-pub struct Outage {
-    last: Option<Time>,
-    failures: u64,
-    logged: bool,
-}
-
-impl Outage {
-    /// Records a failure. Returns whether to log it: the first one since the last success, and at
-    /// most one a minute.
-    pub fn failed(&mut self, now: Time) -> bool {
-        self.failures += 1;
-        let lately = self.last.is_some_and(|last| now.since(last).as_secs() < 60);
-        if self.logged || lately {
-            return false;
-        }
-        self.last = Some(now);
-        self.logged = true;
-        true
-    }
-
-    /// Records a success. Returns the number of failures if a failure was logged.
-    pub fn worked(&mut self) -> Option<u64> {
-        let failures = std::mem::take(&mut self.failures);
-        std::mem::take(&mut self.logged).then_some(failures)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -433,18 +425,31 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_logged_at_its_beginning_and_its_end() {
-        let mut outage = Outage::default();
-        assert_eq!(outage.worked(), None);
-        assert!(outage.failed(Time::from_millis(5)));
-        assert!(!outage.failed(Time::from_millis(1_000_000)));
-        assert_eq!(outage.worked(), Some(2));
-        assert_eq!(outage.worked(), None);
-        // Frequent short outages are not all logged.
-        assert!(outage.failed(Time::from_millis(1_000_001)));
-        assert_eq!(outage.worked(), Some(1));
-        assert!(!outage.failed(Time::from_millis(1_060_000)));
-        assert_eq!(outage.worked(), None);
-        assert!(outage.failed(Time::from_millis(1_060_001)));
+    fn repetitions_are_counted_until_another_line() {
+        let (mut log, now) = (RateLimitedLog::new(), Time::default());
+        let mut next = |level, text: &str| next_line(&mut log, &(level, text.to_owned()), now);
+        assert_eq!(next(Level::Warn, "a"), (vec![], true));
+        for _ in 0..3 {
+            assert_eq!(next(Level::Warn, "a"), (vec![], false));
+        }
+        let repeats = vec![((Level::Warn, "a".to_owned()), 3)];
+        assert_eq!(next(Level::Warn, "b"), (repeats, true));
+        assert_eq!(next(Level::Error, "b"), (vec![], true));
+        let very_long = "x".repeat(MAX_REPEATED + 1);
+        assert_eq!(next(Level::Warn, &very_long), (vec![], true));
+        assert_eq!(next(Level::Warn, &very_long), (vec![], true));
+    }
+
+    #[test]
+    fn a_line_that_is_repeated_once_a_minute_is_logged_each_time() {
+        let mut log = RateLimitedLog::new();
+        let mut next = |seconds: u64| {
+            let now = Time::from_millis(seconds * 1_000);
+            next_line(&mut log, &(Level::Warn, "a".to_owned()), now)
+        };
+        assert_eq!(next(0), (vec![], true));
+        assert_eq!(next(59), (vec![], false));
+        assert_eq!(next(60), (vec![((Level::Warn, "a".to_owned()), 1)], true));
+        assert_eq!(next(120), (vec![], true));
     }
 }

@@ -251,7 +251,7 @@ settings! {
         help: "run each access check in its own PHP process",
         show: |it, rows| rows.add("checks by", &it.check_mode.value, &it.check_mode.source),
         docs: "true"
-            "Whether warm PHP processes (workers) check access. A check by a worker costs less than a tenth of a check by a new PHP process. A worker exits a minute after its last check."
+            "Whether warm PHP processes (workers) check access. A check by a warm worker costs less than a tenth of a check by a new PHP process; the first check of a worker costs as much. A worker exits a minute after its last check."
             OnReload,
     }
     control: ControlAt = one, "control" "PATH", default "control.sock in the service's directory in /run" {

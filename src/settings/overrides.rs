@@ -68,9 +68,7 @@ impl Overrides {
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }
-            Err(error) => {
-                Err(Exit::error(format!("{}: {error}. Check the file's name.", path.display())))
-            }
+            Err(error) => Err(Exit::error(format!("Cannot read {}: {error}.", path.display()))),
         }
     }
 

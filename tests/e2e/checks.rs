@@ -234,7 +234,7 @@ fn a_failed_login_check_ends_without_a_close_frame_and_a_later_login_succeeds() 
         tab.send(request(&format!("/?authToken=tok-{USER}&userId={USER}")).as_bytes());
         let answer = String::from_utf8(tab.read_to_end()).unwrap();
         assert!(answer.is_empty() || answer.ends_with("\r\n\r\n"), "a frame: {answer}");
-        daemon.wait_for(&format!("A login could not be checked: {reason}"));
+        daemon.wait_for(&format!("The access check of a login failed: {reason}"));
         repair(&standin, failure);
         daemon.connect(USER).expect_silence();
         // A denial is different: the browser must not reconnect.
@@ -254,7 +254,7 @@ fn a_subscription_whose_check_fails_is_retried() {
                 let mut tab = daemon.connect(USER);
                 fail(&standin, failure);
                 tab.subscribe("recordUpdate.Account.1");
-                daemon.wait_for(&format!("A subscription could not be checked: {reason}"));
+                daemon.wait_for(&format!("The access check of a subscription failed: {reason}"));
                 daemon.wait_for("The check will be retried");
                 let event = json!({"topicId": "recordUpdate.Account.1"});
                 Php::send(&daemon.zeromq, std::slice::from_ref(&event));
@@ -386,7 +386,7 @@ fn errors_of_php_are_logged_without_the_token() {
     let php = standin.php("php", complain);
     let mut daemon = Daemon::start_with(&standin, &["--php", &php]);
     Client::open(daemon.address, USER, &format!("tok-{USER}")).expect_drop();
-    let line = daemon.wait_for("A login could not be checked");
+    let line = daemon.wait_for("The access check of a login failed");
     assert!(line.contains("#0 check("), "{line}");
     expect_no_token(&daemon);
 }

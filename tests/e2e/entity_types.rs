@@ -28,7 +28,7 @@ fn a_record_of_an_unknown_type_is_denied_without_a_check() {
         // Not an entity type, but a scope.
         daemon.subscribe(&mut alice, "alice", "calendarUpdate");
         assert!(!was_run(&standin, "Unknown"));
-        assert_eq!(daemon.count("could not be checked"), 0);
+        assert_eq!(daemon.count("The access check of a"), 0);
         alice.expect_silence();
     }
 }
@@ -59,7 +59,9 @@ fn every_type_is_checked_if_the_list_of_types_is_unavailable() {
     let mut daemon = Daemon::start_with(&standin, &[]);
     let mut alice = daemon.connect("alice");
     alice.subscribe(UNKNOWN);
-    daemon.wait_for("A subscription could not be checked: PHP exited with status 1: Error: Scope");
+    daemon.wait_for(
+        "The access check of a subscription failed: PHP exited with status 1: Error: Scope",
+    );
 }
 
 #[test]
@@ -69,8 +71,9 @@ fn a_database_outage_denies_nothing() {
     let mut alice = daemon.connect("alice");
     standin.set("failure", "error");
     alice.subscribe("recordUpdate.Account.1");
-    daemon
-        .wait_for("A subscription could not be checked: PHP exited with status 1: Error: SQLSTATE");
+    daemon.wait_for(
+        "The access check of a subscription failed: PHP exited with status 1: Error: SQLSTATE",
+    );
     standin.unset("failure");
     daemon.wait_for("add topic recordUpdate.Account.1 for user alice");
 }
@@ -81,10 +84,11 @@ fn a_permanently_failing_topic_does_not_hide_failing_logins() {
     let mut daemon = Daemon::start_with(&standin, &["--check-cache", "0"]);
     let mut alice = daemon.connect("alice");
     alice.subscribe(UNKNOWN);
-    daemon.wait_for("A subscription could not be checked");
+    daemon.wait_for("The access check of a subscription failed");
     standin.set("failure", "error");
     Client::open(daemon.address, "bob", "tok-bob").expect_drop();
-    daemon.wait_for("A login could not be checked: PHP exited with status 1: Error: SQLSTATE");
+    daemon
+        .wait_for("The access check of a login failed: PHP exited with status 1: Error: SQLSTATE");
     standin.unset("failure");
     // A success of one kind ends only failures of that kind.
     eventually("bob is welcome", || Client::attempt(daemon.address).is_some());

@@ -100,7 +100,7 @@ fn grants_nothing(
         eventually("the check has ended", || {
             let log = daemon.log();
             let mut later = log.iter().skip(lines);
-            later.any(|line| line.contains("could not be checked") || line.contains(&topic))
+            later.any(|line| line.contains("The access check of a") || line.contains(&topic))
                 || standin.count(&check(&topic)) > 0
                 || daemon.children().is_empty()
         });
@@ -307,7 +307,7 @@ fn a_cgi_binary_is_rejected_on_reload_and_the_previous_settings_stay() {
     let mut daemon = Daemon::start(&standin);
     let mut alice = daemon.connect("alice");
     standin.config("phpExecutablePath", php_cgi());
-    let line = daemon.reload("is not PHP's command line");
+    let line = daemon.reload("is not the PHP CLI");
     expect_explanation(&line);
     assert!(line.contains("Keeping the previous settings"), "{line}");
     daemon.subscribe(&mut alice, "alice", "recordUpdate.Account.1");
@@ -327,7 +327,7 @@ fn a_php_replaced_by_a_cgi_binary_is_superseded_by_the_php_configured_in_espocrm
     daemon.connect("alice");
     standin.set("broken", "");
     expect_no_welcome(&mut Client::open(daemon.address, "alice", "guessed"));
-    daemon.reload("is not PHP's command line");
+    daemon.reload("is not the PHP CLI");
     let new = standin.php("new", "");
     standin.config("phpExecutablePath", &*new);
     daemon.reload(&new);

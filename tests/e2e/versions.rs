@@ -38,7 +38,7 @@ fn verdicts(standin: &Standin, daemon: &mut Daemon) {
     let mut bob = daemon.connect("bob");
     // EspoCRM prints `Error: …`, which is not a verdict.
     bob.subscribe("recordUpdate.Unknown.1");
-    let doubt = daemon.wait_for("A subscription could not be checked");
+    let doubt = daemon.wait_for("The access check of a subscription failed");
     assert!(doubt.contains("Error: Scope"), "{doubt}");
     standin.set("failure", "error");
     Client::open(daemon.address, "alice", "tok-alice").expect_drop();

@@ -123,7 +123,7 @@ fn if_the_daemon_does_not_start_the_old_service_continues(release: Release) {
     let printed = container.fail("espocrm-websocket adopt");
     assert!(printed.contains("was restored") && printed.contains("journalctl"), "{printed}");
     // The command quotes the daemon's log.
-    let words = "EspoCRM's messages cannot be received at tcp://127.0.0.1:5555: it is in use";
+    let words = "Cannot receive EspoCRM's messages at tcp://127.0.0.1:5555: it is in use";
     assert!(printed.contains(words), "{printed}");
     assert!(container.logged(UNIT, "5555") > 0);
     eventually("websocket.php serves again", websocket_php_serves);

@@ -163,7 +163,7 @@ fn an_endpoint_that_cannot_be_bound_keeps_the_previous_socket(release: Release) 
     for endpoint in ["ipc:///etc/hostname/x", "ipc:///usr/x", "ipc:///etc/hostname"] {
         container.run(&format!("echo 'zeromq = \"{endpoint}\"' >>{CONFIG}"));
         container.fail(&format!("systemctl reload {UNIT}"));
-        let error = format!("cannot be received at {endpoint}: ");
+        let error = format!("Cannot receive EspoCRM's messages at {endpoint}: ");
         eventually("the error is logged", || container.logged(UNIT, &error) > 0);
         container.run(&format!("sed -i '/^zeromq/d' {CONFIG}"));
         container.wait_until_active(UNIT);

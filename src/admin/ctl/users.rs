@@ -22,7 +22,7 @@ use crate::settings::{Layers, Overrides};
 pub struct Site {
     /// EspoCRM's root directory.
     pub espocrm: Option<PathBuf>,
-    /// PHP's command line.
+    /// The PHP CLI.
     pub php: Option<PathBuf>,
     /// The user who runs PHP.
     pub run_as: RunAs,

@@ -215,7 +215,7 @@ fn php_failure(error: &str, espocrm: &Installation, user: &str) -> Finding {
     let php = espocrm.php().to_string_lossy();
     Finding::failure(
         "php",
-        format!("PHP's command line ({php}) does not run as {user}"),
+        format!("The PHP CLI ({php}) does not run as {user}"),
         format!(
             "{error}\nTry: {} -v\nTo use another PHP, set php = \"PATH\" in the configuration \
              file, or phpExecutablePath in EspoCRM's data/config.php.",

@@ -59,14 +59,14 @@ fn judge(answer: Result<()>, port: &Port, service: &str, can_start: bool) -> Fin
     if port.is_free() && !can_start {
         return Finding::failure(
             STEP,
-            "The daemon does not run: no process listens on its port",
+            "The daemon is not running: no process listens on its port",
             "The daemon cannot start while TLS fails: see above.",
         );
     }
     if port.is_free() {
         return Finding::failure(
             STEP,
-            "The daemon does not run: no process listens on its port",
+            "The daemon is not running: no process listens on its port",
             format!(
                 "Start it: systemctl start {service}\nIf it stops again, see its log: {log}\nIf \
                  the service is not set up yet: espocrm-websocket setup"
@@ -124,7 +124,7 @@ pub(super) fn judge_control(
             Finding::unknown(
                 STEP,
                 format!(
-                    "Control socket: process {pid} runs, but has none at the configured path. It \
+                    "Control socket: process {pid} is running, but has none at the configured path. It \
                      was started with other settings, or control is off; use --control PATH for \
                      another path"
                 ),
@@ -194,7 +194,7 @@ impl Status {
             return Finding::warning(
                 STEP,
                 format!("{found}; but it is process {pid}, and process {holder} holds the port"),
-                "Two daemons run. Stop the one you do not need. A second EspoCRM needs its own \
+                "Two daemons are running. Stop the one you do not need. A second EspoCRM needs its own \
                  ports.",
             );
         }
@@ -268,7 +268,7 @@ mod tests {
     fn the_process_at_the_port_explains_why_the_daemon_does_not_answer() {
         let answer = || Err(Exit::error("Nothing."));
         let free = judge(answer(), &Port::default(), "x.service", true);
-        assert!(free.found.contains("does not run"), "{}", free.found);
+        assert!(free.found.contains("is not running"), "{}", free.found);
         assert!(free.fix.contains("systemctl start x.service"), "{}", free.fix);
         let blocked = judge(answer(), &Port::default(), "x.service", false);
         assert!(!blocked.fix.contains("systemctl start"), "{}", blocked.fix);

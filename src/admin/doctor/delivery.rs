@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Stop;
 use super::daemon::Control;
@@ -117,8 +117,8 @@ pub(super) fn message(
 fn send(context: &Context, to: &str, message: &str, stop: Stop<'_>) -> Result<u64, String> {
     let task = json!({"task": "send", "dsn": to, "message": message});
     let answer = php::run_task(&context.espocrm, &task, stop)?;
-    answer.get("ms").and_then(serde_json::Value::as_u64).ok_or_else(|| {
-        let error = answer.get("error").and_then(serde_json::Value::as_str);
+    answer.get("ms").and_then(Value::as_u64).ok_or_else(|| {
+        let error = answer.get("error").and_then(Value::as_str);
         error.unwrap_or("PHP reported no reason").to_owned()
     })
 }
@@ -134,35 +134,34 @@ impl Demo {
     fn start(identity: &Identity) -> Result<Self, String> {
         let failed = |error: io::Error| error.to_string();
         // Unlike a pipe, a socket can be read with a timeout.
-        let (log, stderr) = UnixStream::pair().map_err(failed)?;
-        log.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
+        let (output, stdout) = UnixStream::pair().map_err(failed)?;
+        output.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
+        let stderr = stdout.try_clone().map_err(failed)?;
         // The running program, even if its file was replaced.
         let mut command = Command::new("/proc/self/exe");
-        command.args(["demo", "--listen", "127.0.0.1:0"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(stderr));
+        command.args(["demo", "--listen", "127.0.0.1:0", "--print-addresses"]);
+        command.stdin(Stdio::null());
+        command.stdout(OwnedFd::from(stdout)).stderr(OwnedFd::from(stderr));
         identity.apply(&mut command);
         sys::isolate(&mut command);
         let process = command.spawn().map_err(failed)?;
-        // Closes this process's copy of stderr, so that the log ends when the daemon ends.
+        // Closes this process's copies, so that the output ends when the daemon ends.
         drop(command);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         // From here on, dropping `demo` ends the process.
         let mut demo = Self { process, address, zeromq: String::new() };
-        let mut lines = BufReader::new(log).lines();
         let mut last = String::new();
-        while demo.zeromq.is_empty() || demo.address.port() == 0 {
-            let Some(Ok(line)) = lines.next() else {
-                return Err(["The temporary daemon does not start. ", &last].concat());
-            };
-            let words = line.trim_end_matches('.');
-            if let Some((_, address)) = words.split_once("Browsers are served at http://") {
-                demo.address = address.parse().unwrap_or(demo.address);
-            } else if let Some((_, endpoint)) = words.split_once("messages are received at ") {
-                endpoint.clone_into(&mut demo.zeromq);
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let addresses: Value = serde_json::from_str(&line).unwrap_or_default();
+            let text = |name: &str| addresses.get(name).and_then(Value::as_str);
+            if let (Some(listen), Some(zeromq)) = (text("listen"), text("zeromq")) {
+                demo.address = listen.parse().unwrap_or(demo.address);
+                zeromq.clone_into(&mut demo.zeromq);
+                return Ok(demo);
             }
             last = line;
         }
-        Ok(demo)
+        Err(["The temporary daemon does not start. ", &last].concat())
     }
 }
 

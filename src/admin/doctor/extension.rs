@@ -1,4 +1,4 @@
-//! PHP's ZeroMQ extension, which EspoCRM needs to send messages: in the command line (for jobs) and
+//! PHP's ZeroMQ extension, which EspoCRM needs to send messages: in the PHP CLI (for jobs) and
 //! in the web server.
 
 use std::path::{Path, PathBuf};
@@ -40,13 +40,12 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) fn command_line(php_info: &PhpInfo, files: &Files) -> Finding {
     const STEP: &str = "zmq-command-line";
     match &php_info.zmq {
-        Some(version) => Finding::ok(
-            STEP,
-            format!("PHP's command line has the ZeroMQ extension (zmq {version})"),
-        ),
+        Some(version) => {
+            Finding::ok(STEP, format!("The PHP CLI has the ZeroMQ extension (zmq {version})"))
+        }
         None => Finding::failure(
             STEP,
-            "PHP's command line has no ZeroMQ extension: jobs (reminders, e-mail) send no messages",
+            "The PHP CLI has no ZeroMQ extension: jobs (reminders, e-mail) send no messages",
             install(files, php_info),
         ),
     }

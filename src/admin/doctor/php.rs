@@ -80,7 +80,7 @@ impl PhpInfo {
             found + ", without opcache",
             format!(
                 "Without it, each access check starts a PHP process, which costs ten times as \
-                 much.\nInstall or enable opcache for the command line: zend_extension=opcache in \
+                 much.\nInstall or enable opcache for the PHP CLI: zend_extension=opcache in \
                  {ini} or in {}.",
                 if self.scanned.is_empty() {
                     "a file in the same directory"

@@ -39,7 +39,7 @@ pub(super) fn examine(
     stop: Stop<'_>,
 ) {
     let Some(systemctl) = Systemctl::of(files) else {
-        let why = "systemd does not run here";
+        let why = "systemd is not running here";
         return report.skip(&[(STEP, "Service"), (OLD, "Unit for EspoCRM's websocket.php")], why);
     };
     if stop() {
@@ -113,16 +113,19 @@ impl Unit {
             ),
             ("loaded", "active") if self.restarts > 0 => Finding::warning(
                 STEP,
-                format!("{name} runs, but systemd restarted it {}", times(self.restarts.into())),
+                format!(
+                    "{name} is running, but systemd restarted it {}",
+                    times(self.restarts.into())
+                ),
                 format!("See its log for the reason: {log}"),
             ),
             ("loaded", "active" | "reloading") if !self.is_enabled() => Finding::warning(
                 STEP,
-                format!("{name} runs, but does not start at boot ({})", self.file),
+                format!("{name} is running, but does not start at boot ({})", self.file),
                 format!("systemctl enable {name}"),
             ),
             ("loaded", "active" | "reloading") => {
-                Finding::ok(STEP, format!("{name} runs, and starts at boot"))
+                Finding::ok(STEP, format!("{name} is running and starts at boot"))
             }
             ("loaded", "activating") if self.is_restarted() => {
                 let times = match self.restarts {
@@ -147,19 +150,19 @@ impl Unit {
             ),
             ("loaded", _) if serves => Finding::warning(
                 STEP,
-                format!("A daemon serves, but {name} does not run ({})", self.active),
+                format!("A daemon is running, but {name} is not ({})", self.active),
                 format!(
                     "It was started manually or by another unit. Stop that daemon, then: {started}"
                 ),
             ),
             // Before the first start, the condition's result is "no" as well.
             ("loaded", _) if self.condition == "no" && !has_config => {
-                failure(format!("{name} does not run, because it is not set up"), setup)
+                failure(format!("{name} is not running, because it is not set up"), setup)
             }
-            ("loaded", _) => failure(format!("{name} does not run ({})", self.active), started),
+            ("loaded", _) => failure(format!("{name} is not running ({})", self.active), started),
             _ if serves => Finding::unknown(
                 STEP,
-                format!("A daemon serves, but not under systemd: {name} does not exist"),
+                format!("A daemon is running, but not under systemd: {name} does not exist"),
             ),
             _ => failure(
                 format!("{name} does not exist"),
@@ -204,7 +207,12 @@ mod tests {
     #[test]
     fn every_state_of_a_unit_has_a_finding() {
         for (unit, serves, state, found) in [
-            (unit("loaded", "enabled", "active", "NRestarts=0"), true, State::Ok, "runs"),
+            (
+                unit("loaded", "enabled", "active", "NRestarts=0"),
+                true,
+                State::Ok,
+                "is running and starts",
+            ),
             (unit("loaded", "enabled", "active", "NRestarts=7"), true, State::Warning, "7 times"),
             (
                 unit("loaded", "enabled", "active", "NRestarts=1"),
@@ -213,8 +221,13 @@ mod tests {
                 "restarted it once",
             ),
             (unit("loaded", "disabled", "active", ""), true, State::Warning, "not start at boot"),
-            (unit("loaded", "enabled", "inactive", ""), false, State::Failure, "does not run"),
-            (unit("loaded", "enabled", "inactive", ""), true, State::Warning, "A daemon serves"),
+            (unit("loaded", "enabled", "inactive", ""), false, State::Failure, "is not running"),
+            (
+                unit("loaded", "enabled", "inactive", ""),
+                true,
+                State::Warning,
+                "A daemon is running",
+            ),
             (
                 unit("loaded", "enabled", "inactive", "ConditionResult=no"),
                 false,
@@ -261,7 +274,7 @@ mod tests {
         }
         let never_started = unit("loaded", "disabled", "inactive", "ConditionResult=no");
         let finding = never_started.judge("x.service", " --name x", false, true);
-        assert!(finding.found.contains("does not run"), "{}", finding.found);
+        assert!(finding.found.contains("is not running"), "{}", finding.found);
         assert_eq!(finding.fix, "systemctl enable --now x.service");
     }
 

@@ -147,14 +147,14 @@ impl Plan {
     /// The message that the service runs.
     pub(crate) fn started(&self) -> String {
         let unit = self.service.unit();
-        format!("{unit} runs, and starts at boot. Its log: journalctl -u {unit}")
+        format!("{unit} is running and starts at boot. Its log: journalctl -u {unit}")
     }
 
     /// The message that the service does not run.
     pub(crate) fn not_started(&self, error: &Exit) -> Exit {
         let unit = self.service.unit();
         Exit::error_lines(format!(
-            "{unit} is configured, but does not run. {error}\nSee its log: journalctl -n 50 -u \
+            "{unit} is configured, but is not running. {error}\nSee its log: journalctl -n 50 -u \
              {unit}\nShow its settings: espocrm-websocket config --config {}",
             self.service.config().display()
         ))

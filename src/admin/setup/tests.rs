@@ -63,7 +63,7 @@ fn a_running_service_without_changes_is_not_restarted() {
     image.espocrm("/srv/crm");
     setup(&image, "").unwrap();
     image.calls();
-    has(&setup(&image, "").unwrap(), &["settings (unchanged)", "runs, and starts"]);
+    has(&setup(&image, "").unwrap(), &["settings (unchanged)", "is running and starts"]);
     assert!(!image.calls().contains(&format!("restart {UNIT}")));
     std::fs::remove_file(image.at("/systemctl.d/active").join(UNIT)).unwrap();
     setup(&image, "").unwrap();
@@ -85,7 +85,7 @@ fn a_service_that_does_not_start_is_an_error_with_its_log() {
         image.espocrm("/var/www/html");
         image.put(&format!("/systemctl.d/{how}/{UNIT}"), "");
         let error = setup(&image, "").unwrap_err();
-        has(&error, &["is configured, but does not run", words, "journalctl -n 50 -u", CONFIG]);
+        has(&error, &["is configured, but is not running", words, "journalctl -n 50 -u", CONFIG]);
         assert!(image.has(CONFIG) && image.has(DROP_IN));
     }
 }

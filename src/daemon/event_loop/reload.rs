@@ -212,8 +212,8 @@ impl Espocrm {
 
     fn unstable_php(&self, settings: &Settings) -> Exit {
         Exit::error(format!(
-            "EspoCRM's phpExecutablePath is not stable: run by PHP {}, EspoCRM names {}. Set it to \
-             one path, or use --php PATH.",
+            "EspoCRM's phpExecutablePath depends on the PHP that reads it: with {}, it is {}. Set it \
+             to a fixed path, or use --php PATH.",
             self.probed.php().display(),
             settings.php.value.display(),
         ))
@@ -236,7 +236,8 @@ impl Espocrm {
         let root = self.layers.root().and_then(Installation::locate)?;
         if root != self.root() {
             warn!(
-                "EspoCRM's directory changed to {}; restart required. Still serving {}.",
+                "The setting espocrm has changed to {}. Restart the daemon to apply it. Still \
+                 serving {}.",
                 root.display(),
                 self.root().display()
             );

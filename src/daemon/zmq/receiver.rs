@@ -21,7 +21,7 @@ use crate::engine::printable::Printable;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::sys::{ZmqContext, ZmqSocket, ZmqType};
 
-/// A PULL socket. PHP's command line opens a connection for each message; php-fpm's processes keep
+/// A PULL socket. The PHP CLI opens a connection for each message; php-fpm's processes keep
 /// their connections open.
 pub(super) struct ZmqReceiver {
     /// `None` only after a failed [`recreate`](ZmqReceiver::recreate).
@@ -263,8 +263,8 @@ impl ZmqReceiver {
     fn bind_socket(&mut self, endpoint: &str) -> Result<String> {
         let failed = |why: &str| {
             Exit::error(format!(
-                "EspoCRM's messages cannot be received at {}: {why}. It is set by EspoCRM's \
-                 parameter webSocketZeroMQSubscriberDsn, or by --zeromq.",
+                "Cannot receive EspoCRM's messages at {}: {why}. The endpoint is set by EspoCRM's \
+                 parameter webSocketZeroMQSubscriberDsn, the daemon's setting zeromq, or --zeromq.",
                 Printable(endpoint)
             ))
         };

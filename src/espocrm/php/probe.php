@@ -2,7 +2,7 @@
 // Run by espocrm-websocket in EspoCRM's root directory. Prints the settings of this EspoCRM, as its
 // own code reads them, in one line of JSON. Written for PHP 5.6 and later.
 
-// EspoCRM's commands answer reliably only if PHP's command line runs them.
+// EspoCRM's commands answer reliably only if the PHP CLI runs them.
 if (PHP_SAPI !== 'cli') {
     echo "\nespocrm-websocket-sapi:" . PHP_SAPI . "\n";
     exit(1);

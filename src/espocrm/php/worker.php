@@ -227,7 +227,7 @@ function prepare(array $words)
     $_SERVER['argc'] = $GLOBALS['argc'] = count($arguments);
     $_GET = $_POST = $_COOKIE = $_FILES = $_REQUEST = array();
 
-    // Only PHP's command line defines these constants. EspoCRM prints with STDOUT.
+    // Only the PHP CLI defines these constants. EspoCRM prints with STDOUT.
     define('STDIN', fopen('php://stdin', 'rb'));
     define('STDOUT', fopen('php://output', 'wb'));
     define('STDERR', fopen('php://stderr', 'wb'));

@@ -146,7 +146,7 @@ fn expect_no_token_if_php_prints(shape: &str) {
     std::fs::write(standin.path().join("command.php"), script).unwrap();
     let mut daemon = Daemon::start(&standin);
     Client::open(daemon.address, "alice", TOKEN).expect_drop();
-    daemon.wait_for("A login could not be checked: PHP exited with status");
+    daemon.wait_for("The access check of a login failed: PHP exited with status");
     expect_no_token(daemon);
 }
 

@@ -47,7 +47,7 @@ fn a_login_whose_check_fails_ends_without_a_close_frame() {
         client.expect_drop();
         other.expect_silence();
     }
-    daemon.wait_for("A login could not be checked");
+    daemon.wait_for("The access check of a login failed");
     standin.unset("failure");
     daemon.connect("bob");
 }

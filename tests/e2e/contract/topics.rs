@@ -278,7 +278,7 @@ fn since_9_2_an_exit_status_without_output_grants_nothing() {
     let mut client = daemon.connect("alice");
     standin.set("failure", "noise");
     client.subscribe("recordUpdate.Account.1");
-    daemon.wait_for("A subscription could not be checked: PHP printed unexpected output");
+    daemon.wait_for("The access check of a subscription failed: PHP printed unexpected output");
     assert_eq!(daemon.count("add topic recordUpdate.Account.1"), 0);
     standin.unset("failure");
     daemon.wait_for("add topic recordUpdate.Account.1 for user alice");
@@ -293,7 +293,7 @@ fn a_subscription_is_retried_after_a_failed_check() {
     standin.set("failure", "error");
     client.subscribe("recordUpdate.Account.1");
     client.subscribe("recordUpdate.Account.deny1");
-    daemon.wait_for("A subscription could not be checked");
+    daemon.wait_for("The access check of a subscription failed");
     client.expect_silence();
     standin.unset("failure");
     daemon.wait_for("add topic recordUpdate.Account.1 for user alice");

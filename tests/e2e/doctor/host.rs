@@ -8,7 +8,7 @@ fn the_state_of_the_service_is_reported() {
     for (from, to, found) in [
         ("UnitFileState=enabled", "UnitFileState=disabled", "not start at boot"),
         ("NRestarts=0", "NRestarts=4", "restarted it 4 times"),
-        ("ActiveState=active", "ActiveState=inactive", "A daemon serves, but"),
+        ("ActiveState=active", "ActiveState=inactive", "A daemon is running, but"),
         ("ActiveState=active", "ActiveState=activating", "is starting"),
     ] {
         site.our_unit(from, to);
@@ -31,14 +31,14 @@ fn the_state_of_the_service_is_reported() {
     site.program("systemctl", "echo 'Failed to connect to bus' >&2; exit 1");
     site.examine().unknown("service", &["Failed to connect to bus"]);
     std::fs::remove_dir_all(site.at("/run/systemd")).unwrap();
-    site.examine().unknown("service", &["systemd does not run here"]);
+    site.examine().unknown("service", &["systemd is not running here"]);
 }
 
 #[test]
 fn a_stopped_service_is_reported() {
     let site = Site::without_proxy();
     site.our_unit("ActiveState=active", "ActiveState=inactive");
-    site.examine().failure("service", &["does not run", "systemctl enable --now"]);
+    site.examine().failure("service", &["is not running", "systemctl enable --now"]);
     site.our_unit(
         "ActiveState=active\nSubState=running\nResult=success\nNRestarts=0\nConditionResult=yes",
         "ActiveState=inactive\nConditionResult=no",
@@ -57,7 +57,7 @@ fn a_service_that_was_never_started_is_reported() {
     );
     site.put("/etc/espocrm-websocket/config.toml", "");
     let diagnosis = site.examine();
-    diagnosis.failure("service", &["does not run", "systemctl enable --now"]);
+    diagnosis.failure("service", &["is not running", "systemctl enable --now"]);
 }
 
 #[test]

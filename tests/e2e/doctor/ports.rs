@@ -44,7 +44,7 @@ fn a_stopped_daemon_is_reported() {
     let mut site = Site::healthy();
     site.daemon.take().unwrap().stop("TERM");
     let diagnosis = site.examine();
-    diagnosis.first_failure("daemon", &["does not run", "systemctl start"]);
+    diagnosis.first_failure("daemon", &["is not running", "systemctl start"]);
     diagnosis.good("port", "is free");
     diagnosis.good("zeromq-port", "is free");
     diagnosis.unknown("control", &["does not answer"]);
@@ -202,7 +202,7 @@ fn a_daemon_with_different_settings_or_without_a_control_socket_is_reported() {
     let none = site.at("/none.sock");
     let output = site.run(&["--json", "--control", none.to_str().unwrap()]);
     let diagnosis = super::site::Diagnosis::of(&output);
-    diagnosis.unknown("control", &[&format!("process {pid} runs, but"), "--control PATH"]);
+    diagnosis.unknown("control", &[&format!("process {pid} is running, but"), "--control PATH"]);
     // The doctor still sees that the message is accepted.
     std::fs::write(site.config(), "listen = '127.0.0.1'\ncontrol = 'off'\n").unwrap();
     let diagnosis = site.examine();

@@ -63,7 +63,10 @@ fn expect_failed_start(standin: &Standin, endpoint: &str, why: &str) {
     let output = start(standin);
     let printed = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{endpoint}: {printed}");
-    assert!(printed.contains(&format!("cannot be received at {endpoint}")), "{printed}");
+    assert!(
+        printed.contains(&format!("Cannot receive EspoCRM's messages at {endpoint}")),
+        "{printed}"
+    );
     assert!(printed.contains(why) && printed.contains(DSN), "{endpoint}: {printed}");
 }
 

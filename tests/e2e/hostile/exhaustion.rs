@@ -56,7 +56,7 @@ fn a_check_without_free_descriptors_runs_later() {
     daemon.leave_descriptors(1);
     // The client reconnects, as after any end without a Close frame.
     Client::open(daemon.address, "bob", "tok-bob").expect_drop();
-    daemon.wait_for("A login could not be checked: PHP could not be started");
+    daemon.wait_for("The access check of a login failed: PHP could not be started");
     alice.subscribe("recordUpdate.Account.1");
     expect_alive(&daemon, &mut alice, 1);
     expect_no_spinning(&daemon);
@@ -85,7 +85,7 @@ fn tabs_retry_while_no_process_can_be_started() {
         }
         daemon.limit("--nproc=0:");
         Client::open(daemon.address, "bob", "tok-bob").expect_drop();
-        daemon.wait_for("could not be checked: PHP could not be started");
+        daemon.wait_for("failed: PHP could not be started");
         expect_alive(&daemon, &mut alice, 1);
         expect_no_spinning(&daemon);
         expect_alive(&daemon, &mut alice, 2);

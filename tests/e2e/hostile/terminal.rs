@@ -59,7 +59,8 @@ fn php_has_no_terminal_when_settings_are_read() {
 fn php_has_no_terminal_when_access_is_checked() {
     for (flag, check) in [("--worker", "cli-server has none"), ("--no-worker", "cli has none")] {
         let standin = standin();
-        let arguments = "run --config /dev/null --debug --control off --listen 127.0.0.1";
+        let arguments =
+            "run --config /dev/null --debug --control off --listen 127.0.0.1 --print-addresses";
         let flag = if flag == "--worker" { "" } else { flag };
         let mut script = in_terminal(&standin, &format!("{arguments} {flag}"));
         let mut process = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

@@ -139,7 +139,7 @@ fn switching_to_another_espocrm_requires_a_restart_and_is_logged() {
     command.arg("run").arg("--config").arg(&file);
     let mut daemon = Daemon::spawn(command);
     name(&other);
-    daemon.reload("restart required. Still serving");
+    daemon.reload("Restart the daemon to apply it. Still serving");
 }
 
 #[test]

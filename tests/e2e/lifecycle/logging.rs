@@ -24,7 +24,7 @@ fn the_startup_log_lists_findings_and_settings() {
         "Access is checked by ".to_owned(),
         format!("Browsers are served at ws://{}.", daemon.address),
         format!("EspoCRM's messages are received at {}.", daemon.zeromq),
-        "At most 500 connections and ".to_owned(),
+        "Limits: 500 connections and ".to_owned(),
     ] {
         assert!(log.contains(&words), "{words}\n{log}");
     }

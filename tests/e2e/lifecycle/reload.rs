@@ -368,8 +368,8 @@ fn occupied_ports_keep_the_previous_ones() {
     daemon.reload(CHANGED);
     let kept = format!("Keeping the previous socket at {}.", daemon.zeromq);
     for (what, kept) in [
-        (format!("Browsers cannot be served at {browsers}"), SETTINGS_KEPT),
-        (format!("EspoCRM's messages cannot be received at tcp://{messages}"), &*kept),
+        (format!("Cannot listen for browsers at {browsers}"), SETTINGS_KEPT),
+        (format!("Cannot receive EspoCRM's messages at tcp://{messages}"), &*kept),
     ] {
         let error = daemon.wait_for(&what);
         assert!(error.contains(kept), "{error}");

@@ -82,7 +82,7 @@ fn the_demo_exits_when_its_terminal_is_closed() {
 #[test]
 fn a_demo_started_with_nohup_survives_its_terminal() {
     let mut nohup = Command::new("sh");
-    nohup.args(["-c", "trap '' HUP; exec \"$0\" demo --debug --listen 127.0.0.1:0"]);
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" demo --debug --listen 127.0.0.1:0 \"$@\""]);
     nohup.arg(command().get_program());
     let mut demo = Daemon::spawn(nohup);
     demo.signal("HUP");

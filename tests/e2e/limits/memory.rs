@@ -23,7 +23,7 @@ fn memory_stays_within_the_estimate_with_every_limit_reached() {
     program.args(["--max-connections", &CONNECTIONS.to_string(), "--espocrm"]);
     program.arg(standin.path()).arg("--control").arg(&control).env("TMPDIR", standin.path());
     let mut daemon = Daemon::spawn(program);
-    let printed = daemon.wait_for("At most 800 connections and ");
+    let printed = daemon.wait_for("Limits: 800 connections and ");
     let words: Vec<_> = printed.split_whitespace().collect();
     let unit = words.iter().position(|word| *word == "MB").unwrap();
     let at_most = words[unit - 1].parse::<u64>().unwrap() * 1_000_000;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use espocrm_websocket::platform::sys;
 use nix::fcntl::{FcntlArg, fcntl};
+use serde_json::Value;
 
 use super::{Client, DEADLINE, Process, Standin, eventually, find_leak, readable, register_secret};
 
@@ -125,39 +126,45 @@ impl Daemon {
 
     /// Starts a command and waits until it serves.
     pub fn spawn(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        Self::spawn_with_streams(command)
+        command.stdin(Stdio::null());
+        Self::spawn_with_stdin(command)
     }
 
-    /// The same, with the standard input and output of the command.
-    pub fn spawn_with_streams(mut command: Command) -> Self {
+    /// The same, with the standard input of the command.
+    pub fn spawn_with_stdin(mut command: Command) -> Self {
         // Some tests open thousands of connections.
         let _ = sys::raise_open_files();
-        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = process.stderr.take().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
         // The daemon drops lines rather than wait for a reader, and this one may get little CPU.
-        let _ = fcntl(&stderr, FcntlArg::F_SETPIPE_SZ(LOG_PIPE));
-        Self::watch(process, stderr)
+        let _ = fcntl(&reader, FcntlArg::F_SETPIPE_SZ(LOG_PIPE));
+        command.arg("--print-addresses").stdout(writer.try_clone().unwrap()).stderr(writer);
+        let process = command.spawn().unwrap();
+        drop(command);
+        Self::watch(process, reader)
     }
 
-    /// Reads the log of a process and waits until it serves.
-    pub fn watch(process: Child, log: impl Read + Send + 'static) -> Self {
-        let stderr = BufReader::new(log);
+    /// Reads the log and the addresses of a process, both from `output`, and waits until it serves.
+    pub fn watch(process: Child, output: impl Read + Send + 'static) -> Self {
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&log);
+        let (sender, addresses) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
-            for line in stderr.split(b'\n').map_while(Result::ok) {
-                lines.lock().unwrap().push(readable(line));
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if line.starts_with(b"{\"listen\":") {
+                    let _ = sender.send(line);
+                } else {
+                    lines.lock().unwrap().push(readable(line));
+                }
             }
         });
         let reader = Some(reader);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut daemon = Self { process, log, reader, address, zeromq: String::new() };
-        let browsers = daemon.wait_for("Browsers are served at ");
-        let zeromq = daemon.wait_for("EspoCRM's messages are received at ");
-        let (_, address) = browsers.trim_end_matches('.').rsplit_once("://").unwrap();
-        daemon.address = address.parse().unwrap();
-        zeromq.trim_end_matches('.').rsplit_once(' ').unwrap().1.clone_into(&mut daemon.zeromq);
+        let line = addresses.recv_timeout(DEADLINE);
+        let line = line.unwrap_or_else(|_| panic!("it does not serve: {:#?}", daemon.log()));
+        let addresses: Value = serde_json::from_slice(&line).unwrap();
+        daemon.address = addresses["listen"].as_str().unwrap().parse().unwrap();
+        addresses["zeromq"].as_str().unwrap().clone_into(&mut daemon.zeromq);
         // No check is started before that. The demo has no EspoCRM to check.
         if daemon.count(" for EspoCRM ") > 0 {
             daemon.wait_for("elf-check");

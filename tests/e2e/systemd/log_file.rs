@@ -19,7 +19,8 @@ fn with_stream(standin: &Standin, stream: impl Fn(u64, u64) -> String) -> Daemon
     let file = File::from(writer.try_clone().unwrap()).metadata().unwrap();
     let mut command = serving(standin, &[]);
     command.env("JOURNAL_STREAM", stream(file.dev(), file.ino()));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+    command.arg("--print-addresses").stdin(Stdio::null());
+    command.stdout(writer.try_clone().unwrap()).stderr(writer);
     let process = command.spawn().unwrap();
     drop(command);
     Daemon::watch(process, reader)

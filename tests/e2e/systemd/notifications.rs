@@ -134,8 +134,8 @@ fn a_failed_start_reports_only_its_reason() {
     std::fs::write(&broken, "\nmax_checks = 0\n").unwrap();
     let tcp = format!("tcp://{taken}");
     for (flags, why) in [
-        (["--listen", &taken.to_string()], format!("Browsers cannot be served at {taken}: it is")),
-        (["--zeromq", &tcp], format!("EspoCRM's messages cannot be received at {tcp}: it is in")),
+        (["--listen", &taken.to_string()], format!("Cannot listen for browsers at {taken}: it is")),
+        (["--zeromq", &tcp], format!("Cannot receive EspoCRM's messages at {tcp}: it is in")),
         (["--php", "/nonexistent/php"], "PHP could not be started as /nonexistent/php".to_owned()),
         (["--log-file", "none/log"], format!("The log file {} cannot be", path("none/log"))),
         // An error of several lines, in the file that is read first.

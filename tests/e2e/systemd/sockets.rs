@@ -15,17 +15,17 @@ use crate::tls::{self, secure};
 /// streams of a process, and the shell renumbers them.
 const ONE: &str = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$";
 const TWO: &str =
-    "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=a:b";
+    "exec 3<&0 4<&1 </dev/null >&2; export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=a:b";
 
 /// The command that serves a stand-in with this socket.
 fn at(socket: impl Into<OwnedFd>, standin: &Standin, flags: &[&str]) -> Command {
     let mut command = after(ONE, &serving(standin, flags));
-    command.stdin(Stdio::from(socket.into())).stdout(Stdio::null());
+    command.stdin(Stdio::from(socket.into()));
     command
 }
 
 fn activate(listener: &TcpListener, standin: &Standin, flags: &[&str]) -> Daemon {
-    Daemon::spawn_with_streams(at(listener.try_clone().unwrap(), standin, flags))
+    Daemon::spawn_with_stdin(at(listener.try_clone().unwrap(), standin, flags))
 }
 
 fn listener() -> TcpListener {
@@ -63,10 +63,12 @@ fn several_sockets_are_served() {
     let standin = Standin::new();
     let (four, six) = (listener(), TcpListener::bind("[::1]:0").unwrap());
     let mut early = [ask(&six), ask(&four)];
-    let mut command = after(TWO, &serving(&standin, &[]));
+    let mut command = after(TWO, &serving(&standin, &["--print-addresses"]));
     let descriptor = |socket: &TcpListener| OwnedFd::from(socket.try_clone().unwrap());
     command.stdin(Stdio::from(descriptor(&four))).stdout(Stdio::from(descriptor(&six)));
-    let daemon = Daemon::spawn_with_streams(command);
+    let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+    let output = process.stderr.take().unwrap();
+    let daemon = Daemon::watch(process, output);
     for client in &mut early {
         expect_served(client, &daemon);
     }
@@ -167,8 +169,8 @@ fn sockets_passed_to_another_process_are_ignored() {
     ] {
         let mut command = after(script, &serving(&standin, &[]));
         let socket = OwnedFd::from(listener.try_clone().unwrap());
-        command.stdin(Stdio::from(socket)).stdout(Stdio::null());
-        let daemon = Daemon::spawn_with_streams(command);
+        command.stdin(Stdio::from(socket));
+        let daemon = Daemon::spawn_with_stdin(command);
         assert_ne!(daemon.address, address, "{script}");
         daemon.connect("alice").expect_silence();
     }
@@ -190,7 +192,7 @@ fn the_demo_ignores_passed_sockets() {
     demo.args(["demo", "--listen", "127.0.0.1:0"]);
     let mut command = after(ONE, &demo);
     let socket = OwnedFd::from(listener.try_clone().unwrap());
-    command.stdin(Stdio::from(socket)).stdout(Stdio::null());
-    let demo = Daemon::spawn_with_streams(command);
+    command.stdin(Stdio::from(socket));
+    let demo = Daemon::spawn_with_stdin(command);
     assert_ne!(demo.address, listener.local_addr().unwrap());
 }

@@ -30,7 +30,7 @@ fn expect_workers_disabled(fault: &str) {
     Php::send(&daemon.zeromq, &[json!({"topicId": "recordUpdate.Account.deny1"})]);
     expect_event_of(&daemon, &mut tab, "1");
     assert_eq!((daemon.count(WORKERS_DISABLED), starts(&standin)), (1, 2), "{fault}");
-    assert_eq!(daemon.count("could not be checked"), 0, "{fault}");
+    assert_eq!(daemon.count("The access check of a"), 0, "{fault}");
     expect_mode(&standin, "plain");
     eventually("the workers have ended", || daemon.children().is_empty());
 }
@@ -125,7 +125,7 @@ fn a_late_response_is_ignored() {
                 eventually("the worker is started", || starts(&standin) == 1);
                 // Without a Close frame, since access was not denied.
                 tab.expect_drop();
-                daemon.wait_for("A login could not be checked: PHP did not finish in time");
+                daemon.wait_for("The access check of a login failed: PHP did not finish in time");
                 eventually("it is killed", || daemon.children().is_empty());
             });
         }

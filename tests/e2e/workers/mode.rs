@@ -14,7 +14,7 @@ fn checks_run_as_plain_commands_if_workers_are_unavailable() {
     for (version, shell, flags, reason) in [
         ("5.6.0", "", &[][..], "PHP workers need EspoCRM 7.0 or later"),
         ("6.1.10", "", &[], "PHP workers need EspoCRM 7.0 or later"),
-        ("9.2.7", NO_OPCACHE, &[], "PHP's command line has no opcache"),
+        ("9.2.7", NO_OPCACHE, &[], "the PHP CLI has no opcache"),
         ("9.2.7", "", &["--no-worker"], "worker is set to false"),
     ] {
         let standin = Standin::version(version);

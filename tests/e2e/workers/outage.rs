@@ -4,7 +4,7 @@ use super::{expect_event_of, worker};
 use crate::support::{Client, Daemon, Process, Standin, eventually};
 
 /// Logged when an outage begins, and when it ends.
-const BEGINS: &str = "could not be checked";
+const BEGINS: &str = "The access check of a";
 const ENDS: &str = "Access checks work again";
 
 #[test]

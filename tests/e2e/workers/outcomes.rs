@@ -86,7 +86,7 @@ fn subscribe(daemon: &Daemon, tab: &mut Client, user: &str, topic: &str) -> Stri
     let verdicts = [
         format!("add topic {topic} for user {user}"),
         format!("check access failed for topic {topic} for user {user}"),
-        "A subscription could not be checked".to_owned(),
+        "The access check of a subscription failed".to_owned(),
     ];
     let verdict = |line: &String| {
         let at = verdicts.iter().find_map(|verdict| line.find(verdict))?;
@@ -126,8 +126,8 @@ fn failing_commands_have_the_same_outcome_in_workers_and_plain_commands() {
             standin.set("failure", failure);
             assert_eq!(login(&daemon, "alice", "tok-alice"), outcome, "{version} {failure}");
             if outcome == "dropped" {
-                let line = daemon.wait_for("A login could not be checked");
-                complaints.push(line[line.find("A login").unwrap()..].to_owned());
+                let line = daemon.wait_for("The access check of a login failed");
+                complaints.push(line[line.find("The access check").unwrap()..].to_owned());
             }
             standin.unset("failure");
             assert_eq!(login(&daemon, "alice", "tok-alice"), "welcome", "{version} {failure}");
