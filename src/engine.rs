@@ -15,6 +15,7 @@ pub mod json;
 pub mod limits;
 pub mod printable;
 pub mod protocol;
+pub(crate) mod reload;
 pub mod telemetry;
 pub mod time;
 pub mod timers;

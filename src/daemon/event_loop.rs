@@ -2,6 +2,7 @@
 
 mod accept;
 mod admission;
+mod apply;
 mod checks;
 mod control;
 #[cfg(feature = "echo")]
@@ -9,7 +10,6 @@ mod echo;
 mod handshake;
 mod log_limiter;
 mod publish;
-mod reload;
 mod self_check;
 #[cfg(test)]
 mod simulation;
@@ -20,7 +20,6 @@ mod workers;
 mod zmq_guard;
 
 pub(crate) use accept::limit_to_open_files;
-pub(crate) use reload::Espocrm;
 
 use std::io;
 use std::net::{self, SocketAddr};
@@ -33,6 +32,7 @@ use mio::{Events, Poll, Token};
 use super::control::{Control, TOKENS as CONTROL_TOKENS};
 use super::demo::Demo;
 use super::listener::Listener;
+use super::reload::Reloader;
 use super::systemd::Systemd;
 use crate::daemon::connection::Connection;
 use crate::daemon::connections::Connections;
@@ -51,6 +51,7 @@ use crate::engine::time::Time;
 use crate::engine::trim::Trim;
 use crate::espocrm::process::Children;
 use crate::espocrm::workers::Workers;
+use crate::espocrm::{Installation, Router};
 use crate::platform::clock::Clock;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
@@ -84,6 +85,8 @@ pub(crate) struct Server {
     hub: Hub,
     check_queue: CheckQueue,
     backend: Backend,
+    /// None in the demo.
+    reloader: Option<Reloader>,
     children: Children,
     pool: Pool,
     workers: Workers,
@@ -93,8 +96,6 @@ pub(crate) struct Server {
     answers: Vec<Answer>,
     /// No connection is evicted for memory before this time.
     next_eviction: Time,
-    /// Settings that the latest reload could not apply.
-    reload_errors: Vec<String>,
     /// Read buffer shared by all connections.
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
@@ -114,8 +115,7 @@ pub(crate) struct Server {
     stop_signal: Option<&'static str>,
 }
 
-/// Source of access checks and settings.
-#[expect(clippy::large_enum_variant, reason = "there is one")]
+/// Source of access checks.
 pub(crate) enum Backend {
     /// An EspoCRM, through PHP.
     Espocrm(Espocrm),
@@ -124,6 +124,20 @@ pub(crate) enum Backend {
     /// A test.
     #[cfg(test)]
     Scripted(super::script::Checks),
+}
+
+/// The EspoCRM that answers access checks.
+pub(crate) struct Espocrm {
+    installation: Installation,
+    /// The script of the workers.
+    router: Option<Router>,
+}
+
+impl Espocrm {
+    #[must_use]
+    pub(crate) fn new(installation: Installation) -> Self {
+        Self { installation, router: None }
+    }
 }
 
 /// Readiness of one token, as reported by the kernel.
@@ -162,6 +176,7 @@ impl Server {
     pub(crate) fn new(
         mut settings: Settings,
         mut backend: Backend,
+        reloader: Option<Reloader>,
         sockets: Vec<net::TcpListener>,
         mut signals: Signals,
     ) -> Result<Self> {
@@ -191,7 +206,7 @@ impl Server {
         limit_to_open_files(&mut settings);
         zmq.limit_senders(accept::affordable_senders(&settings));
         let accepting = Accepting::new(listener, acceptor);
-        let mut server = Self::assemble(settings, backend, signals, poll, accepting, zmq);
+        let mut server = Self::assemble(settings, backend, reloader, signals, poll, accepting, zmq);
         server.open_control();
         server.request_self_check();
         Ok(server)
@@ -200,6 +215,7 @@ impl Server {
     fn assemble(
         settings: Settings,
         backend: Backend,
+        reloader: Option<Reloader>,
         signals: Signals,
         poll: Poll,
         accepting: Accepting,
@@ -216,12 +232,12 @@ impl Server {
             control: Control::default(),
             zmq,
             zmq_pending: true,
-            reload_errors: Vec::new(),
             zmq_broken: None,
             conns: Connections::default(),
             hub: Hub::new(settings.categories.clone()),
             check_queue: CheckQueue::new(settings.max_checks.value),
             backend,
+            reloader,
             children: Children::new(FIRST_CHILD),
             pool: Pool::new(settings.workers()),
             workers: Workers::new(FIRST_WORKER),
@@ -299,7 +315,9 @@ impl Server {
     fn process(&mut self, events: impl Iterator<Item = Ready>) {
         self.now = self.clock.now();
         self.rates.advance(self.now, &self.stats);
-        self.backend.begin_turn();
+        if let Some(reloader) = &mut self.reloader {
+            reloader.begin_turn();
+        }
         for ready in events {
             self.dispatch(ready);
         }
@@ -349,7 +367,7 @@ impl Server {
         if busy {
             return Some(Duration::ZERO);
         }
-        let file_check = if self.conns.is_empty() { None } else { self.backend.next_file_check() };
+        let reloader = self.reloader.as_ref().filter(|_| !self.conns.is_empty());
         let deadlines = [
             self.conns.next_due(),
             self.check_queue.next_deadline(),
@@ -365,7 +383,7 @@ impl Server {
             backpressure,
             self.systemd.next_ping(),
             self.log_limiter.next_due(),
-            file_check,
+            reloader.and_then(Reloader::poll_timeout),
         ];
         let next = deadlines.into_iter().flatten().min();
         let next = next.map(|next| next.since(self.clock.now()));

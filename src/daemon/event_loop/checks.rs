@@ -157,11 +157,6 @@ impl Server {
         }
     }
 
-    /// Whether EspoCRM's files have changed since its settings were read.
-    fn is_in_doubt(&self) -> bool {
-        matches!(&self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt())
-    }
-
     /// Whether a check is denied without running it, because EspoCRM has no such entity type.
     fn is_excluded(&self, check: &Check) -> bool {
         self.settings.entity_types.exclude(check) && !self.is_in_doubt()

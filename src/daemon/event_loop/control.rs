@@ -267,7 +267,7 @@ impl Server {
     /// EspoCRM's root directory.
     pub(super) fn root(&self) -> String {
         match &self.backend {
-            Backend::Espocrm(espocrm) => espocrm.root().display().to_string(),
+            Backend::Espocrm(espocrm) => espocrm.installation.root().display().to_string(),
             Backend::Demo(_) => "the demo".to_owned(),
             #[cfg(test)]
             Backend::Scripted(_) => String::new(),
@@ -326,6 +326,7 @@ mod tests {
         Server::assemble(
             settings,
             Backend::Scripted(Checks::new(&journal)),
+            None,
             Signals::none().unwrap(),
             mio::Poll::new().unwrap(),
             Accepting::new(Listener::scripted(Arrivals::new(&journal, random())), None),

@@ -32,14 +32,14 @@ impl Server {
 
     /// Pauses the check queue while a reload runs, and until EspoCRM has rejected a random token.
     pub(super) fn update_check_pause(&mut self) {
-        let is_paused = self.backend.is_reloading() || !self.self_check.allows_checks();
+        let is_paused = self.is_reloading() || !self.self_check.allows_checks();
         self.check_queue.set_paused(is_paused);
     }
 
     /// When [`self_check_if_due`](Self::self_check_if_due) has something to do.
     pub(super) fn next_self_check(&self) -> Option<Time> {
         let runs_php = matches!(self.backend, Backend::Espocrm(_));
-        self.self_check.next_deadline().filter(|_| runs_php && !self.backend.is_reloading())
+        self.self_check.next_deadline().filter(|_| runs_php && !self.is_reloading())
     }
 
     /// Runs the self-check by the plain command, which every check falls back to. Workers are
@@ -53,7 +53,7 @@ impl Server {
             self.check_for_changes();
         }
         let Backend::Espocrm(espocrm) = &self.backend else { return };
-        if self.backend.is_reloading() {
+        if self.is_reloading() {
             return;
         }
         let check = match random_check() {

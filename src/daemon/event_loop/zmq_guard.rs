@@ -156,6 +156,7 @@ mod tests {
         Server::assemble(
             Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap(),
             Backend::Scripted(Checks::new(&journal)),
+            None,
             Signals::none().unwrap(),
             Poll::new().unwrap(),
             Accepting::new(Listener::scripted(arrivals), None),

@@ -118,7 +118,10 @@ impl Oracle {
 
     fn message(&mut self, number: Number, message: &Effect) {
         match message {
-            Effect::Subscribe(topic) => self.subscribe(number, topic),
+            Effect::Subscribe(topic) => {
+                self.expect_file_check();
+                self.subscribe(number, topic);
+            }
             Effect::Unsubscribe(topic) => {
                 self.tab(number).topics.remove(topic);
                 self.checks.cancel(|it| it.tab == number && it.topic == Some(topic));
