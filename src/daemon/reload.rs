@@ -39,6 +39,7 @@ pub(crate) enum Event {
 }
 
 /// What the settings are read from.
+#[allow(clippy::large_enum_variant, reason = "there is one")]
 enum Source {
     Espocrm(SettingsReader),
     #[cfg(test)]

@@ -4,6 +4,7 @@
 mod socket;
 
 #[path = "../../tests/simulation/random.rs"]
+#[allow(unreachable_pub, reason = "shared with the simulation of the engine")]
 mod random;
 
 use std::cell::RefCell;

@@ -9,6 +9,7 @@ use crate::engine::reload::{Outcome, Php};
 use crate::engine::time::Time;
 
 /// The state of EspoCRM's files and of the probe.
+#[allow(clippy::struct_excessive_bools, reason = "any combination is possible")]
 pub(crate) struct Reloads {
     /// A probe is running.
     pub(crate) is_running: bool,
