@@ -102,9 +102,8 @@ impl Oracle {
         }
         self.pong(number, pongs);
         let tab = self.tab(number);
-        if tab.consumed == end.max(tab.browser.request_end) && !tab.is_fragmented {
-            tab.incomplete = None;
-        } else {
+        tab.is_idle = tab.consumed == end.max(tab.browser.request_end) && !tab.is_fragmented;
+        if !tab.is_idle {
             tab.incomplete.get_or_insert(now);
         }
     }
