@@ -9,9 +9,11 @@ pub mod demo;
 pub(crate) mod event_loop;
 pub(crate) mod listener;
 pub(crate) mod net;
+pub(crate) mod reload;
 pub(crate) mod run;
 #[cfg(test)]
 pub(crate) mod script;
+pub(crate) mod settings_reader;
 pub(crate) mod stream;
 pub(crate) mod systemd;
 pub(crate) mod tls;

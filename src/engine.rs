@@ -16,6 +16,7 @@ pub mod limits;
 pub mod printable;
 pub mod protocol;
 pub mod rate_limited_log;
+pub(crate) mod reload;
 pub mod telemetry;
 pub mod time;
 pub mod timers;

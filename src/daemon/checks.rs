@@ -11,6 +11,7 @@ use mio::Registry;
 
 use super::event_loop::Backend;
 use super::token::EventSource;
+use crate::daemon::reload::Reloader;
 use crate::engine::checks::check::{Check, Ticket, Urgency};
 use crate::engine::checks::queue::{Answer, CheckQueue, JobId, QueueFull};
 use crate::engine::checks::self_check::SelfCheck;
@@ -66,6 +67,7 @@ pub(crate) struct Context<'a> {
     pub registry: &'a Registry,
     pub settings: &'a Settings,
     pub backend: &'a Backend,
+    pub reloader: Option<&'a Reloader>,
     pub stats: &'a mut Stats,
 }
 
@@ -161,7 +163,9 @@ impl CheckRunner {
                 continue;
             }
             match context.backend {
-                Backend::Espocrm(espocrm) => self.start(context, espocrm, job, &check, runner),
+                Backend::Espocrm(installation) => {
+                    self.start(context, installation, job, &check, runner)
+                }
                 Backend::Demo(demo) => self.finish(context, job, &check, &demo.check(&check)),
                 #[cfg(test)]
                 Backend::Scripted(checks) => checks.start(job, check),
@@ -337,7 +341,7 @@ impl Context<'_> {
 
     /// Whether EspoCRM's files have changed since its settings were read.
     fn is_in_doubt(&self) -> bool {
-        matches!(self.backend, Backend::Espocrm(espocrm) if espocrm.is_in_doubt())
+        self.reloader.is_some_and(Reloader::is_in_doubt)
     }
 }
 
@@ -393,6 +397,7 @@ mod tests {
                 registry: self.poll.registry(),
                 settings: &self.settings,
                 backend: &self.backend,
+                reloader: None,
                 stats: &mut self.stats,
             };
             let result = act(&mut self.runner, &mut context);

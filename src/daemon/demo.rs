@@ -43,7 +43,8 @@ pub fn serve(flags: &Overrides, print_addresses: bool) -> Result<()> {
         settings.port.value = 0;
     }
     let signals = Signals::for_terminal().map_err(|error| Exit::error(error.to_string()))?;
-    let mut server = Server::new(settings, Backend::Demo(Demo::default()), Vec::new(), signals)?;
+    let mut server =
+        Server::new(settings, Backend::Demo(Demo::default()), None, Vec::new(), signals)?;
     info!("Browsers are served at http://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
     if print_addresses {

@@ -2,6 +2,7 @@
 
 mod accept;
 mod admission;
+mod apply;
 mod checks;
 mod control;
 #[cfg(feature = "echo")]
@@ -9,7 +10,6 @@ mod echo;
 mod handshake;
 mod log_limiter;
 mod publish;
-mod reload;
 #[cfg(test)]
 mod simulation;
 mod socket_io;
@@ -18,7 +18,6 @@ mod websocket;
 mod zmq_guard;
 
 pub(crate) use accept::limit_to_open_files;
-pub(crate) use reload::Espocrm;
 
 use std::io;
 use std::net::{self, SocketAddr};
@@ -32,6 +31,7 @@ use super::checks::CheckRunner;
 use super::control::Control;
 use super::demo::Demo;
 use super::listener::Listener;
+use super::reload::Reloader;
 use super::systemd::Systemd;
 use super::token::EventSource;
 use crate::daemon::connection::Connection;
@@ -47,6 +47,7 @@ use crate::engine::telemetry::Telemetry;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
 use crate::engine::trim::Trim;
+use crate::espocrm::Installation;
 use crate::platform::clock::Clock;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
@@ -75,10 +76,10 @@ pub(crate) struct Server {
     hub: Hub,
     checks: CheckRunner,
     backend: Backend,
+    /// None in the demo.
+    reloader: Option<Reloader>,
     /// No connection is evicted for memory before this time.
     next_eviction: Time,
-    /// Settings that the latest reload could not apply.
-    reload_errors: Vec<String>,
     /// Read buffer shared by all connections.
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
@@ -91,11 +92,10 @@ pub(crate) struct Server {
     stop_signal: Option<&'static str>,
 }
 
-/// Source of access checks and settings.
-#[expect(clippy::large_enum_variant, reason = "there is one")]
+/// Source of access checks.
 pub(crate) enum Backend {
     /// An EspoCRM, through PHP.
-    Espocrm(Espocrm),
+    Espocrm(Installation),
     /// The demo, which grants access itself.
     Demo(Demo),
     /// A test.
@@ -128,6 +128,7 @@ impl Server {
     pub(crate) fn new(
         mut settings: Settings,
         mut backend: Backend,
+        reloader: Option<Reloader>,
         sockets: Vec<net::TcpListener>,
         mut signals: Signals,
     ) -> Result<Self> {
@@ -157,7 +158,7 @@ impl Server {
         limit_to_open_files(&mut settings);
         zmq.limit_senders(accept::affordable_senders(&settings));
         let accepting = Accepting::new(listener, acceptor);
-        let mut server = Self::assemble(settings, backend, signals, poll, accepting, zmq);
+        let mut server = Self::assemble(settings, backend, reloader, signals, poll, accepting, zmq);
         server.open_control();
         server.request_self_check();
         Ok(server)
@@ -166,6 +167,7 @@ impl Server {
     fn assemble(
         settings: Settings,
         backend: Backend,
+        reloader: Option<Reloader>,
         signals: Signals,
         poll: Poll,
         accepting: Accepting,
@@ -181,11 +183,11 @@ impl Server {
             accepting,
             control: Control::default(),
             zmq,
-            reload_errors: Vec::new(),
             conns: Connections::default(),
             hub: Hub::new(settings.categories.clone()),
             checks: CheckRunner::new(&settings),
             backend,
+            reloader,
             next_eviction: Time::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
@@ -252,7 +254,9 @@ impl Server {
     fn process(&mut self, events: impl Iterator<Item = Ready>) {
         self.now = self.clock.now();
         self.stats.advance(self.now);
-        self.backend.begin_turn();
+        if let Some(reloader) = &mut self.reloader {
+            reloader.begin_turn();
+        }
         for ready in events {
             self.dispatch(ready);
         }
@@ -302,7 +306,7 @@ impl Server {
         if busy {
             return Some(Duration::ZERO);
         }
-        let file_check = if self.conns.is_empty() { None } else { self.backend.next_file_check() };
+        let reloader = self.reloader.as_ref().filter(|_| !self.conns.is_empty());
         let deadlines = [
             self.conns.next_due(),
             self.checks.poll_timeout(),
@@ -315,7 +319,7 @@ impl Server {
             backpressure,
             self.systemd.next_ping(),
             self.log_limiter.next_due(),
-            file_check,
+            reloader.and_then(Reloader::poll_timeout),
         ];
         let next = deadlines.into_iter().flatten().min();
         let next = next.map(|next| next.since(self.clock.now()));

@@ -4,10 +4,12 @@ use std::io::{Write, stdout};
 
 use log::{info, warn};
 
+use super::reload::Reloader;
+use super::settings_reader::SettingsReader;
 use super::systemd::{self, Systemd};
 use super::tls::Acceptor;
 use crate::daemon::event_loop;
-use crate::daemon::event_loop::{Backend, Espocrm, Server};
+use crate::daemon::event_loop::{Backend, Server};
 use crate::engine::json::Json;
 use crate::engine::printable::{Printable, plural, printable_lines};
 use crate::espocrm::{Installation, Router};
@@ -38,16 +40,16 @@ fn until_stopped(layers: Layers, print_addresses: bool) -> Result<()> {
     // First, before another file can get their descriptor numbers.
     let sockets = systemd::listening_sockets()?;
     let mut signals = Signals::new().map_err(|error| Exit::error(error.to_string()))?;
-    let (espocrm, settings) = Espocrm::open(layers, || signals.take().stop)?;
-    let root = espocrm.root().display().to_string();
+    let (reader, settings) = SettingsReader::open(layers, || signals.take().stop)?;
+    let root = reader.root().display().to_string();
     info!(
         "espocrm-websocket {} for EspoCRM {} in {root}, {}, {}.",
         env!("CARGO_PKG_VERSION"),
         settings.version,
         plural(settings.categories.iter().count() as u64, "category", "categories"),
-        espocrm.php(),
+        reader.php(),
     );
-    match espocrm.file_name() {
+    match reader.file_name() {
         Some(file) => info!("The configuration file is {}.", file.display()),
         None => info!(
             "There is no configuration file {DEFAULT_FILE}. Using EspoCRM's settings and the defaults."
@@ -55,10 +57,12 @@ fn until_stopped(layers: Layers, print_addresses: bool) -> Result<()> {
     }
     settings.log_doubts();
     settings.log_mode();
-    warn_of_user(&espocrm);
+    warn_of_user(&reader);
     Router::sweep();
     let scheme = if settings.tls.value.is_some() { "wss" } else { "ws" };
-    let mut server = Server::new(settings, Backend::Espocrm(espocrm), sockets, signals)?;
+    let backend = Backend::Espocrm(reader.installation().clone());
+    let reloader = Some(Reloader::new(reader));
+    let mut server = Server::new(settings, backend, reloader, sockets, signals)?;
     info!("Browsers are served at {scheme}://{}.", server.address());
     info!("EspoCRM's messages are received at {}.", server.endpoint());
     let settings = server.settings();
@@ -84,9 +88,9 @@ pub(super) fn write_addresses(server: &Server) {
 }
 
 /// Warns if the daemon or PHP runs as an unsuitable user.
-fn warn_of_user(espocrm: &Espocrm) {
-    let data = espocrm.root().join("data");
-    let (identity, shown) = (espocrm.identity(), data.display());
+fn warn_of_user(reader: &SettingsReader) {
+    let data = reader.root().join("data");
+    let (identity, shown) = (reader.identity(), data.display());
     if identity.is_root() {
         warn!(
             "PHP runs as root because of --allow-root: the web site's code has full control of \
@@ -114,8 +118,8 @@ fn warn_of_user(espocrm: &Espocrm) {
 /// # Errors
 /// If there is no EspoCRM, it does not answer, or its settings are invalid.
 pub(crate) fn load(layers: Layers) -> Result<(Installation, Settings)> {
-    let (espocrm, settings) = Espocrm::open(layers, || false)?;
-    Ok((espocrm.installation().clone(), settings))
+    let (reader, settings) = SettingsReader::open(layers, || false)?;
+    Ok((reader.installation().clone(), settings))
 }
 
 /// Checks the settings without printing them.
@@ -123,10 +127,10 @@ pub(crate) fn load(layers: Layers) -> Result<(Installation, Settings)> {
 /// # Errors
 /// The first problem, and what to do.
 pub(crate) fn check(layers: Layers) -> Result<()> {
-    let (espocrm, settings) = Espocrm::open(layers, || false)?;
+    let (reader, settings) = SettingsReader::open(layers, || false)?;
     settings.log_doubts();
     if let Some(files) = &settings.tls.value {
-        Acceptor::load(espocrm.root(), files, espocrm.identity())?;
+        Acceptor::load(reader.root(), files, reader.identity())?;
     }
     Ok(())
 }
@@ -137,10 +141,10 @@ pub(crate) fn check(layers: Layers) -> Result<()> {
 /// Why that fails, and what to do.
 pub(crate) fn show(layers: Layers) -> Result<()> {
     let file = layers.file_name().map_or("none".to_owned(), |path| path.display().to_string());
-    let (espocrm, mut settings) = Espocrm::open(layers, || false)?;
+    let (reader, mut settings) = SettingsReader::open(layers, || false)?;
     settings.log_doubts();
     event_loop::limit_to_open_files(&mut settings);
-    let root = espocrm.root().display();
+    let root = reader.root().display();
     let (file, root) = (Printable(file), Printable(root));
     let text = format!("{:<18}{file}\n{:<18}{root}\n{settings}", "file", "root");
     let text = printable_lines(&text);

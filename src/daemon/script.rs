@@ -4,6 +4,7 @@
 mod socket;
 
 #[path = "../../tests/simulation/random.rs"]
+#[allow(unreachable_pub, reason = "shared with the simulation of the engine")]
 mod random;
 
 use std::cell::RefCell;
@@ -17,6 +18,8 @@ use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::espocrm::submission::Rejection;
+use crate::engine::reload::Php;
+use crate::platform::exit::{self, Exit};
 pub(crate) use random::Random;
 pub(crate) use socket::{Kernel, Socket};
 
@@ -27,7 +30,7 @@ pub(crate) type Journal = Rc<RefCell<VecDeque<Entry>>>;
 pub(crate) type Number = usize;
 
 #[derive(Debug)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// It accepted a connection.
     Accepted(Number),
     /// It read this many bytes; 0 is the end.
@@ -44,6 +47,10 @@ pub enum Entry {
     Dropped(Number),
     /// It received a message of EspoCRM, or other input.
     Received(Message),
+    /// It checked EspoCRM's files for changes.
+    FilesChecked,
+    ProbeStarted(Php),
+    ProbeNotStarted(Php),
     Started(JobId, Rc<Check>),
     Answered(JobId, Rc<Check>, Verdict),
 }
@@ -57,6 +64,20 @@ pub(crate) struct Arrivals(Rc<RefCell<Queue<io::Result<Socket>>>>);
 pub(crate) struct Messages(Rc<RefCell<Queue<Message>>>);
 
 pub(crate) type Message = Result<Rc<str>, Rejection>;
+
+/// EspoCRM's files, and the start of the probe.
+#[derive(Clone)]
+pub(crate) struct Probes {
+    disk: Rc<RefCell<Disk>>,
+    journal: Journal,
+}
+
+#[derive(Default)]
+struct Disk {
+    is_changed: bool,
+    /// So many probes cannot be started.
+    failures: u32,
+}
 
 /// Records the checks that the server starts, and provides their scripted answers.
 #[derive(Clone)]
@@ -158,6 +179,43 @@ impl Messages {
         };
         queue.journal.borrow_mut().push_back(Entry::Received(next));
         received
+    }
+}
+
+impl Probes {
+    pub(crate) fn new(journal: &Journal) -> Self {
+        Self { disk: Rc::default(), journal: Rc::clone(journal) }
+    }
+
+    /// Changes the files.
+    pub(crate) fn change(&self) {
+        self.disk.borrow_mut().is_changed = true;
+    }
+
+    pub(crate) fn fail_to_start(&self, times: u32) {
+        self.disk.borrow_mut().failures = times;
+    }
+
+    pub(crate) fn has_pending_change(&self) -> bool {
+        self.disk.borrow().is_changed
+    }
+
+    pub(crate) fn record_files(&self) {
+        self.disk.borrow_mut().is_changed = false;
+    }
+
+    pub(crate) fn take_change(&self) -> bool {
+        self.journal.borrow_mut().push_back(Entry::FilesChecked);
+        std::mem::take(&mut self.disk.borrow_mut().is_changed)
+    }
+
+    pub(crate) fn start(&self, php: Php) -> exit::Result<()> {
+        let mut disk = self.disk.borrow_mut();
+        let fails = disk.failures > 0;
+        disk.failures = disk.failures.saturating_sub(1);
+        let entry = if fails { Entry::ProbeNotStarted(php) } else { Entry::ProbeStarted(php) };
+        self.journal.borrow_mut().push_back(entry);
+        if fails { Err(Exit::error("not found")) } else { Ok(()) }
     }
 }
 

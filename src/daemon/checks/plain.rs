@@ -6,13 +6,13 @@ use std::process::Command;
 use mio::Registry;
 
 use super::{CheckRunner, Context, Event};
-use crate::daemon::event_loop::Espocrm;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict;
 use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::espocrm::version::Convention;
 use crate::engine::time::Time;
+use crate::espocrm::Installation;
 use crate::espocrm::PROBE_TIMEOUT;
 use crate::espocrm::process::{Finished, Task};
 use crate::platform::sys;
@@ -22,13 +22,13 @@ impl CheckRunner {
     pub(super) fn start_plain(
         &mut self,
         context: &mut Context<'_>,
-        espocrm: &Espocrm,
+        installation: &Installation,
         job: JobId,
         check: &Check,
         convention: Convention,
     ) {
         let task = Task::Check(job, convention);
-        let command = espocrm.installation().check(check);
+        let command = installation.check(check);
         let timeout = context.settings.check_timeout.value;
         context.stats.run(false);
         let (registry, now) = (context.registry, context.now);

@@ -53,9 +53,9 @@ impl CheckRunner {
             }
         };
         let check = self.self_check.start(check);
-        let Backend::Espocrm(espocrm) = context.backend else { return };
+        let Backend::Espocrm(installation) = context.backend else { return };
         let task = Task::SelfCheck(context.settings.version.convention());
-        let command = espocrm.installation().check(&check);
+        let command = installation.check(&check);
         // Other checks wait for it, so limit its time.
         let timeout = context.settings.check_timeout.value.min(PROBE_TIMEOUT);
         let (registry, now) = (context.registry, context.now);

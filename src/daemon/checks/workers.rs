@@ -6,7 +6,7 @@ use std::rc::Rc;
 use log::{error, info, warn};
 
 use super::{CheckRunner, Context};
-use crate::daemon::event_loop::{Backend, Espocrm};
+use crate::daemon::event_loop::Backend;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict;
@@ -14,6 +14,7 @@ use crate::engine::checks::verdict::{Failure, ProcessExit, Verdict};
 use crate::engine::checks::worker_pool::{Next, Runner, WorkerId};
 use crate::engine::checks::worker_protocol::{Done, Reply};
 use crate::engine::espocrm::version::Convention;
+use crate::espocrm::Installation;
 use crate::espocrm::Router;
 use crate::espocrm::workers::{CheckRequest, Outcome, Problem};
 
@@ -31,23 +32,25 @@ impl CheckRunner {
     pub(super) fn start(
         &mut self,
         context: &mut Context<'_>,
-        espocrm: &Espocrm,
+        installation: &Installation,
         job: JobId,
         check: &Rc<Check>,
         runner: Runner,
     ) {
         let convention = context.settings.version.convention();
         let (worker, started) = match runner {
-            Runner::Plain => return self.start_plain(context, espocrm, job, check, convention),
+            Runner::Plain => {
+                return self.start_plain(context, installation, job, check, convention);
+            }
             Runner::Idle(worker) => (worker, Ok(())),
-            Runner::New(worker) => (worker, self.start_worker(context, espocrm, worker)),
+            Runner::New(worker) => (worker, self.start_worker(context, installation, worker)),
         };
         let request = CheckRequest { job, convention, verifies: false };
         let running = started.and_then(|()| self.send(context, worker, request, check));
         if let Err(error) = running {
             self.workers.stop(worker);
             self.worker_failed(context, worker, &error.to_string());
-            self.start_plain(context, espocrm, job, check, convention);
+            self.start_plain(context, installation, job, check, convention);
         } else {
             context.stats.run(true);
         }
@@ -103,7 +106,7 @@ impl CheckRunner {
     fn start_worker(
         &mut self,
         context: &Context<'_>,
-        espocrm: &Espocrm,
+        installation: &Installation,
         id: WorkerId,
     ) -> io::Result<()> {
         // A system that cleans up its temporary directory may have removed the script.
@@ -115,7 +118,7 @@ impl CheckRunner {
         commands.push(Check::AUTHENTICATION);
         commands.sort_unstable();
         commands.dedup();
-        let command = espocrm.installation().worker(&router, &commands.join(" "));
+        let command = installation.worker(&router, &commands.join(" "));
         self.router = Some(router);
         self.workers.start(context.registry, context.now, id, command)
     }
@@ -125,7 +128,7 @@ impl CheckRunner {
     }
 
     fn take_outcomes(&mut self, context: &mut Context<'_>, outcomes: Vec<Outcome>) {
-        let Backend::Espocrm(espocrm) = context.backend else { return };
+        let Backend::Espocrm(installation) = context.backend else { return };
         for Outcome { worker, request, mut result } in outcomes {
             let check = self.queue.check(request.job);
             let answer = match &result {
@@ -182,14 +185,14 @@ impl CheckRunner {
             match result {
                 Ok(Reply::Done(_)) => match answer {
                     Assessed::Verdict(verdict) => self.finish(context, job, &check, &verdict),
-                    _ => self.start_plain(context, espocrm, job, &check, convention),
+                    _ => self.start_plain(context, installation, job, &check, convention),
                 },
                 Err(Problem::TimedOut { .. }) => {
                     let verdict = Verdict::Unchecked(Failure::TimedOut);
                     self.finish(context, job, &check, &verdict);
                 }
                 Ok(Reply::Unable) | Err(Problem::Failed(_) | Problem::NotBegun) => {
-                    self.start_plain(context, espocrm, job, &check, convention);
+                    self.start_plain(context, installation, job, &check, convention);
                 }
             }
         }

@@ -24,6 +24,7 @@ impl Server {
             registry: self.poll.registry(),
             settings: &self.settings,
             backend: &self.backend,
+            reloader: self.reloader.as_ref(),
             stats: &mut self.stats,
         };
         (&mut self.checks, context)
@@ -114,7 +115,7 @@ impl Server {
 
     /// Pauses the check queue while a reload runs.
     pub(super) fn update_check_pause(&mut self) {
-        self.checks.set_reloading(self.backend.is_reloading());
+        self.checks.set_reloading(self.is_reloading());
     }
 
     /// When [`self_check_if_due`](Self::self_check_if_due) has something to do.
@@ -131,7 +132,7 @@ impl Server {
             // Without connections, nothing else detects that the settings were fixed.
             self.check_for_changes();
         }
-        if !self.backend.is_reloading() {
+        if !self.is_reloading() {
             let (checks, mut context) = self.checks();
             checks.start_self_check(&mut context);
         }

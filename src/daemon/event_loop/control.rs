@@ -214,7 +214,7 @@ impl Server {
     /// EspoCRM's root directory.
     pub(super) fn root(&self) -> String {
         match &self.backend {
-            Backend::Espocrm(espocrm) => espocrm.root().display().to_string(),
+            Backend::Espocrm(installation) => installation.root().display().to_string(),
             Backend::Demo(_) => "the demo".to_owned(),
             #[cfg(test)]
             Backend::Scripted(_) => String::new(),
@@ -271,6 +271,7 @@ mod tests {
         Server::assemble(
             settings,
             Backend::Scripted(Checks::new(journal)),
+            None,
             Signals::none().unwrap(),
             mio::Poll::new().unwrap(),
             Accepting::new(Listener::scripted(Arrivals::new(journal, random())), None),

@@ -57,7 +57,7 @@ fn each_browser_receives_exactly_its_messages_under_any_kernel_behavior() {
     }
 }
 
-const EXPECTED_EVENTS: [&str; 27] = [
+const EXPECTED_EVENTS: [&str; 35] = [
     "bad request",
     "RPC call",
     "closed by the browser",
@@ -79,6 +79,14 @@ const EXPECTED_EVENTS: [&str; 27] = [
     "read failed",
     "login denied",
     "reloaded",
+    "requested",
+    "request during a reload",
+    "reload by a change",
+    "reload by a retry",
+    "reload failed",
+    "invalid settings",
+    "other PHP",
+    "PHP not started",
     "slow",
     "stopped",
     "handshake timeout",

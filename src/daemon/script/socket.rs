@@ -47,7 +47,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    pub fn new(number: Number, journal: &Journal, random: Random) -> Rc<RefCell<Self>> {
+    pub(crate) fn new(number: Number, journal: &Journal, random: Random) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(Self {
             number,
             token: None,

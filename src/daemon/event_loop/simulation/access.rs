@@ -158,6 +158,11 @@ impl Checks {
         !self.answers.is_empty()
     }
 
+    /// Whether checks wait to be started.
+    pub(super) fn has_queued(&self) -> bool {
+        self.jobs.iter().any(|job| matches!(job.state, State::Queued | State::Again(_)))
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.jobs.iter().map(|job| job.tickets.len()).sum()
     }

@@ -37,6 +37,14 @@ pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<D
     assert!(server.conns.is_settled() && !server.checks.has_answers());
     assert_eq!(server.conns.len(), oracle.open());
     assert_eq!(server.checks.queue().running(), oracle.running.len());
+    let reloads = &oracle.reloads;
+    assert_eq!(server.is_reloading(), reloads.is_running);
+    assert!(reloads.is_running || !server.systemd.is_reloading(), "a reload is not reported");
+    if let Some(latest) = reloads.latest_check().filter(|_| oracle.open() > 0) {
+        let wake = server.clock.now().after(wait.expect("a timeout while clients are connected"));
+        let is_in_time = wake <= latest || wait == Some(Duration::ZERO);
+        assert!(is_in_time, "the files are not checked in time");
+    }
     // Connections found to have ended during the flush are handled in the next turn.
     if !server.hub.has_actions() {
         assert_eq!(server.checks.queue().waiting(), oracle.checks.waiting());

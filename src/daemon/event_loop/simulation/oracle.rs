@@ -1,6 +1,7 @@
 //! Follows the server's journal entry by entry and derives the expected results.
 
 mod reading;
+mod reloading;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -15,6 +16,7 @@ use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::time::Time;
 use crate::settings::Settings;
+use reloading::Reloads;
 
 #[allow(clippy::struct_excessive_bools, reason = "any combination is possible")]
 pub(super) struct Oracle {
@@ -26,11 +28,12 @@ pub(super) struct Oracle {
     /// Messages of EspoCRM that the server has not received.
     pub sent: VecDeque<Sent>,
     pub edition: u32,
-    pub is_reloading: bool,
+    pub reloads: Reloads,
     /// A self-check is running.
     pub is_self_checking: bool,
     /// EspoCRM accepts any token.
     pub is_locked_down: bool,
+    pub max_checks: usize,
     pub max_connections: usize,
     pub max_per_address: usize,
     pub max_per_user: usize,
@@ -61,9 +64,10 @@ impl Oracle {
             running: Vec::new(),
             sent: VecDeque::new(),
             edition: 0,
-            is_reloading: false,
+            reloads: Reloads::default(),
             is_self_checking: false,
             is_locked_down: false,
+            max_checks: settings.max_checks.value,
             max_connections: settings.max_connections.value,
             max_per_address: settings.max_per_address.value,
             max_per_user: settings.max_per_user.value,
@@ -97,6 +101,13 @@ impl Oracle {
                 Entry::Dropped(number) => self.dropped(number),
                 Entry::Received(message) => self.received(&message),
                 Entry::Started(id, check) => self.started(id, check),
+                Entry::FilesChecked => {
+                    // If it precedes the start of a check, verdicts may have been applied before.
+                    self.journal.borrow_mut().push_front(entry);
+                    self.carry_out();
+                    self.take_file_check();
+                }
+                Entry::ProbeStarted(_) | Entry::ProbeNotStarted(_) => panic!("{entry:?}"),
                 Entry::Answered(id, check, verdict) => self.answered(id, &check, &verdict),
             }
         }
@@ -144,7 +155,7 @@ impl Oracle {
         tab.topics.insert(topic, Status::Pending);
         let waits = !tab.is_logged_in;
         match model::rule(self.edition, topic) {
-            Rule::Bad | Rule::Unknown if !self.is_reloading => {
+            Rule::Bad | Rule::Unknown if !self.reloads.is_running => {
                 self.tab(number).topics.remove(topic);
             }
             _ if !waits => self.resolve(number, topic),
@@ -154,7 +165,7 @@ impl Oracle {
 
     /// Determines what a pending subscription waits for.
     fn resolve(&mut self, number: Number, topic: &'static str) {
-        let is_reloading = self.is_reloading;
+        let is_reloading = self.reloads.is_running;
         let rule = model::rule(self.edition, topic);
         let tab = self.tab(number);
         match rule {
@@ -176,29 +187,6 @@ impl Oracle {
                 self.resolve(number, topic);
             }
         }
-    }
-
-    /// A reload has ended with this edition of the settings.
-    pub(super) fn reload(&mut self, edition: u32) {
-        self.is_reloading = false;
-        let old = std::mem::replace(&mut self.edition, edition);
-        let open = self.tabs.values().filter(|tab| tab.stage == Stage::Open);
-        for number in open.map(|tab| tab.number).collect::<Vec<_>>() {
-            for (topic, status) in &mut self.tab(number).topics {
-                if model::rule(old, topic) != model::rule(edition, topic) {
-                    *status = Status::Pending;
-                }
-            }
-            let tab = &self.tabs[&number];
-            self.checks.cancel(|it| {
-                let topic = it.topic.filter(|_| it.tab == number);
-                topic.is_some_and(|topic| tab.topics.get(topic) == Some(&Status::Pending))
-            });
-            if tab.is_logged_in {
-                self.resolve_all(number);
-            }
-        }
-        self.seen("reloaded");
     }
 
     /// The self-check has ended with this verdict.
@@ -289,6 +277,7 @@ impl Oracle {
     /// written before.
     fn absorb(&mut self) {
         loop {
+            self.take_file_check_before_start();
             let mut journal = self.journal.borrow_mut();
             let index = journal.iter().position(|entry| !matches!(entry, Entry::Wrote(..)));
             let entry = index.and_then(|index| Some((index, journal.get(index)?)));
@@ -302,7 +291,8 @@ impl Oracle {
     }
 
     fn started(&mut self, id: JobId, check: Rc<Check>) {
-        assert!(!self.is_reloading, "a check was started during a reload");
+        assert!(!self.reloads.is_running, "a check was started during a reload");
+        assert!(self.started_after_file_check(), "a check was started with unchecked files");
         assert!(!self.is_locked_down, "a check was started while EspoCRM accepts any token");
         assert!(!self.is_self_checking, "a check was started before the self-check has ended");
         let command = check.arguments.join(" ");

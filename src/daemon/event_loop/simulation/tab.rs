@@ -44,7 +44,10 @@ pub(super) struct Tab {
     pub unanswered: Vec<Item>,
     /// The last fragment of a message is missing.
     pub is_fragmented: bool,
-    /// Arrival time of the first part of an incomplete message.
+    /// No message is incomplete.
+    pub is_idle: bool,
+    /// Arrival time of the first part of an incomplete message, since a message was complete or a
+    /// ping was sent while there was none.
     pub incomplete: Option<Time>,
     /// The second that `frames` and `control_frames` belong to.
     pub second: u64,
@@ -108,6 +111,7 @@ impl Tab {
             pings: 0,
             unanswered: Vec::new(),
             is_fragmented: false,
+            is_idle: true,
             incomplete: None,
             second: 0,
             frames: 0,
@@ -196,6 +200,9 @@ impl Tab {
             Item::Ping => {
                 self.pinged = now;
                 self.pings += 1;
+                if self.is_idle {
+                    self.incomplete = None;
+                }
                 self.unanswered.push(Item::Ping);
                 self.browser.kernel.borrow().was_blocked
                     || self.pings <= u32::from(MAX_UNANSWERED_PINGS)
@@ -241,7 +248,9 @@ impl Tab {
             }
             Stage::Closing | Stage::Finishing if age >= CLOSE_DEADLINE => Some("close timeout"),
             Stage::Open if is_long(self.last_read) => Some("ping timeout"),
-            Stage::Open if self.incomplete.is_some_and(is_long) => Some("incomplete"),
+            Stage::Open if !self.is_idle && self.incomplete.is_some_and(is_long) => {
+                Some("incomplete")
+            }
             Stage::Open | Stage::Closing if self.backlog() > MAX_OUTBOX_LASTING => Some("slow"),
             // The time of the answer is unknown.
             Stage::Upgrading | Stage::Finishing

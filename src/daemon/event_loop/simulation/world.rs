@@ -13,11 +13,16 @@ use super::tab::{Stage, Tab};
 use super::wire::Item;
 use super::{Accepting, Backend, EventSource, Ready, Server, Settings, model};
 use crate::daemon::listener::Listener;
-use crate::daemon::script::{Arrivals, Checks, Journal, Kernel, Messages, Number, Random, Socket};
+use crate::daemon::reload::Reloader;
+use crate::daemon::script::{
+    Arrivals, Checks, Journal, Kernel, Messages, Number, Probes, Random, Socket,
+};
+use crate::daemon::settings_reader::Probed;
 use crate::daemon::zmq::Zmq;
 use crate::engine::checks::verdict::{Failure, Verdict};
 use crate::engine::espocrm::category::Categories;
 use crate::engine::espocrm::submission::Rejection;
+use crate::engine::reload::Outcome;
 use crate::engine::time::Time;
 use crate::platform::clock::Clock;
 use crate::platform::signals::Signals;
@@ -31,6 +36,7 @@ pub(super) struct World {
     arrivals: Arrivals,
     messages: Messages,
     checks: Checks,
+    probes: Probes,
     /// Connections so far.
     connections: Number,
     /// Messages so far.
@@ -60,6 +66,7 @@ impl World {
         let arrivals = Arrivals::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let messages = Messages::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let checks = Checks::new(&journal);
+        let probes = Probes::new(&journal);
         settings.max_per_address.value = *random.pick(&[3, 100, 100]);
         settings.max_per_user.value = *random.pick(&[2, 100, 100]);
         let mut oracle = Oracle::new(&journal, &settings);
@@ -67,6 +74,7 @@ impl World {
         let server = Server::assemble(
             settings.clone(),
             Backend::Scripted(checks.clone()),
+            Some(Reloader::scripted(probes.clone())),
             Signals::none().unwrap(),
             Poll::new().unwrap(),
             Accepting::new(Listener::scripted(arrivals.clone()), None),
@@ -80,6 +88,7 @@ impl World {
             arrivals,
             messages,
             checks,
+            probes,
             connections: 0,
             submissions: 0,
             idle_turns: 0,
@@ -111,8 +120,11 @@ impl World {
             60 => self.with_some_tab(leave),
             61..75 => self.submit(),
             75..92 => self.answer(),
-            92 if self.random.chance(70) => self.reload(),
-            92 => self.self_check(),
+            92 => match self.random.below(10) {
+                0..3 => self.request_reload(),
+                3..7 => self.change_files(),
+                _ => self.self_check(),
+            },
             93 => self.is_down = self.random.chance(10),
             94 => {
                 let error = self.accept_error();
@@ -204,27 +216,49 @@ impl World {
         }
     }
 
-    fn reload(&mut self) {
-        // A reload happens among a turn's events, when nothing is pending.
+    /// The files change. The server notices that when it checks them.
+    fn change_files(&mut self) {
         self.settle();
-        if !self.oracle.is_reloading {
-            self.oracle.is_reloading = true;
-            self.server.hub.begin_reload();
-            self.server.checks.set_reloading(true);
+        self.oracle.reloads.edition = self.random.below(24) as u32;
+        self.oracle.reloads.is_stale = true;
+        self.probes.change();
+    }
+
+    /// The administrator requests a reload.
+    fn request_reload(&mut self) {
+        // Among a turn's events, when nothing is pending.
+        self.settle();
+        self.server.reload();
+        self.oracle.requested();
+    }
+
+    fn end_probe(&mut self) {
+        self.settle();
+        if !self.oracle.reloads.is_running {
             return;
         }
-        let edition = self.random.below(24) as u32;
+        let edition = self.oracle.reloads.edition;
         self.settings.categories = Categories::from_json(&model::categories(edition));
-        self.server.apply(self.settings.clone());
-        self.server.update_check_pause();
-        self.oracle.reload(edition);
+        let error = "error".to_owned();
+        let (outcome, probed) = match self.random.below(10) {
+            0..6 => (Outcome::Settings, Probed::Settings(Box::new(self.settings.clone()))),
+            6 => (Outcome::Invalid(error), Probed::Invalid(self.settings.version.clone())),
+            7 => (Outcome::OtherPhp(error), Probed::Nothing),
+            8 => (Outcome::Replaced(error), Probed::Nothing),
+            _ => (Outcome::Failed(error), Probed::Nothing),
+        };
+        self.probes.fail_to_start(self.random.below(20).saturating_sub(16) as u32);
+        let reloader = self.server.reloader.as_mut().unwrap();
+        reloader.handle_outcome(self.server.now, outcome.clone(), probed);
+        self.server.continue_reload();
+        self.oracle.probed(&outcome, edition);
     }
 
     /// Starts a self-check, or ends the running one.
     fn self_check(&mut self) {
         self.settle();
         // A self-check waits for the reload.
-        if self.oracle.is_reloading {
+        if self.oracle.reloads.is_running {
             return;
         }
         let now = self.server.now;
@@ -260,8 +294,8 @@ impl World {
 
     /// The first half of a turn.
     fn settle(&mut self) -> Option<Duration> {
-        self.oracle.carry_out();
         let wait = self.server.settle();
+        self.oracle.carry_out();
         self.oracle.follow();
         if !self.server.hub.has_actions() {
             self.oracle.checks.carry_out();
@@ -281,8 +315,8 @@ impl World {
     }
 
     fn turn(&mut self) {
-        if self.oracle.is_reloading && self.random.chance(15) {
-            self.reload();
+        if self.oracle.reloads.is_running && self.random.chance(15) {
+            self.end_probe();
         }
         let is_paused = self.oracle.is_self_checking || self.oracle.is_locked_down;
         if is_paused && self.random.chance(15) {
@@ -300,6 +334,7 @@ impl World {
         if self.oracle.verbose {
             println!("{:>9} the kernel reports {events:?}", now.as_millis());
         }
+        self.oracle.reloads.begin_turn();
         self.server.process(events.into_iter());
         self.oracle.now = now;
         self.oracle.follow();
@@ -337,8 +372,14 @@ impl World {
         if self.messages.take_edge() {
             events.push(ready(EventSource::Zmq));
         }
-        for _ in 0..self.checks.answered() {
-            events.push(ready(EventSource::Worker(0)));
+        // If a timer may begin a reload, the model cannot derive whether verdicts precede it.
+        let now = self.server.clock.now();
+        let reloads = &self.oracle.reloads;
+        let is_due = reloads.is_check_due(now) && self.oracle.open() > 0;
+        if !(reloads.would_begin(now) && (is_due || self.oracle.is_locked_down)) {
+            for _ in 0..self.checks.answered() {
+                events.push(ready(EventSource::Worker(0)));
+            }
         }
         if self.random.chance(5) {
             // A spurious event, possibly for an unknown token.
@@ -374,8 +415,8 @@ impl World {
     /// All browsers disconnect, or the daemon stops.
     fn end(&mut self) {
         self.is_down = false;
-        if self.oracle.is_reloading {
-            self.reload();
+        while self.oracle.reloads.is_running {
+            self.end_probe();
         }
         while self.oracle.is_self_checking || self.oracle.is_locked_down {
             self.self_check();

@@ -102,9 +102,8 @@ impl Oracle {
         }
         self.pong(number, pongs);
         let tab = self.tab(number);
-        if tab.consumed == end.max(tab.browser.request_end) && !tab.is_fragmented {
-            tab.incomplete = None;
-        } else {
+        tab.is_idle = tab.consumed == end.max(tab.browser.request_end) && !tab.is_fragmented;
+        if !tab.is_idle {
             tab.incomplete.get_or_insert(now);
         }
     }
@@ -118,7 +117,10 @@ impl Oracle {
 
     fn message(&mut self, number: Number, message: &Effect) {
         match message {
-            Effect::Subscribe(topic) => self.subscribe(number, topic),
+            Effect::Subscribe(topic) => {
+                self.expect_file_check();
+                self.subscribe(number, topic);
+            }
             Effect::Unsubscribe(topic) => {
                 self.tab(number).topics.remove(topic);
                 self.checks.cancel(|it| it.tab == number && it.topic == Some(topic));
