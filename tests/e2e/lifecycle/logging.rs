@@ -131,6 +131,7 @@ fn suppressed_lines_are_summarized_at_exit() {
     let standin = Standin::new();
     let mut daemon = Daemon::start(&standin);
     send_invalid_requests(&daemon, 4);
+    daemon.wait_for(REFUSED);
     assert_eq!(daemon.count(REFUSED), 1);
     daemon.signal("TERM");
     daemon.wait();
