@@ -7,15 +7,16 @@
 pub mod admission;
 pub mod backpressure;
 pub mod checks;
+pub mod connection;
 pub mod espocrm;
 pub mod hub;
 pub mod id;
 pub mod interner;
 pub mod json;
 pub mod limits;
+pub mod memory;
 pub mod printable;
 pub mod protocol;
 pub mod telemetry;
 pub mod time;
 pub mod timers;
-pub mod trim;

@@ -4,8 +4,6 @@ mod accept;
 mod admission;
 mod checks;
 mod control;
-#[cfg(feature = "echo")]
-mod echo;
 mod handshake;
 mod log_limiter;
 mod publish;
@@ -37,18 +35,19 @@ use super::systemd::Systemd;
 use crate::daemon::connection::Connection;
 use crate::daemon::connections::Connections;
 use crate::daemon::zmq::ZmqReceiver;
+use crate::engine::admission::Admission;
 use crate::engine::checks::queue::{Answer, CheckQueue};
 use crate::engine::checks::self_check::SelfCheck;
 use crate::engine::checks::worker_pool::Pool;
 use crate::engine::hub::{Action, Hub};
 use crate::engine::id::ConnId;
+use crate::engine::memory::Memory;
 use crate::engine::printable::plural;
 use crate::engine::protocol::frame::SharedFrame;
 use crate::engine::protocol::reader::Incoming;
 use crate::engine::telemetry::rates::Rates;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
-use crate::engine::trim::Trim;
 use crate::espocrm::process::Children;
 use crate::espocrm::workers::Workers;
 use crate::platform::clock::Clock;
@@ -81,6 +80,8 @@ pub(crate) struct Server {
     /// Set while the ZeroMQ socket is not bound: when to retry.
     zmq_broken: Option<Time>,
     conns: Connections,
+    admission: Admission,
+    memory: Memory,
     hub: Hub,
     check_queue: CheckQueue,
     backend: Backend,
@@ -91,8 +92,6 @@ pub(crate) struct Server {
     /// A self-check has passed since the daemon started.
     self_check_passed: bool,
     answers: Vec<Answer>,
-    /// No connection is evicted for memory before this time.
-    next_eviction: Time,
     /// Settings that the latest reload could not apply.
     reload_errors: Vec<String>,
     /// Read buffer shared by all connections.
@@ -106,8 +105,6 @@ pub(crate) struct Server {
     /// CPU time of PHP as exported last.
     php_time: Duration,
     log_limiter: LogLimiter,
-    /// When to return freed memory to the kernel.
-    trim: Trim,
     /// Outages of login checks and of subscription checks.
     outages: [Outage; 2],
     /// The signal that stops the daemon.
@@ -219,6 +216,8 @@ impl Server {
             reload_errors: Vec::new(),
             zmq_broken: None,
             conns: Connections::default(),
+            admission: Admission::new(admission::policy(&settings)),
+            memory: Memory::new(settings.max_buffered.value),
             hub: Hub::new(settings.categories.clone()),
             check_queue: CheckQueue::new(settings.max_checks.value),
             backend,
@@ -228,7 +227,6 @@ impl Server {
             self_check: SelfCheck::default(),
             self_check_passed: false,
             answers: Vec::new(),
-            next_eviction: Time::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
@@ -237,13 +235,11 @@ impl Server {
             failing_checks: None,
             php_time: Duration::ZERO,
             log_limiter: LogLimiter::default(),
-            trim: Trim::default(),
             outages: <[Outage; 2]>::default(),
             stop_signal: None,
             settings,
         };
         server.check_queue.set_cache_lifetime(server.settings.check_cache.value);
-        server.limit_handshakes();
         server.apply_to_hub();
         server
     }
@@ -291,7 +287,7 @@ impl Server {
         self.carry_out();
         self.flush();
         self.free();
-        self.trim.update(self.now, self.accounted());
+        self.memory.update(self.now, self.accounted());
         self.timeout()
     }
 
@@ -357,8 +353,8 @@ impl Server {
             self.workers.next_deadline(),
             self.pool.next_deadline(),
             self.accepting.paused_until(),
-            self.accepting.next_deadline(),
-            self.trim.next_due(),
+            self.admission.next_deadline(),
+            self.memory.next_trim(),
             self.control.next_deadline(),
             self.next_zmq_check(),
             self.next_self_check(),
@@ -384,7 +380,7 @@ impl Server {
                 None => self.children.readable(Token(token)),
                 Some(slot) => {
                     let Some(id) = self.conns.id(slot) else { return };
-                    if ready.writable && self.conn(id).is_some_and(Connection::unblock) {
+                    if ready.writable && self.conns.get(id).is_some_and(Connection::unblock) {
                         self.conns.mark_dirty(id);
                     }
                     if ready.readable || ready.ended {
@@ -483,7 +479,7 @@ impl Server {
         self.hub.set_log(self.settings.debug.value);
         let interval = self.settings.recheck_interval.value;
         if self.hub.set_recheck_interval(self.now, interval) {
-            let ids: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
+            let ids: Vec<ConnId> = self.conns.iter().map(Connection::id).collect();
             for id in ids {
                 self.arm(id);
             }

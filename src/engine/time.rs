@@ -20,6 +20,12 @@ impl Time {
         self.0
     }
 
+    /// Whole seconds since the start.
+    #[must_use]
+    pub fn as_seconds(self) -> u32 {
+        u32::try_from(self.0 / 1_000).unwrap_or(u32::MAX)
+    }
+
     /// The time `delay` later; saturates instead of overflowing.
     #[must_use]
     pub fn after(self, delay: Duration) -> Self {

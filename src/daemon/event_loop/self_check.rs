@@ -6,12 +6,12 @@ use std::io;
 use log::{debug, error, info, warn};
 
 use super::{Backend, Server};
-use crate::daemon::connection::Phase;
+use crate::daemon::connection::Connection;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::self_check::Outcome;
 use crate::engine::checks::verdict::{Failure, Verdict};
+use crate::engine::connection::Phase;
 use crate::engine::espocrm::version::Convention;
-use crate::engine::id::ConnId;
 use crate::engine::telemetry::stats::End;
 use crate::engine::time::Time;
 use crate::espocrm::PROBE_TIMEOUT;
@@ -130,9 +130,8 @@ impl Server {
             Check::AUTHENTICATION,
             Check::AUTHENTICATION
         );
-        let is_open = |phase: &Phase| matches!(phase, Phase::Open(_));
-        let open = self.conns.iter().filter(|conn| is_open(&conn.phase));
-        for id in open.map(|conn| conn.id).collect::<Vec<_>>() {
+        let open = self.conns.iter().filter(|conn| conn.state.phase() == Phase::Open);
+        for id in open.map(Connection::id).collect::<Vec<_>>() {
             self.end(id, End::SelfCheck);
         }
         // Clear the check cache and replace all workers.
@@ -140,15 +139,6 @@ impl Server {
         for worker in self.pool.retire_all(self.settings.workers()) {
             self.workers.stop(worker);
         }
-    }
-
-    /// Whether a client is to be rejected because EspoCRM accepts any token. Counts the reason.
-    pub(super) fn reject_if_locked_down(&mut self, id: ConnId) -> bool {
-        let is_rejected = self.self_check.rejects_clients();
-        if is_rejected {
-            self.count_end(id, End::Untrusted);
-        }
-        is_rejected
     }
 
     fn self_check_failed(&mut self, error: &io::Error) {
