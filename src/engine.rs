@@ -17,6 +17,10 @@ pub mod limits;
 pub mod memory;
 pub mod printable;
 pub mod protocol;
+#[cfg(test)]
+#[path = "../tests/simulation/random.rs"]
+#[allow(unreachable_pub, reason = "shared with tests/simulation")]
+pub(crate) mod random;
 pub mod telemetry;
 pub mod time;
 pub mod timers;

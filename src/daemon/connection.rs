@@ -13,15 +13,15 @@ use crate::engine::timers::Timers;
 /// A connection: the engine's state, and the socket whose bytes it moves.
 pub struct Connection {
     /// Its phase, deadlines and outbound queue.
-    pub state: State,
-    /// When its timer fires, if it has one.
-    armed: Option<Time>,
+    pub(super) state: State,
+    /// When its timer fires; [`Time::NEVER`] if it has none.
+    armed: Time,
     /// Buffered bytes as counted last.
     buffered: u32,
     /// It is in the server's list of connections to flush.
-    pub dirty: bool,
+    pub(super) dirty: bool,
     /// It is in the server's list of connections to read further.
-    pub unread: bool,
+    pub(super) unread: bool,
     /// The kernel accepts no more output; it will report when it does.
     blocked: bool,
     stream: Stream,
@@ -33,7 +33,7 @@ impl Connection {
     pub fn new(state: State, stream: Stream) -> Self {
         Self {
             state,
-            armed: None,
+            armed: Time::NEVER,
             buffered: 0,
             dirty: false,
             unread: false,
@@ -52,15 +52,19 @@ impl Connection {
     pub fn arm(&mut self, timers: &mut Timers, latest: Option<Time>) {
         let Some(due) = self.state.poll_timeout() else { return };
         let at = latest.map_or(due, |latest| latest.min(due));
-        if self.armed.is_none_or(|armed| armed > at) {
-            self.armed = Some(timers.add(self.id(), at));
+        if self.armed > at {
+            self.armed = timers.add(self.id(), at);
         }
     }
 
     /// Whether a timer that has fired is the current one. Others are obsolete: an earlier deadline
     /// has replaced them.
     pub fn disarm(&mut self, now: Time) -> bool {
-        self.armed.take_if(|armed| *armed <= now).is_some()
+        let is_current = self.armed <= now;
+        if is_current {
+            self.armed = Time::NEVER;
+        }
+        is_current
     }
 
     /// Registers the socket under `token`.

@@ -3,9 +3,6 @@
 
 mod socket;
 
-#[path = "../../tests/simulation/random.rs"]
-mod random;
-
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +14,7 @@ use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::espocrm::submission::Rejection;
-pub(crate) use random::Random;
+pub(crate) use crate::engine::random::Random;
 pub(crate) use socket::{Kernel, Socket};
 
 /// The server's actions, in order.

@@ -104,7 +104,7 @@ pub struct Load<'a> {
 
 /// Connections beyond [`Policy::connections`] that are answered with 503; others are dropped. Each
 /// costs as much as a connection during its handshake.
-const OVER_LIMIT: usize = 64;
+pub const OVER_LIMIT: usize = 64;
 
 /// Connections beyond the limit of an address that are answered with 503; others are dropped.
 const OVER_LIMIT_OF_ADDRESS: u32 = 16;
@@ -281,7 +281,7 @@ impl Limit<'_> {
     }
 }
 
-fn decide<T: PartialOrd>(count: T, limit: T, most: T, over: Limit<'_>) -> Decision<'_> {
+fn decide<T: Copy + PartialOrd>(count: T, limit: T, most: T, over: Limit<'_>) -> Decision<'_> {
     if count < limit {
         Decision::Admit
     } else if count < most {

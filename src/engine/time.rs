@@ -8,6 +8,9 @@ use std::time::Duration;
 pub struct Time(u64);
 
 impl Time {
+    /// Later than any other time.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// The time `millis` milliseconds after the start.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {

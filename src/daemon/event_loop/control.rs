@@ -215,9 +215,9 @@ impl Server {
         });
         let second = self.now.as_seconds();
         let conns = conns.into_iter().take(limit).map(|conn| {
-            let (id, state) = (conn.id(), &conn.state);
+            let id = conn.id();
             let user = self.hub.user(id);
-            let stage = match state.phase() {
+            let stage = match conn.state.phase() {
                 Phase::Handshake => "handshake",
                 Phase::Open if user.is_none() => "login",
                 Phase::Open => "open",
@@ -229,12 +229,12 @@ impl Server {
                 Some(user) => json.text("user", user),
                 None => json.field("user", &"null"),
             };
-            match state.client() {
+            match conn.state.client() {
                 Some(client) => json.text("address", &client.to_string()),
                 None => json.field("address", &"null"),
             };
             json.text("stage", stage);
-            json.field("seconds", &second.saturating_sub(state.since()));
+            json.field("seconds", &second.saturating_sub(conn.state.since()));
             json.field("subscriptions", &self.hub.subscriptions(id));
             json.field("buffered_bytes", &(conn.buffered() + self.hub.buffered_by(id)));
             json.end()

@@ -118,9 +118,9 @@ impl Server {
         let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
         self.scratch = scratch;
         self.conns.update_buffered(id);
-        self.evict_largest();
         // Answers, or output of the TLS handshake.
         self.conns.mark_dirty(id);
+        self.evict_largest();
         if more {
             self.conns.schedule_read(id);
         }

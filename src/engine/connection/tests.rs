@@ -15,7 +15,7 @@ pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         length @ 0..=125 => bytes.push(0x80 | length as u8),
         length => {
-            bytes.push(0x80 | 126);
+            bytes.push(0xfe);
             bytes.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
         }
     }

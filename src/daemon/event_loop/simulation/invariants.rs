@@ -18,14 +18,14 @@ pub(super) fn check_lists(server: &mut Server) {
         server.admission.check_handshakes();
     }
     server.conns.check_invariants();
-    let states = server.conns.iter().map(|conn| &conn.state);
-    server.admission.check_invariants(states.clone());
+    let conns = server.conns.iter().map(|conn| &conn.state);
+    server.admission.check_invariants(conns.clone());
     // Each connection is counted when it is accepted, and again when the reason of its end is
     // known.
-    let uncounted = states.clone().filter(|conn| !conn.is_end_reported()).count() as u64;
+    let uncounted = conns.clone().filter(|conn| !conn.is_end_reported()).count() as u64;
     let stats = &server.stats;
     assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());
-    assert!(states.clone().all(|conn| conn.is_end_reported() || conn.phase() != Phase::Ended));
+    assert!(conns.clone().all(|conn| conn.is_end_reported() || conn.phase() != Phase::Ended));
 }
 
 /// Checks a server that has finished its work and would wait this long.
