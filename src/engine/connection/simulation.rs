@@ -118,6 +118,7 @@ impl World {
                 0..4 if !self.is_silent => self.send(),
                 0..8 => self.write(),
                 8..10 => self.pass(100),
+                10..12 if self.phase == Phase::Handshake => self.pass(3_000),
                 10..12 => self.pass(30_000),
                 12 if self.random.chance(10) => self.is_silent = true,
                 13 if self.random.chance(10) => self.never_reads = true,
@@ -236,14 +237,14 @@ impl World {
     fn decide(&mut self) {
         let (reason, cause) = match self.random.below(40) {
             0 => (Some(CloseReason::Forbidden), End::Forbidden),
-            1 if self.conn.is_logging_in() => (Some(CloseReason::Refused), End::TokenDenied),
-            1 => (Some(CloseReason::Refused), End::TokenRevoked),
-            2 => (None, End::Kicked),
-            3 if self.phase == Phase::Handshake => {
+            1..4 if self.conn.is_logging_in() => (Some(CloseReason::Refused), End::TokenDenied),
+            1..4 => (Some(CloseReason::Refused), End::TokenRevoked),
+            4 => (None, End::Kicked),
+            5 if self.phase == Phase::Handshake => {
                 self.causes.push(End::AddressLimit);
                 return self.conn.reject(End::AddressLimit);
             }
-            4..10 => {
+            6..16 => {
                 self.conn.replace_logging_in(false);
                 return;
             }
@@ -372,6 +373,7 @@ impl World {
             self.reason = Some(reason);
         }
         assert_eq!(self.conn.is_end_reported(), self.reason.is_some());
+        assert_eq!(self.conn.reason, self.reason, "the reason has changed");
         assert!(phase <= Phase::Open || self.reason.is_some(), "{phase:?} without a reason");
         let longest = match phase {
             Phase::Handshake => HANDSHAKE_DEADLINE,
