@@ -13,9 +13,10 @@ pub use handshake::Handshake;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tungstenite::Utf8Bytes;
+
 use super::id::ConnId;
-use super::limits::CLOSE_DEADLINE;
-use super::limits::HANDSHAKE_DEADLINE;
+use super::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 use super::protocol::client_address::ClientKey;
 use super::protocol::frame::{CloseReason, SharedFrame};
 use super::protocol::http::{Refusal, Upgrade};
@@ -27,7 +28,6 @@ use super::time::Time;
 use super::timers;
 use frame_rate::FrameRate;
 use pings::Pings;
-use tungstenite::Utf8Bytes;
 
 /// The state of a connection. It decides when a connection is closed or ended; the caller has its
 /// socket, its session and its timer. An idle connection has no buffers: partial input and queued
