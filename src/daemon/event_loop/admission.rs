@@ -52,13 +52,12 @@ impl Server {
             user,
         };
         match self.admission.decide_login(conn, &load) {
-            Decision::Admit => {}
+            Decision::Admit => true,
             Decision::Reject(limit) | Decision::Drop(limit) => {
                 self.reject(id, &limit);
-                return false;
+                false
             }
         }
-        true
     }
 
     /// Whether pages of the request's origin may connect. Counts and logs a rejection.
