@@ -7,17 +7,22 @@
 pub mod admission;
 pub mod backpressure;
 pub mod checks;
+pub mod connection;
 pub mod espocrm;
 pub mod hub;
 pub mod id;
 pub mod interner;
 pub mod json;
 pub mod limits;
+pub mod memory;
 pub mod printable;
 pub mod protocol;
+#[cfg(test)]
+#[path = "../tests/simulation/random.rs"]
+#[allow(unreachable_pub, reason = "shared with tests/simulation")]
+pub(crate) mod random;
 pub mod rate_limited_log;
 pub(crate) mod reload;
 pub mod telemetry;
 pub mod time;
 pub mod timers;
-pub mod trim;

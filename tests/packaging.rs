@@ -172,8 +172,7 @@ fn the_open_file_limit_suffices_for_the_default_number_of_connections() {
     };
     let connections = after(&read("packaging/config.toml"), "\n#max_connections = ");
     let reserved = espocrm_websocket::engine::limits::RESERVED_DESCRIPTORS;
-    let accept = read("src/daemon/event_loop/accept.rs");
-    let over_limit = after(&accept, "const OVER_LIMIT: usize = ");
+    let over_limit = espocrm_websocket::engine::admission::OVER_LIMIT as u64;
     // The soft limit alone; the daemon raises it to the hard limit.
     let granted = after(&unit(SERVICE), "\nLimitNOFILE=");
     assert!(connections + reserved + over_limit <= granted, "{granted}");

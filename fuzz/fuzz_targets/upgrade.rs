@@ -11,7 +11,7 @@ use espocrm_websocket::engine::protocol::client_address;
 use espocrm_websocket::engine::protocol::origin::Origin;
 use espocrm_websocket::engine::protocol::http;
 use espocrm_websocket::engine::protocol::http::{Head, Refusal};
-use espocrm_websocket::daemon::connection::Upgrading;
+use espocrm_websocket::engine::connection::Handshake;
 use libfuzzer_sys::fuzz_target;
 use pieces::pieces;
 
@@ -33,11 +33,11 @@ fuzz_target!(|input: (u8, &[u8])| {
 
 /// The length of the head, as parsed by a connection.
 fn in_pieces(bytes: &[u8], longest: usize) -> Result<Option<usize>, Refusal> {
-    let mut upgrading = Upgrading::new(Ipv4Addr::LOCALHOST.into(), false, false);
+    let mut handshake = Handshake::new(Ipv4Addr::LOCALHOST.into(), false);
     for piece in pieces(bytes, longest) {
-        if upgrading.feed(piece) {
+        if handshake.feed(piece) {
             let mut headers = http::no_headers();
-            if let Some(head) = http::parse(upgrading.bytes(), &mut headers)? {
+            if let Some(head) = http::parse(handshake.bytes(), &mut headers)? {
                 return Ok(Some(head.length));
             }
         }

@@ -6,15 +6,15 @@ use std::io;
 use mio::Registry;
 use slab::Slab;
 
-use super::connection::{Connection, Phase, Upgrading};
+use super::connection::Connection;
 use super::stream::{Stream, Written};
 use super::token::EventSource;
-use crate::engine::admission::addresses::{Addresses, Count};
 use crate::engine::backpressure::Backpressure;
+use crate::engine::connection::{Connection as State, Handshake, Phase};
 use crate::engine::id::ConnId;
-use crate::engine::protocol::client_address::ClientKey;
 use crate::engine::protocol::frame::SharedFrame;
 use crate::engine::protocol::outbox::Full;
+use crate::engine::telemetry::stats::End;
 use crate::engine::time::Time;
 use crate::engine::timers::Timers;
 
@@ -27,8 +27,6 @@ pub(crate) struct Connections {
     serial: u32,
     /// Bytes that connections buffer beyond the cost of an idle one.
     buffered: usize,
-    /// Connections and pending logins by client address.
-    addresses: Addresses,
     timers: Timers,
     /// Connections with output that the kernel does not accept yet.
     backpressure: Backpressure,
@@ -44,15 +42,15 @@ pub(crate) struct Connections {
 const FEW: usize = 64;
 
 impl Connections {
-    /// Adds a connection whose handshake must be complete at `deadline`.
+    /// Adds a connection just accepted.
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
     pub(crate) fn open(
         &mut self,
         stream: Stream,
-        upgrading: Upgrading,
-        (now, deadline): (Time, Time),
+        handshake: Handshake,
+        now: Time,
         registry: &Registry,
     ) -> io::Result<ConnId> {
         let entry = self.slab.vacant_entry();
@@ -60,7 +58,7 @@ impl Connections {
         let narrow = u32::try_from(slot).map_err(io::Error::other)?;
         self.serial = self.serial.wrapping_add(1);
         let id = ConnId::new(narrow, self.serial);
-        let mut conn = Connection::new(id, stream, upgrading, now, deadline);
+        let mut conn = Connection::new(State::new(id, handshake, now), stream);
         conn.register(registry, EventSource::Connection(slot).token())?;
         entry.insert(conn);
         self.arm(id, None);
@@ -69,17 +67,17 @@ impl Connections {
 
     /// A connection that has not ended.
     pub(crate) fn get(&mut self, id: ConnId) -> Option<&mut Connection> {
-        self.entry(id).filter(|conn| !conn.has_ended())
+        find(&mut self.slab, id).filter(|conn| conn.state.phase() != Phase::Ended)
+    }
+
+    /// The state of a connection that has not ended.
+    pub(crate) fn state(&mut self, id: ConnId) -> Option<&mut State> {
+        self.get(id).map(|conn| &mut conn.state)
     }
 
     /// The id of the connection in a slot.
     pub(crate) fn id(&self, slot: usize) -> Option<ConnId> {
-        self.slab.get(slot).map(|conn| conn.id)
-    }
-
-    /// The connection with this id, ended or not.
-    fn entry(&mut self, id: ConnId) -> Option<&mut Connection> {
-        find(&mut self.slab, id)
+        self.slab.get(slot).map(Connection::id)
     }
 
     /// All connections, including ended ones that are not freed yet.
@@ -108,14 +106,13 @@ impl Connections {
         }
     }
 
-    /// Queues a frame for a connection, and schedules its writing.
+    /// Queues a frame for a connection that is open, and schedules its writing.
     ///
     /// # Errors
     /// If the outbound queue is full.
     pub(crate) fn send(&mut self, id: ConnId, frame: SharedFrame) -> Result<(), Full> {
-        let conn = find(&mut self.slab, id).filter(|conn| !conn.has_ended());
-        let Some(conn) = conn else { return Ok(()) };
-        conn.outbox.push(frame)?;
+        let Some(conn) = find(&mut self.slab, id) else { return Ok(()) };
+        conn.state.send(frame)?;
         conn.update_buffered(&mut self.buffered);
         if !conn.dirty {
             conn.dirty = true;
@@ -160,12 +157,9 @@ impl Connections {
     pub(crate) fn write(&mut self, id: ConnId, now: Time) -> io::Result<()> {
         let Some(conn) = self.get(id) else { return Ok(()) };
         let written = conn.write();
-        let waiting = conn.outbox.buffered();
+        let waiting = conn.state.outbox().buffered();
         match written? {
-            (Written::All, _) => {
-                conn.written();
-                self.backpressure.remove(id);
-            }
+            (Written::All, _) => self.backpressure.remove(id),
             // Only TLS has output left.
             (Written::Blocked, _) if waiting == 0 => self.backpressure.remove(id),
             (Written::Blocked, taken) => self.backpressure.blocked(id, waiting, taken, now),
@@ -209,8 +203,7 @@ impl Connections {
 
     /// Sets a connection's timer to its deadline or next ping, or to `latest` if that is earlier.
     pub(crate) fn arm(&mut self, id: ConnId, latest: Option<Time>) {
-        let conn = find(&mut self.slab, id);
-        if let Some(conn) = conn.filter(|conn| !conn.has_ended()) {
+        if let Some(conn) = find(&mut self.slab, id) {
             conn.arm(&mut self.timers, latest);
         }
     }
@@ -228,57 +221,14 @@ impl Connections {
         due
     }
 
-    /// The connections and pending logins of a client address.
-    pub(crate) fn count_of(&self, client: ClientKey) -> Count {
-        self.addresses.count(client)
-    }
-
-    /// Counts a connection for a client address.
-    pub(crate) fn set_client(&mut self, id: ConnId, client: ClientKey) {
-        if let Some(conn) = self.get(id) {
-            conn.client = Some(client);
-            self.addresses.add(client);
-        }
-    }
-
-    /// Counts a login that waits to be checked.
-    pub(crate) fn begin_login(&mut self, id: ConnId) {
-        let Some(conn) = self.get(id).filter(|conn| !conn.logging_in) else { return };
-        conn.logging_in = true;
-        if let Some(client) = conn.client {
-            self.addresses.begin_login(client);
-        }
-    }
-
-    /// Stops counting a login.
-    pub(crate) fn end_login(&mut self, id: ConnId) {
-        if let Some(conn) = self.entry(id)
-            && std::mem::take(&mut conn.logging_in)
-            && let Some(client) = conn.client
-        {
-            self.addresses.end_login(client);
-        }
-    }
-
-    /// Records that the reason of a connection's rejection or end is counted. False if it was before:
-    /// only the first reason counts.
-    pub(crate) fn count_once(&mut self, id: ConnId) -> bool {
-        self.entry(id).is_some_and(|conn| !std::mem::replace(&mut conn.counted, true))
-    }
-
-    /// Ends a connection. It is freed at the end of the turn. False if it had ended before.
-    pub(crate) fn end(&mut self, id: ConnId) -> bool {
-        let Some(conn) = self.get(id) else { return false };
-        conn.phase = Phase::Ended;
-        conn.outbox.clear();
+    /// Ends a connection and returns its state. It is freed at the end of the turn. `None` if it had
+    /// ended before.
+    pub(crate) fn end(&mut self, id: ConnId, reason: End) -> Option<&mut State> {
+        self.state(id)?.end(reason);
         self.backpressure.remove(id);
         self.ended.push(id.slot());
         self.update_buffered(id);
-        self.end_login(id);
-        if let Some(client) = self.entry(id).and_then(|conn| conn.client.take()) {
-            self.addresses.remove(client);
-        }
-        true
+        find(&mut self.slab, id).map(|conn| &mut conn.state)
     }
 
     /// Frees the slots of ended connections, which events of the same turn may have referred to.
@@ -327,8 +277,6 @@ impl Connections {
     pub(crate) fn check_invariants(&mut self) {
         use std::collections::BTreeSet;
 
-        use crate::engine::limits::MAX_OUTBOX;
-
         fn set<T: Ord>(items: impl Iterator<Item = T>) -> BTreeSet<T> {
             let mut set = BTreeSet::new();
             for item in items {
@@ -341,32 +289,32 @@ impl Connections {
         let ended = set(self.ended.iter().copied());
         let mut buffered = 0;
         for (slot, conn) in &mut self.slab {
-            assert_eq!(conn.id.slot(), slot);
-            assert_eq!(ended.contains(&slot), conn.has_ended(), "{slot} is to be freed");
-            if !conn.has_ended() {
-                assert_eq!(dirty.contains(&conn.id), conn.dirty, "{slot} is to be written");
-                assert_eq!(unread.contains(&conn.id), conn.unread, "{slot} is to be read on");
+            conn.state.check_invariants();
+            assert_eq!(conn.id().slot(), slot);
+            let has_ended = conn.state.phase() == Phase::Ended;
+            assert_eq!(ended.contains(&slot), has_ended, "{slot} is to be freed");
+            if !has_ended {
+                assert_eq!(dirty.contains(&conn.id()), conn.dirty, "{slot} is to be written");
+                assert_eq!(unread.contains(&conn.id()), conn.unread, "{slot} is to be read on");
             }
             let before = conn.buffered();
             buffered += before;
             conn.update_buffered(&mut buffered);
             assert_eq!(before, conn.buffered(), "buffered bytes of {slot}");
-            let outbox = conn.outbox.buffered();
-            assert!(outbox <= MAX_OUTBOX, "the outbound queue of {slot} has {outbox} bytes");
         }
         assert_eq!(self.buffered, buffered);
         for id in self.backpressure.waiting() {
-            let conn = self.slab.get(id.slot()).filter(|conn| conn.id == id);
-            assert!(conn.is_some_and(|conn| !conn.outbox.is_empty()), "{id} does not wait");
+            let conn = self.slab.get(id.slot()).filter(|conn| conn.id() == id);
+            assert!(conn.is_some_and(|conn| !conn.state.outbox().is_empty()), "{id} does not wait");
         }
         assert!(ended.iter().all(|slot| self.slab.contains(*slot)));
         if self.slab.is_empty() {
-            assert!(self.addresses.is_empty() && self.backpressure.is_empty());
+            assert!(self.backpressure.is_empty());
         }
     }
 }
 
 /// The connection with this id: the one place that compares serial numbers.
 fn find(slab: &mut Slab<Connection>, id: ConnId) -> Option<&mut Connection> {
-    slab.get_mut(id.slot()).filter(|conn| conn.id == id)
+    slab.get_mut(id.slot()).filter(|conn| conn.id() == id)
 }

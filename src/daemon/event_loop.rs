@@ -5,8 +5,6 @@ mod admission;
 mod apply;
 mod checks;
 mod control;
-#[cfg(feature = "echo")]
-mod echo;
 mod handshake;
 mod log_limiter;
 mod publish;
@@ -37,8 +35,10 @@ use super::token::EventSource;
 use crate::daemon::connection::Connection;
 use crate::daemon::connections::Connections;
 use crate::daemon::zmq::Zmq;
+use crate::engine::admission::Admission;
 use crate::engine::hub::{Action, Hub};
 use crate::engine::id::ConnId;
+use crate::engine::memory::Memory;
 use crate::engine::printable::plural;
 use crate::engine::protocol::frame::SharedFrame;
 use crate::engine::protocol::reader::Incoming;
@@ -46,7 +46,6 @@ use crate::engine::rate_limited_log::RateLimitedLog;
 use crate::engine::telemetry::Telemetry;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
-use crate::engine::trim::Trim;
 use crate::espocrm::Installation;
 use crate::platform::clock::Clock;
 use crate::platform::exit::{Exit, Result};
@@ -73,21 +72,19 @@ pub(crate) struct Server {
     control: Control,
     zmq: Zmq,
     conns: Connections,
+    admission: Admission,
+    memory: Memory,
     hub: Hub,
     checks: CheckRunner,
     backend: Backend,
     /// None in the demo.
     reloader: Option<Reloader>,
-    /// No connection is evicted for memory before this time.
-    next_eviction: Time,
     /// Read buffer shared by all connections.
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
     ping: SharedFrame,
     stats: Telemetry,
     log_limiter: RateLimitedLog<Cause>,
-    /// When to return freed memory to the kernel.
-    trim: Trim,
     /// The signal that stops the daemon.
     stop_signal: Option<&'static str>,
 }
@@ -184,21 +181,20 @@ impl Server {
             control: Control::default(),
             zmq,
             conns: Connections::default(),
+            admission: Admission::new(admission::policy(&settings)),
+            memory: Memory::new(settings.max_buffered.value),
             hub: Hub::new(settings.categories.clone()),
             checks: CheckRunner::new(&settings),
             backend,
             reloader,
-            next_eviction: Time::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
             stats: Telemetry::default(),
             log_limiter: RateLimitedLog::new(),
-            trim: Trim::default(),
             stop_signal: None,
             settings,
         };
-        server.limit_handshakes();
         server.apply_to_hub();
         server
     }
@@ -246,7 +242,7 @@ impl Server {
         self.carry_out();
         self.flush();
         self.free();
-        self.trim.update(self.now, self.accounted());
+        self.memory.update(self.now, self.accounted());
         self.timeout()
     }
 
@@ -311,8 +307,8 @@ impl Server {
             self.conns.next_due(),
             self.checks.poll_timeout(),
             self.accepting.paused_until(),
-            self.accepting.next_deadline(),
-            self.trim.next_due(),
+            self.admission.next_deadline(),
+            self.memory.next_trim(),
             self.control.next_deadline(),
             self.zmq.next_deadline(),
             self.next_self_check(),
@@ -331,7 +327,7 @@ impl Server {
         match source {
             EventSource::Connection(slot) => {
                 let Some(id) = self.conns.id(slot) else { return };
-                if ready.writable && self.conn(id).is_some_and(Connection::unblock) {
+                if ready.writable && self.conns.get(id).is_some_and(Connection::unblock) {
                     self.conns.mark_dirty(id);
                 }
                 if ready.readable || ready.ended {
@@ -424,7 +420,7 @@ impl Server {
         self.hub.set_log(self.settings.debug.value);
         let interval = self.settings.recheck_interval.value;
         if self.hub.set_recheck_interval(self.now, interval) {
-            let ids: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
+            let ids: Vec<ConnId> = self.conns.iter().map(Connection::id).collect();
             for id in ids {
                 self.arm(id);
             }

@@ -3,10 +3,6 @@
 
 mod socket;
 
-#[path = "../../tests/simulation/random.rs"]
-#[allow(unreachable_pub, reason = "shared with the simulation of the engine")]
-mod random;
-
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
@@ -18,9 +14,9 @@ use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::espocrm::submission::Rejection;
+pub(crate) use crate::engine::random::Random;
 use crate::engine::reload::Php;
 use crate::platform::exit::{self, Exit};
-pub(crate) use random::Random;
 pub(crate) use socket::{Kernel, Socket};
 
 /// The server's actions, in order.

@@ -8,6 +8,9 @@ use std::time::Duration;
 pub struct Time(u64);
 
 impl Time {
+    /// Later than any other time.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// The time `millis` milliseconds after the start.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
@@ -18,6 +21,12 @@ impl Time {
     #[must_use]
     pub const fn as_millis(self) -> u64 {
         self.0
+    }
+
+    /// Whole seconds since the start.
+    #[must_use]
+    pub fn as_seconds(self) -> u32 {
+        u32::try_from(self.0 / 1_000).unwrap_or(u32::MAX)
     }
 
     /// The time `delay` later; saturates instead of overflowing.

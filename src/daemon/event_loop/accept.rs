@@ -8,17 +8,14 @@ use log::warn;
 
 use super::Server;
 use super::log_limiter::Cause;
-use crate::daemon::connection::Upgrading;
 use crate::daemon::listener::Listener;
 use crate::daemon::net::TcpStream;
 use crate::daemon::stream::Stream;
 use crate::daemon::tls::Acceptor;
-use crate::engine::admission::handshakes::{Handshakes, Surplus};
-use crate::engine::id::ConnId;
-use crate::engine::limits;
-use crate::engine::limits::{
-    HANDSHAKE_DEADLINE, HANDSHAKE_GRACE, MAX_HANDSHAKES, RESERVED_DESCRIPTORS,
-};
+use crate::engine::admission::Decision;
+use crate::engine::admission::handshakes::Surplus;
+use crate::engine::connection::Handshake;
+use crate::engine::limits::{HANDSHAKE_GRACE, MAX_HANDSHAKES, RESERVED_DESCRIPTORS};
 use crate::engine::printable::plural;
 use crate::engine::protocol::client_address::ClientKey;
 use crate::engine::telemetry::stats::End;
@@ -26,7 +23,7 @@ use crate::engine::time::Time;
 use crate::platform::sys;
 use crate::settings::Settings;
 
-/// The listener and the handshakes in progress.
+/// The listener.
 pub(super) struct Accepting {
     listener: Listener,
     acceptor: Option<Acceptor>,
@@ -34,27 +31,14 @@ pub(super) struct Accepting {
     pending: bool,
     /// Out of descriptors or memory: accepting resumes at this time.
     paused_until: Option<Time>,
-    /// Connections accepted so far (wraps).
-    /// Connections that have not completed their handshake.
-    handshakes: Handshakes,
 }
 
 /// Connections accepted in one turn.
 const ACCEPTS: usize = 256;
 
-/// Connections beyond the limit that are answered with 503; others are closed at once. Each costs
-/// as much as a connection during its handshake.
-const OVER_LIMIT: usize = 64;
-
 impl Accepting {
     pub(super) fn new(listener: Listener, acceptor: Option<Acceptor>) -> Self {
-        Self {
-            listener,
-            acceptor,
-            pending: true,
-            paused_until: None,
-            handshakes: Handshakes::new(MAX_HANDSHAKES, MAX_HANDSHAKES),
-        }
+        Self { listener, acceptor, pending: true, paused_until: None }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -92,16 +76,6 @@ impl Accepting {
 
     pub(super) fn paused_until(&self) -> Option<Time> {
         self.paused_until
-    }
-
-    /// When the number of handshakes next has to be checked.
-    pub(super) fn next_deadline(&self) -> Option<Time> {
-        self.handshakes.next_deadline()
-    }
-
-    #[cfg(test)]
-    pub(super) fn handshakes(&self) -> &Handshakes {
-        &self.handshakes
     }
 
     /// Wraps a TCP stream, with TLS if configured. With `proxy_header`, TLS starts after that
@@ -161,61 +135,39 @@ impl Server {
     }
 
     fn open(&mut self, tcp: TcpStream, peer: IpAddr) {
-        let limit = self.settings.max_connections.value;
-        let over_limit = self.conns.len() >= limit;
-        if over_limit {
-            if self.log_limiter.should_log(Cause::OverLimit, self.now) {
-                warn!(
-                    "The limit of {} is reached. New connections are rejected; browsers will \
-                     retry. Raise max_connections, or find out which client opens so many.",
-                    plural(limit as u64, "connection", "connections")
-                );
-            }
-            if self.conns.len() >= limit.saturating_add(OVER_LIMIT) {
-                self.stats.opened += 1;
-                self.stats.end(End::ConnectionLimit);
-                return;
-            }
+        let decision = self.admission.decide_connection(self.conns.len());
+        if let Decision::Drop(limit) = decision {
+            self.log_limit(&limit);
+            self.stats.opened += 1;
+            self.stats.end(limit.end());
+            return;
         }
-        let proxy_header = self.expects_proxy_header(peer);
+        let proxy_header = self.admission.expects_proxy_header(peer);
         let stream = match self.accepting.stream(tcp, proxy_header) {
             Ok(stream) => stream,
             Err(error) => return self.pause(&error),
         };
-        let times = (self.now, self.now.after(HANDSHAKE_DEADLINE));
-        let upgrading = Upgrading::new(peer, proxy_header, over_limit);
-        let opened = self.conns.open(stream, upgrading, times, self.poll.registry());
-        let id = match opened {
+        let handshake = Handshake::new(peer, proxy_header);
+        let registry = self.poll.registry();
+        let id = match self.conns.open(stream, handshake, self.now, registry) {
             Ok(id) => id,
             Err(error) => return self.pause(&error),
         };
         self.stats.opened += 1;
-        if over_limit {
-            self.count_end(id, End::ConnectionLimit);
+        if let Decision::Reject(limit) = decision {
+            self.reject(id, &limit);
         }
-        let client = self.client_of_peer(peer);
-        self.begin_handshake(id, client.unwrap_or(ClientKey::of(peer)));
-        if let Some(client) = client {
-            self.admit_client_early(id, client);
-        }
-    }
-
-    /// Counts a handshake, and ends the oldest ones if there are too many.
-    fn begin_handshake(&mut self, id: ConnId, client: ClientKey) {
-        self.accepting.handshakes.begin(id, client, self.now);
+        let client = self.admission.client_of_peer(peer);
+        self.admission.begin_handshake(id, client.unwrap_or(ClientKey::of(peer)), self.now);
         self.expire_handshakes();
-    }
-
-    /// Derives the limit of handshakes from the limit of connections.
-    pub(super) fn limit_handshakes(&mut self) {
-        let limit = limits::max_new_handshakes(self.settings.max_connections.value);
-        self.accepting.handshakes.set_limit_of_new(limit);
+        if let Some(client) = client {
+            self.admit_client(id, client);
+        }
     }
 
     /// Ends handshakes while there are too many.
     pub(super) fn expire_handshakes(&mut self) {
-        while let Some(Surplus { id, client, count }) = self.accepting.handshakes.surplus(self.now)
-        {
+        while let Some(Surplus { id, client, count }) = self.admission.surplus_handshake(self.now) {
             if self.log_limiter.should_log(Cause::Handshakes, self.now) {
                 warn!(
                     "More than {MAX_HANDSHAKES} handshakes are incomplete after {} s, or far more \
@@ -226,18 +178,8 @@ impl Server {
                 );
             }
             self.end(id, End::HandshakeLimit);
-            self.end_handshake(id);
+            self.admission.end_handshake(id);
         }
-    }
-
-    /// Assigns a handshake to the client named by a proxy.
-    pub(super) fn assign_handshake(&mut self, id: ConnId, client: ClientKey) {
-        self.accepting.handshakes.assign(id, client);
-    }
-
-    /// Removes a handshake that is complete, or has ended.
-    pub(super) fn end_handshake(&mut self, id: ConnId) {
-        self.accepting.handshakes.end(id);
     }
 
     /// Pauses accepting for a second, for lack of descriptors or memory. Existing connections are

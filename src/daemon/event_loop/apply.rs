@@ -191,7 +191,7 @@ impl Server {
             self.open_control();
         }
         self.apply_to_hub();
-        self.limit_handshakes();
+        self.apply_limits();
         // max_buffered may be lower now.
         self.evict_largest();
     }

@@ -7,9 +7,10 @@ use log::{error, warn};
 use super::log_limiter::Cause;
 use super::{Backend, Server};
 use crate::daemon::checks::{CheckRunner, Context, Event};
-use crate::daemon::connection::Phase;
+use crate::daemon::connection::Connection;
 use crate::engine::checks::check::{Check, Ticket, Urgency};
 use crate::engine::checks::queue::QueueFull;
+use crate::engine::connection::Phase;
 use crate::engine::id::ConnId;
 use crate::engine::limits::{MAX_WAITING_LOGINS, MAX_WAITING_SUBSCRIPTIONS};
 use crate::engine::telemetry::stats::{End, LimitHit};
@@ -151,19 +152,9 @@ impl Server {
             Check::AUTHENTICATION,
             Check::AUTHENTICATION
         );
-        let is_open = |phase: &Phase| matches!(phase, Phase::Open(_));
-        let open = self.conns.iter().filter(|conn| is_open(&conn.phase));
-        for id in open.map(|conn| conn.id).collect::<Vec<_>>() {
+        let open = self.conns.iter().filter(|conn| conn.state.phase() == Phase::Open);
+        for id in open.map(Connection::id).collect::<Vec<_>>() {
             self.end(id, End::SelfCheck);
         }
-    }
-
-    /// Whether a client is to be rejected because EspoCRM accepts any token. Counts the reason.
-    pub(super) fn reject_if_locked_down(&mut self, id: ConnId) -> bool {
-        let is_rejected = self.checks.rejects_clients();
-        if is_rejected {
-            self.count_end(id, End::Untrusted);
-        }
-        is_rejected
     }
 }

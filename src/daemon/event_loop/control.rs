@@ -3,8 +3,8 @@
 use log::{info, log};
 
 use super::{Backend, Server};
-use crate::daemon::connection::Phase;
 use crate::daemon::control::RequestId;
+use crate::engine::connection::Phase;
 use crate::engine::espocrm::submission::{Rejection, Submission};
 use crate::engine::json::Json;
 use crate::engine::printable::{Printable, plural};
@@ -157,30 +157,33 @@ impl Server {
     fn list_connections(&self, limit: usize) -> String {
         let mut conns: Vec<_> = self.conns.iter().collect();
         let total = conns.len();
-        conns.sort_unstable_by_key(|conn| std::cmp::Reverse((conn.since, conn.id.serial())));
-        let second = self.now.as_millis() / 1_000;
+        conns.sort_unstable_by_key(|conn| {
+            std::cmp::Reverse((conn.state.since(), conn.id().serial()))
+        });
+        let second = self.now.as_seconds();
         let conns = conns.into_iter().take(limit).map(|conn| {
-            let user = self.hub.user(conn.id);
-            let stage = match conn.phase {
-                Phase::Upgrading(_) => "handshake",
-                Phase::Open(_) if user.is_none() => "login",
-                Phase::Open(_) => "open",
-                Phase::Closing(_) | Phase::Finishing | Phase::Draining | Phase::Ended => "closing",
+            let id = conn.id();
+            let user = self.hub.user(id);
+            let stage = match conn.state.phase() {
+                Phase::Handshake => "handshake",
+                Phase::Open if user.is_none() => "login",
+                Phase::Open => "open",
+                Phase::Closing | Phase::Finishing | Phase::Draining | Phase::Ended => "closing",
             };
             let mut json = Json::object();
-            json.field("id", &conn.id);
+            json.field("id", &id);
             match user {
                 Some(user) => json.text("user", user),
                 None => json.field("user", &"null"),
             };
-            match conn.client {
+            match conn.state.client() {
                 Some(client) => json.text("address", &client.to_string()),
                 None => json.field("address", &"null"),
             };
             json.text("stage", stage);
-            json.field("seconds", &second.saturating_sub(conn.since.into()));
-            json.field("subscriptions", &self.hub.subscriptions(conn.id));
-            json.field("buffered_bytes", &(conn.buffered() + self.hub.buffered_by(conn.id)));
+            json.field("seconds", &second.saturating_sub(conn.state.since()));
+            json.field("subscriptions", &self.hub.subscriptions(id));
+            json.field("buffered_bytes", &(conn.buffered() + self.hub.buffered_by(id)));
             json.end()
         });
         named_list("connections", total, conns)

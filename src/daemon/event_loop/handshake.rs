@@ -1,62 +1,44 @@
 //! The handshake: from an HTTP request to a WebSocket.
 
+use std::net::IpAddr;
+
 use log::{info, warn};
 
 use super::log_limiter::Cause;
 use super::{Backend, Server};
-use crate::daemon::connection::Phase;
+use crate::engine::connection::Handshake;
 use crate::engine::id::ConnId;
-use crate::engine::limits::CLOSE_DEADLINE;
 use crate::engine::protocol::client_address::ClientKey;
-use crate::engine::protocol::frame::{CloseReason, SharedFrame};
+use crate::engine::protocol::frame::CloseReason;
 use crate::engine::protocol::http;
 use crate::engine::protocol::http::{Refusal, Upgrade};
-use crate::engine::protocol::proxy_header;
-use crate::engine::protocol::proxy_header::Malformed;
-use crate::engine::protocol::reader::Reader;
 use crate::engine::telemetry::stats::End;
-use crate::engine::timers;
 
 impl Server {
-    pub(super) fn receive_request(&mut self, id: ConnId, bytes: &[u8]) {
-        let Some(conn) = self.conn(id) else { return };
-        let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
-        let is_parse_due = upgrading.feed(bytes);
-        if upgrading.expects_proxy_header {
-            return self.receive_proxy_header(id);
-        }
-        if !is_parse_due {
-            return;
-        }
-        let request = std::mem::take(upgrading);
+    /// Answers a request if it is complete.
+    pub(super) fn receive_request(&mut self, id: ConnId, request: Handshake) {
         let mut headers = http::no_headers();
         let head = match http::parse(request.bytes(), &mut headers) {
             Ok(Some(head)) => head,
             Ok(None) => {
-                // Not complete yet.
-                conn.phase = Phase::Upgrading(request);
+                if let Some(conn) = self.conns.state(id) {
+                    conn.resume(request);
+                }
                 return;
             }
             Err(refusal) => return self.refuse(id, refusal),
         };
         match head.upgrade() {
             Ok(mut upgrade) => {
-                let client = request.peer.and_then(|peer| self.client_of_head(peer, &head));
-                let is_admitted = client.is_none_or(|client| self.admit_client(id, client));
-                let credentials = upgrade.credentials.as_ref();
-                if !is_admitted
-                    || request.over_limit
-                    || self.reject_if_locked_down(id)
-                    || self.reject_login_if_crowded(id, credentials)
-                {
+                if !self.admit_request(id, &request, &head, upgrade.credentials.as_ref()) {
                     return self.refuse(id, Refusal::Unavailable);
                 }
                 if !self.admit_origin(id, &head) {
                     upgrade.credentials = None;
                 }
-                self.begin_websocket(id, upgrade);
+                self.begin_websocket(id, &upgrade);
                 let rest = request.bytes().get(head.length..).unwrap_or_default();
-                self.receive_frames(id, rest);
+                self.receive(id, rest);
             }
             Err(refusal) => {
                 if let Backend::Demo(demo) = &self.backend {
@@ -69,36 +51,21 @@ impl Server {
         }
     }
 
-    /// Reads the PROXY header, in which a proxy names its client.
-    fn receive_proxy_header(&mut self, id: ConnId) {
-        let Some(conn) = self.conn(id) else { return };
-        let Phase::Upgrading(upgrading) = &mut conn.phase else { return };
-        let (client, rest) = match proxy_header::parse(upgrading.bytes()) {
-            Ok(None) => return,
-            Ok(Some(header)) => (header.client, upgrading.skip_proxy_header(header.length)),
-            Err(Malformed) => {
-                if self.log_limiter.should_log(Cause::ProxyHeader, self.now) {
-                    warn!(
-                        "A trusted proxy opened a connection without a PROXY protocol header. \
-                         Enable the PROXY protocol in the proxy, or disable proxy_protocol."
-                    );
-                }
-                return self.end(id, End::ProxyHeader);
-            }
-        };
-        if let Some(client) = client {
-            let client = ClientKey::of(client);
-            self.assign_handshake(id, client);
-            self.admit_client_early(id, client);
+    /// Assigns a connection to the client that a proxy has named, and continues with the bytes after
+    /// the PROXY header.
+    pub(super) fn receive_proxy_header(&mut self, id: ConnId, client: Option<IpAddr>, rest: &[u8]) {
+        if let Some(client) = client.map(ClientKey::of) {
+            self.admission.assign_handshake(id, client);
+            self.admit_client(id, client);
         }
-        let Some(conn) = self.conn(id) else { return };
+        let Some(conn) = self.conns.get(id) else { return };
         if !conn.is_tls() {
             if !rest.is_empty() {
-                self.receive_request(id, &rest);
+                self.receive(id, rest);
             }
             return;
         }
-        match conn.begin_tls(&rest) {
+        match conn.begin_tls(rest) {
             // The kernel does not report the bytes that TLS has buffered already.
             Ok(()) => self.conns.schedule_read(id),
             Err(error) => {
@@ -108,26 +75,28 @@ impl Server {
         }
     }
 
-    fn begin_websocket(&mut self, id: ConnId, upgrade: Upgrade) {
-        let due = self.now.after(timers::spread(self.settings.ping_interval.value, id));
-        let Some(conn) = self.conn(id) else { return };
-        conn.phase = Phase::Open(Reader::default());
-        conn.due = due;
-        self.end_handshake(id);
-        self.arm(id);
-        self.send(id, SharedFrame::encoded(upgrade.response().into_bytes()));
-        match upgrade.credentials {
-            #[cfg(feature = "echo")]
-            _ if self.echoes() => {}
-            Some(credentials) => {
-                self.conns.begin_login(id);
-                self.hub.open(id, &credentials);
-            }
+    pub(super) fn reject_proxy_header(&mut self, id: ConnId) {
+        if self.log_limiter.should_log(Cause::ProxyHeader, self.now) {
+            warn!(
+                "A trusted proxy opened a connection without a PROXY protocol header. Enable the \
+                 PROXY protocol in the proxy, or disable proxy_protocol."
+            );
+        }
+        self.end(id, End::ProxyHeader);
+    }
+
+    fn begin_websocket(&mut self, id: ConnId, upgrade: &Upgrade) {
+        let Some(conn) = self.conns.state(id) else { return };
+        conn.accept(self.now, self.settings.ping_interval.value, upgrade);
+        self.admission.end_handshake(id);
+        if let Some(credentials) = &upgrade.credentials {
+            self.admission.begin_login(conn);
+            self.hub.open(id, credentials);
+            self.phase_changed(id);
+        } else {
             // Only after the upgrade, since an HTTP error would make the browser retry forever.
-            None => {
-                self.count_end(id, End::NoToken);
-                self.close(id, CloseReason::Refused);
-            }
+            self.reject_as(id, End::NoToken);
+            self.close(id, CloseReason::Refused);
         }
         // Immediately, so that the browser need not wait until the check has been started. If the
         // connection ends here, the hub closes the session it has just opened.
@@ -142,18 +111,20 @@ impl Server {
                  browsers cannot connect, the proxy does not forward the WebSocket upgrade."
             );
         }
-        // Rejections for a limit were logged before.
-        self.count_end(id, End::NotWebSocket);
-        self.respond(id, refusal.response());
+        if let Some(conn) = self.conns.state(id) {
+            // Rejections for a limit were logged and counted before.
+            conn.refuse(self.now, refusal);
+            self.admission.end_handshake(id);
+            self.phase_changed(id);
+        }
     }
 
     /// Sends an HTTP response, the last output of this connection.
     fn respond(&mut self, id: ConnId, response: String) {
-        self.send(id, SharedFrame::encoded(response.into_bytes()));
-        if let Some(conn) = self.conn(id) {
-            conn.phase = Phase::Finishing;
-            self.end_handshake(id);
-            self.set_deadline(id, CLOSE_DEADLINE);
+        if let Some(conn) = self.conns.state(id) {
+            conn.respond(self.now, response);
+            self.admission.end_handshake(id);
+            self.phase_changed(id);
         }
     }
 }

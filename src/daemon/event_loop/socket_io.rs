@@ -7,10 +7,12 @@ use log::{info, warn};
 
 use super::Server;
 use super::log_limiter::Cause;
-use crate::daemon::connection::{Connection, Overdue, Phase};
+use crate::engine::connection::{Connection as State, Input};
 use crate::engine::id::ConnId;
-use crate::engine::limits::{MAX_BUFFERED_AT_PACE, MAX_OUTBOX};
+use crate::engine::limits::MAX_OUTBOX;
+use crate::engine::memory::Usage;
 use crate::engine::printable::plural;
+use crate::engine::protocol::outbox::Full;
 use crate::engine::telemetry::stats::End;
 use crate::engine::time::Time;
 use crate::platform::sys;
@@ -25,15 +27,7 @@ const FLUSHES: usize = 4_096;
 /// Delay before delayed subscriptions are retried.
 const RESUME: Duration = Duration::from_secs(1);
 
-/// Pause between evictions when connections that keep pace exceed the limit.
-const EVICTION_PAUSE: Duration = Duration::from_millis(100);
-
 impl Server {
-    /// The connection with this id, unless it has ended.
-    pub(super) fn conn(&mut self, id: ConnId) -> Option<&mut Connection> {
-        self.conns.get(id)
-    }
-
     /// Writes the output of scheduled connections, up to this turn's budget.
     pub(super) fn flush(&mut self) {
         for _ in 0..FLUSHES {
@@ -54,57 +48,44 @@ impl Server {
         self.conns.backpressure_until(self.now, self.memory_is_short())
     }
 
+    /// Bytes that all connections buffer: partial input, queued output, subscriptions, prefixes.
+    pub(super) fn buffered(&self) -> usize {
+        self.conns.buffered() + self.hub.buffered()
+    }
+
     /// Whether buffered bytes exceed half of the limit.
     pub(super) fn memory_is_short(&self) -> bool {
-        self.conns.buffered() + self.hub.buffered() > self.settings.max_buffered.value / 2
+        self.memory.is_short(self.buffered())
     }
 
     /// Enforces the limit of buffered bytes: ends the largest connections until a quarter is free.
     pub(super) fn evict_largest(&mut self) {
-        let limit = self.settings.max_buffered.value;
-        let is_over = |server: &Self| server.conns.buffered() + server.hub.buffered() > limit;
-        if !is_over(self) || self.now < self.next_eviction {
+        if !self.memory.is_exceeded(self.now, self.buffered()) {
             return;
         }
         // Output that was not yet offered to the kernel does not count as slow reading.
         while self.conns.has_dirty() {
             self.flush();
         }
-        if !is_over(self) {
-            return;
-        }
-        let mut total = self.conns.buffered() + self.hub.buffered();
-        let sizes = self.conns.iter().map(|conn| {
-            let output = conn.outbox.buffered();
-            (conn.buffered() + self.hub.buffered_by(conn.id), output, conn.id)
+        let buffered = self.buffered();
+        let usage = self.conns.iter().map(|conn| Usage {
+            id: conn.id(),
+            total: conn.buffered() + self.hub.buffered_by(conn.id()),
+            output: conn.state.outbox().buffered(),
         });
-        let mut candidates: Vec<_> = sizes
-            .filter(|(size, output, id)| {
-                let is_usual = size.saturating_sub(*output) <= MAX_BUFFERED_AT_PACE;
-                *size > 0 && !(is_usual && self.conns.keeps_pace(*id, self.now))
-            })
-            .map(|(size, _, id)| (size, id))
-            .collect();
-        candidates.sort_unstable();
-        while total > limit / 4 * 3
-            && let Some((size, id)) = candidates.pop()
-        {
-            total -= size;
+        let keeps_pace = |id| self.conns.keeps_pace(id, self.now);
+        for Usage { id, total, .. } in self.memory.evict(self.now, buffered, usage, keeps_pace) {
             if self.log_limiter.should_log(Cause::Memory, self.now) {
                 let user = self.hub.user(id).unwrap_or("(not yet logged in)").to_owned();
                 warn!(
                     "Connections buffer more than {} of partial input and queued output. The \
                      largest are ended, first one of user {user} with {}; browsers will retry. \
                      Raise max_buffered if this is logged often.",
-                    Size::bytes(limit),
-                    plural(size as u64, "byte", "bytes")
+                    Size::bytes(self.settings.max_buffered.value),
+                    plural(total as u64, "byte", "bytes")
                 );
             }
             self.end(id, End::Memory);
-        }
-        if is_over(self) {
-            // The others keep pace. Repeating this at each read would cost too much.
-            self.next_eviction = self.now.after(EVICTION_PAUSE);
         }
     }
 
@@ -123,7 +104,7 @@ impl Server {
 
     /// Returns unused memory to the kernel some seconds after the load has dropped.
     pub(super) fn trim_if_due(&mut self) {
-        if self.trim.take_due(self.now, self.accounted()) {
+        if self.memory.take_trim(self.now, self.accounted()) {
             self.conns.shrink();
             self.checks.shrink();
             sys::trim_heap();
@@ -137,9 +118,9 @@ impl Server {
         let more = (0..READS).all(|_| self.read_once(id, ended, &mut scratch));
         self.scratch = scratch;
         self.conns.update_buffered(id);
-        self.evict_largest();
         // Answers, or output of the TLS handshake.
         self.conns.mark_dirty(id);
+        self.evict_largest();
         if more {
             self.conns.schedule_read(id);
         }
@@ -147,7 +128,7 @@ impl Server {
 
     /// Reads once; returns whether more input may be available.
     fn read_once(&mut self, id: ConnId, ended: bool, scratch: &mut [u8]) -> bool {
-        let Some(conn) = self.conn(id) else { return false };
+        let Some(conn) = self.conns.get(id) else { return false };
         match conn.read(scratch) {
             Ok(0) => {
                 // A peer that has shut down its side may still read.
@@ -162,22 +143,27 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    self.count_end(id, End::Tls);
                     self.log_tls_failure(&error);
+                    self.end(id, End::Tls);
+                } else {
+                    self.end(id, End::PeerClosed);
                 }
-                self.end(id, End::PeerClosed);
             }
         }
         false
     }
 
-    fn receive(&mut self, id: ConnId, bytes: &[u8]) {
-        let Some(conn) = self.conn(id) else { return };
-        conn.heard();
-        match &mut conn.phase {
-            Phase::Upgrading(_) => self.receive_request(id, bytes),
-            Phase::Open(_) | Phase::Closing(_) => self.receive_frames(id, bytes),
-            Phase::Finishing | Phase::Draining | Phase::Ended => {}
+    /// Processes bytes that were read.
+    pub(super) fn receive(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = self.conns.state(id) else { return };
+        match conn.handle_input(self.now, bytes, &mut self.incoming) {
+            Ok(Input::Nothing) => {}
+            Ok(Input::ProxyHeader(client, rest)) => self.receive_proxy_header(id, client, &rest),
+            Ok(Input::InvalidProxyHeader) => self.reject_proxy_header(id),
+            Ok(Input::Request(request)) => self.receive_request(id, request),
+            Ok(Input::Frames) => self.receive_frames(id),
+            Ok(Input::Flood) => self.closed_for_flood(id),
+            Err(Full) => self.end_slow(id),
         }
     }
 
@@ -185,27 +171,19 @@ impl Server {
     pub(super) fn expire_conns(&mut self) {
         let now = self.now;
         for id in self.conns.take_due(now) {
-            let next_ping = now.after(self.settings.ping_interval.value);
-            let Some(conn) = self.conn(id) else { continue };
-            if conn.due <= now {
-                match conn.ping(next_ping) {
-                    Ok(()) => self.send(id, self.ping.clone()),
-                    // Without a Close frame, so that a browser that was suspended reconnects.
-                    Err(reason @ (Overdue::Deadline | Overdue::Lost | Overdue::Incomplete)) => {
-                        self.end(
-                            id,
-                            match reason {
-                                Overdue::Lost => End::PingTimeout,
-                                Overdue::Incomplete => End::Incomplete,
-                                _ => End::HandshakeTimeout,
-                            },
-                        );
-                        continue;
-                    }
-                    Err(Overdue::Lagging) => {
-                        self.end_slow(id);
-                        continue;
-                    }
+            let Some(conn) = self.conns.state(id) else { continue };
+            match conn.handle_timeout(now, self.settings.ping_interval.value, &self.ping) {
+                Ok(()) => {
+                    self.conns.update_buffered(id);
+                    self.conns.mark_dirty(id);
+                }
+                Err(End::Slow) => {
+                    self.end_slow(id);
+                    continue;
+                }
+                Err(reason) => {
+                    self.end(id, reason);
+                    continue;
                 }
             }
             self.hub.recheck(now, id);
@@ -214,11 +192,14 @@ impl Server {
         }
     }
 
-    /// Sets a deadline after which a connection is ended.
-    pub(super) fn set_deadline(&mut self, id: ConnId, after: Duration) {
-        let due = self.now.after(after);
-        if let Some(conn) = self.conn(id) {
-            conn.due = due;
+    /// Completes a change of a connection's phase: schedules its output, sets its timer, and counts
+    /// the reason for its end.
+    pub(super) fn phase_changed(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get(id) {
+            conn.finish_if_written();
+            self.conns.update_buffered(id);
+            self.conns.mark_dirty(id);
+            self.count_end(id);
             self.arm(id);
         }
     }
@@ -231,27 +212,26 @@ impl Server {
         self.conns.arm(id, latest);
     }
 
-    /// Counts the reason for a connection's rejection or end. Only the first reason counts.
-    pub(super) fn count_end(&mut self, id: ConnId, reason: End) {
-        if self.conns.count_once(id) {
+    /// Counts the reason for a connection's rejection or end, if it is known now.
+    pub(super) fn count_end(&mut self, id: ConnId) {
+        if let Some(reason) = self.conns.state(id).and_then(State::poll_end) {
             self.stats.end(reason);
         }
     }
 
     /// Ends a connection without a Close frame.
     pub(super) fn end(&mut self, id: ConnId, reason: End) {
-        if self.conn(id).is_some() {
-            self.count_end(id, reason);
+        let Some(conn) = self.conns.end(id, reason) else { return };
+        self.admission.end(conn);
+        if let Some(reason) = conn.poll_end() {
+            self.stats.end(reason);
         }
-        if self.conns.end(id) {
-            self.end_handshake(id);
-            self.hub.close(id);
-        }
+        self.hub.close(id);
     }
 
     /// Ends the connection of a slow reader; its browser reconnects.
     pub(super) fn end_slow(&mut self, id: ConnId) {
-        let waiting = self.conn(id).map_or(0, |conn| conn.outbox.bytes());
+        let waiting = self.conns.state(id).map_or(0, |conn| conn.outbox().bytes());
         if self.log_limiter.should_log(Cause::Slow, self.now) {
             warn!(
                 "A browser could not keep up: {waiting} bytes are queued for it, the limit is \

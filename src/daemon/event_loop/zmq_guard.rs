@@ -71,7 +71,7 @@ impl Server {
 
     /// Expected memory use of this process without libzmq, in bytes.
     pub(super) fn accounted(&self) -> usize {
-        let buffered = self.conns.buffered() + self.hub.buffered();
+        let buffered = self.buffered();
         let tls = self.settings.tls.value.is_some();
         limits::accounted(self.conns.len(), tls, buffered, self.checks.queue().queued())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::oracle::Oracle;
 use super::tab::Stage;
 use super::{EventSource, Server};
-use crate::daemon::connection::{Connection, Phase};
+use crate::engine::connection::Phase;
 use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 
 /// Checks the server's lists and sums.
@@ -15,20 +15,17 @@ pub(super) fn check_lists(server: &mut Server) {
         server.hub.check_invariants();
         server.checks.check_invariants();
         server.zmq.check_invariants();
-        server.accepting.handshakes().check_invariants();
+        server.admission.check_handshakes();
     }
     server.conns.check_invariants();
-    let is_handshake = |conn: &&Connection| matches!(conn.phase, Phase::Upgrading(_));
-    let handshakes = server.accepting.handshakes();
-    let in_progress = server.conns.iter().filter(is_handshake);
-    assert!(in_progress.clone().all(|conn| handshakes.contains(conn.id)));
-    assert_eq!(in_progress.count(), handshakes.len());
+    let conns = server.conns.iter().map(|conn| &conn.state);
+    server.admission.check_invariants(conns.clone());
     // Each connection is counted when it is accepted, and again when the reason of its end is
     // known.
-    let uncounted = server.conns.iter().filter(|conn| !conn.counted).count() as u64;
+    let uncounted = conns.clone().filter(|conn| !conn.is_end_reported()).count() as u64;
     let stats = &server.stats;
     assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());
-    assert!(server.conns.iter().all(|conn| conn.counted || !conn.has_ended()));
+    assert!(conns.clone().all(|conn| conn.is_end_reported() || conn.phase() != Phase::Ended));
 }
 
 /// Checks a server that has finished its work and would wait this long.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::time::Time;
+use crate::engine::time::Time;
 
 /// Tracks the number of bytes in use. The allocator keeps freed memory between blocks that are in
 /// use, and collections keep their capacity; so some seconds after memory use has dropped, both
 /// must be trimmed, once for each drop.
 #[derive(Debug, Default)]
-pub struct Trim {
+pub(super) struct Trim {
     /// The maximum of bytes in use since the last trim.
     peak: usize,
     due: Option<Time>,
@@ -22,7 +22,7 @@ const DELAY: Duration = Duration::from_secs(5);
 
 impl Trim {
     /// Updates the number of bytes in use.
-    pub fn update(&mut self, now: Time, used: usize) {
+    pub(super) fn update(&mut self, now: Time, used: usize) {
         self.peak = self.peak.max(used);
         if self.due.is_none() && self.has_dropped(used) {
             self.due = Some(now.after(DELAY));
@@ -31,12 +31,12 @@ impl Trim {
 
     /// When [`take_due`](Self::take_due) must be called.
     #[must_use]
-    pub fn next_due(&self) -> Option<Time> {
+    pub(super) fn next_due(&self) -> Option<Time> {
         self.due
     }
 
     /// Whether memory must be trimmed now.
-    pub fn take_due(&mut self, now: Time, used: usize) -> bool {
+    pub(super) fn take_due(&mut self, now: Time, used: usize) -> bool {
         if self.due.take_if(|due| *due <= now).is_none() || !self.has_dropped(used) {
             return false;
         }
