@@ -11,7 +11,7 @@ const RPM: &str = "rpm --force-debian --nodeps --nodigest --nosignature";
 #[test]
 #[ignore = "boots a container: make test-packages"]
 fn an_rpm_is_installed_upgraded_and_removed() {
-    let container = Container::boot(Release::Bookworm);
+    let container = Container::boot(Release::Trixie);
     standin::add(&container, "/var/www/html");
     let package = format!("/packages/{}", name("rpm"));
     let previous = previous(&container, &package);

@@ -1,6 +1,5 @@
 //! The processes that listen on a port of this machine, read from `/proc`.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read;
@@ -127,8 +126,12 @@ impl Port {
                 );
                 return Finding::ok(step, found);
             }
-            let users: BTreeSet<_> = self.sockets.iter().map(|it| name_of(it.user)).collect();
-            let users: Vec<_> = users.into_iter().collect();
+            let mut users = Vec::new();
+            for user in self.sockets.iter().map(|it| name_of(it.user)) {
+                if !users.contains(&user) {
+                    users.push(user);
+                }
+            }
             return Finding::unknown(
                 step,
                 format!(

@@ -87,11 +87,13 @@ impl Categories {
     /// invalid definition are rejected.
     #[must_use]
     pub fn from_json(json: &Value) -> Self {
-        let entries = json.as_object().into_iter().flatten();
-        let by_name: BTreeMap<String, Category> = entries
-            .filter(|(name, _)| !name.is_empty())
-            .map(|(name, value)| (name.clone(), Category::from_json(value)))
-            .collect();
+        // Collecting into a map would add a sort to the binary.
+        let mut by_name = BTreeMap::new();
+        for (name, value) in json.as_object().into_iter().flatten() {
+            if !name.is_empty() {
+                by_name.insert(name.clone(), Category::from_json(value));
+            }
+        }
         Self::new(by_name)
     }
 

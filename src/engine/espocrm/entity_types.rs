@@ -19,11 +19,16 @@ impl EntityTypes {
     #[must_use]
     pub fn from_json(json: &Value) -> Self {
         let names = json.as_array().filter(|names| (1..=MAX_ENTITY_TYPES).contains(&names.len()));
-        let name = |name: &Value| {
-            let name = name.as_str().filter(|name| name.len() <= MAX_PARAMETER);
-            name.map(Box::from)
-        };
-        Self(names.and_then(|names| names.iter().map(name).collect()))
+        let Some(names) = names else { return Self(None) };
+        // Collecting into a set would add a sort to the binary.
+        let mut types = BTreeSet::new();
+        for name in names {
+            match name.as_str().filter(|name| name.len() <= MAX_PARAMETER) {
+                Some(name) => types.insert(name.into()),
+                None => return Self(None),
+            };
+        }
+        Self(Some(types))
     }
 
     /// Whether a check is for a record of an unknown type: `AclCheck` with one `--scope` and one

@@ -221,12 +221,14 @@ pub fn report(figures: &Figures, report: &mut Json) {
             Some((object, _)) if !objects.contains(&object) => {
                 objects.push(object);
                 let path = |it: &Statistic| it.path().filter(|path| path.0 == object);
-                let mut fields: Vec<_> =
-                    STATISTICS.iter().filter_map(|it| Some((it, path(it)?.1))).collect();
-                let place = |pointer| FIRST.iter().position(|first| *first == pointer);
-                fields.sort_by_key(|(it, _)| place(it.json).unwrap_or(FIRST.len()));
+                let fields = || STATISTICS.iter().filter_map(|it| Some((it, path(it)?.1)));
                 let mut json = Json::object();
-                for (it, field) in fields {
+                for first in FIRST {
+                    for (it, field) in fields().filter(|(it, _)| it.json == first) {
+                        (it.value)(figures).add_to(&mut json, field);
+                    }
+                }
+                for (it, field) in fields().filter(|(it, _)| !FIRST.contains(&it.json)) {
                     (it.value)(figures).add_to(&mut json, field);
                 }
                 report.field(object, &json.end());
