@@ -83,7 +83,7 @@ pub(crate) struct Server {
     scratch: Box<[u8]>,
     incoming: Vec<Incoming>,
     ping: SharedFrame,
-    stats: Telemetry,
+    telemetry: Telemetry,
     log_limiter: RateLimitedLog<Cause>,
     /// The signal that stops the daemon.
     stop_signal: Option<&'static str>,
@@ -190,7 +190,7 @@ impl Server {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             incoming: Vec::new(),
             ping: SharedFrame::ping(),
-            stats: Telemetry::default(),
+            telemetry: Telemetry::default(),
             log_limiter: RateLimitedLog::new(),
             stop_signal: None,
             settings,
@@ -249,7 +249,7 @@ impl Server {
     /// The second half of a turn: handles the events that arrived while waiting.
     fn process(&mut self, events: impl Iterator<Item = Ready>) {
         self.now = self.clock.now();
-        self.stats.advance(self.now);
+        self.telemetry.advance(self.now);
         if let Some(reloader) = &mut self.reloader {
             reloader.begin_turn();
         }
@@ -402,7 +402,7 @@ impl Server {
         self.checks.kill_all();
         self.flush();
         self.log_limiter.log_all();
-        let Stats { opened, messages, deliveries, .. } = *self.stats;
+        let Stats { opened, messages, deliveries, .. } = self.telemetry.stats;
         info!(
             "Stopped by {}, with {} open. Since the start: {}, {} received, {}, {} dropped.",
             self.stop_signal.unwrap_or("an error"),
@@ -410,7 +410,7 @@ impl Server {
             plural(opened, "connection", "connections"),
             plural(messages, "message", "messages"),
             plural(deliveries, "delivery", "deliveries"),
-            plural(self.stats.dropped.iter().sum(), "message", "messages"),
+            plural(self.telemetry.stats.dropped.iter().sum(), "message", "messages"),
         );
         self.conns.clear();
     }

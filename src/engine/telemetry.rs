@@ -4,7 +4,6 @@ pub mod rates;
 pub mod statistics;
 pub mod stats;
 
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use super::time::Time;
@@ -12,7 +11,7 @@ use rates::Rates;
 use statistics::Figures;
 use stats::Stats;
 
-/// What the daemon counts. It dereferences to the counters, [`Stats`].
+/// What the daemon counts.
 ///
 /// - Input: [`advance`](Self::advance) at the beginning of each turn, then the methods and fields
 ///   of [`Stats`] where something happens.
@@ -20,7 +19,8 @@ use stats::Stats;
 ///   [`statistics`] renders them.
 #[derive(Debug, Default)]
 pub struct Telemetry {
-    stats: Stats,
+    /// The counters.
+    pub stats: Stats,
     rates: Rates,
     /// CPU time of PHP as exported last.
     php_cpu: Duration,
@@ -43,20 +43,6 @@ impl Telemetry {
     }
 }
 
-impl Deref for Telemetry {
-    type Target = Stats;
-
-    fn deref(&self) -> &Stats {
-        &self.stats
-    }
-}
-
-impl DerefMut for Telemetry {
-    fn deref_mut(&mut self) -> &mut Stats {
-        &mut self.stats
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,7 +51,7 @@ mod tests {
     fn figures_contain_the_counters_and_php_cpu_time_never_decreases() {
         let mut telemetry = Telemetry::default();
         telemetry.advance(Time::from_millis(61_000));
-        telemetry.messages += 2;
+        telemetry.stats.messages += 2;
         for (seconds, exported) in [(3, 3), (2, 3), (4, 4)] {
             let php_cpu = Duration::from_secs(seconds);
             let figures = telemetry.complete(Figures { php_cpu, users: 5, ..Figures::default() });

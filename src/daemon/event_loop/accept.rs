@@ -138,8 +138,8 @@ impl Server {
         let decision = self.admission.decide_connection(self.conns.len());
         if let Decision::Drop(limit) = decision {
             self.log_limit(&limit);
-            self.stats.opened += 1;
-            self.stats.end(limit.end());
+            self.telemetry.stats.opened += 1;
+            self.telemetry.stats.end(limit.end());
             return;
         }
         let proxy_header = self.admission.expects_proxy_header(peer);
@@ -153,7 +153,7 @@ impl Server {
             Ok(id) => id,
             Err(error) => return self.pause(&error),
         };
-        self.stats.opened += 1;
+        self.telemetry.stats.opened += 1;
         if let Decision::Reject(limit) = decision {
             self.reject(id, &limit);
         }
@@ -185,7 +185,7 @@ impl Server {
     /// Pauses accepting for a second, for lack of descriptors or memory. Existing connections are
     /// served meanwhile.
     fn pause(&mut self, error: &io::Error) {
-        self.stats.accept_failures += 1;
+        self.telemetry.stats.accept_failures += 1;
         if self.log_limiter.should_log(Cause::NoDescriptor, self.now) {
             warn!(
                 "Connections cannot be accepted: {error}. Retrying every second. Raise LimitNOFILE \

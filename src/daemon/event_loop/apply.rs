@@ -83,12 +83,12 @@ impl Server {
                     self.hub.begin_reload();
                 }
                 Event::Apply { settings, requested } => {
-                    self.stats.reload(true);
+                    self.telemetry.stats.reload(true);
                     self.apply(*settings, requested, &mut errors);
                     self.request_self_check();
                 }
                 Event::Kept { error, version } => {
-                    self.stats.reload(false);
+                    self.telemetry.stats.reload(false);
                     errors.push(error);
                     // The version still determines how PHP's answers are interpreted.
                     if let Some(version) = version {

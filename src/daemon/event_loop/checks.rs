@@ -26,14 +26,15 @@ impl Server {
             settings: &self.settings,
             backend: &self.backend,
             reloader: self.reloader.as_ref(),
-            stats: &mut self.stats,
+            stats: &mut self.telemetry.stats,
         };
         (&mut self.checks, context)
     }
 
     pub(super) fn request_check(&mut self, ticket: Ticket, urgency: Urgency, check: Check) {
         let user = Rc::clone(&check.user);
-        let requested = self.checks.request(self.now, ticket, urgency, check, &mut self.stats);
+        let requested =
+            self.checks.request(self.now, ticket, urgency, check, &mut self.telemetry.stats);
         let Err(full) = requested else { return };
         if urgency == Urgency::Authentication {
             if self.log_limiter.should_log(Cause::QueueFull, self.now) {
@@ -45,7 +46,7 @@ impl Server {
             // Without a Close frame, so that the browser reconnects and tries again.
             return self.end(ticket.conn, End::CheckQueue);
         }
-        self.stats.hit_limit(LimitHit::UserChecks);
+        self.telemetry.stats.hit_limit(LimitHit::UserChecks);
         self.log_delay(full, &user);
         self.hub.delay(ticket);
         self.arm(ticket.conn);

@@ -122,7 +122,7 @@ impl Server {
     fn inject(&mut self, message: &[u8]) -> Result<u64, Rejection> {
         // Apply pending verdicts first.
         self.carry_out();
-        self.stats.messages += 1;
+        self.telemetry.stats.messages += 1;
         let published = self.publish(message);
         match published {
             Ok(receivers) => {
@@ -130,7 +130,7 @@ impl Server {
                 info!("The administrator published a message to {receivers}.");
             }
             Err(rejection) => {
-                self.stats.drop(rejection);
+                self.telemetry.stats.drop(rejection);
                 self.show_rejection(rejection);
             }
         }
@@ -333,6 +333,6 @@ mod tests {
         assert_eq!(server.problems(), [""; 0]);
         check(&mut server, 463, &failed);
         assert_eq!(server.problems(), [""; 0]);
-        assert_eq!(server.stats.checks[0], [0, 1, 5]);
+        assert_eq!(server.telemetry.stats.checks[0], [0, 1, 5]);
     }
 }

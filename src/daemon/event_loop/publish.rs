@@ -21,16 +21,16 @@ const DELIVERIES: u64 = 64 * 1024;
 impl Server {
     /// Receives messages of EspoCRM, up to this turn's budget.
     pub(super) fn receive_messages(&mut self) {
-        let before = self.stats.messages;
+        let before = self.telemetry.stats.messages;
         self.take_messages();
-        if self.stats.messages > before {
+        if self.telemetry.stats.messages > before {
             // libzmq may now read more of the input that arrived earlier.
             self.wake_zmq_guard();
         }
     }
 
     fn take_messages(&mut self) {
-        let enough = self.stats.deliveries + DELIVERIES;
+        let enough = self.telemetry.stats.deliveries + DELIVERIES;
         let mut bytes = 0;
         for _ in 0..MESSAGES {
             let published = match self.zmq.receive() {
@@ -41,11 +41,14 @@ impl Server {
                 Received::Rejected(rejection) => Err(rejection),
                 Received::Nothing => return,
             };
-            self.stats.messages += 1;
+            self.telemetry.stats.messages += 1;
             if let Err(rejection) = published {
                 self.drop_message(rejection);
             }
-            if self.stats.deliveries >= enough || bytes >= MAX_TURN || self.memory_is_short() {
+            if self.telemetry.stats.deliveries >= enough
+                || bytes >= MAX_TURN
+                || self.memory_is_short()
+            {
                 return;
             }
         }
@@ -60,7 +63,7 @@ impl Server {
             self.show_message(&submission, 0);
             return Ok(0);
         }
-        let before = self.stats.deliveries;
+        let before = self.telemetry.stats.deliveries;
         // Encoded once for all receivers.
         let frame = SharedFrame::text(&wamp::event(&submission.topic, submission.json));
         let mut slow = Vec::new();
@@ -69,7 +72,7 @@ impl Server {
                 slow.push(id);
                 continue;
             }
-            self.stats.deliveries += 1;
+            self.telemetry.stats.deliveries += 1;
             debug!("send {} for connection {id}", Printable(&submission.topic));
         }
         if let Some(user) = &submission.user {
@@ -78,14 +81,14 @@ impl Server {
         for id in slow {
             self.end_slow(id);
         }
-        let receivers = self.stats.deliveries - before;
+        let receivers = self.telemetry.stats.deliveries - before;
         self.show_message(&submission, receivers);
         self.evict_largest();
         Ok(receivers)
     }
 
     fn drop_message(&mut self, rejection: Rejection) {
-        self.stats.drop(rejection);
+        self.telemetry.stats.drop(rejection);
         self.show_rejection(rejection);
         if self.log_limiter.should_log(Cause::Rejected(rejection), self.now) {
             warn!(

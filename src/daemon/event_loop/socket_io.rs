@@ -215,7 +215,7 @@ impl Server {
     /// Counts the reason for a connection's rejection or end, if it is known now.
     pub(super) fn count_end(&mut self, id: ConnId) {
         if let Some(reason) = self.conns.state(id).and_then(State::poll_end) {
-            self.stats.end(reason);
+            self.telemetry.stats.end(reason);
         }
     }
 
@@ -224,7 +224,7 @@ impl Server {
         let Some(conn) = self.conns.end(id, reason) else { return };
         self.admission.end(conn);
         if let Some(reason) = conn.poll_end() {
-            self.stats.end(reason);
+            self.telemetry.stats.end(reason);
         }
         self.hub.close(id);
     }

@@ -42,7 +42,7 @@ impl Server {
             problems: self.problems(),
             ..Figures::default()
         };
-        self.stats.complete(figures)
+        self.telemetry.complete(figures)
     }
 
     /// One line for `systemctl status`.
@@ -52,7 +52,7 @@ impl Server {
             self.address(),
             self.endpoint(),
             plural(self.conns.len() as u64, "connection", "connections"),
-            plural(self.stats.messages, "message", "messages"),
+            plural(self.telemetry.stats.messages, "message", "messages"),
         )
     }
 

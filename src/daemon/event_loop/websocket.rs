@@ -107,7 +107,7 @@ impl Server {
     }
 
     pub(super) fn too_many_subscriptions(&mut self, id: ConnId) {
-        self.stats.hit_limit(LimitHit::Subscriptions);
+        self.telemetry.stats.hit_limit(LimitHit::Subscriptions);
         if self.log_limiter.should_log(Cause::TooManySubscriptions, self.now) {
             let user = self.hub.user(id).unwrap_or("(not yet logged in)");
             warn!(

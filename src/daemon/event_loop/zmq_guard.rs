@@ -26,7 +26,7 @@ impl Server {
                 error!("{error} EspoCRM's messages are not received. Retrying every second.");
             }
             Some(Event::Restarted { excess, registered }) => {
-                self.stats.zmq_restarts += 1;
+                self.telemetry.stats.zmq_restarts += 1;
                 match excess {
                     Some(excess) => self.log_excess(excess),
                     None => self.log_resumption(),

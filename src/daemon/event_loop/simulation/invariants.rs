@@ -11,7 +11,7 @@ use crate::engine::limits::{CLOSE_DEADLINE, HANDSHAKE_DEADLINE};
 /// Checks the server's lists and sums.
 pub(super) fn check_lists(server: &mut Server) {
     // Some of the turns are enough: this takes most of the time.
-    if server.stats.opened.is_multiple_of(4) {
+    if server.telemetry.stats.opened.is_multiple_of(4) {
         server.hub.check_invariants();
         server.checks.check_invariants();
         server.zmq.check_invariants();
@@ -23,7 +23,7 @@ pub(super) fn check_lists(server: &mut Server) {
     // Each connection is counted when it is accepted, and again when the reason of its end is
     // known.
     let uncounted = conns.clone().filter(|conn| !conn.is_end_reported()).count() as u64;
-    let stats = &server.stats;
+    let stats = &server.telemetry.stats;
     assert_eq!(stats.opened, uncounted + stats.refused() + stats.ended());
     assert!(conns.clone().all(|conn| conn.is_end_reported() || conn.phase() != Phase::Ended));
 }
