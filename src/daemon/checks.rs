@@ -164,7 +164,7 @@ impl CheckRunner {
             }
             match context.backend {
                 Backend::Espocrm(installation) => {
-                    self.start(context, installation, job, &check, runner)
+                    self.start(context, installation, job, &check, runner);
                 }
                 Backend::Demo(demo) => self.finish(context, job, &check, &demo.check(&check)),
                 #[cfg(test)]
