@@ -1,6 +1,8 @@
 //! The PHP workers: where a check runs, and when workers are started, stopped or given up.
 
 mod outcome;
+#[cfg(test)]
+mod random;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -231,6 +233,10 @@ impl Pool {
         self.failures = 0;
         self.obstructions = Window::default();
         self.losses = Window::default();
+        if self.limit == 0 {
+            // The last workers after a reload that disables them.
+            return Next::Stop;
+        }
         // Renewals of the pause are not reported.
         let again = self.given_up_until.replace(now.after(PAUSE)).is_some();
         if again { Next::Stop } else { Next::GiveUp }
