@@ -81,30 +81,25 @@ impl Pool {
     /// outcome of that is [`Problem::Failed`].
     #[must_use]
     pub fn handle_outcome(&mut self, now: Time, id: WorkerId, outcome: Outcome) -> Decision {
+        use CheckAction::{Finish, Nothing, RunPlain};
+        use Problem::{Failed, NotBegun, TimedOut};
         let trust = self.get_mut(id).map_or(Trust::Unverified, |worker| worker.trust);
         if trust == Trust::Verifying {
             self.set_trust(id, Trust::Unverified);
         }
-        let timed_out = || CheckAction::Finish(Verdict::Unchecked(Failure::TimedOut));
+        let timed_out = Finish(Verdict::Unchecked(Failure::TimedOut));
+        let obstructed = Some(Fault::Obstructed);
         let (worker, fault, check) = match outcome {
             Outcome::Answered(verdict) => return self.handle_answer(now, id, trust, verdict),
-            Outcome::Unable => (self.unable(now, id), None, CheckAction::RunPlain),
-            Outcome::ScriptRemoved => {
-                (self.failed(now, id), Some(Fault::ScriptRemoved), CheckAction::RunPlain)
-            }
-            Outcome::Unanswered(Problem::TimedOut { begun: true }) => {
-                (self.stopped(now, id), None, timed_out())
-            }
-            Outcome::Unanswered(Problem::TimedOut { begun: false }) => {
-                (self.obstructed(now, id), Some(Fault::Obstructed), timed_out())
-            }
-            Outcome::Unanswered(Problem::NotBegun) => {
-                (self.obstructed(now, id), Some(Fault::Obstructed), CheckAction::RunPlain)
-            }
-            Outcome::Unanswered(Problem::Failed(reason)) => {
-                (self.failed(now, id), Some(Fault::Failed(reason)), CheckAction::RunPlain)
-            }
-            Outcome::Exited => (self.failed(now, id), Some(Fault::Exited), CheckAction::Nothing),
+            Outcome::Unable => (self.unable(now, id), None, RunPlain),
+            Outcome::ScriptRemoved => (self.failed(now, id), Some(Fault::ScriptRemoved), RunPlain),
+            Outcome::Exited => (self.failed(now, id), Some(Fault::Exited), Nothing),
+            Outcome::Unanswered(problem) => match problem {
+                TimedOut { begun: true } => (self.stopped(now, id), None, timed_out),
+                TimedOut { begun: false } => (self.obstructed(now, id), obstructed, timed_out),
+                NotBegun => (self.obstructed(now, id), obstructed, RunPlain),
+                Failed(reason) => (self.failed(now, id), Some(Fault::Failed(reason)), RunPlain),
+            },
         };
         Decision { worker, fault, check }
     }
