@@ -14,7 +14,7 @@ use socket2::SockRef;
 
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::first_line;
-use crate::engine::checks::worker_pool::WorkerId;
+use crate::engine::checks::worker_pool::{Problem, WorkerId};
 use crate::engine::checks::worker_protocol;
 use crate::engine::checks::worker_protocol::{InvalidResponse, Reply};
 use crate::engine::espocrm::version::Convention;
@@ -39,8 +39,6 @@ pub(crate) struct CheckRequest {
     pub job: JobId,
     /// How to read the outcome.
     pub convention: Convention,
-    /// The worker has granted the check; it must deny a random token before that counts.
-    pub verifies: bool,
 }
 
 /// The end of a check request.
@@ -50,20 +48,6 @@ pub(crate) struct Outcome {
     pub worker: WorkerId,
     pub request: CheckRequest,
     pub result: Result<Reply, Problem>,
-}
-
-/// Why a worker has not answered.
-#[derive(Debug)]
-pub(crate) enum Problem {
-    /// The check exceeded the timeout.
-    TimedOut {
-        /// The worker had begun the check. Otherwise something prevents it from accepting requests.
-        begun: bool,
-    },
-    /// The worker has not begun the check although it was idle.
-    NotBegun,
-    /// The worker failed to start, exited or sent an invalid response: the reason, for the log.
-    Failed(String),
 }
 
 struct Worker {

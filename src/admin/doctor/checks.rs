@@ -12,10 +12,10 @@ use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict;
 use crate::engine::checks::verdict::{Failure, ProcessExit, Verdict};
-use crate::engine::checks::worker_pool::{Pool, Runner};
+use crate::engine::checks::worker_pool::{Pool, Problem, Runner};
 use crate::engine::checks::worker_protocol::Reply;
 use crate::espocrm::process::Children;
-use crate::espocrm::workers::{CheckRequest, Outcome, Problem, Workers};
+use crate::espocrm::workers::{CheckRequest, Outcome, Workers};
 use crate::espocrm::{Installation, Router};
 use crate::platform::clock::Clock;
 use crate::platform::random;
@@ -140,11 +140,8 @@ fn check_twice(
     workers.start(poll.registry(), clock.now(), id, command).map_err(failed)?;
     let mut run = || {
         let start = Instant::now();
-        let request = CheckRequest {
-            job: JobId::default(),
-            convention: settings.version.convention(),
-            verifies: false,
-        };
+        let request =
+            CheckRequest { job: JobId::default(), convention: settings.version.convention() };
         let (now, timeout) = (clock.now(), settings.check_timeout.value);
         workers
             .run(poll.registry(), id, request, &check.arguments, now, timeout)

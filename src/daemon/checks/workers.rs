@@ -10,13 +10,14 @@ use crate::daemon::event_loop::Backend;
 use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict;
-use crate::engine::checks::verdict::{Failure, ProcessExit, Verdict};
-use crate::engine::checks::worker_pool::{Next, Runner, WorkerId};
+use crate::engine::checks::verdict::{ProcessExit, Verdict};
+use crate::engine::checks::worker_pool::{
+    CheckAction, Fault, Next, Outcome, Problem, Runner, WorkerId,
+};
 use crate::engine::checks::worker_protocol::{Done, Reply};
-use crate::engine::espocrm::version::Convention;
 use crate::espocrm::Installation;
 use crate::espocrm::Router;
-use crate::espocrm::workers::{CheckRequest, Outcome, Problem};
+use crate::espocrm::workers::{self, CheckRequest};
 
 impl CheckRunner {
     /// Selects the runner of the next check; `None` if it has to wait for a worker.
@@ -45,12 +46,11 @@ impl CheckRunner {
             Runner::Idle(worker) => (worker, Ok(())),
             Runner::New(worker) => (worker, self.start_worker(context, installation, worker)),
         };
-        let request = CheckRequest { job, convention, verifies: false };
+        let request = CheckRequest { job, convention };
         let running = started.and_then(|()| self.send(context, worker, request, check));
         if let Err(error) = running {
-            self.workers.stop(worker);
-            self.worker_failed(context, worker, &error.to_string());
-            self.start_plain(context, installation, job, check, convention);
+            let outcome = failed(error.to_string());
+            self.handle_outcome(context, installation, worker, request, check, outcome);
         } else {
             context.stats.run(true);
         }
@@ -87,7 +87,8 @@ impl CheckRunner {
         let (mut outcomes, mut ended) = (Vec::new(), Vec::new());
         self.workers.reap(&mut outcomes, &mut ended);
         for worker in ended {
-            self.worker_failed(context, worker, "it exited while idle");
+            let check = self.handle_worker(context, worker, Outcome::Exited);
+            debug_assert_eq!(check, CheckAction::Nothing);
         }
         self.take_outcomes(context, outcomes);
         self.reap_orphans();
@@ -127,153 +128,104 @@ impl CheckRunner {
         !self.router.as_ref().is_some_and(Router::exists)
     }
 
-    fn take_outcomes(&mut self, context: &mut Context<'_>, outcomes: Vec<Outcome>) {
+    fn take_outcomes(&mut self, context: &mut Context<'_>, outcomes: Vec<workers::Outcome>) {
         let Backend::Espocrm(installation) = context.backend else { return };
-        for Outcome { worker, request, mut result } in outcomes {
+        for workers::Outcome { worker, request, result } in outcomes {
             let check = self.queue.check(request.job);
-            let answer = match &result {
-                Ok(Reply::Done(done)) => {
-                    self.assess_answer(context, worker, request, check.as_deref(), done)
-                }
-                _ => Assessed::Unusable,
-            };
-            if matches!(answer, Assessed::Granted) {
-                // The grant counts only after the worker has rejected a random token.
-                match self.verify(context, worker, request) {
-                    Ok(()) => continue,
-                    Err(error) => result = Err(Problem::Failed(error.to_string())),
-                }
-            }
-            if matches!(answer, Assessed::Untrusted) {
-                error!(
-                    "A PHP worker accepted a random token as a login. It is stopped, and its \
-                     grants are discarded. Find out why AuthTokenCheck behaves differently in a \
-                     worker, or use --no-worker."
-                );
-                self.request_self_check(context.now);
-                let reason = "it accepted a random token".to_owned();
-                result = Err(Problem::Failed(reason));
-            }
-            let next = match &result {
-                Ok(Reply::Done(_)) => self.pool.answered(context.now, worker),
-                Ok(Reply::Unable) if self.is_router_removed() => {
-                    self.worker_failed(context, worker, "its script was removed");
-                    Next::Stop
-                }
-                Ok(Reply::Unable) => self.pool.unable(context.now, worker),
-                Err(Problem::TimedOut { begun: true }) => self.pool.stopped(context.now, worker),
-                Err(Problem::TimedOut { begun: false } | Problem::NotBegun) => {
-                    self.worker_obstructed(context, worker);
-                    Next::Stop
-                }
-                Err(Problem::Failed(reason)) => {
-                    let reason = check.as_ref().map_or(String::new(), |check| check.redact(reason));
-                    self.worker_failed(context, worker, &reason);
-                    Next::Stop
-                }
-            };
-            match next {
-                Next::Wait => {}
-                Next::Stop => self.workers.stop(worker),
-                Next::GiveUp => {
-                    self.workers.stop(worker);
-                    warn_workers_unusable("it cannot run EspoCRM's commands, or not in time");
-                }
-            }
+            debug_assert!(check.is_some(), "only running checks end");
             let Some(check) = check else { continue };
-            let (job, convention) = (request.job, request.convention);
-            match result {
-                Ok(Reply::Done(_)) => match answer {
-                    Assessed::Verdict(verdict) => self.finish(context, job, &check, &verdict),
-                    _ => self.start_plain(context, installation, job, &check, convention),
-                },
-                Err(Problem::TimedOut { .. }) => {
-                    let verdict = Verdict::Unchecked(Failure::TimedOut);
-                    self.finish(context, job, &check, &verdict);
+            let outcome = match result {
+                Ok(Reply::Done(done)) => {
+                    Outcome::Answered(self.read(context, worker, request, &check, &done))
                 }
-                Ok(Reply::Unable) | Err(Problem::Failed(_) | Problem::NotBegun) => {
-                    self.start_plain(context, installation, job, &check, convention);
-                }
-            }
-        }
-    }
-
-    /// Handles an idle worker that did not begin a check.
-    fn worker_obstructed(&mut self, context: &mut Context<'_>, worker: WorkerId) {
-        context.stats.worker_failures += 1;
-        match self.pool.obstructed(context.now, worker) {
-            Next::GiveUp => warn_workers_unusable(OBSTRUCTED),
-            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {OBSTRUCTED}."),
-        }
-    }
-
-    /// Assesses an answer of a worker.
-    fn assess_answer(
-        &mut self,
-        context: &Context<'_>,
-        worker: WorkerId,
-        request: CheckRequest,
-        check: Option<&Check>,
-        done: &Done,
-    ) -> Assessed {
-        let convention = context.convention(request.convention);
-        if !request.verifies {
-            return match check.map(|check| read(convention, check, done)) {
-                Some(Verdict::Granted) if !self.pool.is_verified(worker) => Assessed::Granted,
-                Some(verdict) => Assessed::Verdict(verdict),
-                None => Assessed::Unusable,
+                Ok(Reply::Unable) if self.is_router_removed() => Outcome::ScriptRemoved,
+                Ok(Reply::Unable) => Outcome::Unable,
+                Err(Problem::Failed(reason)) => failed(check.redact(&reason)),
+                Err(problem) => Outcome::Unanswered(problem),
             };
-        }
-        let exit = ProcessExit::Status(done.status);
-        match self.self_check.read(convention, exit, &done.output, String::new) {
-            Verdict::Denied => {
-                self.pool.verified(worker);
-                Assessed::Verdict(Verdict::Granted)
-            }
-            Verdict::Granted => Assessed::Untrusted,
-            Verdict::Unchecked(_) => Assessed::Unusable,
+            self.handle_outcome(context, installation, worker, request, &check, outcome);
         }
     }
 
-    /// Has a worker that has granted a check run the self-check, which it must deny.
-    fn verify(
-        &mut self,
+    /// Interprets the answer of a worker.
+    fn read(
+        &self,
         context: &Context<'_>,
         worker: WorkerId,
         request: CheckRequest,
-    ) -> io::Result<()> {
-        let check = self.self_check.question().cloned();
-        let check = check.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        self.send(context, worker, CheckRequest { verifies: true, ..request }, &check)
+        check: &Check,
+        done: &Done,
+    ) -> Verdict {
+        let convention = context.convention(request.convention);
+        let exit = ProcessExit::Status(done.status);
+        if self.pool.is_verifying(worker) {
+            return self.self_check.read(convention, exit, &done.output, String::new);
+        }
+        let line = || check.redact(&verdict::first_line(&done.output));
+        verdict::read(convention, &check.affirmation, exit, &done.output, line)
     }
 
-    fn worker_failed(&mut self, context: &mut Context<'_>, worker: WorkerId, reason: &str) {
-        context.stats.worker_failures += 1;
-        match self.pool.failed(context.now, worker) {
-            Next::GiveUp => warn_workers_unusable(reason),
-            Next::Stop | Next::Wait => info!("A PHP worker was stopped: {reason}."),
+    fn handle_outcome(
+        &mut self,
+        context: &mut Context<'_>,
+        installation: &Installation,
+        worker: WorkerId,
+        request: CheckRequest,
+        check: &Check,
+        outcome: Outcome,
+    ) {
+        match self.handle_worker(context, worker, outcome) {
+            CheckAction::Nothing => {}
+            CheckAction::Finish(verdict) => self.finish(context, request.job, check, &verdict),
+            CheckAction::RunPlain => {
+                self.start_plain(context, installation, request.job, check, request.convention);
+            }
+            CheckAction::Verify => {
+                let question = self.self_check.question().cloned();
+                let question = question.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+                let sent = question.and_then(|it| self.send(context, worker, request, &it));
+                if let Err(error) = sent {
+                    let outcome = failed(check.redact(&error.to_string()));
+                    self.handle_outcome(context, installation, worker, request, check, outcome);
+                }
+            }
         }
     }
+
+    /// Executes the part of a decision that concerns the worker. Returns the other part.
+    fn handle_worker(
+        &mut self,
+        context: &mut Context<'_>,
+        worker: WorkerId,
+        outcome: Outcome,
+    ) -> CheckAction {
+        let decision = self.pool.handle_outcome(context.now, worker, outcome);
+        if decision.worker != Next::Wait {
+            self.workers.stop(worker);
+        }
+        if decision.fault == Some(Fault::Untrusted) {
+            error!(
+                "A PHP worker accepted a random token as a login. It is stopped, and its grants \
+                 are discarded. Find out why AuthTokenCheck behaves differently in a worker, or \
+                 use --no-worker."
+            );
+            self.request_self_check(context.now);
+        }
+        context.stats.worker_failures += u64::from(decision.fault.is_some());
+        match (decision.worker, decision.fault) {
+            (Next::GiveUp, Some(fault)) => warn_workers_unusable(&fault.to_string()),
+            (Next::GiveUp, None) => {
+                warn_workers_unusable("it cannot run EspoCRM's commands, or not in time");
+            }
+            (Next::Stop | Next::Wait, Some(fault)) => info!("A PHP worker was stopped: {fault}."),
+            (Next::Stop | Next::Wait, None) => {}
+        }
+        decision.check
+    }
 }
 
-const OBSTRUCTED: &str = "it did not begin a check. Either the machine is overloaded, or a local \
-     user holds many connections to its port on 127.0.0.1 (ss -tnp shows their processes)";
-
-/// Assessment of a worker's answer.
-enum Assessed {
-    Verdict(Verdict),
-    /// A grant by a worker that is not verified yet.
-    Granted,
-    /// The worker grants everything.
-    Untrusted,
-    /// The check has to be run by a plain command, if it is still needed.
-    Unusable,
-}
-
-fn read(convention: Convention, check: &Check, done: &Done) -> Verdict {
-    let line = || check.redact(&verdict::first_line(&done.output));
-    let exit = ProcessExit::Status(done.status);
-    verdict::read(convention, &check.affirmation, exit, &done.output, line)
+fn failed(reason: String) -> Outcome {
+    Outcome::Unanswered(Problem::Failed(reason))
 }
 
 fn warn_workers_unusable(reason: &str) {

@@ -1,9 +1,14 @@
 //! The PHP workers: where a check runs, and when workers are started, stopped or given up.
 
+mod outcome;
+#[cfg(test)]
+mod random;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::engine::time::Time;
+pub use outcome::{CheckAction, Decision, Fault, Outcome, Problem};
 
 /// Identifies a worker; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +28,7 @@ pub enum Runner {
 /// What happens to a worker next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It waits for another check.
+    /// Keep it: it waits for another check, or is being verified.
     Wait,
     /// Stop it; the pool no longer knows it.
     Stop,
@@ -36,6 +41,13 @@ pub enum Next {
 /// Each runs one check at a time. An idle daemon has none: the first is started for the first
 /// check, a second one only if many checks wait, and they are stopped after a minute without
 /// checks.
+///
+/// - Before each check: [`set_stuck`](Self::set_stuck), then [`take`](Self::take). Start the worker
+///   if it is new, and send the check; or return it with [`release`](Self::release).
+/// - The end of each request, a failed start, and an idle worker that exits:
+///   [`handle_outcome`](Self::handle_outcome).
+/// - [`expire`](Self::expire) at [`next_deadline`](Self::next_deadline).
+/// - A reload: [`retire_all`](Self::retire_all).
 #[derive(Debug)]
 pub struct Pool {
     /// Maximum number of workers; 0 to use none.
@@ -68,10 +80,20 @@ struct Worker {
     /// Since when it is idle.
     idle: Option<Time>,
     answers: u32,
-    /// It has denied a random token, so its grants can be trusted.
-    verified: bool,
+    trust: Trust,
     /// It was started before a change: its next answer is its last.
     outdated: bool,
+}
+
+/// Whether the grants of a worker can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// Not known.
+    Unverified,
+    /// It has granted a check, and runs a check of a random token.
+    Verifying,
+    /// It has denied a random token.
+    Verified,
 }
 
 /// An idle worker uses 23 MB; keep it while active users need a check now and then.
@@ -139,7 +161,8 @@ impl Pool {
         }
         let id = WorkerId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
-        self.workers.push(Worker { id, idle: None, answers: 0, verified: false, outdated: false });
+        let trust = Trust::Unverified;
+        self.workers.push(Worker { id, idle: None, answers: 0, trust, outdated: false });
         Some(Runner::New(id))
     }
 
@@ -148,7 +171,7 @@ impl Pool {
         match runner {
             Runner::Plain => {}
             Runner::Idle(id) => {
-                if let Some(worker) = self.workers.iter_mut().find(|worker| worker.id == id) {
+                if let Some(worker) = self.get_mut(id) {
                     worker.idle = Some(now);
                 }
             }
@@ -158,7 +181,7 @@ impl Pool {
     }
 
     /// A worker has answered a check.
-    pub fn answered(&mut self, now: Time, id: WorkerId) -> Next {
+    fn answered(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         self.failures = 0;
         self.given_up_until = None;
@@ -173,21 +196,20 @@ impl Pool {
         Next::Stop
     }
 
-    /// A worker has denied a random token.
-    pub fn verified(&mut self, id: WorkerId) {
-        if let Some(worker) = self.find(id).and_then(|index| self.workers.get_mut(index)) {
-            worker.verified = true;
+    /// Whether this worker runs a check of a random token.
+    #[must_use]
+    pub fn is_verifying(&self, id: WorkerId) -> bool {
+        self.workers.iter().any(|worker| worker.id == id && worker.trust == Trust::Verifying)
+    }
+
+    fn set_trust(&mut self, id: WorkerId, trust: Trust) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.trust = trust;
         }
     }
 
-    /// Whether this worker has denied a random token.
-    #[must_use]
-    pub fn is_verified(&self, id: WorkerId) -> bool {
-        self.find(id).and_then(|index| self.workers.get(index)).is_some_and(|it| it.verified)
-    }
-
     /// A worker could not be started, has exited, or has sent an invalid response.
-    pub fn failed(&mut self, now: Time, id: WorkerId) -> Next {
+    fn failed(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         let worker = self.workers.swap_remove(index);
         let too_many = self.losses.add(now) >= MAX_LOSSES;
@@ -199,7 +221,7 @@ impl Pool {
     }
 
     /// An idle worker has not begun the check that it was sent: it accepts no requests.
-    pub fn obstructed(&mut self, now: Time, id: WorkerId) -> Next {
+    fn obstructed(&mut self, now: Time, id: WorkerId) -> Next {
         let next = self.failed(now, id);
         if self.obstructions.add(now) < MAX_OBSTRUCTIONS || next == Next::GiveUp {
             return next;
@@ -211,6 +233,10 @@ impl Pool {
         self.failures = 0;
         self.obstructions = Window::default();
         self.losses = Window::default();
+        if self.limit == 0 {
+            // The last workers after a reload that disables them.
+            return Next::Stop;
+        }
         // Renewals of the pause are not reported.
         let again = self.given_up_until.replace(now.after(PAUSE)).is_some();
         if again { Next::Stop } else { Next::GiveUp }
@@ -218,7 +244,7 @@ impl Pool {
 
     /// A worker could not complete a check, though PHP keeps running. The check is to blame, unless
     /// the worker has never answered.
-    pub fn unable(&mut self, now: Time, id: WorkerId) -> Next {
+    fn unable(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         match self.workers.get_mut(index) {
             Some(worker) if worker.answers > 0 && !worker.outdated => {
@@ -235,7 +261,7 @@ impl Pool {
 
     /// A worker was stopped because a check took too long. The check is to blame, unless the worker
     /// has never answered.
-    pub fn stopped(&mut self, now: Time, id: WorkerId) -> Next {
+    fn stopped(&mut self, now: Time, id: WorkerId) -> Next {
         let Some(index) = self.find(id) else { return Next::Stop };
         if self.workers.get(index).is_some_and(|worker| worker.answers == 0) {
             return self.failed(now, id);
@@ -283,9 +309,15 @@ impl Pool {
                 "{:?} is idle but outdated",
                 worker.id
             );
+            let is_verifying = worker.trust == Trust::Verifying;
+            assert!(worker.idle.is_none() || !is_verifying, "{:?} is idle", worker.id);
         }
         assert!(self.failures < MAX_FAILURES);
         assert!(self.given_up_until.is_none() || self.limit > 0);
+    }
+
+    fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.id == id)
     }
 
     fn find(&self, id: WorkerId) -> Option<usize> {
@@ -314,6 +346,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::checks::verdict::{Failure, Verdict};
 
     const NOW: Time = Time::from_millis(0);
 
@@ -337,16 +370,54 @@ mod tests {
     }
 
     #[test]
-    fn each_worker_is_verified_separately() {
+    fn a_grant_counts_after_its_worker_has_denied_a_random_token() {
         let mut pool = Pool::new(2);
         let a = new(pool.take(NOW, 0));
         let b = new(pool.take(NOW, BACKLOG));
-        pool.verified(a);
-        assert!(pool.is_verified(a) && !pool.is_verified(b));
-        pool.retire_all(2);
-        pool.answered(NOW, a);
-        pool.verified(a);
-        assert!(!pool.is_verified(a));
+        let answer = |pool: &mut Pool, id, verdict| {
+            let decision = pool.handle_outcome(NOW, id, Outcome::Answered(verdict));
+            assert_eq!(pool.is_verifying(id), decision.check == CheckAction::Verify);
+            decision
+        };
+        let decision = |worker, fault, check| Decision { worker, fault, check };
+        let granted = || decision(Next::Wait, None, CheckAction::Finish(Verdict::Granted));
+        let verify = || decision(Next::Wait, None, CheckAction::Verify);
+        let failed = || Verdict::Unchecked(Failure::TimedOut);
+        // Not after a check that it denied, or a verification without a result.
+        assert_eq!(
+            answer(&mut pool, a, Verdict::Denied).check,
+            CheckAction::Finish(Verdict::Denied)
+        );
+        assert_eq!(answer(&mut pool, a, Verdict::Granted), verify());
+        let plain = decision(Next::Wait, None, CheckAction::RunPlain);
+        assert_eq!(answer(&mut pool, a, failed()), plain);
+        assert_eq!(answer(&mut pool, a, Verdict::Granted), verify());
+        assert_eq!(pool.handle_outcome(NOW, a, Outcome::Unable), plain);
+        assert_eq!(answer(&mut pool, a, Verdict::Granted), verify());
+        assert_eq!(answer(&mut pool, a, Verdict::Denied), granted());
+        assert_eq!(answer(&mut pool, a, Verdict::Granted), granted());
+        assert_eq!(answer(&mut pool, a, failed()).check, CheckAction::Finish(failed()));
+        // Each worker is verified separately.
+        assert_eq!(answer(&mut pool, b, Verdict::Granted), verify());
+        let stopped = decision(Next::Stop, Some(Fault::Untrusted), CheckAction::RunPlain);
+        assert_eq!(answer(&mut pool, b, Verdict::Granted), stopped);
+    }
+
+    #[test]
+    fn a_check_without_an_answer_runs_as_a_plain_command_unless_its_time_is_over() {
+        let timed_out = || CheckAction::Finish(Verdict::Unchecked(Failure::TimedOut));
+        let failed = || Problem::Failed("x".to_owned());
+        for (problem, fault, check) in [
+            (Problem::TimedOut { begun: true }, None, timed_out()),
+            (Problem::TimedOut { begun: false }, Some(Fault::Obstructed), timed_out()),
+            (Problem::NotBegun, Some(Fault::Obstructed), CheckAction::RunPlain),
+            (failed(), Some(Fault::Failed("x".to_owned())), CheckAction::RunPlain),
+        ] {
+            let mut pool = Pool::new(1);
+            let id = new(pool.take(NOW, 0));
+            let decision = pool.handle_outcome(NOW, id, Outcome::Unanswered(problem));
+            assert_eq!(decision, Decision { worker: Next::Stop, fault, check });
+        }
     }
 
     #[test]
