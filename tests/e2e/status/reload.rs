@@ -131,6 +131,7 @@ fn without_a_control_socket_reload_signals_the_main_process() {
         assert!(output.status.success() && reported.contains("SIGHUP was sent"), "{reported}");
         daemon.wait_for_after(lines, "EspoCRM's settings have ");
     }
+    daemon.wait_for("The control socket is ");
     assert!(run(reload(&file)).status.success());
     assert_eq!(Control::at(&Control::path(&standin)).json("/status")["reloads"]["done"], json!(3));
 }

@@ -9,7 +9,8 @@ use crate::support::{Client, Control, Daemon, Standin, eventually};
 fn a_storm_is_served_by_at_most_one_worker_per_core() {
     let standin = Standin::new();
     let php = standin.php("php", COUNT_STARTS);
-    let daemon = Daemon::with_workers(&standin, &["--php", &php]);
+    // On a slow machine a grant would expire before the last check.
+    let daemon = Daemon::with_workers(&standin, &["--php", &php, "--check-cache", "60s"]);
     let topics = ["recordUpdate.Account.1", "streamUpdate.Account.1", "calendarUpdate"];
     let mut tabs = Vec::new();
     for number in 0..100 {
@@ -63,7 +64,9 @@ fn when_too_many_logins_wait_further_tabs_must_retry() {
     let path = Control::path(&standin);
     let flags = ["--max-checks", "1", "--max-per-address", "0", "--max-per-user", "0"];
     let control = ["--control", path.to_str().unwrap(), "--max-connections", "11000"];
-    let daemon = Daemon::with_workers(&standin, &[&flags[..], &control[..]].concat());
+    // No check times out before all tabs are connected.
+    let timeout = ["--check-timeout", "5m"];
+    let daemon = Daemon::with_workers(&standin, &[&flags[..], &control[..], &timeout[..]].concat());
     let control = Control::at(&path);
     standin.hold("");
     let mut tabs: Vec<Client> =

@@ -3,10 +3,6 @@
 //!
 //! A failure shows its seed and the last events.
 
-#[path = "../../../../tests/simulation/random.rs"]
-#[allow(clippy::duplicate_mod, unreachable_pub, reason = "shared with the simulations")]
-mod choices;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,7 +12,7 @@ use crate::engine::checks::queue::{CheckQueue, JobId};
 use crate::engine::checks::self_check::{self, SelfCheck};
 use crate::engine::checks::verdict::{self, Verdict};
 use crate::engine::id::ConnId;
-use choices::Random;
+use crate::engine::random::Random;
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 500;

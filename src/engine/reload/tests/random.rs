@@ -3,15 +3,11 @@
 //!
 //! A failure shows its seed and the last actions.
 
-#[path = "../../../../tests/simulation/random.rs"]
-#[allow(clippy::duplicate_mod, unreachable_pub, reason = "shared with the simulations")]
-mod choices;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
-use choices::Random;
+use crate::engine::random::Random;
 
 const SEEDS: u64 = 500;
 const STEPS: usize = 400;
