@@ -2,10 +2,10 @@
 //! same, the port serves only two paths, and a message to be sent has the requested topic and user.
 #![no_main]
 
-use espocrm_websocket::engine::protocol::control;
-use espocrm_websocket::engine::protocol::control::{Listener, List, Request};
-use espocrm_websocket::engine::limits::{MAX_CONTROL_BODY, MAX_LISTED, MAX_PARAMETER};
 use espocrm_websocket::engine::espocrm::submission;
+use espocrm_websocket::engine::limits::{MAX_CONTROL_BODY, MAX_LISTED, MAX_PARAMETER};
+use espocrm_websocket::engine::protocol::control;
+use espocrm_websocket::engine::protocol::control::{List, Listener, Request};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -5,15 +5,15 @@
 #[path = "../support/pieces.rs"]
 mod pieces;
 
-use espocrm_websocket::engine::espocrm::category::Categories;
 use espocrm_websocket::engine::checks::check::Ticket;
-use espocrm_websocket::engine::protocol::frame::CloseReason;
+use espocrm_websocket::engine::checks::verdict::Verdict;
+use espocrm_websocket::engine::espocrm::category::Categories;
 use espocrm_websocket::engine::hub::{Action, Hub};
 use espocrm_websocket::engine::id::ConnId;
 use espocrm_websocket::engine::limits::MAX_CLIENT_MESSAGE;
-use espocrm_websocket::engine::protocol::reader::{Frames, Incoming, Reader};
+use espocrm_websocket::engine::protocol::frame::CloseReason;
 use espocrm_websocket::engine::protocol::http::Credentials;
-use espocrm_websocket::engine::checks::verdict::Verdict;
+use espocrm_websocket::engine::protocol::reader::{Frames, Incoming, Reader};
 use libfuzzer_sys::fuzz_target;
 use pieces::pieces;
 
@@ -42,7 +42,7 @@ struct Browser {
 
 impl Browser {
     fn receive<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
-    let json = r#"{"open": {}, "asked": {"accessCheckCommand": "Check :userId"}}"#;
+        let json = r#"{"open": {}, "asked": {"accessCheckCommand": "Check :userId"}}"#;
         let mut hub = Hub::new(Categories::from_json(&serde_json::from_str(json).unwrap()));
         let id = ConnId::new(0, 1);
         hub.open(id, &Credentials { user: "u".into(), token: "t".into() });

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use espocrm_websocket::engine::protocol::client_address;
 use espocrm_websocket::engine::protocol::client_address::{ClientKey, Network};
 use espocrm_websocket::engine::protocol::proxy_header;
-use espocrm_websocket::engine::protocol::proxy_header::{ProxyHeader, MAX_PROXY_HEADER, Malformed};
+use espocrm_websocket::engine::protocol::proxy_header::{MAX_PROXY_HEADER, Malformed, ProxyHeader};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, &[u8])| {

@@ -12,8 +12,8 @@ mod reference_reader;
 
 use std::borrow::Cow;
 
-use espocrm_websocket::engine::protocol::frame::CloseReason;
 use espocrm_websocket::engine::limits::MAX_CLIENT_MESSAGE;
+use espocrm_websocket::engine::protocol::frame::CloseReason;
 use espocrm_websocket::engine::protocol::reader::{Incoming, Reader};
 use libfuzzer_sys::fuzz_target;
 use pieces::pieces;

@@ -82,7 +82,8 @@ fn resolve(own: &Overrides, espo_settings: &EspoSettings) {
     let shown = settings.to_string();
     expect_no_secret(&shown);
     shown.split('\n').for_each(expect_plain);
-    let default = Settings::resolve(&Layers::default(), &EspoSettings::new(Default::default(), &json!({})));
+    let default =
+        Settings::resolve(&Layers::default(), &EspoSettings::new(Default::default(), &json!({})));
     let tls =
         settings.tls.value.as_ref().map_or(0, |tls| {
             usize::from(tls.key.is_some()) + usize::from(tls.passphrase.is_some())

@@ -6,12 +6,12 @@ mod pieces;
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use espocrm_websocket::engine::connection::Handshake;
 use espocrm_websocket::engine::limits::{MAX_HEAD, MAX_PARAMETER};
 use espocrm_websocket::engine::protocol::client_address;
-use espocrm_websocket::engine::protocol::origin::Origin;
 use espocrm_websocket::engine::protocol::http;
 use espocrm_websocket::engine::protocol::http::{Head, Refusal};
-use espocrm_websocket::engine::connection::Handshake;
+use espocrm_websocket::engine::protocol::origin::Origin;
 use libfuzzer_sys::fuzz_target;
 use pieces::pieces;
 

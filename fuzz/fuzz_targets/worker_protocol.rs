@@ -17,6 +17,9 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(Some(Reply::Done(done))) = whole {
         assert!((0..=255).contains(&done.status) && done.output.len() <= MAX_CHILD_OUTPUT);
         assert!(bytes.ends_with(&done.output));
-        assert_eq!(worker_protocol::read(bytes, "other", true), Err(worker_protocol::InvalidResponse));
+        assert_eq!(
+            worker_protocol::read(bytes, "other", true),
+            Err(worker_protocol::InvalidResponse)
+        );
     }
 });

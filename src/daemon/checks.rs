@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn no_check_starts_during_a_reload_and_before_the_self_check_has_passed() {
         let mut fixture = Fixture::new();
-        fixture.request(1, Urgency::Authentication).unwrap();
+        fixture.request(1, Urgency::Login).unwrap();
         fixture.runner.set_reloading(true);
         fixture.runner.request_self_check(fixture.now);
         assert_eq!(fixture.runner.next_self_check(), None);
@@ -459,22 +459,22 @@ mod tests {
     fn nothing_is_granted_while_espocrm_accepts_a_random_token() {
         let mut fixture = Fixture::new();
         let untrusted = Verdict::Unchecked(Failure::Untrusted);
-        fixture.request(1, Urgency::Authentication).unwrap();
+        fixture.request(1, Urgency::Login).unwrap();
         let cached = fixture.start().unwrap();
         fixture.answer(cached, Verdict::Granted);
-        fixture.request(2, Urgency::Authentication).unwrap();
+        fixture.request(2, Urgency::Login).unwrap();
         let running = fixture.start().unwrap();
         fixture.runner.request_self_check(fixture.now);
         assert!(matches!(fixture.self_check(&Verdict::Granted), Some(Event::Untrusted)));
         assert!(fixture.runner.rejects_clients());
         assert_eq!(fixture.answer(running, Verdict::Granted), [untrusted]);
-        fixture.request(3, Urgency::Authentication).unwrap();
+        fixture.request(3, Urgency::Login).unwrap();
         assert_eq!(fixture.start(), None);
         fixture.runner.request_self_check(fixture.now);
         assert!(fixture.self_check(&Verdict::Denied).is_none());
         assert!(!fixture.runner.rejects_clients() && fixture.start().is_some());
         // Earlier grants are not reused.
-        fixture.request(1, Urgency::Authentication).unwrap();
+        fixture.request(1, Urgency::Login).unwrap();
         assert_eq!(fixture.answers(), []);
         assert!(fixture.start().is_some());
     }
@@ -482,14 +482,14 @@ mod tests {
     #[test]
     fn a_cached_check_is_answered_without_running_it() {
         let mut fixture = Fixture::new();
-        fixture.request(1, Urgency::Authentication).unwrap();
+        fixture.request(1, Urgency::Login).unwrap();
         let check = fixture.start().unwrap();
         fixture.answer(check, Verdict::Granted);
-        fixture.request(1, Urgency::Authentication).unwrap();
+        fixture.request(1, Urgency::Login).unwrap();
         assert_eq!((fixture.start(), fixture.answers()), (None, vec![Verdict::Granted]));
         assert_eq!(fixture.stats.checks_cached, 1);
         fixture.runner.forget_user("user");
-        fixture.request(1, Urgency::Authentication).unwrap();
+        fixture.request(1, Urgency::Login).unwrap();
         assert!(fixture.start().is_some());
     }
 
@@ -498,7 +498,7 @@ mod tests {
         let mut fixture = Fixture::new();
         let capacity = Capacity { logins: 0, subscriptions: 0, rechecks: 0 };
         fixture.runner.queue.set_capacity(capacity);
-        for urgency in [Urgency::Authentication, Urgency::Subscription] {
+        for urgency in [Urgency::Login, Urgency::Subscription] {
             fixture.request(1, urgency).unwrap_err();
         }
         assert_eq!(fixture.answers(), []);

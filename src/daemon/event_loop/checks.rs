@@ -36,7 +36,7 @@ impl Server {
         let requested =
             self.checks.request(self.now, ticket, urgency, check, &mut self.telemetry.stats);
         let Err(full) = requested else { return };
-        if urgency == Urgency::Authentication {
+        if urgency == Urgency::Login {
             if self.log_limiter.should_log(Cause::QueueFull, self.now) {
                 warn!(
                     "{MAX_WAITING_LOGINS} logins wait for their check by PHP. Further \

@@ -293,7 +293,7 @@ mod tests {
         let id = ConnId::new(0, u32::try_from(seconds).unwrap());
         let ticket = Ticket { conn: id, serial: Ticket::AUTHENTICATION };
         let check = Check::authentication("token", "user");
-        server.request_check(ticket, Urgency::Authentication, check);
+        server.request_check(ticket, Urgency::Login, check);
         server.start_checks();
         let started = journal.borrow_mut().pop_back();
         let Some(Entry::Started(job, check)) = started else { panic!("{started:?}") };

@@ -21,7 +21,7 @@ pub struct Check {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
     /// A browser tab waits for its welcome.
-    Authentication,
+    Login,
     /// A browser tab waits for a topic.
     Subscription,
     /// Granted access is checked again; no browser tab waits.

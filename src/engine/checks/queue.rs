@@ -159,7 +159,7 @@ impl CheckQueue {
             return Err(QueueFull::ForUser);
         }
         *self.waiting.of(urgency) += 1;
-        if urgency != Urgency::Authentication {
+        if urgency != Urgency::Login {
             *self.by_user.entry(Rc::clone(&check.user)).or_default().of(urgency) += 1;
         }
         let id = match self.by_check.get(&check) {
@@ -339,7 +339,7 @@ impl CheckQueue {
     /// Whether no further login can be queued, so that new connections must be rejected.
     #[must_use]
     pub fn is_full_for_logins(&self) -> bool {
-        self.free(Urgency::Authentication) == 0
+        self.free(Urgency::Login) == 0
     }
 
     /// How many more tickets of this user and urgency would be accepted: a share of the free room.
@@ -348,7 +348,7 @@ impl CheckQueue {
         let free = self.free(urgency);
         let of_user = self.by_user.get(user).copied().unwrap_or_default();
         match urgency {
-            Urgency::Authentication => free,
+            Urgency::Login => free,
             Urgency::Subscription => share(free, of_user.subscriptions),
             Urgency::Recheck => share(free, of_user.rechecks),
         }
@@ -394,7 +394,7 @@ impl CheckQueue {
     fn free(&self, urgency: Urgency) -> usize {
         let Capacity { logins, subscriptions, rechecks } = self.capacity;
         let (most, waiting) = match urgency {
-            Urgency::Authentication => (logins, self.waiting.logins),
+            Urgency::Login => (logins, self.waiting.logins),
             Urgency::Subscription => (subscriptions, self.waiting.subscriptions),
             Urgency::Recheck => (rechecks, self.waiting.rechecks),
         };
@@ -438,7 +438,7 @@ impl Default for Capacity {
 impl Waiting {
     fn of(&mut self, urgency: Urgency) -> &mut usize {
         match urgency {
-            Urgency::Authentication => &mut self.logins,
+            Urgency::Login => &mut self.logins,
             Urgency::Subscription => &mut self.subscriptions,
             Urgency::Recheck => &mut self.rechecks,
         }
@@ -462,7 +462,7 @@ fn uncount(
 ) {
     let less = |count: &mut usize| *count = count.saturating_sub(1);
     less(waiting.of(urgency));
-    if urgency != Urgency::Authentication
+    if urgency != Urgency::Login
         && let Entry::Occupied(mut of_user) = by_user.entry(Rc::clone(user))
     {
         less(of_user.get_mut().of(urgency));

@@ -73,7 +73,7 @@ impl Directory {
         let check = Check::authentication(&credentials.token, &credentials.user);
         self.log(|_| format!("{conn}: open"));
         let ticket = session.ticket(Ticket::AUTHENTICATION);
-        self.act(Action::Check(ticket, Urgency::Authentication, check));
+        self.act(Action::Check(ticket, Urgency::Login, check));
         session
     }
 

@@ -219,7 +219,7 @@ mod tests {
         }
         assert_eq!(End::NAMES[End::Kicked as usize], "kicked");
         assert_eq!(Rejection::NAMES[Rejection::UnknownTopic as usize], "unknown_topic");
-        let urgencies = [Urgency::Authentication, Urgency::Subscription, Urgency::Recheck];
+        let urgencies = [Urgency::Login, Urgency::Subscription, Urgency::Recheck];
         assert_eq!(urgencies.map(|urgency| urgency as usize), [0, 1, 2]);
     }
 

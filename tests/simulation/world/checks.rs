@@ -57,7 +57,7 @@ impl World {
     /// Like the daemon: a login is rejected, a subscription is delayed, a recheck is skipped.
     fn no_room(&mut self, ticket: Ticket, urgency: Urgency, check: &Check) {
         match urgency {
-            Urgency::Authentication => {
+            Urgency::Login => {
                 self.close(ticket.conn);
                 self.seen("no room for a login");
             }

@@ -45,7 +45,7 @@ impl CheckQueue {
         let mut by_user: HashMap<Rc<str>, Waiting> = HashMap::new();
         for (id, urgency) in self.by_ticket.values() {
             *waiting.of(*urgency) += 1;
-            if *urgency != Urgency::Authentication
+            if *urgency != Urgency::Login
                 && let Some(job) = self.jobs.get(id)
             {
                 *by_user.entry(Rc::clone(&job.check.user)).or_default().of(*urgency) += 1;

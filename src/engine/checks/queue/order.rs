@@ -10,7 +10,7 @@ use crate::engine::checks::check::Urgency;
 /// Jobs that wait to be started.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    authentications: Line,
+    logins: Line,
     subscriptions: Line,
     rechecks: Line,
     /// Jobs taken so far.
@@ -39,7 +39,7 @@ impl Queue {
 
     /// Takes the job that runs next.
     pub(super) fn pop(&mut self) -> Option<JobId> {
-        let mut order = [Urgency::Authentication, Urgency::Subscription, Urgency::Recheck];
+        let mut order = [Urgency::Login, Urgency::Subscription, Urgency::Recheck];
         if (self.taken + 1).is_multiple_of(REVERSED_EVERY) {
             order.reverse();
         }
@@ -55,15 +55,13 @@ impl Queue {
 
     /// Whether no job waits.
     pub(super) fn is_empty(&self) -> bool {
-        [&self.authentications, &self.subscriptions, &self.rechecks]
-            .iter()
-            .all(|line| line.is_empty())
+        [&self.logins, &self.subscriptions, &self.rechecks].iter().all(|line| line.is_empty())
     }
 
     /// All waiting jobs. Checks that the turns agree with them. For tests.
     pub(super) fn jobs(&self) -> BTreeSet<(Urgency, Rc<str>, JobId)> {
         let lines = [
-            (Urgency::Authentication, &self.authentications),
+            (Urgency::Login, &self.logins),
             (Urgency::Subscription, &self.subscriptions),
             (Urgency::Recheck, &self.rechecks),
         ];
@@ -82,7 +80,7 @@ impl Queue {
 
     fn line(&mut self, urgency: Urgency) -> &mut Line {
         match urgency {
-            Urgency::Authentication => &mut self.authentications,
+            Urgency::Login => &mut self.logins,
             Urgency::Subscription => &mut self.subscriptions,
             Urgency::Recheck => &mut self.rechecks,
         }
@@ -152,7 +150,7 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use super::Urgency::{Authentication, Recheck, Subscription};
+    use super::Urgency::{Login, Recheck, Subscription};
     use super::*;
 
     fn popped(queue: &mut Queue) -> Vec<u64> {
@@ -179,7 +177,7 @@ mod tests {
     fn urgent_jobs_come_first_but_do_not_starve_the_others() {
         let mut queue = Queue::default();
         for id in 0..20 {
-            push(&mut queue, Authentication, &id.to_string(), id);
+            push(&mut queue, Login, &id.to_string(), id);
         }
         push(&mut queue, Subscription, "a", 100);
         push(&mut queue, Recheck, "a", 101);
@@ -206,15 +204,15 @@ mod tests {
     #[test]
     fn removed_jobs_leave_no_turns_behind() {
         let mut queue = Queue::default();
-        push(&mut queue, Authentication, "stays", 0);
+        push(&mut queue, Login, "stays", 0);
         for id in 1..1_000 {
-            push(&mut queue, Authentication, &id.to_string(), id);
-            queue.remove(Authentication, &id.to_string(), JobId(id));
-            assert!(queue.authentications.turns.len() <= 3);
+            push(&mut queue, Login, &id.to_string(), id);
+            queue.remove(Login, &id.to_string(), JobId(id));
+            assert!(queue.logins.turns.len() <= 3);
         }
-        push(&mut queue, Authentication, "999", 1_000);
+        push(&mut queue, Login, "999", 1_000);
         assert_eq!(popped(&mut queue), [0, 1_000]);
-        let line = &queue.authentications;
+        let line = &queue.logins;
         assert!(queue.is_empty() && line.jobs.is_empty() && line.turns.is_empty());
         assert_eq!(line.empty_turns, 0);
     }

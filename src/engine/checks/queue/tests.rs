@@ -1,4 +1,4 @@
-use super::Urgency::{Authentication, Recheck, Subscription};
+use super::Urgency::{Login, Recheck, Subscription};
 use super::*;
 use crate::engine::checks::verdict::Failure;
 use crate::engine::id::ConnId;
@@ -58,7 +58,7 @@ fn logins_come_first_and_the_limit_is_respected() {
     for serial in 1..=3 {
         queue.request(NOW, ticket(1, serial), check(&serial.to_string()), Subscription).unwrap();
     }
-    queue.request(NOW, ticket(2, 0), Check::authentication("t", "u"), Authentication).unwrap();
+    queue.request(NOW, ticket(2, 0), Check::authentication("t", "u"), Login).unwrap();
     let (first, name) = started(&mut queue).unwrap();
     assert_eq!(name, "AuthTokenCheck t u");
     assert_eq!(started(&mut queue).unwrap().1, "1");
@@ -130,7 +130,7 @@ fn many_subscriptions_of_one_user_do_not_delay_others() {
     queue
         .request(NOW, ticket(2, 1), Check::topic("b", Box::new(["b".into()])), Subscription)
         .unwrap();
-    queue.request(NOW, ticket(3, 0), Check::authentication("t", "c"), Authentication).unwrap();
+    queue.request(NOW, ticket(3, 0), Check::authentication("t", "c"), Login).unwrap();
     let order: Vec<_> = (0..4).map(|_| started(&mut queue).unwrap().1).collect();
     assert_eq!(order, ["AuthTokenCheck t c", "1", "b", "2"]);
 }
@@ -166,17 +166,17 @@ fn a_subscription_that_joins_a_running_recheck_is_retried() {
 fn rechecks_subscriptions_and_logins_take_no_room_from_each_other() {
     let fill = |queue: &mut CheckQueue, first: u32, count: usize, urgency| {
         for number in first..first + count as u32 {
-            let serial = u32::from(urgency != Authentication);
+            let serial = u32::from(urgency != Login);
             queue.request(NOW, ticket(number, serial), check_of_one(number), urgency).unwrap();
         }
-        let serial = if urgency == Authentication { 0 } else { 7 };
+        let serial = if urgency == Login { 0 } else { 7 };
         let one_more = queue.request(NOW, ticket(99_999, serial), check_of_one(99_999), urgency);
         assert_eq!(one_more, Err(QueueFull::ForAll));
     };
     let kinds = [
         (Subscription, MAX_WAITING_SUBSCRIPTIONS),
         (Recheck, MAX_WAITING_RECHECKS),
-        (Authentication, MAX_WAITING_LOGINS),
+        (Login, MAX_WAITING_LOGINS),
     ];
     for turn in 0..kinds.len() {
         let mut queue = CheckQueue::new(0);
@@ -213,7 +213,7 @@ fn a_failed_check_of_a_subscription_is_retried_a_few_times() {
 #[test]
 fn a_failed_login_is_answered_at_once() {
     let mut queue = CheckQueue::new(1);
-    queue.request(NOW, ticket(1, 0), Check::authentication("t", "u"), Authentication).unwrap();
+    queue.request(NOW, ticket(1, 0), Check::authentication("t", "u"), Login).unwrap();
     let (id, _) = queue.start(NOW).unwrap();
     assert_eq!(finish(&mut queue, NOW, id, &failed()), [ticket(1, 0)]);
 }
@@ -320,7 +320,7 @@ fn users_with_many_requests_leave_room_for_others() {
         // Rechecks and logins have their own room.
         queue.request(NOW, ticket(0, 5_000), check("a"), Recheck).unwrap();
         let login = Check::authentication("t", "0");
-        queue.request(NOW, ticket(9_999, 0), login, Authentication).unwrap();
+        queue.request(NOW, ticket(9_999, 0), login, Login).unwrap();
         // A user with fewer waiting tickets has room again.
         queue.cancel(ticket(0, 1));
         queue.cancel(ticket(0, 2));
@@ -332,6 +332,6 @@ fn users_with_many_requests_leave_room_for_others() {
 #[test]
 fn a_token_is_never_shown() {
     let mut queue = CheckQueue::new(1);
-    queue.request(NOW, ticket(1, 0), Check::authentication("s3cret", "u"), Authentication).unwrap();
+    queue.request(NOW, ticket(1, 0), Check::authentication("s3cret", "u"), Login).unwrap();
     assert!(!format!("{queue:?}").contains("s3cret"));
 }

@@ -208,8 +208,7 @@ impl World {
         let serial = u32::try_from(self.seen["requested"]).unwrap();
         let ticket = Ticket { conn: ConnId::new(0, 1), serial };
         let (user, topic) = (self.random.below(8).to_string(), self.random.below(30).to_string());
-        let urgency =
-            *self.random.pick(&[Urgency::Authentication, Urgency::Subscription, Urgency::Recheck]);
+        let urgency = *self.random.pick(&[Urgency::Login, Urgency::Subscription, Urgency::Recheck]);
         let check = Check::topic(&user, [Check::ACCESS.into(), topic.into()].into());
         if !self.queue.request(self.now, ticket, check, urgency).unwrap() {
             self.tickets.push(ticket);
