@@ -129,7 +129,7 @@ impl CheckRunner {
             Ok(false) => {}
             Err(_) if urgency == Urgency::Recheck => {
                 stats.hit_limit(LimitHit::Rechecks);
-                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+                let verdict = Verdict::Failed(Failure::NotStarted(String::new()));
                 self.answers.push(Answer { ticket, verdict });
             }
             Err(full) => return Err(full),
@@ -264,7 +264,7 @@ impl CheckRunner {
 
     fn finish(&mut self, context: &mut Context<'_>, job: JobId, check: &Check, verdict: &Verdict) {
         // Nothing is granted while EspoCRM accepts any token.
-        let untrusted = Verdict::Unchecked(Failure::Untrusted);
+        let untrusted = Verdict::Failed(Failure::Untrusted);
         let is_untrusted = self.self_check.rejects_clients() && *verdict == Verdict::Granted;
         let verdict = if is_untrusted { &untrusted } else { verdict };
         let answered = self.answers.len();
@@ -275,7 +275,7 @@ impl CheckRunner {
             // A check may end in the turn that started it, so this turn's time would be too early.
             let took = context.clock.now().since(began).as_millis();
             context.stats.check(urgency, verdict, u64::try_from(took).unwrap_or(u64::MAX));
-            let is_answer = !matches!(verdict, Verdict::Unchecked(_));
+            let is_answer = !matches!(verdict, Verdict::Failed(_));
             self.failing = match self.failing {
                 _ if is_answer => None,
                 Some((since, _)) => Some((since, context.now)),
@@ -286,7 +286,7 @@ impl CheckRunner {
         // Logged separately, so that a topic with failing checks does not hide that users cannot log
         // in.
         let kind = if check.is_authentication() { "login" } else { "subscription" };
-        let Verdict::Unchecked(failure) = verdict else {
+        let Verdict::Failed(failure) = verdict else {
             if let Some(count) = self.outages.succeeded(&kind) {
                 let failures = plural(count, "failure", "failures");
                 info!("Access checks work again for {kind}s, after {failures}.");
@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn nothing_is_granted_while_espocrm_accepts_a_random_token() {
         let mut fixture = Fixture::new();
-        let untrusted = Verdict::Unchecked(Failure::Untrusted);
+        let untrusted = Verdict::Failed(Failure::Untrusted);
         fixture.request(1, Urgency::Login).unwrap();
         let cached = fixture.start().unwrap();
         fixture.answer(cached, Verdict::Granted);
@@ -503,7 +503,7 @@ mod tests {
         }
         assert_eq!(fixture.answers(), []);
         fixture.request(1, Urgency::Recheck).unwrap();
-        assert!(matches!(fixture.answers()[..], [Verdict::Unchecked(Failure::NotStarted(_))]));
+        assert!(matches!(fixture.answers()[..], [Verdict::Failed(Failure::NotStarted(_))]));
         assert_eq!(fixture.stats.limit_hits[LimitHit::Rechecks as usize], 1);
     }
 }

@@ -131,7 +131,7 @@ impl Hub {
             Login::Waiting if ticket.serial == Ticket::AUTHENTICATION => match verdict {
                 Verdict::Granted => self.directory.welcome(session),
                 Verdict::Denied => self.close_cleanly(conn, CloseReason::Refused),
-                Verdict::Unchecked(_) => {
+                Verdict::Failed(_) => {
                     self.close(conn);
                     self.directory.act(Action::Drop(conn));
                 }
@@ -141,7 +141,7 @@ impl Hub {
                 match verdict {
                     Verdict::Granted => self.directory.recheck_topics(session),
                     Verdict::Denied => self.close_cleanly(conn, CloseReason::Refused),
-                    Verdict::Unchecked(_) => {}
+                    Verdict::Failed(_) => {}
                 }
             }
             _ => self.directory.decide(session, ticket.serial, verdict),

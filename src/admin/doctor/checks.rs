@@ -51,9 +51,9 @@ fn run_plain(context: &Context, check: &Check, stop: Stop<'_>) -> (Verdict, Dura
     let start = Instant::now();
     let timeout = context.settings.check_timeout.value;
     let verdict = match Children::run(context.espocrm.check(check), timeout, stop) {
-        Err(error) => Verdict::Unchecked(Failure::NotStarted(error.to_string())),
+        Err(error) => Verdict::Failed(Failure::NotStarted(error.to_string())),
         Ok(finished) => match &finished.exit {
-            Err(failure) => Verdict::Unchecked(failure.clone()),
+            Err(failure) => Verdict::Failed(failure.clone()),
             Ok(exit) => {
                 let complaint = || check.redact(&finished.first_line());
                 read(&context.settings, check, *exit, &finished.stdout, complaint)
@@ -95,7 +95,7 @@ fn judge_plain(verdict: &Verdict, took: Duration, context: &Context) -> Finding 
                  user. Restore the original files."
             ),
         ),
-        Verdict::Unchecked(failure) => {
+        Verdict::Failed(failure) => {
             let fix = format!(
                 "{failure}.\nBrowsers retry every 3 s until checks work. See {root}/data/logs, and \
                  try the check as root:\n  {}; echo $?\n\
@@ -193,7 +193,7 @@ fn judge_worker(answers: Answers) -> Finding {
         }
         Ok(answers) => {
             let problem = answers.into_iter().find_map(|(verdict, _)| match verdict {
-                Verdict::Unchecked(failure) => Some(failure.to_string()),
+                Verdict::Failed(failure) => Some(failure.to_string()),
                 Verdict::Granted => Some("the worker accepted an invalid token".to_owned()),
                 Verdict::Denied => None,
             });
@@ -220,7 +220,7 @@ mod tests {
     fn a_worker_must_deny_twice() {
         let denied = || (Verdict::Denied, Duration::from_millis(7));
         assert!(judge_worker(Ok([denied(), denied()])).is_ok());
-        let failed = (Verdict::Unchecked(Failure::TimedOut), Duration::ZERO);
+        let failed = (Verdict::Failed(Failure::TimedOut), Duration::ZERO);
         for (answers, why) in [
             (Ok([denied(), failed]), "did not finish"),
             (Ok([(Verdict::Granted, Duration::ZERO), denied()]), "accepted an invalid token"),

@@ -34,7 +34,7 @@ impl CheckRunner {
         let (registry, now) = (context.registry, context.now);
         if let Err(error) = self.children.spawn(registry, now, task, command, timeout) {
             let failure = Failure::NotStarted(error.to_string());
-            self.finish(context, job, check, &Verdict::Unchecked(failure));
+            self.finish(context, job, check, &Verdict::Failed(failure));
         }
     }
 
@@ -95,7 +95,7 @@ impl CheckRunner {
 
 fn read(convention: Convention, check: &Check, finished: &Finished) -> Verdict {
     match &finished.exit {
-        Err(failure) => Verdict::Unchecked(failure.clone()),
+        Err(failure) => Verdict::Failed(failure.clone()),
         Ok(exit) => {
             let complaint = || check.redact(&finished.first_line());
             verdict::read(convention, &check.affirmation, *exit, &finished.stdout, complaint)

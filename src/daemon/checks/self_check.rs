@@ -74,7 +74,7 @@ impl CheckRunner {
         let check = self.self_check.question().cloned()?;
         let convention = context.convention(at_start);
         let verdict = match &finished.exit {
-            Err(failure) => Verdict::Unchecked(failure.clone()),
+            Err(failure) => Verdict::Failed(failure.clone()),
             Ok(exit) => {
                 let complaint = || check.redact(&finished.first_line());
                 self.self_check.read(convention, *exit, &finished.stdout, complaint)
@@ -106,7 +106,7 @@ impl CheckRunner {
                 );
             }
             Outcome::Inconclusive => {
-                if let Verdict::Unchecked(failure) = verdict {
+                if let Verdict::Failed(failure) = verdict {
                     warn!(
                         "The self-check with a random token gave no result: {failure}. Retrying \
                          every 10 s. See EspoCRM's data/logs, and run espocrm-websocket doctor."
@@ -122,7 +122,7 @@ impl CheckRunner {
     }
 
     fn self_check_failed(&mut self, context: &Context<'_>, error: &io::Error) {
-        let verdict = Verdict::Unchecked(Failure::NotStarted(error.to_string()));
+        let verdict = Verdict::Failed(Failure::NotStarted(error.to_string()));
         let event = self.finish_self_check(context, &verdict);
         debug_assert!(event.is_none(), "only an answer accepts a token");
     }

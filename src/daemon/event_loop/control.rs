@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn an_outage_is_reported_after_a_minute_and_until_it_expires() {
-        let failed = Verdict::Unchecked(Failure::TimedOut);
+        let failed = Verdict::Failed(Failure::TimedOut);
         let journal = Journal::default();
         let mut server = server(&journal);
         let check = |server: &mut Server, seconds, verdict: &Verdict| {

@@ -28,7 +28,7 @@ pub struct JobId(u64);
 pub struct Answer {
     /// The ticket of the connection that requested the check.
     pub ticket: Ticket,
-    /// The verdict. [`Verdict::Unchecked`] means that there will be no further attempt.
+    /// The verdict. [`Verdict::Failed`] means that there will be no further attempt.
     pub verdict: Verdict,
 }
 
@@ -234,10 +234,10 @@ impl CheckQueue {
                 self.cache.insert(now, &job.check, began);
             }
             Verdict::Denied => self.cache.remove(&job.check),
-            Verdict::Granted | Verdict::Unchecked(_) => {}
+            Verdict::Granted | Verdict::Failed(_) => {}
         }
         self.running = self.running.saturating_sub(1);
-        let failed = matches!(verdict, Verdict::Unchecked(_));
+        let failed = matches!(verdict, Verdict::Failed(_));
         let is_wanted = job.urgency == Urgency::Subscription && !job.tickets.is_empty();
         if failed
             && is_wanted

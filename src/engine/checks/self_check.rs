@@ -128,8 +128,8 @@ impl SelfCheck {
                 if is_known { Outcome::Unchanged } else { Outcome::Accepted }
             }
             // Trust is restored only by a denial.
-            Verdict::Unchecked(_) if before == Trust::Accepted => Outcome::Unchanged,
-            Verdict::Unchecked(_) => {
+            Verdict::Failed(_) if before == Trust::Accepted => Outcome::Unchanged,
+            Verdict::Failed(_) => {
                 self.trust = Trust::Inconclusive;
                 let is_known = before == Trust::Inconclusive && !announce;
                 if is_known { Outcome::Unchanged } else { Outcome::Inconclusive }
@@ -153,7 +153,7 @@ impl SelfCheck {
         let affirmation = self.question.as_ref().map(|question| &question.affirmation);
         match affirmation {
             Some(affirmation) => verdict::read(convention, affirmation, exit, output, message),
-            None => Verdict::Unchecked(Failure::NothingChecked),
+            None => Verdict::Failed(Failure::NothingChecked),
         }
     }
 
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn failed() -> Verdict {
-        Verdict::Unchecked(Failure::TimedOut)
+        Verdict::Failed(Failure::TimedOut)
     }
 
     #[test]
@@ -258,11 +258,11 @@ mod tests {
             assert_eq!(read(convention, 1, ""), Verdict::Denied);
             for (status, output) in [(1, "u"), (255, "u"), (0, "Error: x")] {
                 let verdict = read(convention, status, output);
-                assert!(matches!(verdict, Verdict::Unchecked(_)), "{status} {output}");
+                assert!(matches!(verdict, Verdict::Failed(_)), "{status} {output}");
             }
         }
         assert_eq!(read(Convention::Output, 0, ""), Verdict::Denied);
-        let nothing = Verdict::Unchecked(Failure::NothingChecked);
+        let nothing = Verdict::Failed(Failure::NothingChecked);
         assert_eq!(read(Convention::ExitStatus, 0, ""), nothing);
     }
 

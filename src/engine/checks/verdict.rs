@@ -12,7 +12,7 @@ pub enum Verdict {
     /// EspoCRM denies access.
     Denied,
     /// The check failed: neither a reason to grant access nor a permanent denial.
-    Unchecked(Failure),
+    Failed(Failure),
 }
 
 /// Why a check failed; for the log, without its arguments.
@@ -106,7 +106,7 @@ pub fn read(
 ) -> Verdict {
     let status = match exit {
         ProcessExit::Status(status) => status,
-        ProcessExit::Signal(signal) => return Verdict::Unchecked(Failure::Signal(signal)),
+        ProcessExit::Signal(signal) => return Verdict::Failed(Failure::Signal(signal)),
     };
     let output = output.trim_ascii();
     match status {
@@ -117,7 +117,7 @@ pub fn read(
         0 if output.is_empty() => match convention {
             Convention::Output | Convention::Both => Verdict::Denied,
             Convention::ExitStatus | Convention::InDoubt => {
-                Verdict::Unchecked(Failure::NothingChecked)
+                Verdict::Failed(Failure::NothingChecked)
             }
         },
         // Before 9.2: the token is valid, but for another user.
@@ -127,13 +127,13 @@ pub fn read(
         {
             Verdict::Denied
         }
-        0 => Verdict::Unchecked(Failure::Output(message())),
+        0 => Verdict::Failed(Failure::Output(message())),
         // PHP 8.4 prints this to standard error: files are being replaced, and no command has run.
         1 if output.is_empty() => match message() {
-            line if line.starts_with(NO_SCRIPT) => Verdict::Unchecked(Failure::Status(1, line)),
+            line if line.starts_with(NO_SCRIPT) => Verdict::Failed(Failure::Status(1, line)),
             _ => Verdict::Denied,
         },
-        _ => Verdict::Unchecked(Failure::Status(status, message())),
+        _ => Verdict::Failed(Failure::Status(status, message())),
     }
 }
 
@@ -197,8 +197,8 @@ mod tests {
     const ALL: [Convention; 4] =
         [Convention::ExitStatus, Convention::Output, Convention::Both, Convention::InDoubt];
 
-    fn is_unchecked(verdict: &Verdict) -> bool {
-        matches!(verdict, Verdict::Unchecked(_))
+    fn is_failed(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Failed(_))
     }
 
     #[test]
@@ -247,27 +247,27 @@ mod tests {
         for convention in [Output, Both, InDoubt] {
             assert_eq!(extension(convention, 0, "true"), Verdict::Granted);
             for output in ["yes", "truetrue", "Error: x"] {
-                assert!(is_unchecked(&extension(convention, 0, output)), "{output}");
+                assert!(is_failed(&extension(convention, 0, output)), "{output}");
             }
         }
         assert_eq!(extension(Output, 0, ""), Verdict::Denied);
         assert_eq!(extension(Both, 0, ""), Verdict::Denied);
-        assert!(is_unchecked(&extension(InDoubt, 0, "")));
+        assert!(is_failed(&extension(InDoubt, 0, "")));
         for convention in ALL {
             assert_eq!(extension(convention, 1, ""), Verdict::Denied);
-            assert!(is_unchecked(&extension(convention, 1, "Error: x")));
-            assert!(is_unchecked(&extension(convention, 255, "true")));
+            assert!(is_failed(&extension(convention, 1, "Error: x")));
+            assert!(is_failed(&extension(convention, 255, "true")));
         }
     }
 
     #[test]
     fn since_9_2_status_0_without_output_is_not_a_denial() {
-        let nothing = Verdict::Unchecked(Failure::NothingChecked);
+        let nothing = Verdict::Failed(Failure::NothingChecked);
         for convention in [Convention::ExitStatus, Convention::InDoubt] {
             assert_eq!(auth(convention, 0, ""), nothing);
             assert_eq!(topic(convention, 0, "\n"), nothing);
-            assert!(is_unchecked(&auth(convention, 0, "0123456789abcdef0")));
-            assert!(is_unchecked(&topic(convention, 0, "Only for the command line.")));
+            assert!(is_failed(&auth(convention, 0, "0123456789abcdef0")));
+            assert!(is_failed(&topic(convention, 0, "Only for the command line.")));
         }
     }
 
@@ -280,8 +280,8 @@ mod tests {
         for (status, output) in
             [(1, "Error: SQLSTATE[HY000] [2002]"), (1, "true"), (255, ""), (2, ""), (127, "")]
         {
-            assert!(is_unchecked(&topic(Now, status, output)), "{status} {output}");
-            assert!(is_unchecked(&auth(Now, status, output)), "{status} {output}");
+            assert!(is_failed(&topic(Now, status, output)), "{status} {output}");
+            assert!(is_failed(&auth(Now, status, output)), "{status} {output}");
         }
     }
 
@@ -291,11 +291,11 @@ mod tests {
         assert_eq!(auth(Then, 0, "6b030f5b450565077"), Verdict::Granted);
         assert_eq!(auth(Then, 0, ""), Verdict::Denied);
         assert_eq!(auth(Then, 0, "0123456789abcdef0"), Verdict::Denied);
-        assert!(is_unchecked(&auth(Then, 0, "PHP Warning:  something")));
+        assert!(is_failed(&auth(Then, 0, "PHP Warning:  something")));
         assert_eq!(topic(Then, 0, "true"), Verdict::Granted);
         assert_eq!(topic(Then, 0, ""), Verdict::Denied);
         for (status, output) in [(0, "1"), (0, "Error: x"), (255, ""), (255, "true"), (1, "true")] {
-            assert!(is_unchecked(&topic(Then, status, output)), "{status} {output}");
+            assert!(is_failed(&topic(Then, status, output)), "{status} {output}");
         }
     }
 
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(topic(Both, 0, "true"), Verdict::Granted);
         assert_eq!(topic(Both, 0, ""), Verdict::Denied);
         assert_eq!(topic(Both, 1, ""), Verdict::Denied);
-        assert!(is_unchecked(&topic(Both, 1, "true")));
+        assert!(is_failed(&topic(Both, 1, "true")));
         assert_eq!(auth(Both, 0, "6b030f5b450565077"), Verdict::Granted);
     }
 
@@ -329,7 +329,7 @@ mod tests {
         for convention in ALL {
             let verdict =
                 read(convention, &Affirmation::True, ProcessExit::Signal(9), b"true", String::new);
-            assert_eq!(verdict, Verdict::Unchecked(Failure::Signal(9)));
+            assert_eq!(verdict, Verdict::Failed(Failure::Signal(9)));
         }
     }
 

@@ -382,7 +382,7 @@ mod tests {
         let decision = |worker, fault, check| Decision { worker, fault, check };
         let granted = || decision(Next::Wait, None, CheckAction::Finish(Verdict::Granted));
         let verify = || decision(Next::Wait, None, CheckAction::Verify);
-        let failed = || Verdict::Unchecked(Failure::TimedOut);
+        let failed = || Verdict::Failed(Failure::TimedOut);
         // Not after a check that it denied, or a verification without a result.
         assert_eq!(
             answer(&mut pool, a, Verdict::Denied).check,
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_check_without_an_answer_runs_as_a_plain_command_unless_its_time_is_over() {
-        let timed_out = || CheckAction::Finish(Verdict::Unchecked(Failure::TimedOut));
+        let timed_out = || CheckAction::Finish(Verdict::Failed(Failure::TimedOut));
         let failed = || Problem::Failed("x".to_owned());
         for (problem, fault, check) in [
             (Problem::TimedOut { begun: true }, None, timed_out()),

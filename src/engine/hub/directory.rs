@@ -154,9 +154,9 @@ impl Directory {
         subscription.state = if was_granted { State::Granted } else { State::Pending };
         match verdict {
             // A failed recheck changes nothing.
-            Verdict::Granted | Verdict::Unchecked(_) if was_granted => {}
+            Verdict::Granted | Verdict::Failed(_) if was_granted => {}
             Verdict::Granted => self.grant(session, index),
-            Verdict::Denied | Verdict::Unchecked(_) => {
+            Verdict::Denied | Verdict::Failed(_) => {
                 self.drop_subscription(session, index, DENIED);
             }
         }

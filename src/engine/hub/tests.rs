@@ -83,8 +83,8 @@ fn login(conn: ConnId) -> Ticket {
     Ticket { conn, serial: Ticket::AUTHENTICATION }
 }
 
-fn unchecked() -> Verdict {
-    Verdict::Unchecked(Failure::TimedOut)
+fn failed() -> Verdict {
+    Verdict::Failed(Failure::TimedOut)
 }
 
 const READ_1: &str = "AclCheck --userId=ann --scope=Account --id=1 --action=read";
@@ -106,7 +106,7 @@ fn a_login_is_checked_and_welcomed() {
 #[test]
 fn a_denied_token_closes_the_connection_cleanly_and_a_failed_check_does_not() {
     for (verdict, action) in
-        [(Verdict::Denied, Action::Close(A, CloseReason::Refused)), (unchecked(), Action::Drop(A))]
+        [(Verdict::Denied, Action::Close(A, CloseReason::Refused)), (failed(), Action::Drop(A))]
     {
         let mut world = World::new();
         world.open(A, "ann");
@@ -152,7 +152,7 @@ fn a_topic_is_delivered_after_its_check_was_granted() {
 
 #[test]
 fn after_a_denied_or_failed_check_the_connection_may_subscribe_again() {
-    for verdict in [Verdict::Denied, unchecked()] {
+    for verdict in [Verdict::Denied, failed()] {
         let mut world = World::with(A, "ann");
         world.subscribe(A, "recordUpdate.Account.1");
         let (ticket, _) = world.check();

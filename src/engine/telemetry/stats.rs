@@ -171,7 +171,7 @@ impl Stats {
         let outcome = match verdict {
             Verdict::Granted => 0,
             Verdict::Denied => 1,
-            Verdict::Unchecked(_) => 2,
+            Verdict::Failed(_) => 2,
         };
         if let Some(kind) = self.checks.get_mut(urgency as usize) {
             count(kind, outcome);

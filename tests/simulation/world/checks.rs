@@ -73,7 +73,7 @@ impl World {
                 self.arm(ticket.conn);
             }
             Urgency::Recheck => {
-                let verdict = Verdict::Unchecked(Failure::NotStarted(String::new()));
+                let verdict = Verdict::Failed(Failure::NotStarted(String::new()));
                 let conn = self.model.conns.get(&ticket.conn);
                 if conn.is_some_and(|conn| conn.waits_for(ticket)) {
                     self.apply(ticket, &verdict, check);
@@ -100,7 +100,7 @@ impl World {
                     self.arm(ticket.conn);
                 }
                 Verdict::Denied => self.expect_ended(ticket.conn, "login denied"),
-                Verdict::Unchecked(_) => self.expect_ended(ticket.conn, "login failed"),
+                Verdict::Failed(_) => self.expect_ended(ticket.conn, "login failed"),
             }
             return;
         }
@@ -111,7 +111,7 @@ impl World {
             match verdict {
                 Verdict::Granted => self.seen("still logged in"),
                 Verdict::Denied => self.expect_ended(ticket.conn, "revoked"),
-                Verdict::Unchecked(_) => self.seen("token not rechecked"),
+                Verdict::Failed(_) => self.seen("token not rechecked"),
             }
             return;
         }
@@ -168,8 +168,7 @@ impl World {
         let conn = self.model.conns.get(&ticket.conn);
         if !conn.is_some_and(|conn| conn.waits_for(ticket)) {
             self.seen("stale verdict");
-            let verdicts =
-                [Verdict::Granted, Verdict::Denied, Verdict::Unchecked(Failure::TimedOut)];
+            let verdicts = [Verdict::Granted, Verdict::Denied, Verdict::Failed(Failure::TimedOut)];
             let verdict = self.choices.pick(&verdicts).clone();
             self.hub.verdict(ticket, &verdict);
             assert!(!self.hub.has_actions());

@@ -68,7 +68,7 @@ impl World {
             (true, false) => 97,
         };
         if self.choices.chance(fails) {
-            return Verdict::Unchecked(Failure::TimedOut);
+            return Verdict::Failed(Failure::TimedOut);
         }
         let is_bad = is_login && *check.arguments[1] != self.token(&check.arguments[2]);
         let denied = !is_login && self.choices.chance(25);

@@ -125,7 +125,7 @@ impl Checks {
         let index = index.expect("only running checks end");
         let job = &mut self.jobs[index];
         let is_login = job.tickets.iter().any(|ticket| ticket.topic.is_none());
-        let failed = matches!(verdict, Verdict::Unchecked(_));
+        let failed = matches!(verdict, Verdict::Failed(_));
         let is_wanted = !is_login && !job.tickets.is_empty();
         if let Some(seconds) = RETRIES.get(job.failures).filter(|_| failed && is_wanted) {
             job.failures += 1;

@@ -205,7 +205,7 @@ impl Oracle {
                 self.seen("unlocked");
             }
             // A lockdown remains.
-            Verdict::Denied | Verdict::Unchecked(_) => {}
+            Verdict::Denied | Verdict::Failed(_) => {}
         }
     }
 
@@ -251,7 +251,7 @@ impl Oracle {
                 self.resolve_all(number);
             }
             Verdict::Denied => self.close(number, 1008, "login denied"),
-            Verdict::Unchecked(_) => self.end(number, "check failed"),
+            Verdict::Failed(_) => self.end(number, "check failed"),
         }
     }
 

@@ -205,7 +205,7 @@ impl World {
         let denied = token.is_none() && self.random.chance(20);
         let fails = if self.is_down { 90 } else { 3 };
         let verdict = if self.random.chance(fails) {
-            Verdict::Unchecked(Failure::TimedOut)
+            Verdict::Failed(Failure::TimedOut)
         } else if is_bad || denied {
             Verdict::Denied
         } else {
@@ -271,7 +271,7 @@ impl World {
         }
         let verdict = match self.random.below(10) {
             0 => Verdict::Granted,
-            1 => Verdict::Unchecked(Failure::TimedOut),
+            1 => Verdict::Failed(Failure::TimedOut),
             _ => Verdict::Denied,
         };
         let (checks, context) = self.server.checks();

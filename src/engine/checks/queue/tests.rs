@@ -32,7 +32,7 @@ fn finish(queue: &mut CheckQueue, now: Time, id: JobId, verdict: &Verdict) -> Ve
 }
 
 fn failed() -> Verdict {
-    Verdict::Unchecked(Failure::TimedOut)
+    Verdict::Failed(Failure::TimedOut)
 }
 
 #[test]

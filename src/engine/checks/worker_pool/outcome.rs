@@ -87,7 +87,7 @@ impl Pool {
         if trust == Trust::Verifying {
             self.set_trust(id, Trust::Unverified);
         }
-        let timed_out = Finish(Verdict::Unchecked(Failure::TimedOut));
+        let timed_out = Finish(Verdict::Failed(Failure::TimedOut));
         let obstructed = Some(Fault::Obstructed);
         let (worker, fault, check) = match outcome {
             Outcome::Answered(verdict) => return self.handle_answer(now, id, trust, verdict),
@@ -124,7 +124,7 @@ impl Pool {
                 self.set_trust(id, Trust::Verified);
                 CheckAction::Finish(Verdict::Granted)
             }
-            (Trust::Verifying, Verdict::Unchecked(_)) => CheckAction::RunPlain,
+            (Trust::Verifying, Verdict::Failed(_)) => CheckAction::RunPlain,
             (Trust::Unverified | Trust::Verified, verdict) => CheckAction::Finish(verdict),
         };
         Decision { worker: self.answered(now, id), fault: None, check }

@@ -312,7 +312,7 @@ impl World {
         match self.random.below(10) {
             0..6 => Verdict::Granted,
             6..8 => Verdict::Denied,
-            _ => Verdict::Unchecked(verdict::Failure::TimedOut),
+            _ => Verdict::Failed(verdict::Failure::TimedOut),
         }
     }
 
@@ -456,7 +456,7 @@ impl World {
         let mut answers = Vec::new();
         self.queue.finish(self.now, job, verdict, &mut answers);
         if self.queue.check(job).is_some() {
-            assert!(matches!(verdict, Verdict::Unchecked(_)) && answers.is_empty());
+            assert!(matches!(verdict, Verdict::Failed(_)) && answers.is_empty());
             assert!(self.queue.next_deadline().is_some());
             self.seen("retried");
         }

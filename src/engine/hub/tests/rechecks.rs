@@ -111,13 +111,13 @@ fn a_topic_that_is_no_longer_allowed_is_removed_silently() {
 fn a_failed_recheck_changes_nothing() {
     let mut world = World::rechecked();
     let token = world.begin(A);
-    world.answer(token, &unchecked());
+    world.answer(token, &failed());
     assert_eq!(world.actions(), []);
     // The topics are rechecked only if the token is valid.
     let token = only(&world.recheck(600, A), LOGIN);
     world.answer(token, &Verdict::Granted);
     let topic = only(&world.requests(), READ_1);
-    world.answer(topic, &unchecked());
+    world.answer(topic, &failed());
     assert_eq!(world.actions(), []);
     assert_eq!(world.receivers(RECORD, None), [A]);
     // They are rechecked again the next time.
@@ -131,7 +131,7 @@ fn a_verdict_counts_once_and_only_for_its_own_check() {
     let mut world = World::rechecked();
     let token = world.begin(A);
     world.answer(login(A), &Verdict::Denied);
-    world.answer(token, &unchecked());
+    world.answer(token, &failed());
     world.answer(token, &Verdict::Denied);
     let again = only(&world.recheck(600, A), LOGIN);
     assert_ne!(again, token);
@@ -191,7 +191,7 @@ fn all_tabs_of_a_user_are_rechecked_together_without_those_of_other_users() {
     let words: Vec<_> = requests.iter().map(|(ticket, _, words)| (ticket.conn, &**words)).collect();
     assert_eq!(words, [(A, LOGIN), (B, LOGIN)]);
     let tickets = requests.iter().map(|(ticket, ..)| *ticket);
-    tickets.for_each(|ticket| world.answer(ticket, &unchecked()));
+    tickets.for_each(|ticket| world.answer(ticket, &failed()));
     for conn in [A, B] {
         assert_eq!(world.recheck(due + 299, conn), []);
     }
