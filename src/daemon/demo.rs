@@ -5,7 +5,7 @@ use std::io::{Write, stdout};
 use std::net::{IpAddr, Ipv4Addr};
 
 use log::info;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::run;
 use super::systemd::Systemd;
@@ -94,9 +94,10 @@ fn espo_settings() -> EspoSettings {
         "streamUpdate": record("stream"),
         "calendarUpdate": {"accessCheckCommand": "AclCheck --userId=:userId --scope=Calendar"},
     });
-    let parameters = [("version", json!("9.3.0")), ("useWebSocket", json!(true))];
-    let parameters = parameters.map(|(name, value)| (name.to_owned(), value));
-    EspoSettings::new(parameters.into_iter().collect(), &categories)
+    let mut parameters = Map::new();
+    parameters.insert("version".to_owned(), json!("9.3.0"));
+    parameters.insert("useWebSocket".to_owned(), json!(true));
+    EspoSettings::new(parameters, &categories)
 }
 
 impl Demo {

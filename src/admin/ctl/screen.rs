@@ -260,9 +260,10 @@ fn count(status: &Json, pointer: &str) -> String {
 fn counted(status: &Json, pointer: &str) -> Vec<String> {
     let counts = status.pointer(pointer).and_then(Json::as_object).into_iter().flatten();
     let mut counts: Vec<_> =
-        counts.filter_map(|(name, count)| Some((count.as_u64()?, name))).collect();
-    counts.sort_unstable_by_key(|(count, name)| (std::cmp::Reverse(*count), *name));
-    counts.into_iter().filter_map(|(count, name)| some(name, count)).collect()
+        counts.filter_map(|(name, count)| Some((name.as_str(), count.as_u64()?))).collect();
+    // The linker merges this with the sort of the control socket's lists.
+    counts.sort_unstable_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
+    counts.into_iter().filter_map(|(name, count)| some(name, count)).collect()
 }
 
 fn some(name: &str, count: u64) -> Option<String> {

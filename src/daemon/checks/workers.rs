@@ -115,10 +115,12 @@ impl CheckRunner {
             Some(router) => router,
             None => Router::write()?,
         };
-        let mut commands: Vec<&str> = context.settings.categories.commands().collect();
-        commands.push(Check::AUTHENTICATION);
-        commands.sort_unstable();
-        commands.dedup();
+        let mut commands = vec![Check::AUTHENTICATION];
+        for command in context.settings.categories.commands() {
+            if !commands.contains(&command) {
+                commands.push(command);
+            }
+        }
         let command = installation.worker(&router, &commands.join(" "));
         self.router = Some(router);
         self.workers.start(context.registry, context.now, id, command)
