@@ -73,13 +73,20 @@ fn an_idle_daemon_uses_at_most_5_mb_and_3_threads() {
 #[test]
 fn without_connections_the_daemon_sleeps() {
     let daemon = demo();
-    // The demo's own sender has just connected, which causes one check.
-    std::thread::sleep(Duration::from_secs(1));
-    daemon.settle();
-    let (sleeps, cpu) = (daemon.sleeps(), daemon.cpu());
-    std::thread::sleep(Duration::from_secs(4));
-    let (woken, cpu) = (daemon.sleeps() - sleeps, daemon.cpu() - cpu);
-    println!("in 4 s: woken {woken} times, {cpu:?} of processor time");
+    expect_sleep(&daemon, "without connections");
+}
+
+/// Expects that the effects of earlier connections and messages end, and that nothing then wakes
+/// the daemon for 4 s.
+fn expect_sleep(daemon: &Process, when: &str) {
+    let start = Instant::now();
+    let (mut woken, mut cpu) = (1, Duration::ZERO);
+    while woken > 0 && start.elapsed() < Duration::from_secs(60) {
+        let before = (daemon.sleeps(), daemon.cpu());
+        std::thread::sleep(Duration::from_secs(4));
+        (woken, cpu) = (daemon.sleeps() - before.0, daemon.cpu() - before.1);
+    }
+    println!("{when}, in 4 s: woken {woken} times, {cpu:?} of processor time");
     assert_eq!(woken, 0);
 }
 
@@ -97,16 +104,7 @@ fn idle_senders_cause_no_wake_ups() {
         sender
     });
     let senders: Vec<_> = senders.collect();
-    // Waits until the effects of their messages are over.
-    let start = Instant::now();
-    let (mut woken, mut cpu) = (1, Duration::ZERO);
-    while woken > 0 && start.elapsed() < Duration::from_secs(60) {
-        let before = (daemon.sleeps(), daemon.cpu());
-        std::thread::sleep(Duration::from_secs(4));
-        (woken, cpu) = (daemon.sleeps() - before.0, daemon.cpu() - before.1);
-    }
-    println!("{} senders, in 4 s: woken {woken} times, {cpu:?} of processor time", senders.len());
-    assert_eq!(woken, 0);
+    expect_sleep(&daemon, &format!("with {} senders", senders.len()));
 }
 
 #[test]
