@@ -6,7 +6,7 @@ use crate::package::{CONFIG, name};
 use crate::standin::{self, PORT};
 use crate::tab::{self, UNIT};
 
-const RPM: &str = "rpm --force-debian --nodeps --nodigest --nosignature";
+const RPM: &str = "rpm --nodeps --nodigest --nosignature";
 
 #[test]
 #[ignore = "boots a container: make test-packages"]
