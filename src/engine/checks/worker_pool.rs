@@ -335,7 +335,8 @@ impl Pool {
 impl Window {
     /// Counts an event; returns the number of events in the window.
     fn add(&mut self, now: Time) -> u32 {
-        if now >= self.since.after(PAUSE) {
+        // The first window begins at its first event, not at the start of the daemon.
+        if self.count == 0 || now >= self.since.after(PAUSE) {
             *self = Self { since: now, count: 0 };
         }
         self.count += 1;
@@ -347,6 +348,13 @@ impl Window {
 mod tests {
     use super::*;
     use crate::engine::checks::verdict::{Failure, Verdict};
+
+    #[test]
+    fn a_window_begins_at_its_first_event() {
+        let at = |seconds| Time::default().after(Duration::from_secs(seconds));
+        let mut window = Window::default();
+        assert_eq!([590, 610, 1_189, 1_190].map(|seconds| window.add(at(seconds))), [1, 2, 3, 1]);
+    }
 
     const NOW: Time = Time::from_millis(0);
 
