@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 pub struct Daemon {
     process: Child,
     address: SocketAddr,
@@ -31,7 +33,11 @@ impl Daemon {
         command.args(["--check-cache", "0", "--ping-interval", "1h"]).args(mode);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let stderr = process.stderr.take().unwrap();
+        // The daemon drops log lines rather than wait for a reader, and hundreds of PHP processes
+        // leave this one little CPU.
+        let _ = fcntl(&stderr, FcntlArg::F_SETPIPE_SZ(1 << 20));
+        let log = BufReader::new(stderr).lines().map_while(Result::ok);
         let topics = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&topics);
         std::thread::spawn(move || {
