@@ -18,9 +18,9 @@ pub struct Connection {
     armed: Time,
     /// Buffered bytes as counted last.
     buffered: u32,
-    /// It is in the server's list of connections to flush.
+    /// It is in the list of connections to flush.
     pub(super) dirty: bool,
-    /// It is in the server's list of connections to read further.
+    /// It is in the list of connections to read further.
     pub(super) unread: bool,
     /// The kernel accepts no more output; it will report when it does.
     blocked: bool,
