@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use super::files::Files;
 use crate::platform::exit::{Exit, Result};
@@ -12,6 +14,9 @@ pub(crate) struct Systemctl {
     systemctl: Vec<OsString>,
     journalctl: Vec<OsString>,
 }
+
+/// Reads of a log, one every 100 ms, until two of them agree.
+const LOG_READS: usize = 20;
 
 impl Systemctl {
     /// The commands, if systemd runs this machine.
@@ -87,9 +92,19 @@ impl Systemctl {
         let id = self.either(&["show", "--value", "--property=InvocationID", unit]);
         let of_this_start = format!("_SYSTEMD_INVOCATION_ID={id}");
         let arguments = ["--quiet", "--no-pager", "--output=cat", "--lines=5", &of_this_start];
-        // The journal may not yet contain the lines of a process that has just ended.
-        let _ = output(&self.journalctl, &["--sync"]);
-        let log = output(&self.journalctl, &arguments).unwrap_or_else(|error| error);
+        // The journal may not yet contain all lines of a process that has just ended, even after
+        // --sync: journald may handle that request before lines that it has not read yet.
+        let mut log = String::new();
+        for _ in 0..LOG_READS {
+            let _ = output(&self.journalctl, &["--sync"]);
+            let now = output(&self.journalctl, &arguments).unwrap_or_else(|error| error);
+            let is_complete = !now.is_empty() && now == log;
+            log = now;
+            if is_complete {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
         log.lines().flat_map(|line| ["\n  ", line]).collect()
     }
 
