@@ -83,7 +83,7 @@ impl CheckRunner {
         self.finish_self_check(context, &verdict)
     }
 
-    pub(crate) fn finish_self_check(
+    fn finish_self_check(
         &mut self,
         context: &Context<'_>,
         verdict: &Verdict,
