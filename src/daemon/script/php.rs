@@ -59,6 +59,12 @@ struct Disk {
     outcome: Option<(Outcome, Probed)>,
 }
 
+#[allow(
+    clippy::needless_pass_by_value,
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    reason = "the interface of the real type"
+)]
 impl Children {
     pub(crate) fn new(_first_token: usize) -> Self {
         Self(Rc::default())

@@ -91,7 +91,7 @@ impl Oracle {
                 Effect::Nothing => {}
                 _ if was_closing => {}
                 message => {
-                    tab.incomplete = None;
+                    (tab.incomplete, tab.incomplete_before_ping) = (None, None);
                     if tab.stage == Stage::Open {
                         self.pong(number, std::mem::take(&mut pongs));
                         self.message(number, &message);
