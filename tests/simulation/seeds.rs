@@ -3,6 +3,11 @@
 use std::fmt::{Debug, Display};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+const TARGET: &str = match env!("CARGO_CRATE_NAME").as_bytes() {
+    b"simulation" => "--test simulation",
+    _ => "--lib",
+};
+
 /// Runs the seeds below `default`, or below `SEEDS` in the environment; with `SEED` only that one,
 /// and has it print each step. `simulate(seed, verbose)` returns how often each event has occurred.
 ///
@@ -23,8 +28,9 @@ where
     for seed in 0..seeds {
         let events = catch_unwind(AssertUnwindSafe(|| simulate(seed, false)));
         let events = events.unwrap_or_else(|panic| {
-            let test = std::thread::current();
-            eprintln!("To replay: SEED={seed} cargo test {}", test.name().unwrap_or_default());
+            let thread = std::thread::current();
+            let test = thread.name().unwrap_or_default();
+            eprintln!("To replay: SEED={seed} cargo test {TARGET} {test}");
             resume_unwind(panic);
         });
         for (event, count) in events {

@@ -2,7 +2,8 @@
 //! repeated and spurious readiness events, verdicts in any order, jumps of the clock. After every
 //! turn the result is compared with a model.
 //!
-//! A failing seed is printed. `SEED=… cargo test --lib simulation` replays it and prints each step.
+//! A failing seed is printed. `SEED=… cargo test --lib event_loop::simulation` replays it and prints
+//! each step.
 
 mod access;
 mod browser;
