@@ -23,6 +23,10 @@ pub mod protocol;
 pub(crate) mod random;
 pub mod rate_limited_log;
 pub(crate) mod reload;
+#[cfg(test)]
+#[path = "../tests/simulation/seeds.rs"]
+#[allow(unreachable_pub, reason = "shared with tests/simulation")]
+pub(crate) mod seeds;
 pub mod telemetry;
 pub mod time;
 pub mod timers;

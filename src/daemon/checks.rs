@@ -10,6 +10,7 @@ use log::{info, warn};
 use mio::Registry;
 
 use super::event_loop::Backend;
+use super::seam::{Children, Clock};
 use super::token::EventSource;
 use crate::daemon::reload::Reloader;
 use crate::engine::checks::check::{Check, Ticket, Urgency};
@@ -23,9 +24,8 @@ use crate::engine::rate_limited_log::RateLimitedLog;
 use crate::engine::telemetry::stats::{LimitHit, Stats};
 use crate::engine::time::Time;
 use crate::espocrm::Router;
-use crate::espocrm::process::{Children, Finished};
+use crate::espocrm::process::Finished;
 use crate::espocrm::workers::Workers;
-use crate::platform::clock::Clock;
 use crate::platform::{process_stats, sys};
 use crate::settings::Settings;
 
@@ -167,8 +167,6 @@ impl CheckRunner {
                     self.start(context, installation, job, &check, runner);
                 }
                 Backend::Demo(demo) => self.finish(context, job, &check, &demo.check(&check)),
-                #[cfg(test)]
-                Backend::Scripted(checks) => checks.start(job, check),
             }
         }
     }
@@ -310,16 +308,6 @@ impl CheckRunner {
              not logged until {kind} checks succeed again. See EspoCRM's data/logs."
         );
     }
-
-    /// Checks the invariants. For tests.
-    #[cfg(test)]
-    pub(crate) fn check_invariants(&self) {
-        self.queue.check_invariants();
-        self.pool.check_invariants();
-        let is_paused = self.reloading || !self.self_check.allows_checks();
-        assert!(!is_paused || !self.queue.can_start(), "a check would start during a pause");
-        assert!(self.failing.is_none_or(|(first, last)| first <= last));
-    }
 }
 
 impl Context<'_> {
@@ -346,25 +334,38 @@ impl Context<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::rc::Rc;
+impl CheckRunner {
+    pub(crate) fn children(&self) -> &Children {
+        &self.children
+    }
 
+    /// Checks the invariants.
+    pub(crate) fn check_invariants(&self) {
+        self.queue.check_invariants();
+        self.pool.check_invariants();
+        let is_paused = self.reloading || !self.self_check.allows_checks();
+        assert!(!is_paused || !self.queue.can_start(), "a check would start during a pause");
+        assert!(self.failing.is_none_or(|(first, last)| first <= last));
+    }
+}
+
+#[cfg(test)]
+mod tests {
     use mio::Poll;
     use serde_json::{Map, Value};
 
     use super::*;
-    use crate::daemon::script::{Checks, Entry, Journal};
+    use crate::daemon::script::{Entry, Journal};
     use crate::engine::checks::queue::Capacity;
     use crate::engine::id::ConnId;
-    use crate::espocrm::EspoSettings;
-    use crate::settings::{Layers, Overrides};
+    use crate::espocrm::{EspoSettings, Installation};
+    use crate::settings::{CheckMode, Layers, Overrides};
 
-    /// A runner of scripted checks.
+    /// A runner with scripted PHP processes.
     struct Fixture {
         runner: CheckRunner,
         settings: Settings,
         backend: Backend,
-        checks: Checks,
         journal: Journal,
         stats: Stats,
         poll: Poll,
@@ -374,15 +375,16 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let espo_settings = EspoSettings::new(Map::new(), &Value::Null);
-            let settings =
+            let mut settings =
                 Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap();
+            settings.check_mode.value = CheckMode::Plain("");
             let journal = Journal::default();
-            let checks = Checks::new(&journal);
+            let runner = CheckRunner::new(&settings);
+            runner.children.record(&journal);
             Self {
-                runner: CheckRunner::new(&settings),
+                runner,
                 settings,
-                backend: Backend::Scripted(checks.clone()),
-                checks,
+                backend: Backend::Espocrm(Installation::scripted()),
                 journal,
                 stats: Stats::default(),
                 poll: Poll::new().unwrap(),
@@ -393,7 +395,7 @@ mod tests {
         fn run<T>(&mut self, act: impl FnOnce(&mut CheckRunner, &mut Context<'_>) -> T) -> T {
             let mut context = Context {
                 now: self.now,
-                clock: Clock::Stopped(self.now),
+                clock: Clock(self.now),
                 registry: self.poll.registry(),
                 settings: &self.settings,
                 backend: &self.backend,
@@ -413,19 +415,25 @@ mod tests {
         }
 
         /// Starts the checks that may start, and returns the last one.
-        fn start(&mut self) -> Option<(JobId, Rc<Check>)> {
+        fn start(&mut self) -> Option<JobId> {
             self.run(CheckRunner::start_due);
             match self.journal.borrow_mut().pop_back()? {
-                Entry::Started(job, check) => Some((job, check)),
+                Entry::Started(job, _) => Some(job),
                 other => panic!("{other:?}"),
             }
         }
 
-        fn answer(&mut self, (job, check): (JobId, Rc<Check>), verdict: Verdict) -> Vec<Verdict> {
-            self.checks.answer(job, check, verdict);
-            self.run(|runner, context| runner.worker_ready(context, 0));
-            self.journal.borrow_mut().clear();
+        fn answer(&mut self, job: JobId, verdict: Verdict) -> Vec<Verdict> {
+            self.runner.children.answer(job, verdict);
+            assert!(self.reap().is_none());
             self.answers()
+        }
+
+        fn reap(&mut self) -> Option<Event> {
+            let finished = self.runner.reap_children().pop().unwrap();
+            let event = self.run(|runner, context| runner.handle_finished(context, finished));
+            self.journal.borrow_mut().clear();
+            event
         }
 
         fn answers(&mut self) -> Vec<Verdict> {
@@ -434,7 +442,8 @@ mod tests {
 
         fn self_check(&mut self, verdict: &Verdict) -> Option<Event> {
             self.run(CheckRunner::start_self_check);
-            self.run(|runner, context| runner.finish_self_check(context, verdict))
+            self.runner.children.end_self_check(verdict.clone());
+            self.reap()
         }
     }
 

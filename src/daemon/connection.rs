@@ -11,7 +11,7 @@ use crate::engine::time::Time;
 use crate::engine::timers::Timers;
 
 /// A connection: the engine's state, and the socket whose bytes it moves.
-pub struct Connection {
+pub(crate) struct Connection {
     /// Its phase, deadlines and outbound queue.
     pub(super) state: State,
     /// When its timer fires; [`Time::NEVER`] if it has none.
@@ -30,7 +30,7 @@ pub struct Connection {
 impl Connection {
     /// A connection just accepted.
     #[must_use]
-    pub fn new(state: State, stream: Stream) -> Self {
+    pub(crate) fn new(state: State, stream: Stream) -> Self {
         Self {
             state,
             armed: Time::NEVER,
@@ -44,12 +44,12 @@ impl Connection {
 
     /// Slot and serial number.
     #[must_use]
-    pub fn id(&self) -> ConnId {
+    pub(crate) fn id(&self) -> ConnId {
         self.state.id()
     }
 
     /// Sets its timer to its due time or `latest`, unless it already fires early enough.
-    pub fn arm(&mut self, timers: &mut Timers, latest: Option<Time>) {
+    pub(crate) fn arm(&mut self, timers: &mut Timers, latest: Option<Time>) {
         let Some(due) = self.state.poll_timeout() else { return };
         let at = latest.map_or(due, |latest| latest.min(due));
         if self.armed > at {
@@ -59,7 +59,7 @@ impl Connection {
 
     /// Whether a timer that has fired is the current one. Others are obsolete: an earlier deadline
     /// has replaced them.
-    pub fn disarm(&mut self, now: Time) -> bool {
+    pub(crate) fn disarm(&mut self, now: Time) -> bool {
         let is_current = self.armed <= now;
         if is_current {
             self.armed = Time::NEVER;
@@ -71,13 +71,13 @@ impl Connection {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.stream.register(registry, token)
     }
 
     /// Recalculates the bytes it uses beyond the cost of an idle connection, and adjusts the
     /// `total` of all connections.
-    pub fn update_buffered(&mut self, total: &mut usize) {
+    pub(crate) fn update_buffered(&mut self, total: &mut usize) {
         let buffered = u32::try_from(self.state.buffered()).unwrap_or(u32::MAX);
         *total = *total - self.buffered() + buffered as usize;
         self.buffered = buffered;
@@ -85,13 +85,13 @@ impl Connection {
 
     /// Buffered bytes as counted last.
     #[must_use]
-    pub fn buffered(&self) -> usize {
+    pub(crate) fn buffered(&self) -> usize {
         self.buffered as usize
     }
 
     /// Whether the connection uses TLS, started or not.
     #[must_use]
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.stream.is_tls()
     }
 
@@ -99,7 +99,7 @@ impl Connection {
     ///
     /// # Errors
     /// If they are not TLS.
-    pub fn begin_tls(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn begin_tls(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.begin_tls(bytes)
     }
 
@@ -107,7 +107,7 @@ impl Connection {
     ///
     /// # Errors
     /// `WouldBlock` if there are none; all others are final.
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.read(buffer)
     }
 
@@ -115,7 +115,7 @@ impl Connection {
     /// bytes. The kernel reports bytes that arrive later, but no second time an end that it has
     /// reported already (`ended`).
     #[must_use]
-    pub fn may_have_more(&self, length: usize, buffer: usize, ended: bool) -> bool {
+    pub(crate) fn may_have_more(&self, length: usize, buffer: usize, ended: bool) -> bool {
         length == buffer || ended || !self.stream.short_read_drains()
     }
 
@@ -124,7 +124,7 @@ impl Connection {
     ///
     /// # Errors
     /// All are final.
-    pub fn write(&mut self) -> io::Result<(Written, usize)> {
+    pub(crate) fn write(&mut self) -> io::Result<(Written, usize)> {
         if self.blocked {
             return Ok((Written::Blocked, 0));
         }
@@ -139,21 +139,21 @@ impl Connection {
     }
 
     /// Shuts down the socket for writing if the last output is written.
-    pub fn finish_if_written(&mut self) {
+    pub(crate) fn finish_if_written(&mut self) {
         if !self.has_output() && self.state.handle_all_written() {
             self.stream.finish();
         }
     }
 
     /// Records that the kernel accepts output again; returns whether there is any.
-    pub fn unblock(&mut self) -> bool {
+    pub(crate) fn unblock(&mut self) -> bool {
         self.blocked = false;
         self.has_output()
     }
 
     /// Whether [`write`](Self::write) has something to do.
     #[must_use]
-    pub fn has_output(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         !self.state.outbox().is_empty() || self.stream.wants_write()
     }
 }

@@ -258,22 +258,27 @@ impl Connections {
     pub(crate) fn clear(&mut self) {
         self.slab.clear();
     }
+}
 
+/// The connection with this id: the one place that compares serial numbers.
+fn find(slab: &mut Slab<Connection>, id: ConnId) -> Option<&mut Connection> {
+    slab.get_mut(id.slot()).filter(|conn| conn.id() == id)
+}
+
+#[cfg(test)]
+impl Connections {
     /// Whether no connection waits to be freed.
-    #[cfg(test)]
     pub(crate) fn is_settled(&self) -> bool {
         self.ended.is_empty()
     }
 
     /// Whether all timers have fired by then. They are gone afterwards.
-    #[cfg(test)]
     pub(crate) fn has_no_timers_after(&mut self, now: Time) -> bool {
         self.take_due(now);
         self.timers.is_empty()
     }
 
     /// Checks that lists and sums agree with the connections.
-    #[cfg(test)]
     pub(crate) fn check_invariants(&mut self) {
         use std::collections::BTreeSet;
 
@@ -312,9 +317,4 @@ impl Connections {
             assert!(self.backpressure.is_empty());
         }
     }
-}
-
-/// The connection with this id: the one place that compares serial numbers.
-fn find(slab: &mut Slab<Connection>, id: ConnId) -> Option<&mut Connection> {
-    slab.get_mut(id.slot()).filter(|conn| conn.id() == id)
 }

@@ -8,6 +8,7 @@ use log::info;
 use serde_json::{Map, Value, json};
 
 use super::run;
+use super::seam::Signals;
 use super::systemd::Systemd;
 use crate::daemon::event_loop::{Backend, Server};
 use crate::daemon::zmq::Zmq;
@@ -17,7 +18,6 @@ use crate::engine::protocol::http;
 use crate::engine::protocol::http::Head;
 use crate::espocrm::EspoSettings;
 use crate::platform::exit::{Exit, Result};
-use crate::platform::signals::Signals;
 use crate::platform::sys::{ZmqSocket, ZmqType};
 use crate::settings::{ControlAt, Layers, Listen, Overrides, Settings};
 

@@ -30,6 +30,7 @@ use super::control::Control;
 use super::demo::Demo;
 use super::listener::Listener;
 use super::reload::Reloader;
+use super::seam::{Clock, Signals};
 use super::systemd::Systemd;
 use super::token::EventSource;
 use crate::daemon::connection::Connection;
@@ -47,10 +48,9 @@ use crate::engine::telemetry::Telemetry;
 use crate::engine::telemetry::stats::{End, Stats};
 use crate::engine::time::Time;
 use crate::espocrm::Installation;
-use crate::platform::clock::Clock;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
-use crate::platform::signals::{Pending, Signals};
+use crate::platform::signals::Pending;
 use crate::platform::sys;
 use crate::settings::Settings;
 use accept::Accepting;
@@ -95,9 +95,6 @@ pub(crate) enum Backend {
     Espocrm(Installation),
     /// The demo, which grants access itself.
     Demo(Demo),
-    /// A test.
-    #[cfg(test)]
-    Scripted(super::script::Checks),
 }
 
 /// Readiness of one token, as reported by the kernel.

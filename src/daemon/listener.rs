@@ -6,7 +6,7 @@ use std::net::{self, SocketAddr};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::net::{TcpListener, TcpStream};
+use super::seam::{TcpListener, TcpStream};
 use crate::platform::exit::{Exit, Result};
 use crate::settings::{Settings, Source};
 
@@ -68,13 +68,6 @@ impl Listener {
         Self::of(sockets.collect::<io::Result<_>>()?)
     }
 
-    /// Accepts the scripted connections of a test.
-    #[cfg(test)]
-    pub(crate) fn scripted(arrivals: super::script::Arrivals) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        Self { sockets: vec![TcpListener::Scripted(arrivals)], address }
-    }
-
     /// The address, with the actual port if the settings have port 0.
     #[must_use]
     pub(crate) fn address(&self) -> SocketAddr {
@@ -118,7 +111,7 @@ impl Listener {
         Self::of(vec![prepare(socket)?])
     }
 
-    fn of(sockets: Vec<TcpListener>) -> io::Result<Self> {
+    pub(super) fn of(sockets: Vec<TcpListener>) -> io::Result<Self> {
         let address = sockets.first().ok_or(io::ErrorKind::NotFound)?.local_addr()?;
         Ok(Self { sockets, address })
     }

@@ -5,19 +5,19 @@ use std::process::Command;
 
 use log::{debug, error};
 
-use super::settings_reader::{Probed, SettingsReader};
+use super::seam::SettingsReader;
+use super::settings_reader::Probed;
 use crate::engine::espocrm::version::Version;
-use crate::engine::reload::{Action, Files, Outcome, Php, Reload};
+use crate::engine::reload::{Action, Files, Reload};
 use crate::engine::time::Time;
 use crate::espocrm::process::Finished;
-use crate::platform::exit::Result;
 use crate::settings::Settings;
 
 /// Executes the decisions of [`Reload`] that concern files and the probe. The others are returned by
 /// [`poll`](Self::poll), to be called after each input.
 pub(crate) struct Reloader {
     reload: Reload,
-    source: Source,
+    reader: SettingsReader,
     /// Printed by the last probe, until it is applied.
     probed: Probed,
 }
@@ -38,29 +38,12 @@ pub(crate) enum Event {
     Ended,
 }
 
-/// What the settings are read from.
-#[allow(clippy::large_enum_variant, reason = "there is one")]
-enum Source {
-    Espocrm(SettingsReader),
-    #[cfg(test)]
-    Scripted(super::script::Probes),
-}
-
 pub(crate) const KEEPING: &str = "Keeping the previous settings.";
 
 impl Reloader {
     #[must_use]
     pub(crate) fn new(reader: SettingsReader) -> Self {
-        Self::of(Source::Espocrm(reader))
-    }
-
-    #[cfg(test)]
-    pub(crate) fn scripted(probes: super::script::Probes) -> Self {
-        Self::of(Source::Scripted(probes))
-    }
-
-    fn of(source: Source) -> Self {
-        Self { reload: Reload::default(), source, probed: Probed::Nothing }
+        Self { reload: Reload::default(), reader, probed: Probed::Nothing }
     }
 
     /// Begins a turn of the event loop, in which files are checked once.
@@ -85,18 +68,7 @@ impl Reloader {
 
     /// Takes the result of the probe.
     pub(crate) fn handle_probe(&mut self, now: Time, finished: &Finished) {
-        match &mut self.source {
-            Source::Espocrm(reader) => {
-                let (outcome, probed) = reader.read(finished);
-                self.handle_outcome(now, outcome, probed);
-            }
-            #[cfg(test)]
-            Source::Scripted(_) => {}
-        }
-    }
-
-    /// Takes the outcome of the probe.
-    pub(super) fn handle_outcome(&mut self, now: Time, outcome: Outcome, probed: Probed) {
+        let (outcome, probed) = self.reader.read(finished);
         self.probed = probed;
         self.reload.handle_probe_result(now, outcome);
     }
@@ -110,21 +82,23 @@ impl Reloader {
         loop {
             match self.reload.poll()? {
                 Action::CheckFiles => {
-                    let files = self.source.check_files();
-                    if files == Files::Changed {
+                    let files = if self.reader.take_change() {
                         debug!(
                             "EspoCRM's configuration, metadata or certificate has changed. \
                              Reloading."
                         );
-                    }
+                        Files::Changed
+                    } else {
+                        Files::Unchanged
+                    };
                     self.reload.handle_file_check(now, files);
                 }
                 Action::Begin => {
-                    self.source.record_files();
+                    self.reader.record_files();
                     return Some(Event::Begun);
                 }
                 Action::Probe(php) => {
-                    if let Err(error) = self.source.start_probe(php, &mut spawn) {
+                    if let Err(error) = self.reader.start_probe(php, &mut spawn) {
                         self.reload.handle_probe_not_started(now, error.to_string());
                     }
                 }
@@ -165,52 +139,11 @@ impl Reloader {
     /// Whether EspoCRM's version may differ from that of the settings in force.
     #[must_use]
     pub(crate) fn is_in_doubt(&self) -> bool {
-        self.reload.is_in_doubt() || self.source.has_pending_change()
+        self.reload.is_in_doubt() || self.reader.has_pending_change()
     }
 
     fn take_probed(&mut self) -> Probed {
         std::mem::replace(&mut self.probed, Probed::Nothing)
-    }
-}
-
-impl Source {
-    /// Compares the files with their last known state, and records their current state.
-    fn check_files(&mut self) -> Files {
-        let changed = match self {
-            Self::Espocrm(reader) => reader.take_change(),
-            #[cfg(test)]
-            Self::Scripted(probes) => probes.take_change(),
-        };
-        if changed { Files::Changed } else { Files::Unchanged }
-    }
-
-    /// Records the current state of the files.
-    fn record_files(&mut self) {
-        match self {
-            Self::Espocrm(reader) => _ = reader.take_change(),
-            #[cfg(test)]
-            Self::Scripted(probes) => probes.record_files(),
-        }
-    }
-
-    fn has_pending_change(&self) -> bool {
-        match self {
-            Self::Espocrm(reader) => reader.has_pending_change(),
-            #[cfg(test)]
-            Self::Scripted(probes) => probes.has_pending_change(),
-        }
-    }
-
-    fn start_probe(
-        &mut self,
-        php: Php,
-        spawn: impl FnOnce(Command) -> io::Result<()>,
-    ) -> Result<()> {
-        match self {
-            Self::Espocrm(reader) => reader.start_probe(php, spawn),
-            #[cfg(test)]
-            Self::Scripted(probes) => probes.start(php),
-        }
     }
 }
 

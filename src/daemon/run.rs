@@ -5,7 +5,7 @@ use std::io::{Write, stdout};
 use log::{info, warn};
 
 use super::reload::Reloader;
-use super::settings_reader::SettingsReader;
+use super::seam::{SettingsReader, Signals};
 use super::systemd::{self, Systemd};
 use super::tls::Acceptor;
 use crate::daemon::event_loop;
@@ -15,7 +15,6 @@ use crate::engine::printable::{Printable, plural, printable_lines};
 use crate::espocrm::{Installation, Router};
 use crate::platform::exit::{Exit, Result};
 use crate::platform::logging;
-use crate::platform::signals::Signals;
 use crate::platform::sys;
 use crate::settings::{DEFAULT_FILE, Layers, Settings, megabytes};
 

@@ -1,23 +1,31 @@
-//! Scripted replacements of the kernel, ZeroMQ and PHP for tests. They return scripted results and
-//! record the server's calls in one journal.
+//! Scripted replacements of the types of [`seam`](super::seam) for tests. They return scripted
+//! results and record the server's calls in one journal. Some wrap the real type as well.
 
+mod php;
 mod socket;
+mod tcp;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
-use crate::daemon::zmq::Received;
-use crate::engine::checks::check::Check;
+use mio::{Registry, Token};
+
+use crate::daemon::zmq::{Received, receiver};
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::espocrm::submission::Rejection;
 pub(crate) use crate::engine::random::Random;
 use crate::engine::reload::Php;
-use crate::platform::exit::{self, Exit};
+use crate::engine::time::Time;
+use crate::platform::exit::Result;
+use crate::platform::signals::{self, Pending};
+pub(crate) use php::{Children, Probes, SettingsReader};
 pub(crate) use socket::{Kernel, Socket};
+pub(crate) use tcp::{TcpListener, TcpStream};
 
 /// The server's actions, in order.
 pub(crate) type Journal = Rc<RefCell<VecDeque<Entry>>>;
@@ -47,8 +55,10 @@ pub(crate) enum Entry {
     FilesChecked,
     ProbeStarted(Php),
     ProbeNotStarted(Php),
-    Started(JobId, Rc<Check>),
-    Answered(JobId, Rc<Check>, Verdict),
+    /// It started a check with these arguments of `command.php`.
+    Started(JobId, Rc<str>),
+    Answered(JobId, Verdict),
+    SelfCheckStarted,
 }
 
 /// Connections that wait to be accepted.
@@ -59,30 +69,23 @@ pub(crate) struct Arrivals(Rc<RefCell<Queue<io::Result<Socket>>>>);
 #[derive(Clone)]
 pub(crate) struct Messages(Rc<RefCell<Queue<Message>>>);
 
-pub(crate) type Message = Result<Rc<str>, Rejection>;
+pub(crate) type Message = std::result::Result<Rc<str>, Rejection>;
 
-/// EspoCRM's files, and the start of the probe.
-#[derive(Clone)]
-pub(crate) struct Probes {
-    disk: Rc<RefCell<Disk>>,
-    journal: Journal,
+pub(crate) struct ZmqReceiver {
+    receiver: receiver::ZmqReceiver,
+    /// Replace the messages of libzmq.
+    messages: Option<Messages>,
 }
 
-#[derive(Default)]
-struct Disk {
-    is_changed: bool,
-    /// So many probes cannot be started.
-    failures: u32,
+pub(crate) enum Signals {
+    Real(signals::Signals),
+    /// Each event reports that a child has exited.
+    Scripted,
 }
 
-/// Records the checks that the server starts, and provides their scripted answers.
-#[derive(Clone)]
-pub(crate) struct Checks {
-    answers: Rc<RefCell<VecDeque<Answer>>>,
-    journal: Journal,
-}
-
-pub(crate) type Answer = (JobId, Rc<Check>, Verdict);
+/// A clock that stands still.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(pub(crate) Time);
 
 struct Queue<T> {
     waiting: VecDeque<T>,
@@ -178,70 +181,64 @@ impl Messages {
     }
 }
 
-impl Probes {
-    pub(crate) fn new(journal: &Journal) -> Self {
-        Self { disk: Rc::default(), journal: Rc::clone(journal) }
+impl ZmqReceiver {
+    pub(crate) fn bind(endpoint: &str) -> Result<Self> {
+        Ok(Self { receiver: receiver::ZmqReceiver::bind(endpoint)?, messages: None })
     }
 
-    /// Changes the files.
-    pub(crate) fn change(&self) {
-        self.disk.borrow_mut().is_changed = true;
+    pub(crate) fn scripted(messages: Messages) -> Self {
+        Self { receiver: receiver::ZmqReceiver::closed(), messages: Some(messages) }
     }
 
-    pub(crate) fn fail_to_start(&self, times: u32) {
-        self.disk.borrow_mut().failures = times;
-    }
-
-    pub(crate) fn has_pending_change(&self) -> bool {
-        self.disk.borrow().is_changed
-    }
-
-    pub(crate) fn record_files(&self) {
-        self.disk.borrow_mut().is_changed = false;
-    }
-
-    pub(crate) fn take_change(&self) -> bool {
-        self.journal.borrow_mut().push_back(Entry::FilesChecked);
-        std::mem::take(&mut self.disk.borrow_mut().is_changed)
-    }
-
-    pub(crate) fn start(&self, php: Php) -> exit::Result<()> {
-        let mut disk = self.disk.borrow_mut();
-        let fails = disk.failures > 0;
-        disk.failures = disk.failures.saturating_sub(1);
-        let entry = if fails { Entry::ProbeNotStarted(php) } else { Entry::ProbeStarted(php) };
-        self.journal.borrow_mut().push_back(entry);
-        if fails { Err(Exit::error("not found")) } else { Ok(()) }
+    pub(crate) fn receive(&self) -> Received {
+        self.messages.as_ref().map_or_else(|| self.receiver.receive(), Messages::receive)
     }
 }
 
-impl Checks {
-    pub(crate) fn new(journal: &Journal) -> Self {
-        Self { answers: Rc::default(), journal: Rc::clone(journal) }
+impl Deref for ZmqReceiver {
+    type Target = receiver::ZmqReceiver;
+
+    fn deref(&self) -> &Self::Target {
+        &self.receiver
+    }
+}
+
+impl DerefMut for ZmqReceiver {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.receiver
+    }
+}
+
+impl Signals {
+    pub(crate) fn new() -> io::Result<Self> {
+        signals::Signals::new().map(Self::Real)
     }
 
-    pub(crate) fn start(&self, id: JobId, check: Rc<Check>) {
-        self.journal.borrow_mut().push_back(Entry::Started(id, check));
+    pub(crate) fn for_terminal() -> io::Result<Self> {
+        signals::Signals::for_terminal().map(Self::Real)
     }
 
-    pub(crate) fn answer(&self, id: JobId, check: Rc<Check>, verdict: Verdict) {
-        self.answers.borrow_mut().push_back((id, check, verdict));
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match self {
+            Self::Real(signals) => signals.register(registry, token),
+            Self::Scripted => Ok(()),
+        }
     }
 
-    pub(crate) fn is_answered(&self, id: JobId) -> bool {
-        self.answers.borrow().iter().any(|(answered, ..)| *answered == id)
+    pub(crate) fn take(&mut self) -> Pending {
+        match self {
+            Self::Real(signals) => signals.take(),
+            Self::Scripted => Pending { child: true, ..Pending::default() },
+        }
+    }
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Time::default())
     }
 
-    /// Number of answers that the server has not taken.
-    pub(crate) fn answered(&self) -> usize {
-        self.answers.borrow().len()
-    }
-
-    /// Takes the next answer and records it.
-    pub(crate) fn take(&self) -> Option<Answer> {
-        let (id, check, verdict) = self.answers.borrow_mut().pop_front()?;
-        let entry = Entry::Answered(id, Rc::clone(&check), verdict.clone());
-        self.journal.borrow_mut().push_back(entry);
-        Some((id, check, verdict))
+    pub(crate) fn now(self) -> Time {
+        self.0
     }
 }

@@ -105,6 +105,11 @@ impl SettingsReader {
         self.watch.take_change()
     }
 
+    /// Records the current state of the files.
+    pub(super) fn record_files(&mut self) {
+        self.watch.take_change();
+    }
+
     /// Whether the files have changed since the last call of [`take_change`](Self::take_change).
     pub(super) fn has_pending_change(&self) -> bool {
         self.watch.has_pending_change()

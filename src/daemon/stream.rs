@@ -6,11 +6,11 @@ use std::net::Shutdown;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConnection;
 
-use super::net::TcpStream;
+use super::seam::TcpStream;
 use crate::engine::protocol::outbox::Outbox;
 
 /// The byte stream of a connection.
-pub enum Stream {
+pub(crate) enum Stream {
     /// Without TLS, or behind a proxy that terminates TLS.
     Plain(TcpStream),
     /// With TLS.
@@ -18,7 +18,7 @@ pub enum Stream {
 }
 
 /// A TCP connection and its TLS state, about 8 KiB.
-pub struct Tls {
+pub(crate) struct Tls {
     tcp: TcpStream,
     session: ServerConnection,
     /// TLS has not begun: the bytes before it are plain (a PROXY header).
@@ -27,7 +27,7 @@ pub struct Tls {
 
 /// The progress of writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
+pub(crate) enum Written {
     /// The kernel has accepted everything.
     All,
     /// The kernel accepts no more for now: continue when the connection becomes writable.
@@ -41,7 +41,7 @@ impl Stream {
     /// With a `tls`, the stream begins with the TLS handshake, unless `is_plain_yet`: then TLS
     /// begins with [`begin_tls`](Self::begin_tls).
     #[must_use]
-    pub fn new(tcp: TcpStream, tls: Option<ServerConnection>, is_plain_yet: bool) -> Self {
+    pub(crate) fn new(tcp: TcpStream, tls: Option<ServerConnection>, is_plain_yet: bool) -> Self {
         match tls {
             None => Self::Plain(tcp),
             Some(session) => Self::Tls(Box::new(Tls { tcp, session, is_plain_yet })),
@@ -53,7 +53,7 @@ impl Stream {
     ///
     /// # Errors
     /// Those of `epoll_ctl(2)`.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(self.tcp_mut(), token, Interest::READABLE | Interest::WRITABLE)
     }
 
@@ -61,7 +61,7 @@ impl Stream {
     ///
     /// # Errors
     /// `WouldBlock` if nothing is available; all others are final.
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => retry(|| tcp.read(buffer)),
             Self::Tls(stream) => stream.read(buffer),
@@ -72,7 +72,7 @@ impl Stream {
     ///
     /// # Errors
     /// All are final.
-    pub fn write(&mut self, outbox: &mut Outbox) -> io::Result<Written> {
+    pub(crate) fn write(&mut self, outbox: &mut Outbox) -> io::Result<Written> {
         while !outbox.is_empty() {
             let written = match (&mut *self, outbox.only()) {
                 (Self::Plain(tcp), Some(bytes)) => retry(|| tcp.write(bytes)),
@@ -105,7 +105,7 @@ impl Stream {
 
     /// Whether the stream uses TLS, even if TLS has not begun yet.
     #[must_use]
-    pub fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
@@ -113,7 +113,7 @@ impl Stream {
     ///
     /// # Errors
     /// If the bytes are not valid TLS.
-    pub fn begin_tls(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn begin_tls(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         let Self::Tls(stream) = self else { return Ok(()) };
         stream.is_plain_yet = false;
         while !bytes.is_empty() {
@@ -126,18 +126,18 @@ impl Stream {
     /// Whether a read that fills its buffer only partly has read everything. With TLS it has not:
     /// each read returns at most one record.
     #[must_use]
-    pub fn short_read_drains(&self) -> bool {
+    pub(crate) fn short_read_drains(&self) -> bool {
         matches!(self, Self::Plain(_))
     }
 
     /// Whether TLS itself has data to send: handshake messages or an alert.
     #[must_use]
-    pub fn wants_write(&self) -> bool {
+    pub(crate) fn wants_write(&self) -> bool {
         matches!(self, Self::Tls(stream) if stream.session.wants_write())
     }
 
     /// Closes the sending direction. Ignores errors: the peer may have disconnected.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Self::Tls(stream) = self
             && !stream.is_plain_yet
         {

@@ -1,7 +1,7 @@
 //! EspoCRM's messages: the ZeroMQ socket, its limits, and its recovery.
 
 mod guard;
-mod receiver;
+pub(super) mod receiver;
 
 pub(crate) use guard::Excess;
 pub(crate) use receiver::Received;
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use mio::Registry;
 
+use super::seam::ZmqReceiver;
 use crate::engine::time::Time;
 use crate::platform::exit::{Exit, Result};
 use crate::platform::sys::ZmqContext;
 use crate::platform::{process_stats, sys};
 use guard::Guard;
-use receiver::ZmqReceiver;
 
 /// Receives EspoCRM's messages, keeps libzmq within its limits, and binds the endpoint again after
 /// a failure.
@@ -69,13 +69,7 @@ impl Zmq {
         ZmqReceiver::bind(endpoint).map(Self::of)
     }
 
-    /// Receives the scripted messages of a test.
-    #[cfg(test)]
-    pub(crate) fn scripted(script: super::script::Messages) -> Self {
-        Self::of(ZmqReceiver::scripted(script))
-    }
-
-    fn of(receiver: ZmqReceiver) -> Self {
+    pub(super) fn of(receiver: ZmqReceiver) -> Self {
         Self { receiver, state: State::Bound { pending: true } }
     }
 
@@ -240,17 +234,19 @@ impl Zmq {
     fn retry_later(&mut self, now: Time) {
         self.state = State::Unbound { pending: true, retry_at: now.after(RETRY) };
     }
-
-    /// Checks that the state agrees with the socket. For tests.
-    #[cfg(test)]
-    pub(crate) fn check_invariants(&self) {
-        assert!(!self.is_bound() || self.receiver.is_bound(), "nothing binds the endpoint again");
-    }
 }
 
 /// Memory of this process that is not accounted for, in bytes.
 fn unaccounted(accounted: usize) -> usize {
     process_stats::resident_memory().saturating_sub(accounted)
+}
+
+#[cfg(test)]
+impl Zmq {
+    /// Checks that the state agrees with the socket.
+    pub(crate) fn check_invariants(&self) {
+        assert!(!self.is_bound() || self.receiver.is_bound(), "nothing binds the endpoint again");
+    }
 }
 
 #[cfg(test)]

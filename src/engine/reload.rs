@@ -280,9 +280,11 @@ impl Reload {
         self.retry_at = None;
         self.last_error.clear();
     }
+}
 
+#[cfg(test)]
+impl Reload {
     /// Checks that the fields agree with each other.
-    #[cfg(test)]
     pub(crate) fn check_invariants(&self) {
         assert!(self.php_switches <= MAX_PHP_SWITCHES, "{self:?}");
         assert_eq!(self.retry_at.is_some(), !self.last_error.is_empty(), "{self:?}");

@@ -269,3 +269,12 @@ fn no_espocrm(root: &Path, file: &str, error: &io::Error) -> Exit {
         _ => format!("{root}/{file} cannot be read: {error}."),
     })
 }
+
+#[cfg(test)]
+impl Installation {
+    /// One that does not exist, for tests with scripted processes.
+    pub(crate) fn scripted() -> Self {
+        let identity = Identity::Current { name: String::new() };
+        Self { root: PathBuf::new(), php: PathBuf::from("php"), identity }
+    }
+}

@@ -353,6 +353,30 @@ mod tests {
     }
 
     #[test]
+    fn a_child_is_counted_until_it_is_reaped_and_killed_once() {
+        let (poll, mut children) = (Poll::new().unwrap(), Children::new(0));
+        let (start, deadline) = (Time::default(), Time::default().after(LONG));
+        for task in [Task::Check(JobId::default(), Convention::Both), Task::Probe] {
+            let mut command = Command::new("sleep");
+            command.arg("600");
+            children.spawn(poll.registry(), start, task, command, LONG).unwrap();
+        }
+        assert_eq!((children.processes().count(), children.checks()), (2, 1));
+        children.expire(start);
+        assert_eq!(children.next_deadline(), Some(deadline));
+        children.expire(deadline);
+        assert_eq!(children.next_deadline(), None);
+        let mut finished = Vec::new();
+        while finished.len() < 2 {
+            assert_eq!(children.processes().count(), 2 - finished.len());
+            children.reap(&mut finished);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(finished.iter().all(|child| child.exit == Err(Failure::TimedOut)));
+        assert_eq!((children.processes().count(), children.checks()), (0, 0));
+    }
+
+    #[test]
     fn the_signal_that_ended_a_child_is_returned() {
         assert_eq!(run("kill -SEGV $$", LONG).exit, Ok(ProcessExit::Signal(11)));
     }

@@ -55,12 +55,6 @@ impl Signals {
         Ok(Self { signals, hangup_stops })
     }
 
-    /// Handles no signals.
-    #[cfg(test)]
-    pub(crate) fn none() -> io::Result<Self> {
-        Self::of(&[], false)
-    }
-
     /// Registers the signals with `token`.
     ///
     /// # Errors

@@ -33,12 +33,6 @@ impl Systemctl {
         })
     }
 
-    /// Replaces both with another command.
-    #[cfg(test)]
-    pub(crate) fn fake(words: Vec<OsString>) -> Self {
-        Self { systemctl: words.clone(), journalctl: words }
-    }
-
     /// Runs `systemctl` and returns its output.
     ///
     /// # Errors
@@ -125,4 +119,12 @@ fn output(command: &[OsString], arguments: &[&str]) -> std::result::Result<Strin
     let text = if stdout.trim().is_empty() { stderr } else { stdout };
     let text = text.trim().to_owned();
     if output.status.success() { Ok(text) } else { Err(text) }
+}
+
+#[cfg(test)]
+impl Systemctl {
+    /// Replaces both with another command.
+    pub(crate) fn fake(words: Vec<OsString>) -> Self {
+        Self { systemctl: words.clone(), journalctl: words }
+    }
 }

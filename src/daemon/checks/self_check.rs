@@ -83,11 +83,7 @@ impl CheckRunner {
         self.finish_self_check(context, &verdict)
     }
 
-    pub(crate) fn finish_self_check(
-        &mut self,
-        context: &Context<'_>,
-        verdict: &Verdict,
-    ) -> Option<Event> {
+    fn finish_self_check(&mut self, context: &Context<'_>, verdict: &Verdict) -> Option<Event> {
         let outcome = self.self_check.finish(context.now, verdict);
         self.update_pause();
         match outcome {

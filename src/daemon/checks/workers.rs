@@ -70,13 +70,6 @@ impl CheckRunner {
 
     /// Handles an event of [`EventSource::Worker`](crate::daemon::token::EventSource::Worker).
     pub(crate) fn worker_ready(&mut self, context: &mut Context<'_>, number: usize) {
-        #[cfg(test)]
-        if let Backend::Scripted(checks) = context.backend {
-            if let Some((job, check, verdict)) = checks.take() {
-                self.finish(context, job, &check, &verdict);
-            }
-            return;
-        }
         let mut outcomes = Vec::new();
         self.workers.ready(context.registry, number, &mut outcomes);
         self.take_outcomes(context, outcomes);

@@ -9,7 +9,7 @@ use log::warn;
 use super::Server;
 use super::log_limiter::Cause;
 use crate::daemon::listener::Listener;
-use crate::daemon::net::TcpStream;
+use crate::daemon::seam::TcpStream;
 use crate::daemon::stream::Stream;
 use crate::daemon::tls::Acceptor;
 use crate::engine::admission::Decision;

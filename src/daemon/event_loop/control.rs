@@ -219,8 +219,6 @@ impl Server {
         match &self.backend {
             Backend::Espocrm(installation) => installation.root().display().to_string(),
             Backend::Demo(_) => "the demo".to_owned(),
-            #[cfg(test)]
-            Backend::Scripted(_) => String::new(),
         }
     }
 }
@@ -255,36 +253,40 @@ mod tests {
     use super::*;
     use crate::daemon::event_loop::accept::Accepting;
     use crate::daemon::listener::Listener;
-    use crate::daemon::script::{Arrivals, Checks, Entry, Journal, Messages, Random};
+    use crate::daemon::script::{Arrivals, Entry, Journal, Messages, Random};
+    use crate::daemon::seam::{Clock, Signals, TcpListener, ZmqReceiver};
     use crate::daemon::zmq::Zmq;
     use crate::engine::checks::check::{Check, Ticket, Urgency};
     use crate::engine::checks::verdict::{Failure, Verdict};
     use crate::engine::id::ConnId;
     use crate::engine::time::Time;
-    use crate::espocrm::EspoSettings;
-    use crate::platform::clock::Clock;
-    use crate::platform::signals::Signals;
-    use crate::settings::{Layers, Overrides, Settings};
+    use crate::espocrm::{EspoSettings, Installation};
+    use crate::settings::{CheckMode, Layers, Overrides, Settings};
 
     fn server(journal: &Journal) -> Server {
         let espo_settings = EspoSettings::new(serde_json::Map::new(), &serde_json::Value::Null);
-        let settings =
+        let mut settings =
             Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap();
+        settings.check_mode.value = CheckMode::Plain("");
         let random = || Random::new(1);
-        Server::assemble(
+        let arrivals = TcpListener::Scripted(Arrivals::new(journal, random()));
+        let messages = ZmqReceiver::scripted(Messages::new(journal, random()));
+        let server = Server::assemble(
             settings,
-            Backend::Scripted(Checks::new(journal)),
+            Backend::Espocrm(Installation::scripted()),
             None,
-            Signals::none().unwrap(),
+            Signals::Scripted,
             mio::Poll::new().unwrap(),
-            Accepting::new(Listener::scripted(Arrivals::new(journal, random())), None),
-            Zmq::scripted(Messages::new(journal, random())),
-        )
+            Accepting::new(Listener::of(vec![arrivals]).unwrap(), None),
+            Zmq::of(messages),
+        );
+        server.checks.children().record(journal);
+        server
     }
 
     fn set_clock(server: &mut Server, seconds: u64) {
         server.now = Time::from_millis(seconds * 1_000);
-        server.clock = Clock::Stopped(server.now);
+        server.clock = Clock(server.now);
     }
 
     /// Runs a check at this second.
@@ -296,11 +298,9 @@ mod tests {
         server.request_check(ticket, Urgency::Login, check);
         server.start_checks();
         let started = journal.borrow_mut().pop_back();
-        let Some(Entry::Started(job, check)) = started else { panic!("{started:?}") };
-        let Backend::Scripted(checks) = &server.backend else { unreachable!() };
-        checks.answer(job, check, verdict.clone());
-        let (checks, mut context) = server.checks();
-        checks.worker_ready(&mut context, 0);
+        let Some(Entry::Started(job, _)) = started else { panic!("{started:?}") };
+        server.checks.children().answer(job, verdict.clone());
+        server.reap_children();
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! repeated and spurious readiness events, verdicts in any order, jumps of the clock. After every
 //! turn the result is compared with a model.
 //!
-//! A failing seed is printed. `SEED=… cargo test --lib simulation` replays it and prints each step.
+//! A failing seed is printed. `SEED=… cargo test --lib event_loop::simulation` replays it and prints
+//! each step.
 
 mod access;
 mod browser;
@@ -16,11 +17,9 @@ mod world;
 #[allow(dead_code, reason = "only the categories of the engine's model are used")]
 mod model;
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-
 use super::accept::Accepting;
 use super::{Backend, EventSource, Ready, Server, Settings};
+use crate::engine::seeds;
 use crate::espocrm::EspoSettings;
 use crate::settings::{Layers, Overrides};
 use world::World;
@@ -34,27 +33,11 @@ fn each_browser_receives_exactly_its_messages_under_any_kernel_behavior() {
     let espo_settings = EspoSettings::new(serde_json::Map::new(), &serde_json::Value::Null);
     let settings =
         Settings::resolve(&Layers::of_flags(Overrides::default()), &espo_settings).unwrap();
-    if let Ok(seed) = std::env::var("SEED") {
-        return World::new(seed.parse().unwrap(), settings, true).run(STEPS);
-    }
-    let mut seen = BTreeMap::new();
-    let seeds = std::env::var("SEEDS").map_or(SEEDS, |seeds| seeds.parse().expect("a number"));
-    for seed in 0..seeds {
-        let mut world = World::new(seed, settings.clone(), false);
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run(STEPS))) {
-            eprintln!("To replay: SEED={seed} cargo test --lib simulation");
-            resume_unwind(panic);
-        }
-        for (event, count) in world.oracle.seen {
-            *seen.entry(event).or_insert(0) += count;
-        }
-    }
-    println!("{seen:?}");
-    // Events that never occur would not be tested. A few seeds do not cause every rare event.
-    for event in EXPECTED_EVENTS.into_iter().filter(|_| seeds >= SEEDS) {
-        let count = seen.get(event).copied().unwrap_or(0);
-        assert!(count >= 10, "{event}: only {count} times");
-    }
+    seeds::run(SEEDS, &EXPECTED_EVENTS, 10, |seed, verbose| {
+        let mut world = World::new(seed, settings.clone(), verbose);
+        world.run(STEPS);
+        world.oracle.seen
+    });
 }
 
 const EXPECTED_EVENTS: [&str; 35] = [

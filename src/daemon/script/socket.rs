@@ -10,7 +10,7 @@ use mio::Token;
 use super::{Entry, Journal, Number, Random};
 
 /// The server's socket.
-pub struct Socket(Rc<RefCell<Kernel>>);
+pub(crate) struct Socket(Rc<RefCell<Kernel>>);
 
 /// The kernel's state of a connection.
 ///
@@ -19,29 +19,29 @@ pub struct Socket(Rc<RefCell<Kernel>>);
 /// than is available, or nothing, simulates bytes that arrive a moment later and are reported
 /// again.
 #[allow(clippy::struct_excessive_bools, reason = "TCP has many independent flags")]
-pub struct Kernel {
-    pub number: Number,
-    pub token: Option<Token>,
+pub(crate) struct Kernel {
+    pub(crate) number: Number,
+    pub(crate) token: Option<Token>,
     /// Bytes that the server has not read.
-    pub incoming: Vec<u8>,
+    pub(crate) incoming: Vec<u8>,
     /// The peer has shut down its side.
-    pub fin: bool,
-    pub reset: bool,
+    pub(crate) fin: bool,
+    pub(crate) reset: bool,
     /// Bytes that the server has written.
-    pub outgoing: Vec<u8>,
+    pub(crate) outgoing: Vec<u8>,
     /// Free space of the send buffer, in bytes.
-    pub room: usize,
+    pub(crate) room: usize,
     /// A readiness event is due.
-    pub edge: bool,
+    pub(crate) edge: bool,
     /// The server has shut down its side.
-    pub finished: bool,
+    pub(crate) finished: bool,
     /// The server has closed it.
-    pub dropped: bool,
+    pub(crate) dropped: bool,
     /// Share of calls with a fault or a partial result, in percent.
-    pub fault_percent: usize,
+    pub(crate) fault_percent: usize,
     wants_room: bool,
     /// A write has ever been blocked.
-    pub was_blocked: bool,
+    pub(crate) was_blocked: bool,
     random: Random,
     journal: Journal,
 }
@@ -67,39 +67,39 @@ impl Kernel {
         }))
     }
 
-    pub fn arrive(&mut self, bytes: &[u8]) {
+    pub(crate) fn arrive(&mut self, bytes: &[u8]) {
         self.incoming.extend_from_slice(bytes);
         self.edge = true;
     }
 
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.fin = true;
         self.edge = true;
     }
 
-    pub fn abort(&mut self) {
+    pub(crate) fn abort(&mut self) {
         self.reset = true;
         self.incoming.clear();
         self.edge = true;
     }
 
-    pub fn make_room(&mut self, bytes: usize) {
+    pub(crate) fn make_room(&mut self, bytes: usize) {
         self.room = self.room.saturating_add(bytes);
         if bytes > 0 && std::mem::take(&mut self.wants_room) {
             self.edge = true;
         }
     }
 
-    pub fn is_readable(&self) -> bool {
+    pub(crate) fn is_readable(&self) -> bool {
         !self.incoming.is_empty() || self.fin || self.reset
     }
 
-    pub fn is_writable(&self) -> bool {
+    pub(crate) fn is_writable(&self) -> bool {
         self.room > 0 || self.reset
     }
 
     /// Whether a write was blocked and room has not been reported since.
-    pub fn is_blocked(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         self.wants_room
     }
 
@@ -175,30 +175,30 @@ impl Kernel {
 }
 
 impl Socket {
-    pub fn new(kernel: &Rc<RefCell<Kernel>>) -> Self {
+    pub(crate) fn new(kernel: &Rc<RefCell<Kernel>>) -> Self {
         Self(Rc::clone(kernel))
     }
 
-    pub fn kernel(&self) -> RefMut<'_, Kernel> {
+    pub(crate) fn kernel(&self) -> RefMut<'_, Kernel> {
         self.0.borrow_mut()
     }
 
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.kernel().read(buffer)
     }
 
-    pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.kernel().write(slices)
     }
 
     /// Reports the current readiness, as epoll does for a new registration.
-    pub fn register(&self, token: Token) {
+    pub(crate) fn register(&self, token: Token) {
         let mut kernel = self.kernel();
         assert_eq!(kernel.token.replace(token), None, "registered twice");
         kernel.edge = true;
     }
 
-    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         assert_eq!(how, Shutdown::Write);
         let mut kernel = self.kernel();
         kernel.finished = true;

@@ -23,7 +23,7 @@ use crate::platform::sys::{ZmqContext, ZmqSocket, ZmqType};
 
 /// A PULL socket. The PHP CLI opens a connection for each message; php-fpm's processes keep
 /// their connections open.
-pub(super) struct ZmqReceiver {
+pub(crate) struct ZmqReceiver {
     /// `None` only after a failed [`recreate`](ZmqReceiver::recreate).
     libzmq: Option<Libzmq>,
     endpoint: String,
@@ -31,9 +31,6 @@ pub(super) struct ZmqReceiver {
     is_bound: bool,
     /// The maximum number of connected senders.
     max_senders: usize,
-    /// The messages of a test, which replace those of libzmq.
-    #[cfg(test)]
-    script: Option<crate::daemon::script::Messages>,
 }
 
 /// A context of libzmq with its sockets.
@@ -69,16 +66,10 @@ impl ZmqReceiver {
     ///
     /// # Errors
     /// Why it cannot be bound, and what to do.
-    pub(super) fn bind(endpoint: &str) -> Result<Self> {
+    pub(crate) fn bind(endpoint: &str) -> Result<Self> {
         let libzmq = Some(Libzmq::new().map_err(|error| problem(&error))?);
-        let mut receiver = Self {
-            libzmq,
-            endpoint: String::new(),
-            is_bound: true,
-            max_senders: MAX_SENDERS,
-            #[cfg(test)]
-            script: None,
-        };
+        let mut receiver =
+            Self { libzmq, endpoint: String::new(), is_bound: true, max_senders: MAX_SENDERS };
         receiver.endpoint = receiver.bind_socket(endpoint)?;
         Ok(receiver)
     }
@@ -136,13 +127,6 @@ impl ZmqReceiver {
 
     pub(super) fn guard_mut(&mut self) -> Option<&mut Guard> {
         self.libzmq.as_mut().map(|libzmq| &mut libzmq.guard)
-    }
-
-    /// Receives the scripted messages of a test.
-    #[cfg(test)]
-    pub(super) fn scripted(script: crate::daemon::script::Messages) -> Self {
-        let endpoint = "scripted".to_owned();
-        Self { libzmq: None, endpoint, is_bound: true, max_senders: 0, script: Some(script) }
     }
 
     /// Binds another endpoint instead; on failure keeps the old one.
@@ -230,11 +214,7 @@ impl ZmqReceiver {
 
     /// Receives the next message without waiting.
     #[must_use]
-    pub(super) fn receive(&self) -> Received {
-        #[cfg(test)]
-        if let Some(script) = &self.script {
-            return script.receive();
-        }
+    pub(crate) fn receive(&self) -> Received {
         match self.receive_part() {
             Ok(message) if !message.get_more() => Received::Message(message),
             Ok(_) => {
@@ -397,6 +377,14 @@ fn address(endpoint: &str) -> String {
 
 fn port(endpoint: &str) -> Option<&str> {
     endpoint.strip_prefix("tcp://")?.rsplit_once(':').map(|(_, port)| port)
+}
+
+#[cfg(test)]
+impl ZmqReceiver {
+    /// One without libzmq, as after a failed [`recreate`](Self::recreate).
+    pub(crate) fn closed() -> Self {
+        Self { libzmq: None, endpoint: String::new(), is_bound: true, max_senders: MAX_SENDERS }
+    }
 }
 
 #[cfg(test)]

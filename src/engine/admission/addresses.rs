@@ -56,9 +56,11 @@ impl Addresses {
             count.logins = count.logins.saturating_sub(1);
         }
     }
+}
 
+#[cfg(test)]
+impl Addresses {
     /// Number of addresses.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

@@ -1,15 +1,15 @@
 //! Random lives of one connection in virtual time: requests, frames and faults of the peer, partial
 //! writes, decisions of the caller, pings and deadlines. After each step the connection is compared
-//! with what the peer has sent and received. A failure names the seed.
+//! with what the peer has sent and received.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::VecDeque;
 
 use super::tests::{frame, output};
 use super::*;
 use crate::engine::limits::{MAX_OUTBOX_LASTING, MAX_UNANSWERED_PINGS};
 use crate::engine::protocol::http;
 use crate::engine::random::Random;
+use crate::engine::seeds;
 
 const SEEDS: u64 = 1_000;
 const STEPS: usize = 120;
@@ -35,6 +35,7 @@ const REASONS: [End; 16] = [
     End::Kicked,
 ];
 
+#[allow(clippy::struct_excessive_bools, reason = "any combination is possible")]
 struct World {
     random: Random,
     conn: Connection,
@@ -60,6 +61,7 @@ struct World {
     /// The peer has begun a message that it never completes.
     is_stuck: bool,
     longest: usize,
+    verbose: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +74,7 @@ enum Parsed {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, verbose: bool) -> Self {
         let mut random = Random::new(seed);
         let now = Time::from_millis(random.below(5_000) as u64);
         let expects_proxy_header = random.chance(20);
@@ -107,6 +109,7 @@ impl World {
             never_reads: random.chance(20),
             is_stuck: false,
             longest: if random.chance(30) { 50_000 } else { 500 },
+            verbose,
             random,
         }
     }
@@ -362,6 +365,8 @@ impl World {
     fn check(&mut self) {
         self.conn.check_invariants();
         let phase = self.conn.phase();
+        let step = format_args!("{phase:?}, {} B queued", self.conn.outbox().bytes());
+        seeds::print_step(self.verbose, self.now.as_millis(), step);
         assert!(phase >= self.phase, "from {:?} to {phase:?}", self.phase);
         if phase != self.phase {
             (self.phase, self.pings) = (phase, 0);
@@ -441,16 +446,5 @@ fn server_frame(bytes: &[u8]) -> Option<(Parsed, usize)> {
 
 #[test]
 fn in_any_order_of_events_a_connection_ends_once_with_its_reason() {
-    let mut ends = BTreeMap::new();
-    for seed in 0..SEEDS {
-        let Ok(reason) = catch_unwind(AssertUnwindSafe(|| World::new(seed).run())) else {
-            panic!("seed {seed}");
-        };
-        *ends.entry(reason as usize).or_insert(0) += 1;
-    }
-    // A reason that never occurs is not tested.
-    for reason in REASONS {
-        let count = ends.get(&(reason as usize)).copied().unwrap_or(0);
-        assert!(count >= 3, "{reason:?}: only {count} times");
-    }
+    seeds::run(SEEDS, &REASONS, 3, |seed, verbose| [(World::new(seed, verbose).run(), 1)]);
 }

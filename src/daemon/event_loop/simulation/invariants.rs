@@ -37,6 +37,8 @@ pub(super) fn check_settled(server: &mut Server, oracle: &Oracle, wait: Option<D
     let reloads = &oracle.reloads;
     assert_eq!(server.is_reloading(), reloads.is_running);
     assert!(reloads.is_running || !server.systemd.is_reloading(), "a reload is not reported");
+    let is_due = oracle.self_check.is_due(oracle.now) && !reloads.is_running;
+    assert!(!is_due || wait == Some(Duration::ZERO), "the self-check is not started in time");
     if let Some(latest) = reloads.latest_check().filter(|_| oracle.open() > 0) {
         let wake = server.clock.now().after(wait.expect("a timeout while clients are connected"));
         let is_in_time = wake <= latest || wait == Some(Duration::ZERO);

@@ -2,6 +2,7 @@
 
 mod reading;
 mod reloading;
+mod self_check;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -11,28 +12,24 @@ use super::access::Checks;
 use super::model::{self, Rule};
 use super::tab::{Expected, Stage, Status, Tab};
 use crate::daemon::script::{Entry, Journal, Message, Number, address_of};
-use crate::engine::checks::check::Check;
 use crate::engine::checks::queue::JobId;
 use crate::engine::checks::verdict::Verdict;
 use crate::engine::time::Time;
 use crate::settings::Settings;
 use reloading::Reloads;
+use self_check::SelfCheck;
 
-#[allow(clippy::struct_excessive_bools, reason = "any combination is possible")]
 pub(super) struct Oracle {
     pub now: Time,
     pub tabs: BTreeMap<Number, Tab>,
     pub checks: Checks,
     /// Checks that PHP is running.
-    pub running: Vec<(JobId, Rc<Check>)>,
+    pub running: Vec<(JobId, Rc<str>)>,
     /// Messages of EspoCRM that the server has not received.
     pub sent: VecDeque<Sent>,
     pub edition: u32,
     pub reloads: Reloads,
-    /// A self-check is running.
-    pub is_self_checking: bool,
-    /// EspoCRM accepts any token.
-    pub is_locked_down: bool,
+    pub self_check: SelfCheck,
     pub max_checks: usize,
     pub max_connections: usize,
     pub max_per_address: usize,
@@ -65,8 +62,7 @@ impl Oracle {
             sent: VecDeque::new(),
             edition: 0,
             reloads: Reloads::default(),
-            is_self_checking: false,
-            is_locked_down: false,
+            self_check: SelfCheck::default(),
             max_checks: settings.max_checks.value,
             max_connections: settings.max_connections.value,
             max_per_address: settings.max_per_address.value,
@@ -100,7 +96,11 @@ impl Oracle {
                 Entry::Finished(number) => self.finished(number),
                 Entry::Dropped(number) => self.dropped(number),
                 Entry::Received(message) => self.received(&message),
-                Entry::Started(id, check) => self.started(id, check),
+                Entry::Started(id, command) => self.started(id, command),
+                Entry::SelfCheckStarted => {
+                    assert!(!self.reloads.is_running, "a self-check was started during a reload");
+                    self.self_check.start(self.now);
+                }
                 Entry::FilesChecked => {
                     // If it precedes the start of a check, verdicts may have been applied before.
                     self.journal.borrow_mut().push_front(entry);
@@ -108,7 +108,7 @@ impl Oracle {
                     self.take_file_check();
                 }
                 Entry::ProbeStarted(_) | Entry::ProbeNotStarted(_) => panic!("{entry:?}"),
-                Entry::Answered(id, check, verdict) => self.answered(id, &check, &verdict),
+                Entry::Answered(id, verdict) => self.answered(id, &verdict),
             }
         }
     }
@@ -191,21 +191,17 @@ impl Oracle {
 
     /// The self-check has ended with this verdict.
     pub(super) fn self_checked(&mut self, verdict: &Verdict) {
-        self.is_self_checking = false;
-        match verdict {
-            Verdict::Granted => {
-                self.is_locked_down = true;
+        let was_locked_down = self.self_check.is_locked_down();
+        self.self_check.finish(self.now, verdict);
+        match (was_locked_down, self.self_check.is_locked_down()) {
+            (false, true) => {
                 let open = self.tabs.values().filter(|tab| tab.stage == Stage::Open);
                 for number in open.map(|tab| tab.number).collect::<Vec<_>>() {
                     self.end(number, "locked down");
                 }
             }
-            Verdict::Denied if self.is_locked_down => {
-                self.is_locked_down = false;
-                self.seen("unlocked");
-            }
-            // A lockdown remains.
-            Verdict::Denied | Verdict::Failed(_) => {}
+            (true, false) => self.seen("unlocked"),
+            _ => {}
         }
     }
 
@@ -281,30 +277,27 @@ impl Oracle {
             let mut journal = self.journal.borrow_mut();
             let index = journal.iter().position(|entry| !matches!(entry, Entry::Wrote(..)));
             let entry = index.and_then(|index| Some((index, journal.get(index)?)));
-            let Some((index, Entry::Started(id, check))) = entry else { return };
-            if !self.checks.start(*id, &check.arguments.join(" ")) {
+            let Some((index, Entry::Started(id, command))) = entry else { return };
+            if !self.checks.start(*id, command) {
                 return;
             }
-            self.running.push((*id, Rc::clone(check)));
+            self.running.push((*id, Rc::clone(command)));
             journal.remove(index);
         }
     }
 
-    fn started(&mut self, id: JobId, check: Rc<Check>) {
+    fn started(&mut self, id: JobId, command: Rc<str>) {
         assert!(!self.reloads.is_running, "a check was started during a reload");
         assert!(self.started_after_file_check(), "a check was started with unchecked files");
-        assert!(!self.is_locked_down, "a check was started while EspoCRM accepts any token");
-        assert!(!self.is_self_checking, "a check was started before the self-check has ended");
-        let command = check.arguments.join(" ");
+        assert!(self.self_check.allows_checks(), "a check was started before the self-check");
         if !self.checks.start(id, &command) {
             self.carry_out();
             assert!(self.checks.start(id, &command), "not requested: {command}");
         }
-        self.running.push((id, check));
+        self.running.push((id, command));
     }
 
-    fn answered(&mut self, id: JobId, check: &Rc<Check>, verdict: &Verdict) {
-        assert!(self.running.contains(&(id, Rc::clone(check))));
+    fn answered(&mut self, id: JobId, verdict: &Verdict) {
         self.running.retain(|(running, _)| *running != id);
         self.checks.finish(self.now, id, verdict);
     }

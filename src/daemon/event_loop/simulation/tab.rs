@@ -49,6 +49,8 @@ pub(super) struct Tab {
     /// Arrival time of the first part of an incomplete message, since a message was complete or a
     /// ping was sent while there was none.
     pub incomplete: Option<Time>,
+    /// The same of an earlier message, if a late ping may have been queued before its end.
+    pub incomplete_before_ping: Option<Time>,
     /// The second that `frames` and `control_frames` belong to.
     pub second: u64,
     pub frames: u32,
@@ -113,6 +115,7 @@ impl Tab {
             is_fragmented: false,
             is_idle: true,
             incomplete: None,
+            incomplete_before_ping: None,
             second: 0,
             frames: 0,
             control_frames: 0,
@@ -200,12 +203,13 @@ impl Tab {
             Item::Ping => {
                 self.pinged = now;
                 self.pings += 1;
+                let was_blocked = self.browser.kernel.borrow().was_blocked;
                 if self.is_idle {
-                    self.incomplete = None;
+                    let before = self.incomplete.take().or(self.incomplete_before_ping);
+                    self.incomplete_before_ping = before.filter(|_| was_blocked);
                 }
                 self.unanswered.push(Item::Ping);
-                self.browser.kernel.borrow().was_blocked
-                    || self.pings <= u32::from(MAX_UNANSWERED_PINGS)
+                was_blocked || self.pings <= u32::from(MAX_UNANSWERED_PINGS)
             }
             Item::Pong(payload) => {
                 self.pongs.front() == Some(payload) && self.pongs.pop_front().is_some()
@@ -248,7 +252,10 @@ impl Tab {
             }
             Stage::Closing | Stage::Finishing if age >= CLOSE_DEADLINE => Some("close timeout"),
             Stage::Open if is_long(self.last_read) => Some("ping timeout"),
-            Stage::Open if !self.is_idle && self.incomplete.is_some_and(is_long) => {
+            Stage::Open
+                if !self.is_idle
+                    && self.incomplete_before_ping.or(self.incomplete).is_some_and(is_long) =>
+            {
                 Some("incomplete")
             }
             Stage::Open | Stage::Closing if self.backlog() > MAX_OUTBOX_LASTING => Some("slow"),

@@ -15,8 +15,9 @@ use super::{Accepting, Backend, EventSource, Ready, Server, Settings, model};
 use crate::daemon::listener::Listener;
 use crate::daemon::reload::Reloader;
 use crate::daemon::script::{
-    Arrivals, Checks, Journal, Kernel, Messages, Number, Probes, Random, Socket,
+    Arrivals, Children, Journal, Kernel, Messages, Number, Probes, Random, Socket,
 };
+use crate::daemon::seam::{Clock, SettingsReader, Signals, TcpListener, ZmqReceiver};
 use crate::daemon::settings_reader::Probed;
 use crate::daemon::zmq::Zmq;
 use crate::engine::checks::verdict::{Failure, Verdict};
@@ -24,8 +25,8 @@ use crate::engine::espocrm::category::Categories;
 use crate::engine::espocrm::submission::Rejection;
 use crate::engine::reload::Outcome;
 use crate::engine::time::Time;
-use crate::platform::clock::Clock;
-use crate::platform::signals::Signals;
+use crate::espocrm::Installation;
+use crate::settings::CheckMode;
 
 pub(super) struct World {
     random: Random,
@@ -35,7 +36,7 @@ pub(super) struct World {
     journal: Journal,
     arrivals: Arrivals,
     messages: Messages,
-    checks: Checks,
+    children: Children,
     probes: Probes,
     /// Connections so far.
     connections: Number,
@@ -62,24 +63,27 @@ impl World {
         settings.categories = Categories::from_json(&model::categories(0));
         settings.recheck_interval.value = Duration::ZERO;
         settings.check_cache.value = Duration::ZERO;
+        settings.check_mode.value = CheckMode::Plain("");
         let journal = Journal::default();
         let arrivals = Arrivals::new(&journal, Random::new(random.below(usize::MAX) as u64));
         let messages = Messages::new(&journal, Random::new(random.below(usize::MAX) as u64));
-        let checks = Checks::new(&journal);
         let probes = Probes::new(&journal);
         settings.max_per_address.value = *random.pick(&[3, 100, 100]);
         settings.max_per_user.value = *random.pick(&[2, 100, 100]);
         let mut oracle = Oracle::new(&journal, &settings);
         oracle.verbose = verbose;
+        let listener = Listener::of(vec![TcpListener::Scripted(arrivals.clone())]).unwrap();
         let server = Server::assemble(
             settings.clone(),
-            Backend::Scripted(checks.clone()),
-            Some(Reloader::scripted(probes.clone())),
-            Signals::none().unwrap(),
+            Backend::Espocrm(Installation::scripted()),
+            Some(Reloader::new(SettingsReader::Scripted(probes.clone()))),
+            Signals::Scripted,
             Poll::new().unwrap(),
-            Accepting::new(Listener::scripted(arrivals.clone()), None),
-            Zmq::scripted(messages.clone()),
+            Accepting::new(listener, None),
+            Zmq::of(ZmqReceiver::scripted(messages.clone())),
         );
+        let children = server.checks.children().clone();
+        children.record(&journal);
         let mut world = Self {
             server,
             settings,
@@ -87,7 +91,7 @@ impl World {
             journal,
             arrivals,
             messages,
-            checks,
+            children,
             probes,
             connections: 0,
             submissions: 0,
@@ -199,8 +203,8 @@ impl World {
         if count == 0 {
             return;
         }
-        let (id, check) = self.oracle.running[self.random.below(count)].clone();
-        let token = check.arguments.get(1).filter(|_| check.is_authentication());
+        let (id, command) = &self.oracle.running[self.random.below(count)];
+        let token = command.strip_prefix("AuthTokenCheck ");
         let is_bad = token.is_some_and(|token| !token.starts_with("good"));
         let denied = token.is_none() && self.random.chance(20);
         let fails = if self.is_down { 90 } else { 3 };
@@ -211,9 +215,7 @@ impl World {
         } else {
             Verdict::Granted
         };
-        if !self.checks.is_answered(id) {
-            self.checks.answer(id, check, verdict);
-        }
+        self.children.answer(*id, verdict);
     }
 
     /// The files change. The server notices that when it checks them.
@@ -248,36 +250,26 @@ impl World {
             _ => (Outcome::Failed(error), Probed::Nothing),
         };
         self.probes.fail_to_start(self.random.below(20).saturating_sub(16) as u32);
-        let reloader = self.server.reloader.as_mut().unwrap();
-        reloader.handle_outcome(self.server.now, outcome.clone(), probed);
-        self.server.continue_reload();
+        self.probes.set_outcome(outcome.clone(), probed);
+        self.children.end_probe();
+        self.server.reap_children();
         self.oracle.probed(&outcome, edition);
     }
 
-    /// Starts a self-check, or ends the running one.
+    /// Ends the running self-check, or requests one.
     fn self_check(&mut self) {
         self.settle();
-        // A self-check waits for the reload.
-        if self.oracle.reloads.is_running {
-            return;
+        if !self.oracle.self_check.is_running() || self.random.chance(10) {
+            self.server.request_self_check();
+            return self.oracle.self_check.request(self.oracle.now);
         }
-        let now = self.server.now;
-        if !self.oracle.is_self_checking {
-            self.oracle.is_self_checking = true;
-            let (checks, mut context) = self.server.checks();
-            checks.request_self_check(now);
-            checks.start_self_check(&mut context);
-            return;
-        }
-        let verdict = match self.random.below(10) {
+        let verdict = match self.random.below(30) {
             0 => Verdict::Granted,
-            1 => Verdict::Failed(Failure::TimedOut),
+            1..4 => Verdict::Failed(Failure::TimedOut),
             _ => Verdict::Denied,
         };
-        let (checks, context) = self.server.checks();
-        if checks.finish_self_check(&context, &verdict).is_some() {
-            self.server.lock_down();
-        }
+        self.children.end_self_check(verdict.clone());
+        self.server.reap_children();
         self.oracle.self_checked(&verdict);
     }
 
@@ -289,7 +281,7 @@ impl World {
     }
 
     fn set_clock(&mut self, now: Time) {
-        self.server.clock = Clock::Stopped(now);
+        self.server.clock = Clock(now);
     }
 
     /// The first half of a turn.
@@ -318,8 +310,7 @@ impl World {
         if self.oracle.reloads.is_running && self.random.chance(15) {
             self.end_probe();
         }
-        let is_paused = self.oracle.is_self_checking || self.oracle.is_locked_down;
-        if is_paused && self.random.chance(15) {
+        if self.oracle.self_check.is_running() && self.random.chance(30) {
             self.self_check();
         }
         let before = self.oracle.progress;
@@ -376,9 +367,9 @@ impl World {
         let now = self.server.clock.now();
         let reloads = &self.oracle.reloads;
         let is_due = reloads.is_check_due(now) && self.oracle.open() > 0;
-        if !(reloads.would_begin(now) && (is_due || self.oracle.is_locked_down)) {
-            for _ in 0..self.checks.answered() {
-                events.push(ready(EventSource::Worker(0)));
+        if !(reloads.would_begin(now) && (is_due || self.oracle.self_check.is_locked_down())) {
+            for _ in 0..self.children.exited() {
+                events.push(ready(EventSource::Signals));
             }
         }
         if self.random.chance(5) {
@@ -415,11 +406,8 @@ impl World {
     /// All browsers disconnect, or the daemon stops.
     fn end(&mut self) {
         self.is_down = false;
-        while self.oracle.reloads.is_running {
-            self.end_probe();
-        }
-        while self.oracle.is_self_checking || self.oracle.is_locked_down {
-            self.self_check();
+        while self.oracle.reloads.is_running || !self.oracle.self_check.allows_checks() {
+            self.pass_a_second();
         }
         if self.random.chance(10) {
             return self.stop();
@@ -430,13 +418,16 @@ impl World {
         }
         let mut rounds = VecDeque::from([0; 200]);
         while rounds.pop_front().is_some() {
-            let now = self.oracle.now.after(Duration::from_secs(1));
-            self.set_clock(now);
             self.answer();
-            self.turn();
+            self.pass_a_second();
         }
         self.settle();
         check_empty(&mut self.server, &self.oracle);
+    }
+
+    fn pass_a_second(&mut self) {
+        self.set_clock(self.oracle.now.after(Duration::from_secs(1)));
+        self.turn();
     }
 
     /// The daemon stops without sending Close frames.

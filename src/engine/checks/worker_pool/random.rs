@@ -1,10 +1,7 @@
 //! A random environment: workers that answer, hang, are obstructed, exit or accept every token,
 //! plain commands, self-checks, reloads, and killed workers that do not exit.
-//!
-//! A failure shows its seed and the last events.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
 
 use super::*;
 use crate::engine::checks::check::{Check, Ticket, Urgency};
@@ -13,26 +10,14 @@ use crate::engine::checks::self_check::{self, SelfCheck};
 use crate::engine::checks::verdict::{self, Verdict};
 use crate::engine::id::ConnId;
 use crate::engine::random::Random;
+use crate::engine::seeds;
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 500;
 
 #[test]
 fn each_check_ends_and_only_verified_workers_grant() {
-    let mut seen = BTreeMap::new();
-    for seed in 0..SEEDS {
-        let mut world = World::new(seed);
-        let has_passed = catch_unwind(AssertUnwindSafe(|| world.run())).is_ok();
-        assert!(has_passed, "seed {seed} failed after {:#?}", world.last_events);
-        for (event, count) in world.seen {
-            *seen.entry(event).or_insert(0) += count;
-        }
-    }
-    // An event that never occurs is not tested.
-    for event in EXPECTED_EVENTS {
-        let count = seen.get(event).copied().unwrap_or(0);
-        assert!(count >= 10, "{event}: only {count} times");
-    }
+    seeds::run(SEEDS, &EXPECTED_EVENTS, 10, |seed, verbose| World::new(seed, verbose).run());
 }
 
 const EXPECTED_EVENTS: [&str; 16] = [
@@ -104,11 +89,11 @@ struct World {
     exiting: usize,
     untrusted: usize,
     seen: BTreeMap<&'static str, u64>,
-    last_events: VecDeque<String>,
+    verbose: bool,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, verbose: bool) -> Self {
         let mut random = Random::new(seed);
         let limit = random.below(5);
         let max_checks = 1 + random.below(8);
@@ -137,12 +122,12 @@ impl World {
             exiting: *random.pick(&[0, 2, 50]),
             untrusted: *random.pick(&[0, 5, 50]),
             seen: BTreeMap::new(),
-            last_events: VecDeque::new(),
+            verbose,
             random,
         }
     }
 
-    fn run(&mut self) {
+    fn run(mut self) -> BTreeMap<&'static str, u64> {
         self.request_self_check();
         for _ in 0..STEPS {
             self.turn();
@@ -167,6 +152,7 @@ impl World {
         assert!(self.queue.is_idle() && self.running.is_empty(), "a check does not end");
         self.queue.check_invariants();
         assert_eq!(self.tickets, [], "a ticket has no answer");
+        self.seen
     }
 
     fn turn(&mut self) {
@@ -545,11 +531,8 @@ impl World {
         *self.seen.entry(event).or_default() += 1;
     }
 
-    fn log(&mut self, event: &str) {
-        self.last_events.push_back(format!("{} ms: {event}", self.now.as_millis()));
-        if self.last_events.len() > 30 {
-            self.last_events.pop_front();
-        }
+    fn log(&self, event: &str) {
+        seeds::print_step(self.verbose, self.now.as_millis(), event);
     }
 }
 

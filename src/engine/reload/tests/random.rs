@@ -1,13 +1,11 @@
 //! A random environment: files that change at any time, probes that succeed, fail, name another PHP
 //! or change files themselves, administrators, and clients that come and go.
-//!
-//! A failure shows its seed and the last actions.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
 
 use super::*;
 use crate::engine::random::Random;
+use crate::engine::seeds;
 
 const SEEDS: u64 = 500;
 const STEPS: usize = 400;
@@ -16,20 +14,7 @@ const ERRORS: [&str; 2] = ["out of memory", "parse error"];
 
 #[test]
 fn each_change_is_read_and_each_request_is_answered_once() {
-    let mut seen = BTreeMap::new();
-    for seed in 0..SEEDS {
-        let mut world = World::new(seed);
-        let has_passed = catch_unwind(AssertUnwindSafe(|| world.run())).is_ok();
-        assert!(has_passed, "seed {seed} failed after {:#?}", world.last_actions);
-        for (event, count) in world.seen {
-            *seen.entry(event).or_insert(0) += count;
-        }
-    }
-    // An event that never occurs is not tested.
-    for event in EXPECTED_EVENTS {
-        let count = seen.get(event).copied().unwrap_or(0);
-        assert!(count >= 10, "{event}: only {count} times");
-    }
+    seeds::run(SEEDS, &EXPECTED_EVENTS, 10, |seed, verbose| World::new(seed, verbose).run());
 }
 
 const EXPECTED_EVENTS: [&str; 12] = [
@@ -79,11 +64,11 @@ struct World {
     /// The outcome of the last probe.
     outcome: Option<Outcome>,
     seen: BTreeMap<&'static str, u64>,
-    last_actions: VecDeque<String>,
+    verbose: bool,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, verbose: bool) -> Self {
         let mut random = Random::new(seed);
         Self {
             reload: Reload::default(),
@@ -105,12 +90,12 @@ impl World {
             failure: None,
             outcome: None,
             seen: BTreeMap::new(),
-            last_actions: VecDeque::new(),
+            verbose,
             random,
         }
     }
 
-    fn run(&mut self) {
+    fn run(mut self) -> BTreeMap<&'static str, u64> {
         for _ in 0..STEPS {
             self.turn();
         }
@@ -126,6 +111,7 @@ impl World {
         assert_eq!(self.read_changes, self.changes, "a change was not read");
         assert!(self.requests == 0 && !self.is_running, "a request was not answered");
         assert!(self.failure.is_none(), "a failure was not retried");
+        self.seen
     }
 
     fn turn(&mut self) {
@@ -215,10 +201,7 @@ impl World {
     fn execute(&mut self) {
         self.reload.check_invariants();
         while let Some(action) = self.reload.poll() {
-            self.last_actions.push_back(format!("{} ms: {action:?}", self.now.as_millis()));
-            if self.last_actions.len() > 20 {
-                self.last_actions.pop_front();
-            }
+            seeds::print_step(self.verbose, self.now.as_millis(), format_args!("{action:?}"));
             match action {
                 Action::CheckFiles => self.check_files(),
                 Action::Begin => self.begin(),

@@ -27,7 +27,7 @@ impl Oracle {
         tab.pinged = now;
         let request = tab.browser.request.clone();
         let over_limit = tab.over_limit;
-        let is_locked_down = self.is_locked_down;
+        let is_locked_down = self.self_check.is_locked_down();
         let status = match &request {
             Request::Bad(status) => *status,
             _ if over_limit || is_locked_down => 503,
@@ -91,7 +91,7 @@ impl Oracle {
                 Effect::Nothing => {}
                 _ if was_closing => {}
                 message => {
-                    tab.incomplete = None;
+                    (tab.incomplete, tab.incomplete_before_ping) = (None, None);
                     if tab.stage == Stage::Open {
                         self.pong(number, std::mem::take(&mut pongs));
                         self.message(number, &message);

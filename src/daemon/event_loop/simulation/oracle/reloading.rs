@@ -85,7 +85,7 @@ impl Oracle {
 
     /// Takes the check of the files before a check is started.
     pub(super) fn take_file_check_before_start(&mut self) {
-        let is_paused = self.reloads.is_running || self.is_self_checking || self.is_locked_down;
+        let is_paused = self.reloads.is_running || !self.self_check.allows_checks();
         let has_room = self.running.len() < self.max_checks;
         if has_room && !is_paused && self.checks.has_queued() {
             self.take_file_check();
@@ -175,6 +175,7 @@ impl Oracle {
     fn end_run(&mut self, edition: u32, retry_at: Option<Time>, event: &'static str) {
         let reloads = &mut self.reloads;
         (reloads.is_running, reloads.php, reloads.retry_at) = (false, Php::Current, retry_at);
+        self.self_check.request(self.now);
         let old = std::mem::replace(&mut self.edition, edition);
         let open = self.tabs.values().filter(|tab| tab.stage == Stage::Open);
         for number in open.map(|tab| tab.number).collect::<Vec<_>>() {
