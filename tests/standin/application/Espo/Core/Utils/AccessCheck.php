@@ -74,13 +74,14 @@ class AccessCheck
             return array('denied' => array());
         }
         $file = 'data/cache/application/acl/' . $userId . '.php';
-        if (is_file($file)) {
-            return include $file;
+        // Another process may clear the cache meanwhile.
+        $cached = is_file($file) ? @include $file : null;
+        if (is_array($cached)) {
+            return $cached;
         }
         $table = array('denied' => self::items('denied-' . $userId));
         @mkdir(dirname($file), 0777, true);
         $temporary = $file . '.' . getmypid();
-        // Another process may clear the cache meanwhile.
         if (@file_put_contents($temporary, "<?php\nreturn " . var_export($table, true) . ";\n")) {
             @rename($temporary, $file);
         }
