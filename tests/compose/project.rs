@@ -80,19 +80,24 @@ impl Project {
 
     /// What `docker inspect` reports about the daemon's container.
     pub fn inspect(&self, format: &str) -> String {
-        let id = self.compose(&["ps", "-q", "-a", SERVICE]);
         let mut command = Command::new("docker");
-        command.args(["inspect", "--format", format, id.trim()]);
+        command.args(["inspect", "--format", format, &self.id()]);
         printed(command, "").trim().to_owned()
+    }
+
+    fn id(&self) -> String {
+        self.compose(&["ps", "-q", "-a", SERVICE]).trim().to_owned()
     }
 
     pub fn health(&self) -> String {
         self.inspect("{{.State.Health.Status}}")
     }
 
-    /// The complete log of the daemon.
+    /// The complete log of the daemon. Docker Compose may add escape sequences.
     pub fn log(&self) -> String {
-        self.compose(&["logs", "--no-color", SERVICE])
+        let mut command = Command::new("sh");
+        command.args(["-c", "docker logs \"$1\" 2>&1", "sh", &self.id()]);
+        printed(command, "")
     }
 
     /// Sends a signal to the daemon, not to the first process of its container, which is Docker's
